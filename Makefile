@@ -1,0 +1,52 @@
+# The daily commands; `make` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/requirements.lock
+# Stages call `python`: the environment's, not the system's. One BLAS thread in tests keeps two cores from crawling.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help repro flow test lint format ui lock clean
+
+help:  ## List these commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# The copy of the lock file is made last, so that a broken installation is never taken for a whole one.
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, not " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	cp requirements.lock $(STAMP)
+
+repro: $(STAMP)  ## Bring every result up to date (dvc repro)
+	dvc repro
+
+flow: $(STAMP)  ## The same steps in one process, by Prefect
+	python -m flows.pipeline
+
+test: $(STAMP) lint  ## Lint, types, import rules, tests
+	OMP_NUM_THREADS=1 python -m pytest
+
+lint: $(STAMP)  ## Ruff, mypy, import-linter
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports --no-cache
+
+format: $(STAMP)  ## Put code into shape
+	ruff check --fix .
+	ruff format .
+
+ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000 --workers 1
+
+lock: $(STAMP)  ## Resolve the dependencies of pyproject.toml anew
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
+
+clean:  ## Remove the environment and caches, not the results
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

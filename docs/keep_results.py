@@ -1,0 +1,85 @@
+"""Keep the numbers and figures of the present workspace: ``python -m docs.keep_results NAME``.
+
+They go to ``docs/results/NAME/``, from which ``python -m docs.write_tables`` writes the documents' tables. Figures that
+show images are kept for phantoms only; the licence of other data sets is theirs to give.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks import paths
+from tasks.reporting.gallery import IMAGES
+
+RESULTS = Path("docs/results")
+LOCK = Path("dvc.lock")
+FILES = {
+    paths.PARAMS: "params.yaml",
+    paths.DATASET_INFO: "dataset.json",
+    paths.CLASSIFIER_HISTORY: "classifier_history.csv",
+    paths.AUTOENCODER_HISTORY: "autoencoder_history.csv",
+    paths.METRICS: "metrics.json",
+    paths.ROBUSTNESS: "robustness.csv",
+    paths.CONFUSION: "confusion.csv",
+    paths.CHECKS: "checks.json",
+}
+"""Where a file is in the workspace -> its name among the kept results."""
+
+
+def keep_results(name: str) -> Path:
+    """Copy what is small to ``docs/results/<name>/``, in place of what is there, and return that folder.
+
+    Raises:
+        ValueError: ``name`` is no simple name, or params.yaml is not what the outputs were made with.
+        FileNotFoundError: the pipeline has not run.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"{name!r} must be made of a-z, 0-9 and single hyphens, such as stratified-80-20")
+    figures = sorted(paths.FIGURES.glob("*.png"))
+    missing = [str(path) for path in (*FILES, LOCK) if not path.is_file()]
+    if missing or not figures:
+        raise FileNotFoundError(f"{', '.join(missing) or paths.FIGURES} not found: run dvc repro first")
+    _check_params()
+
+    folder = RESULTS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "figures").mkdir(parents=True)
+    for source, kept in FILES.items():
+        shutil.copyfile(source, folder / kept)
+    is_phantom = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))["is_phantom"]
+    for figure in figures:
+        if is_phantom is True or not figure.name.startswith(IMAGES):
+            shutil.copyfile(figure, folder / "figures" / figure.name)
+    return folder
+
+
+def _check_params() -> None:
+    """Hold params.yaml against the values that DVC wrote down when it made the outputs."""
+    yaml = YAML(typ="safe")
+    for stage, entry in yaml.load(LOCK)["stages"].items():
+        for key, made_with in entry.get("params", {}).get(str(paths.PARAMS), {}).items():
+            value: Any = yaml.load(paths.PARAMS)
+            for part in key.split("."):
+                value = value.get(part)
+            if value != made_with:
+                raise ValueError(f"{key} in params.yaml is not what the stage {stage} ran with: run dvc repro first")
+
+
+def main() -> None:
+    """Command-line entry."""
+    parser = argparse.ArgumentParser(description="Keep the present results under docs/results/NAME.")
+    parser.add_argument("name", help="such as stratified-80-20")
+    try:
+        print(keep_results(parser.parse_args().name))
+    except (ValueError, OSError) as error:
+        sys.exit(f"keep_results: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Write the documents' tables from the kept results: ``python -m docs.write_tables [--check]``.
+
+A table stands between two marks, and what stands between them is replaced::
+
+    <!-- table: clean stratified-80-20 grouped-80-20 -->
+    <!-- end table -->
+
+``clean RUN ...`` is the classifier on clean test images, a row a run; ``robust RUN [ATTACK ...]`` is accuracy by ε, a
+column a curve; ``finding RUN`` is the finding in a sentence or two. RUN is a folder of ``docs/results/``.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from docs.keep_results import RESULTS
+from tasks.defences import UNDEFENDED
+from tasks.evaluation.records import CLEAN
+from tasks.reporting.findings import (
+    attack_name,
+    attacks_of,
+    curves_under,
+    eps_of,
+    eps_text,
+    headline_of,
+    percent,
+    with_interval,
+)
+from tasks.reporting.results import read_json, read_table
+
+DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
+MARKS = re.compile(r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL)
+STUDY = ["the study", "", "", "93.23 %", "", "", ""]
+
+
+def clean_table(*runs: str) -> str:
+    """The undefended classifier on clean test images, a row a run, below the study's."""
+    infos = {run: read_json(_folder(run) / "dataset.json") for run in runs}
+    rows = [] if all(info["is_phantom"] for info in infos.values()) else [STUDY]
+    for run, info in infos.items():
+        table = read_table(_folder(run) / "robustness.csv")
+        row = table[(table["attack"] == CLEAN) & (table["target"] == UNDEFENDED)].iloc[0]
+        shares = [percent(row[metric]) for metric in ("precision", "recall", "f1")]
+        leaked = percent(info["leakage"]["group_in_train"])
+        rows.append([f"{run}{_mark(info['is_phantom'])}", str(row["n"]), leaked, with_interval(row), *shares])
+    head = ["run", "test images", "with their group in training", "accuracy [95 %]", "precision", "recall", "F1"]
+    return _markdown(head, rows)
+
+
+def robust_table(run: str, *attacks: str) -> str:
+    """Accuracy by ε (a row each, 0 for clean images), a column for each curve under the attacks (none given: all)."""
+    table = read_table(_folder(run) / "robustness.csv")
+    if unknown := sorted(set(attacks) - set(attacks_of(table))):
+        raise ValueError(f"{run} has no attack {unknown}; it has {attacks_of(table)}")
+    curves = [curve for attack in attacks or attacks_of(table) for curve in curves_under(table, attack)]
+    head = ["ε in 1/255", *(f"{attack_name(curve.attack)}: {curve.name}" for curve in curves)]
+    rows = [
+        [f"{eps_text(eps)}{'' if eps else ' (clean)'}", *(with_interval(curve.at(eps)) for curve in curves)]
+        for eps in [0.0, *eps_of(table)]
+    ]
+    return _markdown(head, rows)
+
+
+def finding(run: str) -> str:
+    """The finding in sentences, as the report has it."""
+    mark = _mark(read_json(_folder(run) / "dataset.json")["is_phantom"])
+    return f"{run}{mark}: {' '.join(headline_of(read_table(_folder(run) / 'robustness.csv')).sentences)}\n"
+
+
+TABLES: dict[str, Callable[..., str]] = {"clean": clean_table, "robust": robust_table, "finding": finding}
+
+
+def rewritten(text: str, name: str) -> str:
+    """A document with its tables written anew.
+
+    Args:
+        text: the document.
+        name: of its file, for messages.
+
+    Raises:
+        ValueError: a mark that is not closed, an unknown table, or one that lacks its runs.
+        FileNotFoundError: a run that was not kept.
+    """
+
+    def write(match: re.Match[str]) -> str:
+        kind, *words = match["words"].split() or [""]
+        if kind not in TABLES:
+            raise ValueError(f"{name}: unknown table {kind!r}; known: {', '.join(TABLES)}")
+        if not words:
+            raise ValueError(f"{name}: the table {kind!r} needs the name of a run in {RESULTS}")
+        if "<!-- table:" in match["table"]:
+            raise ValueError(f"{name}: the table {match['words'].strip()!r} has no '<!-- end table -->'")
+        return f"{match['begin']}\n{TABLES[kind](*words)}\n{match['end']}"
+
+    written, n_tables = MARKS.subn(write, text)
+    if n_tables != text.count("<!-- table:"):
+        raise ValueError(f"{name}: a table has no '<!-- end table -->', or its mark no line of its own")
+    return written
+
+
+def _folder(run: str) -> Path:
+    folder = RESULTS / run
+    if not (folder / "robustness.csv").is_file():
+        kept = ", ".join(sorted(path.name for path in RESULTS.glob("*/"))) or "none"
+        raise FileNotFoundError(f"no kept results in {folder} (kept: {kept}): python -m docs.keep_results {run}")
+    return folder
+
+
+def _mark(is_phantom: bool) -> str:
+    return " (phantoms)" if is_phantom else ""
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
+
+
+def main() -> None:
+    """Command-line entry."""
+    parser = argparse.ArgumentParser(description="Write the documents' tables from docs/results/.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
+    check = parser.parse_args().check
+    try:
+        texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+        changed = {path: new for path, text in texts.items() if (new := rewritten(text, str(path))) != text}
+    except (ValueError, OSError) as error:
+        sys.exit(f"write_tables: {error}")
+    if check and changed:
+        sys.exit(f"out of date: {', '.join(map(str, changed))}; run python -m docs.write_tables")
+    for path, text in changed.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"{path} written")
+
+
+if __name__ == "__main__":
+    main()

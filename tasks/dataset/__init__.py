@@ -1,0 +1,1 @@
+"""Images, phantoms, manifest, expectations, split and the prepared data set."""

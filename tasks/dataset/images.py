@@ -1,0 +1,111 @@
+"""Image files: which count as images, and how one is read as grey levels."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes that have 1, 8 or 16 bits a channel."""
+
+TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+
+
+class ImageError(ValueError):
+    """An image can't be read; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class GreyImage:
+    """An image as grey levels, and what its file said."""
+
+    pixels: np.ndarray
+    """uint8 ``(H, W)``."""
+    format: str
+    """PNG, JPEG, BMP or TIFF, by content."""
+    mode: str
+    """Pillow's mode of the file, such as ``L`` or ``RGBA``."""
+
+
+def read_image(path: Path, max_megapixels: float) -> GreyImage:
+    """Decode a whole image and turn it into 8-bit grey.
+
+    Colours become luma (ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B, which leaves grey stored as colour
+    untouched), an alpha channel is dropped, 16-bit grey is divided by 257 and rounded, and the
+    orientation in EXIF is applied.
+
+    Raises:
+        ImageError: no PNG, JPEG, BMP or TIFF; truncated or damaged; more than ``max_megapixels``
+            million pixels (found before decoding); several frames; more than 16 bits a channel.
+    """
+    try:
+        if not path.stat().st_size:
+            raise ImageError(f"{path}: the file is empty")
+        with _own_pixel_limit():
+            with Image.open(path, formats=FORMATS) as image:
+                _check_header(image, path, max_megapixels)
+                # checksums, which decoding ignores
+                image.verify()
+            with Image.open(path, formats=FORMATS) as image:
+                format_, mode = str(image.format), image.mode
+                return GreyImage(_grey(image), format_, mode)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: the content is none of {', '.join(FORMATS)}") from None
+    except Exception as error:
+        # damaged files make Pillow's decoders raise nearly anything
+        raise ImageError(f"{path}: can't be decoded ({error})") from error
+
+
+def read_grey(path: Path, max_megapixels: float = math.inf) -> np.ndarray:
+    """Pixels of :func:`read_image`, uint8 ``(H, W)``."""
+    return read_image(path, max_megapixels).pixels
+
+
+def _check_header(image: Image.Image, path: Path, max_megapixels: float) -> None:
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise ImageError(
+            f"{path}: {width} x {height} pixels are more than validate.max_megapixels {max_megapixels:g} allows"
+        )
+    if image.mode not in MODES:
+        raise ImageError(f"{path}: mode {image.mode} has no fixed range of values; save it with 8 or 16 bits a channel")
+    if (n_frames := getattr(image, "n_frames", 1)) != 1:
+        raise ImageError(f"{path}: holds {n_frames} frames; save each as a file of its own")
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    inverted = image.format == "TIFF" and image.mode.startswith("I;16") and _white_is_zero(image)
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.uint32)
+        grey = ((levels + 128) // 257).astype(np.uint8)
+        return 255 - grey if inverted else grey
+    if image.mode in {"P", "PA"}:
+        image = image.convert("RGBA")
+    if image.mode not in {"1", "L", "LA"}:
+        image = image.convert("RGB")
+    return np.array(image.convert("L"), dtype=np.uint8)
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return bool(image.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO)  # type: ignore[attr-defined]  # TIFF only
+
+
+@contextmanager
+def _own_pixel_limit() -> Iterator[None]:
+    """Pillow's own limit only warns; ours, checked on the header, stands in for it."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit

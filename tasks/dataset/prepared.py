@@ -1,0 +1,71 @@
+"""The prepared data set, as every later step reads it."""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tasks import paths
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Grey images with their labels and split."""
+
+    pixels: np.ndarray
+    """uint8 ``(N, 1, H, W)``, memory-mapped and read-only."""
+    table: "pd.DataFrame"
+    """A row an image in the order of ``pixels``: path, class, label, group, near_duplicate_group, split."""
+    classes: tuple[str, ...]
+    """Class names; the position of a name is its label."""
+    positive: int
+    """Label of the positive class."""
+    value_range: tuple[float, float]
+    """Lowest and highest value of :meth:`floats`, which models and attacks see."""
+    is_phantom: bool
+    """Whether the images are drawn phantoms instead of patients' scans."""
+
+    def indices(self, split: str) -> np.ndarray:
+        """Rows of ``train``, ``validation`` or ``test``, rising, int64 ``(n,)``."""
+        assert split in SPLITS, split
+        return np.flatnonzero(self.table["split"].to_numpy() == split).astype(np.int64)
+
+    def floats(self, indices: np.ndarray) -> np.ndarray:
+        """Images of these rows as models see them, float32 ``(n, 1, H, W)`` in [0, 1]."""
+        return np.asarray(self.pixels[indices], dtype=np.float32) / np.float32(255)
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Labels of these rows (all without ``indices``), int64 ``(n,)``."""
+        labels = self.table["label"].to_numpy(dtype=np.int64)
+        return labels if indices is None else labels[indices]
+
+
+def load_prepared() -> Prepared:
+    """The output of the step ``prepare`` in this workspace.
+
+    Raises:
+        FileNotFoundError: the step has not run.
+    """
+    import pandas as pd
+
+    if missing := [path for path in (paths.PIXELS, paths.SPLIT, paths.DATASET_INFO) if not path.is_file()]:
+        raise FileNotFoundError(f"{missing[0]} not found: run the step prepare first (dvc repro prepare)")
+    info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
+    pixels = np.load(paths.PIXELS, mmap_mode="r", allow_pickle=False)
+    table = pd.read_parquet(paths.SPLIT)
+    assert len(pixels) == len(table)
+    low, high = info["value_range"]
+    return Prepared(
+        pixels=pixels,
+        table=table,
+        classes=tuple(info["classes"]),
+        positive=info["classes"].index(info["positive_class"]),
+        value_range=(low, high),
+        is_phantom=info["is_phantom"],
+    )

@@ -1,0 +1,92 @@
+"""Step ``evaluate``: accuracies, intervals, rates and checks, from the records of the step ``attack`` alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tasks import paths
+from tasks.defences import UNDEFENDED
+from tasks.evaluation.checks import run_checks
+from tasks.evaluation.records import CLEAN, read_records
+from tasks.evaluation.robustness import POINT, by_eps, confusion_table, curves_of, robustness_table, worst_case
+from tasks.params import Params
+from tasks.tracking import Tracker
+
+HEADLINE = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
+
+
+def evaluate(params: Params, tracker: Tracker) -> None:  # noqa: ARG001  # a step takes all parameters, used or not
+    """Write the tables of robustness, ``metrics.json``, the plots' CSV files and the outcome of the checks."""
+    records = read_records()
+    info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
+    classes = info["classes"]
+    table = robustness_table(records, classes, classes.index(info["positive_class"]))
+
+    paths.PLOTS.mkdir()
+    _write_csv(table, paths.ROBUSTNESS)
+    _write_csv(confusion_table(records, classes), paths.CONFUSION)
+    _write_csv(by_eps(table, "accuracy"), paths.PLOTS / "accuracy_by_eps.csv")
+    _write_csv(by_eps(table, "mean_entropy"), paths.PLOTS / "entropy_by_eps.csv")
+    clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
+    predictions = {"actual": clean["label"], "predicted": clean["prediction"]}
+    named = pd.DataFrame({name: labels.map(dict(enumerate(classes))) for name, labels in predictions.items()})
+    _write_csv(named, paths.PLOTS / "confusion.csv")
+
+    metrics = headline(table, worst_case(records))
+    _write_json(metrics, paths.METRICS)
+    checks = run_checks(records, table)
+    _write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
+
+    for target, values in metrics["clean"].items():
+        prefix = "" if target == UNDEFENDED else f"{target}_"
+        tracker.metrics({f"clean/{prefix}{name}": value for name, value in values.items()})
+    for (target, threat_model, attack), points in curves_of(table).items():
+        tracker.curve(
+            name=f"{target} {threat_model} {attack}",
+            tags={"target": target, "threat_model": threat_model, "attack": attack, "norm": points["norm"].iloc[-1]},
+            points=[(round(point["eps"] * 1000), _robust(point)) for _, point in points.iterrows()],
+        )
+    tracker.artifact(paths.EVALUATE)
+
+
+def headline(table: pd.DataFrame, worst: pd.DataFrame) -> dict[str, Any]:
+    """What ``dvc metrics`` compares.
+
+    ``clean.<target>.<metric>``, and the accuracy as ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where the
+    attack ``worst`` is for each image the one that breaks it.
+    """
+    clean = table[table["attack"] == CLEAN].set_index("target")[HEADLINE]
+    robust: dict[str, Any] = {}
+    for row in pd.concat([table[table["attack"] != CLEAN], worst.assign(attack="worst")]).to_dict("records"):
+        attacks = robust.setdefault(row["target"], {}).setdefault(row["threat_model"], {})
+        attacks.setdefault(row["attack"], {})[f"eps_{row['eps']:g}"] = round(row["accuracy"], 6)
+    return {
+        "clean": {str(target): row.round(6).to_dict() for target, row in clean.iterrows()},
+        "robust": robust,
+    }
+
+
+def _robust(point: Any) -> dict[str, float]:
+    """Metrics of one point of a curve, under the keys that all curves share; what is not defined there is left out."""
+    return {
+        f"robust/{name}": float(value)
+        for name, value in point.items()
+        if name not in {*POINT, "n", "n_clean_correct"} and not pd.isna(value)
+    }
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
+
+
+def _write_json(values: Any, path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from tasks.runner import main
+
+    main(evaluate)

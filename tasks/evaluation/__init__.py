@@ -1,0 +1,1 @@
+"""Records of robustness, and everything that is computed from them."""

@@ -1,0 +1,129 @@
+"""The tidy records of robustness: one row for each image, target, threat model, attack and eps."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import paths
+from tasks.evaluation.scores import entropy, margin
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLEAN = "clean"
+"""Attack of the rows of unchanged images: one for each image and target, eps 0, threat model ``none``."""
+
+THREAT_MODELS = ("none", "transfer", "adaptive")
+"""``transfer``: crafted on the bare classifier; ``adaptive``: end to end through the target itself."""
+
+
+def schema(n_classes: int) -> pa.Schema:
+    """Columns of the records, for K classes.
+
+    ``image`` is the row of the prepared data set's table; ``eps`` is in 1/255 of the value range; ``radius``,
+    ``linf`` and ``l2`` (norms of the perturbation) are in units of the value range; ``norm`` is the sweep's, for clean
+    rows too; ``entropy`` is in nats; ``margin`` is the true logit minus the largest other; ``success`` means that a
+    correctly classified image is no longer so; ``reconstruction_error`` is null without a purifier.
+    """
+    columns = {
+        "image": pa.int32(),
+        "path": pa.string(),
+        "label": pa.int32(),
+        "target": pa.string(),
+        "threat_model": pa.string(),
+        "attack": pa.string(),
+        "norm": pa.string(),
+        "eps": pa.float64(),
+        "radius": pa.float64(),
+        "prediction": pa.int32(),
+        "logits": pa.list_(pa.float32(), n_classes),
+        "entropy": pa.float64(),
+        "margin": pa.float64(),
+        "correct": pa.bool_(),
+        "clean_correct": pa.bool_(),
+        "success": pa.bool_(),
+        "linf": pa.float64(),
+        "l2": pa.float64(),
+        "reconstruction_error": pa.float64(),
+    }
+    return pa.schema([pa.field(name, kind, nullable=name == "reconstruction_error") for name, kind in columns.items()])
+
+
+def build_records(
+    rows: np.ndarray,
+    image_paths: np.ndarray,
+    labels: np.ndarray,
+    curve: dict[str, str],
+    eps: float,
+    radius: float,
+    logits: np.ndarray,
+    clean_logits: np.ndarray,
+    norms: dict[str, np.ndarray],
+    reconstruction_error: np.ndarray | None,
+) -> pa.Table:
+    """Records of N images at one point of one curve.
+
+    Args:
+        rows: rows of the prepared data set's table, ``(N,)``.
+        image_paths: their paths, ``(N,)``.
+        labels: true classes, ``(N,)``.
+        curve: target, threat_model, attack and norm.
+        eps: in 1/255 of the value range.
+        radius: of the ball, in units of the value range.
+        logits: of the target on the images as attacked, float32 ``(N, K)``.
+        clean_logits: of the target on the images unchanged, float32 ``(N, K)``.
+        norms: ``linf`` and ``l2`` of the perturbations, ``(N,)`` each.
+        reconstruction_error: ``(N,)``, or None without a purifier.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{(~finite).sum()} of {len(rows)} images have logits that are not finite, {image_paths[~finite][0]} the "
+            f"first; {', '.join(f'{name} {value}' for name, value in curve.items())}, eps {eps:g}. "
+            f"Train the models again, with a lower learning rate"
+        )
+    n_images, n_classes = logits.shape
+    prediction = logits.argmax(axis=1)
+    correct = prediction == labels
+    clean_correct = clean_logits.argmax(axis=1) == labels
+    columns = {
+        "image": rows,
+        "path": image_paths,
+        "label": labels,
+        **{name: [value] * n_images for name, value in curve.items()},
+        "eps": np.full(n_images, eps),
+        "radius": np.full(n_images, radius),
+        "prediction": prediction,
+        "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel(), pa.float32()), n_classes),
+        "entropy": entropy(logits),
+        "margin": margin(logits, labels),
+        "correct": correct,
+        "clean_correct": clean_correct,
+        "success": clean_correct & ~correct,
+        **norms,
+        "reconstruction_error": [None] * n_images if reconstruction_error is None else reconstruction_error,
+    }
+    return pa.table(columns, schema=schema(n_classes))
+
+
+def write_records(records: pa.Table, path: Path = paths.RECORDS) -> None:
+    """Write records as Parquet; the same records give the same bytes."""
+    pq.write_table(records.combine_chunks(), path, compression="zstd")
+
+
+def read_records(path: Path = paths.RECORDS) -> "pd.DataFrame":
+    """Records as a frame; ``logits`` holds an array ``(K,)`` a row, null reconstruction errors are NaN.
+
+    Raises:
+        FileNotFoundError: the step attack has not run.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: run the step attack first (dvc repro attack)")
+    frame: pd.DataFrame = pq.read_table(path).to_pandas()
+    return frame

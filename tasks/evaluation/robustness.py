@@ -1,0 +1,127 @@
+"""Tables of robustness, computed from the records alone."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks.evaluation.intervals import wilson
+from tasks.evaluation.metrics import confusion_matrix, precision_recall_f1
+from tasks.evaluation.records import CLEAN
+
+CURVE = ["target", "threat_model", "attack"]
+"""What names a curve: robustness against eps."""
+
+POINT = [*CURVE, "norm", "eps"]
+"""What names a point of a curve."""
+
+
+def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -> pd.DataFrame:
+    """A row for each point, in the order of the records.
+
+    Beside the columns of ``POINT``: ``n`` images; ``accuracy`` and its 95 % Wilson interval ``_low``, ``_high``;
+    ``attack_success_rate`` over the ``n_clean_correct`` images that were classified correctly before, with its
+    interval (NaN where there were none, and for clean rows); ``precision``, ``recall``, ``f1`` of the positive class,
+    and ``_macro`` over all classes if there are more than two; ``top1_error``; means of entropy (nats), margin, linf,
+    l2 (units of the value range) and reconstruction error (NaN without a purifier).
+
+    Args:
+        records: as written by the step attack.
+        classes: class names in the order of the labels.
+        positive: label of the positive class.
+
+    Raises:
+        ValueError: there are ``transfer`` curves of a target without ``adaptive`` ones beside them.
+    """
+    _check_threat_models(records)
+    table = pd.DataFrame(
+        {**dict(zip(POINT, point, strict=True)), **_metrics_of(group, classes, positive)}
+        for point, group in records.groupby(POINT, sort=False)
+    )
+    attacked = table["attack"] != CLEAN
+    tries = table["n_clean_correct"].where(attacked, 0)
+    accuracy = wilson(table["n_correct"], table["n"])
+    success = wilson(table["n_success"], tries)
+    table["accuracy_low"], table["accuracy_high"] = accuracy
+    table["attack_success_rate"] = table["n_success"] / tries.where(tries > 0)
+    table["attack_success_rate_low"], table["attack_success_rate_high"] = success
+    macro = ["precision_macro", "recall_macro", "f1_macro"] if len(classes) > 2 else []
+    columns = [
+        *POINT,
+        *("n", "accuracy", "accuracy_low", "accuracy_high"),
+        *("n_clean_correct", "attack_success_rate", "attack_success_rate_low", "attack_success_rate_high"),
+        *("precision", "recall", "f1", *macro, "top1_error", "mean_entropy", "mean_margin"),
+        *("mean_linf", "mean_l2", "mean_reconstruction_error"),
+    ]
+    return table[columns]
+
+
+def _check_threat_models(records: pd.DataFrame) -> None:
+    models = {target: set(group) - {"none"} for target, group in records.groupby("target", sort=False)["threat_model"]}
+    if alone := [target for target, names in models.items() if names == {"transfer"}]:
+        raise ValueError(f"records of {alone} hold transfer attacks without adaptive ones: run the step attack again")
+
+
+def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[str, Any]:
+    confusion = confusion_matrix(group["label"].to_numpy(), group["prediction"].to_numpy(), len(classes))
+    of_classes = precision_recall_f1(confusion)
+    return {
+        "n": len(group),
+        "n_correct": group["correct"].sum(),
+        "n_clean_correct": group["clean_correct"].sum(),
+        "n_success": group["success"].sum(),
+        "accuracy": group["correct"].mean(),
+        "top1_error": 1 - group["correct"].mean(),
+        **{name: values[positive] for name, values in of_classes.items()},
+        **{f"{name}_macro": values.mean() for name, values in of_classes.items()},
+        **{f"mean_{name}": group[name].mean() for name in ("entropy", "margin", "linf", "l2", "reconstruction_error")},
+    }
+
+
+def confusion_table(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Counts of every pair of classes at every point: target, threat_model, attack, eps, actual, predicted, n."""
+    names = np.array(classes, dtype=object)
+    parts = []
+    for point, group in records.groupby([*CURVE, "eps"], sort=False):
+        counts = confusion_matrix(group["label"].to_numpy(), group["prediction"].to_numpy(), len(classes))
+        actual, predicted = np.indices(counts.shape)
+        parts.append(
+            pd.DataFrame(
+                {
+                    **dict(zip([*CURVE, "eps"], point, strict=True)),
+                    "actual": names[actual.ravel()],
+                    "predicted": names[predicted.ravel()],
+                    "n": counts.ravel(),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def worst_case(records: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy against the worst attack for each image: target, threat_model, eps, accuracy.
+
+    An image counts as classified correctly where it is so unchanged and under every attack at that eps; never a
+    minimum of averages.
+    """
+    attacked = records[records["attack"] != CLEAN]
+    by_image = attacked.groupby(["target", "threat_model", "eps", "image"], sort=False)
+    holds = by_image[["correct", "clean_correct"]].all().all(axis=1).rename("accuracy")
+    return holds.groupby(level=["target", "threat_model", "eps"], sort=False).mean().reset_index()
+
+
+def curves_of(table: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """Points of every curve by (target, threat_model, attack): the target's clean row at eps 0, then rising eps."""
+    clean = table[table["attack"] == CLEAN]
+    curves = {}
+    for names, group in table[table["attack"] != CLEAN].groupby(CURVE, sort=False):
+        target, threat_model, attack = map(str, names)
+        points = pd.concat([clean[clean["target"] == target], group.sort_values("eps")], ignore_index=True)
+        curves[target, threat_model, attack] = points
+    return curves
+
+
+def by_eps(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric of every curve against eps: a column ``eps``, then one named ``target/threat_model/attack`` each."""
+    columns = {"/".join(curve): points.set_index("eps")[metric] for curve, points in curves_of(table).items()}
+    return pd.DataFrame(columns).rename_axis("eps").reset_index()

@@ -1,0 +1,23 @@
+"""Where and with how many threads networks run."""
+
+import torch
+
+from tasks.params import Compute
+
+
+def set_up(compute: Compute) -> torch.device:
+    """Give the calling thread its number of threads, ask for deterministic algorithms, and choose the device.
+
+    Raises:
+        ValueError: the device that was asked for is not there.
+    """
+    torch.set_num_threads(compute.threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if compute.device == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there[compute.device]:
+        available = [name for name, is_there in there.items() if is_there]
+        raise ValueError(f"compute.device: no {compute.device} on this machine; available: auto, {', '.join(available)}")
+    return torch.device(compute.device)

@@ -1,0 +1,33 @@
+"""Models on disk: weights as safetensors, and beside them a small JSON of how to build the network."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def save_model(path: Path, model: nn.Module, **build: Any) -> None:
+    """Write the weights to ``path`` (``.safetensors``), and beside them the builder's keyword arguments as JSON."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, path)
+    path.with_suffix(".json").write_text(json.dumps(build, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_model(path: Path, build: Callable[..., nn.Module]) -> nn.Module:
+    """A saved model, in evaluation mode, its parameters frozen.
+
+    Args:
+        path: of the weights.
+        build: the builder that the model was saved with (``build_classifier``, ``build_autoencoder``).
+
+    Raises:
+        FileNotFoundError: the weights or the JSON beside them are missing.
+    """
+    from safetensors.torch import load_file
+
+    model = build(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    model.load_state_dict(load_file(path))
+    return model.eval().requires_grad_(False)

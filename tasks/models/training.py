@@ -1,0 +1,263 @@
+"""The training loop that every network shares: resumable, reproducible, free of host synchronisation in its steps."""
+
+import copy
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from tasks.params import Training
+
+Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], dict[str, Tensor]]
+"""``(model, images, labels, generator) -> {"loss": scalar, other metrics: scalars}``, each a mean over the batch.
+
+Images are float32 ``(B, 1, H, W)`` in [0, 1], labels int64 ``(B,)``. Randomness comes from the generator alone;
+``model.training`` tells whether to augment.
+"""
+
+EVALUATION_BATCH = 128
+STATISTICS_IMAGES = 512
+"""Training images on which batch-norm statistics are measured after each epoch."""
+
+log = logging.getLogger(__name__)
+_global_rng = Lock()
+
+
+class TrainingDiverged(ValueError):
+    """The loss is no longer finite."""
+
+
+def build_seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network whose initial weights depend on the seed alone, also when two are built in two threads."""
+    with _global_rng, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    rows: dict[str, np.ndarray],
+    settings: Training,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+) -> tuple[nn.Module, pd.DataFrame]:
+    """Train with Adam and keep the best epoch.
+
+    The best epoch has the highest validation accuracy, if the objective tells one, and then the lowest validation loss.
+
+    What is evaluated and kept is an exponential moving average of the weights (Polyak averaging) whose batch-norm
+    statistics are measured anew on training images: the running statistics of batches of 16 lag so far behind the
+    weights that a naive loop falls to chance now and then.
+
+    Args:
+        model: untrained network; it is changed.
+        objective: loss and metrics of a batch.
+        pixels: uint8 ``(N, 1, H, W)``, may be memory-mapped; scaled to [0, 1] here.
+        labels: int64 ``(N,)``.
+        rows: row numbers of ``train`` and ``validation``.
+        settings: epochs, batch size, learning rate and the like.
+        seed: of the order of images and of the objective's randomness.
+        device: where to train.
+        checkpoint: file that is written after every epoch, and from which a killed training goes on.
+        on_epoch: called after every epoch with its number from 1 and its metrics.
+
+    Returns:
+        The kept network in evaluation mode on the CPU, and the history: a row an epoch with ``epoch``,
+        ``train_*`` and ``validation_*`` metrics, ``learning_rate``, and ``best`` (1 for the epoch that was kept).
+
+    Raises:
+        TrainingDiverged: the loss of an epoch is not finite.
+    """
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+    averaged = AveragedModel(model, multi_avg_fn=_moving_average(settings.ema_decay))
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    batches = _Batches(pixels, labels, device)
+    fingerprint = _fingerprint(settings, seed, pixels, labels, rows)
+    history: list[dict[str, Any]] = []
+    best = copy.deepcopy(averaged.module.state_dict())
+
+    if state := _load_checkpoint(checkpoint, fingerprint):
+        model.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        history, best = state["history"], state["best"]
+        log.info("resumed after epoch %d", len(history))
+
+    while len(history) < settings.epochs and not _stalled(history, settings.early_stopping):
+        epoch = len(history) + 1
+        # a seed for each epoch, so that a resumed training draws what an undisturbed one draws
+        epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        generator = torch.Generator(device).manual_seed(epoch_seed)
+        order = np.random.default_rng(epoch_seed).permutation(rows["train"])
+        learning_rate = _learning_rate(settings, epoch)
+        # dropout, in some of torchvision's networks, draws from the global generator
+        torch.manual_seed(epoch_seed)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        model.train()
+        sums = _Sums()
+        for images, batch_labels in batches.full(order, settings.batch_size):
+            metrics = objective(model, images, batch_labels, generator)
+            optimizer.zero_grad()
+            metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
+            optimizer.step()
+            averaged.update_parameters(model)
+            sums.add(metrics, len(images))
+        train_metrics = sums.means()
+        if not math.isfinite(train_metrics["loss"]):
+            raise TrainingDiverged(
+                f"the training loss of epoch {epoch} is {train_metrics['loss']}; lower learning_rate "
+                f"({settings.learning_rate}). The state after epoch {epoch - 1} is kept in {checkpoint}"
+            )
+        measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
+        update_bn((images for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged.module)
+        validation_metrics = evaluate(averaged.module, objective, batches, rows["validation"])
+
+        row = {"epoch": epoch, "learning_rate": learning_rate}
+        row |= {f"train_{name}": value for name, value in train_metrics.items()}
+        row |= {f"validation_{name}": value for name, value in validation_metrics.items()}
+        if all(_rank(row) < _rank(earlier) for earlier in history):
+            best = copy.deepcopy(averaged.module.state_dict())
+        history.append(row)
+        _save_checkpoint(
+            checkpoint,
+            {
+                "fingerprint": fingerprint,
+                "model": model.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "history": history,
+                "best": best,
+            },
+        )
+        log.info("epoch %d/%d  %s", epoch, settings.epochs, _describe(row))
+        on_epoch(epoch, {name: value for name, value in row.items() if name != "epoch"})
+
+    model.load_state_dict(best)
+    frame = pd.DataFrame(history)
+    frame["best"] = (frame.index == _best_epoch(history)).astype(int)
+    return model.eval().requires_grad_(False).cpu(), frame
+
+
+def evaluate(model: nn.Module, objective: Objective, batches: "_Batches", rows: np.ndarray) -> dict[str, float]:
+    """Means of the objective's metrics over the given rows; the same randomness at every call."""
+    model.eval()
+    generator = torch.Generator(batches.device).manual_seed(0)
+    sums = _Sums()
+    with torch.no_grad():
+        for images, labels in batches.all(rows, EVALUATION_BATCH):
+            sums.add(objective(model, images, labels, generator), len(images))
+    return sums.means()
+
+
+class _Batches:
+    """Batches of float images from uint8 pixels that stay where they are (a memory map on the CPU)."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+        self.device = device
+        self.labels = torch.tensor(labels, device=device)
+        # on an accelerator the whole set is resident: 50 kB an image at 224 x 224
+        self.resident = None if device.type == "cpu" else torch.from_numpy(np.array(pixels)).to(device)
+        self.pixels = pixels
+
+    def all(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(rows), size):
+            yield self._take(rows[start : start + size])
+
+    def full(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the same size; the rest of an epoch is left out, as batch norm wants, unless it is all there is."""
+        yield from self.all(rows[: max(len(rows) // size, 1) * size], size)
+
+    def _take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        index = torch.from_numpy(rows).to(self.device)
+        chosen = torch.from_numpy(self.pixels[rows]) if self.resident is None else self.resident[index]
+        return chosen.float().div_(255), self.labels[index]
+
+
+class _Sums:
+    """Means over an epoch, summed where the tensors are, so that no step waits for the host."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.n_images = 0
+
+    def add(self, metrics: dict[str, Tensor], n_images: int) -> None:
+        for name, value in metrics.items():
+            self.totals[name] = self.totals.get(name, torch.zeros((), device=value.device)) + value.detach() * n_images
+        self.n_images += n_images
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.n_images for name, total in self.totals.items()}
+
+
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    def update(averages: list[Tensor], currents: list[Tensor], n_averaged: Tensor | int) -> None:
+        # a short memory at first, so that the initial weights are soon forgotten
+        step = int(n_averaged)
+        weight = 1 - min(decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(averages, currents, weight)
+
+    return update
+
+
+def _learning_rate(settings: Training, epoch: int) -> float:
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs))
+
+
+def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
+    return bool(patience and history) and len(history) - 1 - _best_epoch(history) >= patience
+
+
+def _best_epoch(history: list[dict[str, Any]]) -> int:
+    """Index of the epoch that is kept, the earliest of equals."""
+    return min(range(len(history)), key=lambda epoch: _rank(history[epoch]))
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    """Smaller is better."""
+    return -row.get("validation_accuracy", 0.0), row["validation_loss"]
+
+
+def _fingerprint(settings: Training, seed: int, pixels: np.ndarray, labels: np.ndarray, rows: dict[str, Any]) -> str:
+    """What a checkpoint must share with a training that goes on from it."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([type(settings).__name__, settings.model_dump(mode="json"), seed], sort_keys=True).encode())
+    for array in (pixels, labels, rows["train"], rows["validation"]):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return state if state["fingerprint"] == fingerprint else None
+
+
+def _describe(row: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in {"epoch", "learning_rate"})

@@ -1,0 +1,303 @@
+"""``params.yaml`` as typed objects; nothing else reads that file.
+
+Unknown keys, wrong types and impossible values are refused before any work begins, by one
+:class:`ParamsError` that names every offending dotted key and what is allowed there.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tasks import paths
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+CountOrOff = Annotated[int, Field(ge=0)]
+
+
+class ParamsError(ValueError):
+    """The parameters can't be used; the message says where, why, and what is allowed."""
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Compute(Section):
+    threads: Annotated[int, Field(ge=1, le=256)]
+    """CPU threads that a step uses. Floating-point sums depend on it, so it belongs to the experiment."""
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    """Where networks run; ``auto`` takes cuda, then mps, then cpu."""
+
+
+class Phantom(Section):
+    n_patients: Annotated[int, Field(ge=2)]
+    """Patients over all classes."""
+    n_slices: Count
+    """Neighbouring slices of each patient."""
+
+
+class Acquire(Section):
+    source: Literal["phantom", "folder", "kaggle"]
+    """Where the images come from."""
+    folder: Annotated[str, Field(min_length=1)]
+    """Folder with one subfolder a class, outside ``data/``; read when ``source`` is ``folder``."""
+    kaggle_dataset: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """``owner/name`` of a Kaggle data set; read when ``source`` is ``kaggle``."""
+    classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
+    """Class names, which are the names of the subfolders; their order gives the label numbers."""
+    positive_class: str
+    """The class that precision, recall and F1 are about."""
+    phantom: Phantom
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct_folder_names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len({name.casefold() for name in classes}) < len(classes):
+            raise ValueError("class names must differ, not only in case")
+        for name in classes:
+            if name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+                raise ValueError(f"{name!r} can't be a folder's name")
+        return classes
+
+    @field_validator("folder")
+    @classmethod
+    def _not_in_data(cls, folder: str) -> str:
+        # the folders in there are emptied before their steps run
+        if Path(folder).resolve().is_relative_to(paths.DATA.resolve()):
+            raise ValueError(f"must lie outside {paths.DATA}/, where only steps write")
+        return folder
+
+    @model_validator(mode="after")
+    def _positive_class_is_a_class(self) -> Self:
+        if self.positive_class not in self.classes:
+            raise ValueError(f"positive_class {self.positive_class!r} must be one of classes {list(self.classes)}")
+        return self
+
+
+class Validate(Section):
+    min_side: Count
+    """Pixels that the shorter side has at least."""
+    max_side: Count
+    """Pixels that the longer side has at most."""
+    max_megapixels: Positive
+    """Millions of pixels above which an image is refused before it is decoded."""
+    min_images_per_class: Count
+    """Images of every class, at least."""
+    max_imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """Images of the largest class over images of the smallest, at most."""
+    max_exact_duplicates: Share
+    """Share of images, at most, whose decoded pixels equal those of an earlier image."""
+    near_duplicate_correlation: Fraction
+    """Pearson correlation of 32 x 32 thumbnails from which two images are near-duplicates."""
+    neighbour_correlation: Fraction
+    """Same correlation from which two slices that follow each other are taken for one patient's."""
+
+    @model_validator(mode="after")
+    def _sides_ordered(self) -> Self:
+        if self.min_side > self.max_side:
+            raise ValueError(f"min_side {self.min_side} must not be above max_side {self.max_side}")
+        return self
+
+
+class Split(Section):
+    strategy: Literal["stratified", "grouped"]
+    """``stratified`` draws single slices; ``grouped`` keeps a patient's slices on one side."""
+    test_fraction: Fraction
+    """Share of all images."""
+    validation_fraction: Fraction
+    """Share of the images that are not test images."""
+
+
+class Prepare(Section):
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    """Height and width in pixels, a multiple of 32."""
+    split: Split
+
+
+class Augmentation(Section):
+    flip: Share
+    """Probability of a left-right flip."""
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    """Degrees, at most, either way."""
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    """Share by which an image is enlarged or shrunk, at most."""
+    translation: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the side by which an image is moved, at most."""
+    brightness: Share
+    """Share of the value range added or taken away, at most."""
+    contrast: Annotated[float, Field(ge=0, lt=1)]
+    """Share by which differences from the mean grey are stretched or squeezed, at most."""
+
+
+class Training(Section):
+    """What every training loop needs."""
+
+    epochs: Count
+    """Passes over the training images, at most."""
+    batch_size: Annotated[int, Field(ge=2)]
+    """Images a step; at least 2, for batch normalisation."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    """Of Adam."""
+    schedule: Literal["constant", "cosine"]
+    """Of the learning rate; ``cosine`` falls to zero over all epochs."""
+    early_stopping: CountOrOff
+    """Epochs without a better one on the validation images after which training ends; 0: never."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Decay a step of the exponential moving average of the weights; 0 keeps the last weights."""
+
+
+class TrainClassifier(Training):
+    architecture: Annotated[str, Field(min_length=1)]
+    """``cnn`` (ours) or the name of a torchvision classifier."""
+    pretrained: bool
+    """Begin with torchvision's weights; not for ``cnn``."""
+    augmentation: Augmentation
+
+    @model_validator(mode="after")
+    def _cnn_has_no_weights(self) -> Self:
+        if self.pretrained and self.architecture == "cnn":
+            raise ValueError("pretrained weights exist for torchvision architectures only, not for 'cnn'")
+        return self
+
+
+class Noise(Section):
+    kind: Literal["gaussian", "uniform", "salt_pepper", "speckle"]
+    """gaussian and uniform are added, salt_pepper replaces pixels by 0 or 1, speckle is gaussian times the pixel."""
+    strength: Annotated[float, Field(gt=0, le=1)]
+    """At most, drawn evenly from 0 up for each image. gaussian, speckle: standard deviation;
+    uniform: half-width; salt_pepper: share of pixels. Images are in [0, 1]."""
+
+
+class TrainAutoencoder(Training):
+    architecture: Literal["plain"]
+    """``plain``: convolutional bottleneck without skips."""
+    noises: Annotated[tuple[Noise, ...], Field(min_length=1)]
+    """One of these is drawn for each image."""
+    clean_share: Annotated[float, Field(ge=0, lt=1)]
+    """Share of each batch that is left without noise."""
+
+
+class Pgd(Section):
+    n_steps: Count
+    """Gradient steps of each start."""
+    relative_step: Annotated[float, Field(gt=0, le=2)]
+    """Size of a step over eps."""
+    n_restarts: CountOrOff
+    """Random starts; 0 starts once, at the image itself."""
+
+
+class Attack(Section):
+    norm: Literal["linf", "l2"]
+    """Norm of the perturbations' ball."""
+    eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
+    """Radii in units of 1/255 of the value range, rising. For l2 the radius is
+    eps / 255 * sqrt(number of pixels), so that eps is the root-mean-square change of a pixel."""
+    attacks: Annotated[tuple[Literal["fgsm", "pgd"], ...], Field(min_length=1)]
+    """Attacks that every target meets."""
+    pgd: Pgd
+    max_images: CountOrOff
+    """Test images that are attacked, stratified by class; 0: all."""
+    batch_size: Count
+    """Images that are attacked at once."""
+    keep_eps: tuple[float, ...]
+    """Those of ``eps`` whose adversarial images are kept."""
+
+    @model_validator(mode="after")
+    def _lists_make_sense(self) -> Self:
+        if list(self.eps) != sorted(set(self.eps)):
+            raise ValueError(f"eps must rise without repeats, not {list(self.eps)}")
+        if len(set(self.attacks)) < len(self.attacks):
+            raise ValueError(f"attacks must not repeat, not {list(self.attacks)}")
+        if unknown := sorted(set(self.keep_eps) - set(self.eps)):
+            raise ValueError(f"keep_eps {unknown} must be among eps {list(self.eps)}")
+        return self
+
+
+class Params(Section):
+    """All parameters of the pipeline; sections are named after the steps."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Of everything that is drawn at random."""
+    compute: Compute
+    acquire: Acquire
+    validate_: Annotated[Validate, Field(alias="validate")]
+    prepare: Prepare
+    train_classifier: TrainClassifier
+    train_autoencoder: TrainAutoencoder
+    attack: Attack
+
+    def flat(self) -> dict[str, Any]:
+        """All values by dotted key, as typed in params.yaml: ``{"attack.pgd.n_steps": 10, ...}``."""
+
+        def walk(prefix: str, value: Any) -> dict[str, Any]:
+            if not isinstance(value, dict):
+                return {prefix: value}
+            return {
+                key: leaf
+                for name, child in value.items()
+                for key, leaf in walk(f"{prefix}.{name}" if prefix else name, child).items()
+            }
+
+        return walk("", json.loads(self.model_dump_json(by_alias=True)))
+
+
+def load_params(path: Path = paths.PARAMS) -> Params:
+    """Read and check the parameters.
+
+    Raises:
+        ParamsError: the file is missing, is no YAML mapping, or holds unknown keys or impossible values.
+    """
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} not found: run from the folder that holds dvc.yaml") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path} must hold sections such as 'attack:', but holds {type(values).__name__}")
+    return parse_params(values, name=str(path))
+
+
+def parse_params(values: dict[str, Any], name: str = "parameters") -> Params:
+    """Typed parameters from nested dicts, as YAML gives them.
+
+    Raises:
+        ParamsError: unknown keys or impossible values, all of them in one message.
+    """
+    try:
+        # JSON keeps strict typing but lets YAML's lists be tuples
+        return Params.model_validate_json(json.dumps(values))
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise ParamsError(f"{name}: {error}") from error
+        problems = error.errors()
+        # a list is also called too short once its only items are refused
+        deeper = {problem["loc"][:-1] for problem in problems}
+        lines = [f"  {_dotted(problem['loc'])}: {_explain(problem)}" for problem in problems if problem["loc"] not in deeper]
+        raise ParamsError("\n".join([f"{name} can't be used:", *lines])) from None
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or "(top level)"
+
+
+def _explain(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "unknown key"
+    if problem["type"] == "missing":
+        return "missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    return message if isinstance(given, dict) else f"{message}; got {given!r}"

@@ -1,0 +1,80 @@
+"""Turn the raw images into one array of equal squares, and draw the split that every later step uses."""
+
+import json
+import logging
+
+import numpy as np
+from PIL import Image
+
+from tasks import paths
+from tasks.dataset.images import read_grey
+from tasks.dataset.prepared import SPLITS
+from tasks.dataset.split import grouped_split, leakage, stratified_split
+from tasks.params import Params
+from tasks.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def prepare(params: Params, tracker: Tracker) -> None:
+    """Write ``pixels.npy`` (uint8 ``(N, 1, H, W)``), ``split.parquet`` and ``dataset.json``.
+
+    Raises:
+        ValueError: the split is impossible with these fractions and images.
+    """
+    import pandas as pd
+
+    settings, classes = params.prepare, params.acquire.classes
+    table = pd.read_parquet(paths.MANIFEST)[["path", "class", "label", "group", "near_duplicate_group"]]
+    source = json.loads(paths.SOURCE.read_text(encoding="utf-8"))
+
+    labels = table["label"].to_numpy()
+    fractions = settings.split.test_fraction, settings.split.validation_fraction
+    if settings.split.strategy == "stratified":
+        table["split"] = stratified_split(labels, *fractions, params.seed)
+    else:
+        table["split"] = grouped_split(labels, table["group"].to_numpy(), *fractions, params.seed)
+    leaked = leakage(table)
+    assert settings.split.strategy == "stratified" or not any(leaked.values()), leaked
+
+    side = settings.image_size
+    pixels = np.lib.format.open_memmap(paths.PIXELS, mode="w+", dtype=np.uint8, shape=(len(table), 1, side, side))
+    for row, path in enumerate(table["path"]):
+        # Pillow widens the filter when it shrinks, which is antialiasing
+        square = Image.fromarray(read_grey(paths.IMAGES / path)).resize((side, side), Image.Resampling.BILINEAR)
+        pixels[row, 0] = np.asarray(square)
+        if (row + 1) % 500 == 0:
+            log.info("prepared %d of %d images", row + 1, len(table))
+    pixels.flush()
+
+    n_images = {
+        split: {name: int(((table["split"] == split) & (table["class"] == name)).sum()) for name in classes}
+        for split in SPLITS
+    }
+    info = {
+        "name": source["name"],
+        "source": source["source"],
+        "is_phantom": source["is_phantom"],
+        "classes": list(classes),
+        "positive_class": params.acquire.positive_class,
+        "image_size": side,
+        "value_range": [0.0, 1.0],
+        "strategy": settings.split.strategy,
+        "n": len(table),
+        "n_groups": int(table["group"].nunique()),
+        "n_images": n_images,
+        "leakage": leaked,
+    }
+    table.to_parquet(paths.SPLIT, index=False)
+    paths.DATASET_INFO.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    log.info("%s split of %d images: %s; leakage %s", settings.split.strategy, len(table), n_images, leaked)
+    tracker.dataset(paths.PREPARE, source["name"], "prepared")
+    tracker.metrics({f"data/n_{split}": sum(n_images[split].values()) for split in SPLITS})
+    tracker.metrics({f"leakage/{key}": value for key, value in leaked.items()})
+
+
+if __name__ == "__main__":
+    from tasks.runner import main
+
+    main(prepare)

@@ -1,0 +1,80 @@
+"""What the earlier steps left, read for the report."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tasks import paths
+from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.evaluation.records import read_records
+
+INPUTS = (
+    paths.MANIFEST,
+    paths.VALIDATION,
+    paths.DATASET_INFO,
+    paths.SPLIT,
+    paths.PIXELS,
+    paths.CLASSIFIER_HISTORY,
+    paths.AUTOENCODER_HISTORY,
+    paths.AUTOENCODER,
+    paths.RECORDS,
+    paths.ROBUSTNESS,
+    paths.CONFUSION,
+    paths.METRICS,
+    paths.CHECKS,
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Outputs of the pipeline as objects; their formats are those of the steps that wrote them."""
+
+    validation: dict[str, Any]
+    manifest: pd.DataFrame
+    data: Prepared
+    dataset_info: dict[str, Any]
+    classifier_history: pd.DataFrame
+    autoencoder_history: pd.DataFrame
+    records: pd.DataFrame
+    robustness: pd.DataFrame
+    confusion: pd.DataFrame
+    metrics: dict[str, Any]
+    checks: list[dict[str, Any]]
+
+
+def load_results() -> Results:
+    """Read everything that the report is about.
+
+    Raises:
+        FileNotFoundError: a step has not run.
+    """
+    if missing := [path for path in INPUTS if not path.is_file()]:
+        step = missing[0].relative_to(paths.DATA).parts[0]
+        raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
+    return Results(
+        validation=read_json(paths.VALIDATION),
+        manifest=pd.read_parquet(paths.MANIFEST),
+        data=load_prepared(),
+        dataset_info=read_json(paths.DATASET_INFO),
+        classifier_history=pd.read_csv(paths.CLASSIFIER_HISTORY),
+        autoencoder_history=pd.read_csv(paths.AUTOENCODER_HISTORY),
+        records=read_records(),
+        robustness=read_table(paths.ROBUSTNESS),
+        confusion=read_table(paths.CONFUSION),
+        metrics=read_json(paths.METRICS),
+        checks=read_json(paths.CHECKS),
+    )
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV table of the step ``evaluate``; classes may be called ``NA`` or ``1`` and stay text."""
+    names = dict.fromkeys(("target", "threat_model", "attack", "norm", "actual", "predicted"), "str")
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])

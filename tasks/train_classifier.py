@@ -1,0 +1,63 @@
+"""Step ``train_classifier``: a CNN, or any torchvision classifier, on the training slices."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks import paths
+from tasks.dataset.prepared import load_prepared
+from tasks.models.augmentation import augment
+from tasks.models.classifier import build_classifier
+from tasks.models.compute import set_up
+from tasks.models.files import save_model
+from tasks.models.training import build_seeded, fit
+from tasks.params import Params
+from tasks.tracking import Tracker
+
+
+def train_classifier(params: Params, tracker: Tracker) -> None:
+    """Train on ``train``, keep the best epoch on ``validation``; write the weights and the history."""
+    settings = params.train_classifier
+    device = set_up(params.compute)
+    data = load_prepared()
+    rows = {split: data.indices(split) for split in ("train", "validation")}
+    tracker.dataset(paths.PREPARE, "prepared", "training")
+
+    training_pixels = data.pixels[rows["train"]]
+    build = {
+        "architecture": settings.architecture,
+        "n_classes": len(data.classes),
+        "mean": float(training_pixels.mean() / 255),
+        "std": float(training_pixels.std() / 255),
+    }
+    untrained = build_seeded(lambda: build_classifier(pretrained=settings.pretrained, **build), params.seed)
+
+    def objective(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        if model.training:
+            images = augment(images, settings.augmentation, generator)
+        logits = model(images)
+        return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+
+    model, history = fit(
+        untrained,
+        objective,
+        data.pixels,
+        data.labels(),
+        rows,
+        settings,
+        params.seed,
+        device,
+        paths.checkpoint_folder("train_classifier") / "state.pt",
+        lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
+    )
+    save_model(paths.CLASSIFIER, model, **build)
+    history.to_csv(paths.CLASSIFIER_HISTORY, index=False)
+    tracker.artifact(paths.CLASSIFIER_HISTORY)
+    tracker.model("classifier", model, data.floats(np.arange(2)))
+
+
+if __name__ == "__main__":
+    from tasks.runner import main
+
+    main(train_classifier)

@@ -1,0 +1,86 @@
+"""Look at every raw image, and stop the pipeline where the data set is not what it should be."""
+
+import json
+import logging
+from dataclasses import asdict
+
+from tasks import paths
+from tasks.dataset.expectations import Outcome, validate_manifest
+from tasks.dataset.manifest import build_manifest
+from tasks.params import Params
+from tasks.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class ValidationFailed(ValueError):  # noqa: N818  says what happened
+    """The data set fails expectations; the message names them and the first files."""
+
+
+def validate(params: Params, tracker: Tracker) -> None:
+    """Write ``manifest.parquet``, ``validation.json`` and Great Expectations' Data Docs, then judge.
+
+    Raises:
+        ValidationFailed: an expectation of severity error is not met; all outputs are written before.
+    """
+    settings, classes = params.validate_, params.acquire.classes
+    manifest = build_manifest(
+        paths.IMAGES,
+        classes,
+        settings.max_megapixels,
+        settings.near_duplicate_correlation,
+        settings.neighbour_correlation,
+    )
+    manifest.table.to_parquet(paths.MANIFEST, index=False)
+
+    outcomes = validate_manifest(manifest, classes, settings, paths.DATA_DOCS)
+    errors = [outcome for outcome in outcomes if not outcome.success and outcome.severity == "error"]
+    warnings = [outcome for outcome in outcomes if not outcome.success and outcome.severity == "warning"]
+    result = {
+        "success": not errors,
+        "expectations": [asdict(outcome) for outcome in outcomes],
+        "unreadable": [{"path": path, "reason": reason} for path, reason in manifest.unreadable.items()],
+    }
+    paths.VALIDATION.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    tracker.dataset(paths.IMAGES, "raw", "raw")
+    tracker.artifact(paths.MANIFEST)
+    tracker.artifact(paths.VALIDATION)
+    tracker.artifact(paths.DATA_DOCS, "data_docs")
+    n_images = len(manifest.table)
+    tracker.metrics(
+        {
+            "data/n_images": n_images,
+            "data/n_unreadable": len(manifest.unreadable),
+            "data/n_groups": manifest.table["group"].nunique(),
+            "data/near_duplicate_share": manifest.table["near_duplicate_group"].duplicated(keep=False).mean()
+            if n_images
+            else 0.0,
+            "data/n_failed_errors": len(errors),
+            "data/n_failed_warnings": len(warnings),
+        }
+    )
+    for outcome in warnings:
+        log.warning("suspicious: %s", _told(outcome))
+    if errors:
+        lines = [
+            f"{len(errors)} of {len(outcomes)} expectations failed; everything is in {paths.VALIDATION.as_posix()}"
+        ]
+        lines += [_told(outcome) for outcome in errors]
+        lines += [f"{path}: {reason}" for path, reason in list(manifest.unreadable.items())[:5]]
+        raise ValidationFailed("\n  ".join(lines))
+    log.info("%d images in %d groups meet %d expectations", n_images, manifest.table["group"].nunique(), len(outcomes))
+
+
+def _told(outcome: Outcome) -> str:
+    text = f"{outcome.name} ({outcome.description}): observed {outcome.observed}, allowed {outcome.allowed}"
+    if not outcome.examples:
+        return text
+    more = ", ..." if outcome.n_unexpected > len(outcome.examples) else ""
+    return f"{text}; {outcome.n_unexpected} unexpected: {', '.join(outcome.examples)}{more}"
+
+
+if __name__ == "__main__":
+    from tasks.runner import main
+
+    main(validate)

@@ -1,0 +1,40 @@
+"""Shared fixtures: the repository's parameters with overrides, one torch thread, no telemetry."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.params import Params, parse_params
+
+ROOT = Path(__file__).resolve().parent.parent
+VALUES = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The repository's params.yaml as nested dicts, with values replaced by dotted key."""
+    values: dict[str, Any] = copy.deepcopy(VALUES)
+    for dotted, value in overrides.items():
+        *sections, key = dotted.split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        section[key] = value
+    return values
+
+
+@pytest.fixture
+def params_with() -> Callable[..., Params]:
+    """``params_with({"attack.eps": [1, 2]})``: typed parameters of the repository with overrides."""
+    return lambda overrides=None: parse_params(with_overrides(overrides or {}))

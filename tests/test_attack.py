@@ -1,0 +1,347 @@
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional
+
+from tasks import paths
+from tasks.attack import SHARDS, attack, choose_images
+from tasks.attacks.kept import load_adversarial
+from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.defences.targets import load_targets
+from tasks.evaluation.records import read_records
+from tasks.evaluation.scores import entropy, margin
+from tasks.models.autoencoder import build_autoencoder
+from tasks.models.classifier import build_classifier
+from tasks.models.files import save_model
+from tasks.params import Params
+from tasks.tracking import Tracker
+
+CLASSES = ["none", "left", "right"]
+SIDE = 32
+SMALL = {
+    "compute.threads": 1,
+    "compute.device": "cpu",
+    "attack.eps": [0.5, 4],
+    "attack.keep_eps": [4],
+    "attack.pgd.n_steps": 3,
+    "attack.batch_size": 16,
+}
+
+
+def draw_images() -> tuple[np.ndarray, pd.DataFrame]:
+    """96 noisy images of three classes: no bright half, the left one, the right one; the last third are for tests."""
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 1, 2, 1], 24)
+    pixels = rng.normal(110, 25, (96, 1, SIDE, SIDE))
+    pixels[labels == 1, :, :, : SIDE // 2] += 9
+    pixels[labels == 2, :, :, SIDE // 2 :] += 9
+    table = pd.DataFrame(
+        {
+            "path": [f"{CLASSES[label]}/{i:03d} (a).png" for i, label in enumerate(labels)],
+            "class": [CLASSES[label] for label in labels],
+            "label": labels,
+            "group": np.arange(96),
+            "near_duplicate_group": np.arange(96),
+            "split": ["train"] * 56 + ["validation"] * 8 + ["test"] * 32,
+        }
+    )
+    return np.clip(pixels, 0, 255).astype(np.uint8), table
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with prepared images and two small networks trained on them."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for step in (paths.PREPARE, paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER):
+            step.mkdir(parents=True)
+        pixels, table = draw_images()
+        np.save(paths.PIXELS, pixels)
+        table.to_parquet(paths.SPLIT)
+        info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
+        paths.DATASET_INFO.write_text(json.dumps(info))
+
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        images = torch.from_numpy(pixels[:32]).float() / 255
+        labels = torch.from_numpy(table["label"].to_numpy(copy=True)[:32])
+        build = {"architecture": "cnn", "n_classes": 3, "mean": 0.45, "std": 0.1}
+        classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
+        for model, loss_of in (
+            (classifier, lambda model: functional.cross_entropy(model(images), labels)),
+            (autoencoder, lambda model: functional.mse_loss(model(images + 0.1 * torch.randn_like(images)), images)),
+        ):
+            parameters = list(model.parameters())
+            for _ in range(25):
+                # sign descent: torch's optimisers take seconds to import
+                gradients = torch.autograd.grad(loss_of(model), parameters)
+                with torch.no_grad():
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        parameter.sub_(0.002 * gradient.sign())
+        save_model(paths.CLASSIFIER, classifier, **build)
+        save_model(paths.AUTOENCODER, autoencoder, architecture="plain")
+    return folder
+
+
+@pytest.fixture
+def workspace(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the trained workspace as the current folder."""
+    shutil.copytree(trained / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(params: Params) -> dict[str, bytes]:
+    """The step in an empty folder of its own, as the runner calls it; what it wrote, by name."""
+    shutil.rmtree(paths.ATTACK, ignore_errors=True)
+    paths.ATTACK.mkdir()
+    attack(params, Tracker())
+    files = [file for file in paths.ATTACK.rglob("*") if file.is_file()]
+    return {file.relative_to(paths.ATTACK).as_posix(): file.read_bytes() for file in files}
+
+
+class KillAfter(logging.Handler):
+    """Interrupts the step at its n-th line of progress."""
+
+    def __init__(self, n_lines: int) -> None:
+        super().__init__()
+        self.n_left = n_lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.n_left -= 1
+        if self.n_left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def kill_after(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Params, int], None]]:
+    caplog.set_level(logging.INFO, logger="tasks.attack")
+
+    def run_and_kill(params: Params, n_lines: int) -> None:
+        handler = KillAfter(n_lines)
+        logging.getLogger("tasks.attack").addHandler(handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run(params)
+        finally:
+            logging.getLogger("tasks.attack").removeHandler(handler)
+        caplog.clear()
+
+    return run_and_kill
+
+
+def n_kept_lines(caplog: pytest.LogCaptureFixture) -> int:
+    return sum("kept from a run before" in line for line in caplog.messages)
+
+
+def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
+    workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    files = run(params_with(SMALL))
+    assert sorted(files) == [
+        "perturbations/autoencoder-fgsm-eps4.npz",
+        "perturbations/autoencoder-pgd-eps4.npz",
+        "perturbations/undefended-fgsm-eps4.npz",
+        "perturbations/undefended-pgd-eps4.npz",
+        "records.parquet",
+    ]
+    records = read_records()
+    points = ["target", "threat_model", "attack", "eps"]
+    expected = [("undefended", "none", "clean", 0.0)]
+    expected += [("undefended", "adaptive", kind, eps) for kind in ("fgsm", "pgd") for eps in (0.5, 4.0)]
+    expected += [("autoencoder", "none", "clean", 0.0)]
+    expected += [
+        ("autoencoder", threat_model, kind, eps)
+        for threat_model in ("transfer", "adaptive")
+        for kind in ("fgsm", "pgd")
+        for eps in (0.5, 4.0)
+    ]
+    assert list(records.groupby(points, sort=False).groups) == expected
+    test_rows = load_prepared().indices("test").tolist()
+    for _, group in records.groupby(points):
+        assert group["image"].tolist() == test_rows
+    assert not SHARDS.exists()
+
+
+def test_records_say_what_the_target_makes_of_the_adversarial_images(
+    workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    run(params_with(SMALL))
+    data, targets, records = load_prepared(), load_targets(), read_records()
+    by_point = records.set_index(["target", "threat_model", "attack", "eps"]).sort_index()
+
+    for target, threat_model, surrogate in (
+        ("undefended", "adaptive", "undefended"),
+        ("autoencoder", "transfer", "undefended"),
+        ("autoencoder", "adaptive", "autoencoder"),
+    ):
+        rows, adversarial = load_adversarial(data, surrogate, "pgd", 4)
+        group = by_point.loc[(target, threat_model, "pgd", 4.0)]
+        logits = np.stack(group["logits"])
+        with torch.no_grad():
+            # kept images are rounded, so logits agree nearly
+            assert logits == pytest.approx(targets[target](torch.from_numpy(adversarial)).numpy(), abs=0.05)
+        assert group["image"].tolist() == rows.tolist()
+        assert (group["label"] == data.labels(rows)).all()
+        assert group["path"].tolist() == data.table["path"][rows].tolist()
+        assert (group["prediction"] == logits.argmax(axis=1)).all()
+        assert group["entropy"].to_numpy() == pytest.approx(entropy(logits))
+        assert group["margin"].to_numpy() == pytest.approx(margin(logits, data.labels(rows)))
+        clean = by_point.loc[(target, "none", "clean", 0.0)]
+        assert (group["clean_correct"].to_numpy() == clean["correct"].to_numpy()).all()
+        assert (group["success"] == (group["clean_correct"] & ~group["correct"])).all()
+        assert group["linf"].to_numpy() == pytest.approx(np.full(len(rows), 4 / 255), abs=1e-6)
+        changes = (adversarial - data.floats(rows)).reshape(len(rows), -1)
+        assert group["l2"].to_numpy() == pytest.approx(np.linalg.norm(changes, axis=1), rel=1e-2)
+        if target == "autoencoder":
+            with torch.no_grad():
+                purified = targets[target].purifier(torch.from_numpy(adversarial)).numpy()  # type: ignore[operator]
+            error = ((purified - adversarial) ** 2).mean(axis=(1, 2, 3))
+            assert group["reconstruction_error"].to_numpy() == pytest.approx(error, rel=0.05)
+        else:
+            assert group["reconstruction_error"].isna().all()
+
+    clean = records[records["attack"] == "clean"]
+    assert (clean[["eps", "radius", "linf", "l2"]] == 0).all(axis=None)
+    assert not clean["success"].any()
+
+
+def test_attacks_work_and_the_adaptive_one_beats_the_transferred(
+    workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    run(params_with(SMALL))
+    margins = read_records().groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
+    assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "none", "clean", 0] - 0.1
+    assert margins["autoencoder", "adaptive", "pgd", 4] < margins["autoencoder", "transfer", "pgd", 4]
+    assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "adaptive", "pgd", 0.5]
+
+
+def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Callable[..., Params]) -> None:
+    params = params_with(SMALL)
+    assert run(params) == run(params)
+
+
+def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
+    workspace: Path,
+    params_with: Callable[..., Params],
+    kill_after: Callable[[Params, int], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    params = params_with(SMALL)
+    undisturbed = run(params)
+    kill_after(params, 3)
+    assert len(list(SHARDS.iterdir())) == 3
+    assert run(params) == undisturbed
+    assert n_kept_lines(caplog) == 3
+    assert not SHARDS.exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"attack.pgd.n_steps": 4}, {"attack.norm": "l2"}, {"attack.max_images": 16}]
+)
+def test_shards_of_other_parameters_never_mix_in(
+    change: dict[str, Any],
+    workspace: Path,
+    params_with: Callable[..., Params],
+    kill_after: Callable[[Params, int], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    small = SMALL | {"attack.eps": [4]}
+    undisturbed = run(params_with(small | change))
+    kill_after(params_with(small), 2)
+    assert run(params_with(small | change)) == undisturbed
+    assert n_kept_lines(caplog) == 0
+
+
+def test_shards_of_another_model_never_mix_in(
+    workspace: Path,
+    params_with: Callable[..., Params],
+    kill_after: Callable[[Params, int], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    params = params_with(SMALL | {"attack.eps": [4]})
+    kill_after(params, 3)
+    autoencoder = build_autoencoder("plain")
+    save_model(paths.AUTOENCODER, autoencoder, architecture="plain")
+    resumed = run(params)
+    # what was crafted on the classifier was seen by the other autoencoder too, so nothing can be kept
+    assert n_kept_lines(caplog) == 0
+    assert resumed == run(params)
+
+
+def test_a_longer_grid_keeps_what_a_killed_shorter_one_had_finished(
+    workspace: Path,
+    params_with: Callable[..., Params],
+    kill_after: Callable[[Params, int], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kill_after(params_with(SMALL | {"attack.attacks": ["fgsm"]}), 2)
+    run(params_with(SMALL | {"attack.attacks": ["fgsm"], "attack.eps": [0.5, 2, 4]}))
+    assert n_kept_lines(caplog) == 2
+
+
+def test_l2_perturbations_lie_in_their_ball(workspace: Path, params_with: Callable[..., Params]) -> None:
+    run(params_with(SMALL | {"attack.norm": "l2"}))
+    records = read_records()
+    attacked = records[records["attack"] != "clean"]
+    assert attacked["radius"].to_numpy() == pytest.approx(attacked["eps"] / 255 * SIDE)
+    assert (attacked["l2"] <= attacked["radius"] * (1 + 1e-5)).all()
+    assert (attacked["linf"] > attacked["eps"] / 255).all()
+
+
+def test_a_model_with_broken_weights_is_named(workspace: Path, params_with: Callable[..., Params]) -> None:
+    build = json.loads(paths.CLASSIFIER.with_suffix(".json").read_text())
+    broken = build_classifier(**build)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    save_model(paths.CLASSIFIER, broken, **build)
+    with pytest.raises(ValueError, match=r"32 of 32 images have logits that are not finite.* target undefended"):
+        run(params_with(SMALL))
+
+
+def prepared_with(labels: list[int]) -> Prepared:
+    table = pd.DataFrame({"label": labels, "split": ["train"] * 2 + ["test"] * (len(labels) - 2)})
+    return Prepared(np.zeros((len(labels), 1, 1, 1)), table, ("a", "b", "c"), 0, (0.0, 1.0), True)
+
+
+def test_all_test_images_are_attacked_without_a_bound() -> None:
+    data = prepared_with([0, 1] + [0, 1, 2] * 4)
+    assert choose_images(data, 0, seed=0).tolist() == list(range(2, 14))
+    assert choose_images(data, 12, seed=0).tolist() == list(range(2, 14))
+
+
+def test_a_bound_keeps_the_proportions_of_the_classes() -> None:
+    data = prepared_with([0, 1] + [0] * 60 + [1] * 30 + [2] * 10)
+    for n_images in (10, 20, 50):
+        rows = choose_images(data, n_images, seed=3)
+        assert rows.tolist() == sorted(set(rows.tolist()))
+        counts = np.bincount(data.labels(rows), minlength=3)
+        assert counts.tolist() == [6 * n_images // 10, 3 * n_images // 10, n_images // 10]
+    assert np.bincount(data.labels(choose_images(data, 3, seed=3))).tolist() == [1, 1, 1]
+
+
+def test_the_chosen_images_follow_the_seed_and_fewer_are_a_part_of_more() -> None:
+    data = prepared_with([0, 1] + [0, 1, 2] * 30)
+    few, many = choose_images(data, 12, seed=1), choose_images(data, 40, seed=1)
+    assert set(few.tolist()) < set(many.tolist())
+    assert few.tolist() == choose_images(data, 12, seed=1).tolist()
+    assert few.tolist() != choose_images(data, 12, seed=2).tolist()
+
+
+def test_fewer_images_than_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"attack.max_images: 2 images can't stand for 3 classes"):
+        choose_images(prepared_with([0, 1] + [0, 1, 2] * 4), 2, seed=0)
+
+
+def test_a_data_set_without_test_images_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"raise prepare.split.test_fraction"):
+        choose_images(prepared_with([0, 1]), 0, seed=0)

@@ -1,0 +1,114 @@
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+
+from tasks.evaluation.checks import Check, run_checks
+from tasks.evaluation.robustness import robustness_table
+
+N = 200
+
+
+def outcome(accuracies: dict[tuple[str, str, str], dict[float, float]], **changes: object) -> dict[str, Check]:
+    """Checks of records in which a share of 200 images is classified correctly at each point; eps 0 is clean."""
+    parts = []
+    for (target, threat_model, attack), curve in accuracies.items():
+        for eps, accuracy in curve.items():
+            names = {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
+            correct = [i < accuracy * N for i in range(N)]
+            frame = pd.DataFrame({"image": range(N), "label": 1, "correct": correct, "clean_correct": True})
+            parts.append(frame.assign(prediction=frame["correct"].astype(int), success=~frame["correct"], **names))
+    records = pd.concat(parts, ignore_index=True).assign(norm="linf", entropy=0, margin=0, l2=0, reconstruction_error=0)
+    records["linf"] = records["radius"] = records["eps"] / 255
+    records = records.assign(**changes)
+    return {check.name: check for check in run_checks(records, robustness_table(records, ["a", "b"], 1))}
+
+
+SOUND = {
+    ("undefended", "none", "clean"): {0: 1.0},
+    ("autoencoder", "none", "clean"): {0: 1.0},
+    ("undefended", "adaptive", "fgsm"): {1: 0.5, 4: 0.2},
+    ("undefended", "adaptive", "pgd"): {1: 0.4, 4: 0.0},
+    ("autoencoder", "transfer", "fgsm"): {1: 0.8, 4: 0.6},
+    ("autoencoder", "transfer", "pgd"): {1: 0.9, 4: 0.7},
+    ("autoencoder", "adaptive", "fgsm"): {1: 0.6, 4: 0.3},
+    ("autoencoder", "adaptive", "pgd"): {1: 0.5, 4: 0.01},
+}
+RISE = "robust accuracy does not rise with eps"
+PGD = "PGD is at least as strong as FGSM"
+LARGEST = "accuracy falls to at most 1 % at the largest eps, adaptive"
+TRANSFER = "transfer is no stronger than adaptive"
+BALL = "every adversarial example lies in its ball"
+SUCCESS = "success counts only images classified correctly before"
+
+
+def test_a_sound_evaluation_passes_everything() -> None:
+    checks = outcome(SOUND)
+    assert list(checks) == [RISE, PGD, LARGEST, TRANSFER, BALL, SUCCESS]
+    assert {check.status for check in checks.values()} == {"PASS"}
+
+
+@pytest.mark.parametrize(("accuracy", "status"), [(0.45, "WARN"), (0.7, "FAIL")])
+def test_accuracy_that_rises_with_eps_is_reported(accuracy: float, status: str) -> None:
+    check = outcome(SOUND | {("undefended", "adaptive", "pgd"): {1: 0.4, 4: accuracy}})[RISE]
+    assert check.status == status
+    assert check.figure == pytest.approx(accuracy - 0.4)
+    assert "undefended/adaptive/pgd at eps 4" in check.explanation
+
+
+@pytest.mark.parametrize(("accuracy", "status"), [(0.53, "WARN"), (0.65, "FAIL")])
+def test_pgd_weaker_than_fgsm_is_reported(accuracy: float, status: str) -> None:
+    check = outcome(SOUND | {("undefended", "adaptive", "pgd"): {1: accuracy, 4: 0.0}})[PGD]
+    assert check.status == status
+    assert check.figure == pytest.approx(accuracy - 0.5)
+    assert "undefended at eps 1" in check.explanation
+
+
+def test_without_both_attacks_the_comparison_is_said_to_be_missing() -> None:
+    check = outcome({curve: points for curve, points in SOUND.items() if curve[2] != "fgsm"})[PGD]
+    assert (check.status, check.figure) == ("WARN", None)
+    assert "not checked" in check.explanation
+
+
+@pytest.mark.parametrize(("largest", "status"), [(4, "WARN"), (127.5, "FAIL")])
+def test_an_attack_that_leaves_accuracy_at_the_largest_eps_is_reported(largest: float, status: str) -> None:
+    curves = {curve: dict.fromkeys([0], 1.0) if curve[2] == "clean" else {largest: 0.3} for curve in SOUND}
+    check = outcome(curves)[LARGEST]
+    assert (check.status, check.figure) == (status, pytest.approx(0.3))
+
+
+@pytest.mark.parametrize(("accuracy", "status"), [(0.63, "WARN"), (0.8, "FAIL")])
+def test_transfer_stronger_than_adaptive_is_reported(accuracy: float, status: str) -> None:
+    check = outcome(
+        SOUND
+        | {
+            ("autoencoder", "transfer", "fgsm"): {1: 0.6, 4: 0.6},
+            ("autoencoder", "adaptive", "fgsm"): {1: accuracy, 4: 0.3},
+        }
+    )[TRANSFER]
+    assert check.status == status
+    assert "autoencoder/fgsm at eps 1" in check.explanation
+
+
+def test_a_perturbation_outside_its_ball_fails() -> None:
+    check = outcome(SOUND, linf=4 / 255 + 1e-5)[BALL]
+    assert check.status == "FAIL"
+    assert check.figure is not None
+    assert check.figure > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("success", lambda records: records["success"] | first_under_fgsm(records)),
+        ("clean_correct", lambda records: records["clean_correct"] & ~first_under_fgsm(records)),
+    ],
+)
+def test_success_that_is_counted_otherwise_fails(column: str, value: Callable[[pd.DataFrame], object]) -> None:
+    check = outcome(SOUND, **{column: value})[SUCCESS]
+    assert (check.status, check.figure) == ("FAIL", 6)
+
+
+def first_under_fgsm(records: pd.DataFrame) -> object:
+    """The first image at the six points of FGSM, where it withstands."""
+    return (records["image"] == 0) & (records["attack"] == "fgsm")

@@ -1,0 +1,125 @@
+"""The contracts of the architecture: one truth for stages, steps, flow tasks, imports and parameters."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks import paths
+from tests.conftest import ROOT
+
+STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+CANNOT_CHANGE_AN_OUTPUT = {
+    "tasks/__init__.py": "holds a docstring",
+    "tasks/params.py": "DVC compares the values that a stage uses",
+    "tasks/paths.py": "a moved folder shows in outs and deps",
+    "tasks/runner.py": "calls the step, makes nothing",
+    "tasks/tracking.py": "writes to MLflow, never to data/",
+}
+
+
+def step_modules() -> set[str]:
+    """Modules of tasks/ that define a function named like themselves."""
+    return {
+        path.stem
+        for path in (ROOT / "tasks").glob("*.py")
+        if any(isinstance(node, ast.FunctionDef) and node.name == path.stem for node in ast.parse(path.read_text()).body)
+    }
+
+
+def local_imports(module: Path) -> set[Path]:
+    """Files of this repository that a module imports, directly or through others, functions' imports included."""
+    seen: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        path = waiting.pop()
+        if path in seen or path.relative_to(ROOT).as_posix() in CANNOT_CHANGE_AN_OUTPUT:
+            continue
+        seen.add(path)
+        waiting += [found for name in imported_names(path) for found in files_of(name)]
+    return seen
+
+
+def imported_names(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in {"tasks", "flows"}}
+
+
+def files_of(name: str) -> list[Path]:
+    path = ROOT / Path(*name.split("."))
+    package_files = [parent / "__init__.py" for parent in [path, *path.parents] if parent.is_relative_to(ROOT / "tasks")]
+    # an empty __init__ has nothing that could change an output
+    with_code = [file for file in package_files if file.is_file() and len(ast.parse(file.read_text()).body) > 1]
+    return [file for file in [path.with_suffix(".py")] if file.is_file()] + with_code
+
+
+def test_stages_are_the_step_modules() -> None:
+    assert set(STAGES) == step_modules()
+
+
+def test_every_stage_runs_its_own_module_and_owns_its_own_folder() -> None:
+    for name, stage in STAGES.items():
+        assert stage["cmd"] == f"python -m tasks.{name}"
+        assert stage["outs"] == [paths.step_folder(name).as_posix()]
+
+
+def test_stages_are_written_in_the_order_in_which_the_flow_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.workspace import Workspace
+
+    monkeypatch.chdir(ROOT)
+    steps = Workspace().steps()
+    assert set(steps) == set(STAGES)
+    order = list(STAGES)
+    for name, needed in steps.items():
+        assert all(order.index(earlier) < order.index(name) for earlier in needed)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_every_local_module_that_its_code_imports(name: str) -> None:
+    imported = {path.relative_to(ROOT).as_posix() for path in local_imports(ROOT / "tasks" / f"{name}.py")}
+    listed = {dep for dep in STAGES[name]["deps"] if dep.startswith("tasks/")}
+    templates = {dep for dep in listed if not dep.endswith(".py")}
+    assert {dep for dep in listed - templates} == imported
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_parameters_that_its_code_reads(name: str) -> None:
+    read: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / "tasks" / f"{name}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params":
+            read.add(node.attr.removesuffix("_"))
+    listed = {entry.split(".")[0] for entry in STAGES[name].get("params", [])}
+    if "flat" in read:
+        read |= listed
+    assert read - {"flat"} == listed
+
+
+def test_every_parameter_belongs_to_a_stage(params_with: Any) -> None:
+    listed = [entry for stage in STAGES.values() for entry in stage.get("params", [])]
+    flat = params_with().flat()
+    for key in flat:
+        assert any(key == entry or key.startswith(f"{entry}.") for entry in listed), f"{key} is in no stage"
+    for entry in listed:
+        assert any(key == entry or key.startswith(f"{entry}.") for key in flat), f"{entry} is no parameter"
+
+
+def test_imports_follow_the_architecture() -> None:
+    command = [Path(sys.executable).parent / "lint-imports", "--no-cache", "--config", ROOT / "pyproject.toml"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+def test_nothing_of_ours_names_a_registry_or_a_download_address_in_the_lock_file() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in lock
+    assert "--index-url" not in lock

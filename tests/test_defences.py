@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tasks import paths
+from tasks.defences import UNDEFENDED
+from tasks.defences.purified import Purified
+from tasks.defences.targets import DEFENCES, load_targets
+from tasks.models.autoencoder import build_autoencoder
+from tasks.models.classifier import build_classifier
+from tasks.models.files import save_model
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module]:
+    """An untrained classifier and autoencoder, saved in a workspace."""
+    monkeypatch.chdir(tmp_path)
+    paths.TRAIN_CLASSIFIER.mkdir(parents=True)
+    paths.TRAIN_AUTOENCODER.mkdir(parents=True)
+    build = {"architecture": "cnn", "n_classes": 3, "mean": 0.4, "std": 0.2}
+    classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
+    save_model(paths.CLASSIFIER, classifier, **build)
+    save_model(paths.AUTOENCODER, autoencoder, architecture="plain")
+    return classifier.eval(), autoencoder.eval()
+
+
+def test_targets_are_the_classifier_and_every_defence_in_front_of_it(models: tuple[nn.Module, nn.Module]) -> None:
+    classifier, autoencoder = models
+    targets = load_targets()
+    assert list(targets) == [UNDEFENDED, *DEFENCES]
+    images = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(targets[UNDEFENDED](images), classifier(images))
+        assert torch.equal(targets["autoencoder"](images), classifier(autoencoder(images)))
+
+
+def test_targets_are_frozen_and_in_evaluation_mode(models: tuple[nn.Module, nn.Module]) -> None:
+    for target in load_targets().values():
+        assert not any(module.training for module in target.modules())
+        assert not any(parameter.requires_grad for parameter in target.parameters())
+
+
+def test_gradients_reach_the_image_through_the_defence(models: tuple[nn.Module, nn.Module]) -> None:
+    images = torch.rand(2, 1, 32, 32, requires_grad=True)
+    target = load_targets()["autoencoder"]
+    assert isinstance(target, Purified)
+    target(images)[:, 0].sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "step"), [(paths.CLASSIFIER, "train_classifier"), (paths.AUTOENCODER, "train_autoencoder")]
+)
+def test_a_missing_model_names_its_step(models: tuple[nn.Module, nn.Module], path: Path, step: str) -> None:
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"run the step {step} first"):
+        load_targets()

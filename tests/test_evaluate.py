@@ -1,0 +1,243 @@
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from tasks import paths
+from tasks.evaluate import evaluate
+from tasks.evaluation.records import build_records, write_records
+from tasks.params import Params
+from tasks.tracking import Tracker
+
+N = 60
+EPS = (0.25, 2.0)
+
+
+class Notebook(Tracker):
+    """A tracker that remembers."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, float] = {}
+        self.curves: dict[str, tuple[dict[str, str], list[tuple[int, Mapping[str, float]]]]] = {}
+        self.artifacts: list[Path] = []
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        self.heard |= values
+
+    def curve(self, name: str, tags: Mapping[str, str], points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        self.curves[name] = (dict(tags), list(points))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self.artifacts.append(path)
+
+
+def make_records(n_classes: int) -> pa.Table:
+    """Records of 60 images whose true logit falls with eps, faster under PGD, and slower when transferred."""
+    labels = np.arange(N) % n_classes
+    clean_margin = np.linspace(-0.5, 4, N)
+    strength = {"clean": 0.0, "fgsm": 1.0, "pgd": 1.5}
+
+    def table(target: str, threat_model: str, attack: str, eps: float) -> pa.Table:
+        logits, clean = np.zeros((2, N, n_classes), dtype=np.float32)
+        clean[np.arange(N), labels] = clean_margin
+        logits[np.arange(N), labels] = clean_margin - eps * strength[attack] * (
+            0.5 if threat_model == "transfer" else 1
+        )
+        return build_records(
+            np.arange(N) + 100,
+            np.array([f"image {i}.png" for i in range(N)], dtype=object),
+            labels,
+            {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf"},
+            eps,
+            eps / 255,
+            logits,
+            clean,
+            {"linf": np.full(N, eps / 255), "l2": np.full(N, eps)},
+            np.full(N, 0.01) if target == "autoencoder" else None,
+        )
+
+    points: list[tuple[str, str, str, float]] = []
+    for target, threat_models in (("undefended", ["adaptive"]), ("autoencoder", ["transfer", "adaptive"])):
+        points.append((target, "none", "clean", 0.0))
+        points += [
+            (target, threat, attack, eps) for threat in threat_models for attack in ("fgsm", "pgd") for eps in EPS
+        ]
+    return pa.concat_tables([table(*point) for point in points])
+
+
+Evaluated = Callable[[list[str]], Notebook]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]) -> Evaluated:
+    """Runs the step over made-up records of these classes, the last one positive."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(classes: list[str]) -> Notebook:
+        for step in (paths.PREPARE, paths.ATTACK, paths.EVALUATE):
+            step.mkdir(parents=True, exist_ok=True)
+        info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
+        paths.DATASET_INFO.write_text(json.dumps(info))
+        write_records(make_records(len(classes)))
+        notebook = Notebook()
+        evaluate(params_with(), notebook)
+        return notebook
+
+    return run
+
+
+def read_metrics() -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads(paths.METRICS.read_text())
+    return metrics
+
+
+def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) -> None:
+    evaluated(["non-COVID", "COVID"])
+    files = sorted(path.relative_to(paths.EVALUATE).as_posix() for path in paths.EVALUATE.rglob("*") if path.is_file())
+    assert files == [
+        "checks.json",
+        "confusion.csv",
+        "metrics.json",
+        "plots/accuracy_by_eps.csv",
+        "plots/confusion.csv",
+        "plots/entropy_by_eps.csv",
+        "robustness.csv",
+    ]
+
+
+def test_metrics_have_the_keys_that_dvc_compares(evaluated: Evaluated) -> None:
+    evaluated(["non-COVID", "COVID"])
+    metrics = read_metrics()
+    assert set(metrics) == {"clean", "robust"}
+    assert set(metrics["clean"]) == {"undefended", "autoencoder"}
+    for values in metrics["clean"].values():
+        assert list(values) == ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
+    assert {target: list(threats) for target, threats in metrics["robust"].items()} == {
+        "undefended": ["adaptive"],
+        "autoencoder": ["transfer", "adaptive"],
+    }
+    for threats in metrics["robust"].values():
+        for attacks in threats.values():
+            assert list(attacks) == ["fgsm", "pgd", "worst"]
+            for curve in attacks.values():
+                assert list(curve) == ["eps_0.25", "eps_2"]
+
+
+def test_metrics_hold_what_the_records_say(evaluated: Evaluated) -> None:
+    evaluated(["non-COVID", "COVID"])
+    metrics = read_metrics()
+    margins = np.linspace(-0.5, 4, N)
+    # margins of exactly 0 do not occur, so that ties play no part
+    accuracy = [round(float((margins > fall).mean()), 6) for fall in (0.0, 2.0, 3.0, 1.5)]
+    assert metrics["clean"]["undefended"]["accuracy"] == accuracy[0]
+    assert metrics["robust"]["undefended"]["adaptive"]["fgsm"]["eps_2"] == accuracy[1]
+    assert metrics["robust"]["undefended"]["adaptive"]["pgd"]["eps_2"] == accuracy[2]
+    assert metrics["robust"]["undefended"]["adaptive"]["worst"]["eps_2"] == accuracy[2]
+    assert metrics["robust"]["autoencoder"]["transfer"]["pgd"]["eps_2"] == accuracy[3]
+    table = pd.read_csv(paths.ROBUSTNESS)
+    assert len(table) == 2 + 3 * 2 * 2
+    pgd = table[(table["target"] == "undefended") & (table["attack"] == "pgd") & (table["eps"] == 2)].iloc[0]
+    assert pgd["accuracy"] == pytest.approx(accuracy[2], abs=1e-6)
+    assert pgd["attack_success_rate"] == pytest.approx(1 - accuracy[2] / accuracy[0], abs=1e-6)
+    assert pgd["mean_linf"] == pytest.approx(2 / 255)
+    assert np.isnan(pgd["mean_reconstruction_error"])
+    assert "f1_macro" not in table
+
+
+def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> None:
+    evaluated(["non-COVID", "COVID"])
+    accuracy = pd.read_csv(paths.PLOTS / "accuracy_by_eps.csv")
+    assert accuracy["eps"].tolist() == [0, 0.25, 2]
+    assert accuracy.columns.tolist() == [
+        "eps",
+        "undefended/adaptive/fgsm",
+        "undefended/adaptive/pgd",
+        "autoencoder/transfer/fgsm",
+        "autoencoder/transfer/pgd",
+        "autoencoder/adaptive/fgsm",
+        "autoencoder/adaptive/pgd",
+    ]
+    assert accuracy.iloc[0, 1:].nunique() == 1
+    confusion = pd.read_csv(paths.PLOTS / "confusion.csv")
+    assert confusion.columns.tolist() == ["actual", "predicted"]
+    assert len(confusion) == N
+    metrics = read_metrics()["clean"]["undefended"]
+    assert (confusion["actual"] == confusion["predicted"]).mean() == pytest.approx(metrics["accuracy"], abs=1e-6)
+
+
+def test_three_classes_are_evaluated_with_their_names_and_macro_averages(evaluated: Evaluated) -> None:
+    evaluated(["healthy", "other", "COVID"])
+    table = pd.read_csv(paths.ROBUSTNESS)
+    assert table[["precision_macro", "recall_macro", "f1_macro"]].notna().all(axis=None)
+    counts = pd.read_csv(paths.CONFUSION)
+    assert set(counts["actual"]) == set(counts["predicted"]) == {"healthy", "other", "COVID"}
+    assert (counts.groupby(["target", "threat_model", "attack", "eps"])["n"].sum() == N).all()
+
+
+def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: Evaluated) -> None:
+    notebook = evaluated(["non-COVID", "COVID"])
+    clean = read_metrics()["clean"]
+    assert notebook.heard["clean/accuracy"] == clean["undefended"]["accuracy"]
+    assert notebook.heard["clean/autoencoder_accuracy"] == clean["autoencoder"]["accuracy"]
+    assert list(notebook.curves) == [
+        "undefended adaptive fgsm",
+        "undefended adaptive pgd",
+        "autoencoder transfer fgsm",
+        "autoencoder transfer pgd",
+        "autoencoder adaptive fgsm",
+        "autoencoder adaptive pgd",
+    ]
+    tags, points = notebook.curves["autoencoder transfer pgd"]
+    assert tags == {"target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "norm": "linf"}
+    assert [step for step, _ in points] == [0, 250, 2000]
+    assert points[0][1]["robust/accuracy"] == pytest.approx(clean["autoencoder"]["accuracy"], abs=1e-6)
+    keys = {
+        "robust/accuracy",
+        "robust/accuracy_low",
+        "robust/accuracy_high",
+        "robust/mean_entropy",
+        "robust/mean_margin",
+    }
+    for _, values in points:
+        assert keys <= set(values)
+        assert all(isinstance(value, float) and np.isfinite(value) for value in values.values())
+    assert {"robust/attack_success_rate", "robust/mean_reconstruction_error"} <= set(points[1][1])
+    assert "robust/mean_reconstruction_error" not in notebook.curves["undefended adaptive pgd"][1][1][1]
+    assert notebook.artifacts == [paths.EVALUATE]
+
+
+def test_checks_are_written_with_status_figure_and_explanation(evaluated: Evaluated) -> None:
+    evaluated(["non-COVID", "COVID"])
+    checks = json.loads(paths.CHECKS.read_text())
+    assert len(checks) == 6
+    for check in checks:
+        assert list(check) == ["name", "status", "figure", "explanation"]
+        assert check["status"] in {"PASS", "WARN", "FAIL"}
+    by_name = {check["name"]: check for check in checks}
+    assert by_name["transfer is no stronger than adaptive"]["status"] == "PASS"
+    assert by_name["accuracy falls to at most 1 % at the largest eps, adaptive"]["status"] == "WARN"
+
+
+def test_the_step_gives_the_same_bytes_twice(evaluated: Evaluated) -> None:
+    def outputs() -> dict[str, bytes]:
+        evaluated(["non-COVID", "COVID"])
+        found = {path.as_posix(): path.read_bytes() for path in paths.EVALUATE.rglob("*") if path.is_file()}
+        for path in found:
+            Path(path).unlink()
+        paths.PLOTS.rmdir()
+        return found
+
+    assert outputs() == outputs()
+
+
+def test_records_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run the step attack first"):
+        evaluate(params_with(), Tracker())

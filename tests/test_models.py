@@ -1,0 +1,256 @@
+"""Networks, augmentation, noise and the training loop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.models.augmentation import augment
+from tasks.models.autoencoder import ARCHITECTURES, build_autoencoder
+from tasks.models.classifier import build_classifier
+from tasks.models.compute import set_up
+from tasks.models.files import load_model, save_model
+from tasks.models.noise import add_noise
+from tasks.models.training import TrainingDiverged, build_seeded, fit
+from tasks.params import Augmentation, Noise, TrainClassifier
+
+SIZE = 32
+NO_AUGMENTATION = Augmentation(flip=0, rotation=0, scale=0, translation=0, brightness=0, contrast=0)
+
+
+def settings(**overrides: Any) -> TrainClassifier:
+    values = {
+        "architecture": "cnn",
+        "pretrained": False,
+        "epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "early_stopping": 0,
+        "ema_decay": 0.9,
+        "augmentation": NO_AUGMENTATION,
+    }
+    return TrainClassifier(**{**values, **overrides})
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(6, 1, SIZE, SIZE, generator=generator())
+
+
+class TestClassifier:
+    @pytest.mark.parametrize("architecture", ["cnn", "resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet"])
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    def test_takes_grey_images_and_returns_logits(self, architecture: str, n_classes: int, images: Tensor) -> None:
+        model = build_classifier(architecture, n_classes, mean=0.5, std=0.25).eval()
+        assert model(images).shape == (len(images), n_classes)
+
+    def test_normalisation_lives_inside(self, images: Tensor) -> None:
+        model = build_classifier("cnn", 2, mean=0.3, std=0.2).eval()
+        torch.testing.assert_close(model(images), model.network((images - 0.3) / 0.2))
+
+    def test_an_unknown_architecture_is_refused_with_the_known_ones(self) -> None:
+        with pytest.raises(ValueError, match="train_classifier.architecture: no classifier 'resnet19'.*resnet18"):
+            build_classifier("resnet19", 2, 0.5, 0.25)
+
+    def test_weights_that_cant_be_downloaded_are_refused_with_what_to_do(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        # a proxy on a closed local port stands for "no network", wherever the test runs
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        with pytest.raises(ValueError, match="train_classifier.pretrained: .*'resnet18' can't be downloaded.*set it to false"):
+            build_classifier("resnet18", 2, 0.5, 0.25, pretrained=True)
+
+
+class TestAutoencoder:
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_keeps_shape_and_range(self, architecture: str, images: Tensor) -> None:
+        denoised = build_autoencoder(architecture)(images)
+        assert denoised.shape == images.shape
+        assert 0 <= float(denoised.min()) <= float(denoised.max()) <= 1
+
+    def test_the_bottleneck_holds_a_quarter_as_many_numbers_as_pixels(self, images: Tensor) -> None:
+        assert build_autoencoder("plain").encoder(images).numel() * 4 == images.numel()
+
+
+class TestFiles:
+    def test_a_saved_model_comes_back_with_the_same_outputs_frozen(self, tmp_path: Path, images: Tensor) -> None:
+        build = {"architecture": "cnn", "n_classes": 2, "mean": 0.5, "std": 0.25}
+        model = build_classifier(**build).eval()
+        save_model(tmp_path / "model.safetensors", model, **build)
+        loaded = load_model(tmp_path / "model.safetensors", build_classifier)
+        torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+        assert not loaded.training
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+    def test_saving_twice_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        model = build_autoencoder("plain")
+        for name in ("first", "second"):
+            save_model(tmp_path / f"{name}.safetensors", model, architecture="plain")
+        assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
+
+
+class TestAugmentation:
+    def test_without_settings_nothing_changes(self, images: Tensor) -> None:
+        assert torch.equal(augment(images, NO_AUGMENTATION, generator()), images)
+
+    def test_a_certain_flip_is_exact(self, images: Tensor) -> None:
+        flipped = augment(images, NO_AUGMENTATION.model_copy(update={"flip": 1.0}), generator())
+        assert torch.equal(flipped, images.flip(-1))
+
+    def test_a_move_is_by_whole_pixels_and_repeats_the_border(self, images: Tensor) -> None:
+        moved = augment(images, NO_AUGMENTATION.model_copy(update={"translation": 0.25}), generator())
+        assert not torch.equal(moved, images)
+        for before, after in zip(images, moved, strict=True):
+            assert set(after.unique().tolist()) <= set(before.unique().tolist())
+
+    @pytest.mark.parametrize("name", ["rotation", "scale", "translation", "brightness", "contrast"])
+    def test_stays_in_range_is_reproducible_and_differs_by_seed(self, name: str, images: Tensor) -> None:
+        some = NO_AUGMENTATION.model_copy(update={name: 0.5})
+        first = augment(images, some, generator(1))
+        assert torch.equal(first, augment(images, some, generator(1)))
+        assert not torch.equal(first, augment(images, some, generator(2)))
+        assert 0 <= float(first.min()) <= float(first.max()) <= 1
+
+    def test_a_quarter_turn_at_most_keeps_the_centre(self) -> None:
+        image = torch.zeros(1, 1, 33, 33)
+        image[..., 16, 16] = 1
+        turned = augment(image, NO_AUGMENTATION.model_copy(update={"rotation": 90.0}), generator())
+        assert turned[..., 16, 16] > 0.9
+
+
+class TestNoise:
+    @pytest.mark.parametrize("kind", ["gaussian", "uniform", "salt_pepper", "speckle"])
+    def test_changes_images_within_range(self, kind: Any, images: Tensor) -> None:
+        noisy = add_noise(images, (Noise(kind=kind, strength=0.5),), 0.0, generator())
+        assert all(not torch.equal(before, after) for before, after in zip(images, noisy, strict=True))
+        assert 0 <= float(noisy.min()) <= float(noisy.max()) <= 1
+
+    def test_uniform_noise_is_no_larger_than_its_strength(self, images: Tensor) -> None:
+        noisy = add_noise(images, (Noise(kind="uniform", strength=0.1),), 0.0, generator())
+        assert float((noisy - images).abs().max()) <= 0.1 + 1e-6
+
+    def test_salt_and_pepper_touches_its_share_of_pixels_at_most(self) -> None:
+        grey = torch.full((64, 1, SIZE, SIZE), 0.5)
+        touched = (add_noise(grey, (Noise(kind="salt_pepper", strength=0.2),), 0.0, generator()) != 0.5).float()
+        assert 0.05 < float(touched.mean()) < 0.15
+
+    def test_the_clean_share_is_left_as_it_is(self) -> None:
+        many = torch.rand(400, 1, 8, 8, generator=generator())
+        noisy = add_noise(many, (Noise(kind="gaussian", strength=0.5),), 0.25, generator())
+        unchanged = (noisy == many).flatten(1).all(dim=1).float().mean()
+        assert 0.18 < float(unchanged) < 0.32
+
+
+def classify(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    logits = model(images)
+    return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
+
+
+class TestTraining:
+    """On images whose class is whether the left or the right half is brighter."""
+
+    @pytest.fixture
+    def data(self) -> dict[str, Any]:
+        rng = np.random.default_rng(0)
+        labels = np.arange(64) % 2
+        pixels = rng.integers(0, 100, (64, 1, SIZE, SIZE), dtype=np.uint8)
+        pixels[labels == 1, :, :, SIZE // 2 :] += 100
+        pixels[labels == 0, :, :, : SIZE // 2] += 100
+        return {"pixels": pixels, "labels": labels, "rows": {"train": np.arange(48), "validation": np.arange(48, 64)}}
+
+    @pytest.fixture
+    def train(self, data: dict[str, Any], tmp_path: Path) -> Callable[..., Any]:
+        def train(
+            chosen: TrainClassifier, seed: int = 0, checkpoint: str = "checkpoint.pt", objective: Any = classify, on_epoch: Any = None
+        ) -> Any:
+            model = build_seeded(lambda: build_classifier("cnn", 2, 0.4, 0.2), seed)
+            extra = {"on_epoch": on_epoch} if on_epoch else {}
+            return fit(
+                model, objective, **data, settings=chosen, seed=seed, device=torch.device("cpu"),
+                checkpoint=tmp_path / checkpoint, **extra,
+            )  # fmt: skip
+
+        return train
+
+    def test_learns_what_is_easy_and_keeps_the_best_epoch(self, train: Any, data: dict[str, Any]) -> None:
+        model, history = train(settings(epochs=6))
+        rows = data["rows"]["validation"]
+        logits = model(torch.from_numpy(data["pixels"][rows]).float() / 255)
+        assert (logits.argmax(1).numpy() == data["labels"][rows]).mean() == 1
+        assert list(history["epoch"]) == [1, 2, 3, 4, 5, 6]
+        assert history["best"].sum() == 1
+        kept = history[history["best"] == 1].iloc[0]
+        best = history[history["validation_accuracy"] == history["validation_accuracy"].max()]
+        assert kept["validation_loss"] == best["validation_loss"].min()
+        kept_loss = F.cross_entropy(logits, torch.from_numpy(data["labels"][rows])).item()
+        assert kept_loss == pytest.approx(kept["validation_loss"], rel=1e-4)
+
+    def test_the_same_seed_gives_the_same_weights_and_another_does_not(self, train: Any) -> None:
+        first, _ = train(settings(), seed=1, checkpoint="a.pt")
+        again, _ = train(settings(), seed=1, checkpoint="b.pt")
+        other, _ = train(settings(), seed=2, checkpoint="c.pt")
+        weights = [model.network.head.weight for model in (first, again, other)]
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+
+    @pytest.mark.parametrize("killed_after", [1, 2])
+    def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(self, train: Any, killed_after: int) -> None:
+        class Killed(Exception):
+            pass
+
+        def kill(epoch: int, metrics: dict[str, float]) -> None:
+            if epoch == killed_after:
+                raise Killed
+
+        undisturbed, history = train(settings(schedule="cosine"), checkpoint="a.pt")
+        with pytest.raises(Killed):
+            train(settings(schedule="cosine"), checkpoint="b.pt", on_epoch=kill)
+        epochs: list[int] = []
+        resumed, resumed_history = train(
+            settings(schedule="cosine"), checkpoint="b.pt", on_epoch=lambda epoch, metrics: epochs.append(epoch)
+        )
+        assert epochs == list(range(killed_after + 1, 4))
+        assert resumed_history.equals(history)
+        for name, tensor in undisturbed.state_dict().items():
+            assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+    def test_a_checkpoint_of_other_settings_is_not_taken_up(self, train: Any) -> None:
+        train(settings(epochs=2))
+        epochs: list[int] = []
+        train(settings(epochs=2, learning_rate=1e-4), on_epoch=lambda epoch, metrics: epochs.append(epoch))
+        assert epochs == [1, 2]
+
+    def test_early_stopping_ends_after_that_many_epochs_without_a_better_loss(self, train: Any) -> None:
+        def never_better(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            loss = model(images).square().mean()
+            return {"loss": loss if model.training else loss.detach() * 0 + 1}
+
+        _, history = train(settings(epochs=9, early_stopping=2), objective=never_better)
+        assert len(history) == 3
+
+    def test_a_loss_that_is_not_finite_stops_with_what_to_do(self, train: Any) -> None:
+        def diverging(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            return {"loss": model(images).mean() * float("inf")}
+
+        with pytest.raises(TrainingDiverged, match="training loss of epoch 1 is .*lower learning_rate"):
+            train(settings(), objective=diverging)
+
+    def test_evaluation_does_not_follow_the_batch_norm_statistics_of_single_batches(self, train: Any) -> None:
+        """With weights that no longer move, measured statistics make every epoch's evaluation the same."""
+        _, history = train(settings(epochs=3, learning_rate=1e-12, ema_decay=0.0))
+        assert history["validation_loss"].std() < 1e-4
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(params_with: Any) -> None:
+    missing = "cuda" if not torch.cuda.is_available() else "mps"
+    with pytest.raises(ValueError, match=f"compute.device: no {missing} on this machine; available: auto, .*cpu"):
+        set_up(params_with({"compute.device": missing}).compute)

@@ -1,0 +1,188 @@
+"""The whole way at toy size, by real DVC, Prefect and MLflow: the same bytes whichever runs it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.tracking import EXPERIMENT, digest_of
+from tests.conftest import ROOT, with_overrides
+
+STEPS = ["acquire", "validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate", "report"]
+
+TOY = {
+    "acquire.phantom": {"n_patients": 24, "n_slices": 3},
+    "compute": {"threads": 1, "device": "cpu"},
+    "validate.min_images_per_class": 5,
+    "prepare.image_size": 64,
+    "train_classifier.epochs": 2,
+    "train_classifier.batch_size": 8,
+    "train_autoencoder.epochs": 2,
+    "train_autoencoder.batch_size": 8,
+    "attack.eps": [1, 4],
+    "attack.keep_eps": [4],
+    "attack.pgd": {"n_steps": 2, "relative_step": 0.5, "n_restarts": 1},
+}
+
+
+def write_params(workspace: Path, overrides: dict[str, Any]) -> None:
+    with (workspace / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(with_overrides({**TOY, **overrides}), file)
+
+
+def make_workspace(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("tasks", "flows", "images"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "prefect.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    write_params(folder, {})
+    run(folder, "dvc", "init", "--no-scm", "--quiet")
+    return folder
+
+
+def run(workspace: Path, *command: str) -> str:
+    """Run a command of the environment in a workspace; its standard output and error."""
+    binaries = Path(sys.executable).parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_T", "PREFECT_API"))}
+    environment |= {"PATH": f"{binaries}{os.pathsep}{environment['PATH']}", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=workspace, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def digests(workspace: Path) -> dict[str, str]:
+    return {step: digest_of(workspace / "data" / step) for step in STEPS}
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace that ``dvc repro`` has brought up to date."""
+    workspace = make_workspace(tmp_path_factory.mktemp("dvc") / "workspace")
+    run(workspace, "dvc", "repro")
+    yield workspace
+    shutil.rmtree(workspace)
+
+
+@pytest.fixture(scope="module")
+def flowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace that the flow has brought up to date."""
+    workspace = make_workspace(tmp_path_factory.mktemp("flow") / "workspace")
+    run(workspace, sys.executable, "-m", "flows.pipeline")
+    yield workspace
+    shutil.rmtree(workspace)
+
+
+def test_dvc_and_the_flow_make_the_same_bytes(reproduced: Path, flowed: Path) -> None:
+    assert digests(flowed) == digests(reproduced)
+
+
+def test_after_dvc_repro_neither_dvc_nor_the_flow_has_anything_to_do(reproduced: Path) -> None:
+    assert "up to date" in run(reproduced, "dvc", "repro")
+    assert "Nothing to do" in run(reproduced, sys.executable, "-m", "flows.pipeline")
+
+
+def test_after_the_flow_dvc_status_is_clean(flowed: Path) -> None:
+    assert "up to date" in run(flowed, "dvc", "status")
+    assert "up to date" in run(flowed, "dvc", "repro")
+
+
+def test_dvc_lock_and_tracking_agree_on_what_every_step_made(reproduced: Path) -> None:
+    stages = YAML(typ="safe").load((reproduced / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    assert {step: stage["outs"][0]["md5"] for step, stage in stages.items()} == digests(reproduced)
+
+
+def test_a_changed_eps_reruns_attack_evaluate_and_report_only_and_going_back_runs_nothing(flowed: Path) -> None:
+    before = digests(flowed)
+    write_params(flowed, {"attack.eps": [1, 2], "attack.keep_eps": [2]})
+    printed = run(flowed, "dvc", "repro")
+    ran = [step for step in STEPS if f"Running stage '{step}'" in printed]
+    assert ran == ["attack", "evaluate", "report"]
+    assert digests(flowed)["attack"] != before["attack"]
+
+    write_params(flowed, {})
+    printed = run(flowed, sys.executable, "-m", "flows.pipeline")
+    assert [line for line in printed.splitlines() if line.endswith(": restored")] == [
+        f"{step}: restored" for step in ("attack", "evaluate", "report")
+    ]
+    assert digests(flowed) == before
+
+
+def test_metrics_and_plots_are_known_to_dvc(reproduced: Path) -> None:
+    metrics = json.loads(run(reproduced, "dvc", "metrics", "show", "--json"))
+    assert "clean" in metrics[""]["data"]["data/evaluate/metrics.json"]["data"]
+    page = run(reproduced, "dvc", "plots", "show")
+    assert "index.html" in page
+
+
+@pytest.fixture(scope="module")
+def runs(reproduced: Path) -> list[Any]:
+    """Everything that MLflow holds about the reproduced workspace."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def test_every_step_has_one_finished_run_with_the_digest_of_its_outputs(runs: list[Any], reproduced: Path) -> None:
+    steps = {run.data.tags["step"]: run for run in runs if run.data.tags.get("kind") == "step"}
+    assert set(steps) == set(STEPS)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {step: run.data.tags["outputs_md5"] for step, run in steps.items()} == digests(reproduced)
+    assert {run.data.tags["orchestrator"] for run in steps.values()} == {"dvc"}
+
+
+def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -> None:
+    parent = next(run for run in runs if run.data.tags.get("step") == "evaluate")
+    curves = [run for run in runs if run.data.tags.get("kind") == "curve"]
+    assert {(run.data.tags["target"], run.data.tags["threat_model"], run.data.tags["attack"]) for run in curves} == {
+        (target, threat_model, attack)
+        for target, threat_model in [("undefended", "adaptive"), ("autoencoder", "transfer"), ("autoencoder", "adaptive")]
+        for attack in ("fgsm", "pgd")
+    }
+    assert {run.data.tags["mlflow.parentRunId"] for run in curves} == {parent.info.run_id}
+    assert all({"robust/accuracy", "robust/mean_entropy"} <= set(run.data.metrics) for run in curves)
+
+
+def test_the_reports_run_carries_every_parameter_and_links_to_the_runs_behind_it(runs: list[Any]) -> None:
+    from tasks.params import parse_params
+
+    report = next(run for run in runs if run.data.tags.get("step") == "report")
+    flat = parse_params(with_overrides(TOY)).flat()
+    assert report.data.params == {key: str(value) for key, value in flat.items()}
+    for step in set(STEPS) - {"report"}:
+        linked = next(run for run in runs if run.info.run_id == report.data.tags[f"run.{step}"])
+        assert linked.data.tags["step"] == step
+    assert "clean/accuracy" in report.data.metrics
+    assert "mlflow.note.content" in report.data.tags
+
+
+def test_a_logged_model_gives_the_same_logits_as_the_saved_one(
+    reproduced: Path, runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import numpy as np
+    import torch
+
+    from tasks import paths
+    from tasks.models.classifier import build_classifier
+    from tasks.models.files import load_model
+
+    monkeypatch.chdir(reproduced)
+    mlflow.set_tracking_uri(f"sqlite:///{reproduced / 'mlflow.db'}")
+    run = next(run for run in runs if run.data.tags.get("step") == "train_classifier")
+    model_id = run.outputs.model_outputs[0].model_id
+    images = torch.from_numpy(np.random.default_rng(0).random((3, 1, 64, 64), dtype=np.float32))
+    logged = mlflow.pytorch.load_model(f"models:/{model_id}")
+    torch.testing.assert_close(logged(images), load_model(paths.CLASSIFIER, build_classifier)(images))

@@ -1,0 +1,136 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.evaluation.robustness import by_eps, confusion_table, curves_of, robustness_table, worst_case
+
+CLASSES = ["non-COVID", "COVID"]
+
+
+def records_of(
+    point: tuple[str, str, str, float], labels: list[int], clean: list[int], predictions: list[int]
+) -> pd.DataFrame:
+    """Records of some images at one point, with the columns that tables are made of."""
+    target, threat_model, attack, eps = point
+    frame = pd.DataFrame({"image": range(len(labels)), "label": labels, "prediction": predictions})
+    frame["correct"] = frame["label"] == frame["prediction"]
+    frame["clean_correct"] = frame["label"] == pd.Series(clean)
+    frame["success"] = frame["clean_correct"] & ~frame["correct"]
+    names = {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf", "eps": eps}
+    error = np.nan if target == "undefended" else 0.5
+    scores = {"entropy": 0.25, "margin": 2.0, "linf": eps / 255, "l2": 2 * eps / 255, "reconstruction_error": error}
+    return frame.assign(**names, radius=eps / 255, **scores)
+
+
+LABELS = [1, 1, 1, 1, 0, 0, 0, 0]
+CLEAN = [1, 1, 1, 0, 0, 0, 0, 1]
+NONE = [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.fixture
+def records() -> pd.DataFrame:
+    """Eight images, six of them right before the attack; FGSM and PGD break different ones at eps 1, PGD all at 2."""
+    return pd.concat(
+        [
+            records_of(("undefended", "none", "clean", 0.0), LABELS, CLEAN, CLEAN),
+            records_of(("undefended", "adaptive", "fgsm", 1.0), LABELS, CLEAN, [0, 1, 1, 0, 0, 0, 0, 1]),
+            records_of(("undefended", "adaptive", "fgsm", 2.0), LABELS, CLEAN, [0, 0, 1, 0, 0, 0, 0, 1]),
+            records_of(("undefended", "adaptive", "pgd", 1.0), LABELS, CLEAN, [1, 0, 1, 1, 0, 0, 0, 1]),
+            records_of(("undefended", "adaptive", "pgd", 2.0), LABELS, CLEAN, NONE),
+        ],
+        ignore_index=True,
+    )
+
+
+def at(table: pd.DataFrame, attack: str, eps: float) -> pd.Series:
+    return table[(table["attack"] == attack) & (table["eps"] == eps)].iloc[0]
+
+
+def test_accuracy_stands_beside_its_wilson_interval(records: pd.DataFrame) -> None:
+    table = robustness_table(records, CLASSES, positive=1)
+    clean = at(table, "clean", 0)
+    assert clean["n"] == 8
+    assert clean["accuracy"] == 6 / 8
+    assert (clean["accuracy_low"], clean["accuracy_high"]) == pytest.approx((0.4093, 0.9285), abs=5e-5)
+    assert clean["top1_error"] == pytest.approx(2 / 8)
+    assert len(table) == 5
+
+
+def test_attack_success_rate_is_over_images_that_were_right_before(records: pd.DataFrame) -> None:
+    table = robustness_table(records, CLASSES, positive=1)
+    # under PGD at eps 1, one right image is turned wrong and one wrong image right
+    pgd = at(table, "pgd", 1)
+    assert pgd["accuracy"] == 6 / 8
+    assert pgd["n_clean_correct"] == 6
+    assert pgd["attack_success_rate"] == pytest.approx(1 / 6)
+    assert pgd["attack_success_rate_low"] < 1 / 6 < pgd["attack_success_rate_high"]
+    assert at(table, "pgd", 2)["attack_success_rate"] == 1
+    assert np.isnan(at(table, "clean", 0)["attack_success_rate"])
+
+
+def test_success_rate_is_null_where_no_image_was_right_before() -> None:
+    wrong = [
+        records_of(("undefended", *point), [1, 0], [0, 1], [0, 1])
+        for point in (("none", "clean", 0.0), ("adaptive", "pgd", 1.0))
+    ]
+    row = at(robustness_table(pd.concat(wrong), CLASSES, positive=1), "pgd", 1)
+    assert row["accuracy"] == 0
+    assert row[["attack_success_rate", "attack_success_rate_low", "attack_success_rate_high"]].isna().all()
+
+
+def test_precision_and_recall_are_of_the_positive_class(records: pd.DataFrame) -> None:
+    # under FGSM at eps 1: positives found 2 of 4, called positive 3
+    for positive, precision, recall in ((1, 2 / 3, 2 / 4), (0, 3 / 5, 3 / 4)):
+        row = at(robustness_table(records, CLASSES, positive), "fgsm", 1)
+        assert (row["precision"], row["recall"]) == pytest.approx((precision, recall))
+    assert "f1_macro" not in robustness_table(records, CLASSES, 1)
+
+
+def test_three_classes_have_macro_averages_too() -> None:
+    labels, predictions = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]
+    parts = [
+        records_of(("undefended", *point), labels, predictions, predictions)
+        for point in (("none", "clean", 0.0), ("adaptive", "pgd", 1.0))
+    ]
+    row = at(robustness_table(pd.concat(parts), ["a", "b", "c"], positive=2), "pgd", 1)
+    assert (row["precision"], row["recall"]) == (1, 0.5)
+    assert row["precision_macro"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+    assert row["recall_macro"] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
+
+
+def test_transfer_without_adaptive_is_refused() -> None:
+    alone = [
+        records_of(("autoencoder", *point), [1, 0], [1, 0], [0, 0])
+        for point in (("none", "clean", 0.0), ("transfer", "pgd", 1.0))
+    ]
+    with pytest.raises(ValueError, match=r"\['autoencoder'\] hold transfer attacks without adaptive ones"):
+        robustness_table(pd.concat(alone), CLASSES, 1)
+
+
+def test_worst_case_is_taken_for_each_image_and_not_over_averages(records: pd.DataFrame) -> None:
+    worst = worst_case(records).set_index("eps")["accuracy"]
+    # FGSM breaks the first image and PGD the second; the fourth was wrong before, though PGD turns it right
+    assert at(robustness_table(records, CLASSES, 1), "pgd", 1)["accuracy"] == 6 / 8
+    assert worst[1.0] == 4 / 8
+    assert worst[2.0] == 0
+
+
+def test_curves_begin_with_the_targets_own_clean_row(records: pd.DataFrame) -> None:
+    curves = curves_of(robustness_table(records, CLASSES, 1))
+    assert list(curves) == [("undefended", "adaptive", "fgsm"), ("undefended", "adaptive", "pgd")]
+    for points in curves.values():
+        assert points["eps"].tolist() == [0, 1, 2]
+        assert points["accuracy"][0] == 6 / 8
+    wide = by_eps(robustness_table(records, CLASSES, 1), "accuracy")
+    assert wide.columns.tolist() == ["eps", "undefended/adaptive/fgsm", "undefended/adaptive/pgd"]
+    assert wide["undefended/adaptive/pgd"].tolist() == [6 / 8, 6 / 8, 0]
+
+
+def test_confusion_counts_every_pair_of_classes_at_every_point(records: pd.DataFrame) -> None:
+    table = confusion_table(records, CLASSES)
+    assert len(table) == 5 * 4
+    assert (table.groupby(["attack", "eps"])["n"].sum() == 8).all()
+    clean = table[table["attack"] == "clean"].set_index(["actual", "predicted"])["n"]
+    assert clean["COVID", "COVID"] == 3
+    assert clean["COVID", "non-COVID"] == 1
+    assert clean["non-COVID", "COVID"] == 1

@@ -1,0 +1,140 @@
+"""What MLflow hears, in a real SQLite store."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from tasks import paths
+from tasks.params import Params
+from tasks.runner import run_step
+from tasks.tracking import EXPERIMENT, Tracker, digest_of, open_run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.chdir(tmp_path)
+    paths.DATA.mkdir()
+    yield MlflowClient(tracking_uri=store)
+
+
+def runs_of(client: MlflowClient, step: str) -> list[Any]:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], filter_string=f"tags.step = '{step}'"))
+
+
+def test_a_run_carries_its_own_parameters_the_digest_of_its_outputs_and_its_end(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
+    def prepare(params: Params, tracker: Tracker) -> None:
+        (paths.PREPARE / "out.txt").write_text("1")
+        tracker.metrics({"data/n": 3}, step=250)
+
+    run_step(prepare, params_with(), "prefect")
+    (run,) = runs_of(client, "prepare")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["orchestrator"] == "prefect"
+    assert run.data.tags["outputs_md5"] == digest_of(paths.PREPARE)
+    assert run.data.params["prepare.split.strategy"] == "stratified"
+    assert "attack.norm" not in run.data.params
+    assert [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "data/n")] == [(250, 3)]
+
+
+def test_a_step_that_raises_is_marked_failed_and_its_exception_comes_out(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
+    def validate(params: Params, tracker: Tracker) -> None:
+        raise ValueError("no images")
+
+    with pytest.raises(ValueError, match="no images"):
+        run_step(validate, params_with())
+    (run,) = runs_of(client, "validate")
+    assert run.info.status == "FAILED"
+    assert "outputs_md5" not in run.data.tags
+
+
+def test_a_step_finds_its_folder_empty(client: MlflowClient, params_with: Callable[..., Params]) -> None:
+    found: list[Path] = []
+
+    def attack(params: Params, tracker: Tracker) -> None:
+        found.extend(paths.ATTACK.iterdir())
+        (paths.ATTACK / "left.txt").write_text("x")
+
+    run_step(attack, params_with())
+    run_step(attack, params_with())
+    assert found == []
+
+
+def test_runs_in_two_threads_do_not_mix(client: MlflowClient, params_with: Callable[..., Params]) -> None:
+    def log_many(name: str) -> None:
+        with open_run(name, paths.DATA, params_with(), "python") as tracker:
+            for step in range(20):
+                tracker.metrics({"x/value": hash(name) % 1000}, step)
+
+    threads = [Thread(target=log_many, args=[name]) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in ("one", "two"):
+        (run,) = runs_of(client, name)
+        history = client.get_metric_history(run.info.run_id, "x/value")
+        assert [metric.value for metric in history] == [hash(name) % 1000] * 20
+
+
+def test_what_the_store_would_cut_is_refused(client: MlflowClient, params_with: Callable[..., Params]) -> None:
+    with open_run("long", paths.DATA, params_with(), "python") as tracker:
+        with pytest.raises(ValueError, match=r"parameters \['x'\] are longer than the 6000"):
+            tracker.params({"x": "a" * 6001})
+        with pytest.raises(ValueError, match="note of 8001 characters"):
+            tracker.note("a" * 8001)
+
+
+def test_links_point_to_the_run_that_made_what_is_there_now(client: MlflowClient, params_with: Callable[..., Params]) -> None:
+    def evaluate(params: Params, tracker: Tracker) -> None:
+        (paths.EVALUATE / "seed.txt").write_text(str(params.seed))
+
+    def report(params: Params, tracker: Tracker) -> None:
+        tracker.link_steps()
+
+    made = {}
+    for seed in (1, 2, 1):
+        run_step(evaluate, params_with({"seed": seed}))
+        made[seed] = runs_of(client, "evaluate")[0].info.run_id
+    run_step(report, params_with())
+    (run,) = runs_of(client, "report")
+    assert run.data.tags["run.evaluate"] == made[1]
+    assert "run.report" not in run.data.tags
+
+
+def test_the_null_tracker_hears_everything_and_keeps_nothing(tmp_path: Path) -> None:
+    tracker = Tracker()
+    tracker.metrics({"a": 1.0})
+    tracker.params({"a": "x" * 10_000})
+    tracker.tags({})
+    tracker.artifact(tmp_path)
+    tracker.dataset(tmp_path, "raw", "raw")
+    tracker.curve("c", {}, [])
+    tracker.note("x" * 10_000)
+    tracker.link_steps()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.npy").write_bytes(np.arange(3).tobytes())
+    first = digest_of(tmp_path)
+    assert first.endswith(".dir")
+    (tmp_path / "a" / "x.npy").rename(tmp_path / "a" / "y.npy")
+    assert digest_of(tmp_path) != first
