@@ -1,1 +1,6 @@
 """Documents, and the commands that keep results for them and write their tables."""
+
+from pathlib import Path
+
+RESULTS = Path("docs/results")
+"""A folder a kept run."""

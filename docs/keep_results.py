@@ -14,10 +14,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from docs import RESULTS
 from tasks import paths
 from tasks.reporting.gallery import IMAGES
 
-RESULTS = Path("docs/results")
 LOCK = Path("dvc.lock")
 FILES = {
     paths.PARAMS: "params.yaml",

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.keep_results import RESULTS
+from docs import RESULTS
 from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
 from tasks.reporting.findings import (
@@ -44,7 +44,8 @@ def clean_table(*runs: str) -> str:
         row = table[(table["attack"] == CLEAN) & (table["target"] == UNDEFENDED)].iloc[0]
         shares = [percent(row[metric]) for metric in ("precision", "recall", "f1")]
         leaked = percent(info["leakage"]["group_in_train"])
-        rows.append([f"{run}{_mark(info['is_phantom'])}", str(row["n"]), leaked, with_interval(row), *shares])
+        name = f"{run} (phantoms)" if info["is_phantom"] else run
+        rows.append([name, str(row["n"]), leaked, with_interval(row), *shares])
     head = ["run", "test images", "with their group in training", "accuracy [95 %]", "precision", "recall", "F1"]
     return _markdown(head, rows)
 
@@ -65,8 +66,9 @@ def robust_table(run: str, *attacks: str) -> str:
 
 def finding(run: str) -> str:
     """The finding in sentences, as the report has it."""
-    mark = _mark(read_json(_folder(run) / "dataset.json")["is_phantom"])
-    return f"{run}{mark}: {' '.join(headline_of(read_table(_folder(run) / 'robustness.csv')).sentences)}\n"
+    is_phantom = read_json(_folder(run) / "dataset.json")["is_phantom"]
+    sentences = headline_of(read_table(_folder(run) / "robustness.csv")).sentences
+    return f"{'Phantoms (computer-drawn), not patients: ' if is_phantom else ''}{' '.join(sentences)}\n"
 
 
 TABLES: dict[str, Callable[..., str]] = {"clean": clean_table, "robust": robust_table, "finding": finding}
@@ -106,10 +108,6 @@ def _folder(run: str) -> Path:
         kept = ", ".join(sorted(path.name for path in RESULTS.glob("*/"))) or "none"
         raise FileNotFoundError(f"no kept results in {folder} (kept: {kept}): python -m docs.keep_results {run}")
     return folder
-
-
-def _mark(is_phantom: bool) -> str:
-    return " (phantoms)" if is_phantom else ""
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -1,0 +1,1 @@
+"""When steps run: chained, scheduled, spread over workers."""

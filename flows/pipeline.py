@@ -9,33 +9,70 @@ import json
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from threading import Semaphore
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
 
 from flows.workspace import Workspace
 from tasks import paths
 from tasks.params import Params, ParamsError, load_params
 from tasks.runner import Step, run_step
 
-if TYPE_CHECKING:
-    from prefect import Flow
 
-log = logging.getLogger(__name__)
+@flow(name="pipeline")
+def pipeline(force: bool = False) -> dict[str, str]:
+    """Bring every step up to date, independent steps side by side.
+
+    Args:
+        force: run every step, also those that DVC finds unchanged.
+
+    Returns:
+        What became of each step: ``unchanged``, ``restored`` or ``ran``.
+    """
+    params = load_params()
+    workspace = Workspace()
+    slots = Semaphore(concurrent_steps(params))
+    running: dict[str, Any] = {}
+    for step, needed in workspace.steps().items():
+        as_task: Any = task(
+            name=step,
+            cache_policy=NO_CACHE,
+            retries=2 if step == "acquire" else 0,
+            retry_delay_seconds=5,
+            retry_condition_fn=is_worth_retrying,
+        )
+        before = [running[name] for name in needed]
+        running[step] = as_task(bring_up_to_date).submit(step, workspace, params, slots, force, wait_for=before)
+    outcome = {step: future.result() for step, future in running.items()}
+    publish_artifacts()
+    return outcome
 
 
-def bring_up_to_date(step: str, workspace: Workspace, params: Params, force: bool) -> str:
+def bring_up_to_date(step: str, workspace: Workspace, params: Params, slots: Semaphore, force: bool) -> str:
     """Run a step if DVC says that it has changed, and record the outcome with DVC.
+
+    Args:
+        step: its name.
+        workspace: asked and told.
+        params: all parameters.
+        slots: as many steps run at once.
+        force: run it in any case.
 
     Returns:
         ``unchanged``, ``restored`` (outputs of an earlier run, from DVC's cache) or ``ran``.
     """
-    if not force:
-        if not workspace.changed(step):
-            return "unchanged"
-        if workspace.restore(step):
-            return "restored"
-    run_step(load_step(step), params, orchestrator="prefect")
-    workspace.record(step, params)
-    return "ran"
+    with slots:
+        if not force:
+            if not workspace.changed(step):
+                return "unchanged"
+            if workspace.restore(step):
+                return "restored"
+        run_step(load_step(step), params, orchestrator="prefect")
+        workspace.record(step, params)
+        return "ran"
 
 
 def load_step(name: str) -> Step:
@@ -46,48 +83,16 @@ def load_step(name: str) -> Step:
 
 def concurrent_steps(params: Params) -> int:
     """Steps at once, so that their threads together are no more than the cores."""
-    return max(1, len(os.sched_getaffinity(0)) // params.compute.threads)
+    return max(1, (os.cpu_count() or 1) // params.compute.threads)
 
 
-def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
+def is_worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     """Network and file-system trouble may pass; a wrong parameter or a broken image does not."""
     return isinstance(state.result(raise_on_failure=False), OSError)
 
 
-def make_flow(params: Params) -> "Flow[..., dict[str, str]]":
-    """The flow ``pipeline`` for a workspace with these parameters."""
-    from prefect import flow, task
-    from prefect.cache_policies import NO_CACHE
-    from prefect.task_runners import ThreadPoolTaskRunner
-
-    @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=concurrent_steps(params)), validate_parameters=False)
-    def pipeline(force: bool = False) -> dict[str, str]:
-        """Bring every step up to date, independent steps side by side; returns what became of each."""
-        workspace = Workspace()
-        running: dict[str, Any] = {}
-        for step, needed in workspace.steps().items():
-            prefect_task = task(
-                bring_up_to_date,
-                name=step,
-                cache_policy=NO_CACHE,
-                retries=2 if step == "acquire" else 0,
-                retry_delay_seconds=5,
-                retry_condition_fn=is_worth_retrying,
-            )
-            running[step] = prefect_task.submit(
-                step, workspace, params, force, wait_for=[running[name] for name in needed]
-            )
-        outcome = {step: future.result() for step, future in running.items()}
-        publish_artifacts()
-        return outcome
-
-    return pipeline
-
-
 def publish_artifacts() -> None:
     """Prefect artifacts: the headline metrics as a table, and a link to the report."""
-    from prefect.artifacts import create_link_artifact, create_table_artifact
-
     metrics = json.loads(paths.METRICS.read_text(encoding="utf-8"))
     rows = [{"metric": name, "value": value} for name, value in _flat(metrics).items()]
     create_table_artifact(key="headline-metrics", table=rows, description="Headline metrics of the pipeline")
@@ -109,13 +114,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
-        params = load_params()
+        load_params()
     except ParamsError as error:
         sys.exit(str(error))
     if not force and not Workspace().anything_changed():
         print("Nothing to do: DVC finds every step up to date.")
         return
-    state = make_flow(params)(force=force, return_state=True)
+    state: Any = pipeline(force=force, return_state=True)
     if not state.is_completed():
         sys.exit(f"pipeline failed: {state.message}")
     for step, outcome in state.result().items():

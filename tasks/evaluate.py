@@ -18,7 +18,7 @@ from tasks.tracking import Tracker
 HEADLINE = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
 
 
-def evaluate(params: Params, tracker: Tracker) -> None:  # noqa: ARG001  # a step takes all parameters, used or not
+def evaluate(params: Params, tracker: Tracker) -> None:  # a step takes all parameters, used or not
     """Write the tables of robustness, ``metrics.json``, the plots' CSV files and the outcome of the checks."""
     records = read_records()
     info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))

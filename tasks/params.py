@@ -32,6 +32,8 @@ class Section(BaseModel):
 
 
 class Compute(Section):
+    """Where and how steps compute."""
+
     threads: Annotated[int, Field(ge=1, le=256)]
     """CPU threads that a step uses. Floating-point sums depend on it, so it belongs to the experiment."""
     device: Literal["auto", "cpu", "cuda", "mps"]
@@ -39,6 +41,8 @@ class Compute(Section):
 
 
 class Phantom(Section):
+    """How many phantoms are drawn."""
+
     n_patients: Annotated[int, Field(ge=2)]
     """Patients over all classes."""
     n_slices: Count
@@ -46,6 +50,8 @@ class Phantom(Section):
 
 
 class Acquire(Section):
+    """Where images come from, and their classes."""
+
     source: Literal["phantom", "folder", "kaggle"]
     """Where the images come from."""
     folder: Annotated[str, Field(min_length=1)]
@@ -84,6 +90,8 @@ class Acquire(Section):
 
 
 class Validate(Section):
+    """What the data set must be like."""
+
     min_side: Count
     """Pixels that the shorter side has at least."""
     max_side: Count
@@ -109,6 +117,8 @@ class Validate(Section):
 
 
 class Split(Section):
+    """How images are split into training, validation and test."""
+
     strategy: Literal["stratified", "grouped"]
     """``stratified`` draws single slices; ``grouped`` keeps a patient's slices on one side."""
     test_fraction: Fraction
@@ -118,12 +128,16 @@ class Split(Section):
 
 
 class Prepare(Section):
+    """What networks see."""
+
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
     """Height and width in pixels, a multiple of 32."""
     split: Split
 
 
 class Augmentation(Section):
+    """Random changes of training images."""
+
     flip: Share
     """Probability of a left-right flip."""
     rotation: Annotated[float, Field(ge=0, le=180)]
@@ -156,6 +170,8 @@ class Training(Section):
 
 
 class TrainClassifier(Training):
+    """The classifier and its training."""
+
     architecture: Annotated[str, Field(min_length=1)]
     """``cnn`` (ours) or the name of a torchvision classifier."""
     pretrained: bool
@@ -170,6 +186,8 @@ class TrainClassifier(Training):
 
 
 class Noise(Section):
+    """One kind of noise."""
+
     kind: Literal["gaussian", "uniform", "salt_pepper", "speckle"]
     """gaussian and uniform are added, salt_pepper replaces pixels by 0 or 1, speckle is gaussian times the pixel."""
     strength: Annotated[float, Field(gt=0, le=1)]
@@ -178,6 +196,8 @@ class Noise(Section):
 
 
 class TrainAutoencoder(Training):
+    """The denoising autoencoder and its training."""
+
     architecture: Literal["plain"]
     """``plain``: convolutional bottleneck without skips."""
     noises: Annotated[tuple[Noise, ...], Field(min_length=1)]
@@ -187,6 +207,8 @@ class TrainAutoencoder(Training):
 
 
 class Pgd(Section):
+    """Projected gradient descent."""
+
     n_steps: Count
     """Gradient steps of each start."""
     relative_step: Annotated[float, Field(gt=0, le=2)]
@@ -196,6 +218,8 @@ class Pgd(Section):
 
 
 class Attack(Section):
+    """Attacks on the test images."""
+
     norm: Literal["linf", "l2"]
     """Norm of the perturbations' ball."""
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
@@ -282,7 +306,9 @@ def parse_params(values: dict[str, Any], name: str = "parameters") -> Params:
         problems = error.errors()
         # a list is also called too short once its only items are refused
         deeper = {problem["loc"][:-1] for problem in problems}
-        lines = [f"  {_dotted(problem['loc'])}: {_explain(problem)}" for problem in problems if problem["loc"] not in deeper]
+        lines = [
+            f"  {_dotted(problem['loc'])}: {_explain(problem)}" for problem in problems if problem["loc"] not in deeper
+        ]
         raise ParamsError("\n".join([f"{name} can't be used:", *lines])) from None
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,9 +82,8 @@ class _MlflowTracker(Tracker):
 
     def _log_metrics(self, run_id: str, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         from mlflow.entities import Metric
-        from mlflow.utils.time import get_current_time_millis
 
-        now = get_current_time_millis()
+        now = int(time.time() * 1000)
         entities = [Metric(key, float(value), now, step) for step, values in points for key, value in values.items()]
         for start in range(0, len(entities), 1000):
             self.client.log_batch(run_id, metrics=entities[start : start + 1000])
@@ -93,7 +93,9 @@ class _MlflowTracker(Tracker):
 
         texts = {key: str(value) for key, value in values.items()}
         if too_long := [key for key, text in texts.items() if len(text) > MAX_PARAM_CHARACTERS]:
-            raise ValueError(f"parameters {too_long} are longer than the {MAX_PARAM_CHARACTERS} characters that are kept")
+            raise ValueError(
+                f"parameters {too_long} are longer than the {MAX_PARAM_CHARACTERS} characters that are kept"
+            )
         self.client.log_batch(self.run_id, params=[Param(key, text) for key, text in texts.items()])
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -114,7 +116,9 @@ class _MlflowTracker(Tracker):
             # two kinds of local source fit every path; which is taken makes no difference here
             warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted")
             source = resolve_dataset_source(path.as_posix())
-        dataset = MetaDataset(source=source, name=name, digest=digest[:32])
+        # mypy takes it for abstract
+        make: Any = MetaDataset
+        dataset = make(source=source, name=name, digest=digest[:32])
         tags = [InputTag("mlflow.data.context", context), InputTag("dvc_md5", digest)]
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
 
@@ -143,7 +147,9 @@ class _MlflowTracker(Tracker):
 
     def note(self, markdown: str) -> None:
         if len(markdown) > MAX_NOTE_CHARACTERS:
-            raise ValueError(f"a note of {len(markdown)} characters is longer than the {MAX_NOTE_CHARACTERS} that are kept")
+            raise ValueError(
+                f"a note of {len(markdown)} characters is longer than the {MAX_NOTE_CHARACTERS} that are kept"
+            )
         self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
     def link_steps(self) -> None:
@@ -226,7 +232,8 @@ def _experiment_id() -> str:
 
 def _git_commit() -> str | None:
     try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        command = ["git", "rev-parse", "HEAD"]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603  fixed
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

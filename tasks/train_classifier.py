@@ -1,5 +1,7 @@
 """Step ``train_classifier``: a CNN, or any torchvision classifier, on the training slices."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ def train_classifier(params: Params, tracker: Tracker) -> None:
     tracker.dataset(paths.PREPARE, "prepared", "training")
 
     training_pixels = data.pixels[rows["train"]]
-    build = {
+    build: dict[str, Any] = {
         "architecture": settings.architecture,
         "n_classes": len(data.classes),
         "mean": float(training_pixels.mean() / 255),

@@ -13,7 +13,7 @@ from tasks.tracking import Tracker
 log = logging.getLogger(__name__)
 
 
-class ValidationFailed(ValueError):  # noqa: N818  says what happened
+class ValidationFailed(ValueError):
     """The data set fails expectations; the message names them and the first files."""
 
 

@@ -28,7 +28,9 @@ def step_modules() -> set[str]:
     return {
         path.stem
         for path in (ROOT / "tasks").glob("*.py")
-        if any(isinstance(node, ast.FunctionDef) and node.name == path.stem for node in ast.parse(path.read_text()).body)
+        if any(
+            isinstance(node, ast.FunctionDef) and node.name == path.stem for node in ast.parse(path.read_text()).body
+        )
     }
 
 
@@ -57,7 +59,9 @@ def imported_names(path: Path) -> set[str]:
 
 def files_of(name: str) -> list[Path]:
     path = ROOT / Path(*name.split("."))
-    package_files = [parent / "__init__.py" for parent in [path, *path.parents] if parent.is_relative_to(ROOT / "tasks")]
+    package_files = [
+        parent / "__init__.py" for parent in [path, *path.parents] if parent.is_relative_to(ROOT / "tasks")
+    ]
     # an empty __init__ has nothing that could change an output
     with_code = [file for file in package_files if file.is_file() and len(ast.parse(file.read_text()).body) > 1]
     return [file for file in [path.with_suffix(".py")] if file.is_file()] + with_code
@@ -89,7 +93,7 @@ def test_a_stage_depends_on_every_local_module_that_its_code_imports(name: str) 
     imported = {path.relative_to(ROOT).as_posix() for path in local_imports(ROOT / "tasks" / f"{name}.py")}
     listed = {dep for dep in STAGES[name]["deps"] if dep.startswith("tasks/")}
     templates = {dep for dep in listed if not dep.endswith(".py")}
-    assert {dep for dep in listed - templates} == imported
+    assert listed - templates == imported
 
 
 @pytest.mark.parametrize("name", STAGES)

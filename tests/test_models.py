@@ -59,14 +59,18 @@ class TestClassifier:
         torch.testing.assert_close(model(images), model.network((images - 0.3) / 0.2))
 
     def test_an_unknown_architecture_is_refused_with_the_known_ones(self) -> None:
-        with pytest.raises(ValueError, match="train_classifier.architecture: no classifier 'resnet19'.*resnet18"):
+        with pytest.raises(ValueError, match=r"train_classifier.architecture: no classifier 'resnet19'.*resnet18"):
             build_classifier("resnet19", 2, 0.5, 0.25)
 
-    def test_weights_that_cant_be_downloaded_are_refused_with_what_to_do(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_weights_that_cant_be_downloaded_are_refused_with_what_to_do(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         # a proxy on a closed local port stands for "no network", wherever the test runs
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-        with pytest.raises(ValueError, match="train_classifier.pretrained: .*'resnet18' can't be downloaded.*set it to false"):
+        with pytest.raises(
+            ValueError, match=r"train_classifier.pretrained: .*'resnet18' can't be downloaded.*set it to false"
+        ):
             build_classifier("resnet18", 2, 0.5, 0.25, pretrained=True)
 
 
@@ -170,7 +174,11 @@ class TestTraining:
     @pytest.fixture
     def train(self, data: dict[str, Any], tmp_path: Path) -> Callable[..., Any]:
         def train(
-            chosen: TrainClassifier, seed: int = 0, checkpoint: str = "checkpoint.pt", objective: Any = classify, on_epoch: Any = None
+            chosen: TrainClassifier,
+            seed: int = 0,
+            checkpoint: str = "checkpoint.pt",
+            objective: Any = classify,
+            on_epoch: Any = None,
         ) -> Any:
             model = build_seeded(lambda: build_classifier("cnn", 2, 0.4, 0.2), seed)
             extra = {"on_epoch": on_epoch} if on_epoch else {}
@@ -230,7 +238,9 @@ class TestTraining:
         assert epochs == [1, 2]
 
     def test_early_stopping_ends_after_that_many_epochs_without_a_better_loss(self, train: Any) -> None:
-        def never_better(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        def never_better(
+            model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+        ) -> dict[str, Tensor]:
             loss = model(images).square().mean()
             return {"loss": loss if model.training else loss.detach() * 0 + 1}
 
@@ -238,10 +248,12 @@ class TestTraining:
         assert len(history) == 3
 
     def test_a_loss_that_is_not_finite_stops_with_what_to_do(self, train: Any) -> None:
-        def diverging(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        def diverging(
+            model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+        ) -> dict[str, Tensor]:
             return {"loss": model(images).mean() * float("inf")}
 
-        with pytest.raises(TrainingDiverged, match="training loss of epoch 1 is .*lower learning_rate"):
+        with pytest.raises(TrainingDiverged, match=r"training loss of epoch 1 is .*lower learning_rate"):
             train(settings(), objective=diverging)
 
     def test_evaluation_does_not_follow_the_batch_norm_statistics_of_single_batches(self, train: Any) -> None:

@@ -1,5 +1,6 @@
 """The drawn data set."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_neighbouring_slices_are_alike_and_patients_are_not(params_with) -> None
     params: Params = params_with()
     patients = [draw_patient(Disease("pneumonia"), 4, np.random.default_rng(seed)) for seed in range(8)]
     within = [correlation(slices[i], slices[i + 1]) for slices in patients for i in range(3)]
-    between = [correlation(first[3], second[0]) for first, second in zip(patients[:-1], patients[1:], strict=True)]
+    between = [correlation(first[3], second[0]) for first, second in pairwise(patients)]
     assert min(within) > params.validate_.neighbour_correlation
     assert np.median(between) < params.validate_.neighbour_correlation
     assert max(within) < 0.999

@@ -51,10 +51,18 @@ def make_workspace(folder: Path) -> Path:
 def run(workspace: Path, *command: str) -> str:
     """Run a command of the environment in a workspace; its standard output and error."""
     binaries = Path(sys.executable).parent
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_T", "PREFECT_API"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_T", "PREFECT_API"))
+    }
     environment |= {"PATH": f"{binaries}{os.pathsep}{environment['PATH']}", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        command, cwd=workspace, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        command,
+        cwd=workspace,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
@@ -148,7 +156,11 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
     curves = [run for run in runs if run.data.tags.get("kind") == "curve"]
     assert {(run.data.tags["target"], run.data.tags["threat_model"], run.data.tags["attack"]) for run in curves} == {
         (target, threat_model, attack)
-        for target, threat_model in [("undefended", "adaptive"), ("autoencoder", "transfer"), ("autoencoder", "adaptive")]
+        for target, threat_model in [
+            ("undefended", "adaptive"),
+            ("autoencoder", "transfer"),
+            ("autoencoder", "adaptive"),
+        ]
         for attack in ("fgsm", "pgd")
     }
     assert {run.data.tags["mlflow.parentRunId"] for run in curves} == {parent.info.run_id}

@@ -1,6 +1,6 @@
 """What MLflow hears, in a real SQLite store."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -21,11 +21,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.chdir(tmp_path)
     paths.DATA.mkdir()
-    yield MlflowClient(tracking_uri=store)
+    return MlflowClient(tracking_uri=store)
 
 
 def runs_of(client: MlflowClient, step: str) -> list[Any]:
@@ -48,7 +48,9 @@ def test_a_run_carries_its_own_parameters_the_digest_of_its_outputs_and_its_end(
     assert run.data.tags["outputs_md5"] == digest_of(paths.PREPARE)
     assert run.data.params["prepare.split.strategy"] == "stratified"
     assert "attack.norm" not in run.data.params
-    assert [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "data/n")] == [(250, 3)]
+    assert [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "data/n")] == [
+        (250, 3)
+    ]
 
 
 def test_a_step_that_raises_is_marked_failed_and_its_exception_comes_out(
@@ -101,7 +103,9 @@ def test_what_the_store_would_cut_is_refused(client: MlflowClient, params_with: 
             tracker.note("a" * 8001)
 
 
-def test_links_point_to_the_run_that_made_what_is_there_now(client: MlflowClient, params_with: Callable[..., Params]) -> None:
+def test_links_point_to_the_run_that_made_what_is_there_now(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
     def evaluate(params: Params, tracker: Tracker) -> None:
         (paths.EVALUATE / "seed.txt").write_text(str(params.seed))
 

@@ -57,13 +57,13 @@ def craft(
     Returns:
         float32 ``(N, 1, H, W)``, within the ball and ``value_range`` up to rounding.
     """
+    logging.getLogger("art").setLevel(logging.WARNING)
     from art.attacks.evasion import FastGradientMethod
     from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
         ProjectedGradientDescentPyTorch,
     )
     from art.estimators.classification import PyTorchClassifier
 
-    logging.getLogger("art").setLevel(logging.WARNING)
     estimator = PyTorchClassifier(
         model=model,
         loss=nn.CrossEntropyLoss(),

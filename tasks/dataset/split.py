@@ -118,7 +118,7 @@ def _target_counts(counts: np.ndarray, test_fraction: float, validation_fraction
 
 def _proportional(counts: np.ndarray, n: int) -> np.ndarray:
     """``n`` images over classes in proportion to ``counts``, rounded by largest remainder, int ``(K,)``."""
-    quotas = counts * n / counts.sum()
+    quotas = counts * n / max(counts.sum(), 1)
     shares = np.floor(quotas).astype(np.int64)
     shares[np.argsort(shares - quotas, kind="stable")[: n - shares.sum()]] += 1
     return np.asarray(shares)

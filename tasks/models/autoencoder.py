@@ -37,6 +37,7 @@ class PlainAutoencoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Denoised images, of the same shape and range."""
         denoised: Tensor = self.decoder(self.encoder(images))
         return denoised
 

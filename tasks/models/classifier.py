@@ -24,6 +24,7 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(std))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, K)``."""
         output = self.network((images - self.mean) / self.std)
         # torchvision's Inception and GoogLeNet add auxiliary heads while they train
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
@@ -42,6 +43,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
+        """Features of the same shape."""
         return F.relu(features + self.convolutions(features))
 
 
@@ -74,11 +76,14 @@ class Cnn(nn.Module):
         self.head = nn.Linear(fourth, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of normalised images, H and W multiples of 4."""
         logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
         return logits
 
 
-def build_classifier(architecture: str, n_classes: int, mean: float, std: float, pretrained: bool = False) -> Normalized:
+def build_classifier(
+    architecture: str, n_classes: int, mean: float, std: float, pretrained: bool = False
+) -> Normalized:
     """An untrained (or pretrained) classifier.
 
     Args:
@@ -120,7 +125,8 @@ def _torchvision_classifier(architecture: str, n_classes: int, pretrained: bool)
 def _take_one_channel(network: nn.Module) -> None:
     """Replace the first convolution by one for grey images; weights are summed over the colours."""
     name, first = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
-    assert first.in_channels == 3 and first.groups == 1 and not isinstance(first.padding, str)
+    assert (first.in_channels, first.groups) == (3, 1)
+    assert not isinstance(first.padding, str)
     grey = nn.Conv2d(
         1,
         first.out_channels,
@@ -136,7 +142,7 @@ def _take_one_channel(network: nn.Module) -> None:
     network.set_submodule(name, grey)
     # Inception and GoogLeNet pick apart three channels when they carry pretrained weights
     if hasattr(network, "transform_input"):
-        network.transform_input = False
+        setattr(network, "transform_input", False)  # noqa: B010  to mypy it is a module
 
 
 def _give_logits(network: nn.Module, n_classes: int) -> None:

@@ -19,5 +19,7 @@ def set_up(compute: Compute) -> torch.device:
         return torch.device(next(name for name, available in there.items() if available))
     if not there[compute.device]:
         available = [name for name, is_there in there.items() if is_there]
-        raise ValueError(f"compute.device: no {compute.device} on this machine; available: auto, {', '.join(available)}")
+        raise ValueError(
+            f"compute.device: no {compute.device} on this machine; available: auto, {', '.join(available)}"
+        )
     return torch.device(compute.device)

@@ -181,7 +181,7 @@ class _Batches:
             yield self._take(rows[start : start + size])
 
     def full(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the same size; the rest of an epoch is left out, as batch norm wants, unless it is all there is."""
+        """Batches of one size; the rest of an epoch is left out, as batch norm wants, unless it is all there is."""
         yield from self.all(rows[: max(len(rows) // size, 1) * size], size)
 
     def _take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -206,8 +206,11 @@ class _Sums:
         return {name: float(total) / self.n_images for name, total in self.totals.items()}
 
 
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    def update(averages: list[Tensor], currents: list[Tensor], n_averaged: Tensor | int) -> None:
+TensorList = tuple[Tensor, ...] | list[Tensor]
+
+
+def _moving_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | int], None]:
+    def update(averages: TensorList, currents: TensorList, n_averaged: Tensor | int) -> None:
         # a short memory at first, so that the initial weights are soon forgotten
         step = int(n_averaged)
         weight = 1 - min(decay, (1 + step) / (10 + step))
@@ -239,7 +242,9 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
 def _fingerprint(settings: Training, seed: int, pixels: np.ndarray, labels: np.ndarray, rows: dict[str, Any]) -> str:
     """What a checkpoint must share with a training that goes on from it."""
     digest = hashlib.sha256()
-    digest.update(json.dumps([type(settings).__name__, settings.model_dump(mode="json"), seed], sort_keys=True).encode())
+    digest.update(
+        json.dumps([type(settings).__name__, settings.model_dump(mode="json"), seed], sort_keys=True).encode()
+    )
     for array in (pixels, labels, rows["train"], rows["validation"]):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -164,22 +164,29 @@ def image_grid(
 def png(figure: Figure) -> bytes:
     """The figure as PNG at 150 dpi, without a date or a program's name."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    _save(figure, buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def svg(figure: Figure, name: str) -> str:
     """The figure as one ``<svg>`` element to stand in an HTML page, all of its ids prefixed with ``name``."""
     buffer = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    _save(figure, buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     element = buffer.getvalue()
     element = element[element.index("<svg") :].strip()
     # HTML knows the namespaces; the size is the page's to give
     element = re.sub(r'(<svg)[^>]*?( viewBox="[^"]*")[^>]*>', r"\1\2>", element, count=1)
     element = re.sub(r'(?<= id=")', f"{name}-", element)
     return re.sub(r'(?<=url\(#)|(?<=xlink:href="#)', f"{name}-", element)
+
+
+def _save(figure: Figure, buffer: io.BytesIO | io.StringIO, **how: Any) -> None:
+    with mpl.rc_context(STYLE):
+        if figure.get_layout_engine():
+            # once; else every saving lays out anew, twice
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        figure.savefig(buffer, **how)
 
 
 def _panel(x_label: str, y_label: str, size: tuple[float, float] = (5.4, 3.5)) -> tuple[Figure, Axes]:

@@ -75,6 +75,25 @@ def markdown(results: Results, headline: Headline, limit: int) -> str:
     return text[: text.rindex("\n", 0, limit - len(ending))] + ending
 
 
+def value_text(value: Any) -> str:
+    """A parameter or an observation in words: lists by commas, lists of mappings by semicolons."""
+    match value:
+        case None:
+            return "–"
+        case str():
+            return value
+        case float():
+            return f"{value:.6g}"
+        case list():
+            return ("; " if any(isinstance(entry, dict | list) for entry in value) else ", ").join(
+                map(value_text, value)
+            )
+        case dict():
+            return ", ".join(f"{key}: {value_text(entry)}" for key, entry in value.items())
+        case _:
+            return json.dumps(value)
+
+
 def _render(template: str, results: Results, headline: Headline, **more: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -93,7 +112,7 @@ def _render(template: str, results: Results, headline: Headline, **more: Any) ->
         "number": _number,
         "outcome": _outcome,
         "percent": percent,
-        "value": _value,
+        "value": value_text,
         "with_interval": with_interval,
     }
     table, data = results.robustness, results.data
@@ -201,22 +220,6 @@ def _outcome(expectation: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3g}"
-
-
-def _value(value: Any) -> str:
-    match value:
-        case None:
-            return "–"
-        case str():
-            return value
-        case float():
-            return f"{value:.6g}"
-        case list():
-            return ("; " if any(isinstance(entry, dict | list) for entry in value) else ", ").join(map(_value, value))
-        case dict():
-            return ", ".join(f"{key}: {_value(entry)}" for key, entry in value.items())
-        case _:
-            return json.dumps(value)
 
 
 def _one_cell(value: Any) -> Any:

@@ -1,0 +1,227 @@
+"""Step ``acquire``: raw images from phantoms, a folder or Kaggle."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tasks import paths
+from tasks.acquire import acquire
+from tasks.params import Params, ParamsError
+from tasks.tracking import Tracker, digest_of
+
+FILES = {
+    "non-COVID": ["1.png", "deep/er/2.JPG", "with space [1] 100%.bmp", "снимок.tiff"],
+    "COVID": ["Covid (1).png", "a#b&c.jpeg", ".hidden.png", "Thumbs.db", ".cache/3.png"],
+}
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    paths.ACQUIRE.mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with one subfolder a class; the content of the files is not looked at by this step."""
+    for name, files in FILES.items():
+        for file in files:
+            path = tmp_path / "scans" / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"bytes of {name}/{file}".encode())
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def from_folder(params_with: Any) -> Params:
+    params: Params = params_with({"acquire.source": "folder", "acquire.folder": "scans"})
+    return params
+
+
+def acquired() -> dict[str, bytes]:
+    return {
+        path.relative_to(paths.IMAGES).as_posix(): path.read_bytes()
+        for path in paths.IMAGES.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_folder_is_copied_byte_for_byte_and_left_as_it_was(source: Path, from_folder: Params) -> None:
+    before = digest_of(source)
+    acquire(from_folder, Tracker())
+    names = [f"non-COVID/{file}" for file in FILES["non-COVID"]] + ["COVID/Covid (1).png", "COVID/a#b&c.jpeg"]
+    assert acquired() == {name: f"bytes of {name}".encode() for name in names}
+    assert digest_of(source) == before
+    assert json.loads(paths.SOURCE.read_text()) == {
+        "source": "folder",
+        "name": "scans",
+        "is_phantom": False,
+        "n_images": {"non-COVID": 4, "COVID": 2},
+    }
+
+
+def test_files_beside_the_subfolders_are_left_out_and_told(
+    source: Path, from_folder: Params, caplog: pytest.LogCaptureFixture
+) -> None:
+    (source / "README.md").write_text("about")
+    acquire(from_folder, Tracker())
+    assert len(acquired()) == 6
+    assert "left out, since they lie beside the class subfolders: 'README.md'" in caplog.text
+
+
+def refuse(params: Params, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        acquire(params, Tracker())
+    assert not paths.IMAGES.exists(), "nothing is copied from a folder that can't be used"
+
+
+def test_missing_folder_is_refused(from_folder: Params) -> None:
+    refuse(from_folder, r"acquire\.folder 'scans' is no folder; .*\['non-COVID', 'COVID'\]")
+
+
+def test_missing_class_is_refused(source: Path, params_with: Any) -> None:
+    params = params_with(
+        {"acquire.source": "folder", "acquire.folder": "scans", "acquire.classes": ["non-COVID", "COVID", "other"]}
+    )
+    refuse(params, r"no subfolder for acquire\.classes \['other'\].*found \['COVID', 'non-COVID'\]")
+
+
+def test_unlisted_subfolder_is_refused(source: Path, from_folder: Params) -> None:
+    (source / "unsure").mkdir()
+    refuse(from_folder, r"subfolders \['unsure'\] are not in acquire\.classes \['non-COVID', 'COVID'\]")
+
+
+def test_empty_class_is_refused(source: Path, from_folder: Params) -> None:
+    for path in (source / "COVID").glob("*.*"):
+        if path.is_file():
+            path.unlink()
+    (source / "COVID" / ".gitkeep").touch()
+    refuse(from_folder, r"no images in \['COVID'\]: fill these subfolders")
+
+
+def test_single_class_is_refused(params_with: Any) -> None:
+    with pytest.raises(ParamsError, match=r"acquire\.classes: .*at least 2"):
+        params_with({"acquire.classes": ["COVID"]})
+
+
+def test_files_that_are_no_images_are_counted_and_named(source: Path, from_folder: Params) -> None:
+    for number in range(7):
+        (source / "COVID" / f"note {number}.txt").touch()
+    refuse(from_folder, r"files that are no \.png/.*: 'COVID/note 0\.txt', .*'COVID/note 4\.txt', \.\.\. \(7 in all\)")
+
+
+def test_image_beside_the_subfolders_is_refused(source: Path, from_folder: Params) -> None:
+    (source / "lost.png").touch()
+    refuse(from_folder, r"images beside the class subfolders belong to no class: 'lost\.png'")
+
+
+def test_link_out_of_the_folder_is_refused(source: Path, from_folder: Params, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_text("secret")
+    (source / "COVID" / "link.png").symlink_to(tmp_path / "secret.png")
+    refuse(from_folder, r"symbolic links .* are not followed: 'COVID/link\.png'")
+
+
+def test_link_to_a_folder_is_refused(source: Path, from_folder: Params) -> None:
+    (source / "COVID" / "link").symlink_to(source / "non-COVID")
+    refuse(from_folder, r"symbolic links .* are not followed: 'COVID/link'")
+
+
+def test_link_within_the_folder_is_copied_as_a_file(source: Path, from_folder: Params) -> None:
+    (source / "COVID" / "link.png").symlink_to(source / "COVID" / "Covid (1).png")
+    acquire(from_folder, Tracker())
+    assert acquired()["COVID/link.png"] == b"bytes of COVID/Covid (1).png"
+    assert not (paths.IMAGES / "COVID/link.png").is_symlink()
+
+
+def test_names_that_differ_only_in_case_are_refused(source: Path, from_folder: Params) -> None:
+    (source / "COVID" / "covid (1).PNG").touch()
+    if len(list((source / "COVID").glob("[cC]ovid*"))) < 2:
+        pytest.skip("this file system ignores case")
+    refuse(from_folder, r"differ only in case .*'COVID/Covid \(1\)\.png', 'COVID/covid \(1\)\.PNG'")
+
+
+@pytest.mark.parametrize("name", [b"line\nbreak.png", b"latin-\xe9.png"])
+def test_names_that_cant_be_written_down_are_refused(source: Path, from_folder: Params, name: bytes) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(source / "COVID") + b"/" + name)).touch()
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    refuse(from_folder, "names with undecodable or control characters")
+
+
+def test_everything_wrong_is_told_at_once(source: Path, from_folder: Params) -> None:
+    (source / "unsure").mkdir()
+    (source / "COVID" / "notes.txt").touch()
+    refuse(from_folder, r"(?s)acquire\.folder 'scans' can't be used:.*'unsure'.*notes\.txt")
+
+
+def test_source_within_data_is_refused(params_with: Any) -> None:
+    with pytest.raises(ParamsError, match=r"acquire\.folder: must lie outside data/"):
+        params_with({"acquire.folder": "data/acquire/images"})
+
+
+def test_phantoms_are_drawn_and_called_phantoms(params_with: Any) -> None:
+    params = params_with({"acquire.phantom.n_patients": 3, "acquire.phantom.n_slices": 2})
+    acquire(params, Tracker())
+    source = json.loads(paths.SOURCE.read_text())
+    assert source == {
+        "source": "phantom",
+        "name": "phantoms",
+        "is_phantom": True,
+        "n_images": {"non-COVID": 4, "COVID": 2},
+    }
+    assert all(Image.open(paths.IMAGES / name).mode == "L" for name in acquired())
+
+
+def kagglehub(monkeypatch: pytest.MonkeyPatch, download: Any) -> None:
+    """Put a kagglehub in place that needs no network."""
+    module, exceptions = ModuleType("kagglehub"), ModuleType("kagglehub.exceptions")
+    exceptions.DataCorruptionError = type("DataCorruptionError", (Exception,), {})  # type: ignore[attr-defined]
+    module.exceptions = exceptions  # type: ignore[attr-defined]
+    module.dataset_download = download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kagglehub", module)
+    monkeypatch.setitem(sys.modules, "kagglehub.exceptions", exceptions)
+
+
+def test_download_is_searched_for_the_class_folders(
+    source: Path, monkeypatch: pytest.MonkeyPatch, params_with: Any
+) -> None:
+    (source.parent / "download" / "version").mkdir(parents=True)
+    source.rename(source.parent / "download" / "version" / "images")
+    kagglehub(monkeypatch, lambda dataset: str(source.parent / "download"))
+    acquire(params_with({"acquire.source": "kaggle"}), Tracker())
+    assert len(acquired()) == 6
+    assert json.loads(paths.SOURCE.read_text())["name"] == "plameneduardo/sarscov2-ctscan-dataset"
+
+
+def test_without_kagglehub_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, params_with: Any) -> None:
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    refuse(params_with({"acquire.source": "kaggle"}), r"pip install kagglehub, or .* acquire\.source: folder")
+
+
+def failing(error: Exception) -> Any:
+    def download(dataset: str) -> str:
+        raise error
+
+    return download
+
+
+def test_without_network_the_error_can_be_retried(monkeypatch: pytest.MonkeyPatch, params_with: Any) -> None:
+    kagglehub(monkeypatch, failing(OSError(errno.ENETUNREACH, "unreachable")))
+    with pytest.raises(ConnectionError, match=r"from Kaggle failed \(OSError\); check the network, or .* folder"):
+        acquire(params_with({"acquire.source": "kaggle"}), Tracker())
+
+
+def test_data_set_that_kaggle_refuses_is_no_network_error(monkeypatch: pytest.MonkeyPatch, params_with: Any) -> None:
+    error = OSError("404 Client Error")
+    error.response = type("Response", (), {"status_code": 404})()  # type: ignore[attr-defined]
+    kagglehub(monkeypatch, failing(error))
+    refuse(params_with({"acquire.source": "kaggle"}), r"acquire\.kaggle_dataset .* refused with HTTP status 404")

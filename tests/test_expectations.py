@@ -1,0 +1,152 @@
+"""Expectations of a data set, with the real Great Expectations."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.dataset.expectations import Outcome, validate_manifest
+from tasks.dataset.manifest import Manifest
+from tasks.params import Validate
+from tasks.tracking import digest_of
+
+CLASSES = ("healthy", "ill")
+
+
+SETTINGS = Validate(
+    min_side=100,
+    max_side=500,
+    max_megapixels=1,
+    min_images_per_class=5,
+    max_imbalance=2.0,
+    max_exact_duplicates=0.1,
+    near_duplicate_correlation=0.97,
+    neighbour_correlation=0.6,
+)
+
+
+def table(n_healthy: int = 10, n_ill: int = 10) -> pd.DataFrame:
+    """A manifest of images that meet every expectation."""
+    n = n_healthy + n_ill
+    labels = np.repeat([0, 1], [n_healthy, n_ill])
+    return pd.DataFrame(
+        {
+            "path": [f"{CLASSES[label]}/{number}.png" for number, label in enumerate(labels)],
+            "class": [CLASSES[label] for label in labels],
+            "label": labels,
+            "width": 300,
+            "height": 200,
+            "mode": "L",
+            "format": "PNG",
+            "bytes": 1000,
+            "sha256": [f"{number:064x}" for number in range(n)],
+            "mean": 0.5,
+            "std": 0.2,
+            "saturated": 0.1,
+            "near_duplicate_group": range(n),
+            "group": range(n),
+        }
+    )
+
+
+def outcomes(
+    frame: pd.DataFrame, settings: Validate, folder: Path, unreadable: dict[str, str] | None = None
+) -> list[Outcome]:
+    return validate_manifest(Manifest(frame, unreadable or {}), CLASSES, SETTINGS, folder)
+
+
+UNREADABLE = {f"ill/bad {number}.png": "the file is empty" for number in range(7)}
+
+
+def faulty_table() -> pd.DataFrame:
+    """Images that fail every expectation about images."""
+    frame = table()
+    frame.loc[0, "format"] = "GIF"
+    frame.loc[[0, 19], "mode"] = "F"
+    frame.loc[2, "height"] = 99
+    frame.loc[3, "width"] = 501
+    frame.loc[5, "std"] = 0.0
+    frame.loc[6, "saturated"] = 0.95
+    frame.loc[[7, 8, 9, 10], "sha256"] = "0" * 63 + "7"
+    frame.loc[[9, 10, 11], "near_duplicate_group"] = 9
+    frame.loc[[1, 2, 3], "group"] = 1
+    return frame
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Outcome], Path]:
+    """Outcomes for the faulty images, and the folder of their Data Docs."""
+    folder = tmp_path_factory.mktemp("faults")
+    found = outcomes(faulty_table(), folder, UNREADABLE)
+    return {outcome.name: outcome for outcome in found}, folder
+
+
+def test_good_data_set_meets_every_expectation_bounds_included(tmp_path: Path) -> None:
+    frame = table(10, 5)
+    frame.loc[0, ["width", "height"]] = [500, 100]
+    found = outcomes(frame, tmp_path)
+    assert [outcome.name for outcome in found if not outcome.success] == []
+    assert all(outcome.n_unexpected == 0 and outcome.examples == [] for outcome in found)
+    assert len({outcome.name for outcome in found}) == len(found) >= 13
+
+
+@pytest.mark.parametrize(
+    ("name", "severity", "n_unexpected", "examples"),
+    [
+        ("decodes", "error", 7, [f"ill/bad {number}.png" for number in range(5)]),
+        ("known_format", "error", 1, ["healthy/0.png"]),
+        ("known_mode", "error", 2, ["healthy/0.png", "ill/19.png"]),
+        ("shorter_side", "error", 1, ["healthy/2.png"]),
+        ("longer_side", "error", 1, ["healthy/3.png"]),
+        ("pixels_in_one_class", "error", 4, ["healthy/7.png", "healthy/8.png", "healthy/9.png", "ill/10.png"]),
+        ("exact_duplicates", "error", 3, ["healthy/8.png", "healthy/9.png", "ill/10.png"]),
+        ("not_blank", "error", 1, ["healthy/5.png"]),
+        ("not_saturated", "warning", 1, ["healthy/6.png"]),
+        ("near_duplicates", "warning", 3, ["healthy/9.png", "ill/10.png", "ill/11.png"]),
+        ("near_duplicates_in_one_class", "warning", 3, ["healthy/9.png", "ill/10.png", "ill/11.png"]),
+        ("group_size", "warning", 3, ["healthy/1.png", "healthy/2.png", "healthy/3.png"]),
+    ],
+)
+def test_each_fault_fails_its_expectation(
+    name: str, severity: str, n_unexpected: int, examples: list[str], faults: tuple[dict[str, Outcome], Path]
+) -> None:
+    outcome = faults[0][name]
+    assert (outcome.success, outcome.severity, outcome.n_unexpected) == (False, severity, n_unexpected)
+    assert outcome.examples == examples
+
+
+def test_sound_classes_pass_beside_faulty_images(faults: tuple[dict[str, Outcome], Path]) -> None:
+    assert {name for name, outcome in faults[0].items() if outcome.success} == {
+        "class_present",
+        "class_size",
+        "class_balance",
+    }
+    assert faults[0]["decodes"].observed == "20 of 27"
+    assert faults[0]["exact_duplicates"].observed == "15.00%"
+
+
+def test_small_and_unbalanced_class_is_named(tmp_path: Path) -> None:
+    found = {outcome.name: outcome for outcome in outcomes(table(9, 4), tmp_path)}
+    assert {name: outcome.examples for name, outcome in found.items() if not outcome.success} == {
+        "class_size": ["ill"],
+        "class_balance": ["ill"],
+    }
+    assert found["class_balance"].observed == "2.25 times"
+
+
+def test_nothing_readable_is_told_as_missing_classes(tmp_path: Path) -> None:
+    found = outcomes(table(0, 0), tmp_path, UNREADABLE)
+    failed = [outcome.name for outcome in found if not outcome.success]
+    assert failed[:1] == ["decodes"]
+    assert {"class_present", "class_size"} <= set(failed)
+
+
+def test_data_docs_are_written_with_equal_bytes(faults: tuple[dict[str, Outcome], Path], tmp_path: Path) -> None:
+    _, folder = faults
+    outcomes(faulty_table(), tmp_path, UNREADABLE)
+    assert digest_of(tmp_path) == digest_of(folder)
+    pages = {page.relative_to(tmp_path).as_posix(): page.read_text() for page in tmp_path.rglob("*.html")}
+    assert "index.html" in pages
+    assert any("validations/images" in page and "healthy/5.png" in text for page, text in pages.items())
+    assert not any(str(tmp_path) in text for text in pages.values())

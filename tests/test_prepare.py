@@ -1,0 +1,149 @@
+"""Step ``prepare``, and the prepared data set as later steps read it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tasks import paths
+from tasks.dataset.manifest import build_manifest
+from tasks.dataset.prepared import SPLITS, load_prepared
+from tasks.params import Params
+from tasks.prepare import prepare
+from tasks.tracking import Tracker, digest_of
+
+CLASSES = ("non-COVID", "COVID")
+N_PATIENTS, N_SLICES = 30, 3
+
+
+def scan(patient: int, slice_: int) -> np.ndarray:
+    """A smooth picture that is a patient's own and changes a little from slice to slice."""
+    rng = np.random.default_rng([patient])
+    coarse = rng.uniform(30, 220, (8, 8)) + slice_ * rng.uniform(-30, 30, (8, 8)) / N_SLICES
+    size = (60 + patient, 50)
+    return np.asarray(Image.fromarray(coarse.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    folder = tmp_path_factory.mktemp("images")
+    for patient in range(N_PATIENTS):
+        for slice_ in range(N_SLICES):
+            file = folder / CLASSES[patient % 2] / f"{patient} [{slice_}] 5%.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(scan(patient, slice_)).save(file)
+    return folder, build_manifest(folder, CLASSES, 1, 0.97, 0.8).table
+
+
+@pytest.fixture(autouse=True)
+def workspace(manifest: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, table = manifest
+    for step in (paths.ACQUIRE, paths.VALIDATE, paths.PREPARE):
+        step.mkdir(parents=True)
+    paths.IMAGES.symlink_to(folder)
+    table.to_parquet(paths.MANIFEST, index=False)
+    paths.SOURCE.write_text(json.dumps({"source": "folder", "name": "scans", "is_phantom": False, "n_images": {}}))
+
+
+@pytest.fixture
+def params_of(params_with: Any) -> Any:
+    def build(strategy: str, **split: float) -> Params:
+        params: Params = params_with(
+            {
+                "prepare.image_size": 32,
+                "prepare.split.strategy": strategy,
+                "prepare.split.validation_fraction": 0.2,
+                **{f"prepare.split.{key}": value for key, value in split.items()},
+            }
+        )
+        return params
+
+    return build
+
+
+@pytest.mark.parametrize("strategy", ["stratified", "grouped"])
+def test_every_image_is_in_one_split_in_the_order_of_the_manifest(strategy: str, params_of: Any) -> None:
+    prepare(params_of(strategy), Tracker())
+    data = load_prepared()
+    assert data.table["path"].tolist() == pd.read_parquet(paths.MANIFEST)["path"].tolist()
+    rows = np.concatenate([data.indices(split) for split in SPLITS])
+    assert sorted(rows) == list(range(90))
+    assert {split: len(data.indices(split)) for split in SPLITS} == {"train": 58, "validation": 14, "test": 18} or (
+        strategy == "grouped"
+    )
+    assert (data.classes, data.positive, data.value_range, data.is_phantom) == (CLASSES, 1, (0.0, 1.0), False)
+
+
+def test_pixels_are_the_image_shrunk_with_antialiasing(params_of: Any) -> None:
+    """A fine checkerboard becomes grey; picking pixels would leave black and white."""
+    board = (255 * (np.indices((64, 64)).sum(axis=0) % 2)).astype(np.uint8)
+    path = pd.read_parquet(paths.MANIFEST)["path"][4]
+    original = paths.IMAGES / path
+    content = original.read_bytes()
+    try:
+        Image.fromarray(board).save(original)
+        prepare(params_of("stratified"), Tracker())
+    finally:
+        original.write_bytes(content)
+    data = load_prepared()
+    assert data.pixels.shape == (90, 1, 32, 32)
+    assert data.pixels.dtype == np.uint8
+    assert abs(data.pixels[4, 0].astype(int) - 128).max() <= 1
+    assert isinstance(data.pixels, np.memmap)
+
+
+def test_floats_are_grey_over_255(params_of: Any) -> None:
+    prepare(params_of("stratified"), Tracker())
+    data = load_prepared()
+    floats = data.floats(np.array([3, 0]))
+    assert (floats.dtype, floats.shape) == (np.float32, (2, 1, 32, 32))
+    np.testing.assert_allclose(floats, data.pixels[[3, 0]] / 255, rtol=1e-6)
+    assert data.labels().tolist() == data.table["label"].tolist()
+    assert data.labels(np.array([89, 0])).tolist() == [1, 0]
+    assert data.labels().dtype == data.indices("test").dtype == np.int64
+
+
+def test_stratified_split_leaks_and_says_how_much(params_of: Any) -> None:
+    prepare(params_of("stratified"), Tracker())
+    info = json.loads(paths.DATASET_INFO.read_text())
+    assert info["strategy"] == "stratified"
+    assert info["leakage"]["group_in_train"] > 0.5
+    assert info["n_images"]["test"] == {"non-COVID": 9, "COVID": 9}
+    assert sum(sum(counts.values()) for counts in info["n_images"].values()) == info["n"] == 90
+
+
+def test_grouped_split_does_not_leak(params_of: Any) -> None:
+    prepare(params_of("grouped"), Tracker())
+    info = json.loads(paths.DATASET_INFO.read_text())
+    assert info["leakage"] == {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
+    table = pd.read_parquet(paths.SPLIT)
+    assert table.groupby("group")["split"].nunique().max() == 1
+    assert table.groupby("near_duplicate_group")["split"].nunique().max() == 1
+    patients = table["path"].str.extract(r"/(\d+) ")[0]
+    assert table.groupby(patients)["split"].nunique().max() == 1
+
+
+def test_impossible_split_is_refused_before_any_image_is_read(params_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.prepare.read_grey", lambda path: pytest.fail("read"))
+    with pytest.raises(ValueError, match=r"prepare\.split leaves no test image for a class of 45 images"):
+        prepare(params_of("stratified", test_fraction=0.005), Tracker())
+
+
+def test_second_run_gives_equal_bytes_and_another_seed_another_split(params_of: Any, params_with: Any) -> None:
+    digests = []
+    for params in (params_of("grouped"), params_of("grouped"), params_of("grouped").model_copy(update={"seed": 1})):
+        prepare(params, Tracker())
+        digests.append((digest_of(paths.SPLIT), digest_of(paths.PIXELS), digest_of(paths.DATASET_INFO)))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+    assert digests[0][1] == digests[2][1]
+
+
+def test_loading_before_the_step_has_run_says_so() -> None:
+    with pytest.raises(FileNotFoundError, match=r"pixels\.npy not found: run the step prepare first"):
+        load_prepared()

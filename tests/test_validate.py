@@ -1,0 +1,116 @@
+"""Step ``validate`` over real files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tasks import paths
+from tasks.dataset.phantom import write_phantoms
+from tasks.params import Params
+from tasks.tracking import Tracker, digest_of
+from tasks.validate import ValidationFailed, validate
+
+
+class Listener(Tracker):
+    """Keeps the metrics."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, float] = {}
+
+    def metrics(self, values: Any, step: int = 0) -> None:
+        self.heard.update(values)
+
+
+@pytest.fixture
+def small(params_with: Any) -> Params:
+    params: Params = params_with({"validate.min_images_per_class": 4, "validate.max_megapixels": 1})
+    return params
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, ("non-COVID", "COVID"), "COVID", n_patients=4, n_slices=2, seed=0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workspace(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(phantoms, paths.IMAGES)
+    paths.VALIDATE.mkdir()
+
+
+def test_sound_data_set_is_described_and_passes(small: Params) -> None:
+    before = digest_of(paths.IMAGES)
+    tracker = Listener()
+    validate(small, tracker)
+    manifest = pd.read_parquet(paths.MANIFEST)
+    assert len(manifest) == 8
+    assert manifest["path"].str.startswith(("non-COVID/patient_", "COVID/patient_")).all()
+    assert manifest["group"].nunique() <= 4, "slices of one patient are one group"
+    result = json.loads(paths.VALIDATION.read_text())
+    assert result["success"] is True
+    assert set(result["expectations"][0]) == {
+        *("name", "description", "severity", "success", "observed", "allowed", "n_unexpected", "examples")
+    }
+    assert (paths.DATA_DOCS / "index.html").is_file()
+    assert (tracker.heard["data/n_images"], tracker.heard["data/n_failed_errors"]) == (8, 0)
+    assert digest_of(paths.IMAGES) == before, "raw images are never changed"
+
+
+def test_all_faulty_files_are_told_after_everything_is_saved(small: Params) -> None:
+    folder = paths.IMAGES / "COVID"
+    good = next(folder.glob("*.png"))
+    (folder / "zero.png").touch()
+    (folder / "text.png").write_text("no image")
+    (folder / "half [1] 50%.png").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    Image.new("1", (2000, 1000)).save(folder / "bomb.png")
+    shutil.copyfile(good, paths.IMAGES / "non-COVID" / "снимок.png")
+    before = digest_of(paths.IMAGES)
+
+    with pytest.raises(ValidationFailed, match="expectations failed") as caught:
+        validate(small, Tracker())
+
+    message = str(caught.value)
+    assert "decodes (Every image decodes): observed 9 of 13" in message
+    assert "pixels_in_one_class" in message
+    assert "non-COVID/снимок.png" in message
+    for line in (
+        "COVID/zero.png: the file is empty",
+        "COVID/text.png: the content is none of PNG, JPEG, BMP, TIFF",
+        "COVID/half [1] 50%.png: can't be decoded",
+        "COVID/bomb.png: 2000 x 1000 pixels are more than validate.max_megapixels 1 allows",
+    ):
+        assert line in message
+    assert len(pd.read_parquet(paths.MANIFEST)) == 9
+    result = json.loads(paths.VALIDATION.read_text())
+    assert result["success"] is False
+    assert len(result["unreadable"]) == 4
+    assert (paths.DATA_DOCS / "index.html").is_file()
+    assert digest_of(paths.IMAGES) == before
+
+
+def test_warnings_are_logged_and_do_not_stop(small: Params, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = np.random.default_rng(0).choice(np.array([0, 255], dtype=np.uint8), (200, 200))
+    Image.fromarray(pixels).save(paths.IMAGES / "COVID" / "noise.png")
+    validate(small, Tracker())
+    assert "suspicious: not_saturated" in caplog.text
+    assert "COVID/noise.png" in caplog.text
+    assert json.loads(paths.VALIDATION.read_text())["success"] is True
+
+
+def test_second_run_gives_equal_bytes(small: Params) -> None:
+    digests = []
+    for _ in range(2):
+        shutil.rmtree(paths.VALIDATE)
+        paths.VALIDATE.mkdir()
+        validate(small, Tracker())
+        digests.append(digest_of(paths.VALIDATE))
+    assert digests[0] == digests[1]
