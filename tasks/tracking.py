@@ -9,10 +9,13 @@ import json
 import logging
 import os
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,20 +126,12 @@ class _MlflowTracker(Tracker):
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
 
     def model(self, name: str, module: "nn.Module", example: "np.ndarray") -> None:
-        import mlflow
-        import torch
-
-        with torch.no_grad():
-            output = module(torch.from_numpy(example)).numpy()
-        with mlflow.start_run(run_id=self.run_id):
-            mlflow.pytorch.log_model(
-                module,
-                name=name,
-                input_example=example,
-                signature=mlflow.models.infer_signature(example, output),
-                # given, since working them out starts a process of nine seconds
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-            )
+        if threading.current_thread() is threading.main_thread():
+            _log_model(self.run_id, name, module, example)
+            return
+        # torch.export patches torch's modules for all threads, and another step may be training in one of them
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+            process.submit(_log_model, self.run_id, name, module, example).result()
 
     def curve(self, name: str, tags: Mapping[str, str], points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         run = self.client.create_run(
@@ -197,6 +192,24 @@ def open_run(step: str, folder: Path, params: Params, orchestrator: str) -> Iter
         client.set_terminated(run.info.run_id, "KILLED" if killed else "FAILED")
         raise
     client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def _log_model(run_id: str, name: str, module: "nn.Module", example: "np.ndarray") -> None:
+    import mlflow
+    import torch
+
+    mlflow.set_tracking_uri(tracking_uri())
+    with torch.no_grad():
+        output = module(torch.from_numpy(example)).numpy()
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pytorch.log_model(
+            module,
+            name=name,
+            input_example=example,
+            signature=mlflow.models.infer_signature(example, output),
+            # given, since working them out starts a process of nine seconds
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+        )
 
 
 def tracking_uri() -> str:

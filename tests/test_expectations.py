@@ -50,9 +50,7 @@ def table(n_healthy: int = 10, n_ill: int = 10) -> pd.DataFrame:
     )
 
 
-def outcomes(
-    frame: pd.DataFrame, settings: Validate, folder: Path, unreadable: dict[str, str] | None = None
-) -> list[Outcome]:
+def outcomes(frame: pd.DataFrame, folder: Path, unreadable: dict[str, str] | None = None) -> list[Outcome]:
     return validate_manifest(Manifest(frame, unreadable or {}), CLASSES, SETTINGS, folder)
 
 

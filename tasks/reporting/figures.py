@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from tasks.reporting.findings import attack_name, curves_under, eps_of, eps_text
@@ -111,7 +112,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     n_classes = len(classes)
     side = 2.9 if n_classes <= 4 else min(1.5 + 0.45 * n_classes, 9)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(side, side), layout="constrained")
+        figure = Figure(figsize=(side, side))
         axes = figure.add_subplot(xlabel="predicted", ylabel="actual")
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolors="white", linewidth=1.5)
@@ -129,7 +130,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
             text = f"{counts[row, column]}\n{100 * share:.1f} %" if n_classes <= 4 else str(counts[row, column])
             color = "white" if share > 0.78 else "#222222"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color)
-    return figure
+    return _laid_out(figure)
 
 
 def image_grid(
@@ -146,7 +147,7 @@ def image_grid(
     n_rows, n_columns = images.shape[:2]
     height = 1.9 + 0.25 * bool(captions)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.9 * n_columns + 0.3, height * n_rows + 0.25 * bool(columns)), layout="constrained")
+        figure = Figure(figsize=(1.9 * n_columns + 0.3, height * n_rows + 0.25 * bool(columns)))
         grid = figure.subplots(n_rows, n_columns, squeeze=False)
         for (row, column), axes in np.ndenumerate(grid):
             axes.imshow(images[row, column], cmap="gray", vmin=0, vmax=1)
@@ -158,20 +159,22 @@ def image_grid(
             axes.set_ylabel(_shorten(label, 24))
         for axes, title in zip(grid[0], columns, strict=False):
             axes.set_title(title, fontsize=9.5)
-    return figure
+    return _laid_out(figure)
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG at 150 dpi, without a date or a program's name."""
     buffer = io.BytesIO()
-    _save(figure, buffer, format="png", dpi=DPI, metadata={"Software": None})
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def svg(figure: Figure, name: str) -> str:
     """The figure as one ``<svg>`` element to stand in an HTML page, all of its ids prefixed with ``name``."""
     buffer = io.StringIO()
-    _save(figure, buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     element = buffer.getvalue()
     element = element[element.index("<svg") :].strip()
     # HTML knows the namespaces; the size is the page's to give
@@ -180,25 +183,23 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r'(?<=url\(#)|(?<=xlink:href="#)', f"{name}-", element)
 
 
-def _save(figure: Figure, buffer: io.BytesIO | io.StringIO, **how: Any) -> None:
+def _laid_out(figure: Figure) -> Figure:
+    """Give all parts their places, once; an engine that stays with the figure does it twice at every saving."""
     with mpl.rc_context(STYLE):
-        if figure.get_layout_engine():
-            # once; else every saving lays out anew, twice
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-        figure.savefig(buffer, **how)
+        ConstrainedLayoutEngine().execute(figure)
+    return figure
 
 
 def _panel(x_label: str, y_label: str, size: tuple[float, float] = (5.4, 3.5)) -> tuple[Figure, Axes]:
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         return figure, figure.add_subplot(xlabel=x_label, ylabel=y_label)
 
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
     with mpl.rc_context(STYLE):
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, borderaxespad=0.2)
-    return figure
+    return _laid_out(figure)
 
 
 def _history(axes: Axes, history: pd.DataFrame, quantity: str, scale: float) -> None:
