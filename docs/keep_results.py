@@ -52,11 +52,20 @@ def keep_results(name: str) -> Path:
     (folder / "figures").mkdir(parents=True)
     for source, kept in FILES.items():
         shutil.copyfile(source, folder / kept)
+    _forget_where_images_lay(folder / "params.yaml")
     is_phantom = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))["is_phantom"]
     for figure in figures:
         if is_phantom is True or not figure.name.startswith(IMAGES):
             shutil.copyfile(figure, folder / "figures" / figure.name)
     return folder
+
+
+def _forget_where_images_lay(kept: Path) -> None:
+    """Shorten ``acquire.folder`` to the folder's name: where it lies on this machine is nobody's business."""
+    yaml = YAML()
+    params = yaml.load(kept)
+    params["acquire"]["folder"] = Path(params["acquire"]["folder"]).name
+    yaml.dump(params, kept)
 
 
 def _check_params() -> None:
@@ -66,7 +75,7 @@ def _check_params() -> None:
         for key, made_with in entry.get("params", {}).get(str(paths.PARAMS), {}).items():
             value: Any = yaml.load(paths.PARAMS)
             for part in key.split("."):
-                value = value.get(part)
+                value = value.get(part) if isinstance(value, dict) else None
             if value != made_with:
                 raise ValueError(f"{key} in params.yaml is not what the stage {stage} ran with: run dvc repro first")
 

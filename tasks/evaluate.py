@@ -37,7 +37,7 @@ def evaluate(params: Params, tracker: Tracker) -> None:  # a step takes all para
 
     metrics = headline(table, worst_case(records))
     _write_json(metrics, paths.METRICS)
-    checks = run_checks(records, table)
+    checks = run_checks(records, table, info["leakage"])
     _write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
 
     for target, values in metrics["clean"].items():

@@ -204,7 +204,7 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
         assert group["l2"].to_numpy() == pytest.approx(np.linalg.norm(changes, axis=1), rel=1e-2)
         if target == "autoencoder":
             with torch.no_grad():
-                purified = targets[target].purifier(torch.from_numpy(adversarial)).numpy()  # type: ignore[operator]
+                purified = targets[target].purifier(torch.from_numpy(adversarial)).numpy()
             error = ((purified - adversarial) ** 2).mean(axis=(1, 2, 3))
             assert group["reconstruction_error"].to_numpy() == pytest.approx(error, rel=0.05)
         else:

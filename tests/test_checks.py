@@ -9,7 +9,14 @@ from tasks.evaluation.robustness import robustness_table
 N = 200
 
 
-def outcome(accuracies: dict[tuple[str, str, str], dict[float, float]], **changes: object) -> dict[str, Check]:
+NO_LEAKAGE = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
+
+
+def outcome(
+    accuracies: dict[tuple[str, str, str], dict[float, float]],
+    leakage: dict[str, float] = NO_LEAKAGE,
+    **changes: object,
+) -> dict[str, Check]:
     """Checks of records in which a share of 200 images is classified correctly at each point; eps 0 is clean."""
     parts = []
     for (target, threat_model, attack), curve in accuracies.items():
@@ -21,7 +28,7 @@ def outcome(accuracies: dict[tuple[str, str, str], dict[float, float]], **change
     records = pd.concat(parts, ignore_index=True).assign(norm="linf", entropy=0, margin=0, l2=0, reconstruction_error=0)
     records["linf"] = records["radius"] = records["eps"] / 255
     records = records.assign(**changes)
-    return {check.name: check for check in run_checks(records, robustness_table(records, ["a", "b"], 1))}
+    return {check.name: check for check in run_checks(records, robustness_table(records, ["a", "b"], 1), leakage)}
 
 
 SOUND = {
@@ -40,11 +47,12 @@ LARGEST = "accuracy falls to at most 1 % at the largest eps, adaptive"
 TRANSFER = "transfer is no stronger than adaptive"
 BALL = "every adversarial example lies in its ball"
 SUCCESS = "success counts only images classified correctly before"
+LEAKAGE = "no test image has a relative in training"
 
 
 def test_a_sound_evaluation_passes_everything() -> None:
     checks = outcome(SOUND)
-    assert list(checks) == [RISE, PGD, LARGEST, TRANSFER, BALL, SUCCESS]
+    assert list(checks) == [RISE, PGD, LARGEST, TRANSFER, BALL, SUCCESS, LEAKAGE]
     assert {check.status for check in checks.values()} == {"PASS"}
 
 
@@ -112,3 +120,12 @@ def test_success_that_is_counted_otherwise_fails(column: str, value: Callable[[p
 def first_under_fgsm(records: pd.DataFrame) -> object:
     """The first image at the six points of FGSM, where it withstands."""
     return (records["image"] == 0) & (records["attack"] == "fgsm")
+
+
+def test_test_images_with_relatives_in_training_are_reported() -> None:
+    check = outcome(SOUND, leakage={"near_duplicate_in_train": 0.1, "group_in_train": 0.99})[LEAKAGE]
+    assert (check.status, check.figure) == ("WARN", 0.99)
+    assert (
+        "10.0 % of the test images have a near-duplicate in training, 99.0 % an image of their group"
+        in check.explanation
+    )

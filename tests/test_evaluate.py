@@ -82,6 +82,7 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Call
         for step in (paths.PREPARE, paths.ATTACK, paths.EVALUATE):
             step.mkdir(parents=True, exist_ok=True)
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
+        info["leakage"] = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
         paths.DATASET_INFO.write_text(json.dumps(info))
         write_records(make_records(len(classes)))
         notebook = Notebook()
@@ -214,7 +215,7 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
 def test_checks_are_written_with_status_figure_and_explanation(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     checks = json.loads(paths.CHECKS.read_text())
-    assert len(checks) == 6
+    assert len(checks) == 7
     for check in checks:
         assert list(check) == ["name", "status", "figure", "explanation"]
         assert check["status"] in {"PASS", "WARN", "FAIL"}

@@ -306,6 +306,7 @@ def test_tracker_hears_headline_metrics_artifacts_and_note(phantom_workspace: tu
 def test_markdown_tables_keep_their_columns_whatever_classes_are_called(workspace: Path) -> None:
     lines = paths.REPORT_MARKDOWN.read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("|")]
+    assert "| 0 (clean) | 95.0 % [86.3, 98.3] | 75.0 % [62.8, 84.2] | 75.0 % [62.8, 84.2] |" in rows
     assert "| 1 | 10.0 % [4.7, 20.1] | 65.0 % [52.4, 75.8] | 15.0 % [8.1, 26.1] |" in rows
     assert "| a\\|b $\\frac | 1 | 0 | 20 | 21 |" in rows
     assert "| &lt;script&gt;alert(1)&lt;/script&gt; | 1 | 0 | 20 | 21 |" in rows
@@ -355,6 +356,7 @@ def table_at_1(undefended: float, transfer: float, adaptive: float) -> pd.DataFr
         (0.1, 0.6, 0.3, "Its gain of 50.0 points under attack shrinks to 20.0 points once the attacker knows it."),
         (0.1, 0.6, 0.15, "shrinks to 5.0 points once the attacker knows it, and the intervals overlap."),
         (0.1, 0.6, 0.05, "Its gain of 50.0 points under attack vanishes once the attacker knows it."),
+        (0.1, 0.6, 0.6, "Its gain of 50.0 points under attack stays when the attacker knows it: look at the checks."),
         (0.6, 0.5, 0.4, "Under attack it gains nothing, not even against an attacker who ignores it."),
         (0.1, 0.2, 0.6, "look for masked gradients in the checks."),
     ],

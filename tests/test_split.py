@@ -63,7 +63,7 @@ def test_class_missing_from_a_split_is_refused(
         stratified_split(np.repeat([0, 1], counts), *fractions, seed=0)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 1)), min_size=60, max_size=120),
     test_fraction=st.sampled_from([0.2, 0.3, 0.5]),

@@ -30,12 +30,13 @@ class Check:
     explanation: str
 
 
-def run_checks(records: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
+def run_checks(records: pd.DataFrame, table: pd.DataFrame, leakage: dict[str, float]) -> list[Check]:
     """All checks, in a fixed order.
 
     Args:
         records: as written by the step attack.
         table: :func:`tasks.evaluation.robustness.robustness_table` of them.
+        leakage: shares of the test images with relatives in training, as the step prepare measures them.
     """
     return [
         _does_not_rise(table),
@@ -44,6 +45,7 @@ def run_checks(records: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
         _transfer_no_stronger(table),
         _inside_ball(records),
         _success_counts_correct_only(records),
+        _no_leakage(leakage),
     ]
 
 
@@ -126,6 +128,18 @@ def _success_counts_correct_only(records: pd.DataFrame) -> Check:
     wrong = (records["success"] != (before & ~records["correct"])) | (records["clean_correct"] != before)
     n_wrong = int(wrong.sum())
     return Check(name, "FAIL" if n_wrong else "PASS", n_wrong, f"{n_wrong} of {len(records)} records count otherwise")
+
+
+def _no_leakage(leakage: dict[str, float]) -> Check:
+    name = "no test image has a relative in training"
+    near_duplicates, group = leakage["near_duplicate_in_train"], leakage["group_in_train"]
+    explanation = (
+        f"{100 * near_duplicates:.1f} % of the test images have a near-duplicate in training, {100 * group:.1f} % "
+        "an image of their group"
+    )
+    if not group:
+        return Check(name, "PASS", group, explanation)
+    return Check(name, "WARN", group, f"{explanation}; prepare.split.strategy grouped keeps them apart")
 
 
 def _judge_excess(name: str, excesses: list[tuple[float, bool, str]], what: str) -> Check:

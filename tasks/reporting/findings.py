@@ -107,6 +107,8 @@ def _verdict(bare: Row, transfer: Row, adaptive: Row) -> str:
         return "The adaptive attack does less than the transferred one: look for masked gradients in the checks."
     if real <= 0:
         return f"Its gain of {points(seeming)} under attack vanishes once the attacker knows it."
+    if real == seeming:
+        return f"Its gain of {points(seeming)} under attack stays when the attacker knows it: look at the checks."
     overlap = ", and the intervals overlap" if adaptive["accuracy_low"] <= bare["accuracy_high"] else ""
     return f"Its gain of {points(seeming)} under attack shrinks to {points(real)} once the attacker knows it{overlap}."
 

@@ -1,0 +1,86 @@
+"""The flow's small decisions; tests/test_pipeline.py runs it whole."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prefect.states import Failed
+
+from flows.pipeline import concurrent_steps, is_worth_retrying, load_step
+from flows.workspace import Workspace
+from tasks.params import Params, load_params
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("error", "retried"),
+    [(ConnectionError("no network"), True), (TimeoutError(), True), (ValueError("no such class"), False)],
+)
+def test_only_trouble_that_may_pass_is_retried(error: Exception, retried: bool) -> None:
+    assert is_worth_retrying(None, None, Failed(data=error)) is retried
+
+
+def test_steps_at_once_do_not_need_more_threads_than_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert [concurrent_steps(params_with({"compute.threads": threads})) for threads in (1, 2, 3, 8)] == [4, 2, 1, 1]
+
+
+def test_a_step_is_found_by_its_name() -> None:
+    assert load_step("evaluate").__module__ == "tasks.evaluate"
+
+
+class TestWorkspace:
+    @pytest.fixture
+    def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+        """Two steps, the second of which reads what the first wrote."""
+        shutil.copy(ROOT / "params.yaml", tmp_path)
+        (tmp_path / "dvc.yaml").write_text(
+            "stages:\n"
+            "  first: {cmd: run first, params: [seed], outs: [data/first]}\n"
+            "  second: {cmd: run second, deps: [data/first], outs: [data/second]}\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        subprocess.run([Path(sys.executable).parent / "dvc", "init", "--no-scm", "--quiet"], check=True)
+        return Workspace()
+
+    def make(self, step: str, text: str) -> None:
+        folder = Path("data") / step
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "out.txt").write_text(text)
+
+    def test_steps_come_with_what_they_wait_for_in_an_order_in_which_they_can_run(self, workspace: Workspace) -> None:
+        assert list(workspace.steps().items()) == [("first", []), ("second", ["first"])]
+
+    def test_a_recorded_step_has_not_changed_until_its_output_or_parameter_does(self, workspace: Workspace) -> None:
+        assert workspace.changed("first")
+        self.make("first", "1")
+        workspace.record("first", load_params())
+        assert not workspace.changed("first")
+        self.make("first", "2")
+        assert workspace.changed("first")
+
+    def test_a_step_that_ran_before_with_the_same_parameters_is_restored(self, workspace: Workspace) -> None:
+        self.make("first", "1")
+        workspace.record("first", load_params())
+        shutil.rmtree("data/first")
+        assert workspace.changed("first")
+        assert workspace.restore("first")
+        assert Path("data/first/out.txt").read_text() == "1"
+        assert not workspace.changed("first")
+
+    def test_a_step_that_never_ran_cant_be_restored(self, workspace: Workspace) -> None:
+        assert not workspace.restore("first")
+
+    def test_parameters_that_changed_while_a_step_ran_are_not_recorded(self, workspace: Workspace) -> None:
+        params = load_params()
+        self.make("first", "1")
+        text = Path("params.yaml").read_text(encoding="utf-8")
+        Path("params.yaml").write_text(text.replace("seed: 0 ", "seed: 1 "), encoding="utf-8")
+        with pytest.raises(RuntimeError, match=r"params\.yaml changed while first ran"):
+            workspace.record("first", params)
