@@ -45,7 +45,9 @@ def clean_table(*runs: str) -> str:
         shares = [percent(row[metric]) for metric in ("precision", "recall", "f1")]
         leaked = percent(info["leakage"]["group_in_train"])
         name = f"{run} (phantoms)" if info["is_phantom"] else run
-        rows.append([name, str(row["n"]), leaked, with_interval(row), *shares])
+        n_test = sum(info["n_images"]["test"].values())
+        n = str(row["n"]) if row["n"] == n_test else f"{row['n']} of {n_test}"
+        rows.append([name, n, leaked, with_interval(row), *shares])
     head = ["run", "test images", "with their group in training", "accuracy [95 %]", "precision", "recall", "F1"]
     return _markdown(head, rows)
 

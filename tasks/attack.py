@@ -46,30 +46,34 @@ def attack(params: Params, tracker: Tracker) -> None:
     tracker.dataset(paths.PREPARE, "prepared", "attack")
     rows = choose_images(data, settings.max_images, params.seed)
     images, labels = data.floats(rows), data.labels(rows)
-    image_paths = data.table["path"].to_numpy(dtype=object)[rows]
     targets = {
         name: target.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
         for name, target in load_targets().items()
     }
-    clean = {name: observe(target, images, settings.batch_size) for name, target in targets.items()}
+    # clean accuracy is wanted of every test image, however few are attacked
+    test_rows = data.indices("test")
+    clean = {name: observe(target, data.floats(test_rows), settings.batch_size) for name, target in targets.items()}
+    attacked = np.searchsorted(test_rows, rows)
 
     def records_of(
         target: str, threat_model: str, kind: str, eps: float, observed: Observation, norms: dict[str, np.ndarray]
     ) -> pa.Table:
+        of_all = kind == CLEAN
+        recorded = test_rows if of_all else rows
         return build_records(
-            rows,
-            image_paths,
-            labels,
+            recorded,
+            data.table["path"].to_numpy(dtype=object)[recorded],
+            data.labels(recorded),
             {"target": target, "threat_model": threat_model, "attack": kind, "norm": settings.norm},
             eps,
             radius(eps, settings.norm, images[0].size),
             observed.logits,
-            clean[target].logits,
+            clean[target].logits if of_all else clean[target].logits[attacked],
             norms,
             observed.reconstruction_error,
         )
 
-    unchanged = {"linf": np.zeros(len(rows)), "l2": np.zeros(len(rows))}
+    unchanged = {"linf": np.zeros(len(test_rows)), "l2": np.zeros(len(test_rows))}
     tables = {
         (name, "none", CLEAN, 0.0): records_of(name, "none", CLEAN, 0.0, observed, unchanged)
         for name, observed in clean.items()
@@ -79,7 +83,7 @@ def attack(params: Params, tracker: Tracker) -> None:
     same_for_all = {
         "code": digest_of_code(),
         "images": digest_of_arrays(rows, data.pixels[rows], labels),
-        "paths": list(image_paths),
+        "paths": data.table["path"].iloc[rows].tolist(),
         "settings": settings.model_dump(mode="json", include={"norm", "pgd", "batch_size"}),
         "seed": params.seed,
         "compute": [str(device), params.compute.threads],
@@ -140,7 +144,6 @@ def attack(params: Params, tracker: Tracker) -> None:
 
     write_records(pa.concat_tables(tables[point] for point in sorted(tables, key=place)))
     tracker.artifact(paths.RECORDS)
-    shutil.rmtree(SHARDS, ignore_errors=True)
 
 
 def choose_images(data: Prepared, max_images: int, seed: int) -> np.ndarray:

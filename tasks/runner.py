@@ -6,6 +6,7 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 
@@ -38,6 +39,8 @@ def run_step(step: Step, params: Params, orchestrator: str = "python") -> None:
 def main(step: Step) -> None:
     """Command-line entry of a step: the parameters in params.yaml, progress on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # a polite kill ends like Ctrl-C, so that the tracking run is closed as killed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # DVC sets this variable for the commands of its stages
     orchestrator = "dvc" if "DVC_STAGE" in os.environ else "python"
     try:

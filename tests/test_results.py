@@ -43,8 +43,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_info(is_phantom: bool) -> None:
-    info = {"is_phantom": is_phantom, "leakage": {"near_duplicate_in_train": 0.1, "group_in_train": 0.825}}
+def write_info(is_phantom: bool, n_test: int = 500) -> None:
+    leakage = {"near_duplicate_in_train": 0.1, "group_in_train": 0.825}
+    info = {"is_phantom": is_phantom, "leakage": leakage, "n_images": {"test": {"a": 100, "b": n_test - 100}}}
     paths.DATASET_INFO.write_text(json.dumps(info), encoding="utf-8")
 
 
@@ -123,7 +124,7 @@ def test_results_of_other_parameters_are_refused() -> None:
 
 def test_clean_table_has_a_row_a_run_below_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_results.keep_results("stratified")
-    write_info(is_phantom=True)
+    write_info(is_phantom=True, n_test=1240)
     keep_results.keep_results("phantoms")
     write_documents("Before\n<!-- table: clean stratified phantoms -->\nold\n<!-- end table -->\nAfter\n")
     run(monkeypatch)
@@ -135,7 +136,7 @@ def test_clean_table_has_a_row_a_run_below_the_study(monkeypatch: pytest.MonkeyP
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         "| the study |  |  | 93.23 % |  |  |  |\n"
         "| stratified | 500 | 82.5 % | 96.0 % [93.8, 97.4] | 95.1 % | 97.0 % | 96.1 % |\n"
-        "| phantoms (phantoms) | 500 | 82.5 % | 96.0 % [93.8, 97.4] | 95.1 % | 97.0 % | 96.1 % |\n"
+        "| phantoms (phantoms) | 500 of 1240 | 82.5 % | 96.0 % [93.8, 97.4] | 95.1 % | 97.0 % | 96.1 % |\n"
         "\n"
         "<!-- end table -->\n"
         "After\n"

@@ -14,6 +14,9 @@ def set_up(compute: Compute) -> torch.device:
     torch.set_num_threads(compute.threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # gradients of attacks are wanted in full float32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if compute.device == "auto":
         return torch.device(next(name for name, available in there.items() if available))

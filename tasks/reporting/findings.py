@@ -94,7 +94,8 @@ def headline_of(table: pd.DataFrame) -> Headline:
         if cost > 0:
             sentences.append(f"The {name} costs {points(cost)} of clean accuracy.")
         if {"transfer", "adaptive"} <= curves.keys():
-            sentences.append(_verdict(bare, curves["transfer"].at(eps), curves["adaptive"].at(eps)))
+            verdict = _verdict(bare, curves["transfer"].at(eps), curves["adaptive"].at(eps))
+            sentences.append(verdict + _fall(curves["adaptive"]))
     return Headline(attack, eps, undefended, defences, sentences)
 
 
@@ -111,6 +112,14 @@ def _verdict(bare: Row, transfer: Row, adaptive: Row) -> str:
         return f"Its gain of {points(seeming)} under attack stays when the attacker knows it: look at the checks."
     overlap = ", and the intervals overlap" if adaptive["accuracy_low"] <= bare["accuracy_high"] else ""
     return f"Its gain of {points(seeming)} under attack shrinks to {points(real)} once the attacker knows it{overlap}."
+
+
+def _fall(adaptive: Curve) -> str:
+    """Where hardly any image is left, so that a gain at one small ε is not taken for more than it is."""
+    fallen = adaptive.rows[(adaptive.rows["eps"] > 0) & (adaptive.rows["accuracy"] <= 0.01)]
+    if fallen.empty:
+        return ""
+    return f" At ε = {eps_text(fallen.iloc[0]['eps'])}/255 that attacker leaves {with_interval(fallen.iloc[0])}."
 
 
 def headline_metrics(metrics: dict[str, Any], eps: float) -> dict[str, float]:
