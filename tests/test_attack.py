@@ -254,7 +254,9 @@ def test_clean_records_cover_every_test_image_however_few_are_attacked(
         assert (group["image"].tolist() == test_rows) if kind[1] == "clean" else (len(group) == 4)
     clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
     attacked = records[records["attack"] != "clean"]
-    assert (attacked["clean_correct"] == clean.loc[list(zip(attacked["target"], attacked["image"]))].to_numpy()).all()
+    assert (
+        attacked["clean_correct"] == clean.loc[list(zip(attacked["target"], attacked["image"], strict=True))].to_numpy()
+    ).all()
 
 
 @pytest.mark.parametrize(
