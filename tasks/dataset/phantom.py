@@ -19,9 +19,9 @@ from scipy import ndimage
 
 from tasks.dataset.anatomy import BLOOD, MUSCLE, SIDES, Anatomy, soft
 
-MILD_SHARE = 0.2
+MILD_SHARE = 0.25
 """Share of the positive patients whose lesions are few, small and faint; higher makes the data set harder."""
-GROUND_GLASS_HU = (180.0, 420.0)
+GROUND_GLASS_HU = (140.0, 400.0)
 """Faintest and densest ground-glass opacity, in HU above the lung; lower makes the data set harder."""
 
 REACH = 1.5
