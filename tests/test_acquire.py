@@ -184,9 +184,9 @@ def test_phantoms_are_drawn_and_called_phantoms(params_with: Any) -> None:
 def kagglehub(monkeypatch: pytest.MonkeyPatch, download: Any) -> None:
     """Put a kagglehub in place that needs no network."""
     module, exceptions = ModuleType("kagglehub"), ModuleType("kagglehub.exceptions")
-    exceptions.DataCorruptionError = type("DataCorruptionError", (Exception,), {})  # type: ignore[attr-defined]
-    module.exceptions = exceptions  # type: ignore[attr-defined]
-    module.dataset_download = download  # type: ignore[attr-defined]
+    exceptions.DataCorruptionError = type("DataCorruptionError", (Exception,), {})
+    module.exceptions = exceptions
+    module.dataset_download = download
     monkeypatch.setitem(sys.modules, "kagglehub", module)
     monkeypatch.setitem(sys.modules, "kagglehub.exceptions", exceptions)
 
@@ -222,6 +222,6 @@ def test_without_network_the_error_can_be_retried(monkeypatch: pytest.MonkeyPatc
 
 def test_data_set_that_kaggle_refuses_is_no_network_error(monkeypatch: pytest.MonkeyPatch, params_with: Any) -> None:
     error = OSError("404 Client Error")
-    error.response = type("Response", (), {"status_code": 404})()  # type: ignore[attr-defined]
+    error.response = type("Response", (), {"status_code": 404})()
     kagglehub(monkeypatch, failing(error))
     refuse(params_with({"acquire.source": "kaggle"}), r"acquire\.kaggle_dataset .* refused with HTTP status 404")

@@ -50,7 +50,7 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(*(np.asarray(image).ravel() for image in small))[0, 1])
 
 
-def test_neighbouring_slices_are_alike_and_patients_are_not(params_with) -> None:  # type: ignore[no-untyped-def]
+def test_neighbouring_slices_are_alike_and_patients_are_not(params_with) -> None:
     params: Params = params_with()
     patients = [draw_patient(Disease("pneumonia"), 4, np.random.default_rng(seed)) for seed in range(8)]
     within = [correlation(slices[i], slices[i + 1]) for slices in patients for i in range(3)]
@@ -71,7 +71,7 @@ def test_every_slice_of_an_ill_patient_shows_the_disease(name: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
 
             def none(disease: Disease, *rest: object) -> list[object]:
-                original(disease, *rest)  # type: ignore[arg-type]
+                original(disease, *rest)
                 return []
 
             if name == "effusion":
