@@ -1,4 +1,4 @@
-"""Step ``evaluate``: accuracies, intervals, rates and checks, from the records of the step ``attack`` alone."""
+"""Step ``evaluate``: accuracies, intervals, rates and checks, from what the step ``attack`` recorded alone."""
 
 import dataclasses
 import json
@@ -11,7 +11,15 @@ from tasks import paths
 from tasks.defences import UNDEFENDED
 from tasks.evaluation.checks import run_checks
 from tasks.evaluation.records import CLEAN, read_records
-from tasks.evaluation.robustness import POINT, by_eps, confusion_table, curves_of, robustness_table, worst_case
+from tasks.evaluation.robustness import (
+    POINT,
+    by_eps,
+    confusion_table,
+    curves_of,
+    robustness_table,
+    sweep_table,
+    worst_case,
+)
 from tasks.params import Params
 from tasks.tracking import Tracker
 
@@ -23,7 +31,10 @@ def evaluate(params: Params, tracker: Tracker) -> None:  # a step takes all para
     records = read_records()
     info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
     classes = info["classes"]
+    smallest = read_records(paths.SMALLEST_EPS)
     table = robustness_table(records, classes, classes.index(info["positive_class"]))
+    swept = sweep_table(smallest, sorted(set(records["eps"]) - {0.0}), list(table.columns))
+    table = pd.concat([table, swept], ignore_index=True)
 
     paths.PLOTS.mkdir()
     _write_csv(table, paths.ROBUSTNESS)
@@ -37,7 +48,7 @@ def evaluate(params: Params, tracker: Tracker) -> None:  # a step takes all para
 
     metrics = headline(table, worst_case(records))
     _write_json(metrics, paths.METRICS)
-    checks = run_checks(records, table, info["leakage"])
+    checks = run_checks(records, smallest, table, info["leakage"])
     _write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
 
     for target, values in metrics["clean"].items():

@@ -217,6 +217,15 @@ class Pgd(Section):
     """Random starts; 0 starts once, at the image itself."""
 
 
+class Sweep(Section):
+    """A stronger PGD that looks for the smallest eps that breaks each image."""
+
+    n_steps: Count
+    """Gradient steps of each start."""
+    n_restarts: CountOrOff
+    """Random starts of the images that withstand the first."""
+
+
 class Attack(Section):
     """Attacks on the test images."""
 
@@ -225,9 +234,12 @@ class Attack(Section):
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
     """Radii in units of 1/255 of the value range, rising. For l2 the radius is
     eps / 255 * sqrt(number of pixels), so that eps is the root-mean-square change of a pixel."""
+    mode: Literal["fast", "reference"]
+    """``fast``: our own FGSM and PGD; ``reference``: ART's classes, one eps after the other, to hold ours against."""
     attacks: Annotated[tuple[Literal["fgsm", "pgd"], ...], Field(min_length=1)]
     """Attacks that every target meets."""
     pgd: Pgd
+    sweep: Sweep
     max_images: CountOrOff
     """Test images that are attacked, stratified by class; 0: all."""
     batch_size: Count

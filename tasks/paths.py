@@ -32,6 +32,7 @@ AUTOENCODER_HISTORY = TRAIN_AUTOENCODER / "history.csv"
 
 ATTACK = DATA / "attack"
 RECORDS = ATTACK / "records.parquet"
+SMALLEST_EPS = ATTACK / "smallest_eps.parquet"
 PERTURBATIONS = ATTACK / "perturbations"
 
 EVALUATE = DATA / "evaluate"

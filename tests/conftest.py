@@ -9,10 +9,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
@@ -32,6 +34,16 @@ def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
             section = section[name]
         section[key] = value
     return values
+
+
+def smallest_eps_in(records: pd.DataFrame) -> pd.DataFrame:
+    """What a sweep would write that breaks exactly what the adaptive attacks of these records break."""
+    clean = records[records["attack"] == "clean"][["image", "label", "target", "norm", "correct"]]
+    adaptive = records[(records["threat_model"] == "adaptive") & ~records["correct"]]
+    broken = adaptive.groupby(["target", "image"])["eps"].min().rename("smallest_eps")
+    found = clean.join(broken, on=["target", "image"]).fillna({"smallest_eps": math.inf})
+    found.loc[~found["correct"], "smallest_eps"] = 0.0
+    return found.drop(columns="correct").reset_index(drop=True)
 
 
 @pytest.fixture

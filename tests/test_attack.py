@@ -33,6 +33,7 @@ SMALL = {
     "attack.keep_eps": [4],
     "attack.pgd.n_steps": 3,
     "attack.batch_size": 16,
+    "attack.sweep.n_steps": 4,
 }
 
 
@@ -125,16 +126,16 @@ class KillAfter(logging.Handler):
 
 @pytest.fixture
 def kill_after(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Params, int], None]]:
-    caplog.set_level(logging.INFO, logger="tasks.attack")
+    caplog.set_level(logging.INFO, logger="tasks.attacks.shards")
 
     def run_and_kill(params: Params, n_lines: int) -> None:
         handler = KillAfter(n_lines)
-        logging.getLogger("tasks.attack").addHandler(handler)
+        logging.getLogger("tasks.attacks.shards").addHandler(handler)
         try:
             with pytest.raises(KeyboardInterrupt):
                 run(params)
         finally:
-            logging.getLogger("tasks.attack").removeHandler(handler)
+            logging.getLogger("tasks.attacks.shards").removeHandler(handler)
         caplog.clear()
 
     return run_and_kill
@@ -154,6 +155,7 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         "perturbations/undefended-fgsm-eps4.npz",
         "perturbations/undefended-pgd-eps4.npz",
         "records.parquet",
+        "smallest_eps.parquet",
     ]
     records = read_records()
     points = ["target", "threat_model", "attack", "eps"]
@@ -225,6 +227,21 @@ def test_attacks_work_and_the_adaptive_one_beats_the_transferred(
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "adaptive", "pgd", 0.5]
 
 
+def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wrong_as_it_is(
+    workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    run(params_with(SMALL | {"attack.sweep.n_steps": 10}))
+    records, found = read_records(), read_records(paths.SMALLEST_EPS).set_index(["target", "image"])["smallest_eps"]
+    assert set(found.unique()) <= {0.0, 0.5, 4.0, np.inf}
+    clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
+    assert ((found == 0) == ~clean.loc[found.index]).all()
+    adaptive = records[(records["threat_model"] == "adaptive") & ~records["correct"]]
+    broken = adaptive.groupby(["target", "image"])["eps"].min()
+    # the sweep has three times the steps
+    assert (found.loc[broken.index] <= broken).mean() > 0.95
+    assert 0 < (found > 4).mean() < 1
+
+
 def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Callable[..., Params]) -> None:
     params = params_with(SMALL)
     assert run(params) == run(params)
@@ -292,15 +309,28 @@ def test_shards_of_another_model_never_mix_in(
     assert resumed == run(params)
 
 
-def test_a_longer_grid_keeps_what_a_killed_shorter_one_had_finished(
+def test_more_attacks_keep_what_a_killed_run_with_fewer_had_finished(
     workspace: Path,
     params_with: Callable[..., Params],
     kill_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kill_after(params_with(SMALL | {"attack.attacks": ["fgsm"]}), 2)
-    run(params_with(SMALL | {"attack.attacks": ["fgsm"], "attack.eps": [0.5, 2, 4]}))
-    assert n_kept_lines(caplog) == 2
+    kill_after(params_with(SMALL | {"attack.attacks": ["fgsm"]}), 3)
+    run(params_with(SMALL | {"attack.attacks": ["fgsm", "pgd"]}))
+    assert n_kept_lines(caplog) == 3
+
+
+@pytest.mark.parametrize("mode", ["fast", "reference"])
+def test_the_size_of_a_batch_changes_no_prediction(
+    mode: str, workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    small = SMALL | {"attack.mode": mode, "attack.pgd.n_restarts": 0}
+    run(params_with(small))
+    records = read_records()
+    run(params_with(small | {"attack.batch_size": 7}))
+    others = read_records()
+    assert (records["image"] == others["image"]).all()
+    assert records["margin"].to_numpy() == pytest.approx(others["margin"].to_numpy(), abs=1e-3)
 
 
 def test_l2_perturbations_lie_in_their_ball(workspace: Path, params_with: Callable[..., Params]) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from tasks.evaluation.checks import Check, run_checks
 from tasks.evaluation.robustness import robustness_table
+from tests.conftest import smallest_eps_in
 
 N = 200
 
@@ -15,6 +16,7 @@ NO_LEAKAGE = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
 def outcome(
     accuracies: dict[tuple[str, str, str], dict[float, float]],
     leakage: dict[str, float] = NO_LEAKAGE,
+    found_by_sweep: Callable[[pd.DataFrame], pd.DataFrame] = smallest_eps_in,
     **changes: object,
 ) -> dict[str, Check]:
     """Checks of records in which a share of 200 images is classified correctly at each point; eps 0 is clean."""
@@ -28,7 +30,8 @@ def outcome(
     records = pd.concat(parts, ignore_index=True).assign(norm="linf", entropy=0, margin=0, l2=0, reconstruction_error=0)
     records["linf"] = records["radius"] = records["eps"] / 255
     records = records.assign(**changes)
-    return {check.name: check for check in run_checks(records, robustness_table(records, ["a", "b"], 1), leakage)}
+    table = robustness_table(records, ["a", "b"], 1)
+    return {check.name: check for check in run_checks(records, found_by_sweep(records), table, leakage)}
 
 
 SOUND = {
@@ -44,6 +47,7 @@ SOUND = {
 RISE = "robust accuracy does not rise with eps"
 PGD = "PGD is at least as strong as FGSM"
 LARGEST = "accuracy falls to at most 1 % at the largest eps, adaptive"
+STEPS = "more steps and restarts change accuracy by less than 1 point"
 TRANSFER = "transfer is no stronger than adaptive"
 BALL = "every adversarial example lies in its ball"
 SUCCESS = "success counts only images classified correctly before"
@@ -52,7 +56,7 @@ LEAKAGE = "no test image has a relative in training"
 
 def test_a_sound_evaluation_passes_everything() -> None:
     checks = outcome(SOUND)
-    assert list(checks) == [RISE, PGD, LARGEST, TRANSFER, BALL, SUCCESS, LEAKAGE]
+    assert list(checks) == [RISE, PGD, LARGEST, STEPS, TRANSFER, BALL, SUCCESS, LEAKAGE]
     assert {check.status for check in checks.values()} == {"PASS"}
 
 
@@ -129,3 +133,27 @@ def test_test_images_with_relatives_in_training_are_reported() -> None:
         "10.0 % of the test images have a near-duplicate in training, 99.0 % an image of their group"
         in check.explanation
     )
+
+
+@pytest.mark.parametrize(("n_more", "status"), [(1, "PASS"), (2, "FAIL"), (30, "FAIL")])
+def test_a_sweep_that_breaks_what_the_attacks_did_not_is_reported(n_more: int, status: str) -> None:
+    def more_broken(records: pd.DataFrame) -> pd.DataFrame:
+        found = smallest_eps_in(records)
+        # under the attacks these hold at eps 1 and break at 4
+        held = found[(found["target"] == "autoencoder") & (found["smallest_eps"] == 4)].index[:n_more]
+        return found.assign(smallest_eps=found["smallest_eps"].mask(found.index.isin(held), 1.0))
+
+    check = outcome(SOUND, found_by_sweep=more_broken)[STEPS]
+    assert check.status == status
+    assert check.figure == pytest.approx(n_more / N)
+    assert "autoencoder at eps 1" in check.explanation
+
+
+def test_one_image_of_few_is_a_warning() -> None:
+    def one_more_of_fifty(records: pd.DataFrame) -> pd.DataFrame:
+        found = smallest_eps_in(records)
+        few = found[found["image"] % 4 == 0]
+        first = few[few["smallest_eps"] == 4].index[:1]
+        return few.assign(smallest_eps=few["smallest_eps"].mask(few.index.isin(first), 1.0))
+
+    assert outcome(SOUND, found_by_sweep=one_more_of_fifty)[STEPS].status == "WARN"

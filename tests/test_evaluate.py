@@ -13,6 +13,7 @@ from tasks.evaluate import evaluate
 from tasks.evaluation.records import build_records, write_records
 from tasks.params import Params
 from tasks.tracking import Tracker
+from tests.conftest import smallest_eps_in
 
 N = 60
 EPS = (0.25, 2.0)
@@ -84,7 +85,9 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Call
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
         info["leakage"] = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
         paths.DATASET_INFO.write_text(json.dumps(info))
-        write_records(make_records(len(classes)))
+        records = make_records(len(classes))
+        write_records(records, paths.RECORDS)
+        smallest_eps_in(records.to_pandas()).to_parquet(paths.SMALLEST_EPS)
         notebook = Notebook()
         evaluate(params_with(), notebook)
         return notebook
@@ -123,8 +126,9 @@ def test_metrics_have_the_keys_that_dvc_compares(evaluated: Evaluated) -> None:
         "autoencoder": ["transfer", "adaptive"],
     }
     for threats in metrics["robust"].values():
+        assert "sweep" in threats["adaptive"]
         for attacks in threats.values():
-            assert list(attacks) == ["fgsm", "pgd", "worst"]
+            assert set(attacks) - {"sweep"} == {"fgsm", "pgd", "worst"}
             for curve in attacks.values():
                 assert list(curve) == ["eps_0.25", "eps_2"]
 
@@ -139,9 +143,10 @@ def test_metrics_hold_what_the_records_say(evaluated: Evaluated) -> None:
     assert metrics["robust"]["undefended"]["adaptive"]["fgsm"]["eps_2"] == accuracy[1]
     assert metrics["robust"]["undefended"]["adaptive"]["pgd"]["eps_2"] == accuracy[2]
     assert metrics["robust"]["undefended"]["adaptive"]["worst"]["eps_2"] == accuracy[2]
+    assert metrics["robust"]["undefended"]["adaptive"]["sweep"]["eps_2"] == accuracy[2]
     assert metrics["robust"]["autoencoder"]["transfer"]["pgd"]["eps_2"] == accuracy[3]
     table = pd.read_csv(paths.ROBUSTNESS)
-    assert len(table) == 2 + 3 * 2 * 2
+    assert len(table) == 2 + 3 * 2 * 2 + 2 * 2
     pgd = table[(table["target"] == "undefended") & (table["attack"] == "pgd") & (table["eps"] == 2)].iloc[0]
     assert pgd["accuracy"] == pytest.approx(accuracy[2], abs=1e-6)
     assert pgd["attack_success_rate"] == pytest.approx(1 - accuracy[2] / accuracy[0], abs=1e-6)
@@ -162,6 +167,8 @@ def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> 
         "autoencoder/transfer/pgd",
         "autoencoder/adaptive/fgsm",
         "autoencoder/adaptive/pgd",
+        "undefended/adaptive/sweep",
+        "autoencoder/adaptive/sweep",
     ]
     assert accuracy.iloc[0, 1:].nunique() == 1
     confusion = pd.read_csv(paths.PLOTS / "confusion.csv")
@@ -174,7 +181,8 @@ def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> 
 def test_three_classes_are_evaluated_with_their_names_and_macro_averages(evaluated: Evaluated) -> None:
     evaluated(["healthy", "other", "COVID"])
     table = pd.read_csv(paths.ROBUSTNESS)
-    assert table[["precision_macro", "recall_macro", "f1_macro"]].notna().all(axis=None)
+    of_records = table[table["attack"] != "sweep"]
+    assert of_records[["precision_macro", "recall_macro", "f1_macro"]].notna().all(axis=None)
     counts = pd.read_csv(paths.CONFUSION)
     assert set(counts["actual"]) == set(counts["predicted"]) == {"healthy", "other", "COVID"}
     assert (counts.groupby(["target", "threat_model", "attack", "eps"])["n"].sum() == N).all()
@@ -192,6 +200,8 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
         "autoencoder transfer pgd",
         "autoencoder adaptive fgsm",
         "autoencoder adaptive pgd",
+        "undefended adaptive sweep",
+        "autoencoder adaptive sweep",
     ]
     tags, points = notebook.curves["autoencoder transfer pgd"]
     assert tags == {"target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "norm": "linf"}
@@ -204,6 +214,7 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
         "robust/mean_entropy",
         "robust/mean_margin",
     }
+    assert set(notebook.curves["undefended adaptive sweep"][1][1][1]) >= {"robust/accuracy", "robust/accuracy_low"}
     for _, values in points:
         assert keys <= set(values)
         assert all(isinstance(value, float) and np.isfinite(value) for value in values.values())
@@ -215,7 +226,7 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
 def test_checks_are_written_with_status_figure_and_explanation(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     checks = json.loads(paths.CHECKS.read_text())
-    assert len(checks) == 7
+    assert len(checks) == 8
     for check in checks:
         assert list(check) == ["name", "status", "figure", "explanation"]
         assert check["status"] in {"PASS", "WARN", "FAIL"}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import paths
-from tasks.attacks.kept import kept_path, load_adversarial, save_perturbations
+from tasks.attacks.kept import kept_path, load_adversarial, merge_perturbations, save_perturbations
 from tasks.dataset.prepared import Prepared
 
 
@@ -60,6 +60,26 @@ def test_a_pixel_takes_a_byte_at_most_and_equal_images_give_equal_bytes() -> Non
     assert Path("first.npz").read_bytes() == Path("second.npz").read_bytes()
     with np.load("first.npz") as kept:
         assert kept["q"].dtype == np.int8
+
+
+def test_merged_parts_hold_what_the_parts_held_in_their_order() -> None:
+    data = prepared()
+    rows = np.arange(6)
+    images = data.floats(rows)
+    adversarial = np.clip(images + np.random.default_rng(1).normal(0, 0.02, images.shape).astype(np.float32), 0, 1)
+    save_perturbations(Path("whole.npz"), rows, images, adversarial)
+    parts = []
+    for number, batch in enumerate([rows[:4], rows[4:]]):
+        parts.append(Path(f"part{number}.npz"))
+        save_perturbations(parts[-1], batch, images[batch], adversarial[batch])
+    for name in ("first.npz", "second.npz"):
+        merge_perturbations(parts, Path(name))
+    assert Path("first.npz").read_bytes() == Path("second.npz").read_bytes()
+    with np.load("whole.npz") as whole, np.load("first.npz") as merged:
+        assert sorted(merged) == sorted(whole) == ["q", "rows", "scale"]
+        for name in whole:
+            assert merged[name].dtype == whole[name].dtype
+            assert (merged[name] == whole[name]).all()
 
 
 def test_images_that_were_not_kept_name_the_parameter() -> None:

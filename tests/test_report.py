@@ -25,7 +25,7 @@ from tasks.reporting import page
 from tasks.reporting.findings import headline_metrics, headline_of
 from tasks.reporting.results import load_results
 from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
-from tests.conftest import with_overrides
+from tests.conftest import smallest_eps_in, with_overrides
 
 CLASSES = ["<script>alert(1)</script>", "NA", "a|b $\\frac"]
 N_TRAIN, N_TEST, SIDE = 3, 60, 32
@@ -112,13 +112,13 @@ def write_workspace(params: Params, is_phantom: bool) -> None:
     save_model(paths.AUTOENCODER, build_autoencoder("plain"), architecture="plain")
 
     rows = np.arange(N_TRAIN, n)
-    write_records(
-        pa.concat_tables(
-            records_of(rows, labels[rows], *curve, eps, n_correct)
-            for curve, counts in CORRECT.items()
-            for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
-        )
+    records = pa.concat_tables(
+        records_of(rows, labels[rows], *curve, eps, n_correct)
+        for curve, counts in CORRECT.items()
+        for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
     )
+    write_records(records, paths.RECORDS)
+    smallest_eps_in(records.to_pandas()).to_parquet(paths.SMALLEST_EPS)
     paths.PERTURBATIONS.mkdir()
     images = pixels[rows] / np.float32(255)
     shifted = np.clip(images + np.float32(4 / 255), 0, 1)
@@ -224,7 +224,7 @@ def test_page_refers_to_nothing_outside_itself(html: str) -> None:
 def test_page_is_small_and_its_figures_have_words(html: str) -> None:
     assert len(html) < 5_000_000
     figures = re.findall(r"<figure.*?</figure>", html, re.DOTALL)
-    assert len(figures) == 14
+    assert len(figures) == 15
     for figure in figures:
         assert re.search(r'(aria-label|alt)="[^"]{10,}"', figure)
         assert re.search(r"<figcaption>.+</figcaption>", figure)
@@ -280,7 +280,7 @@ def test_reporting_twice_gives_the_same_bytes(workspace: Path, params: Params) -
     paths.REPORT.mkdir()
     report(params, Tracker())
     assert outputs() == first
-    assert len(first) == 16
+    assert len(first) == 17
 
 
 def test_figures_are_images_of_their_names(workspace: Path) -> None:

@@ -1,5 +1,6 @@
 """Adversarial images on disk: a byte for each pixel."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,30 @@ def save_perturbations(path: Path, rows: np.ndarray, images: np.ndarray, adversa
     divisor = np.where(scale > 0, scale, np.float32(1))[:, None, None, None]
     levels = np.rint(perturbations / divisor).astype(np.int8)
     np.savez_compressed(path, rows=rows, scale=scale, q=levels)
+
+
+def merge_perturbations(parts: list[Path], path: Path) -> None:
+    """Write the perturbations of several files, one after the other, as one file of the same kind.
+
+    Parts go through memory one at a time, and the same parts give the same bytes.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as merged:
+        for name in ("rows", "scale", "q"):
+            shapes, dtype = [], np.dtype(np.int8)
+            for part in parts:
+                with np.load(part, allow_pickle=False) as kept:
+                    shapes.append(kept[name].shape)
+                    dtype = kept[name].dtype
+            header = {
+                "descr": np.lib.format.dtype_to_descr(dtype),
+                "fortran_order": False,
+                "shape": (sum(shape[0] for shape in shapes), *shapes[0][1:]),
+            }
+            with merged.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for part in parts:
+                    with np.load(part, allow_pickle=False) as kept:
+                        member.write(kept[name].tobytes())
 
 
 def load_adversarial(data: Prepared, surrogate: str, attack: str, eps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,47 @@ from torch import nn
 
 import tasks
 
-
-def shard_name(**ingredients: Any) -> str:
-    """Name of the shard that these ingredients make; another value of any of them makes another name."""
-    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
+log = logging.getLogger(__name__)
 
 
-@contextmanager
-def writing(shard: Path) -> Iterator[Path]:
-    """A folder to fill that becomes ``shard`` at the end, whole or not at all."""
-    partial = shard.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    partial.rename(shard)
+class Shards:
+    """Parts of a sweep in a folder, each named by the digest of what it is made of.
+
+    Args:
+        folder: where they are.
+        n_parts: how many there will be, for the progress that is told.
+        same_for_all: ingredients of every part; like all ingredients, what JSON can hold.
+    """
+
+    def __init__(self, folder: Path, n_parts: int, **same_for_all: Any) -> None:
+        self.folder = folder
+        self.n_parts = n_parts
+        self.same_for_all = same_for_all
+        self.n_done = 0
+
+    def finish(self, what: str, make: Callable[[Path], None], **ingredients: Any) -> Path:
+        """The part that these ingredients make; made now, unless it is there from a run before.
+
+        Args:
+            what: the part, in words.
+            make: fills a folder.
+            ingredients: all that the part depends on, beyond what is the same for all.
+        """
+        began = time.monotonic()
+        everything = json.dumps(self.same_for_all | ingredients, sort_keys=True)
+        shard = self.folder / hashlib.sha256(everything.encode()).hexdigest()[:32]
+        resumed = shard.exists()
+        if not resumed:
+            # it gets its name when it is whole
+            partial = shard.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            make(partial)
+            partial.rename(shard)
+        self.n_done += 1
+        spent = "kept from a run before" if resumed else f"{time.monotonic() - began:.0f} s"
+        log.info("%d/%d  %s: %s", self.n_done, self.n_parts, what, spent)
+        return shard
 
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:

@@ -4,6 +4,7 @@ After Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv 1902.06
 Hein 2020, arXiv 2003.01690). Passing all of them proves nothing.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,18 +31,22 @@ class Check:
     explanation: str
 
 
-def run_checks(records: pd.DataFrame, table: pd.DataFrame, leakage: dict[str, float]) -> list[Check]:
+def run_checks(
+    records: pd.DataFrame, smallest: pd.DataFrame, table: pd.DataFrame, leakage: dict[str, float]
+) -> list[Check]:
     """All checks, in a fixed order.
 
     Args:
         records: as written by the step attack.
-        table: :func:`tasks.evaluation.robustness.robustness_table` of them.
+        smallest: the smallest eps that breaks each image, as written by the step attack.
+        table: :func:`tasks.evaluation.robustness.robustness_table` and ``sweep_table`` of them.
         leakage: shares of the test images with relatives in training, as the step prepare measures them.
     """
     return [
         _does_not_rise(table),
         _pgd_at_least_fgsm(table),
         _falls_at_largest_eps(table),
+        _more_steps_change_little(records, smallest),
         _transfer_no_stronger(table),
         _inside_ball(records),
         _success_counts_correct_only(records),
@@ -91,6 +96,26 @@ def _falls_at_largest_eps(table: pd.DataFrame) -> Check:
     if eps < HUGE_EPS:
         return Check(name, "WARN", figure, f"{where}; at {HUGE_EPS:g} this would be a failure")
     return Check(name, "FAIL", figure, f"{where}: the attack does not find what must be there")
+
+
+def _more_steps_change_little(records: pd.DataFrame, smallest: pd.DataFrame) -> Check:
+    name = "more steps and restarts change accuracy by less than 1 point"
+    adaptive = records[(records["threat_model"] == "adaptive") & (records["attack"] != CLEAN)]
+    # nested balls: what breaks an image at one eps breaks it at every larger one
+    broken = adaptive[~adaptive["correct"]].groupby(["target", "image"])["eps"].min().rename("broken_eps")
+    both = smallest.join(broken, on=["target", "image"]).fillna({"broken_eps": math.inf})
+    gains = [
+        (float((group["broken_eps"] > eps).mean() - (group["smallest_eps"] > eps).mean()), target, eps, len(group))
+        for target, group in both.groupby("target", sort=False)
+        for eps in sorted(adaptive["eps"].unique())
+    ]
+    figure, target, eps, n_images = max(gains)
+    where = f"the sweep breaks {100 * figure:.1f} points more than the attacks: {target} at eps {eps:g}"
+    if figure < 0.01:
+        return Check(name, "PASS", figure, where if figure > 0 else "the sweep breaks no more than the attacks")
+    if round(figure * n_images) <= 1:
+        return Check(name, "WARN", figure, f"{where}, one image of {n_images}")
+    return Check(name, "FAIL", figure, f"{where}; take the sweep's accuracy, or raise attack.pgd.n_steps")
 
 
 def _transfer_no_stronger(table: pd.DataFrame) -> Check:

@@ -112,13 +112,37 @@ def build_records(
     return pa.table(columns, schema=schema(n_classes))
 
 
-def write_records(records: pa.Table, path: Path = paths.RECORDS) -> None:
+def build_smallest_eps(
+    rows: np.ndarray, image_paths: np.ndarray, labels: np.ndarray, target: str, norm: str, eps: np.ndarray
+) -> pa.Table:
+    """The smallest eps of the grid that breaks each of N images, adaptive: a row an image and target.
+
+    Args:
+        rows: rows of the prepared data set's table, ``(N,)``.
+        image_paths: their paths, ``(N,)``.
+        labels: true classes, ``(N,)``.
+        target: name of the model under attack.
+        norm: of the ball.
+        eps: in 1/255 of the value range, ``(N,)``; 0 for what is wrong as it is, infinite for what no eps breaks.
+    """
+    columns = {
+        "image": pa.array(rows, pa.int32()),
+        "path": pa.array(image_paths, pa.string()),
+        "label": pa.array(labels, pa.int32()),
+        "target": pa.array([target] * len(rows), pa.string()),
+        "norm": pa.array([norm] * len(rows), pa.string()),
+        "smallest_eps": pa.array(eps, pa.float64()),
+    }
+    return pa.table(columns)
+
+
+def write_records(records: pa.Table, path: Path) -> None:
     """Write records as Parquet; the same records give the same bytes."""
     pq.write_table(records.combine_chunks(), path, compression="zstd")
 
 
 def read_records(path: Path = paths.RECORDS) -> "pd.DataFrame":
-    """Records as a frame; ``logits`` holds an array ``(K,)`` a row, null reconstruction errors are NaN.
+    """Records (or smallest eps) as a frame; ``logits`` holds an array ``(K,)`` a row, nulls are NaN.
 
     Raises:
         FileNotFoundError: the step attack has not run.

@@ -12,6 +12,9 @@ from tasks.evaluation.records import CLEAN
 CURVE = ["target", "threat_model", "attack"]
 """What names a curve: robustness against eps."""
 
+SWEEP = "sweep"
+"""Attack of the rows that come from the smallest eps that breaks each image."""
+
 POINT = [*CURVE, "norm", "eps"]
 """What names a point of a curve."""
 
@@ -54,6 +57,35 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
         *("mean_linf", "mean_l2", "mean_reconstruction_error"),
     ]
     return table[columns]
+
+
+def sweep_table(smallest: pd.DataFrame, eps: list[float], columns: list[str]) -> pd.DataFrame:
+    """What the sweep for the smallest eps says of accuracy: rows as of :func:`robustness_table`, attack ``sweep``.
+
+    An image counts as classified correctly at every eps below the smallest that breaks it. What needs logits at an eps
+    (entropy, precision and the like) is NaN.
+
+    Args:
+        smallest: as the step attack writes it, ``smallest_eps`` infinite where no eps breaks the image.
+        eps: the grid, rising.
+        columns: of the table that the rows are for.
+    """
+    rows = []
+    for (target, norm), group in smallest.groupby(["target", "norm"], sort=False):
+        for value in eps:
+            broken, wrong = group["smallest_eps"] <= value, group["smallest_eps"] == 0
+            point = {"target": target, "threat_model": "adaptive", "attack": SWEEP, "norm": norm, "eps": value}
+            counts = {"n": len(group), "n_clean_correct": (~wrong).sum(), "n_success": (broken & ~wrong).sum()}
+            rows.append(point | counts | {"accuracy": (~broken).mean(), "top1_error": broken.mean()})
+    table = pd.DataFrame(rows)
+    table["accuracy_low"], table["accuracy_high"] = wilson(
+        (table["accuracy"] * table["n"]).round().astype(int), table["n"]
+    )
+    tries = table["n_clean_correct"]
+    table["attack_success_rate"] = table["n_success"] / tries.where(tries > 0)
+    success = wilson(table["n_success"], tries)
+    table["attack_success_rate_low"], table["attack_success_rate_high"] = success
+    return table.reindex(columns=columns)
 
 
 def _check_threat_models(records: pd.DataFrame) -> None:

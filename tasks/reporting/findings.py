@@ -14,7 +14,7 @@ from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
 from tasks.evaluation.robustness import curves_of
 
-ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD"}
+ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD", "sweep": "PGD sweep"}
 ATTACKERS = {
     "transfer": "the attacker ignores the defence (transfer)",
     "adaptive": "the attacker attacks through it (adaptive)",

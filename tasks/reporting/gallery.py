@@ -11,12 +11,17 @@ from matplotlib.figure import Figure
 from tasks.attacks.kept import kept_path
 from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
+from tasks.evaluation.robustness import SWEEP
 from tasks.reporting import examples, figures
 from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text
 from tasks.reporting.results import Results
 
 IMAGES = "images-"
 """How the names of figures begin that show images of the data set, whose licence they come under."""
+
+
+NOTES = {SWEEP: "More steps and restarts; of each image the smallest ε that breaks it counts. "}
+"""What the captions of an attack's figure add."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def draw(results: Results, headline: Headline) -> dict[str, Drawn]:
             f"robustness-{attack}",
             figures.robustness(table, attack),
             f"Accuracy against ε under {attack_name(attack)}: {names}; a table below has the numbers",
-            f"{attack_name(attack)}: accuracy against ε. Bands are 95 % Wilson intervals. "
+            f"{attack_name(attack)}: accuracy against ε. Bands are 95 % Wilson intervals. {NOTES.get(attack, '')}"
             f"The axis is linear up to {eps_text(eps_of(table)[0])}, then logarithmic.",
         )
     for name, (curve, eps) in confusions(headline).items():
@@ -81,10 +86,10 @@ def draw(results: Results, headline: Headline) -> dict[str, Drawn]:
         )
         caption = curve.name if eps else curve.target
         add(name, figures.confusion(counts, classes), f"Confusion matrix: {cells}", caption)
-    for attack in attacks_of(table):
+    for attack in attacks_of(records_table := table[table["mean_entropy"].notna()]):
         add(
             f"entropy-{attack}",
-            figures.entropy(table, attack),
+            figures.entropy(records_table, attack),
             f"Mean entropy of the predictions against ε under {attack_name(attack)}; a table has the numbers",
             f"{attack_name(attack)}: mean entropy of the predicted probabilities.",
         )

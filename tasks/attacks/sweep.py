@@ -1,0 +1,239 @@
+"""The smallest radius of a grid that breaks each image, at about the cost of one attack instead of one for each radius.
+
+Balls nest: what breaks an image breaks it in every larger ball, and an image that holds in one ball is taken to hold in
+every smaller one. So no image is attacked at every radius:
+
+- One gradient of the margin tells, to first order, which radius should break an image: the margin over the gradient's
+  dual norm (as in DeepFool; Moosavi-Dezfooli et al. 2016, arXiv 1511.04599). There the search begins.
+- An image that breaks goes on at the next smaller radius, one that holds at the next larger, until a radius that
+  breaks it stands next to one that does not. A radius is done with as soon as the image breaks, so nearly all the work
+  is one full attack on each image, at the largest radius that it withstands.
+- Every image of a batch has its own radius and its own number of steps. As one is done, the next takes its place, so
+  that batches stay full.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.attacks.ball import l2_norm, project, random_start, steepest
+from tasks.attacks.gradient import logit_margin
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found for N images and R radii."""
+
+    broken_at: np.ndarray
+    """Index of the smallest radius that breaks the image, int64 ``(N,)``; -1: wrong as it is; R: none does."""
+    adversarial: np.ndarray
+    """Float32 ``(N, 1, H, W)``: what breaks the image there; the image itself for -1, the last attempt for R."""
+    n_forward: int
+    """Images sent forward through the model without a gradient."""
+    n_gradient: int
+    """Images sent forward and backward."""
+
+
+def fgsm_sweep(
+    model: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    radii: np.ndarray,
+    norm: str,
+    value_range: tuple[float, float],
+    batch_size: int,
+) -> Sweep:
+    """Smallest radius at which the fast gradient sign method breaks each image (Goodfellow et al. 2015).
+
+    Args:
+        model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
+        images: float32 ``(N, 1, H, W)`` within ``value_range``.
+        labels: true classes, int64 ``(N,)``.
+        radii: rising, in units of the value range, ``(R,)``.
+        norm: ``linf`` or ``l2``.
+        value_range: lowest and highest value of a pixel.
+        batch_size: images a pass.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    device = next(model.parameters()).device
+    bracket, adversarial, n_forward = _Bracket(len(images), radii), images.copy(), 0
+    for start in range(0, len(images), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(images)))
+        origins, target = _on_device(device, images[rows], labels[rows])
+        margins, gradient = _margins_and_gradient(model, origins, target)
+        guess = _first_order_guess(margins, gradient, radii, norm)
+        directions = steepest(gradient, norm)
+        rows = rows[~bracket.learn(rows, _wrong(margins))]
+        bracket.trial[rows] = guess[rows - start]
+        while rows.size:
+            (slots,) = _on_device(device, rows - start)
+            sizes = _per_image(bracket.radii_of(rows), device)
+            moved = torch.addcmul(origins[slots], directions[slots], sizes).clamp_(*value_range)
+            with torch.inference_mode():
+                broke = _wrong(logit_margin(model(moved), target[slots]))
+            n_forward += len(rows)
+            worth_keeping = broke | bracket.at_last(rows)
+            adversarial[rows[worth_keeping]] = moved.cpu().numpy()[worth_keeping]
+            rows = rows[~bracket.learn(rows, broke)]
+    return Sweep(bracket.breaks, adversarial, n_forward, len(images))
+
+
+def pgd_sweep(
+    model: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    radii: np.ndarray,
+    norm: str,
+    value_range: tuple[float, float],
+    batch_size: int,
+    n_steps: int,
+    relative_step: float,
+    n_restarts: int,
+    seed: int,
+    numbers: np.ndarray,
+) -> Sweep:
+    """Smallest radius at which projected gradient descent on the margin breaks each image (Madry et al. 2018).
+
+    With two classes, the gradient of the margin (true logit minus the largest other) has the direction of the
+    cross-entropy's, and does not vanish where the softmax saturates. The first start in a ball is where the search
+    comes from: a step of the ball's radius from the image, or the end of the attack at the radius before.
+
+    Args:
+        model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
+        images: float32 ``(N, 1, H, W)`` within ``value_range``.
+        labels: true classes, int64 ``(N,)``.
+        radii: rising, in units of the value range, ``(R,)``.
+        norm: ``linf`` or ``l2``.
+        value_range: lowest and highest value of a pixel.
+        batch_size: images a pass.
+        n_steps: gradient steps of every start.
+        relative_step: size of a step over the radius.
+        n_restarts: random starts, after the first, of images that hold.
+        seed: of the random starts.
+        numbers: of the images, ``(N,)``; an image's random starts depend on its number and the seed alone.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    device = next(model.parameters()).device
+    bracket, adversarial, n_gradient = _Bracket(len(images), radii), images.copy(), 0
+    rows = np.arange(min(batch_size, len(images)))
+    n_taken = len(rows)
+    steps, restarts = np.zeros_like(rows), np.zeros_like(rows)
+    origins, target = _on_device(device, images[rows], labels[rows])
+    moved = origins.clone()
+    while rows.size:
+        margins, gradient = _margins_and_gradient(model, moved, target)
+        n_gradient += len(rows)
+        broke = _wrong(margins)
+        # the first pass over an image is over the image itself
+        fresh = bracket.trial[rows] < 0
+        held = ~broke & ~fresh & (steps == n_steps)
+        again = held & (restarts < n_restarts)
+        ended = fresh | broke | (held & ~again)
+
+        worth_keeping = ~fresh & ended & (broke | bracket.at_last(rows))
+        adversarial[rows[worth_keeping]] = moved[torch.from_numpy(worth_keeping)].cpu().numpy()
+        if fresh.any():
+            guess = _first_order_guess(margins, gradient, radii, norm)
+        done = np.zeros(len(rows), dtype=bool)
+        done[ended] = bracket.learn(rows[ended], broke[ended])
+        starting = fresh & ~done
+        if starting.any():
+            bracket.trial[rows[starting]] = guess[starting]
+        steps = np.where(ended | again, 0, steps + 1)
+        restarts = np.where(ended, 0, restarts + again)
+
+        sizes = bracket.radii_of(rows)
+        strides = _per_image(sizes * np.where(fresh, 1, relative_step), device)
+        moved.addcmul_(steepest(gradient, norm), strides)
+        moved = project(moved, origins, _per_image(sizes, device), norm, value_range)
+        for slot in np.flatnonzero(again):
+            start = random_start(seed, int(numbers[rows[slot]]), int(restarts[slot]), images.shape[1:], norm)
+            inside = origins[slot] + torch.from_numpy(start).to(device) * float(sizes[slot])
+            moved[slot] = inside.clamp_(*value_range)
+
+        if done.any():
+            n_free = batch_size - len(rows) + int(done.sum())
+            new = np.arange(n_taken, min(n_taken + n_free, len(images)))
+            n_taken += len(new)
+            (stay,) = _on_device(device, np.flatnonzero(~done))
+            new_images, new_labels = _on_device(device, images[new], labels[new])
+            origins, moved = torch.cat([origins[stay], new_images]), torch.cat([moved[stay], new_images])
+            target = torch.cat([target[stay], new_labels])
+            rows, steps, restarts = (
+                np.concatenate([values[~done], begun])
+                for values, begun in ((rows, new), (steps, np.zeros_like(new)), (restarts, np.zeros_like(new)))
+            )
+    return Sweep(bracket.breaks, adversarial, 0, n_gradient)
+
+
+class _Bracket:
+    """For each image the largest radius known to hold, the smallest known to break, and the one on trial, by index.
+
+    Index -1 is the image as it is.
+    """
+
+    def __init__(self, n_images: int, radii: np.ndarray) -> None:
+        self.radii = radii
+        self.holds = np.full(n_images, -2)
+        self.breaks = np.full(n_images, len(radii))
+        self.trial = np.full(n_images, -1)
+
+    def learn(self, rows: np.ndarray, broke: np.ndarray) -> np.ndarray:
+        """Take in how the trials of these images ended, choose the next; whether each image is done, bool."""
+        trial = self.trial[rows]
+        self.breaks[rows[broke]] = trial[broke]
+        self.holds[rows[~broke]] = trial[~broke]
+        self.trial[rows] = np.where(broke, trial - 1, trial + 1)
+        done: np.ndarray = self.breaks[rows] - self.holds[rows] == 1
+        return done
+
+    def radii_of(self, rows: np.ndarray) -> np.ndarray:
+        """Radius on trial for each of these images; of one that is done, any."""
+        of_rows: np.ndarray = self.radii[self.trial[rows].clip(0, len(self.radii) - 1)]
+        return of_rows
+
+    def at_last(self, rows: np.ndarray) -> np.ndarray:
+        """Whether the largest radius is on trial."""
+        last: np.ndarray = self.trial[rows] == len(self.radii) - 1
+        return last
+
+
+def _margins_and_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Margins ``(N,)``, and the gradient ``(N, 1, H, W)`` along which they fall."""
+    with torch.enable_grad():
+        variable = images.detach().requires_grad_()
+        margins = logit_margin(model(variable), labels)
+        (gradient,) = torch.autograd.grad(-margins.sum(), variable)
+    return margins.detach(), gradient
+
+
+def _first_order_guess(margins: Tensor, gradient: Tensor, radii: np.ndarray, norm: str) -> np.ndarray:
+    """Index of the radius that would just break each image if the margin were linear; the last if none would."""
+    slope = gradient.abs().sum(dim=(1, 2, 3)) if norm == "linf" else l2_norm(gradient)[:, 0, 0, 0]
+    needed = (margins / slope.clamp_min(torch.finfo(slope.dtype).tiny)).cpu().numpy()
+    guess: np.ndarray = np.searchsorted(radii, needed).clip(0, len(radii) - 1)
+    return guess
+
+
+def _wrong(margins: Tensor) -> np.ndarray:
+    """Where another class is ahead, bool ``(N,)``."""
+    values = margins.cpu().numpy()
+    if not np.isfinite(values).all():
+        raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} images have logits that are not finite")
+    wrong: np.ndarray = values < 0
+    return wrong
+
+
+def _per_image(values: np.ndarray, device: torch.device) -> Tensor:
+    """Numbers ``(N,)`` as float32 ``(N, 1, 1, 1)``."""
+    return torch.from_numpy(values.astype(np.float32)).to(device)[:, None, None, None]
+
+
+def _on_device(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)
