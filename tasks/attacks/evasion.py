@@ -1,0 +1,106 @@
+"""The sweep for the smallest eps as an attack of the Adversarial Robustness Toolbox."""
+
+from typing import Any
+
+import numpy as np
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from art.utils import check_and_transform_label_format, get_labels_np_array
+
+from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
+
+NORMS: dict[Any, str] = {np.inf: "linf", "inf": "linf", 2: "l2"}
+"""A norm as ART takes it -> its name here."""
+
+
+class EpsilonSweep(EvasionAttack):
+    """For each image an adversarial example in the smallest ball of a grid that has one.
+
+    Robust accuracy at every eps of the grid costs about as much as one attack at one eps: see
+    :mod:`tasks.attacks.sweep`.
+
+    Args:
+        estimator: ART's classifier around a torch model, without preprocessing; a defence belongs into the model.
+        norm: ``np.inf``, ``"inf"`` or 2.
+        eps: radii of the balls, rising, in units of the images' values.
+        max_iter: gradient steps of PGD; 0 is the fast gradient sign method.
+        relative_step: size of a step of PGD over eps.
+        num_random_init: random starts of PGD for images that withstand the first.
+        batch_size: images a pass.
+        seed: of the random starts.
+    """
+
+    attack_params = [
+        *EvasionAttack.attack_params,
+        *("norm", "eps", "max_iter", "relative_step", "num_random_init", "batch_size", "seed"),
+    ]
+    _estimator_requirements = (PyTorchClassifier,)
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        norm: Any = np.inf,
+        eps: tuple[float, ...] = (8 / 255,),
+        max_iter: int = 40,
+        relative_step: float = 0.25,
+        num_random_init: int = 0,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(estimator=estimator)
+        self.norm = norm
+        self.eps = eps
+        self.max_iter = max_iter
+        self.relative_step = relative_step
+        self.num_random_init = num_random_init
+        self.batch_size = batch_size
+        self.seed = seed
+        self._check_params()
+
+    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+        """Adversarial examples, float32 ``(N, C, H, W)``: of each image the one in its smallest ball.
+
+        An image that is wrong as it is comes back unchanged, one that no ball breaks as the last attempt on it.
+
+        Args:
+            x: images, ``(N, C, H, W)``.
+            y: true classes ``(N,)``, or one-hot ``(N, K)``; without it, what the classifier predicts.
+            kwargs: nothing else is taken.
+
+        Raises:
+            ValueError: other arguments, or logits that are not finite.
+        """
+        if kwargs:
+            raise ValueError(f"EpsilonSweep.generate takes x and y, not {sorted(kwargs)}")
+        return self.sweep(x, y).adversarial
+
+    def sweep(self, x: np.ndarray, y: np.ndarray | None = None) -> Sweep:
+        """The examples, with the index of the eps that breaks each image; arguments as of :meth:`generate`."""
+        images = x.astype(np.float32)
+        given = self.estimator.predict(images, batch_size=self.batch_size) if y is None else y
+        one_hot = get_labels_np_array(given) if y is None else check_and_transform_label_format(
+            given, nb_classes=self.estimator.nb_classes
+        )
+        labels = one_hot.argmax(axis=1).astype(np.int64)
+        model = self.estimator.model.eval()
+        common = (model, images, labels, np.array(self.eps), NORMS[self.norm], self.estimator.clip_values)
+        if self.max_iter == 0:
+            return fgsm_sweep(*common, self.batch_size)
+        numbers = np.arange(len(images))
+        steps = (self.max_iter, self.relative_step, self.num_random_init)
+        return pgd_sweep(*common, self.batch_size, *steps, self.seed, numbers)
+
+    def _check_params(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm: {self.norm!r} is none of {list(NORMS)}")
+        if not self.eps or list(self.eps) != sorted(set(self.eps)) or min(self.eps) <= 0:
+            raise ValueError(f"eps: positive radii that rise are wanted, not {self.eps!r}")
+        if self.max_iter < 0 or self.num_random_init < 0 or self.batch_size < 1 or self.relative_step <= 0:
+            raise ValueError(
+                "max_iter and num_random_init must be at least 0, batch_size at least 1, relative_step above 0, not "
+                f"{self.max_iter}, {self.num_random_init}, {self.batch_size}, {self.relative_step}"
+            )
+        if self.estimator.clip_values is None:
+            raise ValueError("estimator: its clip_values must say the lowest and highest value of a pixel")
+        if self.estimator.preprocessing_operations:
+            raise ValueError("estimator: preprocessing would be passed by; put it into the model")

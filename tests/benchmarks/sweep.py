@@ -1,0 +1,221 @@
+"""Robust accuracy over a grid of eps: our sweep beside ART, torchattacks and foolbox.
+
+``python -m tests.benchmarks.sweep`` in a folder where the pipeline has run (its ``data/`` is read). Every contender gets
+the same model with frozen weights, the same images, batch size, eps, steps and step size, and is timed until the robust
+accuracy at every eps is known; contenders take turns in every repeat. PGD makes 40 steps of eps/4 from one random start
+(the sweep's own start is none of these: see ``tasks/attacks/sweep.py``).
+
+The adversarially trained model is the pipeline's classifier after some epochs of FGSM training from random starts (Wong
+et al. 2020, arXiv 2001.03994) on the same training images, made here.
+
+Goals: PGD at least 5 times as fast as the fastest of the others on the undefended classifier and at least 2.5 times on
+the adversarially trained one, FGSM at least 4 times; never weaker: at each eps at most one image more stays correct;
+time over the bare passes of the sweep at most 1.1.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import foolbox
+import numpy as np
+import torch
+import torchattacks
+from art.attacks.evasion import FastGradientMethod
+from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
+    ProjectedGradientDescentPyTorch,
+)
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+from torch.nn import functional as F
+
+from tasks.attacks.evasion import EpsilonSweep
+from tasks.attacks.gradient import loss_gradient
+from tasks.attacks.sweep import Sweep
+from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.defences import UNDEFENDED
+from tasks.defences.targets import load_targets
+from tests.benchmarks.machine import describe
+
+EPS = [value / 255 for value in (0.25, 0.5, 1, 2, 4, 8, 16)]
+BATCH = 16
+N_STEPS = {"pgd": 40, "fgsm": 0}
+RELATIVE_STEP = 0.25
+
+Correct = list[int]
+"""Images that stay classified correctly, for each eps."""
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=48, help="test images that are attacked")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10, help="of adversarial training")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    data = load_prepared()
+    rows = np.random.default_rng(0).permutation(data.indices("test"))[: arguments.images]
+    images, labels = data.floats(rows), data.labels(rows)
+    targets = load_targets()
+    models = {
+        UNDEFENDED: targets[UNDEFENDED],
+        "autoencoder, adaptive": targets["autoencoder"],
+        "adversarially trained": adversarially_trained(load_targets()[UNDEFENDED], data, arguments.epochs),
+    }
+    found: dict[str, Any] = {"machine": describe(), "images": len(rows), "phantoms": data.is_phantom}
+    for name, model in models.items():
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+        for attack in N_STEPS:
+            found[f"{attack}, {name}"] = compare(model, images, labels, len(data.classes), attack, arguments.repeats)
+            print(f"{attack}, {name}", json.dumps(found[f"{attack}, {name}"], indent=2), flush=True)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def compare(
+    model: nn.Module, images: np.ndarray, labels: np.ndarray, n_classes: int, attack: str, repeats: int
+) -> dict[str, Any]:
+    """Seconds of every contender, medians over repeats; ratios; images that stay correct."""
+    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), images.shape[1:], n_classes, clip_values=(0.0, 1.0))
+    contenders: dict[str, Callable[[], Correct]] = {
+        "art": lambda: by_art(estimator, images, labels, n_classes, attack),
+        "torchattacks": lambda: by_torchattacks(model, images, labels, attack),
+        "foolbox": lambda: by_foolbox(model, images, labels, attack),
+    }
+    ours = EpsilonSweep(
+        estimator, eps=tuple(EPS), max_iter=N_STEPS[attack], relative_step=RELATIVE_STEP, batch_size=BATCH
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in [*contenders, "sweep", "bare passes"]}
+    correct: dict[str, Correct] = {}
+    for _ in range(repeats):
+        for name, contender in contenders.items():
+            began = time.perf_counter()
+            correct[name] = contender()
+            seconds[name].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        found = ours.sweep(images, labels)
+        seconds["sweep"].append(time.perf_counter() - began)
+        seconds["bare passes"].append(bare_passes(model, images, labels, found))
+    correct["sweep"] = [int((found.broken_at > index).sum()) for index in range(len(EPS))]
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    fastest = min(contenders, key=lambda name: medians[name])
+    return {
+        "times as fast as the fastest other": round(medians[fastest] / medians["sweep"], 2),
+        "fastest other": fastest,
+        "time over bare passes": round(medians["sweep"] / medians["bare passes"], 3),
+        "seconds": {name: round(value, 2) for name, value in medians.items()},
+        "correct of each": correct,
+        "images more than the strongest other": max(
+            mine - min(correct[name][index] for name in contenders) for index, mine in enumerate(correct["sweep"])
+        ),
+        "gradients an image": round(found.n_gradient / len(images), 1),
+        "further forward passes an image": round(found.n_forward / len(images), 1),
+    }
+
+
+def by_art(estimator: Any, images: np.ndarray, labels: np.ndarray, n_classes: int, attack: str) -> Correct:
+    """ART's stock attacks in a loop over eps."""
+    one_hot = np.eye(n_classes, dtype=np.float32)[labels]
+    correct = []
+    for eps in EPS:
+        if attack == "fgsm":
+            crafter: Any = FastGradientMethod(estimator, eps=eps, batch_size=BATCH)
+        else:
+            crafter = ProjectedGradientDescentPyTorch(
+                estimator,
+                eps=eps,
+                eps_step=RELATIVE_STEP * eps,
+                max_iter=N_STEPS[attack],
+                num_random_init=1,
+                batch_size=BATCH,
+                verbose=False,
+            )
+        adversarial = crafter.generate(images, y=one_hot)
+        predicted = estimator.predict(adversarial, batch_size=BATCH).argmax(axis=1)
+        correct.append(int((predicted == labels).sum()))
+    return correct
+
+
+def by_torchattacks(model: nn.Module, images: np.ndarray, labels: np.ndarray, attack: str) -> Correct:
+    """Torchattacks in a loop over eps."""
+    correct = []
+    for eps in EPS:
+        crafter: Any = torchattacks.FGSM(model, eps=eps)
+        if attack == "pgd":
+            crafter = torchattacks.PGD(model, eps=eps, alpha=RELATIVE_STEP * eps, steps=N_STEPS[attack])
+        n_correct = 0
+        for batch, target in in_batches(images, labels):
+            adversarial = crafter(batch, target)
+            with torch.inference_mode():
+                n_correct += int((model(adversarial).argmax(dim=1) == target).sum())
+        correct.append(n_correct)
+    return correct
+
+
+def by_foolbox(model: nn.Module, images: np.ndarray, labels: np.ndarray, attack: str) -> Correct:
+    """Foolbox with its list of epsilons."""
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    crafter: Any = foolbox.attacks.LinfFastGradientAttack()
+    if attack == "pgd":
+        crafter = foolbox.attacks.LinfPGD(rel_stepsize=RELATIVE_STEP, steps=N_STEPS[attack])
+    broken = np.zeros(len(EPS), dtype=int)
+    for batch, target in in_batches(images, labels):
+        _, _, success = crafter(wrapped, batch, target, epsilons=EPS)
+        broken += success.sum(dim=1).numpy()
+    return [len(images) - int(n_broken) for n_broken in broken]
+
+
+def bare_passes(model: nn.Module, images: np.ndarray, labels: np.ndarray, found: Sweep) -> float:
+    """Seconds that the passes of a sweep take by themselves, from the same number of images in full batches."""
+    batches = in_batches(images, labels)
+    began = time.perf_counter()
+    for batch, target in batches:
+        loss_gradient(model, batch, target)
+    with_gradient = time.perf_counter() - began
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for batch, _ in batches:
+            model(batch)
+    forward = time.perf_counter() - began
+    return (found.n_gradient * with_gradient + found.n_forward * forward) / len(images)
+
+
+def in_batches(images: np.ndarray, labels: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Tensors in batches of the size that all contenders share."""
+    return [
+        (torch.from_numpy(images[start : start + BATCH]), torch.from_numpy(labels[start : start + BATCH]))
+        for start in range(0, len(images), BATCH)
+    ]
+
+
+def adversarially_trained(model: nn.Module, data: Prepared, epochs: int, eps: float = 4 / 255) -> nn.Module:
+    """The classifier after FGSM training from random starts, in evaluation mode with frozen weights."""
+    torch.manual_seed(0)
+    rows, rng = data.indices("train"), np.random.default_rng(0)
+    optimizer = torch.optim.Adam(model.requires_grad_(True).parameters(), lr=3e-4)
+    for _ in range(epochs):
+        order = rng.permutation(rows)
+        for start in range(0, len(order) - BATCH + 1, BATCH):
+            batch = order[start : start + BATCH]
+            images, labels = torch.from_numpy(data.floats(batch)), torch.from_numpy(data.labels(batch))
+            model.eval()
+            start_points = (images + torch.empty_like(images).uniform_(-eps, eps)).clamp(0, 1)
+            moved = start_points + 1.25 * eps * loss_gradient(model, start_points, labels).sign()
+            adversarial = torch.clamp(moved, images - eps, images + eps).clamp(0, 1)
+            model.train()
+            loss = F.cross_entropy(model(adversarial), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()
