@@ -13,8 +13,8 @@ from tasks.models.augmentation import augment
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
 from tasks.models.files import save_model
-from tasks.models.training import build_seeded, fit
-from tasks.params import Params
+from tasks.models.training import Objective, build_seeded, fit
+from tasks.params import Params, TrainClassifier
 from tasks.tracking import Tracker
 
 
@@ -35,15 +35,9 @@ def train_classifier(params: Params, tracker: Tracker) -> None:
     }
     untrained = build_seeded(lambda: build_classifier(pretrained=settings.pretrained, **build), params.seed)
 
-    def objective(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        if model.training:
-            images = augment(images, settings.augmentation, generator)
-        logits = model(images)
-        return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
-
     model, history = fit(
         untrained,
-        objective,
+        objective(settings),
         data.pixels,
         data.labels(),
         rows,
@@ -57,6 +51,18 @@ def train_classifier(params: Params, tracker: Tracker) -> None:
     history.to_csv(paths.CLASSIFIER_HISTORY, index=False)
     tracker.artifact(paths.CLASSIFIER_HISTORY)
     tracker.model("classifier", model, data.floats(np.arange(2)))
+
+
+def objective(settings: TrainClassifier) -> Objective:
+    """Cross-entropy and accuracy; images that are trained on are augmented."""
+
+    def measure(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        if model.training:
+            images = augment(images, settings.augmentation, generator)
+        logits = model(images)
+        return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+
+    return measure
 
 
 if __name__ == "__main__":
