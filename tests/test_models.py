@@ -18,6 +18,7 @@ from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
 from tasks.models.training import TrainingDiverged, build_seeded, fit
 from tasks.params import Augmentation, Noise, TrainClassifier
+from tasks.train_classifier import mean_and_std
 
 SIZE = 32
 NO_AUGMENTATION = Augmentation(flip=0, rotation=0, scale=0, translation=0, brightness=0, contrast=0)
@@ -260,6 +261,13 @@ class TestTraining:
         """With weights that no longer move, measured statistics make every epoch's evaluation the same."""
         _, history = train(settings(epochs=3, learning_rate=1e-12, ema_decay=0.0))
         assert history["validation_loss"].std() < 1e-4
+
+
+def test_mean_and_standard_deviation_are_those_of_the_chosen_images_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (9, 1, SIZE, SIZE), dtype=np.uint8)
+    rows = np.array([1, 2, 7])
+    expected = pixels[rows].mean() / 255, pixels[rows].std() / 255
+    np.testing.assert_allclose(mean_and_std(pixels, rows), expected, rtol=1e-12)
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(params_with: Any) -> None:

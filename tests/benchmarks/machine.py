@@ -7,6 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository."""
+
 
 def machine(*packages: str) -> dict[str, Any]:
     """Processor, cores, memory, Python, and the versions of the named packages."""

@@ -44,8 +44,7 @@ from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
 from tasks.models.training import fit
 from tasks.params import Params, load_params
-from tests.benchmarks.machine import describe, machine, write_json
-from tests.conftest import ROOT
+from tests.benchmarks.machine import ROOT, describe, machine, write_json
 
 GOALS = {"epoch, ours / (a) ordinary": 2.0, "training, ours / (b) bare": 0.9}
 WORKERS = 2
