@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -142,6 +143,16 @@ class TestNoise:
     def test_uniform_noise_is_no_larger_than_its_strength(self, images: Tensor) -> None:
         noisy = add_noise(images, (Noise(kind="uniform", strength=0.1),), 0.0, generator())
         assert float((noisy - images).abs().max()) <= 0.1 + 1e-6
+
+    @pytest.mark.parametrize(("kind", "brightness"), [("gaussian", 1.0), ("speckle", 0.5)])
+    def test_gaussian_and_speckle_are_normal_with_every_standard_deviation_up_to_their_strength(
+        self, kind: Any, brightness: float
+    ) -> None:
+        grey = torch.full((200, 1, SIZE, SIZE), 0.5)
+        added = add_noise(grey, (Noise(kind=kind, strength=0.12),), 0.0, generator()).sub(0.5).flatten(1).double()
+        deviations = added.std(dim=1)
+        assert kstest(deviations.numpy(), "uniform", (0, 0.12 * brightness)).pvalue > 0.01
+        assert kstest((added / deviations[:, None]).numpy().ravel(), "norm").pvalue > 0.01
 
     def test_salt_and_pepper_touches_its_share_of_pixels_at_most(self) -> None:
         grey = torch.full((64, 1, SIZE, SIZE), 0.5)
