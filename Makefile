@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help repro flow test lint format ui lock clean
+.PHONY: help repro flow test lint format bench ui lock clean
 
 help:  ## List these commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,6 +41,13 @@ lint: $(STAMP)  ## Ruff, mypy, import-linter
 format: $(STAMP)  ## Put code into shape
 	ruff check --fix .
 	ruff format .
+
+# Every script of tests/benchmarks that is one: measured figures go to docs/performance/.
+bench: $(STAMP)  ## Run the benchmarks one after the other
+	set -e; for script in $$(grep -l '__main__' tests/benchmarks/*.py); do \
+		name=$$(basename $$script .py); echo "== $$name"; \
+		python -m tests.benchmarks.$$name --json docs/performance/$$name.json; \
+	done
 
 ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000 --workers 1

@@ -11,8 +11,8 @@ from tasks.models.autoencoder import build_autoencoder
 from tasks.models.compute import set_up
 from tasks.models.files import save_model
 from tasks.models.noise import add_noise
-from tasks.models.training import build_seeded, fit
-from tasks.params import Params
+from tasks.models.training import Objective, build_seeded, fit
+from tasks.params import Params, TrainAutoencoder
 from tasks.tracking import Tracker
 
 
@@ -24,13 +24,9 @@ def train_autoencoder(params: Params, tracker: Tracker) -> None:
     rows = {split: data.indices(split) for split in ("train", "validation")}
     tracker.dataset(paths.PREPARE, "prepared", "training")
 
-    def objective(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        noisy = add_noise(images, settings.noises, settings.clean_share, generator)
-        return {"loss": F.mse_loss(model(noisy), images)}
-
     model, history = fit(
         build_seeded(lambda: build_autoencoder(settings.architecture), params.seed),
-        objective,
+        objective(settings),
         data.pixels,
         data.labels(),
         rows,
@@ -44,6 +40,16 @@ def train_autoencoder(params: Params, tracker: Tracker) -> None:
     history.to_csv(paths.AUTOENCODER_HISTORY, index=False)
     tracker.artifact(paths.AUTOENCODER_HISTORY)
     tracker.model("autoencoder", model, data.floats(np.arange(2)))
+
+
+def objective(settings: TrainAutoencoder) -> Objective:
+    """Mean squared error between the originals and what the network makes of noisy copies."""
+
+    def measure(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        noisy = add_noise(images, settings.noises, settings.clean_share, generator)
+        return {"loss": F.mse_loss(model(noisy), images)}
+
+    return measure
 
 
 if __name__ == "__main__":

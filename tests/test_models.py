@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +19,7 @@ from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
 from tasks.models.training import TrainingDiverged, build_seeded, fit
 from tasks.params import Augmentation, Noise, TrainClassifier
+from tasks.train_classifier import mean_and_std
 
 SIZE = 32
 NO_AUGMENTATION = Augmentation(flip=0, rotation=0, scale=0, translation=0, brightness=0, contrast=0)
@@ -142,6 +144,16 @@ class TestNoise:
         noisy = add_noise(images, (Noise(kind="uniform", strength=0.1),), 0.0, generator())
         assert float((noisy - images).abs().max()) <= 0.1 + 1e-6
 
+    @pytest.mark.parametrize(("kind", "brightness"), [("gaussian", 1.0), ("speckle", 0.5)])
+    def test_gaussian_and_speckle_are_normal_with_every_standard_deviation_up_to_their_strength(
+        self, kind: Any, brightness: float
+    ) -> None:
+        grey = torch.full((200, 1, SIZE, SIZE), 0.5)
+        added = add_noise(grey, (Noise(kind=kind, strength=0.12),), 0.0, generator()).sub(0.5).flatten(1).double()
+        deviations = added.std(dim=1)
+        assert kstest(deviations.numpy(), "uniform", (0, 0.12 * brightness)).pvalue > 0.01
+        assert kstest((added / deviations[:, None]).numpy().ravel(), "norm").pvalue > 0.01
+
     def test_salt_and_pepper_touches_its_share_of_pixels_at_most(self) -> None:
         grey = torch.full((64, 1, SIZE, SIZE), 0.5)
         touched = (add_noise(grey, (Noise(kind="salt_pepper", strength=0.2),), 0.0, generator()) != 0.5).float()
@@ -260,6 +272,13 @@ class TestTraining:
         """With weights that no longer move, measured statistics make every epoch's evaluation the same."""
         _, history = train(settings(epochs=3, learning_rate=1e-12, ema_decay=0.0))
         assert history["validation_loss"].std() < 1e-4
+
+
+def test_mean_and_standard_deviation_are_those_of_the_chosen_images_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (9, 1, SIZE, SIZE), dtype=np.uint8)
+    rows = np.array([1, 2, 7])
+    expected = pixels[rows].mean() / 255, pixels[rows].std() / 255
+    np.testing.assert_allclose(mean_and_std(pixels, rows), expected, rtol=1e-12)
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(params_with: Any) -> None:

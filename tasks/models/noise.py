@@ -1,5 +1,7 @@
 """Noise for denoising autoencoders (Vincent et al. 2008, "Extracting and composing robust features")."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,16 +28,25 @@ def add_noise(images: Tensor, noises: tuple[Noise, ...], clean_share: float, gen
     kind = torch.randint(len(noises), (n_images,), generator=generator, device=images.device)
     kind = torch.where(uniform(n_images) < clean_share, -1, kind)[:, None, None, None]
     strength = uniform(n_images, 1, 1, 1)
-    even = uniform(*images.shape)
-    noisy = images
+    # one draw a pixel, evenly from -1 to 1, serves all kinds: an image has one of them and strength 0 of the others
+    even = torch.empty_like(images).uniform_(-1, 1, generator=generator)
+    normal = _normal(even) if any(noise.kind in {"gaussian", "speckle"} for noise in noises) else even
+    noisy = images.clone()
     for number, noise in enumerate(noises):
-        scale = strength * noise.strength
-        if noise.kind == "uniform":
-            changed = images + (even * 2 - 1) * scale
-        elif noise.kind == "salt_pepper":
-            changed = torch.where(even < scale / 2, 0.0, torch.where(even > 1 - scale / 2, 1.0, images))
-        else:
-            normal = torch.randn(images.shape, generator=generator, device=images.device)
-            changed = images + normal * scale * (images if noise.kind == "speckle" else 1)
-        noisy = torch.where(kind == number, changed, noisy)
-    return noisy.clamp(0, 1)
+        scale = torch.where(kind == number, strength * noise.strength, 0)
+        match noise.kind:
+            case "gaussian":
+                noisy.addcmul_(normal, scale)
+            case "uniform":
+                noisy.addcmul_(even, scale)
+            case "speckle":
+                noisy.addcmul_(normal * images, scale)
+            case "salt_pepper":
+                noisy.masked_fill_(even < scale - 1, 0).masked_fill_(even > 1 - scale, 1)
+    return noisy.clamp_(0, 1)
+
+
+def _normal(even: Tensor) -> Tensor:
+    """Standard normal numbers from those that are even in [-1, 1), by the inverse of the distribution function."""
+    # -1 itself would give minus infinity
+    return even.mul(1 - 2**-24).erfinv_().mul_(math.sqrt(2))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import update_bn
 
 from tasks.params import Training
 
@@ -84,18 +84,21 @@ def fit(
         TrainingDiverged: the loss of an epoch is not finite.
     """
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-    averaged = AveragedModel(model, multi_avg_fn=_moving_average(settings.ema_decay))
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    weights: list[Tensor] = list(model.parameters())
+    averages: list[Tensor] = list(averaged.parameters())
+    n_steps = 0
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     batches = _Batches(pixels, labels, device)
     fingerprint = _fingerprint(settings, seed, pixels, labels, rows)
     history: list[dict[str, Any]] = []
-    best = copy.deepcopy(averaged.module.state_dict())
+    best = copy.deepcopy(averaged.state_dict())
 
     if state := _load_checkpoint(checkpoint, fingerprint):
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
-        history, best = state["history"], state["best"]
+        n_steps, history, best = state["n_steps"], state["history"], state["best"]
         log.info("resumed after epoch %d", len(history))
 
     while len(history) < settings.epochs and not _stalled(history, settings.early_stopping):
@@ -117,7 +120,8 @@ def fit(
             optimizer.zero_grad()
             metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
             optimizer.step()
-            averaged.update_parameters(model)
+            _move_averages(averages, weights, settings.ema_decay, n_steps)
+            n_steps += 1
             sums.add(metrics, len(images))
         train_metrics = sums.means()
         if not math.isfinite(train_metrics["loss"]):
@@ -126,14 +130,14 @@ def fit(
                 f"({settings.learning_rate}). The state after epoch {epoch - 1} is kept in {checkpoint}"
             )
         measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
-        update_bn((images for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged.module)
-        validation_metrics = evaluate(averaged.module, objective, batches, rows["validation"])
+        update_bn((images for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged)
+        validation_metrics = evaluate(averaged, objective, batches, rows["validation"])
 
         row = {"epoch": epoch, "learning_rate": learning_rate}
         row |= {f"train_{name}": value for name, value in train_metrics.items()}
         row |= {f"validation_{name}": value for name, value in validation_metrics.items()}
         if all(_rank(row) < _rank(earlier) for earlier in history):
-            best = copy.deepcopy(averaged.module.state_dict())
+            best = copy.deepcopy(averaged.state_dict())
         history.append(row)
         _save_checkpoint(
             checkpoint,
@@ -142,6 +146,7 @@ def fit(
                 "model": model.state_dict(),
                 "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "n_steps": n_steps,
                 "history": history,
                 "best": best,
             },
@@ -206,17 +211,11 @@ class _Sums:
         return {name: float(total) / self.n_images for name, total in self.totals.items()}
 
 
-TensorList = tuple[Tensor, ...] | list[Tensor]
-
-
-def _moving_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | int], None]:
-    def update(averages: TensorList, currents: TensorList, n_averaged: Tensor | int) -> None:
-        # a short memory at first, so that the initial weights are soon forgotten
-        step = int(n_averaged)
-        weight = 1 - min(decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(averages, currents, weight)
-
-    return update
+@torch.no_grad()
+def _move_averages(averages: list[Tensor], weights: list[Tensor], decay: float, n_steps: int) -> None:
+    # a short memory at first, so that the initial weights are soon forgotten
+    share = 1 - min(decay, (1 + n_steps) / (10 + n_steps)) if n_steps else 1.0
+    torch._foreach_lerp_(averages, weights, share)
 
 
 def _learning_rate(settings: Training, epoch: int) -> float:
