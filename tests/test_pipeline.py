@@ -180,6 +180,25 @@ def test_the_reports_run_carries_every_parameter_and_links_to_the_runs_behind_it
     assert "mlflow.note.content" in report.data.tags
 
 
+def test_the_reports_run_carries_data_set_models_and_artifacts(runs: list[Any], reproduced: Path) -> None:
+    from mlflow import MlflowClient
+
+    by_step = {run.data.tags["step"]: run for run in runs if run.data.tags.get("kind") == "step"}
+    report = by_step["report"]
+    assert [data.dataset.name for data in report.inputs.dataset_inputs] == ["phantoms"]
+    trained = [by_step[step].outputs.model_outputs[0].model_id for step in ("train_autoencoder", "train_classifier")]
+    assert sorted(model.model_id for model in report.outputs.model_outputs) == sorted(trained)
+    client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
+    assert {file.path for file in client.list_artifacts(report.info.run_id)} == {
+        "report.html",
+        "metrics.json",
+        "checks.json",
+        "figures",
+        "data_docs",
+    }
+    assert "data_docs/index.html" in {file.path for file in client.list_artifacts(report.info.run_id, "data_docs")}
+
+
 def test_a_logged_model_gives_the_same_logits_as_the_saved_one(
     reproduced: Path, runs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
