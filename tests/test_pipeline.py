@@ -99,6 +99,13 @@ def test_after_dvc_repro_neither_dvc_nor_the_flow_has_anything_to_do(reproduced:
     assert "Nothing to do" in run(reproduced, sys.executable, "-m", "flows.pipeline")
 
 
+def test_with_nothing_to_do_the_flow_does_not_import_prefect(reproduced: Path) -> None:
+    look = "import sys; from flows.pipeline import main; main(); print(*sys.modules)"
+    *told, modules = run(reproduced, sys.executable, "-c", look).splitlines()
+    assert "Nothing to do" in told[-1]
+    assert {"dvc", "prefect"} & set(modules.split()) == {"dvc"}
+
+
 def test_after_the_flow_dvc_status_is_clean(flowed: Path) -> None:
     assert "up to date" in run(flowed, "dvc", "status")
     assert "up to date" in run(flowed, "dvc", "repro")

@@ -1,0 +1,36 @@
+"""What every benchmark says of the machine and the versions, and how it writes its figures."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository."""
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Processor, cores, memory, Python, and the versions of the named packages."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """One line for people."""
+    return "  ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Figures as JSON, where a file was asked for."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
