@@ -1,113 +1,19 @@
-"""The whole way in one process: what ``dvc repro`` runs, with Prefect's concurrency, retries and artifacts.
+"""The whole way in one process: ``python -m flows.pipeline`` brings the workspace up to date.
 
-``python -m flows.pipeline`` brings the workspace up to date; ``--force`` runs every step again.
+``--force`` runs every step again.
 """
 
 import argparse
-import importlib
-import json
 import logging
-import os
 import sys
-from threading import Semaphore
 from typing import Any
 
-from prefect import flow, task
-from prefect.artifacts import create_link_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
-
 from flows.workspace import Workspace
-from tasks import paths
-from tasks.params import Params, ParamsError, load_params
-from tasks.runner import Step, run_step
-
-
-@flow(name="pipeline")
-def pipeline(force: bool = False) -> dict[str, str]:
-    """Bring every step up to date, independent steps side by side.
-
-    Args:
-        force: run every step, also those that DVC finds unchanged.
-
-    Returns:
-        What became of each step: ``unchanged``, ``restored`` or ``ran``.
-    """
-    params = load_params()
-    workspace = Workspace()
-    slots = Semaphore(concurrent_steps(params))
-    running: dict[str, Any] = {}
-    for step, needed in workspace.steps().items():
-        as_task: Any = task(
-            name=step,
-            cache_policy=NO_CACHE,
-            retries=2 if step == "acquire" else 0,
-            retry_delay_seconds=5,
-            retry_condition_fn=is_worth_retrying,
-        )
-        before = [running[name] for name in needed]
-        running[step] = as_task(bring_up_to_date).submit(step, workspace, params, slots, force, wait_for=before)
-    outcome = {step: future.result() for step, future in running.items()}
-    publish_artifacts()
-    return outcome
-
-
-def bring_up_to_date(step: str, workspace: Workspace, params: Params, slots: Semaphore, force: bool) -> str:
-    """Run a step if DVC says that it has changed, and record the outcome with DVC.
-
-    Args:
-        step: its name.
-        workspace: asked and told.
-        params: all parameters.
-        slots: as many steps run at once.
-        force: run it in any case.
-
-    Returns:
-        ``unchanged``, ``restored`` (outputs of an earlier run, from DVC's cache) or ``ran``.
-    """
-    with slots:
-        if not force:
-            if not workspace.changed(step):
-                return "unchanged"
-            if workspace.restore(step):
-                return "restored"
-        run_step(load_step(step), params, orchestrator="prefect")
-        workspace.record(step, params)
-        return "ran"
-
-
-def load_step(name: str) -> Step:
-    """The step's function, named like its module."""
-    function: Step = getattr(importlib.import_module(f"tasks.{name}"), name)
-    return function
-
-
-def concurrent_steps(params: Params) -> int:
-    """Steps at once, so that their threads together are no more than the cores."""
-    return max(1, (os.cpu_count() or 1) // params.compute.threads)
-
-
-def is_worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
-    """Network and file-system trouble may pass; a wrong parameter or a broken image does not."""
-    return isinstance(state.result(raise_on_failure=False), OSError)
-
-
-def publish_artifacts() -> None:
-    """Prefect artifacts: the headline metrics as a table, and a link to the report."""
-    metrics = json.loads(paths.METRICS.read_text(encoding="utf-8"))
-    rows = [{"metric": name, "value": value} for name, value in _flat(metrics).items()]
-    create_table_artifact(key="headline-metrics", table=rows, description="Headline metrics of the pipeline")
-    create_link_artifact(key="report", link=paths.REPORT_HTML.resolve().as_uri(), link_text="Report")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+from tasks.params import ParamsError, load_params
 
 
 def main() -> None:
-    """Bring the workspace up to date; with nothing to do, no Prefect server is started."""
+    """Bring the workspace up to date; with nothing to do, Prefect is not even imported."""
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=main.__doc__)
     parser.add_argument("--force", action="store_true", help="run every step, also those that DVC finds unchanged")
     force = parser.parse_args().force
@@ -120,6 +26,8 @@ def main() -> None:
     if not force and not Workspace().anything_changed():
         print("Nothing to do: DVC finds every step up to date.")
         return
+    from flows.flow import pipeline
+
     state: Any = pipeline(force=force, return_state=True)
     if not state.is_completed():
         sys.exit(f"pipeline failed: {state.message}")

@@ -33,7 +33,7 @@ class Workspace:
 
     def anything_changed(self) -> bool:
         """Whether any step has to run."""
-        return any(self.changed(step) for step in self.steps())
+        return self._ask(lambda: any(stage.changed() for stage in self._repo.index.stages))
 
     def restore(self, step: str) -> bool:
         """Take the outputs out of DVC's cache, if the step ever ran with the same code, parameters and inputs."""

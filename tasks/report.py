@@ -6,7 +6,11 @@ from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 
 
 def report(params: Params, tracker: Tracker) -> None:
-    """Write ``report.html`` (self-contained), ``report.md`` (for the run's note) and ``figures/*.png``."""
+    """Write ``report.html`` (self-contained), ``report.md`` (for the run's note) and ``figures/*.png``.
+
+    Its tracking run stands for the whole pipeline: data set, all parameters, headline metrics, Data Docs, figures, the
+    report, and the runs and models of the other steps.
+    """
     from tasks.reporting import page
     from tasks.reporting.findings import headline_metrics, headline_of
     from tasks.reporting.gallery import draw
@@ -23,9 +27,13 @@ def report(params: Params, tracker: Tracker) -> None:
     markdown = page.markdown(results, headline, MAX_NOTE_CHARACTERS)
     paths.REPORT_MARKDOWN.write_text(markdown, encoding="utf-8")
 
+    tracker.dataset(paths.PREPARE, results.dataset_info["name"], "evaluation")
+    # one eps, so that the table in which runs are compared stays narrow; all of them are in metrics.json
     tracker.metrics(headline_metrics(results.metrics, headline.eps))
-    tracker.artifact(paths.REPORT_HTML)
+    for path in (paths.REPORT_HTML, paths.METRICS, paths.CHECKS):
+        tracker.artifact(path)
     tracker.artifact(paths.FIGURES, "figures")
+    tracker.artifact(paths.DATA_DOCS, "data_docs")
     tracker.note(markdown)
     tracker.link_steps()
 

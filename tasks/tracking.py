@@ -24,6 +24,7 @@ from tasks.params import Params
 
 if TYPE_CHECKING:
     import numpy as np
+    from mlflow.entities import LoggedModelOutput
     from torch import nn
 
 EXPERIMENT = "ct-robustness"
@@ -69,14 +70,18 @@ class Tracker:
         """
 
     def link_steps(self) -> None:
-        """Tag this run with the runs that made the outputs now in ``data/``, found by their digests."""
+        """Tag this run with the runs of steps that made what is now in ``data/``, and list their models as its own.
+
+        Runs are found by the digests of their outputs. A step without one is named in a log line.
+        """
 
 
 class _MlflowTracker(Tracker):
-    def __init__(self, run_id: str, experiment_id: str) -> None:
+    def __init__(self, step: str, run_id: str, experiment_id: str) -> None:
         from mlflow.tracking import MlflowClient
 
         self.client = MlflowClient()
+        self.step = step
         self.run_id = run_id
         self.experiment_id = experiment_id
 
@@ -148,7 +153,8 @@ class _MlflowTracker(Tracker):
         self.client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
     def link_steps(self) -> None:
-        for folder in sorted(path for path in paths.DATA.iterdir() if path.is_dir()):
+        models: list[LoggedModelOutput] = []
+        for folder in sorted(path for path in paths.DATA.iterdir() if path.is_dir() and path.name != self.step):
             digest = digest_of(folder)
             runs = self.client.search_runs(
                 [self.experiment_id],
@@ -156,8 +162,14 @@ class _MlflowTracker(Tracker):
                 order_by=["attributes.start_time DESC"],
                 max_results=1,
             )
-            if runs:
-                self.client.set_tag(self.run_id, f"run.{folder.name}", runs[0].info.run_id)
+            if not runs:
+                log.info("no run in the tracking store made what is in %s now: not linked", folder.as_posix())
+                continue
+            self.client.set_tag(self.run_id, f"run.{folder.name}", runs[0].info.run_id)
+            if outputs := runs[0].outputs:
+                models += outputs.model_outputs
+        if models:
+            self.client.log_outputs(self.run_id, models)
 
 
 @contextmanager
@@ -180,7 +192,7 @@ def open_run(step: str, folder: Path, params: Params, orchestrator: str) -> Iter
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
     run = client.create_run(experiment_id, run_name=step, tags=tags)
-    tracker = _MlflowTracker(run.info.run_id, experiment_id)
+    tracker = _MlflowTracker(step, run.info.run_id, experiment_id)
     try:
         flat = params.flat()
         own = {key: value for key, value in flat.items() if key.startswith(f"{step}.") or "." not in key}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prefect.states import Failed
 
-from flows.pipeline import concurrent_steps, is_worth_retrying, load_step
+from flows.flow import concurrent_steps, is_worth_retrying, load_step
 from flows.workspace import Workspace
 from tasks.params import Params, load_params
 from tests.conftest import ROOT
@@ -76,6 +76,15 @@ class TestWorkspace:
 
     def test_a_step_that_never_ran_cant_be_restored(self, workspace: Workspace) -> None:
         assert not workspace.restore("first")
+
+    def test_anything_has_changed_until_every_step_is_recorded(self, workspace: Workspace) -> None:
+        for step in ("first", "second"):
+            assert workspace.anything_changed()
+            self.make(step, "1")
+            workspace.record(step, load_params())
+        assert not workspace.anything_changed()
+        self.make("second", "2")
+        assert workspace.anything_changed()
 
     def test_parameters_that_changed_while_a_step_ran_are_not_recorded(self, workspace: Workspace) -> None:
         params = load_params()

@@ -99,6 +99,13 @@ def test_after_dvc_repro_neither_dvc_nor_the_flow_has_anything_to_do(reproduced:
     assert "Nothing to do" in run(reproduced, sys.executable, "-m", "flows.pipeline")
 
 
+def test_with_nothing_to_do_the_flow_does_not_import_prefect(reproduced: Path) -> None:
+    look = "import sys; from flows.pipeline import main; main(); print(*sys.modules)"
+    *told, modules = run(reproduced, sys.executable, "-c", look).splitlines()
+    assert "Nothing to do" in told[-1]
+    assert {"dvc", "prefect"} & set(modules.split()) == {"dvc"}
+
+
 def test_after_the_flow_dvc_status_is_clean(flowed: Path) -> None:
     assert "up to date" in run(flowed, "dvc", "status")
     assert "up to date" in run(flowed, "dvc", "repro")
@@ -178,6 +185,25 @@ def test_the_reports_run_carries_every_parameter_and_links_to_the_runs_behind_it
         assert linked.data.tags["step"] == step
     assert "clean/accuracy" in report.data.metrics
     assert "mlflow.note.content" in report.data.tags
+
+
+def test_the_reports_run_carries_data_set_models_and_artifacts(runs: list[Any], reproduced: Path) -> None:
+    from mlflow import MlflowClient
+
+    by_step = {run.data.tags["step"]: run for run in runs if run.data.tags.get("kind") == "step"}
+    report = by_step["report"]
+    assert [data.dataset.name for data in report.inputs.dataset_inputs] == ["phantoms"]
+    trained = [by_step[step].outputs.model_outputs[0].model_id for step in ("train_autoencoder", "train_classifier")]
+    assert sorted(model.model_id for model in report.outputs.model_outputs) == sorted(trained)
+    client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
+    assert {file.path for file in client.list_artifacts(report.info.run_id)} == {
+        "report.html",
+        "metrics.json",
+        "checks.json",
+        "figures",
+        "data_docs",
+    }
+    assert "data_docs/index.html" in {file.path for file in client.list_artifacts(report.info.run_id, "data_docs")}
 
 
 def test_a_logged_model_gives_the_same_logits_as_the_saved_one(

@@ -49,7 +49,8 @@ class Notebook(Tracker):
 
     def __init__(self) -> None:
         self.heard: dict[str, float] = {}
-        self.artifacts: list[Path] = []
+        self.artifacts: dict[Path, str] = {}
+        self.datasets: list[tuple[Path, str, str]] = []
         self.text = ""
         self.linked = False
 
@@ -57,7 +58,11 @@ class Notebook(Tracker):
         self.heard |= values
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        self.artifacts.append(path)
+        assert path.exists()
+        self.artifacts[path] = folder
+
+    def dataset(self, path: Path, name: str, context: str) -> None:
+        self.datasets.append((path, name, context))
 
     def note(self, markdown: str) -> None:
         self.text = markdown
@@ -104,6 +109,8 @@ def write_workspace(params: Params, is_phantom: bool) -> None:
         for name, severity, success in outcomes
     ]
     paths.VALIDATION.write_text(json.dumps({"success": True, "expectations": expectations}), encoding="utf-8")
+    paths.DATA_DOCS.mkdir()
+    (paths.DATA_DOCS / "index.html").write_text("<html></html>", encoding="utf-8")
     history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "validation_loss": [3.0, 1.5, 2]})
     history = history.assign(learning_rate=1e-3, best=[0, 1, 0])
     history.to_csv(paths.AUTOENCODER_HISTORY, index=False)
@@ -292,14 +299,21 @@ def test_figures_are_images_of_their_names(workspace: Path) -> None:
             assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
 
 
-def test_tracker_hears_headline_metrics_artifacts_and_note(phantom_workspace: tuple[Path, Notebook]) -> None:
+def test_tracker_hears_data_set_headline_metrics_artifacts_and_note(phantom_workspace: tuple[Path, Notebook]) -> None:
     workspace, notebook = phantom_workspace
     assert notebook.heard["clean/accuracy"] == pytest.approx(0.95)
     assert notebook.heard["clean/autoencoder_accuracy"] == pytest.approx(0.75)
     assert notebook.heard["robust/undefended_adaptive_pgd_eps_1"] == pytest.approx(0.1)
     assert notebook.heard["robust/autoencoder_transfer_fgsm_eps_1"] == pytest.approx(0.7)
     assert not any(key.endswith("eps_4") for key in notebook.heard)
-    assert notebook.artifacts == [paths.REPORT_HTML, paths.FIGURES]
+    assert notebook.datasets == [(paths.PREPARE, "phantoms", "evaluation")]
+    assert notebook.artifacts == {
+        paths.REPORT_HTML: "",
+        paths.METRICS: "",
+        paths.CHECKS: "",
+        paths.FIGURES: "figures",
+        paths.DATA_DOCS: "data_docs",
+    }
     assert notebook.text == (workspace / paths.REPORT_MARKDOWN).read_text(encoding="utf-8")
     assert notebook.linked
 

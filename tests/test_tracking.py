@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from tasks import paths
@@ -120,6 +121,70 @@ def test_links_point_to_the_run_that_made_what_is_there_now(
     (run,) = runs_of(client, "report")
     assert run.data.tags["run.evaluate"] == made[1]
     assert "run.report" not in run.data.tags
+
+
+def test_the_reports_run_lists_the_models_of_the_runs_that_made_what_is_there_now(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
+    def train_classifier(params: Params, tracker: Tracker) -> None:
+        (paths.TRAIN_CLASSIFIER / "weights").write_text(str(params.seed))
+        tracker.model("classifier", torch.nn.Flatten(), np.zeros((2, 1, 2, 2), np.float32))
+
+    def report(params: Params, tracker: Tracker) -> None:
+        tracker.link_steps()
+
+    for seed in (1, 2):
+        run_step(train_classifier, params_with({"seed": seed}))
+    newest = runs_of(client, "train_classifier")[0]
+    assert len(newest.outputs.model_outputs) == 1
+    for _ in range(2):
+        run_step(report, params_with())
+    for run in runs_of(client, "report")[:2]:
+        assert [model.model_id for model in run.outputs.model_outputs] == [newest.outputs.model_outputs[0].model_id]
+    made = client.search_logged_models([newest.info.experiment_id])
+    assert len(made) == 2
+    assert {"report"}.isdisjoint(client.get_run(model.source_run_id).data.tags["step"] for model in made)
+
+
+def test_a_step_whose_run_is_in_another_store_is_named_and_does_no_harm(
+    client: MlflowClient, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
+) -> None:
+    def report(params: Params, tracker: Tracker) -> None:
+        tracker.link_steps()
+
+    paths.PREPARE.mkdir()
+    (paths.PREPARE / "out.txt").write_text("from DVC's cache")
+    caplog.set_level("INFO", logger="tasks.tracking")
+    run_step(report, params_with())
+    assert caplog.messages == ["no run in the tracking store made what is in data/prepare now: not linked"]
+    run = runs_of(client, "report")[0]
+    assert run.info.status == "FINISHED"
+    assert not [tag for tag in run.data.tags if tag.startswith("run.")]
+
+
+def test_the_report_does_not_link_to_the_run_of_an_earlier_report(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
+    def report(params: Params, tracker: Tracker) -> None:
+        (paths.REPORT / "report.html").write_text("as before")
+        tracker.link_steps()
+
+    for _ in range(2):
+        run_step(report, params_with())
+    assert not any("run.report" in run.data.tags for run in runs_of(client, "report"))
+
+
+def test_a_data_set_is_known_by_dvcs_digest(client: MlflowClient, params_with: Callable[..., Params]) -> None:
+    paths.PREPARE.mkdir()
+    (paths.PREPARE / "pixels.npy").write_bytes(b"1")
+    with open_run("data", paths.DATA, params_with(), "python") as tracker:
+        tracker.dataset(paths.PREPARE, "phantoms", "evaluation")
+    (found,) = runs_of(client, "data")[0].inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest + ".dir") == ("phantoms", digest_of(paths.PREPARE))
+    assert {tag.key: tag.value for tag in found.tags} == {
+        "mlflow.data.context": "evaluation",
+        "dvc_md5": digest_of(paths.PREPARE),
+    }
 
 
 def test_the_null_tracker_hears_everything_and_keeps_nothing(tmp_path: Path) -> None:

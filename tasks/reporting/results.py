@@ -14,6 +14,7 @@ from tasks.evaluation.records import read_records
 INPUTS = (
     paths.MANIFEST,
     paths.VALIDATION,
+    paths.DATA_DOCS / "index.html",
     paths.DATASET_INFO,
     paths.SPLIT,
     paths.PIXELS,

@@ -1,0 +1,106 @@
+"""What is paid beside the work: ``dvc repro`` and the flow with nothing to do, and the start-up of each stage.
+
+In a toy workspace that ``dvc repro`` has brought up to date (for the first two, ``--workspace`` names another), every
+command is run once unmeasured, so that files are in the system's cache, and then ``--repeats`` times; medians count.
+
+Start-up of a stage is what its process takes beside the work: interpreter, imports wherever they happen, what
+libraries set up at their first use (fonts, Data Docs, torch.export), opening the tracking store, and the way out. A
+process like ``python -m tasks.<step>`` runs the step, runs it again, and tells how long the second run took, which had
+nothing but the work to do; start-up is the time of the whole process less twice that.
+
+Goals: ``dvc repro`` at most 3 s, the flow at most 10 s, start-up at most 4 s in the median and 45 s over all stages.
+
+    python -m tests.benchmarks.overhead [--json PATH] [--repeats N] [--workspace FOLDER]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.machine import describe, machine, write_json
+from tests.test_pipeline import STEPS, make_workspace, run
+
+NOTHING_TO_DO = {
+    "dvc repro": (["dvc", "repro"], "up to date", 3.0),
+    "flow": ([sys.executable, "-m", "flows.pipeline"], "Nothing to do", 10.0),
+}
+"""Name -> command, what it prints, and the seconds that it may take."""
+MEDIAN_GOAL, SUM_GOAL = 4.0, 45.0
+"""Seconds of start-up of a stage in the median, and over all stages."""
+TWICE = """
+import importlib, sys, time
+from tasks.runner import main
+
+step = getattr(importlib.import_module(f"tasks.{sys.argv[1]}"), sys.argv[1])
+main(step)
+began = time.perf_counter()
+main(step)
+print("second run:", time.perf_counter() - began)
+"""
+
+
+def nothing_to_do(workspace: Path, command: list[str], printed: str) -> float:
+    """Seconds of a command that finds everything up to date."""
+    began = time.perf_counter()
+    told = run(workspace, *command)
+    seconds = time.perf_counter() - began
+    assert printed in told, told
+    return seconds
+
+
+def start_up(workspace: Path, step: str) -> dict[str, float]:
+    """Seconds of a stage's start-up, and of its work at toy size."""
+    began = time.perf_counter()
+    told = run(workspace, sys.executable, "-c", TWICE, step)
+    whole = time.perf_counter() - began
+    work = float(told.rsplit("second run:", 1)[1])
+    return {"start_up": whole - 2 * work, "work": work}
+
+
+def verdict(seconds: float, goal: float) -> str:
+    return f"{seconds:6.2f} s  (goal at most {goal:g}: {'met' if seconds <= goal else 'MISSED'})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What is paid before and beside the work.")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--workspace", type=Path, help="one that is up to date, for the commands with nothing to do")
+    arguments = parser.parse_args()
+    facts = machine("dvc", "prefect", "mlflow", "torch", "great-expectations", "pandas")
+    facts["bytecode"] = "not written" if sys.dont_write_bytecode else "written"
+    print(describe(facts), flush=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        toy = make_workspace(Path(name) / "workspace")
+        run(toy, "dvc", "repro")
+        idle: dict[str, Any] = {}
+        for label, (command, printed, goal) in NOTHING_TO_DO.items():
+            place = arguments.workspace or toy
+            nothing_to_do(place, command, printed)
+            seconds = [nothing_to_do(place, command, printed) for _ in range(arguments.repeats)]
+            idle[label] = {"median": median(seconds), "seconds": seconds, "goal": goal}
+            print(f"{label + ', nothing to do':24s} {verdict(median(seconds), goal)}", flush=True)
+        stages: dict[str, Any] = {}
+        for step in STEPS:
+            start_up(toy, step)
+            found = [start_up(toy, step) for _ in range(arguments.repeats)]
+            stages[step] = {
+                "median": median(each["start_up"] for each in found),
+                "start_up": [each["start_up"] for each in found],
+                "work": median(each["work"] for each in found),
+            }
+            print(f"{step:24s} {stages[step]['median']:6.2f} s  (work {stages[step]['work']:.2f} s)", flush=True)
+    medians = [stage["median"] for stage in stages.values()]
+    print(f"{'median of the stages':24s} {verdict(median(medians), MEDIAN_GOAL)}")
+    print(f"{'all stages':24s} {verdict(sum(medians), SUM_GOAL)}")
+    figures = {"machine": facts, "nothing_to_do": idle, "stages": stages}
+    write_json(arguments.json, figures | {"stages_median": median(medians), "stages_sum": sum(medians)})
+
+
+if __name__ == "__main__":
+    main()
