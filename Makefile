@@ -46,7 +46,8 @@ format: $(STAMP)  ## Put code into shape
 
 # Every script of tests/benchmarks that is one: measured figures go to docs/performance/.
 bench: $(STAMP)  ## Run the benchmarks one after the other
-	set -e; for script in $$(grep -l '__main__' tests/benchmarks/*.py); do \
+	uv pip install --quiet --no-deps --target $(VENV)/benchmarks --requirements tests/benchmarks/requirements.txt
+	set -e; export PYTHONPATH=$(VENV)/benchmarks; for script in $$(grep -l '__main__' tests/benchmarks/*.py); do \
 		name=$$(basename $$script .py); echo "== $$name"; \
 		python -m tests.benchmarks.$$name --json docs/performance/$$name.json; \
 	done

@@ -1,6 +1,6 @@
 """The sweep for the smallest eps as an attack of the Adversarial Robustness Toolbox."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from art.attacks.attack import EvasionAttack
@@ -13,7 +13,7 @@ NORMS: dict[Any, str] = {np.inf: "linf", "inf": "linf", 2: "l2"}
 """A norm as ART takes it -> its name here."""
 
 
-class EpsilonSweep(EvasionAttack):
+class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
     """For each image an adversarial example in the smallest ball of a grid that has one.
 
     Robust accuracy at every eps of the grid costs about as much as one attack at one eps: see
@@ -30,11 +30,11 @@ class EpsilonSweep(EvasionAttack):
         seed: of the random starts.
     """
 
-    attack_params = [
+    attack_params: ClassVar[list[str]] = [
         *EvasionAttack.attack_params,
         *("norm", "eps", "max_iter", "relative_step", "num_random_init", "batch_size", "seed"),
     ]
-    _estimator_requirements = (PyTorchClassifier,)
+    _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
 
     def __init__(
         self,
@@ -78,8 +78,10 @@ class EpsilonSweep(EvasionAttack):
         """The examples, with the index of the eps that breaks each image; arguments as of :meth:`generate`."""
         images = x.astype(np.float32)
         given = self.estimator.predict(images, batch_size=self.batch_size) if y is None else y
-        one_hot = get_labels_np_array(given) if y is None else check_and_transform_label_format(
-            given, nb_classes=self.estimator.nb_classes
+        one_hot = (
+            get_labels_np_array(given)
+            if y is None
+            else check_and_transform_label_format(given, nb_classes=self.estimator.nb_classes)
         )
         labels = one_hot.argmax(axis=1).astype(np.int64)
         model = self.estimator.model.eval()
@@ -102,5 +104,6 @@ class EpsilonSweep(EvasionAttack):
             )
         if self.estimator.clip_values is None:
             raise ValueError("estimator: its clip_values must say the lowest and highest value of a pixel")
-        if self.estimator.preprocessing_operations:
+        # without any, ART subtracts 0 and divides by 1
+        if any(getattr(step, "mean", None) != 0 or step.std != 1 for step in self.estimator.preprocessing_operations):
             raise ValueError("estimator: preprocessing would be passed by; put it into the model")

@@ -1,9 +1,9 @@
 """Robust accuracy over a grid of eps: our sweep beside ART, torchattacks and foolbox.
 
-``python -m tests.benchmarks.sweep`` in a folder where the pipeline has run (its ``data/`` is read). Every contender gets
-the same model with frozen weights, the same images, batch size, eps, steps and step size, and is timed until the robust
-accuracy at every eps is known; contenders take turns in every repeat. PGD makes 40 steps of eps/4 from one random start
-(the sweep's own start is none of these: see ``tasks/attacks/sweep.py``).
+``python -m tests.benchmarks.sweep`` in a folder where the pipeline has run (its ``data/`` is read). Every contender
+gets the same model with frozen weights, the same images, batch size, eps, steps and step size, and is timed until the
+robust accuracy at every eps is known; contenders take turns in every repeat. PGD makes 40 steps of eps/4, from one
+random start (the sweep from where its search comes from: see ``tasks/attacks/sweep.py``).
 
 The adversarially trained model is the pipeline's classifier after some epochs of FGSM training from random starts (Wong
 et al. 2020, arXiv 2001.03994) on the same training images, made here.
@@ -39,7 +39,7 @@ from tasks.attacks.sweep import Sweep
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.defences import UNDEFENDED
 from tasks.defences.targets import load_targets
-from tests.benchmarks.machine import describe
+from tests.benchmarks.machine import describe, machine, write_json
 
 EPS = [value / 255 for value in (0.25, 0.5, 1, 2, 4, 8, 16)]
 BATCH = 16
@@ -68,15 +68,15 @@ def main() -> None:
         "autoencoder, adaptive": targets["autoencoder"],
         "adversarially trained": adversarially_trained(load_targets()[UNDEFENDED], data, arguments.epochs),
     }
-    found: dict[str, Any] = {"machine": describe(), "images": len(rows), "phantoms": data.is_phantom}
+    facts = machine("torch", "numpy", "adversarial-robustness-toolbox", "torchattacks", "foolbox")
+    print(describe(facts))
+    found: dict[str, Any] = {"machine": facts, "images": len(rows), "phantoms": data.is_phantom}
     for name, model in models.items():
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
         for attack in N_STEPS:
             found[f"{attack}, {name}"] = compare(model, images, labels, len(data.classes), attack, arguments.repeats)
             print(f"{attack}, {name}", json.dumps(found[f"{attack}, {name}"], indent=2), flush=True)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.json, found)
 
 
 def compare(
