@@ -29,6 +29,7 @@ TOY = {
     "attack.eps": [1, 4],
     "attack.keep_eps": [4],
     "attack.pgd": {"n_steps": 2, "relative_step": 0.5, "n_restarts": 1},
+    "attack.sweep": {"n_steps": 3, "n_restarts": 0},
 }
 
 
