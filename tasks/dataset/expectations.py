@@ -255,12 +255,11 @@ def _outcome(check: Check, result: Any, table: "pd.DataFrame") -> Outcome:
 def _remove_times_and_ids(data_docs: Path) -> None:
     """Replace what differs from run to run in the pages: when they were made, and random ids."""
     for page in sorted(data_docs.rglob("*.html")):
-        text = page.read_text(encoding="utf-8")
-        text = re.sub(r"\b\d{8}T\d{6}\.\d{6}Z", f"{NO_TIME:%Y%m%dT%H%M%S.%fZ}", text)
-        ids: dict[str, str] = {}
-        text = re.sub(
-            r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-            lambda match: ids.setdefault(match[0], f"id-{len(ids)}"),  # noqa: B023  used at once
-            text,
-        )
-        page.write_text(text, encoding="utf-8")
+        page.write_text(_without_times_and_ids(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _without_times_and_ids(text: str) -> str:
+    text = re.sub(r"\b\d{8}T\d{6}\.\d{6}Z", f"{NO_TIME:%Y%m%dT%H%M%S.%fZ}", text)
+    ids: dict[str, str] = {}
+    uuid = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    return re.sub(uuid, lambda match: ids.setdefault(match[0], f"id-{len(ids)}"), text)

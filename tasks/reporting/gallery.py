@@ -115,8 +115,9 @@ def _drawn(name: str, figure: Figure, alt: str, caption: str) -> Drawn:
         element = Markup('<img src="data:image/png;base64,{}" alt="{}">').format(data, alt)
     else:
         drawing = figures.svg(figure, name).removeprefix("<svg")
-        # the drawing's own text is escaped by matplotlib
-        element = Markup('<svg role="img" aria-label="{}"').format(alt) + Markup(drawing)  # noqa: S704
+        element = Markup('<svg role="img" aria-label="{}"').format(alt)
+        # drawn just now by matplotlib, which escapes every text in it: escaping it again would show its source
+        element += Markup(drawing)  # noqa: S704
     return Drawn(png, element, caption)
 
 
