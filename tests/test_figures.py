@@ -145,3 +145,14 @@ def test_svg_refers_to_nothing_outside_and_keeps_its_ids_to_itself() -> None:
     assert ids
     assert all(name.startswith("matrix-") for name in ids)
     assert set(re.findall(r"url\(#([^)]*)\)", drawing) + re.findall(r'href="#([^"]*)"', drawing)) <= set(ids)
+
+
+def test_a_curve_has_the_same_style_in_every_figure(table: pd.DataFrame) -> None:
+    swept = table[(table["attack"] == "pgd") & (table["threat_model"] == "adaptive")].assign(attack="sweep")
+    both = pd.concat([table, swept], ignore_index=True)
+
+    def styles(attack: str) -> dict[str, tuple[object, object]]:
+        lines = figures.robustness(both, attack).axes[0].lines
+        return {str(line.get_label()): (line.get_color(), line.get_marker()) for line in lines}
+
+    assert styles("sweep").items() < styles("pgd").items()

@@ -394,6 +394,13 @@ def test_headline_is_about_pgd_at_the_eps_nearest_to_one_grey_level() -> None:
     assert (headline.attack, headline.eps) == ("pgd", 1.0)
 
 
+def test_headline_says_how_many_images_were_attacked_if_not_all() -> None:
+    table = table_at_1(0.1, 0.2, 0.15)
+    assert "of them" not in " ".join(headline_of(table).sentences)
+    fewer = table.assign(n=table["n"].where(table["attack"] == "clean", 7))
+    assert headline_of(fewer).sentences[1].endswith("] of 7 of them.")
+
+
 def test_headline_metrics_are_those_of_one_eps() -> None:
     metrics: dict[str, Any] = {
         "clean": {"undefended": {"accuracy": 0.9, "f1": 0.8}, "autoencoder": {"f1": 0.7}},

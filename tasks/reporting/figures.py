@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from tasks.reporting.findings import attack_name, curves_under, eps_of, eps_text
+from tasks.reporting.findings import attack_name, attacks_of, curves_under, eps_of, eps_text
 
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -217,8 +217,11 @@ def _curves(axes: Axes, table: pd.DataFrame, attack: str, quantity: str, scale: 
 
     ε is logarithmic from the smallest up and linear below it, so that 0 (clean) has its place.
     """
-    styles = zip(itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False)
-    for curve, (color, marker) in zip(curves_under(table, attack), styles, strict=False):
+    names = dict.fromkeys(curve.name for each in attacks_of(table) for curve in curves_under(table, each))
+    # a curve has its style in every figure, whatever others are beside it
+    styles = dict(zip(names, zip(itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False), strict=False))
+    for curve in curves_under(table, attack):
+        color, marker = styles[curve.name]
         rows, line = curve.rows, LINES.get(curve.threat_model, "-")
         if f"{quantity}_low" in rows:
             low, high = scale * rows[f"{quantity}_low"], scale * rows[f"{quantity}_high"]

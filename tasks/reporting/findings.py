@@ -85,7 +85,8 @@ def headline_of(table: pd.DataFrame) -> Headline:
     clean, bare = undefended.at(0), undefended.at(eps)
     sentences = [
         f"The classifier is right on {with_interval(clean)} of {clean['n']} clean test images.",
-        f"Under {attack_name(attack)} at ε = {eps_text(eps)}/255 it is right on {with_interval(bare)}.",
+        f"Under {attack_name(attack)} at ε = {eps_text(eps)}/255 it is right on {with_interval(bare)}"
+        f"{f' of {bare.n} of them' if bare['n'] < clean['n'] else ''}.",
     ]
     for name, curves in defences.items():
         kept = [f"on {with_interval(curve.at(eps))} when {ATTACKERS[threat]}" for threat, curve in curves.items()]

@@ -126,7 +126,7 @@ def _render(template: str, results: Results, headline: Headline, **more: Any) ->
         headline=headline,
         attackers=ATTACKERS,
         threat_models=threat_models,
-        n_attacked=headline.undefended.at(0)["n"],
+        n_attacked=headline.undefended.at(headline.eps)["n"],
         n_test=len(data.indices("test")),
         norm=table["norm"].iloc[0],
         eps_meaning=EPS_MEANING[table["norm"].iloc[0]],
