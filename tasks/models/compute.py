@@ -1,8 +1,15 @@
 """Where and with how many threads networks run."""
 
+import ctypes
+import sys
+
 import torch
 
 from tasks.params import Compute
+
+# as glibc's malloc.h numbers them
+_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD = -1
 
 
 def set_up(compute: Compute) -> torch.device:
@@ -12,6 +19,7 @@ def set_up(compute: Compute) -> torch.device:
         ValueError: the device that was asked for is not there.
     """
     torch.set_num_threads(compute.threads)
+    _keep_freed_memory()
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     # gradients of attacks are wanted in full float32
@@ -26,3 +34,14 @@ def set_up(compute: Compute) -> torch.device:
             f"compute.device: no {compute.device} on this machine; available: auto, {', '.join(available)}"
         )
     return torch.device(compute.device)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what tensors leave instead of giving it back to the system.
+
+    Every pass would get it anew, zeroed page by page: about a tenth of a pass's time at 64 images of 224 x 224.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        most = 2**31 - 1
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            libc.mallopt(option, most)
