@@ -62,10 +62,8 @@ def main() -> None:
     data = load_prepared()
     rows = np.random.default_rng(0).permutation(data.indices("test"))[: arguments.images]
     images, labels = data.floats(rows), data.labels(rows)
-    targets = load_targets()
     models = {
-        UNDEFENDED: targets[UNDEFENDED],
-        "autoencoder, adaptive": targets["autoencoder"],
+        UNDEFENDED: load_targets()[UNDEFENDED],
         "adversarially trained": adversarially_trained(load_targets()[UNDEFENDED], data, arguments.epochs),
     }
     facts = machine("torch", "numpy", "adversarial-robustness-toolbox", "torchattacks", "foolbox")
