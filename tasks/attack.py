@@ -88,7 +88,7 @@ def attack(params: Params, tracker: Tracker) -> None:
         SHARDS,
         len(crafted) + len(swept),
         code=digest_of_code(),
-        settings=settings.model_dump(mode="json", exclude={"max_images", "attacks"}),
+        settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
         seed=params.seed,
         compute=[str(device), params.compute.threads],
         targets={name: digest_of_model(target) for name, target in targets.items()},
@@ -102,6 +102,7 @@ def attack(params: Params, tracker: Tracker) -> None:
             f"{kind} on {name}, {len(batch)} images at {len(settings.eps)} eps",
             partial(craft_batch, scene, name, kind, batch),
             attack=[name, kind],
+            how=settings.model_dump(mode="json", include={"mode", "pgd", "keep_eps"}),
             images=digest_of_images(batch),
         )
         for name, kind, batch in crafted
@@ -111,6 +112,7 @@ def attack(params: Params, tracker: Tracker) -> None:
             f"sweep on {name}, {len(part)} images",
             partial(sweep, scene, name, part),
             sweep=name,
+            how=[settings.sweep.model_dump(mode="json"), settings.pgd.relative_step],
             images=digest_of_images(part),
         )
         for name, part in swept
@@ -178,9 +180,9 @@ def sweep(scene: Scene, name: str, rows: np.ndarray, folder: Path) -> None:
     for index, eps in enumerate(settings.eps):
         if (at := found.broken_at == index).any():
             check_adversarial(found.adversarial[at], norms[at], eps, radii[index], data.value_range)
-    eps_or_none = np.array([0.0, *settings.eps, np.inf])[found.broken_at + 1]
+    smallest_eps = np.array([0.0, *settings.eps, np.inf])[found.broken_at + 1]
     image_paths = data.table["path"].to_numpy(dtype=object)[rows]
-    table = build_smallest_eps(rows, image_paths, labels, name, settings.norm, eps_or_none)
+    table = build_smallest_eps(rows, image_paths, labels, name, settings.norm, smallest_eps)
     write_records(table, folder / "smallest_eps.parquet")
 
 

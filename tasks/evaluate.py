@@ -13,6 +13,7 @@ from tasks.evaluation.checks import run_checks
 from tasks.evaluation.records import CLEAN, read_records
 from tasks.evaluation.robustness import (
     POINT,
+    SWEEP,
     by_eps,
     confusion_table,
     curves_of,
@@ -40,13 +41,13 @@ def evaluate(params: Params, tracker: Tracker) -> None:  # a step takes all para
     _write_csv(table, paths.ROBUSTNESS)
     _write_csv(confusion_table(records, classes), paths.CONFUSION)
     _write_csv(by_eps(table, "accuracy"), paths.PLOTS / "accuracy_by_eps.csv")
-    _write_csv(by_eps(table, "mean_entropy"), paths.PLOTS / "entropy_by_eps.csv")
+    _write_csv(by_eps(table[table["attack"] != SWEEP], "mean_entropy"), paths.PLOTS / "entropy_by_eps.csv")
     clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
     predictions = {"actual": clean["label"], "predicted": clean["prediction"]}
     named = pd.DataFrame({name: labels.map(dict(enumerate(classes))) for name, labels in predictions.items()})
     _write_csv(named, paths.PLOTS / "confusion.csv")
 
-    metrics = headline(table, worst_case(records))
+    metrics = headline(table, worst_case(records, smallest))
     _write_json(metrics, paths.METRICS)
     checks = run_checks(records, smallest, table, info["leakage"])
     _write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
@@ -69,7 +70,8 @@ def headline(table: pd.DataFrame, worst: pd.DataFrame) -> dict[str, Any]:
     ``clean.<target>.<metric>``, and the accuracy as ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where the
     attack ``worst`` is for each image the one that breaks it.
     """
-    clean = table[table["attack"] == CLEAN].set_index("target")[HEADLINE]
+    # of all test images; rows of the attacked ones alone come after them
+    clean = table[table["attack"] == CLEAN].drop_duplicates("target").set_index("target")[HEADLINE]
     robust: dict[str, Any] = {}
     for row in pd.concat([table[table["attack"] != CLEAN], worst.assign(attack="worst")]).to_dict("records"):
         attacks = robust.setdefault(row["target"], {}).setdefault(row["threat_model"], {})

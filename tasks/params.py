@@ -253,6 +253,11 @@ class Attack(Section):
             raise ValueError(f"eps must rise without repeats, not {list(self.eps)}")
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks must not repeat, not {list(self.attacks)}")
+        if self.sweep.n_steps < self.pgd.n_steps:
+            raise ValueError(
+                f"sweep.n_steps {self.sweep.n_steps} must not be below pgd.n_steps {self.pgd.n_steps}: the sweep is "
+                "the stronger attack, against which PGD is checked"
+            )
         if unknown := sorted(set(self.keep_eps) - set(self.eps)):
             raise ValueError(f"keep_eps {unknown} must be among eps {list(self.eps)}")
         return self

@@ -37,9 +37,9 @@ def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def smallest_eps_in(records: pd.DataFrame) -> pd.DataFrame:
-    """What a sweep would write that breaks exactly what the adaptive attacks of these records break."""
+    """What a sweep would write that breaks exactly what adaptive PGD breaks in these records."""
     clean = records[records["attack"] == "clean"][["image", "label", "target", "norm", "correct"]]
-    adaptive = records[(records["threat_model"] == "adaptive") & ~records["correct"]]
+    adaptive = records[(records["threat_model"] == "adaptive") & (records["attack"] == "pgd") & ~records["correct"]]
     broken = adaptive.groupby(["target", "image"])["eps"].min().rename("smallest_eps")
     found = clean.join(broken, on=["target", "image"]).fillna({"smallest_eps": math.inf})
     found.loc[~found["correct"], "smallest_eps"] = 0.0

@@ -149,6 +149,22 @@ def test_a_sweep_that_breaks_what_the_attacks_did_not_is_reported(n_more: int, s
     assert "autoencoder at eps 1" in check.explanation
 
 
+def test_a_sweep_that_breaks_less_than_pgd_can_not_vouch_for_it() -> None:
+    def less_broken(records: pd.DataFrame) -> pd.DataFrame:
+        found = smallest_eps_in(records)
+        held = found[found["smallest_eps"] == 1].index[:5]
+        return found.assign(smallest_eps=found["smallest_eps"].mask(found.index.isin(held), 4.0))
+
+    check = outcome(SOUND, found_by_sweep=less_broken)[STEPS]
+    assert check.status == "WARN"
+    assert "2.5 points less than PGD" in check.explanation
+
+
+def test_without_pgd_there_is_nothing_to_hold_the_sweep_against() -> None:
+    check = outcome({curve: points for curve, points in SOUND.items() if curve[2] != "pgd"})[STEPS]
+    assert (check.status, check.figure) == ("WARN", None)
+
+
 def test_one_image_of_few_is_a_warning() -> None:
     def one_more_of_fifty(records: pd.DataFrame) -> pd.DataFrame:
         found = smallest_eps_in(records)

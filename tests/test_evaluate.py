@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from tasks import paths
 from tasks.evaluate import evaluate
-from tasks.evaluation.records import build_records, write_records
+from tasks.evaluation.records import build_records, read_records, write_records
 from tasks.params import Params
 from tasks.tracking import Tracker
 from tests.conftest import smallest_eps_in
@@ -153,6 +154,23 @@ def test_metrics_hold_what_the_records_say(evaluated: Evaluated) -> None:
     assert pgd["mean_linf"] == pytest.approx(2 / 255)
     assert np.isnan(pgd["mean_reconstruction_error"])
     assert "f1_macro" not in table
+
+
+def test_the_worst_counts_what_only_the_sweep_broke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params], evaluated: Evaluated
+) -> None:
+    evaluated(["non-COVID", "COVID"])
+    before = read_metrics()["robust"]["undefended"]["adaptive"]["worst"]
+    found = read_records(paths.SMALLEST_EPS)
+    held = found[(found["target"] == "undefended") & (found["smallest_eps"] == 2)].index[:3]
+    found.loc[held, "smallest_eps"] = 0.25
+    found.to_parquet(paths.SMALLEST_EPS)
+    shutil.rmtree(paths.EVALUATE)
+    paths.EVALUATE.mkdir()
+    evaluate(params_with(), Tracker())
+    after = read_metrics()["robust"]["undefended"]["adaptive"]["worst"]
+    assert after["eps_0.25"] == pytest.approx(before["eps_0.25"] - 3 / N, abs=1e-5)
+    assert after["eps_2"] == before["eps_2"]
 
 
 def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
+from art.defences.postprocessor import ReverseSigmoid
 from art.estimators.classification import PyTorchClassifier
 from art.utils import compute_success
 from torch import nn
@@ -62,10 +63,31 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: st
 
 def test_an_estimator_that_it_would_attack_wrongly_is_refused() -> None:
     model = linear_case()[0]
-    with pytest.raises(ValueError, match="preprocessing would be passed by"):
-        EpsilonSweep(estimator(model, 2, preprocessing=(0.5, 0.5)))
+    for mean, std in ((0.5, 0.5), (np.full((1, 1, 1), 0.5, np.float32), np.full((1, 1, 1), 0.5, np.float32))):
+        with pytest.raises(ValueError, match="preprocessing would be passed by"):
+            EpsilonSweep(estimator(model, 2, preprocessing=(mean, std)))
+    with pytest.raises(ValueError, match="postprocessing would be passed by"):
+        EpsilonSweep(estimator(model, 2, postprocessing_defences=ReverseSigmoid()))
     with pytest.raises(ValueError, match="clip_values must say"):
         EpsilonSweep(estimator(model, 2, clip_values=None))
+
+
+def test_images_that_are_not_what_the_estimator_says_are_refused() -> None:
+    model, images, labels, _ = linear_case()
+    attack = EpsilonSweep(estimator(model, 2))
+    for wrong in (images * 255, images.reshape(len(images), -1)):
+        with pytest.raises(ValueError, match=r"images \(N, C, H, W\) with values from 0 to 1"):
+            attack.sweep(wrong, labels)
+
+
+@pytest.mark.parametrize("norm", [np.inf, "inf", 2])
+def test_one_eps_norms_restarts_and_seeds_are_taken_as_art_takes_them(norm: Any) -> None:
+    model, images, labels, margins = linear_case()
+    kind = "l2" if norm == 2 else "linf"
+    size = float(np.median(margins[margins > 0])) / model.dual(kind)
+    attack = EpsilonSweep(estimator(model, 2), norm=norm, eps=size, max_iter=40, num_random_init=2, seed=3)
+    expected = np.where(margins < 0, -1, margins / model.dual(kind) > size)
+    assert attack.sweep(images, labels).broken_at.tolist() == expected.astype(int).tolist()
 
 
 def test_what_generate_does_not_know_is_refused() -> None:

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,8 @@ def test_merged_parts_hold_what_the_parts_held_in_their_order() -> None:
     for name in ("first.npz", "second.npz"):
         merge_perturbations(parts, Path(name))
     assert Path("first.npz").read_bytes() == Path("second.npz").read_bytes()
+    with zipfile.ZipFile("first.npz") as merged_file:
+        assert {entry.compress_type for entry in merged_file.infolist()} == {zipfile.ZIP_DEFLATED}
     with np.load("whole.npz") as whole, np.load("first.npz") as merged:
         assert sorted(merged) == sorted(whole) == ["q", "rows", "scale"]
         for name in whole:

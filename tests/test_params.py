@@ -58,6 +58,7 @@ def test_the_repositorys_parameters_are_valid_and_flat_gives_every_one_as_typed(
         ("attack.eps", [0], r"attack.eps\[0\]: .*greater than 0"),
         ("attack.eps", [1, math.nan], r"attack.eps\[1\]"),
         ("attack.attacks", ["fgsm", "fgsm"], "attack: attacks must not repeat"),
+        ("attack.sweep.n_steps", 9, r"attack: sweep.n_steps 9 must not be below pgd.n_steps 10"),
         ("attack.keep_eps", [3], r"attack: keep_eps \[3.0\] must be among eps"),
         ("attack.epsilon", [1], "attack.epsilon: unknown key"),
         ("attack.pgd", {}, "attack.pgd.n_steps: missing"),

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from tasks.evaluation.robustness import by_eps, confusion_table, curves_of, robustness_table, worst_case
+from tests.conftest import smallest_eps_in
 
 CLASSES = ["non-COVID", "COVID"]
 
@@ -108,7 +109,8 @@ def test_transfer_without_adaptive_is_refused() -> None:
 
 
 def test_worst_case_is_taken_for_each_image_and_not_over_averages(records: pd.DataFrame) -> None:
-    worst = worst_case(records).set_index("eps")["accuracy"]
+    found = smallest_eps_in(records)
+    worst = worst_case(records, found).set_index("eps")["accuracy"]
     # FGSM breaks the first image and PGD the second; the fourth was wrong before, though PGD turns it right
     assert at(robustness_table(records, CLASSES, 1), "pgd", 1)["accuracy"] == 6 / 8
     assert worst[1.0] == 4 / 8
@@ -134,3 +136,14 @@ def test_confusion_counts_every_pair_of_classes_at_every_point(records: pd.DataF
     assert clean["COVID", "COVID"] == 3
     assert clean["COVID", "non-COVID"] == 1
     assert clean["non-COVID", "COVID"] == 1
+
+
+def test_curves_of_fewer_attacked_images_begin_with_these_alone(records: pd.DataFrame) -> None:
+    few = records[(records["attack"] == "clean") | (records["image"] < 4)]
+    table = robustness_table(few, CLASSES, 1)
+    clean = table[table["attack"] == "clean"]
+    assert clean["n"].tolist() == [8, 4]
+    assert clean["accuracy"].tolist() == [0.75, 0.75]
+    for points in curves_of(table).values():
+        assert points["n"].tolist() == [4, 4, 4]
+        assert points["eps"].tolist() == [0, 1, 2]

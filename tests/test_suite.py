@@ -59,7 +59,13 @@ def test_accuracy_on_a_linear_classifier_is_what_the_hand_computes(
 ) -> None:
     model, images, labels, margins = linear
     settings = params_with(
-        {"attack.mode": mode, "attack.norm": norm, "attack.batch_size": 16, "attack.pgd.n_steps": 40}
+        {
+            "attack.mode": mode,
+            "attack.norm": norm,
+            "attack.batch_size": 16,
+            "attack.pgd.n_steps": 40,
+            "attack.sweep.n_steps": 40,
+        }
     ).attack
     survivors = []
     for eps in (0.5, 2.0, 8.0):
@@ -203,6 +209,26 @@ def test_an_adaptive_attack_goes_through_the_purifier(
     through = attacked(defended, images, labels, 2, "fgsm", 4.0, settings, seed=0)
     past = attacked(model, images, labels, 2, "fgsm", 4.0, settings, seed=0)
     assert np.sign(through - images) == pytest.approx(-np.sign(past - images))
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+def test_l2_examples_stay_in_the_ball_where_the_gradient_nearly_vanishes(
+    attack: str, linear: tuple, params_with: Callable[..., Params]
+) -> None:
+    model, images, labels, margins = linear
+    # of class 1 nothing is left of the gradient itself, which comes through its logit alone
+    right = (margins > 0) & (labels == 0)
+    # margins of 45 to 85: the cross-entropy's gradient is there, its squares are not
+    scale = 60 / np.median(margins[right])
+    sure = Linear(model.weights.numpy() * scale, float(model.bias) * scale)
+    settings = params_with({"attack.norm": "l2"}).attack
+    adversarial = attacked(sure, images[right], labels[right], 2, attack, 8.0, settings, seed=0)
+    norms = perturbation_norms(images[right], adversarial)["l2"]
+    assert (norms <= radius(8.0, "l2", N_PIXELS) * (1 + 1e-5)).all()
+    sure_margins = margin(observe(sure, images[right]).logits, labels[right])
+    small = (sure_margins > 45) & (sure_margins < 85)
+    assert small.sum() >= 3
+    assert norms[small].min() > 0.5 * radius(8.0, "l2", N_PIXELS)
 
 
 def test_radius_of_l2_is_the_root_mean_square_over_the_pixels() -> None:

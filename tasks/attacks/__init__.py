@@ -1,1 +1,1 @@
-"""Attacks, what they keep, and what a killed sweep goes on from."""
+"""Attacks, what they keep, and what a killed step goes on from."""

@@ -19,12 +19,15 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
     """The change of norm 1 that gains most along the gradient: its sign (linf), or its direction (l2).
 
     Args:
-        gradient: ``(N, 1, H, W)``; it is overwritten. Where it is zero, so is the change.
+        gradient: ``(N, 1, H, W)``; where it is zero, so is the change.
         norm: ``linf`` or ``l2``.
     """
     if norm == "linf":
-        return gradient.sign_()
-    return gradient.div_(l2_norm(gradient).clamp_min_(torch.finfo(gradient.dtype).tiny))
+        return gradient.sign()
+    tiny = torch.finfo(gradient.dtype).tiny
+    # the squares of small numbers vanish; of a confident classifier's gradient they may be all there is
+    scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min_(tiny)
+    return scaled / l2_norm(scaled).clamp_min_(tiny)
 
 
 def project(moved: Tensor, images: Tensor, radii: Tensor, norm: str, value_range: tuple[float, float]) -> Tensor:

@@ -1,5 +1,6 @@
 """The sweep for the smallest eps as an attack of the Adversarial Robustness Toolbox."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,9 +21,10 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
     :mod:`tasks.attacks.sweep`.
 
     Args:
-        estimator: ART's classifier around a torch model, without preprocessing; a defence belongs into the model.
+        estimator: ART's classifier of images around a torch model, with one lowest and one highest pixel value, without
+            preprocessing or postprocessing; a defence belongs into the model.
         norm: ``np.inf``, ``"inf"`` or 2.
-        eps: radii of the balls, rising, in units of the images' values.
+        eps: radii of the balls (or one), rising, in units of the images' values.
         max_iter: gradient steps of PGD; 0 is the fast gradient sign method.
         relative_step: size of a step of PGD over eps.
         num_random_init: random starts of PGD for images that withstand the first.
@@ -40,7 +42,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         self,
         estimator: PyTorchClassifier,
         norm: Any = np.inf,
-        eps: tuple[float, ...] = (8 / 255,),
+        eps: float | Sequence[float] = 8 / 255,
         max_iter: int = 40,
         relative_step: float = 0.25,
         num_random_init: int = 0,
@@ -49,7 +51,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
     ) -> None:
         super().__init__(estimator=estimator)
         self.norm = norm
-        self.eps = eps
+        self.eps = tuple(float(value) for value in np.atleast_1d(eps))
         self.max_iter = max_iter
         self.relative_step = relative_step
         self.num_random_init = num_random_init
@@ -85,7 +87,10 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         )
         labels = one_hot.argmax(axis=1).astype(np.int64)
         model = self.estimator.model.eval()
-        common = (model, images, labels, np.array(self.eps), NORMS[self.norm], self.estimator.clip_values)
+        low, high = (float(value) for value in self.estimator.clip_values)
+        if images.ndim != 4 or images.min() < low or images.max() > high:
+            raise ValueError(f"x: images (N, C, H, W) with values from {low:g} to {high:g} are wanted")
+        common = (model, images, labels, np.array(self.eps), NORMS[self.norm], (low, high))
         if self.max_iter == 0:
             return fgsm_sweep(*common, self.batch_size)
         numbers = np.arange(len(images))
@@ -95,15 +100,21 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
     def _check_params(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"norm: {self.norm!r} is none of {list(NORMS)}")
-        if not self.eps or list(self.eps) != sorted(set(self.eps)) or min(self.eps) <= 0:
-            raise ValueError(f"eps: positive radii that rise are wanted, not {self.eps!r}")
+        rising = bool(self.eps) and list(self.eps) == sorted(set(self.eps))
+        if not rising or not 0 < self.eps[0] <= self.eps[-1] < np.inf:
+            raise ValueError(f"eps: positive radii that rise are wanted, not {list(self.eps)}")
         if self.max_iter < 0 or self.num_random_init < 0 or self.batch_size < 1 or self.relative_step <= 0:
             raise ValueError(
                 "max_iter and num_random_init must be at least 0, batch_size at least 1, relative_step above 0, not "
                 f"{self.max_iter}, {self.num_random_init}, {self.batch_size}, {self.relative_step}"
             )
-        if self.estimator.clip_values is None:
-            raise ValueError("estimator: its clip_values must say the lowest and highest value of a pixel")
+        if self.estimator.clip_values is None or any(np.size(value) != 1 for value in self.estimator.clip_values):
+            raise ValueError(
+                "estimator: its clip_values must say the lowest and highest value of a pixel, one number each"
+            )
         # without any, ART subtracts 0 and divides by 1
-        if any(getattr(step, "mean", None) != 0 or step.std != 1 for step in self.estimator.preprocessing_operations):
+        steps = self.estimator.preprocessing_operations
+        if any(np.any(getattr(step, "mean", 1) != 0) or np.any(getattr(step, "std", 0) != 1) for step in steps):
             raise ValueError("estimator: preprocessing would be passed by; put it into the model")
+        if self.estimator.postprocessing_defences:
+            raise ValueError("estimator: postprocessing would be passed by; put it into the model")

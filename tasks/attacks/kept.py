@@ -44,17 +44,20 @@ def merge_perturbations(parts: list[Path], path: Path) -> None:
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as merged:
         for name in ("rows", "scale", "q"):
-            shapes, dtype = [], np.dtype(np.int8)
+            shapes, dtypes = [], []
             for part in parts:
                 with np.load(part, allow_pickle=False) as kept:
                     shapes.append(kept[name].shape)
-                    dtype = kept[name].dtype
+                    dtypes.append(kept[name].dtype)
             header = {
-                "descr": np.lib.format.dtype_to_descr(dtype),
+                "descr": np.lib.format.dtype_to_descr(dtypes[0]),
                 "fortran_order": False,
                 "shape": (sum(shape[0] for shape in shapes), *shapes[0][1:]),
             }
-            with merged.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            # an entry does not take it from its file
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with merged.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 for part in parts:
                     with np.load(part, allow_pickle=False) as kept:

@@ -63,6 +63,7 @@ def craft_by_art(
         if attack == "fgsm":
             yield FastGradientMethod(estimator, **common).generate(images, y=one_hot)
             continue
+        assert attack == "pgd", attack
         pgd = ProjectedGradientDescentPyTorch(
             estimator,
             **common,

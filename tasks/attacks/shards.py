@@ -1,4 +1,4 @@
-"""Finished parts of a sweep, kept so that a killed one goes on where it was."""
+"""Finished parts of the step attack, kept so that a killed one goes on where it was."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Shards:
-    """Parts of a sweep in a folder, each named by the digest of what it is made of.
+    """Parts of a long work in a folder, each named by the digest of what it is made of.
 
     Args:
         folder: where they are.

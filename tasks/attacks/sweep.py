@@ -1,4 +1,4 @@
-"""The smallest radius of a grid that breaks each image, at about the cost of one attack instead of one for each radius.
+"""The smallest radius of a grid that breaks each image, for about the cost of an attack at one radius.
 
 Balls nest: what breaks an image breaks it in every larger ball, and an image that holds in one ball is taken to hold in
 every smaller one. So no image is attacked at every radius:
@@ -7,7 +7,7 @@ every smaller one. So no image is attacked at every radius:
   dual norm (as in DeepFool; Moosavi-Dezfooli et al. 2016, arXiv 1511.04599). There the search begins.
 - An image that breaks goes on at the next smaller radius, one that holds at the next larger, until a radius that
   breaks it stands next to one that does not. A radius is done with as soon as the image breaks, so nearly all the work
-  is one full attack on each image, at the largest radius that it withstands.
+  is the attack on each image at the largest radius that it withstands (once, and once more for each restart).
 - Every image of a batch has its own radius and its own number of steps. As one is done, the next takes its place, so
   that batches stay full.
 """
@@ -64,17 +64,17 @@ def fgsm_sweep(
     for start in range(0, len(images), batch_size):
         rows = np.arange(start, min(start + batch_size, len(images)))
         origins, target = _on_device(device, images[rows], labels[rows])
-        margins, gradient = _margins_and_gradient(model, origins, target)
+        wrong, margins, gradient = _look(model, origins, target)
         guess = _first_order_guess(margins, gradient, radii, norm)
         directions = steepest(gradient, norm)
-        rows = rows[~bracket.learn(rows, _wrong(margins))]
+        rows = rows[~bracket.learn(rows, wrong)]
         bracket.trial[rows] = guess[rows - start]
         while rows.size:
             (slots,) = _on_device(device, rows - start)
             sizes = _per_image(bracket.radii_of(rows), device)
             moved = torch.addcmul(origins[slots], directions[slots], sizes).clamp_(*value_range)
             with torch.inference_mode():
-                broke = _wrong(logit_margin(model(moved), target[slots]))
+                broke = _wrong(model(moved), target[slots])
             n_forward += len(rows)
             worth_keeping = broke | bracket.at_last(rows)
             adversarial[rows[worth_keeping]] = moved.cpu().numpy()[worth_keeping]
@@ -127,9 +127,8 @@ def pgd_sweep(
     origins, target = _on_device(device, images[rows], labels[rows])
     moved = origins.clone()
     while rows.size:
-        margins, gradient = _margins_and_gradient(model, moved, target)
+        broke, margins, gradient = _look(model, moved, target)
         n_gradient += len(rows)
-        broke = _wrong(margins)
         # the first pass over an image is over the image itself
         fresh = bracket.trial[rows] < 0
         held = ~broke & ~fresh & (steps == n_steps)
@@ -204,13 +203,14 @@ class _Bracket:
         return last
 
 
-def _margins_and_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Margins ``(N,)``, and the gradient ``(N, 1, H, W)`` along which they fall."""
+def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Which images are wrong, bool ``(N,)``; margins ``(N,)``; the gradient ``(N, 1, H, W)`` along which they fall."""
     with torch.enable_grad():
         variable = images.detach().requires_grad_()
-        margins = logit_margin(model(variable), labels)
+        logits = model(variable)
+        margins = logit_margin(logits, labels)
         (gradient,) = torch.autograd.grad(-margins.sum(), variable)
-    return margins.detach(), gradient
+    return _wrong(logits.detach(), labels), margins.detach(), gradient
 
 
 def _first_order_guess(margins: Tensor, gradient: Tensor, radii: np.ndarray, norm: str) -> np.ndarray:
@@ -221,12 +221,11 @@ def _first_order_guess(margins: Tensor, gradient: Tensor, radii: np.ndarray, nor
     return guess
 
 
-def _wrong(margins: Tensor) -> np.ndarray:
-    """Where another class is ahead, bool ``(N,)``."""
-    values = margins.cpu().numpy()
-    if not np.isfinite(values).all():
-        raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} images have logits that are not finite")
-    wrong: np.ndarray = values < 0
+def _wrong(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Where another class is predicted, bool ``(N,)``."""
+    if n_broken := int((~logits.isfinite().all(dim=1)).sum()):
+        raise ValueError(f"{n_broken} of {len(logits)} images have logits that are not finite")
+    wrong: np.ndarray = (logits.argmax(dim=1) != labels).cpu().numpy()
     return wrong
 
 

@@ -24,9 +24,9 @@ def schema(n_classes: int) -> pa.Schema:
     """Columns of the records, for K classes.
 
     ``image`` is the row of the prepared data set's table; ``eps`` is in 1/255 of the value range; ``radius``,
-    ``linf`` and ``l2`` (norms of the perturbation) are in units of the value range; ``norm`` is the sweep's, for clean
-    rows too; ``entropy`` is in nats; ``margin`` is the true logit minus the largest other; ``success`` means that a
-    correctly classified image is no longer so; ``reconstruction_error`` is null without a purifier.
+    ``linf`` and ``l2`` (norms of the perturbation) are in units of the value range; ``norm`` is that of the step's
+    balls, for clean rows too; ``entropy`` is in nats; ``margin`` is the true logit minus the largest other; ``success``
+    means that a correctly classified image is no longer so; ``reconstruction_error`` is null without a purifier.
     """
     columns = {
         "image": pa.int32(),

@@ -22,6 +22,9 @@ POINT = [*CURVE, "norm", "eps"]
 def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -> pd.DataFrame:
     """A row for each point, in the order of the records.
 
+    Clean rows are of all test images. Where fewer were attacked, further clean rows, of these alone, come last: curves
+    begin with them, so that they are about the same images all along.
+
     Beside the columns of ``POINT``: ``n`` images; ``accuracy`` and its 95 % Wilson interval ``_low``, ``_high``;
     ``attack_success_rate`` over the ``n_clean_correct`` images that were classified correctly before, with its
     interval (NaN where there were none, and for clean rows); ``precision``, ``recall``, ``f1`` of the positive class,
@@ -37,9 +40,13 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
         ValueError: there are ``transfer`` curves of a target without ``adaptive`` ones beside them.
     """
     _check_threat_models(records)
+    is_clean = records["attack"] == CLEAN
+    of_attacked = records[is_clean & records["image"].isin(records["image"][~is_clean])]
+    parts = [records] if len(of_attacked) == is_clean.sum() else [records, of_attacked]
     table = pd.DataFrame(
         {**dict(zip(POINT, point, strict=True)), **_metrics_of(group, classes, positive)}
-        for point, group in records.groupby(POINT, sort=False)
+        for part in parts
+        for point, group in part.groupby(POINT, sort=False)
     )
     attacked = table["attack"] != CLEAN
     tries = table["n_clean_correct"].where(attacked, 0)
@@ -130,25 +137,33 @@ def confusion_table(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def worst_case(records: pd.DataFrame) -> pd.DataFrame:
+def worst_case(records: pd.DataFrame, smallest: pd.DataFrame) -> pd.DataFrame:
     """Accuracy against the worst attack for each image: target, threat_model, eps, accuracy.
 
-    An image counts as classified correctly where it is so unchanged and under every attack at that eps; never a
-    minimum of averages.
+    An image counts as classified correctly where it is so unchanged, under every attack at that eps, and, against an
+    adaptive attacker, where the sweep found no smaller eps that breaks it; never a minimum of averages.
+
+    Args:
+        records: as written by the step attack.
+        smallest: the smallest eps that breaks each image, as written by the step attack.
     """
     attacked = records[records["attack"] != CLEAN]
     by_image = attacked.groupby(["target", "threat_model", "eps", "image"], sort=False)
-    holds = by_image[["correct", "clean_correct"]].all().all(axis=1).rename("accuracy")
-    return holds.groupby(level=["target", "threat_model", "eps"], sort=False).mean().reset_index()
+    holds = by_image[["correct", "clean_correct"]].all().all(axis=1).rename("accuracy").reset_index()
+    found = holds.merge(smallest[["target", "image", "smallest_eps"]], how="left", on=["target", "image"])
+    swept = (found["threat_model"] == "adaptive") & (found["smallest_eps"] <= found["eps"])
+    holds["accuracy"] = holds["accuracy"] & ~swept
+    return holds.groupby(["target", "threat_model", "eps"], sort=False)["accuracy"].mean().reset_index()
 
 
 def curves_of(table: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
-    """Points of every curve by (target, threat_model, attack): the target's clean row at eps 0, then rising eps."""
+    """Points of every curve by (target, threat_model, attack): the same images as they are (eps 0), then rising eps."""
     clean = table[table["attack"] == CLEAN]
     curves = {}
     for names, group in table[table["attack"] != CLEAN].groupby(CURVE, sort=False):
         target, threat_model, attack = map(str, names)
-        points = pd.concat([clean[clean["target"] == target], group.sort_values("eps")], ignore_index=True)
+        same_images = clean[(clean["target"] == target) & (clean["n"] == group["n"].iloc[0])]
+        points = pd.concat([same_images, group.sort_values("eps")], ignore_index=True)
         curves[target, threat_model, attack] = points
     return curves
 

@@ -15,6 +15,8 @@ _M_TRIM_THRESHOLD = -1
 def set_up(compute: Compute) -> torch.device:
     """Give the calling thread its number of threads, ask for deterministic algorithms, and choose the device.
 
+    Also tells the process's allocator to keep freed memory.
+
     Raises:
         ValueError: the device that was asked for is not there.
     """
@@ -43,5 +45,6 @@ def _keep_freed_memory() -> None:
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         most = 2**31 - 1
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            libc.mallopt(option, most)
+        # an old glibc refuses the first; the second alone would make things worse
+        if libc.mallopt(_M_MMAP_THRESHOLD, most) == 1:
+            libc.mallopt(_M_TRIM_THRESHOLD, most)

@@ -12,9 +12,9 @@ import pandas as pd
 
 from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
-from tasks.evaluation.robustness import curves_of
+from tasks.evaluation.robustness import SWEEP, curves_of
 
-ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD", "sweep": "PGD sweep"}
+ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD", SWEEP: "PGD sweep"}
 ATTACKERS = {
     "transfer": "the attacker ignores the defence (transfer)",
     "adaptive": "the attacker attacks through it (adaptive)",
@@ -32,7 +32,7 @@ class Curve:
     threat_model: str
     attack: str
     rows: pd.DataFrame
-    """Rows of the robustness table by rising ε; the first is the target's clean row."""
+    """Rows of the robustness table by rising ε; the first is of the same images as they are."""
 
     @property
     def name(self) -> str:
@@ -65,6 +65,8 @@ class Headline:
 
     attack: str
     eps: float
+    clean: dict[str, Row]
+    """Name of a target -> its row of the table on all test images as they are."""
     undefended: Curve
     defences: dict[str, dict[str, Curve]]
     """Name of a defence -> threat model -> curve."""
@@ -82,22 +84,24 @@ def headline_of(table: pd.DataFrame) -> Headline:
     for curve in defended:
         defences.setdefault(curve.target, {})[curve.threat_model] = curve
 
-    clean, bare = undefended.at(0), undefended.at(eps)
+    of_clean = table[table["attack"] == CLEAN].drop_duplicates("target")
+    clean_rows = {str(row["target"]): row for _, row in of_clean.iterrows()}
+    clean, bare = clean_rows[UNDEFENDED], undefended.at(eps)
+    n_attacked = f" of {bare['n']} of them" if bare["n"] < clean["n"] else ""
     sentences = [
         f"The classifier is right on {with_interval(clean)} of {clean['n']} clean test images.",
-        f"Under {attack_name(attack)} at ε = {eps_text(eps)}/255 it is right on {with_interval(bare)}"
-        f"{f' of {bare.n} of them' if bare['n'] < clean['n'] else ''}.",
+        f"Under {attack_name(attack)} at ε = {eps_text(eps)}/255 it is right on {with_interval(bare)}{n_attacked}.",
     ]
     for name, curves in defences.items():
         kept = [f"on {with_interval(curve.at(eps))} when {ATTACKERS[threat]}" for threat, curve in curves.items()]
         sentences.append(f"With the {name} in front it is right {', and '.join(kept)}.")
-        cost = clean["accuracy"] - next(iter(curves.values())).at(0)["accuracy"]
+        cost = clean["accuracy"] - clean_rows[name]["accuracy"]
         if cost > 0:
             sentences.append(f"The {name} costs {points(cost)} of clean accuracy.")
         if {"transfer", "adaptive"} <= curves.keys():
             verdict = _verdict(bare, curves["transfer"].at(eps), curves["adaptive"].at(eps))
             sentences.append(verdict + _fall(curves["adaptive"]))
-    return Headline(attack, eps, undefended, defences, sentences)
+    return Headline(attack, eps, clean_rows, undefended, defences, sentences)
 
 
 def _verdict(bare: Row, transfer: Row, adaptive: Row) -> str:

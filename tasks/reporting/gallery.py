@@ -86,10 +86,11 @@ def draw(results: Results, headline: Headline) -> dict[str, Drawn]:
         )
         caption = curve.name if eps else curve.target
         add(name, figures.confusion(counts, classes), f"Confusion matrix: {cells}", caption)
-    for attack in attacks_of(records_table := table[table["mean_entropy"].notna()]):
+    with_entropy = table[table["mean_entropy"].notna()]
+    for attack in attacks_of(with_entropy):
         add(
             f"entropy-{attack}",
-            figures.entropy(records_table, attack),
+            figures.entropy(with_entropy, attack),
             f"Mean entropy of the predictions against ε under {attack_name(attack)}; a table has the numbers",
             f"{attack_name(attack)}: mean entropy of the predicted probabilities.",
         )

@@ -81,7 +81,9 @@ def compare(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, n_classes: int, attack: str, repeats: int
 ) -> dict[str, Any]:
     """Seconds of every contender, medians over repeats; ratios; images that stay correct."""
-    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), images.shape[1:], n_classes, clip_values=(0.0, 1.0))
+    estimator = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), images.shape[1:], n_classes, clip_values=(0.0, 1.0), device_type="cpu"
+    )
     contenders: dict[str, Callable[[], Correct]] = {
         "art": lambda: by_art(estimator, images, labels, n_classes, attack),
         "torchattacks": lambda: by_torchattacks(model, images, labels, attack),
