@@ -1,4 +1,4 @@
-"""FGSM and PGD on whole sets of images, at every eps of a grid: the same examples as ART's, at less cost."""
+"""FGSM and PGD on whole sets of images, at every eps of a grid: as ART's, but for the random starts, at less cost."""
 
 from collections.abc import Iterator
 

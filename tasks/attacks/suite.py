@@ -35,7 +35,8 @@ def craft(
         settings: norm, eps, mode and the numbers of PGD.
         value_range: lowest and highest value of a pixel.
         seed: of the random starts.
-        rows: the images' rows in the prepared table, ``(N,)``, on which their random starts depend.
+        rows: the images' rows in the prepared table, ``(N,)``, on which their random starts depend (in ``reference``
+            mode those of a batch on its first).
 
     Yields:
         For each eps float32 ``(N, 1, H, W)``, within the ball and ``value_range`` up to rounding.

@@ -1,4 +1,4 @@
-"""Tables of robustness, computed from the records alone."""
+"""Tables of robustness, computed from what the step attack recorded alone."""
 
 from typing import Any
 
