@@ -18,7 +18,8 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="run every step, also those that DVC finds unchanged")
     force = parser.parse_args().force
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("dvc").setLevel(logging.WARNING)
+    for chatty in ("dvc", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         load_params()
     except ParamsError as error:
