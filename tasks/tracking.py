@@ -252,7 +252,9 @@ def _experiment_id() -> str:
         return str(experiment.experiment_id)
     # beside the database; a server places artifacts itself
     location = None if os.environ.get("MLFLOW_TRACKING_URI") else (Path.cwd() / "mlartifacts").as_uri()
-    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+    # the UI opens on runs and charts, not on traces of language models
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
 
 
 def _git_commit() -> str | None:
