@@ -164,12 +164,12 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
     curves = [run for run in runs if run.data.tags.get("kind") == "curve"]
     assert {(run.data.tags["target"], run.data.tags["threat_model"], run.data.tags["attack"]) for run in curves} == {
         (target, threat_model, attack)
-        for target, threat_model in [
-            ("undefended", "adaptive"),
-            ("autoencoder", "transfer"),
-            ("autoencoder", "adaptive"),
+        for target, threat_model, attacks in [
+            ("undefended", "adaptive", ("fgsm", "pgd", "sweep")),
+            ("autoencoder", "transfer", ("fgsm", "pgd")),
+            ("autoencoder", "adaptive", ("fgsm", "pgd", "sweep")),
         ]
-        for attack in ("fgsm", "pgd")
+        for attack in attacks
     }
     assert {run.data.tags["mlflow.parentRunId"] for run in curves} == {parent.info.run_id}
     assert all({"robust/accuracy", "robust/mean_entropy"} <= set(run.data.metrics) for run in curves)
