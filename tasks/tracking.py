@@ -118,6 +118,7 @@ class _MlflowTracker(Tracker):
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         digest = digest_of(path)
         with warnings.catch_warnings():
@@ -128,7 +129,12 @@ class _MlflowTracker(Tracker):
         make: Any = MetaDataset
         dataset = make(source=source, name=name, digest=digest[:32])
         tags = [InputTag("mlflow.data.context", context), InputTag("dvc_md5", digest)]
-        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
+        inputs = [DatasetInput(dataset._to_mlflow_entity(), tags)]
+        try:
+            self.client.log_inputs(self.run_id, datasets=inputs)
+        except MlflowException:
+            # another run stored the same data set between the store's look and its insertion; now it is found
+            self.client.log_inputs(self.run_id, datasets=inputs)
 
     def model(self, name: str, module: "nn.Module", example: "np.ndarray") -> None:
         if threading.current_thread() is threading.main_thread():

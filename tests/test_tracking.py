@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
@@ -207,3 +207,31 @@ def test_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:
     assert first.endswith(".dir")
     (tmp_path / "a" / "x.npy").rename(tmp_path / "a" / "y.npy")
     assert digest_of(tmp_path) != first
+
+
+def test_steps_that_name_the_same_new_data_set_at_once_all_keep_it(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
+    n_rounds, n_steps = 5, 4
+    paths.PREPARE.mkdir()
+
+    def attack(params: Params, tracker: Tracker) -> None:
+        for number in range(n_rounds):
+            together.wait(timeout=60)
+            tracker.dataset(paths.PREPARE, f"new {number}", "attack")
+
+    def at_once(number: int) -> None:
+        folder = paths.DATA / f"step_{number}"
+        folder.mkdir()
+        with open_run("attack", folder, params_with(), "python") as tracker:
+            attack(params_with(), tracker)
+
+    together = Barrier(n_steps)
+    threads = [Thread(target=at_once, args=(number,)) for number in range(n_steps)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = [run for run in runs_of(client, "attack") if run.inputs.dataset_inputs]
+    names = [sorted(given.dataset.name for given in run.inputs.dataset_inputs) for run in found]
+    assert names == [[f"new {number}" for number in range(n_rounds)]] * n_steps
