@@ -76,8 +76,9 @@ def test_images_that_are_not_what_the_estimator_says_are_refused() -> None:
     model, images, labels, _ = linear_case()
     attack = EpsilonSweep(estimator(model, 2))
     for wrong in (images * 255, images.reshape(len(images), -1)):
-        with pytest.raises(ValueError, match=r"images \(N, C, H, W\) with values from 0 to 1"):
-            attack.sweep(wrong, labels)
+        for given in (labels, None):
+            with pytest.raises(ValueError, match=r"images \(N, C, H, W\) with values from 0 to 1"):
+                attack.sweep(wrong, given)
 
 
 @pytest.mark.parametrize("norm", [np.inf, "inf", 2])

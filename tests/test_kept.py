@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import paths
-from tasks.attacks.kept import kept_path, load_adversarial, merge_perturbations, save_perturbations
+from tasks.attacks.kept import kept_path, load_kept, merge_perturbations, save_perturbations
 from tasks.dataset.prepared import Prepared
 
 
@@ -34,8 +34,10 @@ def test_kept_images_are_off_by_at_most_one_in_254_of_the_largest_change(seed: i
     noise = np.random.default_rng(seed).uniform(-size, size, images.shape).astype(np.float32)
     adversarial = np.clip(images + noise, 0, 1)
     save_perturbations(kept_path("undefended", "pgd", 0.25), rows, images, adversarial)
-    kept_rows, kept = load_adversarial(data, "undefended", "pgd", 0.25)
-    assert kept_rows.tolist() == rows.tolist()
+    loaded = load_kept(data, "undefended", "pgd", 0.25)
+    assert loaded.rows.tolist() == rows.tolist()
+    kept = loaded.images()
+    assert (loaded.images(slice(1, 3)) == kept[1:3]).all()
     assert kept.dtype == np.float32
     assert kept.min() >= 0
     assert kept.max() <= 1
@@ -49,7 +51,7 @@ def test_an_image_that_was_not_changed_stays_as_it_was() -> None:
     rows = np.array([1, 3])
     images = data.floats(rows)
     save_perturbations(kept_path("autoencoder", "fgsm", 2), rows, images, images.copy())
-    assert (load_adversarial(data, "autoencoder", "fgsm", 2)[1] == images).all()
+    assert (load_kept(data, "autoencoder", "fgsm", 2).images() == images).all()
 
 
 def test_a_pixel_takes_a_byte_at_most_and_equal_images_give_equal_bytes() -> None:
@@ -87,4 +89,4 @@ def test_merged_parts_hold_what_the_parts_held_in_their_order() -> None:
 
 def test_images_that_were_not_kept_name_the_parameter() -> None:
     with pytest.raises(FileNotFoundError, match=r"undefended-pgd-eps4.npz not found: add 4 to attack.keep_eps"):
-        load_adversarial(prepared(), "undefended", "pgd", 4.0)
+        load_kept(prepared(), "undefended", "pgd", 4.0)

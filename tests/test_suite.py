@@ -151,7 +151,13 @@ def test_fast_and_reference_mode_craft_the_same_examples(
     model = TARGETS[target]().eval().requires_grad_(False)
     images = np.random.default_rng(0).uniform(size=(12, 1, 32, 32)).astype(np.float32)
     labels = np.arange(12) % 3
-    numbers = {"attack.norm": norm, "attack.eps": [0.5, 2, 8], "attack.keep_eps": [], "attack.pgd.n_restarts": 0}
+    numbers = {
+        "attack.norm": norm,
+        "attack.eps": [0.5, 2, 8],
+        "analyze.eps": 8,
+        "analyze.evasion.eps": [],
+        "attack.pgd.n_restarts": 0,
+    }
 
     def all_eps(mode: str) -> list[np.ndarray]:
         settings = params_with(numbers | {"attack.mode": mode}).attack

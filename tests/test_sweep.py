@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attacks.ball import radius
+from tasks.attacks.ball import Balls, radius
 from tasks.attacks.suite import craft, observe
 from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
@@ -29,7 +29,7 @@ def swept(
     eps: np.ndarray = EPS,
 ) -> Sweep:
     radii = np.array([radius(value, norm, images[0].size) for value in eps])
-    common = (model, images, labels, radii, norm, (0.0, 1.0), batch_size)
+    common = (model, images, labels, radii, Balls(norm, (0.0, 1.0)), batch_size)
     if attack == "fgsm":
         return fgsm_sweep(*common)
     return pgd_sweep(*common, n_steps, 0.25, n_restarts, seed, np.arange(len(images)))

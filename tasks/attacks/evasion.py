@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
-from art.utils import check_and_transform_label_format, get_labels_np_array
+from art.utils import check_and_transform_label_format
 
+from tasks.attacks.ball import Balls
 from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
 
 NORMS: dict[Any, str] = {np.inf: "linf", "inf": "linf", 2: "l2"}
@@ -79,23 +80,19 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
     def sweep(self, x: np.ndarray, y: np.ndarray | None = None) -> Sweep:
         """The examples, with the index of the eps that breaks each image; arguments as of :meth:`generate`."""
         images = x.astype(np.float32)
-        given = self.estimator.predict(images, batch_size=self.batch_size) if y is None else y
-        one_hot = (
-            get_labels_np_array(given)
-            if y is None
-            else check_and_transform_label_format(given, nb_classes=self.estimator.nb_classes)
-        )
-        labels = one_hot.argmax(axis=1).astype(np.int64)
-        model = self.estimator.model.eval()
         low, high = (float(value) for value in self.estimator.clip_values)
         if images.ndim != 4 or images.min() < low or images.max() > high:
             raise ValueError(f"x: images (N, C, H, W) with values from {low:g} to {high:g} are wanted")
-        common = (model, images, labels, np.array(self.eps), NORMS[self.norm], (low, high))
+        if y is None:
+            y = self.estimator.predict(images, batch_size=self.batch_size)
+        # numbers become one-hot; what has K columns, logits included, stays as it is
+        labels = check_and_transform_label_format(y, self.estimator.nb_classes).argmax(axis=1)
+        model, balls = self.estimator.model.eval(), Balls(NORMS[self.norm], (low, high))
+        common = (model, images, labels, np.array(self.eps), balls, self.batch_size)
         if self.max_iter == 0:
-            return fgsm_sweep(*common, self.batch_size)
-        numbers = np.arange(len(images))
+            return fgsm_sweep(*common)
         steps = (self.max_iter, self.relative_step, self.num_random_init)
-        return pgd_sweep(*common, self.batch_size, *steps, self.seed, numbers)
+        return pgd_sweep(*common, *steps, self.seed, np.arange(len(images)))
 
     def _check_params(self) -> None:
         if self.norm not in NORMS:

@@ -7,36 +7,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.attacks.ball import project, random_start, steepest
+from tasks.attacks.ball import Balls
 from tasks.params import Pgd
 
 
-def fgsm(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    radii: list[float],
-    norm: str,
-    value_range: tuple[float, float],
-) -> Iterator[Tensor]:
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, radii: list[float], balls: Balls) -> Iterator[Tensor]:
     """Fast gradient sign method, one step of the size of the ball (Goodfellow et al. 2015, arXiv 1412.6572).
 
     The gradient does not depend on the size of the step, so one serves every radius.
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
-        images: float32 ``(N, 1, H, W)`` within ``value_range``, on the model's device.
+        images: float32 ``(N, 1, H, W)`` within the value range, on the model's device.
         labels: true classes, int64 ``(N,)``, on the model's device.
         radii: in units of the value range.
-        norm: ``linf`` or ``l2``.
-        value_range: lowest and highest value of a pixel.
+        balls: their norm, and the value range.
 
     Yields:
         For each radius the adversarial images ``(N, 1, H, W)``.
     """
-    direction = steepest(loss_gradient(model, images, labels), norm)
+    direction = balls.steepest(loss_gradient(model, images, labels))
     for radius in radii:
-        yield torch.add(images, direction, alpha=radius).clamp_(*value_range)
+        yield torch.add(images, direction, alpha=radius).clamp_(*balls.value_range)
 
 
 def pgd(
@@ -44,8 +36,7 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     radii: list[float],
-    norm: str,
-    value_range: tuple[float, float],
+    balls: Balls,
     settings: Pgd,
     seed: int,
     rows: np.ndarray,
@@ -57,11 +48,10 @@ def pgd(
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
-        images: float32 ``(N, 1, H, W)`` within ``value_range``, on the model's device.
+        images: float32 ``(N, 1, H, W)`` within the value range, on the model's device.
         labels: true classes, int64 ``(N,)``, on the model's device.
         radii: in units of the value range.
-        norm: ``linf`` or ``l2``.
-        value_range: lowest and highest value of a pixel.
+        balls: their norm, and the value range.
         settings: the numbers of PGD.
         seed: of the random starts.
         rows: a number ``(N,)`` for each image, which its random starts depend on.
@@ -70,29 +60,37 @@ def pgd(
         For each radius the adversarial images ``(N, 1, H, W)``.
     """
     for radius in radii:
-        size = torch.tensor(radius, device=images.device)
-        strongest, smallest = images, None
-        for restart in range(max(settings.n_restarts, 1)):
-            adversarial = images.clone()
-            if settings.n_restarts:
-                starts = [random_start(seed, int(row), restart, images.shape[1:], norm) for row in rows]
-                adversarial += size * torch.from_numpy(np.stack(starts)).to(images.device)
-                adversarial.clamp_(*value_range)
-            for _ in range(settings.n_steps):
-                direction = steepest(loss_gradient(model, adversarial, labels), norm)
-                adversarial.add_(direction, alpha=settings.relative_step * radius)
-                adversarial = project(adversarial, images, size, norm, value_range)
-            if settings.n_restarts <= 1:
-                strongest = adversarial
-                continue
-            with torch.no_grad():
-                margins = logit_margin(model(adversarial), labels)
-            if smallest is None:
-                strongest, smallest = adversarial, margins
-            else:
-                better = margins < smallest
-                strongest[better], smallest[better] = adversarial[better], margins[better]
-        yield strongest
+        ends = [
+            _descend(model, images, labels, start, radius, balls, settings)
+            for start in starts(images, radius, balls, settings, seed, rows)
+        ]
+        yield ends[0] if len(ends) == 1 else _of_smallest_margin(model, torch.stack(ends), labels)
+
+
+def starts(images: Tensor, radius: float, balls: Balls, settings: Pgd, seed: int, rows: np.ndarray) -> Iterator[Tensor]:
+    """Where PGD starts: at ``n_restarts`` random points of each ball, or once at the image; new ``(N, 1, H, W)``."""
+    if settings.n_restarts == 0:
+        yield images.clone()
+    for restart in range(settings.n_restarts):
+        yield balls.random_starts(images, radius, seed, rows, np.full(len(rows), restart))
+
+
+def _descend(
+    model: nn.Module, images: Tensor, labels: Tensor, start: Tensor, radius: float, balls: Balls, settings: Pgd
+) -> Tensor:
+    """Where PGD from one start, which is overwritten, ends."""
+    moved, size = start, torch.tensor(radius, device=images.device)
+    for _ in range(settings.n_steps):
+        direction = balls.steepest(loss_gradient(model, moved, labels))
+        moved = balls.project(moved.add_(direction, alpha=settings.relative_step * radius), images, size)
+    return moved
+
+
+def _of_smallest_margin(model: nn.Module, ends: Tensor, labels: Tensor) -> Tensor:
+    """For each image that of its ends ``(R, N, 1, H, W)`` with the smallest margin."""
+    with torch.inference_mode():
+        margins = torch.stack([logit_margin(model(end), labels) for end in ends])
+    return ends[margins.argmin(dim=0), torch.arange(len(labels), device=labels.device)]
 
 
 def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Adversarial images on disk: a byte for each pixel."""
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +43,14 @@ def merge_perturbations(parts: list[Path], path: Path) -> None:
 
     Parts go through memory one at a time, and the same parts give the same bytes.
     """
+    rows = np.concatenate([_read(part, "rows") for part in parts])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as merged:
         for name in ("rows", "scale", "q"):
-            shapes, dtypes = [], []
-            for part in parts:
-                with np.load(part, allow_pickle=False) as kept:
-                    shapes.append(kept[name].shape)
-                    dtypes.append(kept[name].dtype)
+            first = _read(parts[0], name)
             header = {
-                "descr": np.lib.format.dtype_to_descr(dtypes[0]),
+                "descr": np.lib.format.dtype_to_descr(first.dtype),
                 "fortran_order": False,
-                "shape": (sum(shape[0] for shape in shapes), *shapes[0][1:]),
+                "shape": (len(rows), *first.shape[1:]),
             }
             entry = zipfile.ZipInfo(f"{name}.npy")
             # an entry does not take it from its file
@@ -60,14 +58,40 @@ def merge_perturbations(parts: list[Path], path: Path) -> None:
             with merged.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 for part in parts:
-                    with np.load(part, allow_pickle=False) as kept:
-                        member.write(kept[name].tobytes())
+                    member.write(_read(part, name).tobytes())
 
 
-def load_adversarial(data: Prepared, surrogate: str, attack: str, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the prepared table ``(N,)`` and their adversarial images, float32 ``(N, 1, H, W)`` in the value range.
+def _read(path: Path, name: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as kept:
+        array: np.ndarray = kept[name]
+    return array
 
-    They differ from those behind the records by the rounding that :func:`save_perturbations` describes.
+
+@dataclass(frozen=True)
+class Kept:
+    """Adversarial images as they lie on disk; they become floats part by part."""
+
+    data: Prepared
+    rows: np.ndarray
+    """Of the prepared table, ``(N,)``."""
+    scale: np.ndarray
+    """Change of a pixel for each level, float32 ``(N,)``."""
+    levels: np.ndarray
+    """int8 ``(N, 1, H, W)``."""
+
+    def images(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Adversarial images of a part of the rows, float32 ``(n, 1, H, W)`` in the value range.
+
+        They differ from those behind the records by the rounding that :func:`save_perturbations` describes.
+        """
+        perturbations = self.levels[part].astype(np.float32) * self.scale[part, None, None, None]
+        images: np.ndarray = self.data.floats(self.rows[part]) + perturbations
+        np.clip(images, *self.data.value_range, out=images)
+        return images
+
+
+def load_kept(data: Prepared, surrogate: str, attack: str, eps: float) -> Kept:
+    """The adversarial images of one crafting.
 
     Raises:
         FileNotFoundError: the images of this eps were not kept.
@@ -75,7 +99,4 @@ def load_adversarial(data: Prepared, surrogate: str, attack: str, eps: float) ->
     path = kept_path(surrogate, attack, eps)
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: add {eps:g} to attack.keep_eps and run the step attack")
-    with np.load(path, allow_pickle=False) as kept:
-        rows, scale, levels = kept["rows"], kept["scale"], kept["q"]
-    perturbations = levels.astype(np.float32) * scale[:, None, None, None]
-    return rows, np.clip(data.floats(rows) + perturbations, *data.value_range, dtype=np.float32)
+    return Kept(data, *(_read(path, name) for name in ("rows", "scale", "q")))

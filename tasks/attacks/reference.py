@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from tasks.evaluation.scores import margin
+from tasks.models.compute import device_of
 from tasks.params import Attack
 
 ORDERS: dict[str, Any] = {"linf": np.inf, "l2": 2}
@@ -55,7 +56,7 @@ def craft_by_art(
         input_shape=images.shape[1:],
         nb_classes=n_classes,
         clip_values=value_range,
-        device_type="gpu" if next(model.parameters()).is_cuda else "cpu",
+        device_type="gpu" if device_of(model).type == "cuda" else "cpu",
     )
     one_hot = np.eye(n_classes, dtype=np.float32)[labels]
     for radius in radii:

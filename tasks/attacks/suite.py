@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.attacks.ball import radius
+from tasks.attacks.ball import Balls, radius
 from tasks.attacks.gradient import fgsm, pgd
 from tasks.defences.purified import Purified
+from tasks.models.compute import device_of
 from tasks.params import Attack
 
 
@@ -52,11 +53,12 @@ def craft(
 
     device = device_of(model)
     batch = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    balls = Balls(settings.norm, value_range)
     if attack == "fgsm":
-        crafted = fgsm(model, *batch, radii, settings.norm, value_range)
+        crafted = fgsm(model, *batch, radii, balls)
     else:
         assert attack == "pgd", attack
-        crafted = pgd(model, *batch, radii, settings.norm, value_range, settings.pgd, seed, rows)
+        crafted = pgd(model, *batch, radii, balls, settings.pgd, seed, rows)
     for adversarial in crafted:
         yield adversarial.cpu().numpy()
 
@@ -85,8 +87,3 @@ def observe(target: nn.Module, images: np.ndarray) -> Observation:
         purified = target.purifier(batch)
         error = (purified - batch).square().mean(dim=(1, 2, 3)).cpu().numpy().astype(np.float64)
         return Observation(target.classifier(purified).cpu().numpy(), error)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters of a model are."""
-    return next(model.parameters()).device

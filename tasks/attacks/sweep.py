@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.ball import l2_norm, project, random_start, steepest
+from tasks.attacks.ball import Balls
 from tasks.attacks.gradient import logit_margin
+from tasks.models.compute import device_of
 
 
 @dataclass(frozen=True)
@@ -37,42 +38,35 @@ class Sweep:
 
 
 def fgsm_sweep(
-    model: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    radii: np.ndarray,
-    norm: str,
-    value_range: tuple[float, float],
-    batch_size: int,
+    model: nn.Module, images: np.ndarray, labels: np.ndarray, radii: np.ndarray, balls: Balls, batch_size: int
 ) -> Sweep:
     """Smallest radius at which the fast gradient sign method breaks each image (Goodfellow et al. 2015).
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
-        images: float32 ``(N, 1, H, W)`` within ``value_range``.
+        images: float32 ``(N, 1, H, W)`` within the value range.
         labels: true classes, int64 ``(N,)``.
         radii: rising, in units of the value range, ``(R,)``.
-        norm: ``linf`` or ``l2``.
-        value_range: lowest and highest value of a pixel.
+        balls: their norm, and the value range.
         batch_size: images a pass.
 
     Raises:
         ValueError: a logit is not finite.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     bracket, adversarial, n_forward = _Bracket(len(images), radii), images.copy(), 0
     for start in range(0, len(images), batch_size):
         rows = np.arange(start, min(start + batch_size, len(images)))
         origins, target = _on_device(device, images[rows], labels[rows])
         wrong, margins, gradient = _look(model, origins, target)
-        guess = _first_order_guess(margins, gradient, radii, norm)
-        directions = steepest(gradient, norm)
+        guess = _first_order_guess(margins, balls.slope(gradient), radii)
+        directions = balls.steepest(gradient)
         rows = rows[~bracket.learn(rows, wrong)]
         bracket.trial[rows] = guess[rows - start]
         while rows.size:
             (slots,) = _on_device(device, rows - start)
             sizes = _per_image(bracket.radii_of(rows), device)
-            moved = torch.addcmul(origins[slots], directions[slots], sizes).clamp_(*value_range)
+            moved = torch.addcmul(origins[slots], directions[slots], sizes).clamp_(*balls.value_range)
             with torch.inference_mode():
                 broke = _wrong(model(moved), target[slots])
             n_forward += len(rows)
@@ -87,8 +81,7 @@ def pgd_sweep(
     images: np.ndarray,
     labels: np.ndarray,
     radii: np.ndarray,
-    norm: str,
-    value_range: tuple[float, float],
+    balls: Balls,
     batch_size: int,
     n_steps: int,
     relative_step: float,
@@ -104,11 +97,10 @@ def pgd_sweep(
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
-        images: float32 ``(N, 1, H, W)`` within ``value_range``.
+        images: float32 ``(N, 1, H, W)`` within the value range.
         labels: true classes, int64 ``(N,)``.
         radii: rising, in units of the value range, ``(R,)``.
-        norm: ``linf`` or ``l2``.
-        value_range: lowest and highest value of a pixel.
+        balls: their norm, and the value range.
         batch_size: images a pass.
         n_steps: gradient steps of every start.
         relative_step: size of a step over the radius.
@@ -119,7 +111,7 @@ def pgd_sweep(
     Raises:
         ValueError: a logit is not finite.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     bracket, adversarial, n_gradient = _Bracket(len(images), radii), images.copy(), 0
     rows = np.arange(min(batch_size, len(images)))
     n_taken = len(rows)
@@ -138,7 +130,7 @@ def pgd_sweep(
         worth_keeping = ~fresh & ended & (broke | bracket.at_last(rows))
         adversarial[rows[worth_keeping]] = moved[torch.from_numpy(worth_keeping)].cpu().numpy()
         if fresh.any():
-            guess = _first_order_guess(margins, gradient, radii, norm)
+            guess = _first_order_guess(margins, balls.slope(gradient), radii)
         done = np.zeros(len(rows), dtype=bool)
         done[ended] = bracket.learn(rows[ended], broke[ended])
         starting = fresh & ~done
@@ -147,27 +139,29 @@ def pgd_sweep(
         steps = np.where(ended | again, 0, steps + 1)
         restarts = np.where(ended, 0, restarts + again)
 
-        sizes = bracket.radii_of(rows)
-        strides = _per_image(sizes * np.where(fresh, 1, relative_step), device)
-        moved.addcmul_(steepest(gradient, norm), strides)
-        moved = project(moved, origins, _per_image(sizes, device), norm, value_range)
-        for slot in np.flatnonzero(again):
-            start = random_start(seed, int(numbers[rows[slot]]), int(restarts[slot]), images.shape[1:], norm)
-            inside = origins[slot] + torch.from_numpy(start).to(device) * float(sizes[slot])
-            moved[slot] = inside.clamp_(*value_range)
-
         if done.any():
-            n_free = batch_size - len(rows) + int(done.sum())
-            new = np.arange(n_taken, min(n_taken + n_free, len(images)))
-            n_taken += len(new)
             (stay,) = _on_device(device, np.flatnonzero(~done))
+            origins, moved, target, gradient = (held[stay] for held in (origins, moved, target, gradient))
+            rows, steps, restarts = (held[~done] for held in (rows, steps, restarts))
+            fresh, again = fresh[~done], again[~done]
+
+        on_trial = bracket.radii_of(rows)
+        sizes = _per_image(on_trial, device)
+        strides = _per_image(on_trial * np.where(fresh, 1, relative_step), device)
+        moved = balls.project(moved.addcmul_(balls.steepest(gradient), strides), origins, sizes)
+        if again.any():
+            (slots,) = _on_device(device, np.flatnonzero(again))
+            starts = numbers[rows[again]], restarts[again]
+            moved[slots] = balls.random_starts(origins[slots], sizes[slots], seed, *starts)
+
+        new = np.arange(n_taken, min(n_taken + batch_size - len(rows), len(images)))
+        if new.size:
+            n_taken += len(new)
             new_images, new_labels = _on_device(device, images[new], labels[new])
-            origins, moved = torch.cat([origins[stay], new_images]), torch.cat([moved[stay], new_images])
-            target = torch.cat([target[stay], new_labels])
-            rows, steps, restarts = (
-                np.concatenate([values[~done], begun])
-                for values, begun in ((rows, new), (steps, np.zeros_like(new)), (restarts, np.zeros_like(new)))
-            )
+            origins, moved = torch.cat([origins, new_images]), torch.cat([moved, new_images])
+            target = torch.cat([target, new_labels])
+            rows = np.append(rows, new)
+            steps, restarts = (np.pad(count, (0, len(new))) for count in (steps, restarts))
     return Sweep(bracket.breaks, adversarial, 0, n_gradient)
 
 
@@ -193,8 +187,8 @@ class _Bracket:
         return done
 
     def radii_of(self, rows: np.ndarray) -> np.ndarray:
-        """Radius on trial for each of these images; of one that is done, any."""
-        of_rows: np.ndarray = self.radii[self.trial[rows].clip(0, len(self.radii) - 1)]
+        """Radius on trial for each of these images."""
+        of_rows: np.ndarray = self.radii[self.trial[rows]]
         return of_rows
 
     def at_last(self, rows: np.ndarray) -> np.ndarray:
@@ -213,10 +207,9 @@ def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[np.ndarray,
     return _wrong(logits.detach(), labels), margins.detach(), gradient
 
 
-def _first_order_guess(margins: Tensor, gradient: Tensor, radii: np.ndarray, norm: str) -> np.ndarray:
+def _first_order_guess(margins: Tensor, slopes: Tensor, radii: np.ndarray) -> np.ndarray:
     """Index of the radius that would just break each image if the margin were linear; the last if none would."""
-    slope = gradient.abs().sum(dim=(1, 2, 3)) if norm == "linf" else l2_norm(gradient)[:, 0, 0, 0]
-    needed = (margins / slope.clamp_min(torch.finfo(slope.dtype).tiny)).cpu().numpy()
+    needed = (margins / slopes.clamp_min(torch.finfo(slopes.dtype).tiny)).cpu().numpy()
     guess: np.ndarray = np.searchsorted(radii, needed).clip(0, len(radii) - 1)
     return guess
 

@@ -4,6 +4,7 @@ import ctypes
 import sys
 
 import torch
+from torch import nn
 
 from tasks.params import Compute
 
@@ -36,6 +37,11 @@ def set_up(compute: Compute) -> torch.device:
             f"compute.device: no {compute.device} on this machine; available: auto, {', '.join(available)}"
         )
     return torch.device(compute.device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of a model are."""
+    return next(model.parameters()).device
 
 
 def _keep_freed_memory() -> None:
