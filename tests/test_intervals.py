@@ -1,9 +1,20 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
-from tasks.evaluation.intervals import wilson
+from tasks.evaluation.intervals import (
+    bootstrap,
+    bootstrap_counts,
+    percentile_interval,
+    resampled_auroc,
+    resampled_mean,
+    resampled_ranks,
+    resampled_ratio,
+    wilson,
+)
 
 
 # Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3; and the textbook pair of 0 and 5 of 10
@@ -59,3 +70,84 @@ def test_impossible_counts_are_refused(n_success: int, n: int) -> None:
 def test_impossible_confidence_is_refused(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence must lie between 0 and 1"):
         wilson(1, 2, confidence)
+
+
+def test_every_resample_draws_as_many_images_as_there_are() -> None:
+    counts = bootstrap_counts(40, 2000, seed=0)
+    assert counts.shape == (2000, 40)
+    assert counts.dtype == np.float32
+    assert (counts.sum(axis=1) == 40).all()
+    # each image is left out of (1 - 1/n)^n of the resamples, and drawn once a resample on average
+    assert (counts == 0).mean() == pytest.approx((1 - 1 / 40) ** 40, abs=0.01)
+    assert counts.mean(axis=0) == pytest.approx(1, abs=0.15)
+
+
+def test_the_seed_decides_what_is_drawn() -> None:
+    counts = bootstrap_counts(30, 50, seed=3)
+    assert (counts == bootstrap_counts(30, 50, seed=3)).all()
+    assert (counts != bootstrap_counts(30, 50, seed=4)).any()
+
+
+@pytest.mark.parametrize(("n", "n_resamples"), [(0, 10), (10, 0)])
+def test_a_bootstrap_of_nothing_is_refused(n: int, n_resamples: int) -> None:
+    with pytest.raises(ValueError, match="at least 1 image and 1 resample"):
+        bootstrap_counts(n, n_resamples, seed=0)
+
+
+def test_percentile_interval_cuts_the_tails_off() -> None:
+    low, high = percentile_interval(np.arange(1001.0))
+    assert [float(low), float(high)] == pytest.approx([25, 975])
+
+
+def test_percentile_interval_is_nan_where_fewer_than_half_the_resamples_are_defined() -> None:
+    resampled = np.tile(np.arange(10.0)[:, None], 3)
+    resampled[:5, 1] = np.nan
+    resampled[:6, 2] = np.nan
+    low, high = percentile_interval(resampled)
+    assert low[:2] == pytest.approx([0.225, 5.1])
+    assert high[:2] == pytest.approx([8.775, 8.9])
+    assert np.isnan([low[2], high[2]]).all()
+
+
+def test_bootstrap_of_a_mean_agrees_with_the_normal_approximation() -> None:
+    values = np.random.default_rng(0).exponential(size=400)
+    counts = bootstrap_counts(400, 4000, seed=1)
+    estimate = bootstrap(lambda drawn: resampled_mean(values, drawn), counts)
+    half = 1.96 * values.std() / 20
+    assert estimate.value == pytest.approx(values.mean())
+    assert (estimate.low, estimate.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+
+
+def test_means_leave_out_images_without_a_value() -> None:
+    counts = np.array([[1, 1, 1], [0, 2, 1], [0, 3, 0]], dtype=np.float32)
+    means = resampled_mean(np.array([1, np.nan, 4]), counts)
+    assert means[:2].tolist() == [2.5, 4]
+    assert np.isnan(means[2])
+
+
+def test_ratios_without_a_whole_are_what_the_caller_says() -> None:
+    counts = np.array([[1, 1], [2, 0]], dtype=np.float32)
+    hits, predicted = np.array([False, True]), np.array([False, True])
+    assert resampled_ratio(hits, predicted, counts, otherwise=0).tolist() == [1, 0]
+    assert np.isnan(resampled_ratio(hits, predicted, counts)[1])
+
+
+@given(values=st.lists(st.integers(0, 4), min_size=1, max_size=30), seed=st.integers(0, 99))
+def test_ranks_are_those_of_the_images_drawn(values: list[int], seed: int) -> None:
+    counts = bootstrap_counts(len(values), 5, seed)
+    ranks = resampled_ranks(np.array(values), counts)
+    for drawn, ours in zip(counts.astype(int), ranks, strict=True):
+        assert np.repeat(ours, drawn) == pytest.approx(rankdata(np.repeat(values, drawn)))
+
+
+@settings(max_examples=40)
+@given(images=st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40), seed=st.integers(0, 99))
+def test_auroc_of_each_resample_equals_that_of_scikit_learn(images: list[tuple[int, bool]], seed: int) -> None:
+    scores, positive = (np.array(column) for column in zip(*images, strict=True))
+    counts = bootstrap_counts(len(images), 5, seed)
+    for drawn, ours in zip(counts.astype(int), resampled_auroc(scores, positive, counts), strict=True):
+        labels = np.repeat(positive, drawn)
+        if labels.all() or not labels.any():
+            assert np.isnan(ours)
+        else:
+            assert ours == pytest.approx(roc_auc_score(labels, np.repeat(scores, drawn)))

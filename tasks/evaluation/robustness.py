@@ -48,13 +48,7 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
         for part in parts
         for point, group in part.groupby(POINT, sort=False)
     )
-    attacked = table["attack"] != CLEAN
-    tries = table["n_clean_correct"].where(attacked, 0)
-    accuracy = wilson(table["n_correct"], table["n"])
-    success = wilson(table["n_success"], tries)
-    table["accuracy_low"], table["accuracy_high"] = accuracy
-    table["attack_success_rate"] = table["n_success"] / tries.where(tries > 0)
-    table["attack_success_rate_low"], table["attack_success_rate_high"] = success
+    table = _with_rates(table)
     macro = ["precision_macro", "recall_macro", "f1_macro"] if len(classes) > 2 else []
     columns = [
         *POINT,
@@ -82,17 +76,33 @@ def sweep_table(smallest: pd.DataFrame, eps: list[float], columns: list[str]) ->
         for value in eps:
             broken, wrong = group["smallest_eps"] <= value, group["smallest_eps"] == 0
             point = {"target": target, "threat_model": "adaptive", "attack": SWEEP, "norm": norm, "eps": value}
-            counts = {"n": len(group), "n_clean_correct": (~wrong).sum(), "n_success": (broken & ~wrong).sum()}
-            rows.append(point | counts | {"accuracy": (~broken).mean(), "top1_error": broken.mean()})
-    table = pd.DataFrame(rows)
-    table["accuracy_low"], table["accuracy_high"] = wilson(
-        (table["accuracy"] * table["n"]).round().astype(int), table["n"]
+            counts = {"n": len(group), "n_correct": (~broken).sum()}
+            counts |= {"n_clean_correct": (~wrong).sum(), "n_success": (broken & ~wrong).sum()}
+            rows.append(point | counts)
+    return _with_rates(pd.DataFrame(rows)).reindex(columns=columns)
+
+
+def _with_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Add accuracy, error and attack success rate, with intervals, to counts of images."""
+    # a clean image is no try
+    tries = table["n_clean_correct"].where(table["attack"] != CLEAN, 0)
+    low, high = wilson(table["n_correct"], table["n"])
+    success_low, success_high = wilson(table["n_success"], tries)
+    accuracy = table["n_correct"] / table["n"]
+    return table.assign(
+        accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        top1_error=1 - accuracy,
+        attack_success_rate=table["n_success"] / tries.where(tries > 0),
+        attack_success_rate_low=success_low,
+        attack_success_rate_high=success_high,
     )
-    tries = table["n_clean_correct"]
-    table["attack_success_rate"] = table["n_success"] / tries.where(tries > 0)
-    success = wilson(table["n_success"], tries)
-    table["attack_success_rate_low"], table["attack_success_rate_high"] = success
-    return table.reindex(columns=columns)
+
+
+def clean_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The row of each target on all test images as they are; rows of the attacked ones alone come after them."""
+    return table[table["attack"] == CLEAN].drop_duplicates("target").set_index("target", drop=False)
 
 
 def _check_threat_models(records: pd.DataFrame) -> None:
@@ -109,8 +119,6 @@ def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[
         "n_correct": group["correct"].sum(),
         "n_clean_correct": group["clean_correct"].sum(),
         "n_success": group["success"].sum(),
-        "accuracy": group["correct"].mean(),
-        "top1_error": 1 - group["correct"].mean(),
         **{name: values[positive] for name, values in of_classes.items()},
         **{f"{name}_macro": values.mean() for name, values in of_classes.items()},
         **{f"mean_{name}": group[name].mean() for name in ("entropy", "margin", "linf", "l2", "reconstruction_error")},

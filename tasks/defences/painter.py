@@ -1,0 +1,135 @@
+"""Portraits: everything that the analyses want to know of images, one pass through the networks for all of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.defences.detectors import Detector
+from tasks.defences.seen import Seen
+from tasks.evaluation.heatmaps import Heatmaps
+from tasks.evaluation.intensity import histograms, radial_power
+from tasks.evaluation.portrait import AS_GIVEN, Portrait
+from tasks.evaluation.resilience import image_quality, removed_share
+from tasks.models.compute import device_of
+from tasks.models.features import Features, last_feature_map
+
+Images = Callable[[slice], np.ndarray]
+"""A part of some images, float32 ``(n, 1, H, W)`` in [0, 1], read when it is asked for."""
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Networks that portraits are made with.
+
+    Args:
+        classifier: the undefended one; takes images ``(N, 1, H, W)``, returns logits ``(N, K)``.
+        purifiers: by the name of the defence that they are part of; detectors look through the first.
+        image_size: H and W.
+        batch_size: images that are looked at together.
+    """
+
+    classifier: nn.Module
+    purifiers: dict[str, nn.Module]
+    image_size: int
+    batch_size: int
+
+    def seen(self, images: Tensor, purifier: str | None = None) -> Seen:
+        """A batch of images through the classifier and a purifier (the first without a name)."""
+        name = purifier or next(iter(self.purifiers))
+        return Seen(images, self._features, self.purifiers[name])
+
+    def features(self, images: Images, n: int) -> np.ndarray:
+        """Penultimate features of the classifier on N images, float32 ``(N, D)``."""
+        with torch.inference_mode():
+            return np.concatenate([_array(self.seen(batch).features) for batch in self._batches(images, n)])
+
+    def scores(self, images: Images, n: int, detectors: dict[str, Detector]) -> dict[str, np.ndarray]:
+        """Score of N images by every detector, float32 ``(N,)`` each."""
+        with torch.inference_mode():
+            batches = map(self.seen, self._batches(images, n))
+            parts = [[_array(detect(seen)) for detect in detectors.values()] for seen in batches]
+        return dict(zip(detectors, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
+    def portray(
+        self, images: Images, originals: Images, explained: dict[str, np.ndarray], detectors: dict[str, Detector]
+    ) -> Portrait:
+        """Portrait of N images by the undefended classifier, some purifiers and all detectors.
+
+        Args:
+            images: to look at.
+            originals: the same images as they were before an attack.
+            explained: viewer -> the class whose heat map is wanted of each image, int64 ``(N,)``. Purifiers that are
+                not in here do not look.
+            detectors: by name.
+        """
+        n = len(next(iter(explained.values())))
+        parts = [
+            self._portray(
+                images(part), originals(part), {viewer: of[part] for viewer, of in explained.items()}, detectors
+            )
+            for part in self.parts(n)
+        ]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _portray(
+        self,
+        images: np.ndarray,
+        originals: np.ndarray,
+        explained: dict[str, np.ndarray],
+        detectors: dict[str, Detector],
+    ) -> Portrait:
+        given, clean = self.on_device(images), self.on_device(originals)
+        portrait: Portrait = {}
+        pictures, perturbations = {AS_GIVEN: images}, {AS_GIVEN: images - originals}
+        with torch.inference_mode():
+            seen_by = {name: self.seen(given, name) for name in self.purifiers if name in explained}
+            for name, seen in seen_by.items():
+                pictures[name] = _array(seen.purified)
+                perturbations[name] = pictures[name] - _array(self.purifiers[name](clean))
+                portrait[name, "removed"] = removed_share(perturbations[AS_GIVEN], perturbations[name])
+                portrait[name, "bottleneck"] = _array(seen.bottleneck)
+                portrait[name, "features"] = _array(seen.purified_features)
+            seen = seen_by.get(next(iter(self.purifiers))) or self.seen(given)
+            portrait[AS_GIVEN, "features"] = _array(seen.features)
+            for name, detect in detectors.items():
+                portrait[name, "score"] = _array(detect(seen))
+        for viewer, shown in pictures.items():
+            portrait[viewer, "histogram"] = histograms(shown)
+            portrait[viewer, "power"] = radial_power(perturbations[viewer])
+            for quantity, values in image_quality(shown, originals).items():
+                portrait[viewer, quantity] = values
+        for viewer, classes in explained.items():
+            portrait[viewer, "map"] = self._heatmaps[viewer](given, self.on_device(classes))
+        return portrait
+
+    @cached_property
+    def _features(self) -> Features:
+        return Features(self.classifier)
+
+    @cached_property
+    def _heatmaps(self) -> dict[str, Heatmaps]:
+        """Of every viewer; all look at the same layer of the classifier."""
+        layer = last_feature_map(self.classifier, self.image_size)
+        defended = {name: nn.Sequential(purifier, self.classifier) for name, purifier in self.purifiers.items()}
+        return {name: Heatmaps(model, layer) for name, model in {AS_GIVEN: self.classifier, **defended}.items()}
+
+    def parts(self, n: int) -> list[slice]:
+        """N images cut into batches."""
+        return [slice(start, min(start + self.batch_size, n)) for start in range(0, n, self.batch_size)]
+
+    def _batches(self, images: Images, n: int) -> Iterator[Tensor]:
+        for part in self.parts(n):
+            yield self.on_device(images(part))
+
+    def on_device(self, array: np.ndarray) -> Tensor:
+        """An array where the networks are."""
+        return torch.from_numpy(array).to(device_of(self.classifier))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.cpu().numpy()
+    return array

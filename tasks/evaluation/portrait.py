@@ -1,0 +1,143 @@
+"""Portraits of images, and the tables that come of comparing those of attacked images with that of the clean ones."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks.evaluation.embeddings import pca, tsne
+from tasks.evaluation.heatmaps import heatmap_correlation, is_blank, top_iou
+from tasks.evaluation.intensity import intensity_distances, level_shares, ring_frequencies
+from tasks.evaluation.intervals import Estimate, bootstrap, resampled_mean
+from tasks.evaluation.overlap import overlap
+from tasks.evaluation.resilience import quality_estimates, recovery_correlation
+
+AS_GIVEN = ""
+"""Viewer that looks at images without a purifier."""
+
+Portrait = dict[tuple[str, str], np.ndarray]
+"""(viewer, quantity) -> a row an image; a viewer is ``AS_GIVEN``, the name of a purifier or that of a detector.
+
+Of each viewer but detectors: ``histogram`` of what it sees (int32 ``(N, B)``), ``power`` of the perturbation in it
+(float64 ``(N, F)``), ``mse``, ``psnr``, ``ssim`` against the original, ``features`` (penultimate, ``(N, D)``), ``map``
+(Grad-CAM, float32 ``(N, h, w)``). Of each purifier also ``removed`` (share of the perturbation) and ``bottleneck``
+``(N, B)``. Of each detector ``score`` ``(N,)``.
+"""
+
+Point = dict[str, Any]
+"""Columns that say which images a row is about."""
+
+Tables = dict[str, list[pd.DataFrame]]
+"""Parts of every table by its name."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of the tables of the step ``analyze`` that need images, filled portrait by portrait.
+
+    Args:
+        clean: portrait of the N clean images.
+        rows: of the prepared table, ``(N,)``.
+        labels: true classes, int ``(N,)``.
+        groups: images of one patient share a number, int ``(N,)``.
+        classes: names in the order of the labels.
+        counts: how often each image is drawn in each bootstrap resample, ``(R, N)``.
+        seed: of folds, permutations and t-SNE.
+    """
+
+    clean: Portrait
+    rows: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    classes: list[str]
+    counts: np.ndarray
+    seed: int
+    tables: Tables = field(default_factory=lambda: defaultdict(list))
+
+    def add_pictures(self, point: Point, viewer: str, images: str, portrait: Portrait) -> None:
+        """How what the viewer sees differs from the clean images, pixel by pixel: intensity and resilience."""
+        named = {**point, "images": images, "purifier": viewer}
+        self.add_intensities(point, viewer, images, portrait)
+        distances = intensity_distances(
+            self.clean[AS_GIVEN, "histogram"], portrait[viewer, "histogram"], self.labels, self.classes, self.counts
+        )
+        self.add("intensity", named, distances)
+        quality = {name: portrait[viewer, name] for name in ("mse", "psnr", "ssim")}
+        self.add("resilience", named, _estimates(quality_estimates(quality, self.counts)))
+
+    def add_intensities(self, point: Point, viewer: str, images: str, portrait: Portrait) -> None:
+        """Histograms of the grey levels that the viewer sees, over all classes and in each."""
+        histograms = portrait[viewer, "histogram"]
+        of_class = {name: self.labels == label for label, name in enumerate(self.classes)}
+        for name, members in {"all": np.full(len(self.labels), True), **of_class}.items():
+            if members.any():
+                shares = pd.DataFrame({"level": range(256), "share": level_shares(histograms[members])})
+                self.add("intensity_histograms", {**point, "images": images, "purifier": viewer, "class": name}, shares)
+
+    def add_spectrum(self, point: Point, viewer: str, of: str, power: np.ndarray) -> None:
+        """Mean power by spatial frequency, from that of each image, ``(N, F)``."""
+        values = pd.DataFrame({"frequency": ring_frequencies(power.shape[1]), "power": power.mean(axis=0)})
+        self.add("spectrum", {**point, "of": of, "purifier": viewer}, values)
+
+    def add_removal(
+        self, point: Point, viewer: str, broken: np.ndarray, recovered: np.ndarray, portrait: Portrait
+    ) -> None:
+        """What a purifier removes of the perturbation, and whether images nearer to the originals are recovered.
+
+        Args:
+            point: which images.
+            viewer: the purifier.
+            broken: whether the bare classifier was right before the attack and is not so now, bool ``(N,)``.
+            recovered: whether the defended one is right, bool ``(N,)``.
+            portrait: of the images.
+        """
+        removed = bootstrap(partial(resampled_mean, portrait[viewer, "removed"]), self.counts)
+        correlation = recovery_correlation(portrait[viewer, "mse"][broken], recovered[broken], self.counts[:, broken])
+        estimates = _estimates({"removed": removed, "recovery_correlation": correlation})
+        self.add("resilience", {**point, "images": "denoised", "purifier": viewer}, estimates)
+
+    def add_heatmaps(self, point: Point, maps: np.ndarray, reference: np.ndarray) -> None:
+        """How far heat maps ``(N, h, w)`` are from those of reference, of the same images."""
+        n_blank = int((is_blank(maps) | is_blank(reference)).sum())
+        agreement = {"correlation": heatmap_correlation(maps, reference), "iou": top_iou(maps, reference)}
+        estimates = {
+            name: bootstrap(partial(resampled_mean, values), self.counts) for name, values in agreement.items()
+        }
+        self.add("heatmaps", point, _estimates(estimates).assign(n=len(maps), n_blank=n_blank))
+
+    def add_features(self, point: Point, viewer: str, quantity: str, portrait: Portrait) -> None:
+        """Whether the viewer's features of clean and of attacked images overlap."""
+        pair = self.clean[viewer, quantity], portrait[viewer, quantity]
+        found = overlap(*pair, self.labels, self.groups, self.counts, self.seed)
+        self.add("features", point, _estimates(found))
+
+    def add_embeddings(self, point: Point, viewer: str, quantity: str, portrait: Portrait) -> None:
+        """The same features in two dimensions, for the eye."""
+        pair = self.clean[viewer, quantity], portrait[viewer, quantity]
+        for method, places in {"pca": pca(*pair)[0], "tsne": tsne(*pair, self.seed)}.items():
+            embedding = pd.DataFrame(
+                {
+                    "method": method,
+                    "image": np.tile(self.rows, 2),
+                    "origin": np.repeat(["clean", "adversarial"], len(self.rows)),
+                    "label": np.tile(self.labels, 2),
+                    "x": places[:, 0].astype(np.float32),
+                    "y": places[:, 1].astype(np.float32),
+                }
+            )
+            self.add("embeddings", point, embedding)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """All rows of a table, in the order in which they were added."""
+        return pd.concat(self.tables[name], ignore_index=True)
+
+    def add(self, table: str, point: Point, values: pd.DataFrame) -> None:
+        """Rows of a table that are about one point."""
+        self.tables[table].append(pd.concat([pd.DataFrame(point, index=values.index), values], axis=1))
+
+
+def _estimates(by_metric: dict[str, Estimate]) -> pd.DataFrame:
+    return pd.DataFrame([{"metric": name, **estimate._asdict()} for name, estimate in by_metric.items()])

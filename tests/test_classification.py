@@ -1,0 +1,177 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import (
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
+
+from tasks.evaluation.classification import (
+    classification_table,
+    entropy_table,
+    reliability_table,
+    robustness_area,
+)
+from tasks.evaluation.scores import entropy
+
+CLEAN = ("undefended", "none", "clean", 0.0)
+METRICS = ["accuracy", "loss", "precision", "recall", "f1", "top1_error", "auroc", "ece", "brier", "mean_entropy"]
+
+
+def pgd(eps: float) -> tuple[str, str, str, float]:
+    return "undefended", "adaptive", "pgd", eps
+
+
+def records_at(
+    point: tuple[str, str, str, float], labels: np.ndarray, logits: np.ndarray, images: np.ndarray | None = None
+) -> pd.DataFrame:
+    target, threat_model, attack, eps = point
+    prediction = logits.argmax(axis=1)
+    columns = {
+        "image": np.arange(len(labels)) if images is None else images,
+        "label": labels,
+        "prediction": prediction,
+        "logits": list(logits.astype(np.float32)),
+        "entropy": entropy(logits),
+        "correct": prediction == labels,
+    }
+    return pd.DataFrame(columns).assign(target=target, threat_model=threat_model, attack=attack, eps=eps)
+
+
+def drawn(n_images: int, n_classes: int, shift: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n_images) % n_classes
+    logits = rng.normal(size=(n_images, n_classes))
+    logits[np.arange(n_images), labels] += shift
+    return labels, logits
+
+
+def correct_logits(labels: np.ndarray, correct: list[bool]) -> np.ndarray:
+    predictions = np.where(correct, labels, 1 - labels)
+    return np.eye(2)[predictions] * 4
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_metrics_equal_those_of_scikit_learn(n_classes: int) -> None:
+    parts, expected = [], {}
+    for seed, point in enumerate([CLEAN, pgd(1.0)]):
+        labels, logits = drawn(90, n_classes, shift=1 - seed, seed=seed)
+        parts.append(records_at(point, labels, logits))
+        # the records keep float32
+        probabilities, actual = softmax(np.float64(np.float32(logits)), axis=1), labels == 1
+        predicted = logits.argmax(axis=1) == 1
+        accuracy = float((logits.argmax(axis=1) == labels).mean())
+        scores = probabilities[:, 1] if n_classes == 2 else probabilities
+        expected[point[-1]] = {
+            "accuracy": accuracy,
+            "loss": log_loss(labels, probabilities),
+            "precision": precision_score(actual, predicted),
+            "recall": recall_score(actual, predicted),
+            "f1": f1_score(actual, predicted),
+            "top1_error": 1 - accuracy,
+            "auroc": roc_auc_score(labels, scores, multi_class="ovr"),
+            "brier": brier_score_loss(labels, probabilities, scale_by_half=False, labels=range(n_classes)),
+            "mean_entropy": float(entropy(logits).mean()),
+        }
+    table = classification_table(pd.concat(parts), positive=1, n_resamples=200, seed=0)
+    assert list(table.columns) == ["target", "threat_model", "attack", "eps", "metric", "value", "low", "high"]
+    assert table["metric"].tolist() == METRICS * 2
+    for eps, values in expected.items():
+        found = table[table["eps"] == eps].set_index("metric")["value"]
+        assert found[list(values)].to_dict() == pytest.approx(values, rel=1e-6)
+    inside = table[table["metric"] != "ece"]
+    assert ((inside["low"] < inside["value"]) & (inside["value"] < inside["high"])).all()
+
+
+def test_clean_rows_are_of_the_attacked_images_in_whatever_order_they_come() -> None:
+    labels, logits = drawn(40, 2, shift=1, seed=0)
+    few = np.array([31, 2, 17, 8])
+    of_few = records_at(CLEAN, labels[few], logits[few], few)
+    attacked = records_at(pgd(1.0), labels[few][::-1], logits[few][::-1], few[::-1])
+    table = classification_table(pd.concat([records_at(CLEAN, labels, logits), attacked]), 1, 50, seed=0)
+    of_all = classification_table(pd.concat([of_few, attacked]), 1, 50, seed=0)
+    pd.testing.assert_frame_equal(table, of_all)
+    # the same predictions and the same resamples: the two points agree in their intervals too
+    clean, after = (table.loc[table["eps"] == eps, ["value", "low", "high"]].to_numpy() for eps in (0, 1))
+    assert clean == pytest.approx(after, nan_ok=True)
+
+
+def test_auroc_is_nan_where_a_class_is_missing_and_precision_0_where_none_is_predicted() -> None:
+    labels = np.zeros(6, dtype=int)
+    logits = correct_logits(labels, [True] * 6)
+    records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
+    table = classification_table(records, positive=1, n_resamples=20, seed=0).set_index(["eps", "metric"])
+    assert table.loc[(1.0, "auroc")][["value", "low", "high"]].isna().all()
+    assert table.loc[(1.0, "precision")][["value", "low", "high"]].tolist() == [0, 0, 0]
+    assert table.loc[(1.0, "accuracy")][["value", "low", "high"]].tolist() == [1, 1, 1]
+
+
+def test_auroc_tells_saturated_predictions_apart() -> None:
+    labels = np.array([0, 0, 1, 1])
+    logits = np.column_stack([np.zeros(4), [50.0, 60, 70, 80]])
+    records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
+    table = classification_table(records, positive=1, n_resamples=20, seed=0).set_index(["eps", "metric"])
+    assert table.loc[(0.0, "auroc"), "value"] == 1
+    below = classification_table(records, positive=0, n_resamples=20, seed=0).set_index(["eps", "metric"])
+    assert below.loc[(0.0, "auroc"), "value"] == 1
+
+
+def test_points_of_different_images_are_refused() -> None:
+    labels, logits = drawn(6, 2, shift=1, seed=0)
+    records = pd.concat([records_at(CLEAN, labels, logits), records_at(pgd(1.0), labels, logits)])
+    missing = pd.concat([records, records_at(pgd(2.0), labels[:5], logits[:5])])
+    with pytest.raises(ValueError, match=r"undefended/adaptive/pgd/2.0 has 5 records, but 6 images"):
+        classification_table(missing, 1, 10, seed=0)
+    with pytest.raises(ValueError, match=r"undefended/adaptive/pgd/2.0 has 5 records, but 6 images"):
+        robustness_area(missing, 10, seed=0)
+
+
+def test_reliability_has_the_curve_of_every_point() -> None:
+    labels = np.array([0, 1, 0, 1])
+    sure = correct_logits(labels, [True, True, True, False])
+    records = pd.concat([records_at(CLEAN, labels, sure), records_at(pgd(1.0), labels, np.zeros((4, 2)))])
+    table = reliability_table(records)
+    assert len(table) == 2 * 15
+    filled = table[table["n"] > 0].set_index("eps")
+    assert filled["bin"].to_dict() == {0.0: 14, 1.0: 7}
+    assert filled["accuracy"].to_dict() == {0.0: 0.75, 1.0: 0.5}
+    assert filled["confidence"].to_dict() == pytest.approx({0.0: 1 / (1 + np.exp(-4)), 1.0: 0.5})
+
+
+def test_entropies_are_counted_by_correctness_up_to_the_largest_possible() -> None:
+    labels = np.array([0, 1, 0, 1])
+    logits = np.array([[0, 0], [0, 0], [60, 0], [60, 0]])
+    records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
+    records["entropy"] += np.where(records["entropy"] > 0.1, 1e-12, 0)
+    table = entropy_table(records, n_bins=4)
+    at_one = table[table["eps"] == 1]
+    assert at_one["entropy_low"].tolist() == pytest.approx(np.arange(4) / 4 * np.log(2))
+    assert at_one["entropy_high"].tolist() == pytest.approx(np.arange(1, 5) / 4 * np.log(2))
+    assert at_one["n_correct"].tolist() == [1, 0, 0, 1]
+    assert at_one["n_wrong"].tolist() == [1, 0, 0, 1]
+
+
+def test_area_is_the_mean_accuracy_over_octaves() -> None:
+    labels = np.array([0, 1, 0, 1])
+    accuracies = {1.0: [True] * 4, 2.0: [True, True, False, False], 8.0: [False] * 4}
+    parts = [records_at(CLEAN, labels, correct_logits(labels, [True] * 4))]
+    # one octave from 1 to 0.5, then two from 0.5 to 0
+    parts += [records_at(pgd(eps), labels, correct_logits(labels, right)) for eps, right in accuracies.items()]
+    area = robustness_area(pd.concat([parts[0], parts[3], parts[1], parts[2]]), n_resamples=500, seed=0)
+    assert len(area) == 1
+    assert area.loc[0, ["target", "threat_model", "attack"]].tolist() == ["undefended", "adaptive", "pgd"]
+    assert area.loc[0, "value"] == pytest.approx((1 * 0.75 + 2 * 0.25) / 3)
+    # every image has an area of 1/6 or 4/6
+    assert 1 / 6 <= area.loc[0, "low"] < area.loc[0, "value"] < area.loc[0, "high"] <= 4 / 6
+
+
+def test_area_of_a_single_eps_is_the_accuracy() -> None:
+    labels = np.array([0, 1, 0, 1])
+    logits = correct_logits(labels, [True, True, True, False])
+    area = robustness_area(pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(4.0))]), 100, seed=0)
+    assert area["value"].tolist() == [0.75]

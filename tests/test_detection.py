@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import auc, roc_auc_score
+
+from tasks.evaluation.detection import auroc, detection_row, roc_curve, threshold_at
+from tasks.evaluation.intervals import bootstrap_counts, wilson
+
+SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40).map(np.array)
+NAN = float("nan")
+
+
+def labelled(clean: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.repeat([0, 1], [len(clean), len(adversarial)]), np.concatenate([clean, adversarial])
+
+
+@given(SCORES, SCORES)
+def test_area_equals_that_of_scikit_learn_with_ties(clean: np.ndarray, adversarial: np.ndarray) -> None:
+    assert auroc(clean, adversarial) == pytest.approx(roc_auc_score(*labelled(clean, adversarial)))
+
+
+@given(SCORES, SCORES)
+def test_area_is_that_under_the_curve_and_mirrors(clean: np.ndarray, adversarial: np.ndarray) -> None:
+    assert auc(*roc_curve(clean, adversarial)) == pytest.approx(auroc(clean, adversarial))
+    assert auroc(adversarial, clean) == pytest.approx(1 - auroc(clean, adversarial))
+
+
+def test_known_areas() -> None:
+    assert auroc(np.array([1, 2]), np.array([3, np.inf])) == 1
+    assert auroc(np.array([1, 2]), np.array([1, 2])) == 0.5
+    assert auroc(np.array([1, 2, 3]), np.array([2.5, 0])) == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("pair", [([1, NAN], [1]), ([1], [NAN]), ([], [1]), ([1], [])])
+def test_an_undefined_score_or_an_empty_side_has_no_area_and_no_curve(pair: tuple[list[float], list[float]]) -> None:
+    clean, adversarial = (np.array(side, dtype=float) for side in pair)
+    assert np.isnan(auroc(clean, adversarial))
+    assert [len(rates) for rates in roc_curve(clean, adversarial)] == [0, 0]
+
+
+def test_curve_of_four_images() -> None:
+    false, true = roc_curve(np.array([1.0, 3]), np.array([2.0, 4]))
+    assert list(zip(false, true, strict=True)) == [(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
+
+
+def test_equal_scores_draw_the_diagonal() -> None:
+    assert [rates.tolist() for rates in roc_curve(np.ones(9), np.ones(5))] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_a_long_curve_is_thinned_to_points_of_the_exact_one(shift: float) -> None:
+    rng = np.random.default_rng(0)
+    clean, adversarial = rng.standard_normal(1500), rng.standard_normal(1200) + shift
+    false, true = roc_curve(clean, adversarial)
+    assert len(false) <= 200
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert (np.diff(false) >= 0).all()
+    assert (np.diff(true) >= 0).all()
+    thresholds = np.unique(np.concatenate([clean, adversarial]))
+    exact = np.array([[(clean >= each).mean(), (adversarial >= each).mean()] for each in thresholds])
+    points = np.stack([false, true], axis=1)[1:]
+    assert (np.abs(points[:, None] - exact).sum(axis=2).min(axis=1) < 1e-9).all()
+    # no point of the exact curve is far from the drawn line
+    assert np.abs(np.interp(exact.sum(axis=1), false + true, false) - exact[:, 0]).max() < 0.0101
+    assert auc(false, true) == pytest.approx(auroc(clean, adversarial), abs=0.005)
+
+
+@given(SCORES, st.floats(0, 0.99))
+def test_at_most_the_given_share_lies_above_the_threshold(clean: np.ndarray, rate: float) -> None:
+    threshold = threshold_at(clean, rate)
+    assert (clean > threshold).mean() <= rate + 1e-9
+    # the next smaller score would let more than the share above it
+    if (smaller := clean[clean < threshold]).size:
+        assert (clean > smaller.max()).mean() > rate
+
+
+@pytest.mark.parametrize(("n", "rate", "n_above"), [(100, 0.05, 5), (100, 0.29, 29), (99, 0.05, 4), (10, 0.05, 0)])
+def test_distinct_scores_use_the_share_to_the_full(n: int, rate: float, n_above: int) -> None:
+    scores = np.random.default_rng(0).permutation(n).astype(float)
+    assert (scores > threshold_at(scores, rate)).sum() == n_above
+
+
+def test_ties_at_the_threshold_are_not_flagged() -> None:
+    scores = np.repeat([0.0, 1.0], [90, 10])
+    assert threshold_at(scores) == 1
+    assert threshold_at(scores, 0.1) == 0
+
+
+def test_an_undefined_validation_score_leaves_no_threshold() -> None:
+    assert np.isnan(threshold_at(np.array([1.0, NAN])))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, NAN])
+def test_impossible_shares_are_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"false_positive_rate must lie in \[0, 1\)"):
+        threshold_at(np.ones(3), rate)
+
+
+def test_a_threshold_needs_images() -> None:
+    with pytest.raises(ValueError, match="at least 1 validation image"):
+        threshold_at(np.empty(0))
+
+
+def test_row_of_a_known_detector() -> None:
+    clean, adversarial = np.arange(10.0), np.arange(10.0) + 5
+    successful = np.arange(10) >= 4
+    row = detection_row(clean, adversarial, successful, 8.0, bootstrap_counts(10, 500, seed=0))
+    assert (row["n"], row["n_successful"], row["threshold"]) == (10, 6, 8)
+    # above 8 are: 9 of the clean, 9 to 14 of the adversarial, which are those of the successful
+    for name, n_flagged, n in (
+        ("false_positive_rate", 1, 10),
+        ("detection_rate", 6, 10),
+        ("detection_rate_successful", 6, 6),
+    ):
+        low, high = wilson(n_flagged, n)
+        assert row[name] == n_flagged / n
+        assert (row[f"{name}_low"], row[f"{name}_high"]) == (low, high)
+    assert row["auroc"] == pytest.approx(roc_auc_score(*labelled(clean, adversarial)))
+    assert 0.5 < row["auroc_low"] < row["auroc"] < row["auroc_high"] <= 1
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_interval_is_that_of_weighted_areas_of_scikit_learn(data: st.DataObject) -> None:
+    clean = data.draw(SCORES)
+    adversarial = data.draw(st.lists(st.floats(-3, 3), min_size=len(clean), max_size=len(clean)).map(np.array))
+    counts = bootstrap_counts(len(clean), 12, seed=data.draw(st.integers(0, 99)))
+    row = detection_row(clean, adversarial, np.ones(len(clean), dtype=bool), 0.0, counts)
+    # an image that is drawn counts with both its versions
+    areas = [
+        roc_auc_score(*labelled(clean, adversarial), sample_weight=np.concatenate([weights, weights]))
+        for weights in counts
+    ]
+    assert [row["auroc_low"], row["auroc_high"]] == pytest.approx(np.quantile(areas, [0.025, 0.975]))
+
+
+def test_images_are_drawn_in_pairs() -> None:
+    # each adversarial score beats exactly its own twin and those below: drawn apart, the area would vary more
+    clean = np.random.default_rng(0).standard_normal(100) * 10
+    counts = bootstrap_counts(100, 300, seed=0)
+    row = detection_row(clean, clean + 1e-9, np.ones(100, dtype=bool), 0.0, counts)
+    assert row["auroc_high"] - row["auroc_low"] < 0.02
+
+
+def test_no_successful_attack_has_no_rate() -> None:
+    row = detection_row(np.zeros(4), np.ones(4), np.zeros(4, dtype=bool), 0.5, bootstrap_counts(4, 10, seed=0))
+    names = ["detection_rate_successful", "detection_rate_successful_low", "detection_rate_successful_high"]
+    assert np.isnan([row[name] for name in names]).all()
+    assert (row["auroc"], row["detection_rate"], row["n_successful"]) == (1, 1, 0)
+
+
+def test_an_undefined_score_takes_only_what_needs_it() -> None:
+    adversarial = np.array([1.0, NAN, 1.0])
+    row = detection_row(np.zeros(3), adversarial, np.array([True, False, True]), 0.5, bootstrap_counts(3, 10, seed=0))
+    undefined = {name for name, value in row.items() if np.isnan(value)}
+    assert undefined == {f"{name}{end}" for name in ("auroc", "detection_rate") for end in ("", "_low", "_high")}
+    assert row["detection_rate_successful"] == 1
+
+
+def test_without_a_threshold_there_are_areas_but_no_rates() -> None:
+    row = detection_row(np.zeros(3), np.ones(3), np.ones(3, dtype=bool), NAN, bootstrap_counts(3, 10, seed=0))
+    assert row["auroc"] == 1
+    assert np.isnan([row["false_positive_rate"], row["detection_rate"], row["detection_rate_successful"]]).all()

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks.evaluation.heatmaps import Heatmaps, heatmap_correlation, is_blank, top_iou, upsampled
+from tasks.models.classifier import build_classifier
+from tasks.models.features import Features, head_of, last_feature_map
+
+
+class OneMapAClass(nn.Module):
+    """Two feature maps: light, and its absence; the mean of each is the logit of its class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(1, 2, 1)
+        self.maps.weight = nn.Parameter(torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1), requires_grad=False)
+        self.maps.bias = nn.Parameter(torch.tensor([0.0, 1.0]), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.maps(images).mean(dim=(2, 3))
+        return logits
+
+
+def test_the_heat_map_lights_where_the_class_is_seen() -> None:
+    images = torch.zeros(2, 1, 8, 8)
+    images[:, :, 1:3, 5:7] = 1
+    model = OneMapAClass().eval()
+    light, dark = Heatmaps(model, model.maps)(images, torch.tensor([0, 1]))
+    assert light[1:3, 5:7].min() > 0
+    assert light.sum() == pytest.approx(light[1:3, 5:7].sum())
+    assert dark[1:3, 5:7].max() == 0
+    assert dark[0, 0] > 0
+
+
+def test_the_heat_map_of_a_frozen_trained_kind_of_network_is_as_grad_cam_defines_it() -> None:
+    torch.manual_seed(0)
+    model = build_classifier("cnn", 2, 0.5, 0.2).eval().requires_grad_(False)
+    layer = last_feature_map(model, 64)
+    images = torch.rand(3, 1, 64, 64)
+    classes = torch.tensor([0, 1, 1])
+    maps = Heatmaps(model, layer)(images, classes)
+
+    activations = model.network.features((images - model.mean) / model.std).requires_grad_()
+    logits = model.network.head(activations.mean(dim=(2, 3)))
+    (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), activations)
+    by_definition = (gradient.mean(dim=(2, 3), keepdim=True) * activations).sum(dim=1).relu().detach()
+    assert maps == pytest.approx(by_definition.numpy(), abs=1e-6)
+    assert maps.shape == (3, 2, 2)
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "resnet18", "squeezenet1_1", "densenet121"])
+def test_features_are_what_the_head_makes_the_logits_of(architecture: str) -> None:
+    model = build_classifier(architecture, 3, 0.5, 0.2).eval().requires_grad_(False)
+    images = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        logits, features = Features(model)(images)
+        assert torch.equal(logits, model(images))
+        assert features.ndim == 2
+        head = head_of(model)
+        if isinstance(head, nn.Linear):
+            assert torch.allclose(head(features), logits, atol=1e-5)
+    layer = last_feature_map(model, 64)
+    assert Heatmaps(model, layer)(images, torch.tensor([0, 2])).shape[0] == 2
+
+
+def test_a_network_without_a_head_or_a_map_is_refused() -> None:
+    with pytest.raises(ValueError, match="no linear or convolutional layer"):
+        head_of(nn.Flatten())
+    with pytest.raises(ValueError, match="no feature map"):
+        last_feature_map(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), 8)
+
+
+def test_equal_maps_agree_wholly_and_opposite_ones_not_at_all() -> None:
+    maps = np.arange(2 * 100, dtype=np.float32).reshape(2, 10, 10)
+    assert heatmap_correlation(maps, 3 * maps + 1) == pytest.approx([1, 1])
+    assert top_iou(maps, 3 * maps + 1).tolist() == [1, 1]
+    assert heatmap_correlation(maps, -maps) == pytest.approx([-1, -1])
+    assert top_iou(maps, -maps).tolist() == [0, 0]
+
+
+def test_half_of_the_top_tenth_shared_is_a_third_of_the_union() -> None:
+    first, second = np.zeros((2, 1, 10, 10), dtype=np.float32)
+    first[0, 0] = np.arange(10, 20)
+    second[0, 0, 5:] = second[0, 1, :5] = 10
+    assert top_iou(first, second).tolist() == pytest.approx([1 / 3])
+
+
+def test_a_map_that_is_the_same_everywhere_has_no_agreement() -> None:
+    blank, other = np.zeros((1, 4, 4)), np.arange(16.0).reshape(1, 4, 4)
+    assert is_blank(np.concatenate([blank, other])).tolist() == [True, False]
+    assert np.isnan(heatmap_correlation(blank, other)).all()
+    assert np.isnan(top_iou(other, blank)).all()
+
+
+def test_a_map_is_brought_to_the_size_of_the_image_with_its_hottest_place_at_one() -> None:
+    maps = np.array([[[0, 0], [0, 4.0]], [[0, 0], [0, 0]]], dtype=np.float32)
+    fine = upsampled(maps, 8)
+    assert fine.shape == (2, 8, 8)
+    assert fine[0].max() == 1
+    assert fine[0, -1, -1] == 1
+    assert (fine[1] == 0).all()

@@ -1,0 +1,149 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp, wasserstein_distance
+
+from tasks.evaluation.intensity import (
+    histograms,
+    intensity_distances,
+    level_shares,
+    radial_power,
+    ring_frequencies,
+)
+from tasks.evaluation.intervals import bootstrap_counts
+
+CLASSES = ["non-COVID", "COVID"]
+SCALE = np.float32(255)
+
+
+def eight_bit(n_images: int, low: int = 0, high: int = 256, seed: int = 0) -> np.ndarray:
+    levels = np.random.default_rng(seed).integers(low, high, size=(n_images, 1, 16, 16))
+    return levels.astype(np.float32) / SCALE
+
+
+def distances(clean: np.ndarray, changed: np.ndarray, labels: np.ndarray, n_resamples: int = 100) -> pd.DataFrame:
+    counts = bootstrap_counts(len(clean), n_resamples, seed=0)
+    table = intensity_distances(histograms(clean), histograms(changed), labels, CLASSES, counts)
+    return table.set_index(["class", "metric"])
+
+
+def test_grey_levels_lie_in_the_middle_of_bins() -> None:
+    levels = np.arange(256, dtype=np.float32).reshape(1, 1, 16, 16) / SCALE
+    for shift in (-0.1, 0, 0.1):
+        counts = histograms(np.clip(levels + np.float32(shift / 255), 0, 1))
+        assert counts.shape == (1, 1021)
+        assert np.flatnonzero(counts[0]).tolist() == list(range(0, 1021, 4))
+    # a quarter of a grey level is the next bin
+    assert np.flatnonzero(histograms(levels[..., :15, :] + np.float32(0.25 / 255))[0]).tolist() == list(
+        range(1, 960, 4)
+    )
+
+
+def test_every_image_has_its_own_histogram() -> None:
+    images = np.stack([np.zeros((1, 4, 4)), np.ones((1, 4, 4))]).astype(np.float32)
+    counts = histograms(images, bins_per_level=1)
+    assert counts[0, 0] == counts[1, 255] == 16
+    assert counts.sum() == 32
+
+
+@pytest.mark.parametrize("wrong", [-0.01, 1.01, np.nan])
+def test_pixels_out_of_range_are_refused(wrong: float) -> None:
+    images = np.full((2, 1, 4, 4), 0.5, dtype=np.float32)
+    images[1, 0, 0, 0] = wrong
+    with pytest.raises(ValueError, match="image 1 spans"):
+        histograms(images)
+
+
+def test_level_shares_are_those_of_the_levels() -> None:
+    images = eight_bit(3)
+    shares = level_shares(histograms(images))
+    levels = np.rint(images * 255).astype(int).ravel()
+    assert shares == pytest.approx(np.bincount(levels, minlength=256) / len(levels))
+    half_way = np.full((1, 1, 2, 2), 10.5 / 255, dtype=np.float32)
+    assert level_shares(histograms(half_way))[10:12].tolist() == [0.5, 0.5]
+    third = np.full((1, 1, 2, 2), 10.6 / 255, dtype=np.float32)
+    assert level_shares(histograms(third, bins_per_level=3))[11] == 1
+
+
+def test_a_shift_of_all_pixels_is_their_wasserstein_distance() -> None:
+    clean = eight_bit(4, low=20, high=200)
+    table = distances(clean, clean + np.float32(2.25 / 255), np.array([0, 1, 0, 1]))
+    moved = table.xs("wasserstein", level="metric")
+    assert moved.to_numpy() == pytest.approx(2.25, abs=1e-4)
+    assert list(moved.index) == ["all", *CLASSES]
+
+
+def test_distances_equal_those_of_scipy() -> None:
+    clean, changed = eight_bit(5), eight_bit(5, low=30, seed=1)
+    labels = np.array([0, 1, 1, 0, 1])
+    table = distances(clean, changed, labels)
+    for name, of in [("all", labels >= 0), ("non-COVID", labels == 0), ("COVID", labels == 1)]:
+        before, after = (np.rint(images[of] * 255).ravel() for images in (clean, changed))
+        assert table.loc[(name, "wasserstein"), "value"] == pytest.approx(wasserstein_distance(before, after))
+        assert table.loc[(name, "ks"), "value"] == pytest.approx(ks_2samp(before, after).statistic)
+
+
+def test_equal_images_have_no_distance() -> None:
+    clean = eight_bit(4)
+    assert (distances(clean, clean.copy(), np.array([0, 0, 1, 1])).to_numpy() == 0).all()
+
+
+def test_the_interval_is_about_the_images_that_could_have_been_drawn() -> None:
+    clean = eight_bit(60, low=20, high=200)
+    shifts = np.random.default_rng(1).normal(3, 1, size=(60, 1, 1, 1)).astype(np.float32)
+    table = distances(clean, clean + shifts / SCALE, np.arange(60) % 2, n_resamples=1000)
+    for name, of in [("all", slice(None)), ("non-COVID", slice(0, None, 2)), ("COVID", slice(1, None, 2))]:
+        value, low, high = table.loc[(name, "wasserstein")]
+        # all pixels of an image move alike, so the distance is the mean shift
+        mean, half = shifts[of].mean(), 1.96 * shifts[of].std() / np.sqrt(len(shifts[of]))
+        assert (value, low, high) == pytest.approx((mean, mean - half, mean + half), abs=0.05)
+
+
+def test_a_class_without_images_has_no_distance() -> None:
+    table = distances(eight_bit(3), eight_bit(3, seed=1), np.zeros(3, dtype=int))
+    assert table.loc["COVID"].isna().all(axis=None)
+    assert table.loc["all"].to_numpy() == pytest.approx(table.loc["non-COVID"].to_numpy())
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 81)])
+def test_a_grating_lands_in_the_ring_of_its_frequency(shape: tuple[int, int]) -> None:
+    height, width = shape
+    rows, columns = np.mgrid[:height, :width]
+    # 8 periods down and 12 across
+    grating = np.cos(2 * np.pi * (8 * rows / height + 12 * columns / width)).astype(np.float32)
+    power = radial_power(grating[None, None], n_rings=8)[0]
+    ring = int(np.hypot(8 / height, 12 / width) * 2 * 8)
+    assert power[ring] > 1
+    assert np.delete(power, ring) == pytest.approx(0, abs=1e-6)
+    frequency = np.hypot(8 / height, 12 / width)
+    assert abs(ring_frequencies(8)[ring] - frequency) <= 0.5 / 8 / 2
+
+
+def test_white_noise_has_its_variance_in_every_ring() -> None:
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(50, 1, 64, 64)).astype(np.float32)
+    power = radial_power(noise)
+    assert power.shape == (50, 16)
+    assert power.mean(axis=0) == pytest.approx(0.01, rel=0.15)
+
+
+@given(height=st.integers(8, 17), width=st.integers(8, 17), seed=st.integers(0, 99))
+def test_rings_hold_what_the_whole_transform_holds_up_to_half_a_cycle(height: int, width: int, seed: int) -> None:
+    image = np.random.default_rng(seed).normal(size=(1, 1, height, width)).astype(np.float32)
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    density = np.abs(np.fft.fft2(image[0, 0])) ** 2 / image.size
+    # Parseval, of the definition that the rings are held against
+    assert density.mean() == pytest.approx(np.square(image).mean(), rel=1e-5)
+    single = radial_power(image, n_rings=1)[0, 0]
+    assert single == pytest.approx(density[radius <= 0.5 + 1e-12].mean(), rel=1e-4)
+    edges = np.linspace(0, 0.5, 5)
+    for ring, found in enumerate(radial_power(image, n_rings=4)[0]):
+        last = radius <= 0.5 + 1e-12 if ring == 3 else radius < edges[ring + 1] - 1e-12
+        assert found == pytest.approx(density[(radius >= edges[ring] - 1e-12) & last].mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("n_rings", [0, 9])
+def test_rings_without_frequencies_are_refused(n_rings: int) -> None:
+    with pytest.raises(ValueError, match="n_rings must lie between 1 and 8 for 16 x 20 pixels"):
+        radial_power(np.zeros((1, 1, 16, 20), dtype=np.float32), n_rings)

@@ -1,0 +1,281 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+from scipy.stats import kstest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score, silhouette_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from tasks.evaluation import overlap as module
+from tasks.evaluation.intervals import bootstrap_counts
+from tasks.evaluation.overlap import gram, group_folds, mmd, overlap, squared_distances
+
+N, D = 121, 40
+LABELS = np.arange(N) % 2
+ALONE = np.arange(N)
+COUNTS = bootstrap_counts(N, 200, seed=0)
+
+
+def draw(n: int = N, d: int = D, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
+
+
+def values_of(clean: np.ndarray, adversarial: np.ndarray, groups: np.ndarray = ALONE) -> dict[str, float]:
+    return {name: each.value for name, each in overlap(clean, adversarial, LABELS, groups, COUNTS, seed=1).items()}
+
+
+def p_value_of(clean: np.ndarray, adversarial: np.ndarray, groups: np.ndarray, seed: int) -> float:
+    return mmd(squared_distances(gram(clean, adversarial)), groups, seed)[1]
+
+
+def test_independent_draws_of_one_distribution_overlap() -> None:
+    figures = overlap(draw(seed=0), draw(seed=1), LABELS, ALONE, COUNTS, seed=1)
+    for name in ("probe_auroc", "knn_auroc"):
+        assert figures[name].low < 0.5 < figures[name].high
+        assert figures[name].value == pytest.approx(0.5, abs=0.1)
+    assert figures["silhouette"].value == pytest.approx(0, abs=0.01)
+    assert figures["mmd"].value == pytest.approx(0, abs=0.005)
+    assert figures["mmd_p_value"].value > 0.05
+
+
+def test_equal_features_are_ties_everywhere() -> None:
+    figures = overlap(draw(), draw(), LABELS, ALONE, COUNTS, seed=1)
+    assert figures["probe_auroc"] == figures["knn_auroc"] == (0.5, 0.5, 0.5)
+    assert figures["mmd"].value == 0
+    assert figures["mmd_p_value"].value == 1
+    assert figures["silhouette"].value == pytest.approx(0, abs=0.02)
+    assert figures["class_auroc_adversarial"] == figures["class_auroc_clean"]
+    assert figures["class_silhouette_adversarial"] == figures["class_silhouette_clean"]
+
+
+def test_features_that_are_all_one_point_say_nothing() -> None:
+    values = values_of(np.ones((N, D), dtype=np.float32), np.ones((N, D), dtype=np.float32))
+    assert [values[name] for name in ("probe_auroc", "knn_auroc", "class_auroc_clean")] == [0.5, 0.5, 0.5]
+    assert [values[name] for name in ("silhouette", "mmd", "mmd_p_value")] == [0, 0, 1]
+
+
+def test_a_large_shift_is_seen_by_every_figure() -> None:
+    figures = overlap(draw(), draw(seed=1) + 5, LABELS, ALONE, COUNTS, seed=1)
+    assert figures["probe_auroc"] == figures["knn_auroc"] == (1, 1, 1)
+    assert figures["silhouette"].value > 0.6
+    assert figures["mmd"].value > 0.5
+    assert figures["mmd_p_value"].value == 1 / 1001
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-3, 1e-1])
+def test_the_twin_of_a_held_out_image_tells_nothing(noise: float) -> None:
+    values = values_of(draw(), draw() + noise * draw(seed=1))
+    assert values["probe_auroc"] == pytest.approx(0.5, abs=0.1)
+    assert values["knn_auroc"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_other_images_of_the_patient_tell_nothing() -> None:
+    # perturbations of one patient are one direction: images of it in training would give the origin away
+    groups = np.arange(N) // 12
+    directions = 3 * draw(n=groups.max() + 1, seed=1)[groups]
+    by_patient = values_of(draw() * 0.1, draw() * 0.1 + directions, groups)
+    by_image = values_of(draw() * 0.1, draw() * 0.1 + directions)
+    for name in ("probe_auroc", "knn_auroc"):
+        assert by_image[name] > 0.9
+        assert by_patient[name] < 0.75
+
+
+def test_a_small_consistent_shift_is_found_by_the_probe_though_neighbours_miss_it() -> None:
+    clean = draw(d=200) * np.repeat([10, 0.1], [20, 180]).astype(np.float32)
+    shift = np.repeat([0, 0.1], [20, 180]).astype(np.float32)
+    values = values_of(clean, clean + shift)
+    assert values["probe_auroc"] > 0.95
+    assert values["knn_auroc"] < 0.65
+    assert values["mmd_p_value"] == 1 / 1001
+
+
+def test_classes_that_an_attack_swaps_are_separable_before_and_reversed_after() -> None:
+    away = 3 * (2 * LABELS[:, None] - 1).astype(np.float32)
+    figures = overlap(draw() + away, draw() - away, LABELS, ALONE, COUNTS, seed=1)
+    assert figures["class_auroc_clean"] == (1, 1, 1)
+    assert figures["class_auroc_adversarial"] == (0, 0, 0)
+    assert figures["class_silhouette_clean"].value > 0.5
+    collapsed = overlap(draw() + away, draw(seed=1), LABELS, ALONE, COUNTS, seed=1)
+    assert collapsed["class_auroc_adversarial"].value == pytest.approx(0.5, abs=0.15)
+    assert collapsed["class_silhouette_adversarial"].value == pytest.approx(0, abs=0.02)
+
+
+def reference_auroc(scores: np.ndarray, positive: np.ndarray, folds: np.ndarray) -> float:
+    """Share of ordered pairs over the pairs within folds."""
+    ordered = pairs = 0.0
+    for fold in np.unique(folds):
+        held = folds == fold
+        n_pairs = positive[held].sum() * (~positive[held]).sum()
+        ordered, pairs = ordered + n_pairs * roc_auc_score(positive[held], scores[held]), pairs + n_pairs
+    return ordered / pairs
+
+
+def test_probes_equal_explicit_fits_of_ridge_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PENALTIES", (0.1,))
+    labels, groups = np.arange(N) % 3, np.arange(N) // 2
+    clean = draw() + 0.5 * (labels == 2)[:, None].astype(np.float32)
+    adversarial = draw(seed=1) + np.float32(0.2)
+    figures = overlap(clean, adversarial, labels, groups, COUNTS, seed=3)
+    folds = group_folds(labels, groups, seed=3)
+
+    both = np.concatenate([clean, adversarial]).astype(np.float64)
+    both -= both.mean(axis=0)
+    # the intercept: a constant feature as long as the others together
+    both = np.hstack([both, np.full((2 * N, 1), np.sqrt((both**2).sum(axis=1).mean()))])
+
+    def fit_and_score(x: np.ndarray, y: np.ndarray, of: np.ndarray, at: np.ndarray) -> np.ndarray:
+        scores = np.empty(y.shape)
+        alpha = 0.1 * (x**2).sum(axis=1).mean()
+        for fold in np.unique(of):
+            weights = Ridge(alpha, fit_intercept=False).fit(x[of != fold], y[of != fold]).coef_
+            scores[of == fold] = at[of == fold] @ np.atleast_2d(weights).T
+        return scores
+
+    origin, of_both = np.repeat([False, True], N), np.tile(folds, 2)
+    scores = fit_and_score(both, 2.0 * origin[:, None] - 1, of_both, both)
+    assert figures["probe_auroc"].value == pytest.approx(reference_auroc(scores[:, 0], origin, of_both), abs=1e-3)
+    one_hot = labels[:, None] == np.arange(3)
+    for name, at in (("clean", both[:N]), ("adversarial", both[N:])):
+        scores = fit_and_score(both[:N], 2.0 * one_hot - 1, folds, at)
+        macro = np.mean([reference_auroc(scores[:, c], one_hot[:, c], folds) for c in range(3)])
+        assert figures[f"class_auroc_{name}"].value == pytest.approx(macro, abs=1e-3)
+
+
+def test_neighbours_and_silhouettes_equal_those_of_scikit_learn() -> None:
+    clean, adversarial = draw(d=3), draw(d=3, seed=1) + np.float32(0.5)
+    values = values_of(clean, adversarial)
+    folds = np.tile(group_folds(LABELS, ALONE, seed=1), 2)
+    both, origin = np.concatenate([clean, adversarial]), np.repeat([0, 1], N)
+    # every image is a neighbour in one version
+    asked = np.tile(np.random.default_rng(1).permutation(N) % 2, 2) == origin
+    scores = np.empty(2 * N)
+    for fold in range(5):
+        held, known = folds == fold, asked & (folds != fold)
+        model = KNeighborsClassifier(15, algorithm="brute").fit(both[known].astype(np.float64), origin[known])
+        scores[held] = model.predict_proba(both[held])[:, 1]
+    assert values["knn_auroc"] == pytest.approx(reference_auroc(scores, origin == 1, folds), abs=1e-3)
+    assert values["silhouette"] == pytest.approx(silhouette_score(both, origin), abs=1e-5)
+    assert values["class_silhouette_adversarial"] == pytest.approx(silhouette_score(adversarial, LABELS), abs=1e-5)
+
+
+def test_inner_products_are_those_of_centred_features() -> None:
+    clean, adversarial = draw() + 3, draw(seed=1)
+    both = np.concatenate([clean, adversarial]).astype(np.float64)
+    both -= both.mean(axis=0)
+    assert gram(clean, adversarial) == pytest.approx(both @ both.T, abs=1e-3)
+    assert squared_distances(gram(clean, adversarial)) == pytest.approx(cdist(both, both) ** 2, rel=1e-4)
+
+
+def test_a_perturbation_far_smaller_than_the_features_keeps_its_length() -> None:
+    clean = 100 * draw()
+    adversarial = clean + np.float32(1e-3)
+    between_twins = squared_distances(gram(clean, adversarial)).diagonal(N)
+    # what float32 kept of the perturbation when it was added
+    added = ((adversarial.astype(np.float64) - clean) ** 2).sum(axis=1)
+    assert between_twins == pytest.approx(added, rel=1e-3)
+
+
+def test_mmd_is_the_unbiased_estimate_of_gretton() -> None:
+    x, y = draw(n=7, d=2).astype(np.float64), draw(n=7, d=2, seed=1) + 1.0
+    points = np.concatenate([x, y])
+    squared = cdist(points, points) ** 2
+    median = np.median(squared[np.triu_indices(14, 1)])
+
+    def k(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.exp(-((a - b) ** 2).sum() / (2 * median)))
+
+    h = [
+        k(x[i], x[j]) + k(y[i], y[j]) - k(x[i], y[j]) - k(y[i], x[j]) for i, j in product(range(7), repeat=2) if i != j
+    ]
+    assert mmd(squared, np.arange(7), seed=0)[0] == pytest.approx(np.mean(h))
+
+
+@pytest.mark.parametrize("n_of_group", [1, 4])
+def test_p_values_are_uniform_under_the_null(n_of_group: int) -> None:
+    # perturbations of one group are alike: swapped image by image, p-values would be far too small
+    groups = np.repeat(np.arange(20), n_of_group)
+    p_values = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        of_group = rng.standard_normal((20, 3))[groups]
+        between = 0.3 * rng.standard_normal((20, 3))[groups] + 0.1 * rng.standard_normal((len(groups), 3))
+        clean, adversarial = (of_group + sign * between for sign in (-1, 1))
+        p_values.append(p_value_of(clean.astype(np.float32), adversarial.astype(np.float32), groups, seed))
+    assert kstest(p_values, "uniform").pvalue > 0.01
+    assert np.mean(np.array(p_values) <= 0.05) == pytest.approx(0.05, abs=0.035)
+
+
+def test_a_shift_gives_the_smallest_p_value_that_the_permutations_allow() -> None:
+    for seed in range(5):
+        clean = draw(n=30, d=3, seed=seed)
+        assert p_value_of(clean, clean + np.float32(0.5), np.arange(30), seed) == 1 / 1001
+
+
+def test_folds_keep_groups_together_and_classes_in_proportion() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(100, 160, size=300)
+    labels = groups % 2
+    folds = group_folds(labels, groups, seed=0)
+    assert all(len(np.unique(folds[groups == group])) == 1 for group in np.unique(groups))
+    for label in (0, 1):
+        of_class = np.unique(groups[labels == label])
+        n_groups = np.bincount([folds[groups == group][0] for group in of_class], minlength=5)
+        assert n_groups.max() - n_groups.min() <= 1
+    assert (folds == group_folds(labels, groups, seed=0)).all()
+    assert (folds != group_folds(labels, groups, seed=1)).any()
+
+
+def test_three_groups_make_three_folds_and_two_make_two() -> None:
+    for n_groups in (2, 3):
+        groups = np.arange(N) % n_groups
+        assert np.unique(group_folds(LABELS, groups, seed=0)).tolist() == list(range(n_groups))
+        values = values_of(draw(), draw(seed=1) + 5, groups)
+        assert values["probe_auroc"] == values["knn_auroc"] == 1
+
+
+def test_one_group_leaves_only_what_needs_no_folds() -> None:
+    values = values_of(draw(), draw(seed=1) + 5, np.zeros(N, dtype=int))
+    undefined = {name for name, value in values.items() if np.isnan(value)}
+    assert undefined == {"probe_auroc", "knn_auroc", "mmd_p_value", "class_auroc_clean", "class_auroc_adversarial"}
+
+
+def test_one_class_has_no_figures_of_classes() -> None:
+    figures = overlap(draw(), draw(seed=1), np.zeros(N, dtype=int), ALONE, COUNTS, seed=1)
+    undefined = {name for name, figure in figures.items() if np.isnan(figure.value)}
+    assert undefined == {name for name in figures if name.startswith("class_")}
+
+
+def test_one_image_has_no_figures_at_all() -> None:
+    one = overlap(draw(n=1), draw(n=1, seed=1), np.zeros(1, dtype=int), np.zeros(1, dtype=int), np.ones((9, 1)), seed=0)
+    assert np.isnan(list(one.values())).all()
+
+
+def test_intervals_hold_their_figure_and_mmd_has_none() -> None:
+    labels = np.arange(N) % 3
+    figures = overlap(draw(), draw(seed=1) + np.float32(0.1), labels, ALONE, COUNTS, seed=1)
+    for name, (value, low, high) in figures.items():
+        if name.startswith("mmd"):
+            assert np.isnan([low, high]).all()
+        else:
+            assert low < value < high
+
+
+def test_the_same_arguments_give_the_same_figures() -> None:
+    first, second = (overlap(draw(), draw(seed=1), LABELS, ALONE, COUNTS, seed=4) for _ in range(2))
+    assert first == second or str(first) == str(second)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(value: float) -> None:
+    broken = draw()
+    broken[3, 4] = value
+    for pair in ((broken, draw()), (draw(), broken)):
+        with pytest.raises(ValueError, match="features must be finite"):
+            overlap(*pair, LABELS, ALONE, COUNTS, seed=0)
+
+
+def test_features_of_different_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"two \(N, D\) arrays of one shape, not \(121, 40\) and \(121, 39\)"):
+        gram(draw(), draw(d=39))
