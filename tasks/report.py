@@ -15,15 +15,17 @@ def report(params: Params, tracker: Tracker) -> None:
     from tasks.reporting.findings import headline_metrics, headline_of
     from tasks.reporting.gallery import draw
     from tasks.reporting.results import load_results
+    from tasks.reporting.sections import sections_of
 
     results = load_results()
     headline = headline_of(results.robustness)
-    gallery = draw(results, headline)
+    sections = sections_of(results, headline)
+    gallery = draw(results, headline, sections)
 
     paths.FIGURES.mkdir()
     for name, drawn in gallery.items():
         (paths.FIGURES / f"{name}.png").write_bytes(drawn.png)
-    paths.REPORT_HTML.write_text(page.html(results, headline, gallery, params.flat()), encoding="utf-8")
+    paths.REPORT_HTML.write_text(page.html(results, headline, sections, gallery, params.flat()), encoding="utf-8")
     markdown = page.markdown(results, headline, MAX_NOTE_CHARACTERS)
     paths.REPORT_MARKDOWN.write_text(markdown, encoding="utf-8")
 

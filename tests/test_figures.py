@@ -9,7 +9,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tasks.reporting import figures
+from tasks.reporting import figures, pictures
+from tasks.reporting.gallery import entropy_panel, robustness_panel
+from tasks.reporting.panels import PALETTE, Line, Panel, over_eps
 
 EPS = [0.25, 1.0, 4.0]
 ACCURACY = {
@@ -50,6 +52,13 @@ def history() -> pd.DataFrame:
     )
 
 
+STYLES = {"undefended": 0, "autoencoder, transfer": 1, "autoencoder, adaptive": 2}
+
+
+def robustness(table: pd.DataFrame, attack: str = "pgd") -> Figure:
+    return figures.lines([robustness_panel(table, attack, STYLES)])
+
+
 def lines_of(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines}
 
@@ -71,23 +80,23 @@ def test_accuracy_is_drawn_in_per_cent(history: pd.DataFrame) -> None:
 
 
 def test_robustness_draws_every_curve_from_its_clean_accuracy_on(table: pd.DataFrame) -> None:
-    lines = lines_of(figures.robustness(table, "pgd"))
+    lines = lines_of(robustness(table))
     assert list(lines) == ["undefended", "autoencoder, transfer", "autoencoder, adaptive"]
     for (eps, accuracy), expected in zip(lines.values(), ACCURACY.values(), strict=True):
         assert eps == [0, *EPS]
-        assert accuracy == pytest.approx([90, *(100 * value for value in expected)])
+        assert accuracy == pytest.approx([0.9, *expected])
 
 
 def test_robustness_bands_are_the_intervals(table: pd.DataFrame) -> None:
-    band = figures.robustness(table, "pgd").axes[0].collections[0].get_paths()[0].vertices
+    band = robustness(table).axes[0].collections[0].get_paths()[0].vertices
     for eps, accuracy in zip(EPS, ACCURACY["undefended", "adaptive"], strict=True):
         edges = np.asarray(band)[np.asarray(band)[:, 0] == eps, 1]
-        assert edges.min() == pytest.approx(90 * accuracy)
-        assert edges.max() == pytest.approx(110 * accuracy)
+        assert edges.min() == pytest.approx(0.9 * accuracy)
+        assert edges.max() == pytest.approx(1.1 * accuracy)
 
 
 def test_clean_has_its_own_place_left_of_a_logarithmic_axis(table: pd.DataFrame) -> None:
-    axes = figures.robustness(table, "pgd").axes[0]
+    axes = robustness(table).axes[0]
     assert list(axes.get_xticks()) == [0, *EPS]
     places = axes.transData.transform([(eps, 0.0) for eps in (0, *EPS)])[:, 0]
     steps = [right - left for left, right in pairwise(places)]
@@ -96,14 +105,14 @@ def test_clean_has_its_own_place_left_of_a_logarithmic_axis(table: pd.DataFrame)
 
 
 def test_curves_differ_in_colour_and_marker_and_threat_models_in_line_style(table: pd.DataFrame) -> None:
-    lines = figures.robustness(table, "pgd").axes[0].lines
+    lines = robustness(table).axes[0].lines
     assert len({to_hex(line.get_color()) for line in lines}) == 3
     assert len({line.get_marker() for line in lines}) == 3
     assert [line.get_linestyle() for line in lines] == ["-", "--", "-"]
 
 
 def test_entropy_draws_mean_entropy(table: pd.DataFrame) -> None:
-    lines = lines_of(figures.entropy(table, "pgd"))
+    lines = lines_of(figures.lines([entropy_panel(table, "pgd", STYLES)]))
     assert lines["autoencoder, adaptive"] == ([0, *EPS], pytest.approx([0.45, 0.35, 0.125, 0.05]))
 
 
@@ -132,7 +141,7 @@ def test_image_grid_shows_the_pixels_on_one_grey_scale() -> None:
 
 
 def test_the_same_figure_gives_the_same_bytes(table: pd.DataFrame) -> None:
-    first, second = (figures.robustness(table, "pgd") for _ in range(2))
+    first, second = (robustness(table) for _ in range(2))
     assert figures.png(first) == figures.png(second)
     assert figures.svg(first, "a") == figures.svg(second, "a")
     assert b"Software" not in figures.png(first)
@@ -155,7 +164,64 @@ def test_a_curve_has_the_same_style_in_every_figure(table: pd.DataFrame) -> None
     both = pd.concat([table, swept], ignore_index=True)
 
     def styles(attack: str) -> dict[str, tuple[object, object]]:
-        lines = figures.robustness(both, attack).axes[0].lines
+        lines = robustness(both, attack).axes[0].lines
         return {str(line.get_label()): (line.get_color(), line.get_marker()) for line in lines}
 
     assert styles("sweep").items() < styles("pgd").items()
+
+
+def test_eps_has_no_place_for_clean_images_where_no_line_has_them() -> None:
+    line = Line("a", np.array(EPS), np.array([1.0, 2, 3]))
+    axes = figures.lines([over_eps("distance", [line])]).axes[0]
+    assert list(axes.get_xticks()) == EPS
+    assert axes.get_xlim()[0] > 0
+
+
+def test_panels_stand_side_by_side_under_one_legend() -> None:
+    line = Line("only", np.array([0.0, 1]), np.array([0.0, 1]))
+    panels = [Panel("x", "y", [line, Line("other", line.x, line.y, style=1)]) for _ in range(4)]
+    figure = figures.lines(panels, n_columns=3)
+    assert len(figure.axes) == 4
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["only", "other"]
+
+
+def test_logarithmic_axes_are_labelled_without_tex() -> None:
+    line = Line("power", np.array([0.02, 0.5]), np.array([1e-6, 1e-1]))
+    figure = figures.lines([Panel("frequency", "power", [line], x_scale="frequency", y_scale="log", drawn="lines")])
+    drawing = figures.svg(figure, "spectrum")
+    assert ">10⁻³<" in drawing
+    assert ">0.05<" in drawing
+    assert "mathdefault" not in drawing
+
+
+def test_heat_lies_over_the_images_that_have_a_map_and_is_transparent_where_cold() -> None:
+    images = np.full((1, 4, 8, 8), 0.5, dtype=np.float16)
+    maps = np.zeros((1, 3, 4, 4), dtype=np.float16)
+    maps[0, :, 1, 2] = 1
+    figure = pictures.heatmaps(images, maps, ["a"], ["x", "y", "z", "perturbation × 9"], [["1", "2", "3"]])
+    *shown, bar = figure.axes
+    assert [len(axes.images) for axes in shown] == [2, 2, 2, 1]
+    opacity = np.asarray(shown[0].images[1].get_alpha())
+    assert opacity[1, 2] == pytest.approx(pictures.MAX_OPACITY)
+    assert opacity.sum() == pytest.approx(pictures.MAX_OPACITY)
+    assert shown[0].images[1].get_extent() == [-0.5, 7.5, 7.5, -0.5]
+    assert bar.get_ylabel() == "evidence for the prediction, share of the map's largest"
+
+
+def test_embeddings_have_a_row_a_method_and_a_column_an_eps() -> None:
+    points = [
+        (method, eps, origin, label)
+        for method in ("pca", "tsne")
+        for eps in (1.0, 4.0)
+        for origin in ("clean", "adversarial")
+        for label in (0, 1)
+    ]
+    table = pd.DataFrame(points, columns=["method", "eps", "origin", "label"]).assign(x=1.0, y=2.0)
+    figure = pictures.embeddings(table, ["<a>", "b"])
+    assert [axes.get_title() for axes in figure.axes] == ["ε = 1/255", "ε = 4/255", "", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["PCA", "", "t-SNE", ""]
+    clean, attacked = figure.axes[0].collections[:2]
+    assert (clean.get_label(), attacked.get_label()) == ("<a>, clean", "<a>, adversarial")
+    assert len(clean.get_facecolor()) == 0
+    assert to_hex(attacked.get_facecolor()[0]) == PALETTE[1].lower()
+    assert figures.svg(figure, "a") == figures.svg(figure, "a")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tasks import paths
-from tasks.attacks.kept import load_adversarial
+from tasks.attacks.kept import load_kept
 from tasks.dataset.prepared import Prepared
 from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
@@ -65,13 +65,14 @@ def of_attack(data: Prepared, records: pd.DataFrame, attack: str, eps: float) ->
         values = {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
         return records[(records[list(values)] == pd.Series(values)).all(axis=1)].set_index("image")
 
-    rows, adversarial = load_adversarial(data, UNDEFENDED, attack, eps)
+    kept = load_kept(data, UNDEFENDED, attack, eps)
+    rows = kept.rows
     success = seen(UNDEFENDED, "adaptive", attack, eps)["success"].loc[rows].to_numpy()
     members = [np.flatnonzero(data.labels(rows) == label) for label in range(min(len(data.classes), MAX_CLASSES))]
     # argmax is the first success, or the first of all without one
     positions = [positions[np.argmax(success[positions])] for positions in members if len(positions)]
     chosen = rows[positions]
-    clean, attacked = data.floats(chosen), adversarial[positions]
+    clean, attacked = data.floats(chosen), kept.images(np.array(positions))
     with torch.inference_mode():
         autoencoder = load_model(paths.AUTOENCODER, build_autoencoder)
         denoised = [autoencoder(torch.from_numpy(images)).numpy() for images in (clean, attacked)]

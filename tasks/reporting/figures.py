@@ -1,12 +1,12 @@
-"""The report's figures: each function draws one panel and returns a matplotlib ``Figure``.
+"""The report's figures: each function draws one and returns a matplotlib ``Figure``.
 
-No function touches pyplot's state, and :func:`png` and :func:`svg` give the same bytes for the same figure. Colours
-are Okabe and Ito's (https://jfly.uni-koeln.de/color/), which colour-blind readers tell apart; line styles and markers
-differ as well, so that a grey print can be read. Names of classes are drawn as they are, never as TeX.
+No function touches pyplot's state, and :func:`png` and :func:`svg` give the same bytes for the same figure. Lines
+differ in markers and dashes as well as in colour, so that a grey print can be read. Names of classes are drawn as they
+are, never as TeX.
 """
 
 import io
-import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from tasks.reporting.findings import attack_name, attacks_of, curves_under, eps_of, eps_text
+from tasks.reporting.findings import eps_text
+from tasks.reporting.panels import PALETTE, Panel
 
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
+    "axes.titlesize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#555555",
@@ -41,12 +43,16 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ct-robustness",
 }
-PALETTE = ["#333333", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]
-LINES = {"transfer": "--", "adaptive": "-", "black_box": ":"}
 MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
 DPI = 150
+RASTER_DPI = 120
+"""Of the points in a drawing that are too many to be drawn as paths."""
 TRAINING_SIZE = (4.2, 3.0)
-"""Inches, width and height."""
+FREQUENCIES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+"""Ticks, in cycles per pixel."""
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+PANEL_SIZES = [(5.4, 3.5), (4.4, 3.1), (3.6, 2.9)]
+"""Inches, width and height: of one panel in a row, of each of two, of each of three or more."""
 
 
 def loss(history: pd.DataFrame, label: str) -> Figure:
@@ -75,31 +81,33 @@ def accuracy(history: pd.DataFrame, label: str) -> Figure:
     return _with_legend(figure, axes)
 
 
-def robustness(table: pd.DataFrame, attack: str) -> Figure:
-    """Accuracy in per cent against ε under one attack, a curve with its 95 % band for each target and threat model.
+def lines(panels: Sequence[Panel], n_columns: int = 3) -> Figure:
+    """Panels side by side, with one legend for all.
 
     Args:
-        table: robustness table (see :mod:`tasks.reporting.findings`).
-        attack: ``fgsm``, ``pgd``, ...
+        panels: what to draw.
+        n_columns: panels in a row, at most.
     """
-    figure, axes = _panel("ε in 1/255", f"accuracy under {attack_name(attack)}")
-    _curves(axes, table, attack, "accuracy", scale=100.0)
-    axes.set_ylim(-2, 102)
-    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
-    return _with_legend(figure, axes)
-
-
-def entropy(table: pd.DataFrame, attack: str) -> Figure:
-    """Mean entropy of the predicted probabilities in nats against ε under one attack, curves as in :func:`robustness`.
-
-    Args:
-        table: robustness table (see :mod:`tasks.reporting.findings`).
-        attack: ``fgsm``, ``pgd``, ...
-    """
-    figure, axes = _panel("ε in 1/255", f"mean entropy under {attack_name(attack)} (nats)")
-    _curves(axes, table, attack, "mean_entropy", scale=1.0)
-    axes.set_ylim(bottom=0)
-    return _with_legend(figure, axes)
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    width, height = PANEL_SIZES[min(n_columns, 3) - 1]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width * n_columns, height * n_rows))
+        grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+        for axes, panel in zip(grid, panels, strict=False):
+            _draw(axes, panel)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        handles = {
+            label: handle
+            for axes in grid[: len(panels)]
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        if len(handles) > 1:
+            figure.legend(
+                handles.values(), handles.keys(), loc="outside upper left", ncols=n_columns + 1, borderaxespad=0.2
+            )
+    return laid_out(figure)
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -122,7 +130,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
         for spine in axes.spines.values():
             spine.set_visible(False)
         ticks = np.arange(n_classes) + 0.5
-        names = [_shorten(name) for name in classes]
+        names = [shorten(name) for name in classes]
         axes.set_xticks(ticks, names, rotation=0 if n_classes <= 3 else 90)
         axes.set_yticks(ticks, names, rotation=90 if n_classes <= 3 else 0, va="center")
         axes.tick_params(length=0)
@@ -130,7 +138,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
             text = f"{counts[row, column]}\n{100 * share:.1f} %" if n_classes <= 4 else str(counts[row, column])
             color = "white" if share > 0.78 else "#222222"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color)
-    return _laid_out(figure)
+    return laid_out(figure)
 
 
 def image_grid(
@@ -154,12 +162,12 @@ def image_grid(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if captions:
-                axes.set_xlabel(_shorten(captions[row][column], 28), fontsize=8.5)
+                axes.set_xlabel(shorten(captions[row][column], 28), fontsize=8.5)
         for axes, label in zip(grid[:, 0], rows, strict=True):
-            axes.set_ylabel(_shorten(label, 24))
+            axes.set_ylabel(shorten(label, 24))
         for axes, title in zip(grid[0], columns, strict=False):
             axes.set_title(title, fontsize=9.5)
-    return _laid_out(figure)
+    return laid_out(figure)
 
 
 def png(figure: Figure) -> bytes:
@@ -170,11 +178,23 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg(png: bytes) -> bytes:
+    """A PNG as JPEG, which holds scans and noise in a fraction of the bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").save(buffer, format="JPEG", quality=85, subsampling=0)
+    return buffer.getvalue()
+
+
 def svg(figure: Figure, name: str) -> str:
     """The figure as one ``<svg>`` element to stand in an HTML page, all of its ids prefixed with ``name``."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            buffer, format="svg", dpi=RASTER_DPI, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     element = buffer.getvalue()
     element = element[element.index("<svg") :].strip()
     # HTML knows the namespaces; the size is the page's to give
@@ -183,7 +203,7 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r'(?<=url\(#)|(?<=xlink:href="#)', f"{name}-", element)
 
 
-def _laid_out(figure: Figure) -> Figure:
+def laid_out(figure: Figure) -> Figure:
     """Give all parts their places, once; an engine that stays with the figure does it twice at every saving."""
     with mpl.rc_context(STYLE):
         ConstrainedLayoutEngine().execute(figure)
@@ -199,7 +219,7 @@ def _panel(x_label: str, y_label: str, size: tuple[float, float] = (5.4, 3.5)) -
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
     with mpl.rc_context(STYLE):
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, borderaxespad=0.2)
-    return _laid_out(figure)
+    return laid_out(figure)
 
 
 def _history(axes: Axes, history: pd.DataFrame, quantity: str, scale: float) -> None:
@@ -212,30 +232,56 @@ def _history(axes: Axes, history: pd.DataFrame, quantity: str, scale: float) -> 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
-def _curves(axes: Axes, table: pd.DataFrame, attack: str, quantity: str, scale: float) -> None:
-    """A line for each curve, with its band where the table has an interval.
+def _draw(axes: Axes, panel: Panel) -> None:
+    for line in panel.lines:
+        style: dict[str, Any] = {"color": line.color, "linestyle": line.dash}
+        if panel.drawn == "markers":
+            style |= {"marker": MARKERS[line.style % len(MARKERS)], "markersize": 5}
+        if panel.drawn == "steps":
+            style |= {"drawstyle": "steps-mid"}
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.x, line.low, line.high, color=line.color, alpha=0.16, linewidth=0)
+        axes.plot(line.x, line.y, label=line.name, **style)
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title)
+    if panel.diagonal:
+        axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, zorder=1)
+    if panel.level is not None:
+        axes.axhline(panel.level, color="#888888", linewidth=0.8, zorder=1)
+    if panel.y_scale == "log":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(_power))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(*panel.y_range)
+    shares = PercentFormatter(1.0, symbol=" %")
+    if panel.y_scale == "share":
+        axes.yaxis.set_major_formatter(shares)
+    match panel.x_scale:
+        case "eps":
+            _scale_eps(axes, panel.eps, panel.has_clean)
+        case "share":
+            axes.set_xlim(-0.02, 1.02)
+            axes.xaxis.set_major_formatter(shares)
+        case "frequency":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator(FREQUENCIES))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
 
-    ε is logarithmic from the smallest up and linear below it, so that 0 (clean) has its place.
-    """
-    names = dict.fromkeys(curve.name for each in attacks_of(table) for curve in curves_under(table, each))
-    # a curve has its style in every figure, whatever others are beside it
-    styles = dict(zip(names, zip(itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False), strict=False))
-    for curve in curves_under(table, attack):
-        color, marker = styles[curve.name]
-        rows, line = curve.rows, LINES.get(curve.threat_model, "-")
-        if f"{quantity}_low" in rows:
-            low, high = scale * rows[f"{quantity}_low"], scale * rows[f"{quantity}_high"]
-            axes.fill_between(rows["eps"], low, high, color=color, alpha=0.16, linewidth=0)
-        axes.plot(
-            rows["eps"], scale * rows[quantity], color=color, marker=marker, markersize=5, ls=line, label=curve.name
-        )
-    grid = eps_of(table)
+
+def _power(value: float, _: int) -> str:
+    """A power of ten as 10⁻³."""
+    return f"10{str(round(math.log10(value))).translate(SUPERSCRIPTS)}"
+
+
+def _scale_eps(axes: Axes, grid: list[float], has_clean: bool) -> None:
+    """ε is logarithmic from the smallest up and linear below it, so that 0 (clean) has its place."""
     axes.set_xscale("symlog", base=2, linthresh=grid[0], linscale=1)
-    axes.xaxis.set_major_locator(FixedLocator([0.0, *grid]))
+    axes.xaxis.set_major_locator(FixedLocator([*([0.0] if has_clean else []), *grid]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda eps, _: "0\nclean" if eps == 0 else eps_text(eps)))
-    axes.set_xlim(-grid[0] / 4, grid[-1] * 1.15)
+    axes.set_xlim(-grid[0] / 4 if has_clean else grid[0] / 1.15, grid[-1] * 1.15)
 
 
-def _shorten(name: str, limit: int = 16) -> str:
+def shorten(name: str, limit: int = 16) -> str:
+    """A name that leaves room for others, cut with an ellipsis."""
     return name if len(name) <= limit else name[: limit - 1] + "…"

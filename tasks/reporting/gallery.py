@@ -1,7 +1,9 @@
 """The report's figures by name, each with what it shows in words."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,14 +16,17 @@ from tasks.evaluation.records import CLEAN
 from tasks.evaluation.robustness import SWEEP
 from tasks.reporting import examples, figures
 from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text
+from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps, styles_of
 from tasks.reporting.results import Results
-
-IMAGES = "images-"
-"""How the names of figures begin that show images of the data set, whose licence they come under."""
-
+from tasks.reporting.sections.section import IMAGES as IMAGES
+from tasks.reporting.sections.section import Drawing, Section, lines_drawing
 
 NOTES = {SWEEP: "More steps and restarts; of each image the smallest ε that breaks it counts. "}
 """What the captions of an attack's figure add."""
+
+
+WIDE = 6.0
+"""Inches from which a figure scrolls on a narrow screen."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,24 @@ class Drawn:
     element: Markup
     """An ``<svg>`` or, for images, ``<img>`` element that carries the picture in itself."""
     caption: str
+    plot: dict[str, Any] | None
+    """The same for plotly.js, if readers want values."""
+    is_wide: bool
+    """Whether it takes the page's whole width."""
 
 
-def draw(results: Results, headline: Headline) -> dict[str, Drawn]:
-    """All figures of the report, in the order of the page; names are file names without ending."""
+def draw(results: Results, headline: Headline, sections: Sequence[Section]) -> dict[str, Drawn]:
+    """All figures of the report; names are file names without ending."""
+    drawings = [*_drawings(results, headline), *(drawing for section in sections for drawing in section.drawings)]
+    return {drawing.name: _drawn(drawing) for drawing in drawings}
+
+
+def _drawings(results: Results, headline: Headline) -> list[Drawing]:
     table, classes = results.robustness, results.data.classes
-    gallery: dict[str, Drawn] = {}
+    drawings: list[Drawing] = []
 
     def add(name: str, figure: Figure, alt: str, caption: str) -> None:
-        gallery[name] = _drawn(name, figure, alt, caption)
+        drawings.append(Drawing(name, figure, alt, caption))
 
     shown = examples.of_classes(results.data)
     add(
@@ -68,14 +82,18 @@ def draw(results: Results, headline: Headline) -> dict[str, Drawn]:
         "Loss of the autoencoder by epoch",
         "Denoising autoencoder: reconstruction loss. It never saw adversarial images.",
     )
+    styles = styles_of(curve.name for attack in attacks_of(table) for curve in curves_under(table, attack))
     for attack in attacks_of(table):
         names = "; ".join(curve.name for curve in curves_under(table, attack))
-        add(
-            f"robustness-{attack}",
-            figures.robustness(table, attack),
-            f"Accuracy against ε under {attack_name(attack)}: {names}; a table below has the numbers",
-            f"{attack_name(attack)}: accuracy against ε. Bands are 95 % Wilson intervals. {NOTES.get(attack, '')}"
-            f"The axis is linear up to {eps_text(eps_of(table)[0])}, then logarithmic.",
+        drawings.append(
+            lines_drawing(
+                f"robustness-{attack}",
+                [robustness_panel(table, attack, styles)],
+                f"Accuracy against ε under {attack_name(attack)}: {names}; a table below has the numbers",
+                f"{attack_name(attack)}: accuracy against ε. Bands are 95 % Wilson intervals. {NOTES.get(attack, '')}"
+                f"The axis is linear up to {eps_text(eps_of(table)[0])}, then logarithmic.",
+                is_interactive=True,
+            )
         )
     for name, (curve, eps) in confusions(headline).items():
         counts = _counts(results.confusion, curve, eps, classes)
@@ -87,13 +105,15 @@ def draw(results: Results, headline: Headline) -> dict[str, Drawn]:
         caption = curve.name if eps else curve.target
         add(name, figures.confusion(counts, classes), f"Confusion matrix: {cells}", caption)
     with_entropy = table[table["mean_entropy"].notna()]
-    for attack in attacks_of(with_entropy):
-        add(
+    drawings.extend(
+        lines_drawing(
             f"entropy-{attack}",
-            figures.entropy(with_entropy, attack),
+            [entropy_panel(with_entropy, attack, styles)],
             f"Mean entropy of the predictions against ε under {attack_name(attack)}; a table has the numbers",
             f"{attack_name(attack)}: mean entropy of the predicted probabilities.",
         )
+        for attack in attacks_of(with_entropy)
+    )
     kept = [eps for eps in eps_of(table) if kept_path(UNDEFENDED, headline.attack, eps).is_file()]
     if kept:
         eps = min(kept, key=lambda eps: abs(eps - headline.eps))
@@ -106,20 +126,50 @@ def draw(results: Results, headline: Headline) -> dict[str, Drawn]:
             "each class the first test image that it turns wrong (the first of all where there is none). "
             "Below each image: what the classifier makes of it.",
         )
-    return gallery
+    return drawings
 
 
-def _drawn(name: str, figure: Figure, alt: str, caption: str) -> Drawn:
-    png = figures.png(figure)
-    if name.startswith(IMAGES):
-        data = base64.b64encode(png).decode()
-        element = Markup('<img src="data:image/png;base64,{}" alt="{}">').format(data, alt)
+def robustness_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -> Panel:
+    """Accuracy against ε under one attack, a curve with its 95 % band for each target and threat model.
+
+    Args:
+        table: robustness table (see :mod:`tasks.reporting.findings`).
+        attack: ``fgsm``, ``pgd``, ...
+        styles: by name of the curve.
+    """
+    lines = _lines(table, attack, "accuracy", styles)
+    label = f"accuracy under {attack_name(attack)}"
+    return over_eps(label, lines, y_scale="share", y_range=(-0.02, 1.02))
+
+
+def entropy_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -> Panel:
+    """Mean entropy of the predicted probabilities in nats; arguments as of :func:`robustness_panel`."""
+    lines = _lines(table, attack, "mean_entropy", styles)
+    return over_eps(f"mean entropy under {attack_name(attack)} (nats)", lines, y_range=(0, None))
+
+
+def _lines(table: pd.DataFrame, attack: str, quantity: str, styles: dict[str, int]) -> list[Line]:
+    return [
+        line_over_eps(curve.name, curve.rows, quantity, styles[curve.name], dash_of(curve.threat_model))
+        for curve in curves_under(table, attack)
+    ]
+
+
+def _drawn(drawing: Drawing) -> Drawn:
+    png = figures.png(drawing.figure)
+    width = drawing.figure.get_figwidth()
+    is_wide = width > WIDE
+    # as wide as letters stay near the page's own; wide ones scroll rather than shrink
+    style = f"max-width: {6.6 * width:.4g}rem" + (f"; min-width: {4.2 * width:.4g}rem" if is_wide else "")
+    if drawing.name.startswith(IMAGES):
+        data = base64.b64encode(figures.jpeg(png)).decode()
+        element = Markup('<img src="data:image/jpeg;base64,{}" alt="{}" style="{}">').format(data, drawing.alt, style)
     else:
-        drawing = figures.svg(figure, name).removeprefix("<svg")
-        element = Markup('<svg role="img" aria-label="{}"').format(alt)
+        svg = figures.svg(drawing.figure, drawing.name).removeprefix("<svg")
+        element = Markup('<svg role="img" aria-label="{}" style="{}"').format(drawing.alt, style)
         # drawn just now by matplotlib, which escapes every text in it: escaping it again would show its source
-        element += Markup(drawing)  # noqa: S704
-    return Drawn(png, element, caption)
+        element += Markup(svg)  # noqa: S704
+    return Drawn(png, element, drawing.caption, drawing.plot, is_wide)
 
 
 def confusions(headline: Headline) -> dict[str, tuple[Curve, float]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.dataset.prepared import SPLITS
+from tasks.reporting import interactive
 from tasks.reporting.findings import (
     ATTACKERS,
     Headline,
@@ -23,6 +25,9 @@ from tasks.reporting.findings import (
 )
 from tasks.reporting.gallery import Drawn, confusions
 from tasks.reporting.results import Results
+from tasks.reporting.sections.features import SPACES
+from tasks.reporting.sections.section import Section, estimate, fixed, point_of
+from tasks.reporting.sections.verdict import area_sentence, area_table, badge_of, verdict_sentence
 
 OUTCOMES = ("FAIL", "WARN", "PASS")
 PLAIN_METRICS = {
@@ -47,12 +52,19 @@ SPLIT_MEANING = {
 }
 
 
-def html(results: Results, headline: Headline, gallery: dict[str, Drawn], params: dict[str, Any]) -> str:
+def html(
+    results: Results,
+    headline: Headline,
+    parts: Sequence[Section],
+    gallery: dict[str, Drawn],
+    params: dict[str, Any],
+) -> str:
     """The whole page; every text from outside (class names, paths, ...) is escaped.
 
     Args:
         results: what the page is about.
         headline: of ``results.robustness``.
+        parts: sections about the step ``analyze``.
         gallery: figures by name.
         params: all parameters by dotted key.
     """
@@ -63,7 +75,31 @@ def html(results: Results, headline: Headline, gallery: dict[str, Drawn], params
     matrices: dict[str, list[str]] = {}
     for name, (_, eps) in confusions(headline).items():
         matrices.setdefault(attack if eps else "Clean images", []).append(name)
-    return _render("report.html.j2", results, headline, gallery=gallery, confusions=matrices, parameters=sections)
+    scripts = interactive.scripts()
+    return _render(
+        "report.html.j2",
+        results,
+        headline,
+        parts=parts,
+        gallery=gallery,
+        confusions=matrices,
+        parameters=sections,
+        scripts=scripts,
+        digests=" ".join(map(interactive.digest, scripts)),
+        interactive_data=interactive.as_json(_interactive(results, headline, gallery)),
+    )
+
+
+def _interactive(results: Results, headline: Headline, gallery: dict[str, Drawn]) -> dict[str, Any]:
+    """What the page's script draws."""
+    embeddings = results.analysis.embeddings
+    first = point_of(embeddings, headline)
+    return {
+        "plots": {name: drawn.plot for name, drawn in gallery.items() if drawn.plot},
+        "explorer": interactive.explorer(embeddings, results.records, results.data, SPACES, (first.attack, first.eps))
+        if first
+        else None,
+    }
 
 
 def markdown(results: Results, headline: Headline, limit: int) -> str:
@@ -107,6 +143,8 @@ def _render(template: str, results: Results, headline: Headline, **more: Any) ->
     )
     environment.filters |= {
         "attack": attack_name,
+        "badge": badge_of,
+        "claimed": _claimed,
         "eps": eps_text,
         "interval": interval,
         "number": _number,
@@ -146,6 +184,10 @@ def _render(template: str, results: Results, headline: Headline, **more: Any) ->
         expectation_counts=_counts(outcomes),
         validation_sentence=_validation_sentence(len(results.manifest), outcomes),
         training_sentence=_training_sentence(results),
+        verdict=results.analysis.verdict,
+        verdict_sentence=verdict_sentence(results.analysis.verdict),
+        area=area_table(results.analysis.robustness_area),
+        area_sentence=area_sentence(results.analysis.robustness_area, headline),
         checks=results.checks,
         check_counts=_counts([check["status"] for check in results.checks]),
         **more,
@@ -220,6 +262,12 @@ def _outcome(expectation: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3g}"
+
+
+def _claimed(claim: dict[str, Any]) -> str:
+    """The figure of a claim with its interval; the table knows None where others have NaN."""
+    numbers = {name: math.nan if claim[name] is None else claim[name] for name in ("value", "low", "high")}
+    return estimate(numbers, fixed(3))
 
 
 def _one_cell(value: Any) -> Any:

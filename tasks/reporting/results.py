@@ -26,7 +26,45 @@ INPUTS = (
     paths.CONFUSION,
     paths.METRICS,
     paths.CHECKS,
+    paths.ROBUSTNESS_AREA,
+    paths.CLASSIFICATION,
+    paths.RELIABILITY,
+    paths.ENTROPY,
+    paths.INTENSITY,
+    paths.INTENSITY_HISTOGRAMS,
+    paths.SPECTRUM,
+    paths.HEATMAPS,
+    paths.FEATURES,
+    paths.EMBEDDINGS,
+    paths.RESILIENCE,
+    paths.DETECTION,
+    paths.ROC,
+    paths.VERDICT,
 )
+
+TEXTS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
+TEXTS += ["class", "metric", "images", "of", "space", "detector"]
+"""Columns of text."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Tables of the step ``analyze``, which says what their columns are; a table may have no rows."""
+
+    robustness_area: pd.DataFrame
+    classification: pd.DataFrame
+    reliability: pd.DataFrame
+    entropy: pd.DataFrame
+    intensity: pd.DataFrame
+    intensity_histograms: pd.DataFrame
+    spectrum: pd.DataFrame
+    heatmaps: pd.DataFrame
+    features: pd.DataFrame
+    embeddings: pd.DataFrame
+    resilience: pd.DataFrame
+    detection: pd.DataFrame
+    roc: pd.DataFrame
+    verdict: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +82,7 @@ class Results:
     confusion: pd.DataFrame
     metrics: dict[str, Any]
     checks: list[dict[str, Any]]
+    analysis: Analysis
 
 
 def load_results() -> Results:
@@ -67,6 +106,22 @@ def load_results() -> Results:
         confusion=read_table(paths.CONFUSION),
         metrics=read_json(paths.METRICS),
         checks=read_json(paths.CHECKS),
+        analysis=Analysis(
+            robustness_area=read_table(paths.ROBUSTNESS_AREA),
+            classification=read_table(paths.CLASSIFICATION),
+            reliability=read_table(paths.RELIABILITY),
+            entropy=read_table(paths.ENTROPY),
+            intensity=read_table(paths.INTENSITY),
+            intensity_histograms=read_table(paths.INTENSITY_HISTOGRAMS),
+            spectrum=read_table(paths.SPECTRUM),
+            heatmaps=read_table(paths.HEATMAPS),
+            features=read_table(paths.FEATURES),
+            embeddings=pd.read_parquet(paths.EMBEDDINGS),
+            resilience=read_table(paths.RESILIENCE),
+            detection=read_table(paths.DETECTION),
+            roc=read_table(paths.ROC),
+            verdict=read_json(paths.VERDICT),
+        ),
     )
 
 
@@ -76,6 +131,5 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV table of the step ``evaluate``; classes may be called ``NA`` or ``1`` and stay text."""
-    names = dict.fromkeys(("target", "threat_model", "attack", "norm", "actual", "predicted"), "str")
-    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+    """A CSV table of the step ``evaluate`` or ``analyze``; classes may be called ``NA`` or ``1`` and stay text."""
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "str"), keep_default_na=False, na_values=[""])

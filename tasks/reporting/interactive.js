@@ -1,0 +1,161 @@
+// Puts a Plotly plot in the place of each drawing that has one, and lets readers explore the embeddings.
+// Without this script, and in print, the page shows the drawings.
+"use strict";
+
+(() => {
+  const { plots, explorer } = JSON.parse(document.getElementById("interactive-data").textContent);
+  const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: "#1c1e21" };
+  // no button that could lead out of the page
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d"]] };
+  const common = {
+    font,
+    paper_bgcolor: "#fff",
+    plot_bgcolor: "#fff",
+    dragmode: "zoom",
+    modebar: { bgcolor: "rgba(255, 255, 255, 0.9)" },
+    hoverlabel: { font: { ...font, size: 12.5 }, namelength: -1 },
+    legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" },
+    margin: { l: 62, r: 12, t: 36, b: 52 },
+  };
+
+  // Left and right go from point to point, up and down from line to line, Escape lets go.
+  const answerKeys = (element) => {
+    let trace = 0;
+    let point = -1;
+    element.addEventListener("keydown", (event) => {
+      const shown = element.data.flatMap((each, index) => (each.hoverinfo === "skip" ? [] : [index]));
+      const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+      if (event.key === "Escape") Plotly.Fx.unhover(element);
+      if (!step || !shown.length) return;
+      event.preventDefault();
+      trace = (trace + step[0] + shown.length) % shown.length;
+      const { length } = element.data[shown[trace]].x;
+      point = (Math.max(point, step[1] < 0 ? 0 : -1) + step[1] + length) % length;
+      Plotly.Fx.hover(element, [{ curveNumber: shown[trace], pointNumber: point }]);
+    });
+  };
+
+  for (const [name, { data, layout }] of Object.entries(plots)) {
+    const figure = document.getElementById(`figure-${name}`);
+    const drawing = figure.querySelector("svg");
+    const element = document.createElement("div");
+    element.className = "plot";
+    element.tabIndex = 0;
+    element.setAttribute("role", "group");
+    element.setAttribute("aria-label", `${drawing.getAttribute("aria-label")}. Arrow keys tell the values.`);
+    drawing.after(element);
+    figure.classList.add("live");
+    Plotly.newPlot(element, data, { ...common, ...layout }, config);
+    answerKeys(element);
+  }
+
+  if (!explorer) return;
+  const figure = document.getElementById("explorer");
+  const plot = document.getElementById("explorer-plot");
+  const thumbnail = document.getElementById("explorer-thumbnail");
+  const words = document.getElementById("explorer-words");
+  const choices = Object.fromEntries(
+    ["features", "attack", "method", "eps"].map((key) => [key, document.getElementById(`explorer-${key}`)]),
+  );
+  const { classes, views, side, columns } = explorer;
+  const zoom = 2;
+
+  for (const [key, select] of Object.entries(choices)) {
+    const values = [...new Set(views.map((view) => view[key]))];
+    select.append(...values.map((value) => new Option(value, value)));
+    select.disabled = values.length < 2;
+    select.value = explorer.first[key];
+    select.addEventListener("change", draw);
+  }
+
+  function chosen() {
+    const fits = (view) => Object.entries(choices).every(([key, select]) => view[key] === select.value);
+    const view = views.find(fits);
+    return view && { ...view, ...explorer.members[view.members] };
+  }
+
+  function draw() {
+    tell(null);
+    const view = chosen();
+    const data = [];
+    if (view) {
+      classes.forEach((name, label) => {
+        for (const adversarial of [0, 1]) {
+          const members = view.image.flatMap((image, at) =>
+            explorer.labels[image] === label && view.adversarial[at] === adversarial ? [at] : [],
+          );
+          if (!members.length) continue;
+          const symbol = explorer.symbols[label % explorer.symbols.length];
+          const color = explorer.colors[label % explorer.colors.length];
+          data.push({
+            type: "scatter",
+            mode: "markers",
+            name: `${escaped(name)}, ${adversarial ? "adversarial" : "clean"}`,
+            x: members.map((at) => view.x[at]),
+            y: members.map((at) => view.y[at]),
+            customdata: members,
+            hoverinfo: "none",
+            marker: {
+              color,
+              symbol: adversarial ? symbol : `${symbol}-open`,
+              size: 8,
+              opacity: 0.75,
+              line: { color, width: 1 },
+            },
+          });
+        }
+      });
+    }
+    const axis = { showticklabels: false, zeroline: false, gridcolor: "#f0f0f0", showline: true, mirror: true, linecolor: "#999" };
+    const [first, second] = view?.method === "PCA" ? ["first component", "second component"] : ["", ""];
+    const layout = {
+      ...common,
+      hovermode: "closest",
+      margin: { l: 30, r: 12, t: 60, b: 34 },
+      xaxis: { ...axis, title: { text: first, font } },
+      yaxis: { ...axis, title: { text: second, font } },
+    };
+    if (!view) layout.annotations = [{ text: "This combination was not computed.", showarrow: false }];
+    return Plotly.react(plot, data, layout, config);
+  }
+
+  // Plotly reads some HTML in its texts.
+  function escaped(text) {
+    return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  }
+
+  function tell(at) {
+    const view = chosen();
+    thumbnail.hidden = at === null;
+    if (at === null || !view) {
+      words.textContent = "Point at a mark, or move over them with the arrow keys, to see its image.";
+      return;
+    }
+    const image = view.image[at];
+    thumbnail.style.backgroundPosition = `${-(image % columns) * side * zoom}px ${-Math.floor(image / columns) * side * zoom}px`;
+    const prediction = classes[view.prediction[at]];
+    const lines = [
+      explorer.paths[image],
+      `class: ${classes[explorer.labels[image]]}`,
+      view.adversarial[at] ? `adversarial, ε = ${view.eps}/255` : "clean",
+      prediction === undefined ? "prediction: unknown" : `predicted: ${prediction}`,
+    ];
+    words.replaceChildren(
+      ...lines.map((line) => Object.assign(document.createElement("span"), { textContent: line })),
+    );
+  }
+
+  // the explorer shows one at a time; paper has room for all
+  for (const fold of document.querySelectorAll(".unfolded-in-print")) {
+    fold.open = false;
+    matchMedia("print").addEventListener("change", ({ matches }) => { fold.open = matches; });
+  }
+  figure.hidden = false;
+  thumbnail.style.backgroundImage = `url(${explorer.sprite})`;
+  thumbnail.style.backgroundSize = `${columns * side * zoom}px auto`;
+  thumbnail.style.width = thumbnail.style.height = `${side * zoom}px`;
+  draw().then(() => {
+    plot.on("plotly_hover", ({ points }) => tell(points[0].customdata));
+    answerKeys(plot);
+  });
+})();

@@ -1,0 +1,208 @@
+"""What the page's script draws: panels for plotly.js, the explorer of embeddings, and JSON that HTML can hold."""
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+
+from tasks.dataset.prepared import Prepared
+from tasks.evaluation.records import CLEAN
+from tasks.reporting.findings import attack_name, eps_text
+from tasks.reporting.panels import PALETTE, Line, Panel
+
+SCRIPT = Path(__file__).with_name("interactive.js")
+SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x"]
+"""Plotly's names of the markers, in the order of those on paper."""
+PLOTLY_DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
+THUMBNAIL = 64
+"""Pixels of a side."""
+AXIS = {"gridcolor": "#e4e4e4", "linecolor": "#555555", "showline": True, "ticks": "outside", "zeroline": False}
+
+
+def line_plot(panel: Panel) -> dict[str, Any]:
+    """Traces and layout of a panel for plotly.js; names are escaped, since Plotly reads some HTML in texts."""
+    places = _places(panel) if panel.x_scale == "eps" else {}
+    traces: list[dict[str, Any]] = []
+    for line in panel.lines:
+        x = [places[float(value)] for value in line.x] if places else numbers(line.x)
+        name = str(escape(line.name))
+        group = {"legendgroup": name, "x": x}
+        if line.low is not None and line.high is not None:
+            edge = {**group, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+            traces.append({**edge, "y": numbers(line.low)})
+            traces.append({**edge, "y": numbers(line.high), "fill": "tonexty", "fillcolor": f"{line.color}29"})
+        marks = {"symbol": SYMBOLS[line.style % len(SYMBOLS)], "size": 8} if panel.drawn == "markers" else {}
+        traces.append(
+            {
+                **group,
+                "y": numbers(line.y),
+                "name": name,
+                "mode": "lines+markers" if marks else "lines",
+                "marker": marks,
+                "line": {"color": line.color, "dash": PLOTLY_DASHES[line.dash], "width": 2},
+                **_hover(panel, line),
+            }
+        )
+    x_axis: dict[str, Any] = {**AXIS, "title": _title(panel.x_label)}
+    y_axis: dict[str, Any] = {**AXIS, "title": _title(panel.y_label), "range": list(panel.y_range)}
+    if places:
+        texts = [f"{eps_text(eps)}{'<br>clean' if eps == 0 else ''}" for eps in places]
+        x_axis |= {"tickmode": "array", "tickvals": list(places.values()), "ticktext": texts}
+    if panel.x_scale == "share":
+        x_axis |= {"tickformat": ".0%", "range": [-0.02, 1.02]}
+    if panel.y_scale == "share":
+        y_axis |= {"tickformat": ".0%"}
+    guides = [_guide(x0=0, x1=1, y0=0, y1=1)] if panel.diagonal else []
+    if panel.level is not None:
+        guides.append(_guide(x0=0, x1=1, y0=panel.level, y1=panel.level, xref="paper"))
+    hover = "x unified" if places else "closest"
+    return {"data": traces, "layout": {"xaxis": x_axis, "yaxis": y_axis, "hovermode": hover, "shapes": guides}}
+
+
+def _places(panel: Panel) -> dict[float, float]:
+    """Where ε stands on the axis: its binary logarithm, and 0 (clean) a doubling left of the smallest."""
+    clean = {0.0: math.log2(panel.eps[0]) - 1} if panel.has_clean else {}
+    return clean | {eps: math.log2(eps) for eps in panel.eps}
+
+
+def _hover(panel: Panel, line: Line) -> dict[str, Any]:
+    """What is told of a point: its value, with the interval if there is one."""
+    form = ".1%" if panel.y_scale == "share" else ".3~g"
+    if line.low is None or line.high is None:
+        x = "" if panel.x_scale == "eps" else "%{x:.1%}: " if panel.x_scale == "share" else "%{x}: "
+        return {"hovertemplate": f"{x}%{{y:{form}}}"}
+    edges = [list(pair) for pair in zip(numbers(line.low), numbers(line.high), strict=True)]
+    told = f"%{{y:{form}}} [%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]"
+    return {"customdata": edges, "hovertemplate": told}
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {"text": text, "font": {"size": 13}}
+
+
+def _guide(**ends: Any) -> dict[str, Any]:
+    return {"type": "line", "layer": "below", "line": {"color": "#888888", "width": 1}, **ends}
+
+
+def explorer(
+    embeddings: pd.DataFrame, records: pd.DataFrame, data: Prepared, spaces: dict[str, str], first: tuple[str, float]
+) -> dict[str, Any]:
+    """Every embedding with what is known of its points, for a page that shows one at a time.
+
+    Args:
+        embeddings: as the step ``analyze`` writes them.
+        records: of the step ``attack``, for the predictions.
+        data: the prepared data set, for thumbnails and paths.
+        spaces: name of a feature space -> what it is called.
+        first: attack and ε that are shown first.
+    """
+    rows = np.unique(embeddings["image"].to_numpy(np.int64))
+    position = {int(row): position for position, row in enumerate(rows)}
+    point = ["target", "threat_model", "attack", "eps", "image"]
+    predictions = records.set_index(point)["prediction"].to_dict()
+    views = []
+    members: list[list[list[int]]] = []
+    keys = ["space", "target", "threat_model", "attack", "method", "eps"]
+    for values, points in embeddings.groupby(keys, sort=False):
+        space, target, threat_model, attack, method, eps = cast("tuple[str, str, str, str, str, float]", values)
+        seen = [
+            (target, "none", CLEAN, 0.0, image) if origin == CLEAN else (target, threat_model, attack, eps, image)
+            for image, origin in zip(points["image"], points["origin"], strict=True)
+        ]
+        pair = [[position[int(image)] for image in points["image"]], [int(each != CLEAN) for each in points["origin"]]]
+        # most views show the same points
+        if pair not in members:
+            members.append(pair)
+        threat = "" if target == "undefended" else f", {threat_model}"
+        views.append(
+            {
+                "features": f"{spaces.get(space, space)}: {target}{threat}",
+                "attack": attack_name(attack),
+                "method": {"pca": "PCA", "tsne": "t-SNE"}.get(method, method),
+                "eps": eps_text(eps),
+                "members": members.index(pair),
+                "prediction": [predictions.get(key, -1) for key in seen],
+                "x": _thousandths(points["x"].to_numpy(float)),
+                "y": _thousandths(points["y"].to_numpy(float)),
+            }
+        )
+    shown = {"attack": attack_name(first[0]), "eps": eps_text(first[1])}
+    choices = [{key: view[key] for key in ("features", "attack", "method", "eps")} for view in views]
+    return {
+        "first": next(choice for choice in choices if shown.items() <= choice.items()),
+        "classes": list(data.classes),
+        "colors": PALETTE[1:],
+        "symbols": SYMBOLS,
+        "paths": [str(path) for path in data.table["path"].iloc[rows]],
+        "labels": data.labels(rows).tolist(),
+        "sprite": sprite(data.pixels[rows, 0]),
+        "side": THUMBNAIL,
+        "columns": _sheet_columns(len(rows)),
+        "members": [{"image": image, "adversarial": adversarial} for image, adversarial in members],
+        "views": views,
+    }
+
+
+def _thousandths(values: np.ndarray) -> list[int]:
+    """Places between the smallest (0) and the largest value (1000): embeddings have no unit."""
+    low, high = float(values.min()), float(values.max())
+    scaled: np.ndarray = np.round(1000 * (values - low) / (high - low or 1.0)).astype(int)
+    return [int(value) for value in scaled]
+
+
+def sprite(images: np.ndarray) -> str:
+    """All images as thumbnails on one sheet, row by row, a JPEG as ``data:`` address.
+
+    Args:
+        images: uint8 ``(N, H, W)``.
+    """
+    from PIL import Image
+
+    columns = _sheet_columns(len(images))
+    sheet = Image.new("L", (columns * THUMBNAIL, -(-len(images) // columns) * THUMBNAIL))
+    for position, image in enumerate(images):
+        row, column = divmod(position, columns)
+        thumbnail = Image.fromarray(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        sheet.paste(thumbnail, (column * THUMBNAIL, row * THUMBNAIL))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="JPEG", quality=75)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _sheet_columns(n_images: int) -> int:
+    return math.isqrt(max(n_images - 1, 0)) + 1
+
+
+def numbers(values: np.ndarray | Sequence[float], n_digits: int = 5) -> list[float | None]:
+    """Numbers rounded to significant digits; what is not finite is null in JSON."""
+    return [float(f"{value:.{n_digits}g}") if math.isfinite(value) else None for value in map(float, values)]
+
+
+def as_json(value: Any) -> Markup:
+    """JSON that may stand in a ``<script>`` element: no text in it can end the element or begin another."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704
+
+
+def scripts() -> list[Markup]:
+    """plotly.js and ours, to stand in ``<script>`` elements."""
+    plotly = files("plotly") / "package_data" / "plotly.min.js"
+    texts = [source.read_text(encoding="utf-8") for source in (plotly, SCRIPT)]
+    assert not any("</script" in text or "<!--" in text or "\r" in text for text in texts)
+    return [Markup(text) for text in texts]  # noqa: S704
+
+
+def digest(script: str) -> str:
+    """What a content security policy calls a script that may run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,115 @@
+"""Figures of images with heat over them, and of features as points; see :mod:`tasks.reporting.figures`."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from tasks.evaluation.records import CLEAN
+from tasks.reporting.figures import MARKERS, STYLE, laid_out, shorten
+from tasks.reporting.findings import eps_text
+from tasks.reporting.panels import PALETTE
+
+HEAT = "inferno"
+"""Perceptually uniform, and readable for the colour-blind and in grey."""
+MAX_OPACITY = 0.75
+METHODS = {"pca": "PCA", "tsne": "t-SNE"}
+
+
+def heatmaps(
+    images: np.ndarray, maps: np.ndarray, rows: Sequence[str], columns: Sequence[str], captions: Sequence[Sequence[str]]
+) -> Figure:
+    """Images with their heat maps over them, and the perturbation beside.
+
+    Args:
+        images: float ``(C, K, H, W)`` in [0, 1]; the first M of K have heat maps.
+        maps: float ``(C, M, h, w)`` in [0, 1]; heat is the less transparent the hotter it is.
+        rows: C labels.
+        columns: K titles.
+        captions: C times M texts to stand below the images.
+    """
+    n_rows, n_columns = images.shape[:2]
+    n_maps = maps.shape[1]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.3 * n_columns + 0.9, 2.5 * n_rows + 0.3))
+        grid = figure.subplots(n_rows, n_columns, squeeze=False)
+        for (row, column), axes in np.ndenumerate(grid):
+            image = images[row, column].astype(np.float32)
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+            if column < n_maps:
+                heat = maps[row, column].astype(np.float32)
+                height, width = image.shape
+                extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+                axes.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=MAX_OPACITY * heat, extent=extent)
+                axes.set_xlabel(shorten(captions[row][column], 32), fontsize=8.5)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        for axes, label in zip(grid[:, 0], rows, strict=True):
+            axes.set_ylabel(shorten(label, 28))
+        for axes, title in zip(grid[0], columns, strict=True):
+            axes.set_title(title)
+        heat_scale = ScalarMappable(Normalize(0, 1), HEAT)
+        bar = figure.colorbar(heat_scale, ax=grid, fraction=0.02, pad=0.01, ticks=[0, 0.5, 1])
+        bar.set_label("evidence for the prediction, share of the map's largest")
+        bar.outline.set_visible(False)
+    return laid_out(figure)
+
+
+def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
+    """Features in two dimensions: a row a method, a column an ε; colour is the class, the marker's fill the origin.
+
+    Args:
+        table: rows of one space, target, threat model and attack: ``method``, ``eps``, ``origin``, ``label``, ``x``
+            and ``y``.
+        classes: names by label.
+    """
+    methods = [method for method in METHODS if method in set(table["method"])]
+    grid_eps = sorted(table["eps"].unique())
+    labels = sorted(table["label"].unique())
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(max(1.75 * len(grid_eps), 3.6) + 0.3, 1.85 * len(methods) + 0.6))
+        grid = figure.subplots(len(methods), len(grid_eps), squeeze=False)
+        for (row, column), axes in np.ndenumerate(grid):
+            shown = table[(table["method"] == methods[row]) & (table["eps"] == grid_eps[column])]
+            for label in labels:
+                for is_clean in (True, False):
+                    points = shown[(shown["label"] == label) & ((shown["origin"] == CLEAN) == is_clean)]
+                    color = class_color(label)
+                    name = f"{shorten(classes[label], 24)}, {'clean' if is_clean else 'adversarial'}"
+                    axes.scatter(
+                        *(points["x"], points["y"]),
+                        s=9,
+                        marker=class_marker(label),
+                        facecolors="none" if is_clean else color,
+                        edgecolors=color,
+                        linewidths=0.6,
+                        alpha=0.75,
+                        label=name,
+                    )
+            # so many points as paths would weigh megabytes; those of a panel are one picture
+            axes.set_rasterization_zorder(2)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(True)
+            axes.grid(visible=False)
+            if row == 0:
+                axes.set_title(f"ε = {eps_text(grid_eps[column])}/255")
+            if column == 0:
+                axes.set_ylabel(METHODS[methods[row]])
+        handles, names = grid[0, 0].get_legend_handles_labels()
+        n_columns = max(1, min(len(names), int(figure.get_figwidth() / 2.8)))
+        figure.legend(handles, names, loc="outside upper left", ncols=n_columns, markerscale=1.6, borderaxespad=0.2)
+    return laid_out(figure)
+
+
+def class_color(label: int) -> str:
+    """Colour of a class's points; the palette's first is kept for what is no class."""
+    return PALETTE[1:][label % (len(PALETTE) - 1)]
+
+
+def class_marker(label: int) -> str:
+    """Marker of a class's points."""
+    return MARKERS[label % len(MARKERS)]

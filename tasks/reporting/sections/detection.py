@@ -1,0 +1,138 @@
+"""Whether an input can be told to be adversarial."""
+
+import pandas as pd
+
+from tasks.reporting.findings import Headline, attack_name, eps_text
+from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps, styles_of
+from tasks.reporting.results import Results
+from tasks.reporting.sections.section import (
+    Drawing,
+    Point,
+    Section,
+    Table,
+    estimate,
+    fixed,
+    key_text,
+    lines_drawing,
+    plain,
+    point_of,
+    share,
+)
+
+KNOWING = " and detector"
+"""How attacks are called that lower the detector's score as well."""
+KEYS = {"detector": "detector", "surrogate": "crafted on", "attack": "attack", "eps": "ε in 1/255", "n": "images"}
+RATES = {
+    "auroc": ("AUROC", fixed(2)),
+    "false_positive_rate": ("false alarms", share),
+    "detection_rate": ("detected", share),
+    "detection_rate_successful": ("detected of the successful", share),
+}
+
+
+def detection_section(results: Results, headline: Headline) -> Section:
+    """ROC curves, AUROC by ε, and what a threshold from the validation images gives."""
+    table, roc = results.analysis.detection, results.analysis.roc
+    point = point_of(table[~table["attack"].str.endswith(KNOWING)] if len(table) else table, headline)
+    section = Section("detection", "Detection", "Can an attacked input be detected?", _answer(table, point))
+    section.notes.append(
+        "A detector gives each input a score; above a threshold it raises the alarm. The threshold is chosen on clean "
+        "validation images, so false alarms on test images may differ from what was aimed at. AUROC: 0.5 is guessing, "
+        "1 is perfect. “… and detector” is an attacker who knows the detector and lowers its score as well: only that "
+        "row says what a detector is worth."
+    )
+    if point is None:
+        return section
+    styles = styles_of(table["detector"])
+    shown = [point.attack, f"{point.attack}{KNOWING}"]
+    at = roc[(roc["eps"] == point.eps) & roc["attack"].isin(shown)]
+    for (surrogate, attack), curves in at.groupby(["surrogate", "attack"], sort=False):
+        section.drawings.append(_roc(curves, str(surrogate), str(attack), point.eps, styles))
+    for (surrogate, attack), rows in table.groupby(["surrogate", "attack"], sort=False):
+        if rows["eps"].nunique() > 1:
+            section.drawings.append(_auroc_by_eps(rows, str(surrogate), str(attack), styles))
+    caption = "Operating points with 95 % intervals; “successful” are images that the attack turns wrong."
+    section.tables.extend(
+        [
+            _operating_points(
+                f"Under {point}. {caption}", table[(table["eps"] == point.eps) & table["attack"].isin(shown)]
+            ),
+            _operating_points(f"Every attack and ε. {caption}", table, is_folded=True),
+        ]
+    )
+    return section
+
+
+def _answer(table: pd.DataFrame, point: Point | None) -> str:
+    if point is None or (at := point.of(table).dropna(subset=["auroc"])).empty:
+        return "No detector was put to the test in this run."
+    best = at.sort_values("auroc", ascending=False, kind="stable").iloc[0]
+    answer = (
+        f"The best detector of {point} is the {best['detector']}, with an AUROC of "
+        f"{estimate(best, fixed(2), 'auroc')} (crafted on the target {best['surrogate']}); at a false alarm on "
+        f"{share(best['false_positive_rate'])} of the clean images it detects "
+        f"{estimate(best, share, 'detection_rate')}"
+    )
+    same = {"detector": best["detector"], "surrogate": best["surrogate"], "attack": f"{point.attack}{KNOWING}"}
+    knowing = table[(table[list(same)] == pd.Series(same)).all(axis=1) & (table["eps"] == point.eps)]
+    if knowing.empty:
+        return f"{answer}."
+    return f"{answer}; against an attacker who knows it the AUROC is {estimate(knowing.iloc[0], fixed(2), 'auroc')}."
+
+
+def _attack(attack: str) -> str:
+    base = attack.removesuffix(KNOWING)
+    return attack_name(base) + attack.removeprefix(base)
+
+
+def _roc(table: pd.DataFrame, surrogate: str, attack: str, eps: float, styles: dict[str, int]) -> Drawing:
+    lines = []
+    for detector, rows in table.groupby("detector", sort=False):
+        rates = rows[["false_positive_rate", "true_positive_rate"]].sort_values(list(rows.columns[-2:]))
+        x, y = (rates[column].to_numpy(float) for column in rates)
+        lines.append(Line(str(detector), x, y, styles[str(detector)], DASHES[styles[str(detector)] % len(DASHES)]))
+    panel = Panel(
+        "false alarms on clean images",
+        "attacked images detected",
+        lines,
+        x_scale="share",
+        y_scale="share",
+        y_range=(-0.02, 1.02),
+        drawn="lines",
+        diagonal=True,
+    )
+    name = f"{_attack(attack)} at ε = {eps_text(eps)}/255, crafted on the target {surrogate}"
+    return lines_drawing(
+        f"roc-{surrogate}-{attack.replace(' ', '-')}",
+        [panel],
+        f"ROC curves of the detectors: {name}",
+        f"ROC: {name}. The grey diagonal is guessing.",
+        is_interactive=True,
+    )
+
+
+def _auroc_by_eps(table: pd.DataFrame, surrogate: str, attack: str, styles: dict[str, int]) -> Drawing:
+    lines = [
+        line_over_eps(str(detector), rows, "auroc", styles[str(detector)])
+        for detector, rows in table.groupby("detector", sort=False)
+    ]
+    name = f"{_attack(attack)}, crafted on the target {surrogate}"
+    return lines_drawing(
+        f"auroc-{surrogate}-{attack.replace(' ', '-')}",
+        [over_eps("AUROC", lines, y_range=(None, 1.02), level=0.5)],
+        f"AUROC of the detectors against ε: {name}",
+        f"AUROC by ε: {name}. Bands are 95 % intervals; the grey line is guessing.",
+        is_interactive=True,
+    )
+
+
+def _operating_points(caption: str, table: pd.DataFrame, is_folded: bool = False) -> Table:
+    rows = [
+        [
+            *(_attack(row[key]) if key == "attack" else key_text(key, row[key]) for key in KEYS),
+            plain(row["threshold"]),
+            *(estimate(row, form, quantity) for quantity, (_, form) in RATES.items()),
+        ]
+        for _, row in table.iterrows()
+    ]
+    return Table(caption, [*KEYS.values(), "threshold", *(head for head, _ in RATES.values())], rows, is_folded)

@@ -1,0 +1,199 @@
+"""What a section of the page is made of, and what all of them need to tell the numbers of a table."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tasks.defences import UNDEFENDED
+from tasks.evaluation.records import CLEAN
+from tasks.reporting import figures, interactive
+from tasks.reporting.findings import Headline, attack_name, eps_text
+from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps
+
+IMAGES = "images-"
+"""How the names of figures begin that show images of the data set, whose licence they come under."""
+
+Format = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its words."""
+
+    name: str
+    """Of its file, without ending."""
+    figure: Figure
+    alt: str
+    caption: str
+    plot: dict[str, Any] | None = None
+    """The same for plotly.js, if readers want values."""
+    group: str = ""
+    """Title of the fold that it is in, if there is something else to look at first."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first cell of each is its head."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+    is_folded: bool = False
+    """Whether readers unfold it first."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question, its answer in one sentence, and what that rests on."""
+
+    key: str
+    """Anchor on the page."""
+    short: str
+    """Title among the links."""
+    title: str
+    answer: str
+    notes: list[str] = field(default_factory=list)
+    """Words that the figures and tables need."""
+    drawings: list[Drawing] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The attack and ε that a section's sentence and its table are about."""
+
+    attack: str
+    eps: float
+
+    def __str__(self) -> str:
+        return f"{attack_name(self.attack)} at ε = {eps_text(self.eps)}/255"
+
+    def of(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Rows of this attack and ε."""
+        return table[(table["attack"] == self.attack) & (table["eps"] == self.eps)]
+
+
+def point_of(table: pd.DataFrame, headline: Headline) -> Point | None:
+    """The headline's attack and ε, or what the table has that is nearest to it; None if nothing in it was attacked."""
+    attacked = table[table["attack"] != CLEAN]
+    if attacked.empty:
+        return None
+    attacks = list(attacked["attack"])
+    attack = headline.attack if headline.attack in attacks else attacks[-1]
+    eps = attacked.loc[attacked["attack"] == attack, "eps"]
+    return Point(attack, min(map(float, eps), key=lambda eps: abs(math.log(eps / headline.eps))))
+
+
+def lines_of_images(rows: pd.DataFrame) -> list[Line]:
+    """Lines over ε of adversarial and of denoised images, one of each for every surrogate.
+
+    Args:
+        rows: of one metric and attack, with ``images``, ``surrogate``, ``eps``, ``value``, ``low`` and ``high``.
+    """
+    surrogates = list(dict.fromkeys(rows["surrogate"]))
+    return [
+        line_over_eps(
+            f"{images}, crafted on {surrogate}",
+            of_line,
+            style=styles[number % len(styles)],
+            dash=DASHES[number % len(DASHES)],
+        )
+        for images, styles in {"adversarial": (4, 1, 5), "denoised": (2, 6, 3)}.items()
+        for number, surrogate in enumerate(surrogates)
+        if len(of_line := rows[(rows["images"] == images) & (rows["surrogate"] == surrogate)])
+    ]
+
+
+def curve_name(target: str, threat_model: str) -> str:
+    """As the accuracy curves are called: ``undefended``, ``autoencoder, transfer``."""
+    return target if target == UNDEFENDED or threat_model == "none" else f"{target}, {threat_model}"
+
+
+def lines_drawing(
+    name: str, panels: Sequence[Panel], alt: str, caption: str, is_interactive: bool = False, n_columns: int = 3
+) -> Drawing:
+    """Panels as a drawing; an interactive one has a single panel."""
+    plot = interactive.line_plot(*panels) if is_interactive else None
+    return Drawing(name, figures.lines(panels, n_columns), alt, caption, plot)
+
+
+def plain(value: float) -> str:
+    """A number in at least three digits; NaN is a dash."""
+    return _written(value, f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}")
+
+
+def fixed(n_digits: int) -> Format:
+    """Numbers with so many digits behind the point; NaN is a dash."""
+    return lambda value: _written(value, f"{value:.{n_digits}f}")
+
+
+def share(value: float) -> str:
+    """``0.932`` as ``93.2 %``; NaN is a dash."""
+    return _written(value, f"{100 * value:.1f} %")
+
+
+def _written(value: float, digits: str) -> str:
+    return "–" if math.isnan(value) else digits.replace("-", "−")
+
+
+def estimate(row: Any, form: Format = plain, quantity: str = "value") -> str:
+    """A number with its 95 % interval: ``0.93 [0.90, 0.95]``.
+
+    Args:
+        row: with the quantity and its interval, as :func:`tasks.reporting.panels.line_over_eps` finds them.
+        form: how to write one number.
+        quantity: column.
+    """
+    prefix = "" if quantity == "value" else f"{quantity}_"
+    low, high = float(row[f"{prefix}low"]), float(row[f"{prefix}high"])
+    value = form(float(row[quantity]))
+    if math.isnan(low) or math.isnan(high):
+        return value
+    return f"{value} [{form(low).removesuffix(' %')}, {form(high).removesuffix(' %')}]"
+
+
+def by_curve(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of each target and threat model, by the name of the curve."""
+    groups = table.groupby(["target", "threat_model"], sort=False)
+    return {curve_name(str(target), str(threat_model)): rows for (target, threat_model), rows in groups}
+
+
+def metrics_table(
+    caption: str,
+    table: pd.DataFrame,
+    keys: dict[str, str],
+    metrics: dict[str, tuple[str, Format]],
+    counts: dict[str, str] | None = None,
+    is_folded: bool = False,
+) -> Table:
+    """A long table with a row for each combination of keys and a column a metric.
+
+    Args:
+        caption: of the table.
+        table: with the keys' columns, ``metric``, ``value``, ``low`` and ``high``.
+        keys: column -> its head.
+        metrics: metric -> its head and how its numbers are written; others are left out.
+        counts: column of integers that do not depend on the metric -> its head.
+        is_folded: whether readers unfold it first.
+    """
+    rows = []
+    for _, of_key in table.groupby(list(keys), sort=False):
+        by_metric = {row["metric"]: row for _, row in of_key.iterrows()}
+        first = of_key.iloc[0]
+        cells = [estimate(by_metric[name], form) if name in by_metric else "–" for name, (_, form) in metrics.items()]
+        rows.append(
+            [*(key_text(key, first[key]) for key in keys), *cells, *(f"{first[name]}" for name in counts or {})]
+        )
+    heads = [*keys.values(), *(head for head, _ in metrics.values()), *(counts or {}).values()]
+    return Table(caption, heads, rows, is_folded)
+
+
+def key_text(key: str, value: Any) -> str:
+    """A key's value as people write it."""
+    if key == "eps":
+        return eps_text(value)
+    return attack_name(value) if key == "attack" else str(value)

@@ -1,0 +1,275 @@
+"""Tables such as the step ``analyze`` writes: small and plausible, drawn from a seeded generator, not measured."""
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks import paths
+
+POINTS = [("undefended", "adaptive"), ("autoencoder", "transfer"), ("autoencoder", "adaptive")]
+ATTACKS = ["fgsm", "pgd"]
+SURROGATES = ["undefended", "autoencoder"]
+DETECTORS = ["reconstruction error", "entropy", "prediction change", "feature distance"]
+
+
+class PlausibleAnalysis:
+    """Writes every table of ``data/analyze/``.
+
+    Args:
+        eps: the grid, rising.
+        classes: names by label.
+        images: rows of the prepared table that were attacked.
+        labels: of these images.
+        seed: of all that is drawn.
+    """
+
+    def __init__(
+        self, eps: tuple[float, ...], classes: list[str], images: np.ndarray, labels: np.ndarray, seed: int = 0
+    ) -> None:
+        self.eps, self.classes, self.images, self.labels = eps, classes, images, labels
+        self.random = np.random.default_rng(seed)
+
+    def write(self) -> None:
+        """All tables, into an empty folder."""
+        paths.HEATMAP_EXAMPLES.parent.mkdir(parents=True)
+        for path, rows in {
+            paths.ROBUSTNESS_AREA: self.area(),
+            paths.CLASSIFICATION: self.classification(),
+            paths.RELIABILITY: self.reliability(),
+            paths.ENTROPY: self.entropy(),
+            paths.INTENSITY: self.intensity(),
+            paths.INTENSITY_HISTOGRAMS: self.histograms(),
+            paths.SPECTRUM: self.spectrum(),
+            paths.HEATMAPS: self.heatmaps(),
+            paths.FEATURES: self.features(),
+            paths.RESILIENCE: self.resilience(),
+            paths.DETECTION: self.detection(),
+            paths.ROC: self.roc(),
+        }.items():
+            pd.DataFrame(rows).to_csv(path, index=False)
+        self.embeddings().to_parquet(paths.EMBEDDINGS)
+        paths.VERDICT.write_text(json.dumps(self.verdict()), encoding="utf-8")
+        self.heatmap_examples()
+
+    def around(self, value: float, width: float = 0.04) -> dict[str, float]:
+        """An estimate with its interval."""
+        value += self.random.normal(0, width / 4)
+        return {"value": value, "low": value - width, "high": value + width}
+
+    def attacked(self) -> Iterator[dict[str, Any]]:
+        for (target, threat_model), attack, eps in product(POINTS, ATTACKS, self.eps):
+            yield {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
+
+    def area(self) -> list[dict[str, Any]]:
+        return [
+            {"target": target, "threat_model": threat_model, "attack": attack, **self.around(0.4)}
+            for (target, threat_model), attack in product(POINTS, ATTACKS)
+        ]
+
+    def points(self) -> list[dict[str, Any]]:
+        clean = [{"target": t, "threat_model": "none", "attack": "clean", "eps": 0.0} for t in SURROGATES]
+        return [*clean, *self.attacked()]
+
+    def classification(self) -> list[dict[str, Any]]:
+        typical = {"accuracy": 0.9, "loss": 0.4, "precision": 0.9, "recall": 0.9, "f1": 0.9, "top1_error": 0.1}
+        typical |= {"auroc": 0.95, "ece": 0.05, "brier": 0.1, "mean_entropy": 0.2}
+        rows = []
+        for point in self.points():
+            fall = min(1.0, point["eps"] / 2)
+            for metric, value in typical.items():
+                worse = (
+                    1 - value if metric in ("accuracy", "precision", "recall", "f1", "auroc") else 1.5 * (value + 0.2)
+                )
+                rows.append({**point, "metric": metric, **self.around(value + fall * (worse - value))})
+        return rows
+
+    def reliability(self) -> list[dict[str, Any]]:
+        rows = []
+        for point in self.points():
+            for bin_, middle in enumerate((np.arange(15) + 0.5) / 15):
+                n = int(self.random.integers(0, 20)) if middle > 0.4 else 0
+                accuracy = max(0.0, middle - 0.5 * min(1.0, point["eps"])) if n else np.nan
+                value = (
+                    {"low": max(accuracy - 0.1, 0), "high": min(accuracy + 0.1, 1)}
+                    if n
+                    else {"low": np.nan, "high": np.nan}
+                )
+                rows.append(
+                    {**point, "bin": bin_, "n": n, "confidence": middle if n else np.nan, "accuracy": accuracy, **value}
+                )
+        return rows
+
+    def entropy(self) -> list[dict[str, Any]]:
+        edges = np.linspace(0, np.log(len(self.classes)), 21)
+        rows = []
+        for point in self.points():
+            for low, high in pairwise(edges):
+                counts = self.random.poisson(30 * np.exp(-4 * low), 2)
+                rows.append(
+                    {**point, "entropy_low": low, "entropy_high": high, "n_correct": counts[0], "n_wrong": counts[1]}
+                )
+        return rows
+
+    def seen(self) -> Iterator[dict[str, Any]]:
+        """Images of each surrogate: denoised clean ones, then adversarial and denoised ones by attack and ε."""
+        for surrogate in SURROGATES:
+            yield {"surrogate": surrogate, "attack": "clean", "eps": 0.0, "images": "denoised"}
+            for attack, eps, images in product(ATTACKS, self.eps, ("adversarial", "denoised")):
+                yield {"surrogate": surrogate, "attack": attack, "eps": eps, "images": images}
+
+    def intensity(self) -> list[dict[str, Any]]:
+        rows = []
+        for point, name in product(self.seen(), ["all", *self.classes]):
+            blur = 2.0 if point["images"] == "denoised" else 0.0
+            rows.append(
+                {**point, "class": name, "metric": "wasserstein", **self.around(blur + 0.4 * point["eps"], 0.1)}
+            )
+            rows.append({**point, "class": name, "metric": "ks", **self.around(blur / 40 + 0.02 * point["eps"], 0.005)})
+        return rows
+
+    def histograms(self) -> list[dict[str, Any]]:
+        clean = {"surrogate": "undefended", "attack": "clean", "eps": 0.0, "images": "clean"}
+        widths = {"clean": 30, "adversarial": 33, "denoised": 25}
+        level = np.arange(256)
+        rows = []
+        for point, (label, name) in product([clean, *self.seen()], enumerate(["all", *self.classes])):
+            peaks = [np.exp(-(((level - at) / widths[point["images"]]) ** 2)) for at in (70 + 10 * label, 170)]
+            share = (peaks[0] + 0.6 * peaks[1]) * self.random.uniform(0.95, 1.05, 256)
+            share[0] = 8.0
+            row = {**point, "class": name}
+            rows += [{**row, "level": at, "share": value} for at, value in enumerate(share / share.sum())]
+        return rows
+
+    def spectrum(self) -> list[dict[str, Any]]:
+        frequency = (np.arange(16) + 0.5) / 32
+        kinds = {"clean images": 1e-3 * frequency**-2.5, "perturbation": 2e-5 * frequency**-0.3}
+        kinds["perturbation, denoised"] = kinds["perturbation"] * np.exp(-8 * frequency)
+        points = [("undefended", "clean", 0.0, "clean images")]
+        points += product(SURROGATES, ATTACKS, self.eps, list(kinds)[1:])
+        return [
+            {"surrogate": surrogate, "attack": attack, "eps": eps, "of": of, "frequency": at, "power": value}
+            for surrogate, attack, eps, of in points
+            for at, value in zip(frequency, kinds[of] * self.random.uniform(0.9, 1.1, 16), strict=True)
+        ]
+
+    def heatmaps(self) -> list[dict[str, Any]]:
+        counts = {"n": len(self.images), "n_blank": 2}
+        return [
+            {**point, "metric": metric, **self.around(0.9 / (1 + point["eps"])), **counts}
+            for point, metric in product(self.points()[1:], ("correlation", "iou"))
+        ]
+
+    def features(self) -> list[dict[str, Any]]:
+        typical = {"probe_auroc": 0.5, "knn_auroc": 0.5, "silhouette": 0.0, "mmd": 0.0, "mmd_p_value": 0.5}
+        classes = {"class_auroc_clean": 0.95, "class_auroc_adversarial": 0.8}
+        classes |= {"class_silhouette_clean": 0.4, "class_silhouette_adversarial": 0.2}
+        rows = []
+        for space, point in product(("classifier", "bottleneck"), self.attacked()):
+            if space == "bottleneck" and point["target"] == "undefended":
+                continue
+            apart = 0.45 * min(1.0, point["eps"] / 4) * (1 if space == "classifier" else 0.4)
+            for metric, value in (typical | classes).items():
+                moved = value if metric in classes else value + (-apart if metric == "mmd_p_value" else apart)
+                row = {"space": space, **point, "metric": metric, **self.around(moved)}
+                rows.append(row | ({"low": np.nan, "high": np.nan} if metric == "mmd_p_value" else {}))
+        return rows
+
+    def embeddings(self) -> pd.DataFrame:
+        parts = []
+        seen = (("classifier", "undefended", "adaptive"), ("bottleneck", "autoencoder", "transfer"))
+        for (space, target, threat_model), eps, method in product(seen, self.eps, ("pca", "tsne")):
+            for origin, shift in (("clean", 0.0), ("adversarial", 0.4 * eps)):
+                place = self.random.normal(0, 1, (len(self.images), 2)) + 2 * self.labels[:, None]
+                columns = {
+                    "image": self.images,
+                    "origin": origin,
+                    "label": self.labels,
+                    "x": place[:, 0] + shift,
+                    "y": place[:, 1],
+                }
+                point = {"space": space, "target": target, "threat_model": threat_model, "attack": "pgd", "eps": eps}
+                parts.append(pd.DataFrame({**point, "method": method, **columns}))
+        return pd.concat(parts, ignore_index=True)
+
+    def resilience(self) -> list[dict[str, Any]]:
+        rows = []
+        for point in self.seen():
+            mse = (point["eps"] / 255) ** 2 + (1e-3 if point["images"] == "denoised" else 0)
+            rows.append({**point, "metric": "mse", "value": mse, "low": 0.9 * mse, "high": 1.1 * mse})
+            rows.append({**point, "metric": "psnr", **self.around(-10 * np.log10(mse), 0.5)})
+            rows.append({**point, "metric": "ssim", **self.around(0.99 - 30 * mse, 0.005)})
+            if point["attack"] != "clean" and point["images"] == "denoised":
+                rows.append({**point, "metric": "removed", **self.around(0.6 - 0.05 * point["eps"])})
+                rows.append({**point, "metric": "recovery_correlation", **self.around(-0.1)})
+        return rows
+
+    def detected(self) -> Iterator[tuple[dict[str, Any], float]]:
+        points = [*product(SURROGATES, ATTACKS, self.eps), *product(["undefended"], ["pgd and detector"], [1.0, 4.0])]
+        for (at, detector), (surrogate, attack, eps) in product(enumerate(DETECTORS), points):
+            skill = 0.0 if attack.endswith("detector") else 0.1 * (at + 1) * min(1.0, eps / 2)
+            yield {"detector": detector, "surrogate": surrogate, "attack": attack, "eps": eps}, skill
+
+    def detection(self) -> list[dict[str, Any]]:
+        rows = []
+        for point, skill in self.detected():
+            row: dict[str, Any] = {**point, "n": len(self.images), "threshold": 0.123}
+            for name, value in (
+                ("auroc", 0.5 + skill),
+                ("false_positive_rate", 0.06),
+                ("detection_rate", 0.06 + skill),
+            ):
+                row |= {name: value, f"{name}_low": value - 0.05, f"{name}_high": value + 0.05}
+            successful = {"value": 0.1 + skill, "low": skill, "high": 0.2 + skill}
+            row |= {
+                f"detection_rate_successful{end}": successful[key]
+                for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+            }
+            rows.append(row | {"n_successful": 9})
+        return rows
+
+    def roc(self) -> list[dict[str, Any]]:
+        rates = np.linspace(0, 1, 21)
+        return [
+            {**point, "false_positive_rate": x, "true_positive_rate": x ** (1 / (1 + 5 * skill))}
+            for point, skill in self.detected()
+            for x in rates
+        ]
+
+    def verdict(self) -> list[dict[str, Any]]:
+        n = len(self.images)
+        common = {
+            "study": "they overlap in its pictures",
+            "rule": "holds below 0.7, when all of the interval lies there",
+        }
+        return [
+            {**common, "claim": claim, "figure": "AUROC of the linear probe", "outcome": outcome, **numbers}
+            for claim, outcome, numbers in (
+                ("The accuracy is 93.23 %", "does not hold", {"value": 0.8, "low": 0.75, "high": 0.85}),
+                ("Clean and adversarial features overlap", "holds", {"value": 0.55, "low": 0.5, "high": 0.6}),
+                (
+                    "The autoencoder | does not help",
+                    f"can't be told from {n} images",
+                    {"value": 0.7, "low": 0.6, "high": 0.8},
+                ),
+                ("Retraining would help", f"can't be told from {n} images", {"value": None, "low": None, "high": None}),
+            )
+        ]
+
+    def heatmap_examples(self) -> None:
+        side = np.linspace(-1, 1, 32)
+        disc = np.exp(-((side[:, None] - 0.3) ** 2 + side**2) / 0.1)
+        pixels = np.load(paths.PIXELS)[self.images[: len(self.classes)], 0] / 255
+        images = np.repeat(pixels[:, None], 4, axis=1)
+        images[:, 3] = 0.5 + 0.3 * self.random.choice([-1, 1], images[:, 3].shape)
+        np.savez_compressed(
+            paths.HEATMAP_EXAMPLES,
+            images=images.astype(np.float16),
+            maps=np.broadcast_to(disc, (len(images), 3, 32, 32)).astype(np.float16),
+            rows=np.array(self.classes),
+            columns=np.array(["clean", "adversarial", "adversarial, denoised", "perturbation × 64"]),
+            captions=np.array([[f"predicted {name}"] * 3 for name in self.classes]),
+        )

@@ -1,0 +1,127 @@
+"""A workspace whose numbers are known, as the earlier steps leave it, for tests of the report."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from tasks import paths
+from tasks.attacks.kept import kept_path, save_perturbations
+from tasks.evaluate import evaluate
+from tasks.evaluation.records import build_records, write_records
+from tasks.models.autoencoder import build_autoencoder
+from tasks.models.files import save_model
+from tasks.params import Params
+from tasks.tracking import Tracker
+from tests.conftest import smallest_eps_in
+from tests.plausible_analysis import PlausibleAnalysis
+
+CLASSES = ["<script>alert(1)</script>", "NA", "a|b $\\frac"]
+N_TRAIN, N_TEST, SIDE = 3, 60, 32
+EPS = (0.25, 1.0, 4.0)
+# correct images out of 60
+CORRECT = {
+    ("undefended", "none", "clean"): [57],
+    ("autoencoder", "none", "clean"): [45],
+    ("undefended", "adaptive", "fgsm"): [48, 12, 3],
+    ("undefended", "adaptive", "pgd"): [42, 6, 0],
+    ("autoencoder", "transfer", "fgsm"): [45, 42, 39],
+    ("autoencoder", "transfer", "pgd"): [45, 39, 30],
+    ("autoencoder", "adaptive", "fgsm"): [42, 24, 6],
+    ("autoencoder", "adaptive", "pgd"): [39, 9, 0],
+}
+
+
+def write_workspace(params: Params, is_phantom: bool) -> None:
+    """What the earlier steps leave; 60 test images of three classes, of which CORRECT says how many are right."""
+    for step in ("validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate"):
+        paths.step_folder(step).mkdir(parents=True)
+    n = N_TRAIN + N_TEST
+    labels = np.arange(n) % len(CLASSES)
+    names = [CLASSES[label] for label in labels]
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "class": names, "label": labels, "group": 0})
+    table["near_duplicate_group"] = np.arange(n)
+    sizes = {"width": 320 + np.arange(n), "height": 240, "mode": "L", "format": "PNG"}
+    table.assign(**sizes).to_parquet(paths.MANIFEST)
+    table["split"] = ["train"] * N_TRAIN + ["test"] * N_TEST
+    table.to_parquet(paths.SPLIT)
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 1, SIDE, SIDE), dtype=np.uint8)
+    np.save(paths.PIXELS, pixels)
+    by_split = {"train": N_TRAIN, "validation": 0, "test": N_TEST}
+    info = {
+        "name": "phantoms" if is_phantom else "scans & more",
+        "source": "phantom" if is_phantom else "folder",
+        "is_phantom": is_phantom,
+        "classes": CLASSES,
+        "positive_class": CLASSES[0],
+        "image_size": SIDE,
+        "value_range": [0.0, 1.0],
+        "strategy": "stratified",
+        "n": n,
+        "n_groups": 1,
+        "n_images": {split: dict.fromkeys(CLASSES, count // 3) for split, count in by_split.items()},
+        "leakage": {"near_duplicate_in_train": 0.0625, "group_in_train": 0.875},
+    }
+    paths.DATASET_INFO.write_text(json.dumps(info), encoding="utf-8")
+    expectation = {"observed": "3.25 %", "allowed": "at most 2 %", "n_unexpected": 2, "examples": ["<b>.png"]}
+    outcomes = [("sides", "error", True), ("near_duplicates", "warning", False)]
+    expectations = [
+        {"name": name, "description": f"About {name}", "severity": severity, "success": success, **expectation}
+        for name, severity, success in outcomes
+    ]
+    paths.VALIDATION.write_text(json.dumps({"success": True, "expectations": expectations}), encoding="utf-8")
+    paths.DATA_DOCS.mkdir()
+    (paths.DATA_DOCS / "index.html").write_text("<html></html>", encoding="utf-8")
+    history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "validation_loss": [3.0, 1.5, 2]})
+    history = history.assign(learning_rate=1e-3, best=[0, 1, 0])
+    history.to_csv(paths.AUTOENCODER_HISTORY, index=False)
+    accuracies = {"train_accuracy": [0.5, 0.6, 0.7], "validation_accuracy": [0.5, 0.875, 0.6]}
+    history.assign(**accuracies).to_csv(paths.CLASSIFIER_HISTORY, index=False)
+    save_model(paths.AUTOENCODER, build_autoencoder("plain"), architecture="plain")
+
+    rows = np.arange(N_TRAIN, n)
+    records = pa.concat_tables(
+        records_of(rows, labels[rows], *curve, eps, n_correct)
+        for curve, counts in CORRECT.items()
+        for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
+    )
+    write_records(records, paths.RECORDS)
+    smallest_eps_in(records.to_pandas()).to_parquet(paths.SMALLEST_EPS)
+    paths.PERTURBATIONS.mkdir()
+    images = pixels[rows] / np.float32(255)
+    shifted = np.clip(images + np.float32(4 / 255), 0, 1)
+    save_perturbations(kept_path("undefended", "pgd", 4.0), rows, images, shifted)
+    evaluate(params, Tracker())
+    PlausibleAnalysis(EPS, CLASSES, rows, labels[rows]).write()
+
+
+def empty_analysis() -> None:
+    """Leave no row in any table of the step ``analyze``."""
+    for path in paths.ANALYZE.glob("*.csv"):
+        pd.read_csv(path).iloc[:0].to_csv(path, index=False)
+    pd.read_parquet(paths.EMBEDDINGS).iloc[:0].to_parquet(paths.EMBEDDINGS)
+    paths.VERDICT.write_text("[]", encoding="utf-8")
+    paths.HEATMAP_EXAMPLES.unlink()
+
+
+def records_of(
+    rows: np.ndarray, labels: np.ndarray, target: str, threat_model: str, attack: str, eps: float, n_correct: int
+) -> pa.Table:
+    def logits(n_correct: int) -> np.ndarray:
+        right = np.eye(len(CLASSES), dtype=np.float32)[labels]
+        wrong = np.eye(len(CLASSES), dtype=np.float32)[(labels + 1) % len(CLASSES)]
+        return np.where(np.arange(len(labels))[:, None] < n_correct, right, wrong)
+
+    return build_records(
+        rows,
+        np.array([f"{row}.png" for row in rows], dtype=object),
+        labels,
+        {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf"},
+        eps,
+        eps / 255,
+        logits(n_correct),
+        logits(CORRECT[target, "none", "clean"][0]),
+        {"linf": np.full(len(rows), eps / 255), "l2": np.full(len(rows), eps / 10)},
+        np.full(len(rows), 0.01) if target == "autoencoder" else None,
+    )
