@@ -28,6 +28,14 @@ FILES = {
     paths.ROBUSTNESS: "robustness.csv",
     paths.CONFUSION: "confusion.csv",
     paths.CHECKS: "checks.json",
+    paths.VERDICT: "verdict.json",
+    paths.ROBUSTNESS_AREA: "robustness_area.csv",
+    paths.CLASSIFICATION: "classification.csv",
+    paths.HEATMAPS: "heatmaps.csv",
+    paths.INTENSITY: "intensity.csv",
+    paths.FEATURES: "features.csv",
+    paths.RESILIENCE: "resilience.csv",
+    paths.DETECTION: "detection.csv",
 }
 """Where a file is in the workspace -> its name among the kept results."""
 

@@ -6,7 +6,8 @@ A table stands between two marks, and what stands between them is replaced::
     <!-- end table -->
 
 ``clean RUN ...`` is the classifier on clean test images, a row a run; ``robust RUN [ATTACK ...]`` is accuracy by ε, a
-column a curve; ``finding RUN`` is the finding in a sentence or two. RUN is a folder of ``docs/results/``.
+column a curve; ``finding RUN`` is the finding in a sentence or two; ``verdict RUN`` is what becomes of the study's
+claims. RUN is a folder of ``docs/results/``.
 """
 
 import argparse
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from docs import RESULTS
 from tasks.defences import UNDEFENDED
-from tasks.evaluation.records import CLEAN
+from tasks.evaluation.robustness import clean_rows
 from tasks.reporting.findings import (
+    Row,
     attack_name,
     attacks_of,
     curves_under,
@@ -41,7 +43,7 @@ def clean_table(*runs: str) -> str:
     rows = [] if all(info["is_phantom"] for info in infos.values()) else [STUDY]
     for run, info in infos.items():
         table = read_table(_folder(run) / "robustness.csv")
-        row = table[(table["attack"] == CLEAN) & (table["target"] == UNDEFENDED)].iloc[0]
+        row: Row = clean_rows(table).loc[UNDEFENDED]
         shares = [percent(row[metric]) for metric in ("precision", "recall", "f1")]
         leaked = percent(info["leakage"]["group_in_train"])
         name = f"{run} (phantoms)" if info["is_phantom"] else run
@@ -73,7 +75,22 @@ def finding(run: str) -> str:
     return f"{'Phantoms (computer-drawn), not patients: ' if is_phantom else ''}{' '.join(sentences)}\n"
 
 
-TABLES: dict[str, Callable[..., str]] = {"clean": clean_table, "robust": robust_table, "finding": finding}
+def verdict_table(run: str) -> str:
+    """The study's claims, a row each: our figure with its interval, and the outcome."""
+    rows = []
+    for claim in read_json(_folder(run) / "verdict.json"):
+        numbers = [claim[name] for name in ("value", "low", "high")]
+        value, low, high = ("–" if number is None else f"{number:.3f}" for number in numbers)
+        rows.append([claim["claim"], claim["figure"], f"{value} [{low}, {high}]", f"**{claim['outcome']}**"])
+    return _markdown(["claim of the study", "measured", "figure [95 %]", "outcome"], rows)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "clean": clean_table,
+    "robust": robust_table,
+    "finding": finding,
+    "verdict": verdict_table,
+}
 
 
 def rewritten(text: str, name: str) -> str:

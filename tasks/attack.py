@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from tasks import paths
-from tasks.attacks.ball import radius
+from tasks.attacks.ball import Balls, radius
 from tasks.attacks.kept import kept_path, merge_perturbations, save_perturbations
 from tasks.attacks.shards import Shards, digest_of_arrays, digest_of_code, digest_of_model
 from tasks.attacks.suite import Observation, craft, observe
 from tasks.attacks.sweep import pgd_sweep
-from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences import UNDEFENDED
 from tasks.defences.targets import load_targets
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
@@ -69,13 +69,15 @@ def attack(params: Params, tracker: Tracker) -> None:
         device = torch.device("cpu")
     data = load_prepared()
     tracker.dataset(paths.PREPARE, "prepared", "attack")
-    rows = choose_images(data, settings.max_images, params.seed)
+    # clean accuracy is wanted of every test image, however few are attacked
+    test_rows = data.indices("test")
+    if len(test_rows) == 0:
+        raise ValueError("no test images to attack: raise prepare.split.test_fraction")
+    rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
     targets = {
         name: target.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
         for name, target in load_targets().items()
     }
-    # clean accuracy is wanted of every test image, however few are attacked
-    test_rows = data.indices("test")
     clean = {name: observe_all(target, data, test_rows, settings.batch_size) for name, target in targets.items()}
     scene = Scene(settings, params.seed, data, targets, test_rows, clean)
 
@@ -128,7 +130,7 @@ def attack(params: Params, tracker: Tracker) -> None:
     for name in targets:
         for kind in settings.attacks:
             parts = [shard for shard, work in zip(crafted_shards, crafted, strict=True) if work[:2] == (name, kind)]
-            for eps in settings.keep_eps:
+            for eps in settings.kept_eps:
                 merge_perturbations([part / f"eps{eps:g}.npz" for part in parts], kept_path(name, kind, eps))
     tracker.artifact(paths.RECORDS)
     tracker.artifact(paths.SMALLEST_EPS)
@@ -152,7 +154,7 @@ def craft_batch(scene: Scene, surrogate: str, kind: str, rows: np.ndarray, folde
         for name, threat_model in threats.items():
             observed = observe(scene.targets[name], adversarial)
             found.append(records_of(scene, rows, (name, threat_model, kind), eps, observed, norms))
-        if eps in settings.keep_eps:
+        if eps in settings.kept_eps:
             save_perturbations(folder / f"eps{eps:g}.npz", rows, images, adversarial)
     write_records(pa.concat_tables(found), folder / "records.parquet")
 
@@ -167,8 +169,7 @@ def sweep(scene: Scene, name: str, rows: np.ndarray, folder: Path) -> None:
         images,
         labels,
         radii,
-        settings.norm,
-        data.value_range,
+        Balls(settings.norm, data.value_range),
         settings.batch_size,
         settings.sweep.n_steps,
         settings.pgd.relative_step,
@@ -237,34 +238,6 @@ def observe_all(target: nn.Module, data: Prepared, rows: np.ndarray, batch_size:
 def in_parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
     """Rows cut in runs of at most ``size``."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def choose_images(data: Prepared, max_images: int, seed: int) -> np.ndarray:
-    """Rows of the test images to attack, rising, int64 ``(n,)``: all, or ``max_images`` in the classes' proportions.
-
-    With the same seed, fewer images are a part of more.
-
-    Raises:
-        ValueError: there are no test images, or fewer are wanted than there are classes.
-    """
-    rows = data.indices("test")
-    if len(rows) == 0:
-        raise ValueError("no test images to attack: raise prepare.split.test_fraction")
-    if max_images == 0 or max_images >= len(rows):
-        return rows
-    if max_images < len(data.classes):
-        raise ValueError(
-            f"attack.max_images: {max_images} images can't stand for {len(data.classes)} classes; "
-            f"at least {len(data.classes)}, or 0 for all"
-        )
-    rows = np.random.default_rng(seed).permutation(rows)
-    labels = data.labels(rows)
-    # how far along its class an image is, in [0, 1): the first of all classes come before any second
-    progress = np.empty(len(rows))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        progress[members] = np.arange(len(members)) / len(members)
-    return np.sort(rows[np.argsort(progress, kind="stable")[:max_images]])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tasks.evaluation.robustness import (
     POINT,
     SWEEP,
     by_eps,
+    clean_rows,
     confusion_table,
     curves_of,
     robustness_table,
@@ -70,8 +71,7 @@ def headline(table: pd.DataFrame, worst: pd.DataFrame) -> dict[str, Any]:
     ``clean.<target>.<metric>``, and the accuracy as ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where the
     attack ``worst`` is for each image the one that breaks it.
     """
-    # of all test images; rows of the attacked ones alone come after them
-    clean = table[table["attack"] == CLEAN].drop_duplicates("target").set_index("target")[HEADLINE]
+    clean = clean_rows(table)[HEADLINE]
     robust: dict[str, Any] = {}
     for row in pd.concat([table[table["attack"] != CLEAN], worst.assign(attack="worst")]).to_dict("records"):
         attacks = robust.setdefault(row["target"], {}).setdefault(row["threat_model"], {})

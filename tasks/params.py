@@ -245,7 +245,7 @@ class Attack(Section):
     batch_size: Count
     """Images that are attacked at once."""
     keep_eps: tuple[float, ...]
-    """Those of ``eps`` whose adversarial images are kept."""
+    """Those of ``eps`` whose adversarial images are kept, and analysed; none named: all."""
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> Self:
@@ -262,6 +262,34 @@ class Attack(Section):
             raise ValueError(f"keep_eps {unknown} must be among eps {list(self.eps)}")
         return self
 
+    @property
+    def kept_eps(self) -> tuple[float, ...]:
+        """Those of ``eps`` whose adversarial images are kept, rising."""
+        return tuple(sorted(set(self.keep_eps))) or self.eps
+
+
+class Evasion(Section):
+    """Attacks that know a detector and evade it."""
+
+    eps: tuple[float, ...]
+    """Those of the kept eps at which every detector is attacked; none: no such attacks."""
+    n_steps: Count
+    """Gradient steps; their size over eps is ``attack.pgd.relative_step``."""
+    max_images: CountOrOff
+    """Of the attacked images, the first so many by seeded choice, stratified; 0: all."""
+
+
+class Analyze(Section):
+    """The study's analyses, of the adversarial images that were kept."""
+
+    eps: Positive
+    """The one of the kept eps at which the study's claims are judged."""
+    n_resamples: Annotated[int, Field(ge=100)]
+    """Bootstrap resamples behind 95 % intervals, and permutations behind p-values."""
+    false_positive_rate: Fraction
+    """Share of clean validation images, at most, above a detector's threshold."""
+    evasion: Evasion
+
 
 class Params(Section):
     """All parameters of the pipeline; sections are named after the steps."""
@@ -275,6 +303,31 @@ class Params(Section):
     train_classifier: TrainClassifier
     train_autoencoder: TrainAutoencoder
     attack: Attack
+    analyze: Analyze
+
+    @model_validator(mode="after")
+    def _analysed_images_are_kept(self) -> Self:
+        kept = self.attack.kept_eps
+        allowed = f"must be among the eps whose images are kept {list(kept)}; see attack.keep_eps"
+        if self.analyze.eps not in kept:
+            raise ValueError(f"analyze.eps {self.analyze.eps:g} {allowed}")
+        if unknown := sorted(set(self.analyze.evasion.eps) - set(kept)):
+            raise ValueError(f"analyze.evasion.eps {unknown} {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _every_class_is_attacked(self) -> Self:
+        n_classes = len(self.acquire.classes)
+        limits = {
+            "attack.max_images": self.attack.max_images,
+            "analyze.evasion.max_images": self.analyze.evasion.max_images,
+        }
+        for name, limit in limits.items():
+            if 0 < limit < n_classes:
+                raise ValueError(
+                    f"{name}: {limit} images can't stand for {n_classes} classes; at least {n_classes}, or 0 for all"
+                )
+        return self
 
     def flat(self) -> dict[str, Any]:
         """All values by dotted key, as typed in params.yaml: ``{"attack.pgd.n_steps": 10, ...}``."""
@@ -322,18 +375,21 @@ def parse_params(values: dict[str, Any], name: str = "parameters") -> Params:
             raise ParamsError(f"{name}: {error}") from error
         problems = error.errors()
         # a list is also called too short once its only items are refused
-        deeper = {problem["loc"][:-1] for problem in problems}
-        lines = [
-            f"  {_dotted(problem['loc'])}: {_explain(problem)}" for problem in problems if problem["loc"] not in deeper
-        ]
+        deeper = {problem["loc"][:-1] for problem in problems if problem["loc"]}
+        lines = [f"  {_located(problem)}" for problem in problems if problem["loc"] not in deeper]
         raise ParamsError("\n".join([f"{name} can't be used:", *lines])) from None
+
+
+def _located(problem: Any) -> str:
+    # what is about several sections names its keys itself
+    return f"{_dotted(problem['loc'])}: {_explain(problem)}" if problem["loc"] else _explain(problem)
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "(top level)"
+    return text
 
 
 def _explain(problem: Any) -> str:

@@ -10,6 +10,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import copy
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,24 @@ def smallest_eps_in(records: pd.DataFrame) -> pd.DataFrame:
     found = clean.join(broken, on=["target", "image"]).fillna({"smallest_eps": math.inf})
     found.loc[~found["correct"], "smallest_eps"] = 0.0
     return found.drop(columns="correct").reset_index(drop=True)
+
+
+@pytest.fixture(scope="session")
+def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with prepared images of three classes and two small networks trained on them; not to be written to."""
+    from tests.small_workspace import make_small_workspace
+
+    folder = tmp_path_factory.mktemp("small")
+    make_small_workspace(folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the small workspace as the current folder."""
+    shutil.copytree(small_workspace / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.nn import functional
 
 from tasks import paths
-from tasks.attack import SHARDS, attack, choose_images
-from tasks.attacks.kept import load_adversarial
-from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.attack import SHARDS, attack
+from tasks.attacks.kept import load_kept
+from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.targets import load_targets
 from tasks.evaluation.records import read_records
 from tasks.evaluation.scores import entropy, margin
@@ -23,82 +22,7 @@ from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
 from tasks.params import Params
 from tasks.tracking import Tracker
-
-CLASSES = ["none", "left", "right"]
-SIDE = 32
-SMALL = {
-    "compute.threads": 1,
-    "compute.device": "cpu",
-    "attack.eps": [0.5, 4],
-    "attack.keep_eps": [4],
-    "attack.pgd.n_steps": 3,
-    "attack.batch_size": 16,
-    "attack.sweep.n_steps": 4,
-}
-
-
-def draw_images() -> tuple[np.ndarray, pd.DataFrame]:
-    """96 noisy images of three classes: no bright half, the left one, the right one; the last third are for tests."""
-    rng = np.random.default_rng(0)
-    labels = np.tile([0, 1, 2, 1], 24)
-    pixels = rng.normal(110, 25, (96, 1, SIDE, SIDE))
-    pixels[labels == 1, :, :, : SIDE // 2] += 9
-    pixels[labels == 2, :, :, SIDE // 2 :] += 9
-    table = pd.DataFrame(
-        {
-            "path": [f"{CLASSES[label]}/{i:03d} (a).png" for i, label in enumerate(labels)],
-            "class": [CLASSES[label] for label in labels],
-            "label": labels,
-            "group": np.arange(96),
-            "near_duplicate_group": np.arange(96),
-            "split": ["train"] * 56 + ["validation"] * 8 + ["test"] * 32,
-        }
-    )
-    return np.clip(pixels, 0, 255).astype(np.uint8), table
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with prepared images and two small networks trained on them."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for step in (paths.PREPARE, paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER):
-            step.mkdir(parents=True)
-        pixels, table = draw_images()
-        np.save(paths.PIXELS, pixels)
-        table.to_parquet(paths.SPLIT)
-        info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
-        paths.DATASET_INFO.write_text(json.dumps(info))
-
-        torch.manual_seed(0)
-        torch.set_num_threads(1)
-        images = torch.from_numpy(pixels[:32]).float() / 255
-        labels = torch.from_numpy(table["label"].to_numpy(copy=True)[:32])
-        build = {"architecture": "cnn", "n_classes": 3, "mean": 0.45, "std": 0.1}
-        classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
-        for model, loss_of in (
-            (classifier, lambda model: functional.cross_entropy(model(images), labels)),
-            (autoencoder, lambda model: functional.mse_loss(model(images + 0.1 * torch.randn_like(images)), images)),
-        ):
-            parameters = list(model.parameters())
-            for _ in range(25):
-                # sign descent: torch's optimisers take seconds to import
-                gradients = torch.autograd.grad(loss_of(model), parameters)
-                with torch.no_grad():
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.sub_(0.002 * gradient.sign())
-        save_model(paths.CLASSIFIER, classifier, **build)
-        save_model(paths.AUTOENCODER, autoencoder, architecture="plain")
-    return folder
-
-
-@pytest.fixture
-def workspace(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the trained workspace as the current folder."""
-    shutil.copytree(trained / "data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.small_workspace import SIDE, SMALL
 
 
 def run(params: Params) -> dict[str, bytes]:
@@ -186,7 +110,8 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
         ("autoencoder", "transfer", "undefended"),
         ("autoencoder", "adaptive", "autoencoder"),
     ):
-        rows, adversarial = load_adversarial(data, surrogate, "pgd", 4)
+        kept = load_kept(data, surrogate, "pgd", 4)
+        rows, adversarial = kept.rows, kept.images()
         group = by_point.loc[(target, threat_model, "pgd", 4.0)]
         logits = np.stack(group["logits"])
         with torch.no_grad():
@@ -368,33 +293,31 @@ def prepared_with(labels: list[int]) -> Prepared:
 
 def test_all_test_images_are_attacked_without_a_bound() -> None:
     data = prepared_with([0, 1] + [0, 1, 2] * 4)
-    assert choose_images(data, 0, seed=0).tolist() == list(range(2, 14))
-    assert choose_images(data, 12, seed=0).tolist() == list(range(2, 14))
+    assert choose_stratified(data, data.indices("test"), 0, seed=0).tolist() == list(range(2, 14))
+    assert choose_stratified(data, data.indices("test"), 12, seed=0).tolist() == list(range(2, 14))
 
 
 def test_a_bound_keeps_the_proportions_of_the_classes() -> None:
     data = prepared_with([0, 1] + [0] * 60 + [1] * 30 + [2] * 10)
     for n_images in (10, 20, 50):
-        rows = choose_images(data, n_images, seed=3)
+        rows = choose_stratified(data, data.indices("test"), n_images, seed=3)
         assert rows.tolist() == sorted(set(rows.tolist()))
         counts = np.bincount(data.labels(rows), minlength=3)
         assert counts.tolist() == [6 * n_images // 10, 3 * n_images // 10, n_images // 10]
-    assert np.bincount(data.labels(choose_images(data, 3, seed=3))).tolist() == [1, 1, 1]
+    assert np.bincount(data.labels(choose_stratified(data, data.indices("test"), 3, seed=3))).tolist() == [1, 1, 1]
 
 
 def test_the_chosen_images_follow_the_seed_and_fewer_are_a_part_of_more() -> None:
     data = prepared_with([0, 1] + [0, 1, 2] * 30)
-    few, many = choose_images(data, 12, seed=1), choose_images(data, 40, seed=1)
-    assert set(few.tolist()) < set(many.tolist())
-    assert few.tolist() == choose_images(data, 12, seed=1).tolist()
-    assert few.tolist() != choose_images(data, 12, seed=2).tolist()
+    rows = data.indices("test")
+    few, many = (choose_stratified(data, rows, n_images, seed=1).tolist() for n_images in (12, 40))
+    assert set(few) < set(many)
+    assert few == choose_stratified(data, rows, 12, seed=1).tolist()
+    assert few != choose_stratified(data, rows, 12, seed=2).tolist()
 
 
-def test_fewer_images_than_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"attack.max_images: 2 images can't stand for 3 classes"):
-        choose_images(prepared_with([0, 1] + [0, 1, 2] * 4), 2, seed=0)
-
-
-def test_a_data_set_without_test_images_is_refused() -> None:
+def test_a_data_set_without_test_images_is_refused(workspace: Path, params_with: Callable[..., Params]) -> None:
+    table = pd.read_parquet(paths.SPLIT)
+    table.assign(split=table["split"].replace("test", "train")).to_parquet(paths.SPLIT)
     with pytest.raises(ValueError, match=r"raise prepare.split.test_fraction"):
-        choose_images(prepared_with([0, 1]), 0, seed=0)
+        run(params_with(SMALL))

@@ -22,6 +22,11 @@ def test_the_repositorys_parameters_are_valid_and_flat_gives_every_one_as_typed(
     assert flat["seed"] == 0
 
 
+def test_all_eps_are_kept_unless_some_are_named() -> None:
+    assert parse_params(VALUES).attack.kept_eps == (0.25, 0.5, 1, 2, 4, 8, 16)
+    assert parse_params(with_overrides({"attack.keep_eps": [4, 1]})).attack.kept_eps == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -60,6 +65,13 @@ def test_the_repositorys_parameters_are_valid_and_flat_gives_every_one_as_typed(
         ("attack.attacks", ["fgsm", "fgsm"], "attack: attacks must not repeat"),
         ("attack.sweep.n_steps", 9, r"attack: sweep.n_steps 9 must not be below pgd.n_steps 10"),
         ("attack.keep_eps", [3], r"attack: keep_eps \[3.0\] must be among eps"),
+        ("attack.keep_eps", [2], r"analyze.eps 1 must be among the eps whose images are kept \[2.0\]"),
+        ("attack.max_images", 1, "attack.max_images: 1 images can't stand for 2 classes"),
+        ("analyze.eps", 3, r"analyze.eps 3 must be among the eps whose images are kept \[0.25, 0.5"),
+        ("analyze.n_resamples", 10, "analyze.n_resamples: .*greater than or equal to 100"),
+        ("analyze.false_positive_rate", 0, "analyze.false_positive_rate: .*greater than 0"),
+        ("analyze.evasion.eps", [1, 3], r"analyze.evasion.eps \[3.0\] must be among the eps whose images are kept"),
+        ("analyze.evasion.max_images", 1, "analyze.evasion.max_images: 1 images can't stand for 2 classes"),
         ("attack.epsilon", [1], "attack.epsilon: unknown key"),
         ("attack.pgd", {}, "attack.pgd.n_steps: missing"),
     ],

@@ -15,7 +15,10 @@ from ruamel.yaml import YAML
 from tasks.tracking import EXPERIMENT, digest_of
 from tests.conftest import ROOT, with_overrides
 
-STEPS = ["acquire", "validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate", "report"]
+STEPS = [
+    *("acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
+    *("attack", "evaluate", "analyze", "report"),
+]
 
 TOY = {
     "acquire.phantom": {"n_patients": 24, "n_slices": 3},
@@ -28,6 +31,10 @@ TOY = {
     "train_autoencoder.batch_size": 8,
     "attack.eps": [1, 4],
     "attack.keep_eps": [4],
+    "analyze.eps": 4,
+    "analyze.n_resamples": 100,
+    "analyze.evasion.eps": [4],
+    "analyze.evasion.n_steps": 2,
     "attack.pgd": {"n_steps": 2, "relative_step": 0.5, "n_restarts": 1},
     "attack.sweep": {"n_steps": 3, "n_restarts": 0},
 }
@@ -117,18 +124,18 @@ def test_dvc_lock_and_tracking_agree_on_what_every_step_made(reproduced: Path) -
     assert {step: stage["outs"][0]["md5"] for step, stage in stages.items()} == digests(reproduced)
 
 
-def test_a_changed_eps_reruns_attack_evaluate_and_report_only_and_going_back_runs_nothing(flowed: Path) -> None:
+def test_a_changed_eps_reruns_the_attack_and_what_follows_it_only_and_going_back_runs_nothing(flowed: Path) -> None:
     before = digests(flowed)
-    write_params(flowed, {"attack.eps": [1, 2], "attack.keep_eps": [2]})
+    write_params(flowed, {"attack.eps": [1, 2], "attack.keep_eps": [2], "analyze.eps": 2, "analyze.evasion.eps": []})
     printed = run(flowed, "dvc", "repro")
     ran = [step for step in STEPS if f"Running stage '{step}'" in printed]
-    assert ran == ["attack", "evaluate", "report"]
+    assert ran == ["attack", "evaluate", "analyze", "report"]
     assert digests(flowed)["attack"] != before["attack"]
 
     write_params(flowed, {})
     printed = run(flowed, sys.executable, "-m", "flows.pipeline")
     assert [line for line in printed.splitlines() if line.endswith(": restored")] == [
-        f"{step}: restored" for step in ("attack", "evaluate", "report")
+        f"{step}: restored" for step in ("attack", "evaluate", "analyze", "report")
     ]
     assert digests(flowed) == before
 

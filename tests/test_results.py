@@ -224,3 +224,18 @@ def test_a_mark_that_cannot_be_followed_is_an_error_and_nothing_is_written(
 def test_tables_of_this_repository_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     run(monkeypatch, "--check")
+
+
+def test_verdict_table_has_a_row_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = {"claim": "Features overlap", "study": "yes", "figure": "AUROC", "rule": "below 0.7"}
+    judged = [
+        claim | {"value": 0.61234, "low": 0.5, "high": 0.69, "outcome": "holds"},
+        claim | {"value": None, "low": None, "high": None, "outcome": "can't be told from 4 images"},
+    ]
+    paths.VERDICT.write_text(json.dumps(judged), encoding="utf-8")
+    keep_results.keep_results("stratified")
+    write_documents("<!-- table: verdict stratified -->\n<!-- end table -->\n")
+    run(monkeypatch)
+    lines = Path("README.md").read_text(encoding="utf-8").splitlines()
+    assert "| Features overlap | AUROC | 0.612 [0.500, 0.690] | **holds** |" in lines
+    assert "| Features overlap | AUROC | – [–, –] | **can't be told from 4 images** |" in lines

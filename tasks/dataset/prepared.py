@@ -69,3 +69,26 @@ def load_prepared() -> Prepared:
         value_range=(low, high),
         is_phantom=info["is_phantom"],
     )
+
+
+def choose_stratified(data: Prepared, rows: np.ndarray, n_images: int, seed: int) -> np.ndarray:
+    """Some of these rows in the classes' proportions, rising, int64 ``(n_images,)``; 0: all of them.
+
+    With the same seed, fewer images are a part of more.
+
+    Args:
+        data: the prepared data set.
+        rows: to choose from, rising, ``(n,)``.
+        n_images: at least as many as there are classes, or 0.
+        seed: of the choice.
+    """
+    if n_images == 0 or n_images >= len(rows):
+        return rows
+    rows = np.random.default_rng(seed).permutation(rows)
+    labels = data.labels(rows)
+    # how far along its class an image is, in [0, 1): the first of all classes come before any second
+    progress = np.empty(len(rows))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        progress[members] = np.arange(len(members)) / len(members)
+    return np.sort(rows[np.argsort(progress, kind="stable")[:n_images]])

@@ -1,0 +1,82 @@
+"""A workspace with prepared images of three classes and two small networks trained on them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional
+
+from tasks import paths
+from tasks.models.autoencoder import build_autoencoder
+from tasks.models.classifier import build_classifier
+from tasks.models.files import save_model
+
+CLASSES = ["none", "left", "right"]
+SIDE = 32
+SMALL = {
+    "compute.threads": 1,
+    "compute.device": "cpu",
+    "attack.eps": [0.5, 4],
+    "attack.keep_eps": [4],
+    "analyze.eps": 4,
+    "analyze.evasion.eps": [],
+    "attack.pgd.n_steps": 3,
+    "attack.batch_size": 16,
+    "attack.sweep.n_steps": 4,
+}
+
+
+def draw_images() -> tuple[np.ndarray, pd.DataFrame]:
+    """96 noisy images of three classes: no bright half, the left one, the right one; the last third are for tests."""
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 1, 2, 1], 24)
+    pixels = rng.normal(110, 25, (96, 1, SIDE, SIDE))
+    pixels[labels == 1, :, :, : SIDE // 2] += 9
+    pixels[labels == 2, :, :, SIDE // 2 :] += 9
+    table = pd.DataFrame(
+        {
+            "path": [f"{CLASSES[label]}/{i:03d} (a).png" for i, label in enumerate(labels)],
+            "class": [CLASSES[label] for label in labels],
+            "label": labels,
+            "group": np.arange(96),
+            "near_duplicate_group": np.arange(96),
+            "split": ["train"] * 56 + ["validation"] * 8 + ["test"] * 32,
+        }
+    )
+    return np.clip(pixels, 0, 255).astype(np.uint8), table
+
+
+def make_small_workspace(folder: Path) -> None:
+    """Write prepared images and two small networks trained on them below a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for step in (paths.PREPARE, paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER):
+            step.mkdir(parents=True)
+        pixels, table = draw_images()
+        np.save(paths.PIXELS, pixels)
+        table.to_parquet(paths.SPLIT)
+        info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
+        paths.DATASET_INFO.write_text(json.dumps(info))
+
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        images = torch.from_numpy(pixels[:32]).float() / 255
+        labels = torch.from_numpy(table["label"].to_numpy(copy=True)[:32])
+        build = {"architecture": "cnn", "n_classes": 3, "mean": 0.45, "std": 0.1}
+        classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
+        for model, loss_of in (
+            (classifier, lambda model: functional.cross_entropy(model(images), labels)),
+            (autoencoder, lambda model: functional.mse_loss(model(images + 0.1 * torch.randn_like(images)), images)),
+        ):
+            parameters = list(model.parameters())
+            for _ in range(25):
+                # sign descent: torch's optimisers take seconds to import
+                gradients = torch.autograd.grad(loss_of(model), parameters)
+                with torch.no_grad():
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        parameter.sub_(0.002 * gradient.sign())
+        save_model(paths.CLASSIFIER, classifier, **build)
+        save_model(paths.AUTOENCODER, autoencoder, architecture="plain")

@@ -1,0 +1,161 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks import paths
+from tasks.analyze import analyze
+from tasks.attack import attack
+from tasks.dataset.prepared import load_prepared
+from tasks.evaluation.records import read_records
+from tasks.params import Params, parse_params
+from tasks.tracking import Tracker
+from tests.conftest import with_overrides
+from tests.small_workspace import SMALL
+
+ANALYSED = SMALL | {
+    "attack.keep_eps": [],
+    "analyze.n_resamples": 100,
+    "analyze.evasion": {"eps": [4], "n_steps": 4, "max_images": 12},
+}
+
+
+@pytest.fixture(scope="module")
+def attacked(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the steps attack and analyze have run."""
+    folder = tmp_path_factory.mktemp("analysed")
+    shutil.copytree(small_workspace / "data", folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        paths.ATTACK.mkdir()
+        params = parse_params(with_overrides(ANALYSED))
+        attack(params, Tracker())
+        run(params)
+    return folder
+
+
+@pytest.fixture
+def analysed(attacked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(attacked)
+    return attacked
+
+
+def run(params: Params, tracker: Tracker | None = None) -> dict[str, bytes]:
+    shutil.rmtree(paths.ANALYZE, ignore_errors=True)
+    paths.ANALYZE.mkdir()
+    analyze(params, tracker or Tracker())
+    return {file.name: file.read_bytes() for file in paths.ANALYZE.rglob("*") if file.is_file()}
+
+
+def test_the_step_gives_the_same_bytes_twice_and_with_more_threads(
+    attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+) -> None:
+    shutil.copytree(attacked / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    before = {file.name: file.read_bytes() for file in paths.ANALYZE.rglob("*") if file.is_file()}
+    assert run(params_with(ANALYSED | {"compute.threads": 2})) == before
+
+
+def test_every_crafted_set_is_analysed_by_every_viewer(analysed: Path) -> None:
+    curves = [("undefended", "adaptive"), ("autoencoder", "transfer"), ("autoencoder", "adaptive")]
+    points = {(*curve, attack, eps) for curve in curves for attack in ("fgsm", "pgd") for eps in (0.5, 4.0)}
+    clean_denoised = ("autoencoder", "none", "clean", 0.0)
+    heatmaps = pd.read_csv(paths.HEATMAPS)
+    assert set(zip(*(heatmaps[c] for c in ("target", "threat_model", "attack", "eps")), strict=True)) == {
+        *points,
+        clean_denoised,
+    }
+    features = pd.read_csv(paths.FEATURES)
+    of_classifier = features[features["space"] == "classifier"]
+    of_bottleneck = features[features["space"] == "bottleneck"]
+    names = ("target", "threat_model", "attack", "eps")
+    assert set(zip(*(of_classifier[c] for c in names), strict=True)) == points
+    assert set(zip(*(of_bottleneck[c] for c in names), strict=True)) == {
+        point for point in points if point[0] == "autoencoder"
+    }
+    detection = pd.read_csv(paths.DETECTION)
+    assert set(detection["detector"]) == {"reconstruction error", "entropy", "prediction change", "feature distance"}
+    assert set(detection["attack"]) == {"fgsm", "pgd", "pgd and detector"}
+    assert len(detection) == 4 * (2 * 2 * 2 + 1)
+
+
+def test_the_perturbation_of_fgsm_has_the_error_that_its_size_gives(analysed: Path) -> None:
+    resilience = pd.read_csv(paths.RESILIENCE)
+    of_fgsm = resilience[(resilience["attack"] == "fgsm") & (resilience["images"] == "adversarial")]
+    mse = of_fgsm[of_fgsm["metric"] == "mse"].set_index(["surrogate", "eps"])["value"]
+    for (_, eps), value in mse.items():
+        assert value == pytest.approx((eps / 255) ** 2, rel=0.02)
+    kept = resilience[(resilience["attack"] == "clean") & (resilience["metric"] == "mse")]
+    assert (kept["value"] > mse.max()).all()
+
+
+def test_intervals_hold_their_values_and_say_so_where_nothing_is_defined(analysed: Path) -> None:
+    for path in (paths.CLASSIFICATION, paths.HEATMAPS, paths.FEATURES, paths.RESILIENCE, paths.ROBUSTNESS_AREA):
+        table = pd.read_csv(path)
+        bounded = table.dropna(subset=["low", "high"])
+        assert (bounded["low"] <= bounded["high"]).all(), path
+        if "metric" in bounded:
+            # a calibration error is above 0 in every resample, and Wasserstein distances likewise
+            bounded = bounded[bounded["metric"] != "ece"]
+        assert ((bounded["low"] <= bounded["value"] + 1e-6) & (bounded["value"] <= bounded["high"] + 1e-6)).all(), path
+
+
+def test_accuracies_are_those_of_the_records(analysed: Path) -> None:
+    records = read_records()
+    classification = pd.read_csv(paths.CLASSIFICATION)
+    accuracy = classification[classification["metric"] == "accuracy"]
+    points = ["target", "threat_model", "attack", "eps"]
+    by_point = records.groupby(points)["correct"].mean()
+    assert accuracy.set_index(points)["value"].to_dict() == pytest.approx(by_point.to_dict(), abs=1e-5)
+
+
+def test_an_attacker_who_knows_the_detector_is_detected_less(analysed: Path) -> None:
+    detection = pd.read_csv(paths.DETECTION)
+    at = detection[(detection["surrogate"] == "undefended") & (detection["eps"] == 4)]
+    auroc = at.pivot(index="detector", columns="attack", values="auroc")
+    assert auroc["pgd and detector"].mean() < auroc["pgd"].mean()
+    evading = at[at["attack"] == "pgd and detector"]
+    assert (evading["n"] == 12).all()
+    assert (evading["n_successful"] > 0).all()
+
+
+def test_embeddings_place_every_image_clean_and_adversarial(analysed: Path) -> None:
+    embeddings = pd.read_parquet(paths.EMBEDDINGS)
+    rows = load_prepared().indices("test")
+    places = embeddings.groupby(["space", "target", "threat_model", "attack", "eps", "method", "origin"])
+    assert len(places) == 2 * 2 * 2 * 2
+    for _, group in places:
+        assert group["image"].tolist() == rows.tolist()
+        assert np.isfinite(group[["x", "y"]].to_numpy()).all()
+
+
+def test_the_examples_show_every_class_clean_attacked_and_denoised(analysed: Path) -> None:
+    with np.load(paths.HEATMAP_EXAMPLES, allow_pickle=False) as examples:
+        assert examples["rows"].tolist() == ["none", "left", "right"]
+        assert examples["images"].shape == (3, 4, 32, 32)
+        assert examples["maps"].shape == (3, 3, 32, 32)
+        assert examples["captions"].shape == (3, 3)
+        assert examples["columns"].tolist()[:3] == ["clean", "adversarial", "adversarial, denoised"]
+        for name in ("images", "maps"):
+            assert 0 <= examples[name].min() <= examples[name].max() <= 1
+
+
+def test_every_claim_has_an_outcome_that_its_interval_gives(analysed: Path) -> None:
+    claims = json.loads(paths.VERDICT.read_text())
+    assert len(claims) >= 7
+    for claim in claims:
+        assert claim["outcome"] in {"holds", "does not hold"} or claim["outcome"].startswith("can't be told from ")
+
+
+def test_an_attack_that_kept_no_images_of_an_eps_is_named(
+    attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+) -> None:
+    shutil.copytree(attacked / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    (paths.PERTURBATIONS / "autoencoder-pgd-eps4.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"autoencoder-pgd-eps4.npz not found: add 4 to attack.keep_eps"):
+        run(params_with(ANALYSED))
