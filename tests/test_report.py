@@ -155,7 +155,7 @@ def test_every_section_opens_with_its_answer(html: str) -> None:
     answers = {key: text_of(answer) for key, answer in re.findall(heads, html, re.DOTALL)}
     at = "PGD at ε = 1/255"
     beginnings = {
-        "verdict": "Of 4 claims of the study, 1 holds here, 1 does not, and 2 can't be told from this many images.",
+        "verdict": "Of 4 claims of the study, 1 holds here, 1 does not, and 2 can't be told.",
         "heatmaps": f"Under {at} the hottest tenth of the heat maps overlaps with that of the clean images by 0.4",
         "intensities": f"{at} shifts the distribution of grey levels by 0.4",
         "features": f"Under {at} clean and adversarial features overlap in the classifier's last layer but one, where ",

@@ -127,5 +127,11 @@ def test_a_defence_that_makes_it_worse_wins_back_less_than_nothing() -> None:
 def test_nothing_can_be_won_back_where_nothing_was_lost() -> None:
     right = np.full(N, True)
     assert np.isnan(won_back(right, right, right, COUNTS)).all()
-    claim = claims(records=records(0.95, 0.95, 0.95, 0.95))[-1]
+    claim = claims(records=records(0.95, 0.95, 0.95, 0.95))[-2]
     assert (claim.value, claim.outcome) == (None, "can't be told from 200 images")
+
+
+def test_what_was_not_tried_is_said_to_be_open() -> None:
+    retraining = claims()[-1]
+    assert retraining.outcome == "can't be told without such an autoencoder"
+    assert retraining.value is None

@@ -57,6 +57,14 @@ def verdict(
         *_features_overlap(features, attack, eps, counts.shape[1]),
         *_limited_discrimination(detection, attack, eps),
         *_compromised_resilience(records, attack, eps, counts),
+        Claim(
+            "An autoencoder that is retrained on adversarial images would help",
+            "called for, not tried",
+            "none: every autoencoder among the targets was trained on noise alone",
+            *(None, None, None),
+            outcome="can't be told without such an autoencoder",
+            rule="needs a retrained autoencoder among the targets",
+        ),
     ]
 
 

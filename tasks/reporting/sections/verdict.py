@@ -19,8 +19,7 @@ def verdict_sentence(verdict: list[dict[str, Any]]) -> str:
     outcomes = [next(start for start in BADGES if claim["outcome"].startswith(start)) for claim in verdict]
     return (
         f"Of {len(verdict)} claims of the study, {_counted(outcomes.count(HOLDS), 'holds', 'hold')} here, "
-        f"{_counted(outcomes.count(FALLS), 'does not', 'do not')}, and {outcomes.count(OPEN)} can't be told from this "
-        "many images."
+        f"{_counted(outcomes.count(FALLS), 'does not', 'do not')}, and {outcomes.count(OPEN)} can't be told."
     )
 
 
