@@ -31,6 +31,7 @@ from tasks.reporting.findings import (
     with_interval,
 )
 from tasks.reporting.results import read_json, read_table
+from tasks.reporting.sections.verdict import elsewhere
 
 DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
 MARKS = re.compile(r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL)
@@ -81,8 +82,16 @@ def verdict_table(run: str) -> str:
     for claim in read_json(_folder(run) / "verdict.json"):
         numbers = [claim[name] for name in ("value", "low", "high")]
         value, low, high = ("–" if number is None else f"{number:.3f}" for number in numbers)
-        rows.append([claim["claim"], claim["figure"], f"{value} [{low}, {high}]", f"**{claim['outcome']}**"])
-    return _markdown(["claim of the study", "measured", "figure [95 %]", "outcome"], rows)
+        rows.append(
+            [
+                claim["claim"],
+                claim["figure"],
+                f"{value} [{low}, {high}]",
+                f"**{claim['outcome']}**",
+                elsewhere(claim) or "–",
+            ]
+        )
+    return _markdown(["claim of the study", "measured", "figure [95 %]", "outcome", "at other ε in 1/255"], rows)
 
 
 TABLES: dict[str, Callable[..., str]] = {

@@ -54,6 +54,8 @@ class Scene:
     thresholds: dict[str, float]
     predicted: dict[str, np.ndarray]
     """Viewer -> the class that it predicts of each image as it is, ``(N,)``."""
+    purified: dict[str, np.ndarray]
+    """Purifier -> what it makes of each image as it is, float32 ``(N, 1, H, W)``."""
     comparison: Comparison
 
     @property
@@ -90,10 +92,10 @@ def analyze(params: Params, tracker: Tracker) -> None:
     add_all(scene, [*crafted, *evading])
 
     table = scene.comparison.table
-    area = robustness_area(records, settings.n_resamples, params.seed)
+    area = robustness_area(records, scene.comparison.counts)
     tables = {
         paths.ROBUSTNESS_AREA: area,
-        paths.CLASSIFICATION: classification_table(records, data.positive, settings.n_resamples, params.seed),
+        paths.CLASSIFICATION: classification_table(records, data.positive, scene.comparison.counts),
         paths.RELIABILITY: reliability_table(records),
         paths.ENTROPY: entropy_table(records),
         paths.INTENSITY: table("intensity"),
@@ -110,8 +112,9 @@ def analyze(params: Params, tracker: Tracker) -> None:
     for path, values in (tables | plots).items():
         values.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     table("embeddings").to_parquet(paths.EMBEDDINGS, index=False)
-    keep_heatmap_examples(scene)
-    claims = verdict(records, tables[paths.FEATURES], tables[paths.DETECTION], settings.eps, scene.comparison.counts)
+    keep_examples(scene)
+    features, detection = tables[paths.FEATURES], tables[paths.DETECTION]
+    claims = verdict(records, features, detection, settings.eps, partial(resampled, params, data))
     listed = [asdict(claim) for claim in claims]
     paths.VERDICT.write_text(json.dumps(listed, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -142,10 +145,14 @@ def add_all(scene: Scene, work: list[tuple[str, Callable[[Scene], None]]]) -> No
 
     with threadpool_limits(1), ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         done = [pool.submit(alone, do) for _, do in work]
-        for number, ((name, _), future) in enumerate(zip(work, done, strict=True), start=1):
-            for table, rows in future.result().items():
-                scene.comparison.tables[table] += rows
-            log.info("%d/%d  %s", number, len(work), name)
+        try:
+            for number, ((name, _), future) in enumerate(zip(work, done, strict=True), start=1):
+                for table, rows in future.result().items():
+                    scene.comparison.tables[table] += rows
+                log.info("%d/%d  %s", number, len(work), name)
+        finally:
+            # after an error nobody waits for the rest
+            pool.shutdown(cancel_futures=True)
 
 
 def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
@@ -169,17 +176,18 @@ def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
         for target, group in clean.groupby("target", sort=False)
     }
     images = images_of(data, rows)
+    purified = painter.purified(images, len(rows))
     comparison = Comparison(
-        clean=painter.portray(images, images, predicted, detect),
+        clean=painter.portray(images, images, purified, predicted, detect),
         rows=rows,
         labels=data.labels(rows),
         groups=data.table["group"].to_numpy()[rows],
         classes=list(data.classes),
-        counts=bootstrap_counts(len(rows), params.analyze.n_resamples, params.seed),
+        counts=resampled(params, data, rows),
         seed=params.seed,
     )
     thresholds = {name: threshold_at(scores, rate) for name, scores in of_validation.items()}
-    return Scene(params, data, records, rows, painter, detect, thresholds, predicted, comparison)
+    return Scene(params, data, records, rows, painter, detect, thresholds, predicted, purified, comparison)
 
 
 def add_clean(scene: Scene) -> None:
@@ -195,14 +203,24 @@ def add_clean(scene: Scene) -> None:
 
 
 def add_crafted(scene: Scene, surrogate: str, attack: str, eps: float) -> None:
-    """All analyses of the images of one crafting, by every viewer whom they are meant for."""
+    """All analyses of the images of one crafting, by every viewer whom they are meant for.
+
+    Heat maps and features are of the headline's attack alone; embeddings show the study's protocol, what was crafted on
+    the bare classifier.
+    """
     kept, comparison = load_kept(scene.data, surrogate, attack, eps), scene.comparison
     assert np.array_equal(kept.rows, scene.rows)
     # what was crafted on the bare classifier is transferred to every defence; the rest is for its own surrogate
     purifiers = list(scene.painter.purifiers) if surrogate == UNDEFENDED else [surrogate]
     viewers = [AS_GIVEN, *purifiers] if surrogate == UNDEFENDED else purifiers
-    explained = {viewer: scene.predicted[viewer] for viewer in viewers}
-    portrait = scene.painter.portray(kept.images, images_of(scene.data, scene.rows), explained, scene.detectors)
+    is_headline = attack == headline_attack(scene.records)
+    portrait = scene.painter.portray(
+        kept.images,
+        images_of(scene.data, scene.rows),
+        {purifier: scene.purified[purifier] for purifier in purifiers},
+        {viewer: scene.predicted[viewer] for viewer in viewers if is_headline},
+        scene.detectors,
+    )
 
     point = {"surrogate": surrogate, "attack": attack, "eps": eps}
     comparison.add_pictures(point, AS_GIVEN, "adversarial", portrait)
@@ -211,19 +229,23 @@ def add_crafted(scene: Scene, surrogate: str, attack: str, eps: float) -> None:
     for viewer in viewers:
         target = viewer or UNDEFENDED
         curve = {"target": target, "threat_model": threat_model_of(target, surrogate), "attack": attack, "eps": eps}
-        comparison.add_heatmaps(curve, portrait[viewer, "map"], scene.clean[viewer, "map"])
-        comparison.add_features({"space": "classifier", **curve}, viewer, "features", portrait)
+        if is_headline:
+            comparison.add_heatmaps(curve, portrait[viewer, "map"], scene.clean[viewer, "map"])
+            comparison.add_features({"space": "classifier", **curve}, viewer, "features", portrait)
     for purifier in purifiers:
         threat_model = threat_model_of(purifier, surrogate)
         curve = {"target": purifier, "threat_model": threat_model, "attack": attack, "eps": eps}
-        comparison.add_features({"space": "bottleneck", **curve}, purifier, "bottleneck", portrait)
+        if is_headline:
+            comparison.add_features({"space": "bottleneck", **curve}, purifier, "bottleneck", portrait)
         comparison.add_pictures(point, purifier, "denoised", portrait)
         comparison.add_spectrum(point, purifier, "perturbation, denoised", portrait[purifier, "power"])
-        defended = scene.recorded(purifier, threat_model, attack, eps)["correct"].to_numpy()
-        comparison.add_removal(point, purifier, crafted_on["success"].to_numpy(), defended, portrait)
-    if surrogate == UNDEFENDED and attack == headline_attack(scene.records):
-        seen_by = {AS_GIVEN: ("classifier", "features"), **dict.fromkeys(purifiers, ("bottleneck", "bottleneck"))}
-        for viewer, (space, quantity) in seen_by.items():
+        comparison.add_removal(point, purifier, portrait)
+        if surrogate == UNDEFENDED:
+            defended = scene.recorded(purifier, threat_model, attack, eps)["correct"].to_numpy()
+            comparison.add_recovery(point, purifier, crafted_on["success"].to_numpy(), defended, portrait)
+    if is_headline and surrogate == UNDEFENDED:
+        for viewer in viewers:
+            space, quantity = ("bottleneck", "bottleneck") if viewer else ("classifier", "features")
             target = viewer or UNDEFENDED
             curve = {"target": target, "threat_model": threat_model_of(target, surrogate), "attack": attack, "eps": eps}
             comparison.add_embeddings({"space": space, **curve}, viewer, quantity, portrait)
@@ -258,22 +280,28 @@ def add_detection(
 
 
 def add_evasion(scene: Scene, name: str, eps: float) -> None:
-    """A detector before the bare classifier, and an attacker who knows both."""
+    """A detector before the bare classifier, and an attacker who knows both.
+
+    Who lowers a score as far as it goes gives himself away from the other side; this one makes the classifier err and
+    leaves the image the score that it had.
+    """
     settings, data, painter = scene.params.analyze.evasion, scene.data, scene.painter
     rows = choose_stratified(data, scene.rows, settings.max_images, scene.params.seed)
     chosen = np.searchsorted(scene.rows, rows)
     detect = scene.detectors[name]
     pgd = scene.params.attack.pgd.model_copy(update={"n_steps": settings.n_steps})
     norm = scene.params.attack.norm
-
-    def look(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = painter.seen(images)
-        return seen.logits, detect(seen)
-
+    clean = scene.clean[name, "score"][chosen]
     scores, predictions = [], []
     for part in painter.parts(len(rows)):
         images = painter.on_device(data.floats(rows[part]))
         labels = painter.on_device(data.labels(rows[part]))
+        had = painter.on_device(clean[part])
+
+        def look(batch: torch.Tensor, had: torch.Tensor = had) -> tuple[torch.Tensor, torch.Tensor]:
+            seen = painter.seen(batch)
+            return seen.logits, (detect(seen) - had).abs()
+
         adversarial = evade(
             look,
             images,
@@ -285,57 +313,68 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
             rows[part],
         )
         with torch.inference_mode():
-            logits, score = look(adversarial)
-            scores.append(score.cpu().numpy())
-            predictions.append(logits.argmax(dim=1).cpu().numpy())
+            seen = painter.seen(adversarial)
+            scores.append(detect(seen).cpu().numpy())
+            predictions.append(seen.logits.argmax(dim=1).cpu().numpy())
     labels_of, predicted = data.labels(rows), np.concatenate(predictions)
     successful = (scene.predicted[AS_GIVEN][chosen] == labels_of) & (predicted != labels_of)
     point = {"surrogate": UNDEFENDED, "attack": "pgd and detector", "eps": eps}
     add_detection(scene, point, name, np.concatenate(scores), successful, chosen)
 
 
-def keep_heatmap_examples(scene: Scene) -> None:
-    """Write the pictures of one image a class, clean and attacked, and the heat maps that go with them."""
-    attack, eps = headline_attack(scene.records), scene.params.analyze.eps
-    kept = load_kept(scene.data, UNDEFENDED, attack, eps)
-    purifier = next(iter(scene.painter.purifiers))
-    success = scene.recorded(UNDEFENDED, "adaptive", attack, eps)["success"].to_numpy()
+def keep_examples(scene: Scene) -> None:
+    """Write pictures of one image a class: clean, attacked and denoised, with heat maps, and what differs between them.
+
+    A heat map explains what the record says was predicted of that very picture.
+    """
+    attack, eps, painter = headline_attack(scene.records), scene.params.analyze.eps, scene.painter
+    purifier = next(iter(painter.purifiers))
     labels = scene.comparison.labels
+    success = scene.recorded(UNDEFENDED, "adaptive", attack, eps)["success"].to_numpy()
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     # argmax is the first success, or the first of all without one
     chosen = np.array([of_class[np.argmax(success[of_class])] for of_class in members])
-    clean, attacked = scene.data.floats(scene.rows[chosen]), kept.images(chosen)
-    explained = {viewer: scene.predicted[viewer][chosen] for viewer in (AS_GIVEN, purifier)}
-    side = clean.shape[-1]
-    maps_of_clean = upsampled(scene.clean[AS_GIVEN, "map"][chosen], side)
-    portrait = scene.painter.portray(lambda _: attacked, lambda _: clean, explained, {})
+    clean = scene.data.floats(scene.rows[chosen])
+    attacked = load_kept(scene.data, UNDEFENDED, attack, eps).images(chosen)
     with torch.inference_mode():
-        denoised = scene.painter.seen(scene.painter.on_device(attacked), purifier).purified.cpu().numpy()
-    factor = max(1, int(0.5 / max(float(np.abs(attacked - clean).max()), 1e-6)))
-    perturbation = np.clip(0.5 + factor * (attacked - clean), 0, 1)
-    named = np.array(scene.data.classes)
-    points = (
-        (UNDEFENDED, "none", CLEAN, 0.0),
-        (UNDEFENDED, "adaptive", attack, eps),
-        (purifier, "transfer", attack, eps),
+        denoised, clean_denoised = (
+            painter.seen(painter.on_device(images), purifier).purified.cpu().numpy() for images in (attacked, clean)
+        )
+    predicted = (
+        scene.predicted[AS_GIVEN][chosen],
+        scene.recorded(UNDEFENDED, "adaptive", attack, eps)["prediction"].to_numpy(dtype=np.int64)[chosen],
+        scene.recorded(purifier, "transfer", attack, eps)["prediction"].to_numpy(dtype=np.int64)[chosen],
     )
-    captions = [
-        [f"predicted {named[label]}" for label in scene.recorded(*point)["prediction"].to_numpy()[chosen]]
-        if point[2] != CLEAN
-        else [f"predicted {named[label]}" for label in scene.predicted[AS_GIVEN][chosen]]
-        for point in points
+    pictures = ((AS_GIVEN, clean), (AS_GIVEN, attacked), (purifier, attacked))
+    maps = [
+        upsampled(painter.heatmaps(viewer, images, classes), clean.shape[-1])
+        for (viewer, images), classes in zip(pictures, predicted, strict=True)
     ]
-    paths.HEATMAP_EXAMPLES.parent.mkdir()
+    differences = {
+        "adversarial − clean": attacked - clean,
+        "clean, denoised − clean": clean_denoised - clean,
+        "denoised: adversarial − clean": denoised - clean_denoised,
+    }
+    shown = {name: about_grey(difference) for name, difference in differences.items()}
+    perturbation, factor = about_grey(attacked - clean)
+    named = np.array(scene.data.classes)
+    paths.EXAMPLES.parent.mkdir()
     np.savez_compressed(
-        paths.HEATMAP_EXAMPLES,
-        images=np.stack([clean, attacked, denoised, perturbation], axis=1)[:, :, 0].astype(np.float16),
-        maps=np.stack(
-            [maps_of_clean, *(upsampled(portrait[viewer, "map"], side) for viewer in (AS_GIVEN, purifier))], axis=1
-        ).astype(np.float16),
+        paths.EXAMPLES,
         rows=named[labels[chosen]],
+        images=np.stack([clean, attacked, denoised, perturbation], axis=1)[:, :, 0].astype(np.float16),
+        maps=np.stack(maps, axis=1).astype(np.float16),
         columns=np.array(["clean", "adversarial", "adversarial, denoised", f"perturbation × {factor}"]),
-        captions=np.array(captions).T,
+        captions=np.array([[f"predicted {named[label]}" for label in labels_of] for labels_of in predicted]).T,
+        differences=np.stack([picture for picture, _ in shown.values()], axis=1)[:, :, 0].astype(np.float16),
+        difference_columns=np.array([f"{name} × {factor}" for name, (_, factor) in shown.items()]),
     )
+
+
+def about_grey(difference: np.ndarray) -> tuple[np.ndarray, int]:
+    """Differences ``(N, 1, H, W)`` amplified about mid grey so that none leaves [0, 1], and the factor."""
+    factor = max(1, int(0.5 / max(float(np.abs(difference).max()), 1e-6)))
+    return np.clip(0.5 + factor * difference, 0, 1), factor
 
 
 def plot_tables(tables: dict[Path, pd.DataFrame], attack: str, eps: float) -> dict[Path, pd.DataFrame]:
@@ -383,9 +422,15 @@ def plot_tables(tables: dict[Path, pd.DataFrame], attack: str, eps: float) -> di
 
 def wide(table: pd.DataFrame, x: str, names: list[str], value: str) -> pd.DataFrame:
     """A row for each value of ``x``, a column for each curve, called ``a/b/c`` by what ``names`` hold."""
-    pivoted = table.pivot_table(index=x, columns=names, values=value, sort=False).sort_index()
+    # two values at one place are an error here, not a mean; an empty bin has no place
+    pivoted = table.dropna(subset=[x]).pivot(index=x, columns=names, values=value).sort_index()
     pivoted.columns = pd.Index(["/".join(map(str, column)) for column in pivoted.columns])
     return pivoted.reset_index()
+
+
+def resampled(params: Params, data: Prepared, rows: np.ndarray) -> np.ndarray:
+    """How often each of these images is drawn in each bootstrap resample, float32 ``(R, N)``."""
+    return bootstrap_counts(data.table["group"].to_numpy()[rows], params.analyze.n_resamples, params.seed)
 
 
 def threat_model_of(target: str, surrogate: str) -> str:

@@ -102,7 +102,6 @@ def empty_analysis() -> None:
         pd.read_csv(path).iloc[:0].to_csv(path, index=False)
     pd.read_parquet(paths.EMBEDDINGS).iloc[:0].to_parquet(paths.EMBEDDINGS)
     paths.VERDICT.write_text("[]", encoding="utf-8")
-    paths.HEATMAP_EXAMPLES.unlink()
 
 
 def records_of(

@@ -20,7 +20,7 @@ from tests.small_workspace import SMALL
 ANALYSED = SMALL | {
     "attack.keep_eps": [],
     "analyze.n_resamples": 100,
-    "analyze.evasion": {"eps": [4], "n_steps": 4, "max_images": 12},
+    "analyze.evasion": {"eps": [4], "n_steps": 20, "max_images": 24},
 }
 
 
@@ -66,16 +66,17 @@ def test_every_crafted_set_is_analysed_by_every_viewer(analysed: Path) -> None:
     clean_denoised = ("autoencoder", "none", "clean", 0.0)
     heatmaps = pd.read_csv(paths.HEATMAPS)
     assert set(zip(*(heatmaps[c] for c in ("target", "threat_model", "attack", "eps")), strict=True)) == {
-        *points,
+        *(point for point in points if point[2] == "pgd"),
         clean_denoised,
     }
     features = pd.read_csv(paths.FEATURES)
     of_classifier = features[features["space"] == "classifier"]
     of_bottleneck = features[features["space"] == "bottleneck"]
     names = ("target", "threat_model", "attack", "eps")
-    assert set(zip(*(of_classifier[c] for c in names), strict=True)) == points
+    of_pgd = {point for point in points if point[2] == "pgd"}
+    assert set(zip(*(of_classifier[c] for c in names), strict=True)) == of_pgd
     assert set(zip(*(of_bottleneck[c] for c in names), strict=True)) == {
-        point for point in points if point[0] == "autoencoder"
+        point for point in of_pgd if point[0] == "autoencoder"
     }
     detection = pd.read_csv(paths.DETECTION)
     assert set(detection["detector"]) == {"reconstruction error", "entropy", "prediction change", "feature distance"}
@@ -116,10 +117,12 @@ def test_accuracies_are_those_of_the_records(analysed: Path) -> None:
 def test_an_attacker_who_knows_the_detector_is_detected_less(analysed: Path) -> None:
     detection = pd.read_csv(paths.DETECTION)
     at = detection[(detection["surrogate"] == "undefended") & (detection["eps"] == 4)]
-    auroc = at.pivot(index="detector", columns="attack", values="auroc")
-    assert auroc["pgd and detector"].mean() < auroc["pgd"].mean()
+    auroc = at.pivot(index="detector", columns="attack", values="auroc_successful")
+    # a detector that is told apart from the other side is no worse
+    told_apart = (auroc - 0.5).abs().mean()
+    assert told_apart["pgd and detector"] < told_apart["pgd"]
     evading = at[at["attack"] == "pgd and detector"]
-    assert (evading["n"] == 12).all()
+    assert (evading["n"] == 24).all()
     assert (evading["n_successful"] > 0).all()
 
 
@@ -134,13 +137,14 @@ def test_embeddings_place_every_image_clean_and_adversarial(analysed: Path) -> N
 
 
 def test_the_examples_show_every_class_clean_attacked_and_denoised(analysed: Path) -> None:
-    with np.load(paths.HEATMAP_EXAMPLES, allow_pickle=False) as examples:
+    with np.load(paths.EXAMPLES, allow_pickle=False) as examples:
         assert examples["rows"].tolist() == ["none", "left", "right"]
         assert examples["images"].shape == (3, 4, 32, 32)
         assert examples["maps"].shape == (3, 3, 32, 32)
         assert examples["captions"].shape == (3, 3)
         assert examples["columns"].tolist()[:3] == ["clean", "adversarial", "adversarial, denoised"]
-        for name in ("images", "maps"):
+        assert examples["differences"].shape == (3, 3, 32, 32)
+        for name in ("images", "maps", "differences"):
             assert 0 <= examples[name].min() <= examples[name].max() <= 1
 
 

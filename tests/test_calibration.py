@@ -24,7 +24,8 @@ def test_the_error_of_an_overconfident_predictor_is_its_overconfidence() -> None
     confidence, correct = predictions(20_000, overconfidence=0.2)
     assert expected_calibration_error(confidence, correct, ONCE)[0] == pytest.approx(0.2, abs=0.01)
     estimate = bootstrap(
-        partial(expected_calibration_error, confidence[:500], correct[:500]), bootstrap_counts(500, 200, seed=0)
+        partial(expected_calibration_error, confidence[:500], correct[:500]),
+        bootstrap_counts(np.arange(500), 200, seed=0),
     )
     assert 0.1 < estimate.low < 0.2 < estimate.high < 0.3
 

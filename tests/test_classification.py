@@ -17,10 +17,11 @@ from tasks.evaluation.classification import (
     reliability_table,
     robustness_area,
 )
+from tasks.evaluation.intervals import bootstrap_counts
 from tasks.evaluation.scores import entropy
 
 CLEAN = ("undefended", "none", "clean", 0.0)
-METRICS = ["accuracy", "loss", "precision", "recall", "f1", "top1_error", "auroc", "ece", "brier", "mean_entropy"]
+METRICS = ["accuracy", "top1_error", "loss", "precision", "recall", "f1", "auroc", "ece", "brier", "mean_entropy"]
 
 
 def pgd(eps: float) -> tuple[str, str, str, float]:
@@ -56,6 +57,10 @@ def correct_logits(labels: np.ndarray, correct: list[bool]) -> np.ndarray:
     return np.eye(2)[predictions] * 4
 
 
+def ordinary(n: int, n_resamples: int) -> np.ndarray:
+    return bootstrap_counts(np.arange(n), n_resamples, seed=0)
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_metrics_equal_those_of_scikit_learn(n_classes: int) -> None:
     parts, expected = [], {}
@@ -78,7 +83,7 @@ def test_metrics_equal_those_of_scikit_learn(n_classes: int) -> None:
             "brier": brier_score_loss(labels, probabilities, scale_by_half=False, labels=range(n_classes)),
             "mean_entropy": float(entropy(logits).mean()),
         }
-    table = classification_table(pd.concat(parts), positive=1, n_resamples=200, seed=0)
+    table = classification_table(pd.concat(parts), 1, ordinary(90, 200))
     assert list(table.columns) == ["target", "threat_model", "attack", "eps", "metric", "value", "low", "high"]
     assert table["metric"].tolist() == METRICS * 2
     for eps, values in expected.items():
@@ -93,8 +98,8 @@ def test_clean_rows_are_of_the_attacked_images_in_whatever_order_they_come() -> 
     few = np.array([31, 2, 17, 8])
     of_few = records_at(CLEAN, labels[few], logits[few], few)
     attacked = records_at(pgd(1.0), labels[few][::-1], logits[few][::-1], few[::-1])
-    table = classification_table(pd.concat([records_at(CLEAN, labels, logits), attacked]), 1, 50, seed=0)
-    of_all = classification_table(pd.concat([of_few, attacked]), 1, 50, seed=0)
+    table = classification_table(pd.concat([records_at(CLEAN, labels, logits), attacked]), 1, ordinary(4, 50))
+    of_all = classification_table(pd.concat([of_few, attacked]), 1, ordinary(4, 50))
     pd.testing.assert_frame_equal(table, of_all)
     # the same predictions and the same resamples: the two points agree in their intervals too
     clean, after = (table.loc[table["eps"] == eps, ["value", "low", "high"]].to_numpy() for eps in (0, 1))
@@ -105,19 +110,19 @@ def test_auroc_is_nan_where_a_class_is_missing_and_precision_0_where_none_is_pre
     labels = np.zeros(6, dtype=int)
     logits = correct_logits(labels, [True] * 6)
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
-    table = classification_table(records, positive=1, n_resamples=20, seed=0).set_index(["eps", "metric"])
+    table = classification_table(records, 1, ordinary(6, 20)).set_index(["eps", "metric"])
     assert table.loc[(1.0, "auroc")][["value", "low", "high"]].isna().all()
     assert table.loc[(1.0, "precision")][["value", "low", "high"]].tolist() == [0, 0, 0]
-    assert table.loc[(1.0, "accuracy")][["value", "low", "high"]].tolist() == [1, 1, 1]
+    assert table.loc[(1.0, "accuracy")][["value", "low", "high"]].tolist() == [1, pytest.approx(0.6097, abs=1e-4), 1]
 
 
 def test_auroc_tells_saturated_predictions_apart() -> None:
     labels = np.array([0, 0, 1, 1])
     logits = np.column_stack([np.zeros(4), [50.0, 60, 70, 80]])
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
-    table = classification_table(records, positive=1, n_resamples=20, seed=0).set_index(["eps", "metric"])
+    table = classification_table(records, 1, ordinary(4, 20)).set_index(["eps", "metric"])
     assert table.loc[(0.0, "auroc"), "value"] == 1
-    below = classification_table(records, positive=0, n_resamples=20, seed=0).set_index(["eps", "metric"])
+    below = classification_table(records, 0, ordinary(4, 20)).set_index(["eps", "metric"])
     assert below.loc[(0.0, "auroc"), "value"] == 1
 
 
@@ -126,9 +131,9 @@ def test_points_of_different_images_are_refused() -> None:
     records = pd.concat([records_at(CLEAN, labels, logits), records_at(pgd(1.0), labels, logits)])
     missing = pd.concat([records, records_at(pgd(2.0), labels[:5], logits[:5])])
     with pytest.raises(ValueError, match=r"undefended/adaptive/pgd/2.0 has 5 records, but 6 images"):
-        classification_table(missing, 1, 10, seed=0)
+        classification_table(missing, 1, ordinary(6, 10))
     with pytest.raises(ValueError, match=r"undefended/adaptive/pgd/2.0 has 5 records, but 6 images"):
-        robustness_area(missing, 10, seed=0)
+        robustness_area(missing, ordinary(6, 10))
 
 
 def test_reliability_has_the_curve_of_every_point() -> None:
@@ -162,7 +167,7 @@ def test_area_is_the_mean_accuracy_over_octaves() -> None:
     parts = [records_at(CLEAN, labels, correct_logits(labels, [True] * 4))]
     # one octave from 1 to 0.5, then two from 0.5 to 0
     parts += [records_at(pgd(eps), labels, correct_logits(labels, right)) for eps, right in accuracies.items()]
-    area = robustness_area(pd.concat([parts[0], parts[3], parts[1], parts[2]]), n_resamples=500, seed=0)
+    area = robustness_area(pd.concat([parts[0], parts[3], parts[1], parts[2]]), ordinary(4, 500))
     assert len(area) == 1
     assert area.loc[0, ["target", "threat_model", "attack"]].tolist() == ["undefended", "adaptive", "pgd"]
     assert area.loc[0, "value"] == pytest.approx((1 * 0.75 + 2 * 0.25) / 3)
@@ -170,8 +175,24 @@ def test_area_is_the_mean_accuracy_over_octaves() -> None:
     assert 1 / 6 <= area.loc[0, "low"] < area.loc[0, "value"] < area.loc[0, "high"] <= 4 / 6
 
 
+def test_like_slices_make_intervals_wider() -> None:
+    labels, logits = drawn(90, 2, shift=1, seed=0)
+    correct = np.repeat(np.arange(30) % 3 > 0, 3)
+    logits = correct_logits(labels, correct)
+    records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
+    widths = []
+    for groups in (np.arange(90), np.repeat(np.arange(30), 3)):
+        counts = bootstrap_counts(groups, 500, seed=0)
+        tables = classification_table(records, 1, counts), robustness_area(records, counts)
+        widths += [table.iloc[0]["high"] - table.iloc[0]["low"] for table in tables]
+    assert widths[2] / widths[0] == pytest.approx(3**0.5, rel=0.15)
+    assert widths[3] / widths[1] == pytest.approx(3**0.5, rel=0.15)
+
+
 def test_area_of_a_single_eps_is_the_accuracy() -> None:
     labels = np.array([0, 1, 0, 1])
     logits = correct_logits(labels, [True, True, True, False])
-    area = robustness_area(pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(4.0))]), 100, seed=0)
+    area = robustness_area(
+        pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(4.0))]), ordinary(4, 100)
+    )
     assert area["value"].tolist() == [0.75]

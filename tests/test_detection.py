@@ -105,7 +105,7 @@ def test_a_threshold_needs_images() -> None:
 def test_row_of_a_known_detector() -> None:
     clean, adversarial = np.arange(10.0), np.arange(10.0) + 5
     successful = np.arange(10) >= 4
-    row = detection_row(clean, adversarial, successful, 8.0, bootstrap_counts(10, 500, seed=0))
+    row = detection_row(clean, adversarial, successful, 8.0, bootstrap_counts(np.arange(10), 500, seed=0))
     assert (row["n"], row["n_successful"], row["threshold"]) == (10, 6, 8)
     # above 8 are: 9 of the clean, 9 to 14 of the adversarial, which are those of the successful
     for name, n_flagged, n in (
@@ -116,35 +116,43 @@ def test_row_of_a_known_detector() -> None:
         low, high = wilson(n_flagged, n)
         assert row[name] == n_flagged / n
         assert (row[f"{name}_low"], row[f"{name}_high"]) == (low, high)
-    assert row["auroc"] == pytest.approx(roc_auc_score(*labelled(clean, adversarial)))
+    # of 90 pairs of different images, an adversarial one ties with the clean one 5 above it and beats those below
+    assert row["auroc"] == pytest.approx((sum(min(i + 5, 10) for i in range(10)) - 10 + 0.5 * 5) / 90)
+    assert row["auroc_successful"] == pytest.approx(14 / 15 + 1 / 15 * 0.5 + 0.5 / 30, abs=0.04)
     assert 0.5 < row["auroc_low"] < row["auroc"] < row["auroc_high"] <= 1
 
 
 @settings(max_examples=20)
 @given(st.data())
-def test_interval_is_that_of_weighted_areas_of_scikit_learn(data: st.DataObject) -> None:
+def test_area_is_the_share_of_ordered_pairs_of_different_images(data: st.DataObject) -> None:
     clean = data.draw(SCORES)
     adversarial = data.draw(st.lists(st.floats(-3, 3), min_size=len(clean), max_size=len(clean)).map(np.array))
-    counts = bootstrap_counts(len(clean), 12, seed=data.draw(st.integers(0, 99)))
+    counts = bootstrap_counts(np.arange(len(clean)), 12, seed=data.draw(st.integers(0, 99)))
     row = detection_row(clean, adversarial, np.ones(len(clean), dtype=bool), 0.0, counts)
-    # an image that is drawn counts with both its versions
-    areas = [
-        roc_auc_score(*labelled(clean, adversarial), sample_weight=np.concatenate([weights, weights]))
-        for weights in counts
-    ]
-    assert [row["auroc_low"], row["auroc_high"]] == pytest.approx(np.quantile(areas, [0.025, 0.975]))
+    ordered = (np.sign(adversarial[:, None] - clean) + 1) / 2
+    areas = []
+    for weights in [np.ones(len(clean)), *counts]:
+        pairs = np.outer(weights, weights) * ~np.eye(len(clean), dtype=bool)
+        areas.append((pairs * ordered).sum() / pairs.sum() if pairs.sum() else np.nan)
+    assert row["auroc"] == pytest.approx(areas[0], nan_ok=True)
+    if np.isnan(areas[1:]).mean() <= 0.5:
+        bounds = np.nanquantile(areas[1:], [0.025, 0.975])
+        assert [row["auroc_low"], row["auroc_high"]] == pytest.approx(bounds)
 
 
-def test_images_are_drawn_in_pairs() -> None:
-    # each adversarial score beats exactly its own twin and those below: drawn apart, the area would vary more
+def test_a_change_too_small_to_tell_is_guessing_with_an_interval_about_it() -> None:
+    # each adversarial score beats exactly its own twin and those below
     clean = np.random.default_rng(0).standard_normal(100) * 10
-    counts = bootstrap_counts(100, 300, seed=0)
+    counts = bootstrap_counts(np.arange(100), 300, seed=0)
     row = detection_row(clean, clean + 1e-9, np.ones(100, dtype=bool), 0.0, counts)
-    assert row["auroc_high"] - row["auroc_low"] < 0.02
+    assert row["auroc"] == pytest.approx(0.5)
+    assert row["auroc_low"] == pytest.approx(0.5, abs=1e-6)
+    assert row["auroc_high"] == pytest.approx(0.5, abs=1e-6)
 
 
 def test_no_successful_attack_has_no_rate() -> None:
-    row = detection_row(np.zeros(4), np.ones(4), np.zeros(4, dtype=bool), 0.5, bootstrap_counts(4, 10, seed=0))
+    counts = bootstrap_counts(np.arange(4), 10, seed=0)
+    row = detection_row(np.zeros(4), np.ones(4), np.zeros(4, dtype=bool), 0.5, counts)
     names = ["detection_rate_successful", "detection_rate_successful_low", "detection_rate_successful_high"]
     assert np.isnan([row[name] for name in names]).all()
     assert (row["auroc"], row["detection_rate"], row["n_successful"]) == (1, 1, 0)
@@ -152,13 +160,17 @@ def test_no_successful_attack_has_no_rate() -> None:
 
 def test_an_undefined_score_takes_only_what_needs_it() -> None:
     adversarial = np.array([1.0, NAN, 1.0])
-    row = detection_row(np.zeros(3), adversarial, np.array([True, False, True]), 0.5, bootstrap_counts(3, 10, seed=0))
+    counts = bootstrap_counts(np.arange(3), 10, seed=0)
+    row = detection_row(np.zeros(3), adversarial, np.array([True, False, True]), 0.5, counts)
     undefined = {name for name, value in row.items() if np.isnan(value)}
+    # of two images, one pair of different ones each way: no interval in most resamples
+    undefined -= {"auroc_successful_low", "auroc_successful_high"}
     assert undefined == {f"{name}{end}" for name in ("auroc", "detection_rate") for end in ("", "_low", "_high")}
-    assert row["detection_rate_successful"] == 1
+    assert row["auroc_successful"] == row["detection_rate_successful"] == 1
 
 
 def test_without_a_threshold_there_are_areas_but_no_rates() -> None:
-    row = detection_row(np.zeros(3), np.ones(3), np.ones(3, dtype=bool), NAN, bootstrap_counts(3, 10, seed=0))
+    counts = bootstrap_counts(np.arange(3), 50, seed=0)
+    row = detection_row(np.zeros(3), np.ones(3), np.ones(3, dtype=bool), NAN, counts)
     assert row["auroc"] == 1
     assert np.isnan([row["false_positive_rate"], row["detection_rate"], row["detection_rate_successful"]]).all()

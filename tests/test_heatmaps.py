@@ -86,11 +86,12 @@ def test_half_of_the_top_tenth_shared_is_a_third_of_the_union() -> None:
     assert top_iou(first, second).tolist() == pytest.approx([1 / 3])
 
 
-def test_a_map_that_is_the_same_everywhere_has_no_agreement() -> None:
+def test_a_map_that_lost_all_heat_agrees_with_none_and_two_without_heat_have_nothing_to_agree_on() -> None:
     blank, other = np.zeros((1, 4, 4)), np.arange(16.0).reshape(1, 4, 4)
     assert is_blank(np.concatenate([blank, other])).tolist() == [True, False]
-    assert np.isnan(heatmap_correlation(blank, other)).all()
-    assert np.isnan(top_iou(other, blank)).all()
+    for agreement in (heatmap_correlation, top_iou):
+        assert agreement(blank, other).tolist() == agreement(other, blank).tolist() == [0]
+        assert np.isnan(agreement(blank, blank)).all()
 
 
 def test_a_map_is_brought_to_the_size_of_the_image_with_its_hottest_place_at_one() -> None:

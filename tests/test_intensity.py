@@ -24,7 +24,7 @@ def eight_bit(n_images: int, low: int = 0, high: int = 256, seed: int = 0) -> np
 
 
 def distances(clean: np.ndarray, changed: np.ndarray, labels: np.ndarray, n_resamples: int = 100) -> pd.DataFrame:
-    counts = bootstrap_counts(len(clean), n_resamples, seed=0)
+    counts = bootstrap_counts(np.arange(len(clean)), n_resamples, seed=0)
     table = intensity_distances(histograms(clean), histograms(changed), labels, CLASSES, counts)
     return table.set_index(["class", "metric"])
 

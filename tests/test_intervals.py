@@ -73,7 +73,7 @@ def test_impossible_confidence_is_refused(confidence: float) -> None:
 
 
 def test_every_resample_draws_as_many_images_as_there_are() -> None:
-    counts = bootstrap_counts(40, 2000, seed=0)
+    counts = bootstrap_counts(np.arange(40), 2000, seed=0)
     assert counts.shape == (2000, 40)
     assert counts.dtype == np.float32
     assert (counts.sum(axis=1) == 40).all()
@@ -83,15 +83,15 @@ def test_every_resample_draws_as_many_images_as_there_are() -> None:
 
 
 def test_the_seed_decides_what_is_drawn() -> None:
-    counts = bootstrap_counts(30, 50, seed=3)
-    assert (counts == bootstrap_counts(30, 50, seed=3)).all()
-    assert (counts != bootstrap_counts(30, 50, seed=4)).any()
+    counts = bootstrap_counts(np.arange(30), 50, seed=3)
+    assert (counts == bootstrap_counts(np.arange(30), 50, seed=3)).all()
+    assert (counts != bootstrap_counts(np.arange(30), 50, seed=4)).any()
 
 
 @pytest.mark.parametrize(("n", "n_resamples"), [(0, 10), (10, 0)])
 def test_a_bootstrap_of_nothing_is_refused(n: int, n_resamples: int) -> None:
     with pytest.raises(ValueError, match="at least 1 image and 1 resample"):
-        bootstrap_counts(n, n_resamples, seed=0)
+        bootstrap_counts(np.arange(n), n_resamples, seed=0)
 
 
 def test_percentile_interval_cuts_the_tails_off() -> None:
@@ -111,7 +111,7 @@ def test_percentile_interval_is_nan_where_fewer_than_half_the_resamples_are_defi
 
 def test_bootstrap_of_a_mean_agrees_with_the_normal_approximation() -> None:
     values = np.random.default_rng(0).exponential(size=400)
-    counts = bootstrap_counts(400, 4000, seed=1)
+    counts = bootstrap_counts(np.arange(400), 4000, seed=1)
     estimate = bootstrap(lambda drawn: resampled_mean(values, drawn), counts)
     half = 1.96 * values.std() / 20
     assert estimate.value == pytest.approx(values.mean())
@@ -134,7 +134,7 @@ def test_ratios_without_a_whole_are_what_the_caller_says() -> None:
 
 @given(values=st.lists(st.integers(0, 4), min_size=1, max_size=30), seed=st.integers(0, 99))
 def test_ranks_are_those_of_the_images_drawn(values: list[int], seed: int) -> None:
-    counts = bootstrap_counts(len(values), 5, seed)
+    counts = bootstrap_counts(np.arange(len(values)), 5, seed)
     ranks = resampled_ranks(np.array(values), counts)
     for drawn, ours in zip(counts.astype(int), ranks, strict=True):
         assert np.repeat(ours, drawn) == pytest.approx(rankdata(np.repeat(values, drawn)))
@@ -144,7 +144,7 @@ def test_ranks_are_those_of_the_images_drawn(values: list[int], seed: int) -> No
 @given(images=st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40), seed=st.integers(0, 99))
 def test_auroc_of_each_resample_equals_that_of_scikit_learn(images: list[tuple[int, bool]], seed: int) -> None:
     scores, positive = (np.array(column) for column in zip(*images, strict=True))
-    counts = bootstrap_counts(len(images), 5, seed)
+    counts = bootstrap_counts(np.arange(len(images)), 5, seed)
     for drawn, ours in zip(counts.astype(int), resampled_auroc(scores, positive, counts), strict=True):
         labels = np.repeat(positive, drawn)
         if labels.all() or not labels.any():

@@ -15,7 +15,7 @@ from tasks.evaluation.overlap import gram, group_folds, mmd, overlap, squared_di
 N, D = 121, 40
 LABELS = np.arange(N) % 2
 ALONE = np.arange(N)
-COUNTS = bootstrap_counts(N, 200, seed=0)
+COUNTS = bootstrap_counts(np.arange(N), 200, seed=0)
 
 
 def draw(n: int = N, d: int = D, seed: int = 0) -> np.ndarray:

@@ -74,7 +74,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
 def test_the_ratio_of_all_images_is_that_of_their_mean_error() -> None:
     mse = np.array([0.0, 1e-2, 1e-4, 1e-3])
     quality = {"mse": mse, "psnr": np.array([np.inf, 20, 40, 30]), "ssim": np.array([1, 0.5, 0.9, 0.8])}
-    estimates = quality_estimates(quality, bootstrap_counts(4, 500, seed=0))
+    estimates = quality_estimates(quality, bootstrap_counts(np.arange(4), 500, seed=0))
     assert estimates["mse"].value == pytest.approx(mse.mean())
     assert estimates["ssim"].value == pytest.approx(0.8)
     psnr = estimates["psnr"]
@@ -94,7 +94,7 @@ def test_removed_shares_of_known_purifiers() -> None:
 @given(images=st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=3, max_size=40), seed=st.integers(0, 99))
 def test_correlation_equals_that_of_scipy(images: list[tuple[int, bool]], seed: int) -> None:
     mse, recovered = (np.array(column) for column in zip(*images, strict=True))
-    counts = bootstrap_counts(len(images), 1, seed)
+    counts = bootstrap_counts(np.arange(len(images)), 1, seed)
     estimate = recovery_correlation(mse, recovered, counts)
     drawn = counts[0].astype(int)
     cases = [(mse, recovered, estimate.value), (np.repeat(mse, drawn), np.repeat(recovered, drawn), estimate.low)]
@@ -107,7 +107,7 @@ def test_correlation_equals_that_of_scipy(images: list[tuple[int, bool]], seed: 
 
 def test_a_loss_that_decides_recovery_correlates_and_chance_does_not() -> None:
     rng = np.random.default_rng(0)
-    mse, counts = rng.random(200), bootstrap_counts(200, 400, seed=0)
+    mse, counts = rng.random(200), bootstrap_counts(np.arange(200), 400, seed=0)
     decisive = recovery_correlation(mse, mse < np.median(mse), counts)
     assert decisive.high < -0.8
     chance = recovery_correlation(mse, rng.random(200) < 0.5, counts)

@@ -227,7 +227,13 @@ def test_tables_of_this_repository_are_up_to_date(monkeypatch: pytest.MonkeyPatc
 
 
 def test_verdict_table_has_a_row_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    claim = {"claim": "Features overlap", "study": "yes", "figure": "AUROC", "rule": "below 0.7"}
+    claim = {
+        "claim": "Features overlap",
+        "study": "yes",
+        "figure": "AUROC",
+        "rule": "below 0.7",
+        "elsewhere": {"2": "holds", "4": "holds"},
+    }
     judged = [
         claim | {"value": 0.61234, "low": 0.5, "high": 0.69, "outcome": "holds"},
         claim | {"value": None, "low": None, "high": None, "outcome": "can't be told from 4 images"},
@@ -237,5 +243,5 @@ def test_verdict_table_has_a_row_a_claim(monkeypatch: pytest.MonkeyPatch) -> Non
     write_documents("<!-- table: verdict stratified -->\n<!-- end table -->\n")
     run(monkeypatch)
     lines = Path("README.md").read_text(encoding="utf-8").splitlines()
-    assert "| Features overlap | AUROC | 0.612 [0.500, 0.690] | **holds** |" in lines
-    assert "| Features overlap | AUROC | – [–, –] | **can't be told from 4 images** |" in lines
+    assert "| Features overlap | AUROC | 0.612 [0.500, 0.690] | **holds** | at 2, 4: holds |" in lines
+    assert "| Features overlap | AUROC | – [–, –] | **can't be told from 4 images** | at 2, 4: holds |" in lines

@@ -6,7 +6,7 @@ from tasks.evaluation.intervals import bootstrap_counts
 from tasks.evaluation.verdict import Claim, verdict, won_back
 
 N = 200
-COUNTS = bootstrap_counts(N, 500, 0)
+COUNTS = bootstrap_counts(np.arange(N), 500, 0)
 
 
 def records(clean: float, bare: float, transfer: float, adaptive: float) -> pd.DataFrame:
@@ -36,14 +36,13 @@ def records(clean: float, bare: float, transfer: float, adaptive: float) -> pd.D
     return pd.concat(parts, ignore_index=True)
 
 
-def features(probe: tuple[float, float, float], knn: tuple[float, float, float]) -> pd.DataFrame:
-    point = {"space": "bottleneck", "target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "eps": 1.0}
-    names = ("value", "low", "high")
+def features(probe: tuple[float, float, float], knn: tuple[float, float, float], eps: float = 1.0) -> pd.DataFrame:
+    point = {"space": "bottleneck", "target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "eps": eps}
+    metrics = {"probe_auroc": probe, "knn_auroc": knn, "mmd_p_value": (0.25, np.nan, np.nan)}
     return pd.DataFrame(
         [
-            {**point, "metric": "probe_auroc", **dict(zip(names, probe, strict=True))},
-            {**point, "metric": "knn_auroc", **dict(zip(names, knn, strict=True))},
-            {**point, "metric": "silhouette", **dict(zip(names, (0.0, 0.0, 0.0), strict=True))},
+            {**point, "metric": metric, "n": N, **dict(zip(("value", "low", "high"), numbers, strict=True))}
+            for metric, numbers in metrics.items()
         ]
     )
 
@@ -51,8 +50,12 @@ def features(probe: tuple[float, float, float], knn: tuple[float, float, float])
 def detection(*aurocs: tuple[str, str, float]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"detector": name, "surrogate": "undefended", "attack": attack, "eps": 1.0, "n": N}
-            | {"auroc": auroc, "auroc_low": auroc - 0.05, "auroc_high": auroc + 0.05}
+            {"detector": name, "surrogate": "undefended", "attack": attack, "eps": 1.0, "n_successful": 50}
+            | {
+                "auroc_successful": auroc,
+                "auroc_successful_low": auroc - 0.05,
+                "auroc_successful_high": auroc + 0.05,
+            }
             for name, attack, auroc in aurocs
         ]
     )
@@ -64,7 +67,7 @@ def claims(**changed: pd.DataFrame) -> list[Claim]:
         "features": features((0.55, 0.5, 0.6), (0.5, 0.45, 0.55)),
         "detection": detection(("entropy", "pgd", 0.6)),
     }
-    return verdict(**(tables | changed), eps=1.0, counts=COUNTS)
+    return verdict(**(tables | changed), eps=1.0, resampled=lambda rows: COUNTS)
 
 
 @pytest.mark.parametrize(
@@ -101,14 +104,25 @@ def test_discrimination_is_judged_by_the_best_detector_and_once_for_each_attacke
         detection=detection(
             ("entropy", "pgd", 0.6),
             ("reconstruction error", "pgd", 0.9),
-            ("entropy", "pgd and detector", 0.3),
+            ("entropy", "pgd and detector", 0.42),
             ("reconstruction error", "pgd and detector", 0.5),
         )
     )
-    unaware, aware = (claim for claim in found if "told from clean ones" in claim.claim)
+    unaware, aware = (claim for claim in found if "No detector" in claim.claim)
     assert (unaware.outcome, unaware.value) == ("does not hold", 0.9)
     assert "reconstruction error" in unaware.figure
-    assert (aware.outcome, aware.value) == ("holds", 0.5)
+    # a score that is too low tells as much as one that is too high
+    assert (aware.outcome, aware.value) == ("holds", pytest.approx(0.58))
+    assert (aware.low, aware.high) == pytest.approx((0.53, 0.63))
+
+
+def test_claims_are_judged_at_every_eps_and_shown_at_one() -> None:
+    at_one, at_four = features((0.55, 0.5, 0.6), (0.5, 0.45, 0.55)), features((0.9, 0.85, 0.95), (0.5, 0.45, 0.55), 4.0)
+    found = claims(features=pd.concat([at_four, at_one], ignore_index=True))[1]
+    assert (found.outcome, found.value) == ("holds", 0.55)
+    assert found.elsewhere == {"4": "does not hold"}
+    assert "ε = 1/255" in found.figure
+    assert "p = 0.25" in found.figure
 
 
 def test_resilience_is_judged_for_each_threat_model_by_the_share_won_back() -> None:

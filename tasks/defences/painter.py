@@ -54,42 +54,64 @@ class Painter:
             parts = [[_array(detect(seen)) for detect in detectors.values()] for seen in batches]
         return dict(zip(detectors, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
+    def purified(self, images: Images, n: int) -> dict[str, np.ndarray]:
+        """What every purifier makes of N images, float32 ``(N, 1, H, W)`` each."""
+        with torch.inference_mode():
+            return {
+                name: np.concatenate([_array(purifier(batch)) for batch in self._batches(images, n)])
+                for name, purifier in self.purifiers.items()
+            }
+
+    def heatmaps(self, viewer: str, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Grad-CAM heat maps of a batch of images by one viewer, float32 ``(N, h, w)``.
+
+        Args:
+            viewer: ``AS_GIVEN`` or the name of a purifier.
+            images: float32 ``(N, 1, H, W)``.
+            classes: what is explained, int64 ``(N,)``.
+        """
+        return self._heatmaps[viewer](self.on_device(images), self.on_device(classes))
+
     def portray(
-        self, images: Images, originals: Images, explained: dict[str, np.ndarray], detectors: dict[str, Detector]
+        self,
+        images: Images,
+        originals: Images,
+        purified: dict[str, np.ndarray],
+        explained: dict[str, np.ndarray],
+        detectors: dict[str, Detector],
     ) -> Portrait:
         """Portrait of N images by the undefended classifier, some purifiers and all detectors.
 
         Args:
             images: to look at.
             originals: the same images as they were before an attack.
-            explained: viewer -> the class whose heat map is wanted of each image, int64 ``(N,)``. Purifiers that are
-                not in here do not look.
+            purified: by the purifiers that shall look, what they make of the originals, float32 ``(N, 1, H, W)``.
+            explained: viewer -> the class whose heat map is wanted of each image, int64 ``(N,)``; of the viewers in it.
             detectors: by name.
         """
-        n = len(next(iter(explained.values())))
-        parts = [
-            self._portray(
-                images(part), originals(part), {viewer: of[part] for viewer, of in explained.items()}, detectors
-            )
-            for part in self.parts(n)
-        ]
+        n = len(next(iter(purified.values())))
+        parts = []
+        for part in self.parts(n):
+            of_purifiers, of_viewers = ({name: of[part] for name, of in each.items()} for each in (purified, explained))
+            parts.append(self._portray(images(part), originals(part), of_purifiers, of_viewers, detectors))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def _portray(
         self,
         images: np.ndarray,
         originals: np.ndarray,
+        purified: dict[str, np.ndarray],
         explained: dict[str, np.ndarray],
         detectors: dict[str, Detector],
     ) -> Portrait:
-        given, clean = self.on_device(images), self.on_device(originals)
+        given = self.on_device(images)
         portrait: Portrait = {}
         pictures, perturbations = {AS_GIVEN: images}, {AS_GIVEN: images - originals}
         with torch.inference_mode():
-            seen_by = {name: self.seen(given, name) for name in self.purifiers if name in explained}
+            seen_by = {name: self.seen(given, name) for name in purified}
             for name, seen in seen_by.items():
                 pictures[name] = _array(seen.purified)
-                perturbations[name] = pictures[name] - _array(self.purifiers[name](clean))
+                perturbations[name] = pictures[name] - purified[name]
                 portrait[name, "removed"] = removed_share(perturbations[AS_GIVEN], perturbations[name])
                 portrait[name, "bottleneck"] = _array(seen.bottleneck)
                 portrait[name, "features"] = _array(seen.purified_features)
@@ -103,7 +125,7 @@ class Painter:
             for quantity, values in image_quality(shown, originals).items():
                 portrait[viewer, quantity] = values
         for viewer, classes in explained.items():
-            portrait[viewer, "map"] = self._heatmaps[viewer](given, self.on_device(classes))
+            portrait[viewer, "map"] = self.heatmaps(viewer, images, classes)
         return portrait
 
     @cached_property

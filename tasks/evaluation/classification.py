@@ -16,37 +16,37 @@ from tasks.evaluation.calibration import brier_scores, expected_calibration_erro
 from tasks.evaluation.intervals import (
     Statistic,
     bootstrap,
-    bootstrap_counts,
     resampled_auroc,
     resampled_mean,
     resampled_ratio,
+    share_estimate,
 )
 from tasks.evaluation.records import CLEAN
 from tasks.evaluation.robustness import CURVE
 
 
-def classification_table(records: pd.DataFrame, positive: int, n_resamples: int, seed: int) -> pd.DataFrame:
+def classification_table(records: pd.DataFrame, positive: int, counts: np.ndarray) -> pd.DataFrame:
     """Metrics at every point, in the order of the records: target, threat_model, attack, eps, metric, value, low, high.
 
     Metrics: ``accuracy``; ``loss`` (cross-entropy, nats); ``precision``, ``recall``, ``f1`` of the positive class, 0
     where there is nothing to divide by; ``top1_error``; ``auroc`` of the positive class, of more than two classes the
     mean over each against the rest, NaN where a class is missing; ``ece`` and ``brier`` as :mod:`calibration` defines
-    them; ``mean_entropy`` (nats). ``low`` and ``high`` bound the 95 % percentile interval. All points share the
-    resamples.
+    them; ``mean_entropy`` (nats). ``low`` and ``high`` bound the 95 % percentile interval, of accuracy and error no
+    narrower than Wilson's. All points share the resamples.
 
     Args:
         records: as written by the step attack.
         positive: label of the positive class.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        counts: how often each attacked image, in rising order, is drawn in each resample, ``(R, N)``.
 
     Raises:
         ValueError: points of the records are about different images.
     """
     rows = []
     for point, group in _points(records):
-        # the same draw for each point, since all have as many images
-        counts = bootstrap_counts(len(group), n_resamples, seed)
+        correct = group["correct"].to_numpy()
+        shares = {"accuracy": correct, "top1_error": ~correct}
+        rows += [{**point, "metric": name, **share_estimate(hits, counts)._asdict()} for name, hits in shares.items()]
         for metric, statistic in _statistics(group, positive).items():
             rows.append({**point, "metric": metric, **bootstrap(statistic, counts)._asdict()})
     return pd.DataFrame(rows)
@@ -96,7 +96,7 @@ def entropy_table(records: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def robustness_area(records: pd.DataFrame, n_resamples: int, seed: int) -> pd.DataFrame:
+def robustness_area(records: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
     """Area under accuracy against log2 of eps over its width: target, threat_model, attack, value, low, high.
 
     By the trapezoidal rule, from the smallest to the largest eps of the records, clean images left out: the mean
@@ -105,8 +105,7 @@ def robustness_area(records: pd.DataFrame, n_resamples: int, seed: int) -> pd.Da
 
     Args:
         records: as written by the step attack.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        counts: how often each attacked image, in rising order, is drawn in each resample, ``(R, N)``.
 
     Raises:
         ValueError: points of the records are about different images.
@@ -119,7 +118,6 @@ def robustness_area(records: pd.DataFrame, n_resamples: int, seed: int) -> pd.Da
     for curve, correct_at in curves.items():
         grid = sorted(correct_at)
         correct = np.column_stack([correct_at[eps] for eps in grid])
-        counts = bootstrap_counts(len(correct), n_resamples, seed)
         area = bootstrap(partial(resampled_mean, correct @ _trapezoid_weights(np.log2(grid))), counts)
         rows.append({**dict(zip(CURVE, curve, strict=True)), **area._asdict()})
     return pd.DataFrame(rows)
@@ -158,12 +156,10 @@ def _statistics(group: pd.DataFrame, positive: int) -> dict[str, Statistic]:
     hits = actual & predicted
     confidence = probabilities.max(axis=1)
     return {
-        "accuracy": partial(resampled_mean, correct),
         "loss": partial(resampled_mean, -log_probabilities[np.arange(len(labels)), labels]),
         "precision": partial(resampled_ratio, hits, predicted, otherwise=0),
         "recall": partial(resampled_ratio, hits, actual, otherwise=0),
         "f1": partial(resampled_ratio, 2 * hits, actual.astype(int) + predicted, otherwise=0),
-        "top1_error": partial(resampled_mean, ~correct),
         "auroc": partial(_auroc, log_probabilities, labels, positive),
         "ece": partial(expected_calibration_error, confidence, correct),
         "brier": partial(resampled_mean, brier_scores(probabilities, labels)),

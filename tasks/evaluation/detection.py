@@ -10,6 +10,8 @@ import numpy as np
 
 from tasks.evaluation.intervals import Estimate, bootstrap, resampled_auroc, wilson
 
+UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
+
 MAX_POINTS = 200
 """Points of a ROC curve, at most."""
 
@@ -87,7 +89,8 @@ def detection_row(
     """How well a detector tells the adversarial versions of images from the images.
 
     - ``n``, ``n_successful``: images, and those on which the attack was successful;
-    - ``auroc``: with ``_low``, ``_high``, 95 % by bootstrap over images, both versions drawn together;
+    - ``auroc``, ``auroc_successful``: of all images, and of those on which the attack was successful against these same
+      images clean; with ``_low``, ``_high``, 95 % by bootstrap, both versions drawn together;
     - ``threshold``: as given;
     - ``false_positive_rate``: share of the clean images that are flagged; ``detection_rate``: of the adversarial ones;
       ``detection_rate_successful``: of the adversarial ones that fool the model; each with its 95 % Wilson interval.
@@ -102,14 +105,12 @@ def detection_row(
         threshold: above which an image is flagged.
         counts: of :func:`tasks.evaluation.intervals.bootstrap_counts`, ``(R, N)``.
     """
-    n = len(clean)
-    area = Estimate(*[float("nan")] * 3)
-    if not _undefined(clean, adversarial):
-        positive = np.repeat([False, True], n)
-        statistic = partial(resampled_auroc, np.concatenate([clean, adversarial]), positive)
-        area = bootstrap(lambda drawn: statistic(np.hstack([drawn, drawn])), counts)
-    row: dict[str, Any] = {"n": n, "n_successful": int(successful.sum()), "threshold": threshold}
-    row |= {"auroc": area.value, "auroc_low": area.low, "auroc_high": area.high}
+    row: dict[str, Any] = {"n": len(clean), "n_successful": int(successful.sum()), "threshold": threshold}
+    for name, chosen in {"auroc": np.full(len(clean), True), "auroc_successful": successful}.items():
+        pair, area = (clean[chosen], adversarial[chosen]), UNDEFINED
+        if not _undefined(*pair):
+            area = bootstrap(partial(_twin_auroc, *pair), counts[:, chosen])
+        row |= {name: area.value, f"{name}_low": area.low, f"{name}_high": area.high}
     flagged = {
         "false_positive_rate": clean,
         "detection_rate": adversarial,
@@ -122,6 +123,23 @@ def detection_row(
         row[name] = n_flagged / n_scores if defined else float("nan")
         row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return row
+
+
+def _twin_auroc(clean: np.ndarray, adversarial: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """AUROC in each resample, without the pairs of an image and its own adversarial version; float64 ``(R,)``.
+
+    The two are no independent draws, and a resample that draws an image twice would count their pair four times.
+    """
+    n = len(clean)
+    of_all = resampled_auroc(
+        np.concatenate([clean, adversarial]), np.repeat([False, True], n), np.hstack([counts, counts])
+    )
+    own = (np.sign(adversarial - clean) + 1) / 2
+    squares = counts.astype(np.float64) ** 2
+    n_pairs, n_own = counts.sum(axis=1, dtype=np.float64) ** 2, squares.sum(axis=1)
+    ordered, n_left = of_all * n_pairs - squares @ own, n_pairs - n_own
+    area: np.ndarray = np.divide(ordered, n_left, out=np.full(len(counts), np.nan), where=n_left > 0)
+    return area
 
 
 def _undefined(clean: np.ndarray, adversarial: np.ndarray) -> bool:

@@ -79,6 +79,8 @@ def overlap(
 
     folds = group_folds(labels, groups, seed)
     same_fold = folds[:, None] == folds
+    # an image and its own twin are no two draws, and a resample that draws it twice would count their pair four times
+    others = same_fold & ~np.eye(n, dtype=bool)
     # a constant feature, as long as the others together: the probes' intercept
     kernel = kernel + kernel.diagonal().mean()
     scores = {
@@ -86,7 +88,7 @@ def overlap(
         "knn_auroc": _neighbour_scores(squared, np.tile(folds, 2), origin, seed),
     }
     for name, of_both in scores.items():
-        figures[name] = bootstrap(partial(_auroc, of_both[n:], of_both[:n], [same_fold]), counts)
+        figures[name] = bootstrap(partial(_auroc, of_both[n:], of_both[:n], [others]), counts)
     if n_classes > 1:
         one_hot = labels[:, None] == np.unique(labels)
         comparable = [same_fold & member[:, None] & ~member for member in one_hot.T]

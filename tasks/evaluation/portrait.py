@@ -82,37 +82,55 @@ class Comparison:
         values = pd.DataFrame({"frequency": ring_frequencies(power.shape[1]), "power": power.mean(axis=0)})
         self.add("spectrum", {**point, "of": of, "purifier": viewer}, values)
 
-    def add_removal(
+    def add_removal(self, point: Point, viewer: str, portrait: Portrait) -> None:
+        """What share of the perturbation a purifier removes."""
+        removed = bootstrap(partial(resampled_mean, portrait[viewer, "removed"]), self.counts)
+        named = {**point, "images": "denoised", "purifier": viewer}
+        self.add("resilience", named, _estimates({"removed": removed}))
+
+    def add_recovery(
         self, point: Point, viewer: str, broken: np.ndarray, recovered: np.ndarray, portrait: Portrait
     ) -> None:
-        """What a purifier removes of the perturbation, and whether images nearer to the originals are recovered.
+        """Whether predictions are right again where the purified image is near to what it should be.
+
+        ``recovery_correlation`` is about the distance from the original image, most of which is the purifier's own
+        blur; ``residual_correlation`` about the distance from the original image as purified, what is left of the
+        perturbation.
 
         Args:
-            point: which images.
+            point: which images, crafted on the bare classifier.
             viewer: the purifier.
             broken: whether the bare classifier was right before the attack and is not so now, bool ``(N,)``.
             recovered: whether the defended one is right, bool ``(N,)``.
             portrait: of the images.
         """
-        removed = bootstrap(partial(resampled_mean, portrait[viewer, "removed"]), self.counts)
-        correlation = recovery_correlation(portrait[viewer, "mse"][broken], recovered[broken], self.counts[:, broken])
-        estimates = _estimates({"removed": removed, "recovery_correlation": correlation})
-        self.add("resilience", {**point, "images": "denoised", "purifier": viewer}, estimates)
+        residual = (1 - portrait[viewer, "removed"]) * portrait[AS_GIVEN, "mse"]
+        losses = {"recovery_correlation": portrait[viewer, "mse"], "residual_correlation": residual}
+        estimates = {
+            name: recovery_correlation(loss[broken], recovered[broken], self.counts[:, broken])
+            for name, loss in losses.items()
+        }
+        self.add("resilience", {**point, "images": "denoised", "purifier": viewer}, _estimates(estimates))
 
     def add_heatmaps(self, point: Point, maps: np.ndarray, reference: np.ndarray) -> None:
-        """How far heat maps ``(N, h, w)`` are from those of reference, of the same images."""
-        n_blank = int((is_blank(maps) | is_blank(reference)).sum())
+        """How far heat maps ``(N, h, w)`` are from those of reference, of the same images and the same classes.
+
+        ``n_blank`` of them have lost all heat, and agree with none; where the reference has none either, an image is
+        left out of ``n``.
+        """
+        without_reference = is_blank(maps) & is_blank(reference)
+        n_blank = int((is_blank(maps) & ~without_reference).sum())
         agreement = {"correlation": heatmap_correlation(maps, reference), "iou": top_iou(maps, reference)}
         estimates = {
             name: bootstrap(partial(resampled_mean, values), self.counts) for name, values in agreement.items()
         }
-        self.add("heatmaps", point, _estimates(estimates).assign(n=len(maps), n_blank=n_blank))
+        self.add("heatmaps", point, _estimates(estimates).assign(n=int((~without_reference).sum()), n_blank=n_blank))
 
     def add_features(self, point: Point, viewer: str, quantity: str, portrait: Portrait) -> None:
         """Whether the viewer's features of clean and of attacked images overlap."""
         pair = self.clean[viewer, quantity], portrait[viewer, quantity]
         found = overlap(*pair, self.labels, self.groups, self.counts, self.seed)
-        self.add("features", point, _estimates(found))
+        self.add("features", point, _estimates(found).assign(n=len(self.rows)))
 
     def add_embeddings(self, point: Point, viewer: str, quantity: str, portrait: Portrait) -> None:
         """The same features in two dimensions, for the eye."""

@@ -1,16 +1,18 @@
 """The study's claims, each held against our figures.
 
 A claim holds, or does not, when the whole 95 % interval of its figure lies on one side of a bound that is stated with
-it; otherwise so many images can't tell.
+it; otherwise so many images can't tell. What depends on eps is judged at every eps of the tables, since a large enough
+eps breaks everything and a small enough one nothing.
 """
 
-import dataclasses
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
-from tasks.evaluation.intervals import Estimate, bootstrap, wilson
+from tasks.evaluation.intervals import Estimate, bootstrap, share_estimate
 from tasks.evaluation.records import CLEAN
 
 STUDY_ACCURACY = 0.9323
@@ -21,8 +23,11 @@ WON_BACK = 0.5
 
 HOLDS, FAILS = "holds", "does not hold"
 
+Resampled = Callable[[np.ndarray], np.ndarray]
+"""Rows of images ``(N,)`` to how often each is drawn in each bootstrap resample, ``(R, N)``."""
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclass(frozen=True)
 class Claim:
     """One claim of the study, and what our figures say of it."""
 
@@ -37,10 +42,12 @@ class Claim:
     outcome: str
     rule: str
     """When the claim holds and when it does not."""
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """Outcome at the other eps, by eps."""
 
 
 def verdict(
-    records: pd.DataFrame, features: pd.DataFrame, detection: pd.DataFrame, eps: float, counts: np.ndarray
+    records: pd.DataFrame, features: pd.DataFrame, detection: pd.DataFrame, eps: float, resampled: Resampled
 ) -> list[Claim]:
     """Every claim, in the order of the study.
 
@@ -48,24 +55,41 @@ def verdict(
         records: as written by the step attack.
         features: overlap of clean and adversarial features (``features.csv`` of the step analyze).
         detection: what detectors tell apart (``detection.csv`` of the step analyze).
-        eps: at which the claims are judged, in 1/255.
-        counts: how often each attacked image is drawn in each bootstrap resample, ``(R, N)``.
+        eps: whose figures are shown, in 1/255; one of those in the tables.
+        resampled: the bootstrap's counts.
     """
     attack = headline_attack(records)
-    return [
-        _accuracy_reached(records),
-        *_features_overlap(features, attack, eps, counts.shape[1]),
-        *_limited_discrimination(detection, attack, eps),
-        *_compromised_resilience(records, attack, eps, counts),
-        Claim(
-            "An autoencoder that is retrained on adversarial images would help",
-            "called for, not tried",
-            "none: every autoencoder among the targets was trained on noise alone",
-            *(None, None, None),
-            outcome="can't be told without such an autoencoder",
-            rule="needs a retrained autoencoder among the targets",
-        ),
+    of_attack = records[records["attack"] == attack]
+    at = {
+        each: [
+            *_features_not_told_apart(features[(features["attack"] == attack) & (features["eps"] == each)], resampled),
+            *_limited_discrimination(detection[detection["eps"] == each], attack),
+            *_compromised_resilience(of_attack[of_attack["eps"] == each], resampled),
+        ]
+        for each in sorted(set(features["eps"]))
+    }
+    judged = [
+        replace(
+            claim,
+            figure=f"{claim.figure}; {attack.upper()}, ε = {eps:g}/255",
+            elsewhere={
+                f"{other:g}": same.outcome
+                for other, claims in at.items()
+                for same in claims
+                if other != eps and same.claim == claim.claim
+            },
+        )
+        for claim in at[eps]
     ]
+    retraining = Claim(
+        "An autoencoder that is retrained on adversarial images would help",
+        "called for, not tried",
+        "none: there is no such autoencoder among the targets",
+        *(None, None, None),
+        outcome="can't be told without such an autoencoder",
+        rule="needs a retrained autoencoder among the targets",
+    )
+    return [_accuracy_reached(records, resampled), *judged, retraining]
 
 
 def headline_attack(records: pd.DataFrame) -> str:
@@ -74,38 +98,40 @@ def headline_attack(records: pd.DataFrame) -> str:
     return "pgd" if "pgd" in attacks else attacks[-1]
 
 
-def _accuracy_reached(records: pd.DataFrame) -> Claim:
+def _accuracy_reached(records: pd.DataFrame, resampled: Resampled) -> Claim:
     clean = records[(records["attack"] == CLEAN) & (records["target"] == "undefended")]
-    n, n_correct = len(clean), int(clean["correct"].sum())
-    low, high = wilson(n_correct, n)
     return _judge(
         "A CNN classifies the slices with an accuracy of 93.23 %",
         "93.23 % on its test images",
         "accuracy of the undefended classifier on all clean test images",
-        Estimate(n_correct / n, float(low), float(high)),
-        n,
+        share_estimate(clean["correct"].to_numpy(), resampled(clean["image"].to_numpy())),
+        len(clean),
         above=f"holds from {100 * STUDY_ACCURACY:.2f} % up",
         bound=STUDY_ACCURACY,
     )
 
 
-def _features_overlap(features: pd.DataFrame, attack: str, eps: float, n: int) -> list[Claim]:
-    at = features[(features["attack"] == attack) & (features["eps"] == eps)]
+def _features_not_told_apart(features: pd.DataFrame, resampled: Resampled) -> list[Claim]:
     claims = []
-    for (space, target, threat_model), rows in at.groupby(["space", "target", "threat_model"], sort=False):
+    for names, rows in features.groupby(["space", "target", "threat_model"], sort=False):
+        space, target, threat_model = map(str, names)
         by_metric = rows.set_index("metric")
         best = by_metric.loc[["probe_auroc", "knn_auroc"]].sort_values("value").iloc[-1]
-        where = {"bottleneck": f"in the bottleneck of the {target}", "classifier": "in the classifier's last features"}
-        seen = "" if space == "bottleneck" or target == "undefended" else f", seen through the {target}"
+        means = "probe" if best.name == "probe_auroc" else "neighbours"
+        p_value = float(by_metric["value"]["mmd_p_value"])
+        where = f"in the bottleneck of the {target}"
+        if space == "classifier":
+            seen = "" if target == "undefended" else f", seen through the {target}"
+            where = f"in the classifier's last features{seen}"
         claims.append(
             _judge(
-                f"Clean and adversarial features overlap {where[str(space)]}{seen} ({threat_model} attack)",
-                "they overlap in PCA and t-SNE pictures of the autoencoder's features",
-                f"AUROC in all dimensions, cross-validated by patient, of the better of linear probe and nearest "
-                f"neighbours: {'probe' if best.name == 'probe_auroc' else 'neighbours'}; {attack.upper()}, "
-                f"ε = {eps:g}/255",
+                f"Clean and adversarial images are not told apart {where} ({threat_model} attack)",
+                "the autoencoder's features overlap in PCA and t-SNE"
+                + ("" if space == "bottleneck" else "; of the classifier's it says nothing"),
+                f"AUROC, the better of linear probe and nearest neighbours (here the {means}), in all dimensions, "
+                f"cross-validated by group of like slices; equal distributions: MMD's p = {p_value:.3g}",
                 Estimate(best["value"], best["low"], best["high"]),
-                n,
+                int(rows["n"].iloc[0]),
                 below=f"holds below {TELLING_AUROC}",
                 bound=TELLING_AUROC,
             )
@@ -113,21 +139,25 @@ def _features_overlap(features: pd.DataFrame, attack: str, eps: float, n: int) -
     return claims
 
 
-def _limited_discrimination(detection: pd.DataFrame, attack: str, eps: float) -> list[Claim]:
-    at = detection[(detection["eps"] == eps) & (detection["surrogate"] == "undefended")]
+def _limited_discrimination(detection: pd.DataFrame, attack: str) -> list[Claim]:
+    of_undefended = detection[detection["surrogate"] == "undefended"]
     claims = []
-    for name, knows in ((attack, "does not know of it"), (f"{attack} and detector", "knows it, each detector its own")):
-        rows = at[at["attack"] == name].dropna(subset=["auroc"])
+    for name, knows in ((attack, "does not know of it"), (f"{attack} and detector", "knows it")):
+        rows = of_undefended[of_undefended["attack"] == name].dropna(subset=["auroc_successful"])
         if rows.empty:
             continue
-        best = rows.sort_values("auroc").iloc[-1]
+        columns = ["auroc_successful", "auroc_successful_low", "auroc_successful_high"]
+        folded = [(_either_side(Estimate(*row[columns])), row) for _, row in rows.iterrows()]
+        area, best = max(folded, key=lambda pair: pair[0].value)
+        most = "" if name == attack else ", at most: a better attack may exist"
         claims.append(
             _judge(
-                f"Adversarial images can hardly be told from clean ones (the attacker {knows})",
+                f"No detector tells successful adversarial images from clean ones (the attacker {knows})",
                 "limited discrimination between clean and adversarial images",
-                f"AUROC of the best of {len(rows)} detectors, {best['detector']}; {attack.upper()}, ε = {eps:g}/255",
-                Estimate(best["auroc"], best["auroc_low"], best["auroc_high"]),
-                int(best["n"]),
+                f"AUROC of the best of {len(rows)} detectors, {best['detector']}, from whichever side it tells more"
+                f"{most}",
+                area,
+                int(best["n_successful"]),
                 below=f"holds below {TELLING_AUROC}",
                 bound=TELLING_AUROC,
             )
@@ -135,24 +165,25 @@ def _limited_discrimination(detection: pd.DataFrame, attack: str, eps: float) ->
     return claims
 
 
-def _compromised_resilience(records: pd.DataFrame, attack: str, eps: float, counts: np.ndarray) -> list[Claim]:
-    at = records[(records["attack"] == attack) & (records["eps"] == eps)]
-    attacked = at[at["target"] == "undefended"].set_index("image")
-    clean = attacked["clean_correct"].to_numpy()
-    bare = attacked["correct"].to_numpy()
+def _either_side(area: Estimate) -> Estimate:
+    """An AUROC below 0.5 tells as much as its mirror image above."""
+    return Estimate(1 - area.value, 1 - area.high, 1 - area.low) if area.value < 0.5 else area
+
+
+def _compromised_resilience(records: pd.DataFrame, resampled: Resampled) -> list[Claim]:
+    attacked = records[records["target"] == "undefended"].set_index("image").sort_index()
+    counts = resampled(attacked.index.to_numpy())
     claims = []
-    for (target, threat_model), rows in at[at["target"] != "undefended"].groupby(
-        ["target", "threat_model"], sort=False
-    ):
+    defences = records[records["target"] != "undefended"].groupby(["target", "threat_model"], sort=False)
+    for (target, threat_model), rows in defences:
         defended = rows.set_index("image")["correct"].loc[attacked.index].to_numpy()
         knows = "knows" if threat_model == "adaptive" else "does not know of"
         claims.append(
             _judge(
                 f"The {target} does not restore what an attacker takes who {knows} it",
-                "compromised resilience: the denoised images are still misclassified",
-                f"share of the lost accuracy that the {target} wins back; {attack.upper()}, ε = {eps:g}/255, "
-                f"{threat_model}",
-                won_back(clean, bare, defended, counts),
+                "compromised resilience: denoised images are still misclassified",
+                f"share of the lost accuracy that the {target} wins back ({threat_model})",
+                won_back(attacked["clean_correct"].to_numpy(), attacked["correct"].to_numpy(), defended, counts),
                 len(attacked),
                 below=f"holds below {100 * WON_BACK:.0f} %",
                 bound=WON_BACK,

@@ -27,7 +27,7 @@ from tasks.reporting.gallery import Drawn, confusions
 from tasks.reporting.results import Results
 from tasks.reporting.sections.features import SPACES
 from tasks.reporting.sections.section import Section, estimate, fixed, point_of
-from tasks.reporting.sections.verdict import area_sentence, area_table, badge_of, verdict_sentence
+from tasks.reporting.sections.verdict import area_sentence, area_table, badge_of, elsewhere, verdict_sentence
 
 OUTCOMES = ("FAIL", "WARN", "PASS")
 PLAIN_METRICS = {
@@ -144,6 +144,7 @@ def _render(template: str, results: Results, headline: Headline, **more: Any) ->
     environment.filters |= {
         "attack": attack_name,
         "badge": badge_of,
+        "elsewhere": elsewhere,
         "claimed": _claimed,
         "eps": eps_text,
         "interval": interval,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tasks import paths
@@ -40,6 +41,7 @@ INPUTS = (
     paths.DETECTION,
     paths.ROC,
     paths.VERDICT,
+    paths.EXAMPLES,
 )
 
 TEXTS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
@@ -65,6 +67,8 @@ class Analysis:
     detection: pd.DataFrame
     roc: pd.DataFrame
     verdict: list[dict[str, Any]]
+    examples: dict[str, np.ndarray]
+    """Pictures of one image a class, with their heat maps, differences and titles."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ def load_results() -> Results:
             detection=read_table(paths.DETECTION),
             roc=read_table(paths.ROC),
             verdict=read_json(paths.VERDICT),
+            examples=read_arrays(paths.EXAMPLES),
         ),
     )
 
@@ -128,6 +133,12 @@ def load_results() -> Results:
 def read_json(path: Path) -> Any:
     """What a JSON file holds."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file by name."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def read_table(path: Path) -> pd.DataFrame:

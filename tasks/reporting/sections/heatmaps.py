@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 
-from tasks import paths
 from tasks.reporting import pictures
 from tasks.reporting.findings import Headline
 from tasks.reporting.panels import dash_of, line_over_eps, over_eps
@@ -34,13 +33,13 @@ def heatmaps_section(results: Results, headline: Headline) -> Section:
     point = point_of(table, headline)
     section = Section("heatmaps", "Heat maps", "Where the classifier looks", _answer(table, point))
     section.notes.append(
-        "A heat map (Grad-CAM) colours what spoke for the predicted class. Correlation: 1 means the same map, 0 that "
-        "the two have nothing in common. Overlap (IoU, intersection over union): pixels that are among the hottest "
-        f"tenth of both maps over pixels that are in either; chance gives {CHANCE:.2f}. A blank map is the same "
-        "everywhere and counts in neither."
+        "A heat map (Grad-CAM) colours what speaks for a class. Curves and tables ask of every image what speaks for "
+        "the class that was predicted before the attack, and whether it still lies in the same place. Correlation: 1 "
+        "means the same map, 0 that the two have nothing in common. Overlap (IoU, intersection over union): places "
+        f"among the hottest tenth of both maps over places that are in either; chance gives {CHANCE:.2f}. A blank "
+        "map (nothing speaks for that class any more) agrees with none."
     )
-    if paths.HEATMAP_EXAMPLES.is_file():
-        section.drawings.append(_examples())
+    section.drawings.append(_examples(results.analysis.examples))
     if point:
         section.drawings.append(_by_eps(table, point))
         caption = (
@@ -67,16 +66,14 @@ def _answer(table: pd.DataFrame, point: Point | None) -> str:
     )
 
 
-def _examples() -> Drawing:
-    with np.load(paths.HEATMAP_EXAMPLES, allow_pickle=False) as file:
-        shown = {name: file[name] for name in ("images", "maps", "rows", "columns", "captions")}
+def _examples(shown: dict[str, np.ndarray]) -> Drawing:
     rows, columns = shown["rows"].tolist(), shown["columns"].tolist()
     return Drawing(
         f"{IMAGES}heatmaps",
         pictures.heatmaps(shown["images"], shown["maps"], rows, columns, shown["captions"].tolist()),
         f"Images of {', '.join(rows)} with their heat maps: {', '.join(columns)}",
-        "What spoke for the prediction below each image, from nothing (the image as it is) to most (yellow). Last: the "
-        "perturbation, amplified about mid grey by the factor above it.",
+        "What speaks for the prediction below each image, from nothing (the image as it is) to most (yellow). "
+        "Last: the perturbation, amplified about mid grey by the factor above it.",
     )
 
 

@@ -1,12 +1,15 @@
 """What attack and autoencoder do to the grey levels, and at which fineness."""
 
+import numpy as np
 import pandas as pd
 
 from tasks.evaluation.records import CLEAN
+from tasks.reporting import figures
 from tasks.reporting.findings import Headline
 from tasks.reporting.panels import DASHES, Line, Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
+    IMAGES,
     Drawing,
     Point,
     Section,
@@ -35,6 +38,7 @@ def intensities_section(results: Results, headline: Headline) -> Section:
         "other, of 255. Kolmogorov-Smirnov: the largest gap between the two cumulative distributions, from 0 to 1. "
         "Both compare distributions, not single pixels: they are small when as many pixels got lighter as darker."
     )
+    section.drawings.append(_differences(results.analysis.examples))
     histograms, spectrum = results.analysis.intensity_histograms, results.analysis.spectrum
     if at := point_of(histograms, headline):
         section.drawings.append(_histograms(histograms, at))
@@ -53,6 +57,17 @@ def intensities_section(results: Results, headline: Headline) -> Section:
             ]
         )
     return section
+
+
+def _differences(shown: dict[str, np.ndarray]) -> Drawing:
+    rows, columns = shown["rows"].tolist(), shown["difference_columns"].tolist()
+    return Drawing(
+        f"{IMAGES}differences",
+        figures.image_grid(shown["differences"], rows, columns, []),
+        f"Differences between images of {', '.join(rows)}: {', '.join(columns)}",
+        "What differs, amplified about mid grey by the factor above it: the perturbation; what the autoencoder does to "
+        "the clean image; and what is left of the perturbation behind the autoencoder.",
+    )
 
 
 def _answer(table: pd.DataFrame, point: Point | None) -> str:

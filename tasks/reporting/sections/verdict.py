@@ -27,6 +27,14 @@ def _counted(n: int, one: str, many: str) -> str:
     return f"{n or 'none'} {one if n == 1 else many}"
 
 
+def elsewhere(claim: dict[str, Any]) -> str:
+    """Outcomes at other ε: ``at 0.25, 0.5: holds; at 4: does not hold``; empty for what does not depend on ε."""
+    eps_by_outcome: dict[str, list[str]] = {}
+    for eps, outcome in claim["elsewhere"].items():
+        eps_by_outcome.setdefault(next(start for start in BADGES if outcome.startswith(start)), []).append(eps)
+    return "; ".join(f"at {', '.join(eps)}: {outcome}" for outcome, eps in eps_by_outcome.items())
+
+
 def badge_of(outcome: str) -> str:
     """Class of an outcome's badge."""
     return next(badge for start, badge in BADGES.items() if outcome.startswith(start))
