@@ -4,7 +4,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -144,15 +144,18 @@ def add_all(scene: Scene, work: list[tuple[str, Callable[[Scene], None]]]) -> No
         return own.comparison.tables
 
     with threadpool_limits(1), ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        done = [pool.submit(alone, do) for _, do in work]
+        # what comes last takes longest, and begins first
+        done = {pool.submit(alone, do): name for name, do in reversed(work)}
         try:
-            for number, ((name, _), future) in enumerate(zip(work, done, strict=True), start=1):
-                for table, rows in future.result().items():
-                    scene.comparison.tables[table] += rows
-                log.info("%d/%d  %s", number, len(work), name)
+            for number, future in enumerate(as_completed(done), start=1):
+                future.result()
+                log.info("%d/%d  %s", number, len(work), done[future])
         finally:
             # after an error nobody waits for the rest
             pool.shutdown(cancel_futures=True)
+    for future in reversed(done):
+        for table, rows in future.result().items():
+            scene.comparison.tables[table] += rows
 
 
 def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
