@@ -1,7 +1,8 @@
 """Keep the numbers and figures of the present workspace: ``python -m docs.keep_results NAME``.
 
 They go to ``docs/results/NAME/``, from which ``python -m docs.write_tables`` writes the documents' tables. Figures that
-show images are kept for phantoms only; the licence of other data sets is theirs to give.
+show images are kept for phantoms only; the licence of other data sets is theirs to give. A figure that is too large for
+a repository (embeddings, with their thousands of points) stays in the report.
 """
 
 import argparse
@@ -39,6 +40,8 @@ FILES = {
 }
 """Where a file is in the workspace -> its name among the kept results."""
 
+MAX_FIGURE_BYTES = 400_000
+
 
 def keep_results(name: str) -> Path:
     """Copy what is small to ``docs/results/<name>/``, in place of what is there, and return that folder.
@@ -63,7 +66,8 @@ def keep_results(name: str) -> Path:
     _forget_where_images_lay(folder / "params.yaml")
     is_phantom = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))["is_phantom"]
     for figure in figures:
-        if is_phantom is True or not figure.name.startswith(IMAGES):
+        may_be_shown = is_phantom is True or not figure.name.startswith(IMAGES)
+        if may_be_shown and figure.stat().st_size <= MAX_FIGURE_BYTES:
             shutil.copyfile(figure, folder / "figures" / figure.name)
     return folder
 

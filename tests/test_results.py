@@ -85,6 +85,12 @@ def test_figures_that_show_images_of_patients_are_not_kept() -> None:
     assert kept == ["robustness-pgd.png"]
 
 
+def test_figures_too_large_for_a_repository_are_not_kept() -> None:
+    (paths.FIGURES / "embeddings.png").write_bytes(bytes(keep_results.MAX_FIGURE_BYTES + 1))
+    kept = [path.name for path in keep_results.keep_results("real").rglob("*.png")]
+    assert kept == ["robustness-pgd.png"]
+
+
 def test_figures_that_show_phantoms_are_kept() -> None:
     write_info(is_phantom=True)
     kept = sorted(path.name for path in keep_results.keep_results("phantoms").rglob("*.png"))
