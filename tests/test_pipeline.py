@@ -135,7 +135,7 @@ def test_a_changed_eps_reruns_the_attack_and_what_follows_it_only_and_going_back
     write_params(flowed, {})
     printed = run(flowed, sys.executable, "-m", "flows.pipeline")
     assert [line for line in printed.splitlines() if line.endswith(": restored")] == [
-        f"{step}: restored" for step in ("attack", "evaluate", "analyze", "report")
+        f"{step}: restored" for step in ("attack", "analyze", "evaluate", "report")
     ]
     assert digests(flowed) == before
 
