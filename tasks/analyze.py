@@ -20,7 +20,6 @@ from tasks.attacks.ball import Balls, radius
 from tasks.attacks.detector_aware import evade
 from tasks.attacks.kept import load_kept
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
-from tasks.defences import UNDEFENDED
 from tasks.defences.detectors import Detector, detectors
 from tasks.defences.painter import Images, Painter
 from tasks.defences.purified import Purified
@@ -35,6 +34,7 @@ from tasks.evaluation.records import CLEAN, read_records
 from tasks.evaluation.verdict import headline_attack, verdict
 from tasks.models.compute import set_up
 from tasks.params import Params
+from tasks.paths import UNDEFENDED
 from tasks.tracking import Tracker
 
 log = logging.getLogger(__name__)

@@ -19,12 +19,12 @@ from tasks.attacks.shards import Shards, digest_of_arrays, digest_of_code, diges
 from tasks.attacks.suite import Observation, craft, observe
 from tasks.attacks.sweep import pgd_sweep
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
-from tasks.defences import UNDEFENDED
 from tasks.defences.targets import load_targets
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
 from tasks.evaluation.records import CLEAN, THREAT_MODELS, build_records, build_smallest_eps, write_records
 from tasks.models.compute import set_up
 from tasks.params import Attack, Params
+from tasks.paths import UNDEFENDED
 from tasks.tracking import Tracker
 
 SHARDS = paths.checkpoint_folder("attack")

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from tasks import paths
-from tasks.defences import UNDEFENDED
 from tasks.evaluation.checks import run_checks
 from tasks.evaluation.records import CLEAN, read_records
 from tasks.evaluation.robustness import (
@@ -23,6 +22,7 @@ from tasks.evaluation.robustness import (
     worst_case,
 )
 from tasks.params import Params
+from tasks.paths import UNDEFENDED
 from tasks.tracking import Tracker
 
 HEADLINE = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]

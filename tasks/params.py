@@ -217,6 +217,34 @@ class Pgd(Section):
     """Random starts; 0 starts once, at the image itself."""
 
 
+class Autoencoder(Section):
+    """The denoising autoencoder of ``train_autoencoder`` as it is: the study's defence."""
+
+    kind: Literal["autoencoder"]
+
+
+class RetrainedAutoencoder(Training):
+    """The denoising autoencoder, trained further on noise and on adversarial examples of the classifier."""
+
+    kind: Literal["retrained_autoencoder"]
+    adversarial_share: Annotated[float, Field(gt=0, le=1)]
+    """Share of each batch that is adversarial, crafted on the undefended classifier as the training goes; the rest is
+    what ``train_autoencoder`` sees."""
+    eps: tuple[Positive, Positive]
+    """Smallest and largest radius as in ``attack.eps``; one is drawn for each batch, evenly on a logarithmic scale."""
+    pgd: Pgd
+
+    @model_validator(mode="after")
+    def _eps_in_order(self) -> Self:
+        if not self.eps[0] <= self.eps[1] <= 255:
+            raise ValueError(f"eps must be a smallest and a largest value up to 255, not {list(self.eps)}")
+        return self
+
+
+Defence = Annotated[Autoencoder | RetrainedAutoencoder, Field(discriminator="kind")]
+DefenceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
 class Sweep(Section):
     """A stronger PGD that looks for the smallest eps that breaks each image."""
 
@@ -245,7 +273,7 @@ class Attack(Section):
     batch_size: Count
     """Images that are attacked at once."""
     keep_eps: tuple[float, ...]
-    """Those of ``eps`` whose adversarial images are kept, and analysed; none named: all."""
+    """Those of ``eps`` whose adversarial images are kept, transferred to defences and analysed; none named: all."""
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> Self:
@@ -302,8 +330,22 @@ class Params(Section):
     prepare: Prepare
     train_classifier: TrainClassifier
     train_autoencoder: TrainAutoencoder
+    benchmark: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Defences that are trained, attacked and analysed, by their names in ``defences``."""
+    defences: dict[DefenceName, Defence]
+    """What can stand in front of the classifier, by the name that tables give it."""
     attack: Attack
     analyze: Analyze
+
+    @model_validator(mode="after")
+    def _defences_are_known(self) -> Self:
+        if paths.UNDEFENDED in self.defences:
+            raise ValueError(f"defences.{paths.UNDEFENDED}: this is the name of the bare classifier; choose another")
+        if unknown := [name for name in self.benchmark if name not in self.defences]:
+            raise ValueError(f"benchmark: {unknown} must be among the names in defences, {list(self.defences)}")
+        if len(set(self.benchmark)) < len(self.benchmark):
+            raise ValueError(f"benchmark must not repeat a name, not {list(self.benchmark)}")
+        return self
 
     @model_validator(mode="after")
     def _analysed_images_are_kept(self) -> Self:

@@ -5,6 +5,9 @@ A step owns one folder, ``data/<step>``, and writes nowhere else but to its chec
 
 from pathlib import Path
 
+UNDEFENDED = "undefended"
+"""Name of the bare classifier among the targets of attacks; it is the surrogate of transfer attacks, too."""
+
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 
@@ -30,10 +33,10 @@ TRAIN_AUTOENCODER = DATA / "train_autoencoder"
 AUTOENCODER = TRAIN_AUTOENCODER / "autoencoder.safetensors"
 AUTOENCODER_HISTORY = TRAIN_AUTOENCODER / "history.csv"
 
+TRAIN_DEFENCE = DATA / "train_defence"
+
 ATTACK = DATA / "attack"
-RECORDS = ATTACK / "records.parquet"
-SMALLEST_EPS = ATTACK / "smallest_eps.parquet"
-PERTURBATIONS = ATTACK / "perturbations"
+ATTACK_DEFENCE = DATA / "attack_defence"
 
 EVALUATE = DATA / "evaluate"
 METRICS = EVALUATE / "metrics.json"
@@ -66,11 +69,41 @@ REPORT_MARKDOWN = REPORT / "report.md"
 FIGURES = REPORT / "figures"
 
 
-def step_folder(step: str) -> Path:
-    """Folder that the step of this name owns."""
-    return DATA / step
+def attack_folder(target: str) -> Path:
+    """Where everything lies that the attack on a target left behind."""
+    return ATTACK if target == UNDEFENDED else ATTACK_DEFENCE / target
 
 
-def checkpoint_folder(step: str) -> Path:
-    """Folder in which the step of this name keeps what it needs to go on after it was killed."""
-    return Path("checkpoints") / step
+def records(target: str) -> Path:
+    """One row for each image, threat model, attack and eps."""
+    return attack_folder(target) / "records.parquet"
+
+
+def smallest_eps(target: str) -> Path:
+    """The smallest eps that breaks each image."""
+    return attack_folder(target) / "smallest_eps.parquet"
+
+
+def perturbations(surrogate: str) -> Path:
+    """Folder of what was crafted on a target."""
+    return attack_folder(surrogate) / "perturbations"
+
+
+def purifier(defence: str) -> Path:
+    """Weights of what stands in front of the classifier."""
+    return TRAIN_DEFENCE / defence / "purifier.safetensors"
+
+
+def defence_history(defence: str) -> Path:
+    """Epochs of a defence's training; there is none where nothing was trained."""
+    return TRAIN_DEFENCE / defence / "history.csv"
+
+
+def step_folder(step: str, defence: str | None = None) -> Path:
+    """Folder that the step of this name owns; of a step that runs for each defence, the one of that defence."""
+    return DATA / step / (defence or "")
+
+
+def checkpoint_folder(step: str, defence: str | None = None) -> Path:
+    """Folder in which a step keeps what it needs to go on after it was killed."""
+    return Path("checkpoints") / step / (defence or "")

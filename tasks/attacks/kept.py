@@ -14,7 +14,7 @@ LEVELS = 127
 
 def kept_path(surrogate: str, attack: str, eps: float) -> Path:
     """Where the adversarial images of one crafting are kept."""
-    return paths.PERTURBATIONS / f"{surrogate}-{attack}-eps{eps:g}.npz"
+    return paths.perturbations(surrogate) / f"{attack}-eps{eps:g}.npz"
 
 
 def save_perturbations(path: Path, rows: np.ndarray, images: np.ndarray, adversarial: np.ndarray) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from torch import nn
 
 from tasks import paths
-from tasks.defences import UNDEFENDED
 from tasks.defences.purified import Purified
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import load_model
+from tasks.paths import UNDEFENDED
 
 
 def _autoencoder(classifier: nn.Module) -> nn.Module:

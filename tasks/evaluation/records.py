@@ -1,5 +1,6 @@
 """The tidy records of robustness: one row for each image, target, threat model, attack and eps."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,13 +142,29 @@ def write_records(records: pa.Table, path: Path) -> None:
     pq.write_table(records.combine_chunks(), path, compression="zstd")
 
 
-def read_records(path: Path = paths.RECORDS) -> "pd.DataFrame":
-    """Records (or smallest eps) as a frame; ``logits`` holds an array ``(K,)`` a row, nulls are NaN.
+def read_records(defences: Sequence[str]) -> "pd.DataFrame":
+    """Records of the undefended classifier and of these defences; ``logits`` holds an array ``(K,)`` a row.
+
+    Nulls are NaN.
 
     Raises:
-        FileNotFoundError: the step attack has not run.
+        FileNotFoundError: a target was not attacked.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: run the step attack first (dvc repro attack)")
-    frame: pd.DataFrame = pq.read_table(path).to_pandas()
+    return _read([paths.records(target) for target in (paths.UNDEFENDED, *defences)])
+
+
+def read_smallest_eps(defences: Sequence[str]) -> "pd.DataFrame":
+    """The smallest eps that breaks each image, of the undefended classifier and of these defences.
+
+    Raises:
+        FileNotFoundError: a target was not attacked.
+    """
+    return _read([paths.smallest_eps(target) for target in (paths.UNDEFENDED, *defences)])
+
+
+def _read(files: list[Path]) -> "pd.DataFrame":
+    if missing := [file for file in files if not file.is_file()]:
+        step = missing[0].relative_to(paths.DATA).parts[0]
+        raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
+    frame: pd.DataFrame = pa.concat_tables(pq.read_table(file) for file in files).to_pandas()
     return frame

@@ -8,8 +8,8 @@ import pandas as pd
 from tasks import paths
 from tasks.attacks.kept import load_kept
 from tasks.dataset.prepared import Prepared
-from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
+from tasks.paths import UNDEFENDED
 
 N_PER_CLASS = 4
 MAX_CLASSES = 4

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
 from tasks.evaluation.robustness import SWEEP, curves_of
+from tasks.paths import UNDEFENDED
 
 ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD", SWEEP: "PGD sweep"}
 ATTACKERS = {

@@ -11,9 +11,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from tasks.attacks.kept import kept_path
-from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
 from tasks.evaluation.robustness import SWEEP
+from tasks.paths import UNDEFENDED
 from tasks.reporting import examples, figures
 from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text
 from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps, styles_of

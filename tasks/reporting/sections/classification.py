@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
+from tasks.paths import UNDEFENDED
 from tasks.reporting.findings import Headline
 from tasks.reporting.panels import Line, Panel
 from tasks.reporting.results import Results

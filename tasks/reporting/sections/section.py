@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tasks.defences import UNDEFENDED
 from tasks.evaluation.records import CLEAN
+from tasks.paths import UNDEFENDED
 from tasks.reporting import figures, interactive
 from tasks.reporting.findings import Headline, attack_name, eps_text
 from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps
