@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs import RESULTS
-from tasks.defences import UNDEFENDED
 from tasks.evaluation.robustness import clean_rows
+from tasks.paths import UNDEFENDED
 from tasks.reporting.findings import (
     Row,
     attack_name,

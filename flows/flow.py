@@ -49,7 +49,7 @@ def bring_up_to_date(step: str, workspace: Workspace, params: Params, slots: Sem
     """Run a step if DVC says that it has changed, and record the outcome with DVC.
 
     Args:
-        step: its name.
+        step: its name; ``step@defence`` for one that runs for each defence.
         workspace: asked and told.
         params: all parameters.
         slots: as many steps run at once.
@@ -64,7 +64,8 @@ def bring_up_to_date(step: str, workspace: Workspace, params: Params, slots: Sem
                 return "unchanged"
             if workspace.restore(step):
                 return "restored"
-        run_step(load_step(step), params, orchestrator="prefect")
+        name, _, defence = step.partition("@")
+        run_step(load_step(name), params, "prefect", defence or None)
         workspace.record(step, params)
         return "ran"
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,12 +22,13 @@ from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.detectors import Detector, detectors
 from tasks.defences.painter import Images, Painter
 from tasks.defences.purified import Purified
-from tasks.defences.targets import load_targets
+from tasks.defences.targets import load_target
 from tasks.evaluation.classification import classification_table, entropy_table, reliability_table, robustness_area
 from tasks.evaluation.detection import detection_row, roc_curve, threshold_at
 from tasks.evaluation.heatmaps import upsampled
 from tasks.evaluation.intensity import radial_power
 from tasks.evaluation.intervals import bootstrap_counts
+from tasks.evaluation.plots import plot_tables
 from tasks.evaluation.portrait import AS_GIVEN, Comparison, Portrait, Tables
 from tasks.evaluation.records import CLEAN, read_records
 from tasks.evaluation.verdict import headline_attack, verdict
@@ -66,7 +66,8 @@ class Scene:
     def recorded(self, target: str, threat_model: str, attack: str, eps: float) -> pd.DataFrame:
         """Records of one point, a row an image in the order of ``rows``."""
         values = {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
-        return self.records[(self.records[list(values)] == pd.Series(values)).all(axis=1)].sort_values("image")
+        at = (self.records[list(values)] == pd.Series(values)).all(axis=1) & self.records["image"].isin(self.rows)
+        return self.records[at].sort_values("image")
 
 
 def analyze(params: Params, tracker: Tracker) -> None:
@@ -74,7 +75,7 @@ def analyze(params: Params, tracker: Tracker) -> None:
 
     Every estimate comes with a 95 % interval; NaN stands where something is not defined.
     """
-    settings, records, data = params.analyze, read_records(), load_prepared()
+    settings, records, data = params.analyze, read_records(params.benchmark), load_prepared()
     tracker.dataset(paths.PREPARE, "prepared", "analysis")
     scene = set_scene(params, data, records)
     crafted = [
@@ -114,7 +115,8 @@ def analyze(params: Params, tracker: Tracker) -> None:
     table("embeddings").to_parquet(paths.EMBEDDINGS, index=False)
     keep_examples(scene)
     features, detection = tables[paths.FEATURES], tables[paths.DETECTION]
-    claims = verdict(records, features, detection, settings.eps, partial(resampled, params, data))
+    kinds = {name: params.defences[name].kind for name in params.benchmark}
+    claims = verdict(records, features, detection, kinds, settings.eps, partial(resampled, params, data))
     listed = [asdict(claim) for claim in claims]
     paths.VERDICT.write_text(json.dumps(listed, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -161,10 +163,7 @@ def add_all(scene: Scene, work: list[tuple[str, Callable[[Scene], None]]]) -> No
 def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
     """Networks, detectors fitted to clean training images, their thresholds, and a portrait of clean test images."""
     device = set_up(params.compute)
-    targets = {
-        name: target.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-        for name, target in load_targets().items()
-    }
+    targets = {name: load_target(name, device) for name in (UNDEFENDED, *params.benchmark)}
     purifiers = {name: target.purifier for name, target in targets.items() if isinstance(target, Purified)}
     painter = Painter(targets[UNDEFENDED], purifiers, data.pixels.shape[-1], params.attack.batch_size)
     training, validation = data.indices("train"), data.indices("validation")
@@ -228,32 +227,29 @@ def add_crafted(scene: Scene, surrogate: str, attack: str, eps: float) -> None:
     point = {"surrogate": surrogate, "attack": attack, "eps": eps}
     comparison.add_pictures(point, AS_GIVEN, "adversarial", portrait)
     comparison.add_spectrum(point, AS_GIVEN, "perturbation", portrait[AS_GIVEN, "power"])
-    crafted_on = scene.recorded(surrogate, "adaptive", attack, eps)
+    success = scene.recorded(surrogate, "adaptive", attack, eps)["success"].to_numpy()
     for viewer in viewers:
         target = viewer or UNDEFENDED
-        curve = {"target": target, "threat_model": threat_model_of(target, surrogate), "attack": attack, "eps": eps}
+        threat_model = "adaptive" if target == surrogate else "transfer"
+        curve = {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
         if is_headline:
             comparison.add_heatmaps(curve, portrait[viewer, "map"], scene.clean[viewer, "map"])
-            comparison.add_features({"space": "classifier", **curve}, viewer, "features", portrait)
-    for purifier in purifiers:
-        threat_model = threat_model_of(purifier, surrogate)
-        curve = {"target": purifier, "threat_model": threat_model, "attack": attack, "eps": eps}
-        if is_headline:
-            comparison.add_features({"space": "bottleneck", **curve}, purifier, "bottleneck", portrait)
-        comparison.add_pictures(point, purifier, "denoised", portrait)
-        comparison.add_spectrum(point, purifier, "perturbation, denoised", portrait[purifier, "power"])
-        comparison.add_removal(point, purifier, portrait)
+            spaces = {"classifier": "features"} | ({"bottleneck": "bottleneck"} if viewer else {})
+            for space, quantity in spaces.items():
+                comparison.add_features({"space": space, **curve}, viewer, quantity, portrait)
+            if surrogate == UNDEFENDED:
+                space, quantity = [*spaces.items()][-1]
+                comparison.add_embeddings({"space": space, **curve}, viewer, quantity, portrait)
+        if viewer == AS_GIVEN:
+            continue
+        comparison.add_pictures(point, viewer, "denoised", portrait)
+        comparison.add_spectrum(point, viewer, "perturbation, denoised", portrait[viewer, "power"])
+        comparison.add_removal(point, viewer, portrait)
         if surrogate == UNDEFENDED:
-            defended = scene.recorded(purifier, threat_model, attack, eps)["correct"].to_numpy()
-            comparison.add_recovery(point, purifier, crafted_on["success"].to_numpy(), defended, portrait)
-    if is_headline and surrogate == UNDEFENDED:
-        for viewer in viewers:
-            space, quantity = ("bottleneck", "bottleneck") if viewer else ("classifier", "features")
-            target = viewer or UNDEFENDED
-            curve = {"target": target, "threat_model": threat_model_of(target, surrogate), "attack": attack, "eps": eps}
-            comparison.add_embeddings({"space": space, **curve}, viewer, quantity, portrait)
+            defended = scene.recorded(viewer, threat_model, attack, eps)["correct"].to_numpy()
+            comparison.add_recovery(point, viewer, success, defended, portrait)
     for name in scene.detectors:
-        add_detection(scene, point, name, portrait[name, "score"], crafted_on["success"].to_numpy())
+        add_detection(scene, point, name, portrait[name, "score"], success)
 
 
 def add_detection(
@@ -328,49 +324,57 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
 def keep_examples(scene: Scene) -> None:
     """Write pictures of one image a class: clean, attacked and denoised, with heat maps, and what differs between them.
 
-    A heat map explains what the record says was predicted of that very picture.
+    A class is shown by its first image that the attack turns wrong, else by its first. Captions are the predictions on
+    record; a heat map explains what was predicted of that very picture.
     """
     attack, eps, painter = headline_attack(scene.records), scene.params.analyze.eps, scene.painter
-    purifier = next(iter(painter.purifiers))
-    labels = scene.comparison.labels
+    labels, names = scene.comparison.labels, np.array(scene.data.classes)
     success = scene.recorded(UNDEFENDED, "adaptive", attack, eps)["success"].to_numpy()
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     # argmax is the first success, or the first of all without one
     chosen = np.array([of_class[np.argmax(success[of_class])] for of_class in members])
     clean = scene.data.floats(scene.rows[chosen])
     attacked = load_kept(scene.data, UNDEFENDED, attack, eps).images(chosen)
-    with torch.inference_mode():
-        denoised, clean_denoised = (
-            painter.seen(painter.on_device(images), purifier).purified.cpu().numpy() for images in (attacked, clean)
-        )
-    predicted = (
-        scene.predicted[AS_GIVEN][chosen],
-        scene.recorded(UNDEFENDED, "adaptive", attack, eps)["prediction"].to_numpy(dtype=np.int64)[chosen],
-        scene.recorded(purifier, "transfer", attack, eps)["prediction"].to_numpy(dtype=np.int64)[chosen],
-    )
-    pictures = ((AS_GIVEN, clean), (AS_GIVEN, attacked), (purifier, attacked))
-    maps = [
-        upsampled(painter.heatmaps(viewer, images, classes), clean.shape[-1])
-        for (viewer, images), classes in zip(pictures, predicted, strict=True)
-    ]
-    differences = {
-        "adversarial − clean": attacked - clean,
-        "clean, denoised − clean": clean_denoised - clean,
-        "denoised: adversarial − clean": denoised - clean_denoised,
-    }
-    shown = {name: about_grey(difference) for name, difference in differences.items()}
-    perturbation, factor = about_grey(attacked - clean)
-    named = np.array(scene.data.classes)
+
+    as_clean, as_attacked, as_transferred = ("none", CLEAN, 0.0), ("adaptive", attack, eps), ("transfer", attack, eps)
+    looks = {"clean": (AS_GIVEN, clean, as_clean), "adversarial": (AS_GIVEN, attacked, as_attacked)}
+    for purifier in painter.purifiers:
+        by = f"denoised by {purifier.replace('_', ' ')}"
+        looks[f"clean, {by}"] = purifier, clean, as_clean
+        looks[f"adversarial, {by}"] = purifier, attacked, as_transferred
+    seen, predicted, maps = {}, {}, {}
+    for title, (viewer, images, point) in looks.items():
+        seen[title] = painter.pictures(viewer, images)
+        predicted[title] = scene.recorded(viewer or UNDEFENDED, *point)["prediction"].to_numpy(dtype=np.int64)[chosen]
+        if viewer == AS_GIVEN or point != as_clean:
+            maps[title] = upsampled(painter.heatmaps(viewer, images, predicted[title]), images.shape[-1])
+    captions = {title: [f"predicted {name}" for name in names[of]] for title, of in predicted.items()}
+
+    differences = {"adversarial − clean": attacked - clean}
+    for purifier in painter.purifiers:
+        by = f"denoised by {purifier.replace('_', ' ')}"
+        differences[f"clean, {by} − clean"] = seen[f"clean, {by}"] - clean
+        differences[f"{by}: adversarial − clean"] = seen[f"adversarial, {by}"] - seen[f"clean, {by}"]
+    amplified = {title: about_grey(difference) for title, difference in differences.items()}
+    perturbation, factor = amplified["adversarial − clean"]
+    # the first two columns, what lies between them, then what purifiers make of both
+    titles = [*seen]
+    titles.insert(2, f"perturbation × {factor}")
+    seen[titles[2]], captions[titles[2]] = perturbation, ["mid grey: unchanged"] * len(chosen)
+
     paths.EXAMPLES.parent.mkdir()
     np.savez_compressed(
         paths.EXAMPLES,
-        rows=named[labels[chosen]],
-        images=np.stack([clean, attacked, denoised, perturbation], axis=1)[:, :, 0].astype(np.float16),
-        maps=np.stack(maps, axis=1).astype(np.float16),
-        columns=np.array(["clean", "adversarial", "adversarial, denoised", f"perturbation × {factor}"]),
-        captions=np.array([[f"predicted {named[label]}" for label in labels_of] for labels_of in predicted]).T,
-        differences=np.stack([picture for picture, _ in shown.values()], axis=1)[:, :, 0].astype(np.float16),
-        difference_columns=np.array([f"{name} × {factor}" for name, (_, factor) in shown.items()]),
+        attack=np.array(attack),
+        eps=np.array(eps),
+        rows=names[labels[chosen]],
+        images=np.stack([seen[title] for title in titles], axis=1)[:, :, 0].astype(np.float16),
+        columns=np.array(titles),
+        captions=np.array([captions[title] for title in titles]).T,
+        maps=np.stack([*maps.values()], axis=1).astype(np.float16),
+        mapped=np.array([titles.index(title) for title in maps]),
+        differences=np.stack([picture for picture, _ in amplified.values()], axis=1)[:, :, 0].astype(np.float16),
+        difference_columns=np.array([f"{title} × {times}" for title, (_, times) in amplified.items()]),
     )
 
 
@@ -380,65 +384,9 @@ def about_grey(difference: np.ndarray) -> tuple[np.ndarray, int]:
     return np.clip(0.5 + factor * difference, 0, 1), factor
 
 
-def plot_tables(tables: dict[Path, pd.DataFrame], attack: str, eps: float) -> dict[Path, pd.DataFrame]:
-    """The curves as ``dvc plots`` wants them: a column for what is on the x axis, and one for each curve.
-
-    Args:
-        tables: of this step.
-        attack: that the curves are about.
-        eps: of the curves that are not against eps.
-    """
-    curve = ["target", "threat_model"]
-    plots = {}
-    for path, metric, names in (
-        (paths.HEATMAPS, "iou", curve),
-        (paths.FEATURES, "probe_auroc", ["space", *curve]),
-        (paths.FEATURES, "knn_auroc", ["space", *curve]),
-        (paths.RESILIENCE, "mse", ["surrogate", "images"]),
-        (paths.RESILIENCE, "ssim", ["surrogate", "images"]),
-        (paths.RESILIENCE, "removed", ["surrogate", "images"]),
-    ):
-        table = tables[path]
-        rows = table[(table["attack"] == attack) & (table["metric"] == metric)]
-        plots[paths.ANALYZE_PLOTS / f"{path.stem}_{metric}.csv"] = wide(rows, "eps", names, "value")
-
-    def at(path: Path) -> pd.DataFrame:
-        table = tables[path]
-        return table[table["attack"].isin([attack, f"{attack} and detector"]) & (table["eps"] == eps)]
-
-    detection = tables[paths.DETECTION]
-    of_attack = detection[detection["attack"] == attack]
-    plots[paths.ANALYZE_PLOTS / "detection_auroc.csv"] = wide(of_attack, "eps", ["detector", "surrogate"], "auroc")
-    curves = ["detector", "surrogate", "attack"]
-    rates = np.linspace(0, 1, 101)
-    roc = {
-        "/".join(map(str, names)): np.interp(rates, points["false_positive_rate"], points["true_positive_rate"])
-        for names, points in at(paths.ROC).groupby(curves, sort=False)
-    }
-    plots[paths.ANALYZE_PLOTS / "roc.csv"] = pd.DataFrame({"false_positive_rate": rates, **roc})
-    spectrum = at(paths.SPECTRUM)
-    plots[paths.ANALYZE_PLOTS / "spectrum.csv"] = wide(spectrum, "frequency", ["surrogate", "of"], "power")
-    reliability = at(paths.RELIABILITY)
-    plots[paths.ANALYZE_PLOTS / "reliability.csv"] = wide(reliability, "confidence", curve, "accuracy")
-    return plots
-
-
-def wide(table: pd.DataFrame, x: str, names: list[str], value: str) -> pd.DataFrame:
-    """A row for each value of ``x``, a column for each curve, called ``a/b/c`` by what ``names`` hold."""
-    # two values at one place are an error here, not a mean; an empty bin has no place
-    pivoted = table.dropna(subset=[x]).pivot(index=x, columns=names, values=value).sort_index()
-    pivoted.columns = pd.Index(["/".join(map(str, column)) for column in pivoted.columns])
-    return pivoted.reset_index()
-
-
 def resampled(params: Params, data: Prepared, rows: np.ndarray) -> np.ndarray:
     """How often each of these images is drawn in each bootstrap resample, float32 ``(R, N)``."""
     return bootstrap_counts(data.table["group"].to_numpy()[rows], params.analyze.n_resamples, params.seed)
-
-
-def threat_model_of(target: str, surrogate: str) -> str:
-    """``adaptive`` where a target is attacked by what was crafted on itself."""
-    return "adaptive" if target == surrogate else "transfer"
 
 
 def images_of(data: Prepared, rows: np.ndarray) -> Images:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tasks import paths
 from tasks.evaluation.checks import run_checks
-from tasks.evaluation.records import CLEAN, read_records
+from tasks.evaluation.records import CLEAN, read_records, read_smallest_eps
 from tasks.evaluation.robustness import (
     POINT,
     SWEEP,
@@ -28,12 +28,11 @@ from tasks.tracking import Tracker
 HEADLINE = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
 
 
-def evaluate(params: Params, tracker: Tracker) -> None:  # a step takes all parameters, used or not
+def evaluate(params: Params, tracker: Tracker) -> None:
     """Write the tables of robustness, ``metrics.json``, the plots' CSV files and the outcome of the checks."""
-    records = read_records()
+    records, smallest = read_records(params.benchmark), read_smallest_eps(params.benchmark)
     info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
     classes = info["classes"]
-    smallest = read_records(paths.SMALLEST_EPS)
     table = robustness_table(records, classes, classes.index(info["positive_class"]))
     swept = sweep_table(smallest, sorted(set(records["eps"]) - {0.0}), list(table.columns))
     table = pd.concat([table, swept], ignore_index=True)

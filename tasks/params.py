@@ -232,6 +232,8 @@ class RetrainedAutoencoder(Training):
     what ``train_autoencoder`` sees."""
     eps: tuple[Positive, Positive]
     """Smallest and largest radius as in ``attack.eps``; one is drawn for each batch, evenly on a logarithmic scale."""
+    norm: Literal["linf", "l2"]
+    """Norm of the perturbations' ball."""
     pgd: Pgd
 
     @model_validator(mode="after")
@@ -273,7 +275,8 @@ class Attack(Section):
     batch_size: Count
     """Images that are attacked at once."""
     keep_eps: tuple[float, ...]
-    """Those of ``eps`` whose adversarial images are kept, transferred to defences and analysed; none named: all."""
+    """Those of ``eps`` that are analysed; none named: all. Adversarial images of defences are kept for these alone,
+    those of the bare classifier for all, since they are transferred."""
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> Self:

@@ -8,6 +8,9 @@ from pathlib import Path
 UNDEFENDED = "undefended"
 """Name of the bare classifier among the targets of attacks; it is the surrogate of transfer attacks, too."""
 
+DEFENCE_STEPS = ("train_defence", "attack_defence")
+"""Steps that run for each defence, and own a folder for each."""
+
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 
@@ -97,6 +100,19 @@ def purifier(defence: str) -> Path:
 def defence_history(defence: str) -> Path:
     """Epochs of a defence's training; there is none where nothing was trained."""
     return TRAIN_DEFENCE / defence / "history.csv"
+
+
+def step_of(path: Path) -> str:
+    """The step that makes a file or folder below ``data/``, as DVC calls it: ``evaluate``, ``attack_defence@jpeg``."""
+    step, *rest = path.relative_to(DATA).parts
+    return f"{step}@{rest[0]}" if step in DEFENCE_STEPS else step
+
+
+def outputs() -> list[Path]:
+    """Folders of the steps that have run; of those that run for each defence, one for each."""
+    own = [path for path in DATA.iterdir() if path.name not in DEFENCE_STEPS]
+    of_defences = [path for step in DEFENCE_STEPS for path in (DATA / step).glob("*")]
+    return sorted(path for path in own + of_defences if path.is_dir())
 
 
 def step_folder(step: str, defence: str | None = None) -> Path:

@@ -1,9 +1,11 @@
 """The one way in which every step is run: by its DVC stage, by a flow, by hand.
 
-``python -m tasks.<step>`` calls :func:`main`; a flow wraps :func:`run_step`.
+``python -m tasks.<step>``, or ``python -m tasks.<step> <defence>``, calls :func:`main`; a flow wraps :func:`run_step`.
 """
 
+import argparse
 import gc
+import inspect
 import logging
 import os
 import shutil
@@ -13,12 +15,13 @@ from collections.abc import Callable
 
 from tasks import paths
 from tasks.params import Params, ParamsError, load_params
-from tasks.tracking import Tracker, open_run
+from tasks.tracking import open_run
 
-Step = Callable[[Params, Tracker], None]
+Step = Callable[..., None]
+"""Takes the parameters and a tracker, and the name of a defence if it runs for each."""
 
 
-def run_step(step: Step, params: Params, orchestrator: str = "python") -> None:
+def run_step(step: Step, params: Params, orchestrator: str = "python", defence: str | None = None) -> None:
     """Recreate the step's own folder, open its tracking run, call it, and drop its checkpoints.
 
     The run is marked failed when the step raises, and the exception is let out; checkpoints then stay, and the next
@@ -28,13 +31,17 @@ def run_step(step: Step, params: Params, orchestrator: str = "python") -> None:
         step: function named like its module and its stage.
         params: all parameters of the pipeline.
         orchestrator: who runs the step (``dvc``, ``prefect``, ``python``); a tag of the run.
+        defence: the one that the step shall run for, if it runs for each.
     """
-    folder = paths.step_folder(step.__name__)
+    folder = paths.step_folder(step.__name__, defence)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with open_run(step.__name__, folder, params, orchestrator) as tracker:
-        step(params, tracker)
-    shutil.rmtree(paths.checkpoint_folder(step.__name__), ignore_errors=True)
+    with open_run(folder, params, orchestrator) as tracker:
+        if defence is None:
+            step(params, tracker)
+        else:
+            step(params, tracker, defence)
+    shutil.rmtree(paths.checkpoint_folder(step.__name__, defence), ignore_errors=True)
 
 
 def main(step: Step) -> None:
@@ -46,8 +53,15 @@ def main(step: Step) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # DVC sets this variable for the commands of its stages
     orchestrator = "dvc" if "DVC_STAGE" in os.environ else "python"
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{step.__name__}", description=inspect.getdoc(step))
+    if "defence" in inspect.signature(step).parameters:
+        parser.add_argument("defence", help="its name in defences of params.yaml")
+    defence = vars(parser.parse_args()).get("defence")
     try:
-        run_step(step, load_params(), orchestrator)
+        params = load_params()
+        if defence is not None and defence not in params.defences:
+            raise ValueError(f"{defence!r} is none of the defences in {paths.PARAMS}: {list(params.defences)}")
+        run_step(step, params, orchestrator, defence)
     except (ParamsError, ValueError, OSError) as error:
         if os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
             raise

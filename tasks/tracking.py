@@ -160,18 +160,21 @@ class _MlflowTracker(Tracker):
 
     def link_steps(self) -> None:
         models: list[LoggedModelOutput] = []
-        for folder in sorted(path for path in paths.DATA.iterdir() if path.is_dir() and path.name != self.step):
-            digest = digest_of(folder)
+        for folder in paths.outputs():
+            step = paths.step_of(folder)
+            if step == self.step:
+                continue
             runs = self.client.search_runs(
                 [self.experiment_id],
-                filter_string=f"tags.outputs_md5 = '{digest}' and tags.step = '{folder.name}'",
+                filter_string=f"tags.outputs_md5 = '{digest_of(folder)}' and tags.step = '{step}'",
                 order_by=["attributes.start_time DESC"],
                 max_results=1,
             )
             if not runs:
                 log.info("no run in the tracking store made what is in %s now: not linked", folder.as_posix())
                 continue
-            self.client.set_tag(self.run_id, f"run.{folder.name}", runs[0].info.run_id)
+            # what MLflow allows in a tag's name
+            self.client.set_tag(self.run_id, f"run.{step.replace('@', '.')}", runs[0].info.run_id)
             if outputs := runs[0].outputs:
                 models += outputs.model_outputs
         if models:
@@ -179,11 +182,12 @@ class _MlflowTracker(Tracker):
 
 
 @contextmanager
-def open_run(step: str, folder: Path, params: Params, orchestrator: str) -> Iterator[Tracker]:
-    """Tracking run of one step: opened, tagged with the digest of ``folder`` at the end, failed on an exception.
+def open_run(folder: Path, params: Params, orchestrator: str) -> Iterator[Tracker]:
+    """Tracking run of the step that owns a folder: opened, tagged with its digest at the end, failed on an exception.
 
     Without mlflow installed the step runs untracked, and says so.
     """
+    step = paths.step_of(folder)
     try:
         import mlflow
     except ModuleNotFoundError:
@@ -201,7 +205,9 @@ def open_run(step: str, folder: Path, params: Params, orchestrator: str) -> Iter
     tracker = _MlflowTracker(step, run.info.run_id, experiment_id)
     try:
         flat = params.flat()
-        own = {key: value for key, value in flat.items() if key.startswith(f"{step}.") or "." not in key}
+        name, _, defence = step.partition("@")
+        sections = (f"{name}.", f"defences.{defence}.") if defence else (f"{name}.",)
+        own = {key: value for key, value in flat.items() if key.startswith(sections) or "." not in key}
         tracker.params(flat if step == "report" else own)
         yield tracker
         tracker.tags({"outputs_md5": digest_of(folder)})

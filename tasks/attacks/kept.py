@@ -17,25 +17,12 @@ def kept_path(surrogate: str, attack: str, eps: float) -> Path:
     return paths.perturbations(surrogate) / f"{attack}-eps{eps:g}.npz"
 
 
-def save_perturbations(path: Path, rows: np.ndarray, images: np.ndarray, adversarial: np.ndarray) -> None:
+def save_perturbations(path: Path, kept: "Kept") -> None:
     """Write perturbations as int8 ``q`` ``(N, 1, H, W)`` with ``rows`` ``(N,)`` and ``scale`` ``(N,)``.
 
-    A perturbation is ``q * scale``, where ``scale`` is the image's largest change / 127. So a pixel is off by at most
-    1/254 of that largest change (0.4 %), the largest change is kept, and the l2 norm is off by at most 1/254 of the
-    largest change times the root of the number of pixels.
-
-    Args:
-        path: ends in ``.npz``.
-        rows: rows of the prepared data set's table, ``(N,)``.
-        images: unchanged, float32 ``(N, 1, H, W)``.
-        adversarial: float32 ``(N, 1, H, W)``.
+    A perturbation is ``q * scale``; ``path`` ends in ``.npz``.
     """
-    perturbations = adversarial - images
-    scale = np.abs(perturbations).max(axis=(1, 2, 3)) / np.float32(LEVELS)
-    # an image that was left as it is has scale 0, and zeros whatever it is divided by
-    divisor = np.where(scale > 0, scale, np.float32(1))[:, None, None, None]
-    levels = np.rint(perturbations / divisor).astype(np.int8)
-    np.savez_compressed(path, rows=rows, scale=scale, q=levels)
+    np.savez_compressed(path, rows=kept.rows, scale=kept.scale, q=kept.levels)
 
 
 def merge_perturbations(parts: list[Path], path: Path) -> None:
@@ -80,14 +67,35 @@ class Kept:
     """int8 ``(N, 1, H, W)``."""
 
     def images(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Adversarial images of a part of the rows, float32 ``(n, 1, H, W)`` in the value range.
-
-        They differ from those behind the records by the rounding that :func:`save_perturbations` describes.
-        """
+        """Adversarial images of a part of the rows, float32 ``(n, 1, H, W)`` in the value range."""
         perturbations = self.levels[part].astype(np.float32) * self.scale[part, None, None, None]
         images: np.ndarray = self.data.floats(self.rows[part]) + perturbations
         np.clip(images, *self.data.value_range, out=images)
         return images
+
+
+def as_kept(data: Prepared, rows: np.ndarray, images: np.ndarray, adversarial: np.ndarray) -> Kept:
+    """Perturbations rounded to 127 levels either way of the image's largest change.
+
+    A pixel is off by at most 1/254 of that largest change (0.4 %). Neither norm grows, so that images stay in their
+    ball.
+
+    Args:
+        data: whose images they are.
+        rows: of the prepared table, ``(N,)``.
+        images: unchanged, float32 ``(N, 1, H, W)``.
+        adversarial: float32 ``(N, 1, H, W)``.
+    """
+    perturbations = adversarial - images
+    scale = np.abs(perturbations).max(axis=(1, 2, 3)) / np.float32(LEVELS)
+    # an image that was left as it is has scale 0, and zeros whatever it is divided by
+    divisor = np.where(scale > 0, scale, np.float32(1))[:, None, None, None]
+    levels = np.rint(perturbations / divisor).astype(np.int8)
+    exact, rounded = (
+        np.linalg.norm(changes.reshape(len(rows), -1), axis=1) for changes in (perturbations, levels * divisor)
+    )
+    scale *= np.minimum(1, exact / np.maximum(rounded, np.finfo(np.float32).tiny))
+    return Kept(data, rows, scale, levels)
 
 
 def load_kept(data: Prepared, surrogate: str, attack: str, eps: float) -> Kept:
@@ -98,5 +106,6 @@ def load_kept(data: Prepared, surrogate: str, attack: str, eps: float) -> Kept:
     """
     path = kept_path(surrogate, attack, eps)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: add {eps:g} to attack.keep_eps and run the step attack")
+        step = paths.step_of(path)
+        raise FileNotFoundError(f"{path} not found: add {eps:g} to attack.keep_eps and run the step {step}")
     return Kept(data, *(_read(path, name) for name in ("rows", "scale", "q")))

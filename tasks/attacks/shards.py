@@ -10,9 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import nn
-
 import tasks
 
 log = logging.getLogger(__name__)
@@ -56,24 +53,6 @@ class Shards:
         spent = "kept from a run before" if resumed else f"{time.monotonic() - began:.0f} s"
         log.info("%d/%d  %s: %s", self.n_done, self.n_parts, what, spent)
         return shard
-
-
-def digest_of_arrays(*arrays: np.ndarray) -> str:
-    """SHA-256 of the shapes, types and values of arrays."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.shape}{array.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def digest_of_model(model: nn.Module) -> str:
-    """SHA-256 of a network's layers and of everything it has learned."""
-    digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(digest_of_arrays(tensor.cpu().numpy()).encode())
-    return digest.hexdigest()
 
 
 def digest_of_code() -> str:

@@ -62,6 +62,13 @@ class Painter:
                 for name, purifier in self.purifiers.items()
             }
 
+    def pictures(self, viewer: str, images: np.ndarray) -> np.ndarray:
+        """A batch of images ``(N, 1, H, W)`` as one viewer sees them, float32."""
+        if viewer == AS_GIVEN:
+            return images
+        with torch.inference_mode():
+            return _array(self.purifiers[viewer](self.on_device(images)))
+
     def heatmaps(self, viewer: str, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Grad-CAM heat maps of a batch of images by one viewer, float32 ``(N, h, w)``.
 

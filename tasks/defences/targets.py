@@ -1,7 +1,6 @@
 """The models under attack by name: the bare classifier, and every defence in front of it."""
 
-from collections.abc import Callable
-
+import torch
 from torch import nn
 
 from tasks import paths
@@ -12,22 +11,21 @@ from tasks.models.files import load_model
 from tasks.paths import UNDEFENDED
 
 
-def _autoencoder(classifier: nn.Module) -> nn.Module:
-    return Purified(load_model(paths.AUTOENCODER, build_autoencoder), classifier)
+def load_target(name: str, device: torch.device) -> nn.Module:
+    """A target in evaluation mode, parameters frozen, where and in the layout in which networks run.
 
-
-DEFENCES: dict[str, Callable[[nn.Module], nn.Module]] = {"autoencoder": _autoencoder}
-"""Name of a defence -> what puts it in front of a classifier; the result takes images and returns logits."""
-
-
-def load_targets() -> dict[str, nn.Module]:
-    """Every target by name, the undefended classifier first; in evaluation mode, parameters frozen.
+    Args:
+        name: ``undefended``, or that of a defence.
+        device: to run on.
 
     Raises:
         FileNotFoundError: a model has not been trained.
     """
-    if missing := [path for path in (paths.CLASSIFIER, paths.AUTOENCODER) if not path.is_file()]:
-        raise FileNotFoundError(f"{missing[0]} not found: run the step {missing[0].parent.name} first")
-    classifier = load_model(paths.CLASSIFIER, build_classifier)
-    defended = {name: defend(classifier) for name, defend in DEFENCES.items()}
-    return {name: model.eval().requires_grad_(False) for name, model in {UNDEFENDED: classifier, **defended}.items()}
+    needed = [paths.CLASSIFIER] if name == UNDEFENDED else [paths.CLASSIFIER, paths.purifier(name)]
+    if missing := [path for path in needed if not path.is_file()]:
+        raise FileNotFoundError(f"{missing[0]} not found: run the step {paths.step_of(missing[0])} first")
+    target = load_model(paths.CLASSIFIER, build_classifier)
+    if name != UNDEFENDED:
+        target = Purified(load_model(paths.purifier(name), build_autoencoder), target).eval()
+    placed: nn.Module = target.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+    return placed

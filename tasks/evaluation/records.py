@@ -164,7 +164,7 @@ def read_smallest_eps(defences: Sequence[str]) -> "pd.DataFrame":
 
 def _read(files: list[Path]) -> "pd.DataFrame":
     if missing := [file for file in files if not file.is_file()]:
-        step = missing[0].relative_to(paths.DATA).parts[0]
+        step = paths.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
     frame: pd.DataFrame = pa.concat_tables(pq.read_table(file) for file in files).to_pandas()
     return frame

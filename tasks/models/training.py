@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from tasks.models.digests import digest_of_arrays, digest_of_model
 from tasks.params import Training
 
 Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], dict[str, Tensor]]
@@ -55,6 +56,7 @@ def fit(
     device: torch.device,
     checkpoint: Path,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+    *others: nn.Module,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train with Adam and keep the best epoch.
 
@@ -65,7 +67,7 @@ def fit(
     weights that a naive loop falls to chance now and then.
 
     Args:
-        model: untrained network; it is changed.
+        model: network to begin with; it is changed.
         objective: loss and metrics of a batch.
         pixels: uint8 ``(N, 1, H, W)``, may be memory-mapped; scaled to [0, 1] here.
         labels: int64 ``(N,)``.
@@ -75,6 +77,7 @@ def fit(
         device: where to train.
         checkpoint: file that is written after every epoch, and from which a killed training goes on.
         on_epoch: called after every epoch with its number from 1 and its metrics.
+        others: networks that the objective uses, by which a checkpoint is known too.
 
     Returns:
         The kept network in evaluation mode on the CPU, and the history: a row an epoch with ``epoch``,
@@ -90,7 +93,7 @@ def fit(
     n_steps = 0
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     batches = _Batches(pixels, labels, device)
-    fingerprint = _fingerprint(settings, seed, pixels, labels, rows)
+    fingerprint = _fingerprint(settings, seed, pixels, labels, rows, [model, *others])
     history: list[dict[str, Any]] = []
     best = copy.deepcopy(averaged.state_dict())
 
@@ -238,15 +241,18 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
     return -row.get("validation_accuracy", 0.0), row["validation_loss"]
 
 
-def _fingerprint(settings: Training, seed: int, pixels: np.ndarray, labels: np.ndarray, rows: dict[str, Any]) -> str:
+def _fingerprint(
+    settings: Training,
+    seed: int,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    rows: dict[str, np.ndarray],
+    networks: list[nn.Module],
+) -> str:
     """What a checkpoint must share with a training that goes on from it."""
-    digest = hashlib.sha256()
-    digest.update(
-        json.dumps([type(settings).__name__, settings.model_dump(mode="json"), seed], sort_keys=True).encode()
-    )
-    for array in (pixels, labels, rows["train"], rows["validation"]):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    images = digest_of_arrays(pixels, labels, rows["train"], rows["validation"])
+    named = [type(settings).__name__, settings.model_dump(mode="json"), seed, images, *map(digest_of_model, networks)]
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:

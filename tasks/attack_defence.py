@@ -1,0 +1,21 @@
+"""Step ``attack_defence``: one defence under attack, by who does not know of it and by who does."""
+
+from tasks import paths
+from tasks.attacks.campaign import attack_target
+from tasks.params import Params
+from tasks.tracking import Tracker
+
+
+def attack_defence(params: Params, tracker: Tracker, defence: str) -> None:
+    """Attack a defended classifier, and record what it makes of each adversarial example.
+
+    ``transfer``: by what the step ``attack`` crafted on the bare classifier; ``adaptive``: end to end through the
+    defence.
+    """
+    attack_target(params, tracker, defence, paths.checkpoint_folder("attack_defence", defence))
+
+
+if __name__ == "__main__":
+    from tasks.runner import main
+
+    main(attack_defence)
