@@ -221,12 +221,14 @@ class Autoencoder(Section):
     """The denoising autoencoder of ``train_autoencoder`` as it is: the study's defence."""
 
     kind: Literal["autoencoder"]
+    """What the row is about."""
 
 
 class RetrainedAutoencoder(Training):
     """The denoising autoencoder, trained further on noise and on adversarial examples of the classifier."""
 
     kind: Literal["retrained_autoencoder"]
+    """What the row is about."""
     adversarial_share: Annotated[float, Field(gt=0, le=1)]
     """Share of each batch that is adversarial, crafted on the undefended classifier as the training goes; the rest is
     what ``train_autoencoder`` sees."""
@@ -421,18 +423,22 @@ def parse_params(values: dict[str, Any], name: str = "parameters") -> Params:
         problems = error.errors()
         # a list is also called too short once its only items are refused
         deeper = {problem["loc"][:-1] for problem in problems if problem["loc"]}
-        lines = [f"  {_located(problem)}" for problem in problems if problem["loc"] not in deeper]
+        lines = [f"  {_located(problem, values)}" for problem in problems if problem["loc"] not in deeper]
         raise ParamsError("\n".join([f"{name} can't be used:", *lines])) from None
 
 
-def _located(problem: Any) -> str:
+def _located(problem: Any, values: Any) -> str:
     # what is about several sections names its keys itself
-    return f"{_dotted(problem['loc'])}: {_explain(problem)}" if problem["loc"] else _explain(problem)
+    return f"{_dotted(problem, values)}: {_explain(problem)}" if problem["loc"] else _explain(problem)
 
 
-def _dotted(location: tuple[int | str, ...]) -> str:
+def _dotted(problem: Any, values: Any) -> str:
     text = ""
-    for part in location:
+    for part in problem["loc"]:
+        # pydantic puts the kind of a defence between its name and its fields
+        if isinstance(values, dict) and part not in values and problem["type"] != "missing":
+            continue
+        values = values.get(part) if isinstance(values, dict) else None
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
 

@@ -36,7 +36,7 @@ def run_step(step: Step, params: Params, orchestrator: str = "python", defence: 
     folder = paths.step_folder(step.__name__, defence)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with open_run(folder, params, orchestrator) as tracker:
+    with open_run(paths.step_of(folder), folder, params, orchestrator) as tracker:
         if defence is None:
             step(params, tracker)
         else:

@@ -182,12 +182,11 @@ class _MlflowTracker(Tracker):
 
 
 @contextmanager
-def open_run(folder: Path, params: Params, orchestrator: str) -> Iterator[Tracker]:
-    """Tracking run of the step that owns a folder: opened, tagged with its digest at the end, failed on an exception.
+def open_run(step: str, folder: Path, params: Params, orchestrator: str) -> Iterator[Tracker]:
+    """Tracking run of one step: opened, tagged with the digest of ``folder`` at the end, failed on an exception.
 
     Without mlflow installed the step runs untracked, and says so.
     """
-    step = paths.step_of(folder)
     try:
         import mlflow
     except ModuleNotFoundError:

@@ -16,6 +16,7 @@ from tasks.models.files import save_model
 
 CLASSES = ["none", "left", "right"]
 SIDE = 32
+DEFENCES = ["autoencoder", "retrained_autoencoder"]
 SMALL = {
     "compute.threads": 1,
     "compute.device": "cpu",
@@ -53,7 +54,8 @@ def make_small_workspace(folder: Path) -> None:
     """Write prepared images and two small networks trained on them below a folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for step in (paths.PREPARE, paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER):
+        of_defences = [paths.step_folder("train_defence", defence) for defence in DEFENCES]
+        for step in (paths.PREPARE, paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER, *of_defences):
             step.mkdir(parents=True)
         pixels, table = draw_images()
         np.save(paths.PIXELS, pixels)
@@ -79,4 +81,8 @@ def make_small_workspace(folder: Path) -> None:
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         parameter.sub_(0.002 * gradient.sign())
         save_model(paths.CLASSIFIER, classifier, **build)
-        save_model(paths.AUTOENCODER, autoencoder, architecture="plain")
+        for path in (paths.AUTOENCODER, *map(paths.purifier, DEFENCES)):
+            save_model(path, autoencoder, architecture="plain")
+            # each is another one
+            with torch.no_grad():
+                next(autoencoder.parameters()).mul_(0.9)

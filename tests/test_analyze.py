@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 from tasks import paths
 from tasks.analyze import analyze
 from tasks.attack import attack
+from tasks.attack_defence import attack_defence
 from tasks.dataset.prepared import load_prepared
 from tasks.evaluation.records import read_records
 from tasks.params import Params, parse_params
 from tasks.tracking import Tracker
 from tests.conftest import with_overrides
-from tests.small_workspace import SMALL
+from tests.small_workspace import DEFENCES, SMALL
 
 ANALYSED = SMALL | {
+    "benchmark": DEFENCES,
     "attack.keep_eps": [],
     "analyze.n_resamples": 100,
     "analyze.evasion": {"eps": [4], "n_steps": 20, "max_images": 24},
@@ -34,6 +37,9 @@ def attacked(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) ->
         paths.ATTACK.mkdir()
         params = parse_params(with_overrides(ANALYSED))
         attack(params, Tracker())
+        for defence in DEFENCES:
+            paths.step_folder("attack_defence", defence).mkdir(parents=True)
+            attack_defence(params, Tracker(), defence)
         run(params)
     return folder
 
@@ -61,13 +67,13 @@ def test_the_step_gives_the_same_bytes_twice_and_with_more_threads(
 
 
 def test_every_crafted_set_is_analysed_by_every_viewer(analysed: Path) -> None:
-    curves = [("undefended", "adaptive"), ("autoencoder", "transfer"), ("autoencoder", "adaptive")]
+    curves = [("undefended", "adaptive"), *product(DEFENCES, ("transfer", "adaptive"))]
     points = {(*curve, attack, eps) for curve in curves for attack in ("fgsm", "pgd") for eps in (0.5, 4.0)}
-    clean_denoised = ("autoencoder", "none", "clean", 0.0)
+    clean_denoised = {(defence, "none", "clean", 0.0) for defence in DEFENCES}
     heatmaps = pd.read_csv(paths.HEATMAPS)
     assert set(zip(*(heatmaps[c] for c in ("target", "threat_model", "attack", "eps")), strict=True)) == {
         *(point for point in points if point[2] == "pgd"),
-        clean_denoised,
+        *clean_denoised,
     }
     features = pd.read_csv(paths.FEATURES)
     of_classifier = features[features["space"] == "classifier"]
@@ -76,12 +82,12 @@ def test_every_crafted_set_is_analysed_by_every_viewer(analysed: Path) -> None:
     of_pgd = {point for point in points if point[2] == "pgd"}
     assert set(zip(*(of_classifier[c] for c in names), strict=True)) == of_pgd
     assert set(zip(*(of_bottleneck[c] for c in names), strict=True)) == {
-        point for point in of_pgd if point[0] == "autoencoder"
+        point for point in of_pgd if point[0] in DEFENCES
     }
     detection = pd.read_csv(paths.DETECTION)
     assert set(detection["detector"]) == {"reconstruction error", "entropy", "prediction change", "feature distance"}
     assert set(detection["attack"]) == {"fgsm", "pgd", "pgd and detector"}
-    assert len(detection) == 4 * (2 * 2 * 2 + 1)
+    assert len(detection) == 4 * (3 * 2 * 2 + 1)
 
 
 def test_the_perturbation_of_fgsm_has_the_error_that_its_size_gives(analysed: Path) -> None:
@@ -106,7 +112,7 @@ def test_intervals_hold_their_values_and_say_so_where_nothing_is_defined(analyse
 
 
 def test_accuracies_are_those_of_the_records(analysed: Path) -> None:
-    records = read_records()
+    records = read_records(DEFENCES)
     classification = pd.read_csv(paths.CLASSIFICATION)
     accuracy = classification[classification["metric"] == "accuracy"]
     points = ["target", "threat_model", "attack", "eps"]
@@ -130,7 +136,7 @@ def test_embeddings_place_every_image_clean_and_adversarial(analysed: Path) -> N
     embeddings = pd.read_parquet(paths.EMBEDDINGS)
     rows = load_prepared().indices("test")
     places = embeddings.groupby(["space", "target", "threat_model", "attack", "eps", "method", "origin"])
-    assert len(places) == 2 * 2 * 2 * 2
+    assert len(places) == 3 * 2 * 2 * 2
     for _, group in places:
         assert group["image"].tolist() == rows.tolist()
         assert np.isfinite(group[["x", "y"]].to_numpy()).all()
@@ -139,11 +145,22 @@ def test_embeddings_place_every_image_clean_and_adversarial(analysed: Path) -> N
 def test_the_examples_show_every_class_clean_attacked_and_denoised(analysed: Path) -> None:
     with np.load(paths.EXAMPLES, allow_pickle=False) as examples:
         assert examples["rows"].tolist() == ["none", "left", "right"]
-        assert examples["images"].shape == (3, 4, 32, 32)
-        assert examples["maps"].shape == (3, 3, 32, 32)
-        assert examples["captions"].shape == (3, 3)
-        assert examples["columns"].tolist()[:3] == ["clean", "adversarial", "adversarial, denoised"]
-        assert examples["differences"].shape == (3, 3, 32, 32)
+        assert (str(examples["attack"]), float(examples["eps"])) == ("pgd", 4)
+        assert examples["images"].shape == (3, 7, 32, 32)
+        assert examples["captions"].shape == (3, 7)
+        clean, adversarial, perturbation, *denoised = examples["columns"].tolist()
+        assert (clean, adversarial, perturbation.split(" × ")[0]) == ("clean", "adversarial", "perturbation")
+        assert denoised == [
+            f"{images}, denoised by {name}"
+            for name in ("autoencoder", "retrained autoencoder")
+            for images in ("clean", "adversarial")
+        ]
+        assert examples["maps"].shape == (3, 4, 32, 32)
+        assert examples["mapped"].tolist() == [0, 1, 4, 6]
+        assert examples["differences"].shape == (3, 5, 32, 32)
+        shown, factor = examples["images"].astype(np.float64), int(perturbation.split(" × ")[1])
+        # half floats are off by 1/4096 near 1, twice
+        assert shown[:, 2] == pytest.approx(0.5 + factor * (shown[:, 1] - shown[:, 0]), abs=0.001 + factor / 2048)
         for name in ("images", "maps", "differences"):
             assert 0 <= examples[name].min() <= examples[name].max() <= 1
 
@@ -160,6 +177,8 @@ def test_an_attack_that_kept_no_images_of_an_eps_is_named(
 ) -> None:
     shutil.copytree(attacked / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    (paths.PERTURBATIONS / "autoencoder-pgd-eps4.npz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"autoencoder-pgd-eps4.npz not found: add 4 to attack.keep_eps"):
+    (paths.perturbations("autoencoder") / "pgd-eps4.npz").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"pgd-eps4.npz not found: add 4 to attack.keep_eps and run .* attack_defence@auto"
+    ):
         run(params_with(ANALYSED))

@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from tasks import paths
-from tasks.attack import SHARDS, attack
+from tasks.attack import attack
+from tasks.attack_defence import attack_defence
 from tasks.attacks.kept import load_kept
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
-from tasks.defences.targets import load_targets
-from tasks.evaluation.records import read_records
+from tasks.defences.targets import load_target
+from tasks.evaluation.records import read_records, read_smallest_eps
 from tasks.evaluation.scores import entropy, margin
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
@@ -26,13 +28,29 @@ from tests.small_workspace import SIDE, SMALL
 
 
 def run(params: Params) -> dict[str, bytes]:
-    """The step in an empty folder of its own, as the runner calls it; what it wrote, by name."""
-    shutil.rmtree(paths.ATTACK, ignore_errors=True)
+    """Both steps in empty folders of their own, as the runner calls them; what they wrote, by name."""
+    for folder in (paths.ATTACK, paths.ATTACK_DEFENCE):
+        shutil.rmtree(folder, ignore_errors=True)
     paths.ATTACK.mkdir()
     attack(params, Tracker())
-    shutil.rmtree(SHARDS)
-    files = [file for file in paths.ATTACK.rglob("*") if file.is_file()]
-    return {file.relative_to(paths.ATTACK).as_posix(): file.read_bytes() for file in files}
+    for defence in params.benchmark:
+        paths.step_folder("attack_defence", defence).mkdir(parents=True)
+        attack_defence(params, Tracker(), defence)
+    shutil.rmtree("checkpoints")
+    files = [file for folder in (paths.ATTACK, paths.ATTACK_DEFENCE) for file in folder.rglob("*") if file.is_file()]
+    return {file.relative_to(paths.DATA).as_posix(): file.read_bytes() for file in files}
+
+
+def shards() -> list[Path]:
+    """Finished parts of both steps."""
+    return [shard for shard in Path("checkpoints").glob("**/*") if len(shard.name) == 32]
+
+
+BENCHMARK = ["autoencoder"]
+
+
+def load_both() -> dict[str, nn.Module]:
+    return {name: load_target(name, torch.device("cpu")) for name in ("undefended", *BENCHMARK)}
 
 
 class KillAfter(logging.Handler):
@@ -74,14 +92,18 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
 ) -> None:
     files = run(params_with(SMALL))
     assert sorted(files) == [
-        "perturbations/autoencoder-fgsm-eps4.npz",
-        "perturbations/autoencoder-pgd-eps4.npz",
-        "perturbations/undefended-fgsm-eps4.npz",
-        "perturbations/undefended-pgd-eps4.npz",
-        "records.parquet",
-        "smallest_eps.parquet",
+        "attack/perturbations/fgsm-eps0.5.npz",
+        "attack/perturbations/fgsm-eps4.npz",
+        "attack/perturbations/pgd-eps0.5.npz",
+        "attack/perturbations/pgd-eps4.npz",
+        "attack/records.parquet",
+        "attack/smallest_eps.parquet",
+        "attack_defence/autoencoder/perturbations/fgsm-eps4.npz",
+        "attack_defence/autoencoder/perturbations/pgd-eps4.npz",
+        "attack_defence/autoencoder/records.parquet",
+        "attack_defence/autoencoder/smallest_eps.parquet",
     ]
-    records = read_records()
+    records = read_records(BENCHMARK)
     points = ["target", "threat_model", "attack", "eps"]
     expected = [("undefended", "none", "clean", 0.0)]
     expected += [("undefended", "adaptive", kind, eps) for kind in ("fgsm", "pgd") for eps in (0.5, 4.0)]
@@ -102,7 +124,7 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SMALL))
-    data, targets, records = load_prepared(), load_targets(), read_records()
+    data, targets, records = load_prepared(), load_both(), read_records(BENCHMARK)
     by_point = records.set_index(["target", "threat_model", "attack", "eps"]).sort_index()
 
     for target, threat_model, surrogate in (
@@ -115,8 +137,7 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
         group = by_point.loc[(target, threat_model, "pgd", 4.0)]
         logits = np.stack(group["logits"])
         with torch.no_grad():
-            # kept images are rounded, so logits agree nearly
-            assert logits == pytest.approx(targets[target](torch.from_numpy(adversarial)).numpy(), abs=0.05)
+            assert logits == pytest.approx(targets[target](torch.from_numpy(adversarial)).numpy(), abs=1e-4)
         assert group["image"].tolist() == rows.tolist()
         assert (group["label"] == data.labels(rows)).all()
         assert group["path"].tolist() == data.table["path"][rows].tolist()
@@ -126,14 +147,14 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
         clean = by_point.loc[(target, "none", "clean", 0.0)]
         assert (group["clean_correct"].to_numpy() == clean["correct"].to_numpy()).all()
         assert (group["success"] == (group["clean_correct"] & ~group["correct"])).all()
-        assert group["linf"].to_numpy() == pytest.approx(np.full(len(rows), 4 / 255), abs=1e-6)
+        assert group["linf"].to_numpy() == pytest.approx(np.full(len(rows), 4 / 255), abs=1e-5)
         changes = (adversarial - data.floats(rows)).reshape(len(rows), -1)
-        assert group["l2"].to_numpy() == pytest.approx(np.linalg.norm(changes, axis=1), rel=1e-2)
+        assert group["l2"].to_numpy() == pytest.approx(np.linalg.norm(changes, axis=1), rel=1e-5)
         if target == "autoencoder":
             with torch.no_grad():
                 purified = targets[target].purifier(torch.from_numpy(adversarial)).numpy()
             error = ((purified - adversarial) ** 2).mean(axis=(1, 2, 3))
-            assert group["reconstruction_error"].to_numpy() == pytest.approx(error, rel=0.05)
+            assert group["reconstruction_error"].to_numpy() == pytest.approx(error, rel=1e-4)
         else:
             assert group["reconstruction_error"].isna().all()
 
@@ -146,7 +167,7 @@ def test_attacks_work_and_the_adaptive_one_beats_the_transferred(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SMALL))
-    margins = read_records().groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
+    margins = read_records(BENCHMARK).groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "none", "clean", 0] - 0.1
     assert margins["autoencoder", "adaptive", "pgd", 4] < margins["autoencoder", "transfer", "pgd", 4]
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "adaptive", "pgd", 0.5]
@@ -156,7 +177,10 @@ def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wron
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SMALL | {"attack.sweep.n_steps": 10}))
-    records, found = read_records(), read_records(paths.SMALLEST_EPS).set_index(["target", "image"])["smallest_eps"]
+    records, found = (
+        read_records(BENCHMARK),
+        read_smallest_eps(BENCHMARK).set_index(["target", "image"])["smallest_eps"],
+    )
     assert set(found.unique()) <= {0.0, 0.5, 4.0, np.inf}
     clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
     assert ((found == 0) == ~clean.loc[found.index]).all()
@@ -183,10 +207,10 @@ def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
 ) -> None:
     # 16 crafted shards, then 4 swept ones
     params = params_with(SMALL | {"attack.batch_size": 8, "attack.max_images": 30})
-    monkeypatch.setattr("tasks.attack.SWEPT_BATCHES", 2)
+    monkeypatch.setattr("tasks.attacks.campaign.SWEPT_BATCHES", 2)
     undisturbed = run(params)
     kill_after(params, n_done)
-    assert len(list(SHARDS.iterdir())) == n_done
+    assert len(shards()) == n_done
     assert run(params) == undisturbed
     assert n_kept_lines(caplog) == n_done
 
@@ -195,7 +219,7 @@ def test_clean_records_cover_every_test_image_however_few_are_attacked(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with({**SMALL, "attack.max_images": 4}))
-    records = read_records()
+    records = read_records(BENCHMARK)
     test_rows = load_prepared().indices("test").tolist()
     for kind, group in records.groupby(["target", "attack", "threat_model", "eps"]):
         assert (group["image"].tolist() == test_rows) if kind[1] == "clean" else (len(group) == 4)
@@ -223,19 +247,18 @@ def test_shards_of_other_parameters_never_mix_in(
     assert n_kept_lines(caplog) == 0
 
 
-def test_shards_of_another_model_never_mix_in(
+def test_shards_of_another_defence_never_mix_in(
     workspace: Path,
     params_with: Callable[..., Params],
     kill_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = params_with(SMALL | {"attack.eps": [4]})
-    kill_after(params, 3)
-    autoencoder = build_autoencoder("plain")
-    save_model(paths.AUTOENCODER, autoencoder, architecture="plain")
+    # 4 shards on the classifier and 1 of its sweep, then those on the autoencoder
+    kill_after(params, 7)
+    save_model(paths.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
     resumed = run(params)
-    # what was crafted on the classifier was seen by the other autoencoder too, so nothing can be kept
-    assert n_kept_lines(caplog) == 0
+    assert n_kept_lines(caplog) == 5
     assert resumed == run(params)
 
 
@@ -257,9 +280,9 @@ def test_the_size_of_a_batch_changes_no_prediction(
     # ART's random starts follow its batches
     small = SMALL | {"attack.mode": mode, "attack.pgd.n_restarts": 1 if mode == "fast" else 0}
     run(params_with(small))
-    records, smallest = read_records(), read_records(paths.SMALLEST_EPS)
+    records, smallest = read_records(BENCHMARK), read_smallest_eps(BENCHMARK)
     run(params_with(small | {"attack.batch_size": 7}))
-    others, others_smallest = read_records(), read_records(paths.SMALLEST_EPS)
+    others, others_smallest = read_records(BENCHMARK), read_smallest_eps(BENCHMARK)
     assert (records["image"] == others["image"]).all()
     assert (records["prediction"] == others["prediction"]).all()
     assert records["margin"].to_numpy() == pytest.approx(others["margin"].to_numpy(), abs=1e-3)
@@ -269,7 +292,7 @@ def test_the_size_of_a_batch_changes_no_prediction(
 
 def test_l2_perturbations_lie_in_their_ball(workspace: Path, params_with: Callable[..., Params]) -> None:
     run(params_with(SMALL | {"attack.norm": "l2"}))
-    records = read_records()
+    records = read_records(BENCHMARK)
     attacked = records[records["attack"] != "clean"]
     assert attacked["radius"].to_numpy() == pytest.approx(attacked["eps"] / 255 * SIDE)
     assert (attacked["l2"] <= attacked["radius"] * (1 + 1e-5)).all()

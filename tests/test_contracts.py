@@ -10,7 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks import paths
-from tests.conftest import ROOT
+from tasks.params import Params
+from tests.conftest import ROOT, VALUES
 
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
@@ -73,8 +74,10 @@ def test_stages_are_the_step_modules() -> None:
 
 def test_every_stage_runs_its_own_module_and_owns_its_own_folder() -> None:
     for name, stage in STAGES.items():
-        assert stage["cmd"] == f"python -m tasks.{name}"
-        assert stage["outs"] == [paths.step_folder(name).as_posix()]
+        of_defences = name in paths.DEFENCE_STEPS
+        assert stage["cmd"] == f"python -m tasks.{name}" + (" ${item.defence}" if of_defences else "")
+        assert stage["outs"] == [paths.step_folder(name, "${item.defence}" if of_defences else None).as_posix()]
+        assert stage.get("matrix") == ({"defence": "${benchmark}"} if of_defences else None)
 
 
 def test_stages_are_written_in_the_order_in_which_the_flow_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +85,11 @@ def test_stages_are_written_in_the_order_in_which_the_flow_runs_them(monkeypatch
 
     monkeypatch.chdir(ROOT)
     steps = Workspace().steps()
-    assert set(steps) == set(STAGES)
+    assert {name.partition("@")[0] for name in steps} == set(STAGES)
     order = list(STAGES)
     for name, needed in steps.items():
-        assert all(order.index(earlier) < order.index(name) for earlier in needed)
+        ranks = [order.index(step.partition("@")[0]) for step in (*needed, name)]
+        assert all(earlier < ranks[-1] for earlier in ranks[:-1])
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -98,19 +102,24 @@ def test_a_stage_depends_on_every_local_module_that_its_code_imports(name: str) 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_parameters_that_its_code_reads(name: str) -> None:
-    read: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / "tasks" / f"{name}.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params":
-            read.add(node.attr.removesuffix("_"))
+    read = {
+        node.attr
+        for module in local_imports(ROOT / "tasks" / f"{name}.py")
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
+    }
     listed = {entry.split(".")[0] for entry in STAGES[name].get("params", [])}
     if "flat" in read:
-        read |= listed
-    assert read - {"flat"} == listed
+        assert listed == {field.removesuffix("_") for field in Params.model_fields}
+    else:
+        assert listed == {field.removesuffix("_") for field in read & set(Params.model_fields)}
 
 
 def test_every_parameter_belongs_to_a_stage(params_with: Any) -> None:
-    listed = [entry for stage in STAGES.values() for entry in stage.get("params", [])]
     flat = params_with().flat()
+    written = [entry for stage in STAGES.values() for entry in stage.get("params", [])]
+    named = {entry.replace("${item.defence}", defence) for entry in written for defence in VALUES["defences"]}
+    listed = sorted(named)
     for key in flat:
         assert any(key == entry or key.startswith(f"{entry}.") for entry in listed), f"{key} is in no stage"
     for entry in listed:

@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from tasks import paths
-from tasks.defences import UNDEFENDED
 from tasks.defences.purified import Purified
-from tasks.defences.targets import DEFENCES, load_targets
+from tasks.defences.targets import load_target
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
+from tasks.paths import UNDEFENDED
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -18,33 +20,32 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, 
     """An untrained classifier and autoencoder, saved in a workspace."""
     monkeypatch.chdir(tmp_path)
     paths.TRAIN_CLASSIFIER.mkdir(parents=True)
-    paths.TRAIN_AUTOENCODER.mkdir(parents=True)
+    paths.purifier("autoencoder").parent.mkdir(parents=True)
     build = {"architecture": "cnn", "n_classes": 3, "mean": 0.4, "std": 0.2}
     classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
     save_model(paths.CLASSIFIER, classifier, **build)
-    save_model(paths.AUTOENCODER, autoencoder, architecture="plain")
+    save_model(paths.purifier("autoencoder"), autoencoder, architecture="plain")
     return classifier.eval(), autoencoder.eval()
 
 
-def test_targets_are_the_classifier_and_every_defence_in_front_of_it(models: tuple[nn.Module, nn.Module]) -> None:
+def test_a_target_is_the_classifier_or_that_with_a_defence_in_front_of_it(models: tuple[nn.Module, nn.Module]) -> None:
     classifier, autoencoder = models
-    targets = load_targets()
-    assert list(targets) == [UNDEFENDED, *DEFENCES]
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
-        assert torch.equal(targets[UNDEFENDED](images), classifier(images))
-        assert torch.equal(targets["autoencoder"](images), classifier(autoencoder(images)))
+        torch.testing.assert_close(load_target(UNDEFENDED, CPU)(images), classifier(images))
+        torch.testing.assert_close(load_target("autoencoder", CPU)(images), classifier(autoencoder(images)))
 
 
 def test_targets_are_frozen_and_in_evaluation_mode(models: tuple[nn.Module, nn.Module]) -> None:
-    for target in load_targets().values():
+    for name in (UNDEFENDED, "autoencoder"):
+        target = load_target(name, CPU)
         assert not any(module.training for module in target.modules())
         assert not any(parameter.requires_grad for parameter in target.parameters())
 
 
 def test_gradients_reach_the_image_through_the_defence(models: tuple[nn.Module, nn.Module]) -> None:
     images = torch.rand(2, 1, 32, 32, requires_grad=True)
-    target = load_targets()["autoencoder"]
+    target = load_target("autoencoder", CPU)
     assert isinstance(target, Purified)
     target(images)[:, 0].sum().backward()
     assert images.grad is not None
@@ -52,9 +53,10 @@ def test_gradients_reach_the_image_through_the_defence(models: tuple[nn.Module, 
 
 
 @pytest.mark.parametrize(
-    ("path", "step"), [(paths.CLASSIFIER, "train_classifier"), (paths.AUTOENCODER, "train_autoencoder")]
+    ("path", "step"),
+    [(paths.CLASSIFIER, "train_classifier"), (paths.purifier("autoencoder"), "train_defence@autoencoder")],
 )
 def test_a_missing_model_names_its_step(models: tuple[nn.Module, nn.Module], path: Path, step: str) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"run the step {step} first"):
-        load_targets()
+        load_target("autoencoder", CPU)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from tasks import paths
 from tasks.evaluate import evaluate
-from tasks.evaluation.records import build_records, read_records, write_records
+from tasks.evaluation.records import build_records, write_records
 from tasks.params import Params
 from tasks.tracking import Tracker
 from tests.conftest import smallest_eps_in
@@ -81,14 +82,17 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Call
     monkeypatch.chdir(tmp_path)
 
     def run(classes: list[str]) -> Notebook:
-        for step in (paths.PREPARE, paths.ATTACK, paths.EVALUATE):
+        for step in (paths.PREPARE, paths.EVALUATE):
             step.mkdir(parents=True, exist_ok=True)
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
         info["leakage"] = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
         paths.DATASET_INFO.write_text(json.dumps(info))
         records = make_records(len(classes))
-        write_records(records, paths.RECORDS)
-        smallest_eps_in(records.to_pandas()).to_parquet(paths.SMALLEST_EPS)
+        smallest = pa.Table.from_pandas(smallest_eps_in(records.to_pandas()), preserve_index=False)
+        for target in ("undefended", "autoencoder"):
+            paths.attack_folder(target).mkdir(parents=True, exist_ok=True)
+            write_records(records.filter(pc.field("target") == target), paths.records(target))
+            write_records(smallest.filter(pc.field("target") == target), paths.smallest_eps(target))
         notebook = Notebook()
         evaluate(params_with(), notebook)
         return notebook
@@ -161,10 +165,10 @@ def test_the_worst_counts_what_only_the_sweep_broke(
 ) -> None:
     evaluated(["non-COVID", "COVID"])
     before = read_metrics()["robust"]["undefended"]["adaptive"]["worst"]
-    found = read_records(paths.SMALLEST_EPS)
+    found = pd.read_parquet(paths.smallest_eps("undefended"))
     held = found[(found["target"] == "undefended") & (found["smallest_eps"] == 2)].index[:3]
     found.loc[held, "smallest_eps"] = 0.25
-    found.to_parquet(paths.SMALLEST_EPS)
+    found.to_parquet(paths.smallest_eps("undefended"))
     shutil.rmtree(paths.EVALUATE)
     paths.EVALUATE.mkdir()
     evaluate(params_with(), Tracker())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import paths
-from tasks.attacks.kept import kept_path, load_kept, merge_perturbations, save_perturbations
+from tasks.attacks.kept import as_kept, kept_path, load_kept, merge_perturbations, save_perturbations
 from tasks.dataset.prepared import Prepared
 
 
@@ -22,7 +22,8 @@ def prepared(seed: int = 0) -> Prepared:
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    paths.PERTURBATIONS.mkdir(parents=True)
+    for target in ("undefended", "autoencoder"):
+        paths.perturbations(target).mkdir(parents=True)
 
 
 @settings(max_examples=30, deadline=None)
@@ -33,7 +34,7 @@ def test_kept_images_are_off_by_at_most_one_in_254_of_the_largest_change(seed: i
     images = data.floats(rows)
     noise = np.random.default_rng(seed).uniform(-size, size, images.shape).astype(np.float32)
     adversarial = np.clip(images + noise, 0, 1)
-    save_perturbations(kept_path("undefended", "pgd", 0.25), rows, images, adversarial)
+    save_perturbations(kept_path("undefended", "pgd", 0.25), as_kept(data, rows, images, adversarial, "linf"))
     loaded = load_kept(data, "undefended", "pgd", 0.25)
     assert loaded.rows.tolist() == rows.tolist()
     kept = loaded.images()
@@ -46,11 +47,25 @@ def test_kept_images_are_off_by_at_most_one_in_254_of_the_largest_change(seed: i
     assert (np.abs(kept - images) <= largest + 1e-6).all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.floats(1e-2, 1))
+def test_kept_images_are_no_further_from_the_originals_in_l2_either(seed: int, size: float) -> None:
+    data = prepared(seed)
+    rows = np.array([0, 2, 5])
+    images = data.floats(rows)
+    noise = np.random.default_rng(seed).uniform(-size, size, images.shape).astype(np.float32)
+    adversarial = np.clip(images + noise, 0, 1)
+    kept = as_kept(data, rows, images, adversarial, "l2").images()
+    exact, rounded = (np.linalg.norm((each - images).reshape(3, -1), axis=1) for each in (adversarial, kept))
+    assert (rounded <= exact * (1 + 1e-5)).all()
+    assert (rounded >= exact * 0.99).all()
+
+
 def test_an_image_that_was_not_changed_stays_as_it_was() -> None:
     data = prepared()
     rows = np.array([1, 3])
     images = data.floats(rows)
-    save_perturbations(kept_path("autoencoder", "fgsm", 2), rows, images, images.copy())
+    save_perturbations(kept_path("autoencoder", "fgsm", 2), as_kept(data, rows, images, images.copy(), "linf"))
     assert (load_kept(data, "autoencoder", "fgsm", 2).images() == images).all()
 
 
@@ -59,7 +74,7 @@ def test_a_pixel_takes_a_byte_at_most_and_equal_images_give_equal_bytes() -> Non
     images = data.floats(np.arange(6))
     adversarial = np.clip(images + np.float32(0.01), 0, 1)
     for name in ("first", "second"):
-        save_perturbations(Path(f"{name}.npz"), np.arange(6), images, adversarial)
+        save_perturbations(Path(f"{name}.npz"), as_kept(data, np.arange(6), images, adversarial, "linf"))
     assert Path("first.npz").read_bytes() == Path("second.npz").read_bytes()
     with np.load("first.npz") as kept:
         assert kept["q"].dtype == np.int8
@@ -70,11 +85,11 @@ def test_merged_parts_hold_what_the_parts_held_in_their_order() -> None:
     rows = np.arange(6)
     images = data.floats(rows)
     adversarial = np.clip(images + np.random.default_rng(1).normal(0, 0.02, images.shape).astype(np.float32), 0, 1)
-    save_perturbations(Path("whole.npz"), rows, images, adversarial)
+    save_perturbations(Path("whole.npz"), as_kept(data, rows, images, adversarial, "linf"))
     parts = []
     for number, batch in enumerate([rows[:4], rows[4:]]):
         parts.append(Path(f"part{number}.npz"))
-        save_perturbations(parts[-1], batch, images[batch], adversarial[batch])
+        save_perturbations(parts[-1], as_kept(data, batch, images[batch], adversarial[batch], "linf"))
     for name in ("first.npz", "second.npz"):
         merge_perturbations(parts, Path(name))
     assert Path("first.npz").read_bytes() == Path("second.npz").read_bytes()
@@ -88,5 +103,5 @@ def test_merged_parts_hold_what_the_parts_held_in_their_order() -> None:
 
 
 def test_images_that_were_not_kept_name_the_parameter() -> None:
-    with pytest.raises(FileNotFoundError, match=r"undefended-pgd-eps4.npz not found: add 4 to attack.keep_eps"):
+    with pytest.raises(FileNotFoundError, match=r"attack/.*/pgd-eps4.npz not found: add 4 to attack.keep_eps"):
         load_kept(prepared(), "undefended", "pgd", 4.0)

@@ -17,10 +17,13 @@ from tests.conftest import ROOT, with_overrides
 
 STEPS = [
     *("acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
-    *("attack", "evaluate", "analyze", "report"),
+    *("train_defence@autoencoder", "train_defence@retrained_autoencoder", "attack"),
+    *("attack_defence@autoencoder", "attack_defence@retrained_autoencoder", "evaluate", "analyze", "report"),
 ]
 
-TOY = {
+TRAINING = ["train_autoencoder", "train_classifier", "train_defence@retrained_autoencoder"]
+
+TOY: dict[str, Any] = {
     "acquire.phantom": {"n_patients": 24, "n_slices": 3},
     "compute": {"threads": 1, "device": "cpu"},
     "validate.min_images_per_class": 5,
@@ -29,6 +32,9 @@ TOY = {
     "train_classifier.batch_size": 8,
     "train_autoencoder.epochs": 2,
     "train_autoencoder.batch_size": 8,
+    "benchmark": ["autoencoder", "retrained_autoencoder"],
+    "defences.retrained_autoencoder.epochs": 1,
+    "defences.retrained_autoencoder.pgd.n_steps": 1,
     "attack.eps": [1, 4],
     "attack.keep_eps": [4],
     "analyze.eps": 4,
@@ -77,7 +83,7 @@ def run(workspace: Path, *command: str) -> str:
 
 
 def digests(workspace: Path) -> dict[str, str]:
-    return {step: digest_of(workspace / "data" / step) for step in STEPS}
+    return {step: digest_of(workspace / "data" / step.replace("@", "/")) for step in STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +135,27 @@ def test_a_changed_eps_reruns_the_attack_and_what_follows_it_only_and_going_back
     write_params(flowed, {"attack.eps": [1, 2], "attack.keep_eps": [2], "analyze.eps": 2, "analyze.evasion.eps": []})
     printed = run(flowed, "dvc", "repro")
     ran = [step for step in STEPS if f"Running stage '{step}'" in printed]
-    assert ran == ["attack", "evaluate", "analyze", "report"]
+    assert ran == STEPS[STEPS.index("attack") :]
     assert digests(flowed)["attack"] != before["attack"]
 
     write_params(flowed, {})
     printed = run(flowed, sys.executable, "-m", "flows.pipeline")
     assert [line for line in printed.splitlines() if line.endswith(": restored")] == [
-        f"{step}: restored" for step in ("attack", "analyze", "evaluate", "report")
+        f"{step}: restored"
+        for step in (
+            *("attack", "attack_defence@autoencoder", "attack_defence@retrained_autoencoder"),
+            *("analyze", "evaluate", "report"),
+        )
     ]
     assert digests(flowed) == before
+
+
+def test_another_defence_runs_its_own_steps_and_what_compares_them_only(flowed: Path) -> None:
+    third = {"kind": "autoencoder"}
+    write_params(flowed, {"benchmark": [*TOY["benchmark"], "third"], "defences.third": third})
+    printed = run(flowed, "dvc", "repro")
+    ran = [line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")]
+    assert sorted(ran) == sorted(["train_defence@third", "attack_defence@third", "evaluate", "analyze", "report"])
 
 
 def test_metrics_and_plots_are_known_to_dvc(reproduced: Path) -> None:
@@ -173,8 +191,8 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
         (target, threat_model, attack)
         for target, threat_model, attacks in [
             ("undefended", "adaptive", ("fgsm", "pgd", "sweep")),
-            ("autoencoder", "transfer", ("fgsm", "pgd")),
-            ("autoencoder", "adaptive", ("fgsm", "pgd", "sweep")),
+            *((defence, "transfer", ("fgsm", "pgd")) for defence in TOY["benchmark"]),
+            *((defence, "adaptive", ("fgsm", "pgd", "sweep")) for defence in TOY["benchmark"]),
         ]
         for attack in attacks
     }
@@ -189,7 +207,7 @@ def test_the_reports_run_carries_every_parameter_and_links_to_the_runs_behind_it
     flat = parse_params(with_overrides(TOY)).flat()
     assert report.data.params == {key: str(value) for key, value in flat.items()}
     for step in set(STEPS) - {"report"}:
-        linked = next(run for run in runs if run.info.run_id == report.data.tags[f"run.{step}"])
+        linked = next(run for run in runs if run.info.run_id == report.data.tags[f"run.{step.replace('@', '.')}"])
         assert linked.data.tags["step"] == step
     assert "clean/accuracy" in report.data.metrics
     assert "mlflow.note.content" in report.data.tags
@@ -201,7 +219,7 @@ def test_the_reports_run_carries_data_set_models_and_artifacts(runs: list[Any], 
     by_step = {run.data.tags["step"]: run for run in runs if run.data.tags.get("kind") == "step"}
     report = by_step["report"]
     assert [data.dataset.name for data in report.inputs.dataset_inputs] == ["phantoms"]
-    trained = [by_step[step].outputs.model_outputs[0].model_id for step in ("train_autoencoder", "train_classifier")]
+    trained = [by_step[step].outputs.model_outputs[0].model_id for step in TRAINING]
     assert sorted(model.model_id for model in report.outputs.model_outputs) == sorted(trained)
     client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
     assert {file.path for file in client.list_artifacts(report.info.run_id)} == {

@@ -61,13 +61,14 @@ def detection(*aurocs: tuple[str, str, float]) -> pd.DataFrame:
     )
 
 
-def claims(**changed: pd.DataFrame) -> list[Claim]:
+def claims(kinds: dict[str, str] | None = None, **changed: pd.DataFrame) -> list[Claim]:
+    kinds = kinds or {"autoencoder": "autoencoder"}
     tables = {
         "records": records(0.95, 0.4, 0.9, 0.5),
         "features": features((0.55, 0.5, 0.6), (0.5, 0.45, 0.55)),
         "detection": detection(("entropy", "pgd", 0.6)),
     }
-    return verdict(**(tables | changed), eps=1.0, resampled=lambda rows: COUNTS)
+    return verdict(**(tables | changed), kinds=kinds, eps=1.0, resampled=lambda rows: COUNTS)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,26 @@ def test_nothing_can_be_won_back_where_nothing_was_lost() -> None:
     assert np.isnan(won_back(right, right, right, COUNTS)).all()
     claim = claims(records=records(0.95, 0.95, 0.95, 0.95))[-2]
     assert (claim.value, claim.outcome) == (None, "can't be told from 200 images")
+
+
+@pytest.mark.parametrize(
+    ("gain", "outcome"), [(0.2, "holds"), (0.0, "does not hold"), (0.05, "can't be told from 200 images")]
+)
+def test_retraining_helps_when_the_retrained_autoencoder_is_right_on_more_of_the_same_images(
+    gain: float, outcome: str
+) -> None:
+    plain, better = records(0.95, 0.4, 0.7, 0.5), records(0.95, 0.4, 0.7, 0.5 + gain)
+    retrained = better[better["target"] == "autoencoder"].assign(target="second_autoencoder")
+    found = claims(
+        kinds={"second_autoencoder": "retrained_autoencoder", "autoencoder": "autoencoder"},
+        records=pd.concat([plain, retrained], ignore_index=True),
+    )
+    transfer, adaptive = (claim for claim in found if "retrained" in claim.claim)
+    assert (transfer.outcome, transfer.value) == ("does not hold", 0)
+    assert (adaptive.outcome, adaptive.value) == (outcome, pytest.approx(gain, abs=1 / N))
+    assert "accuracy of the second autoencoder minus that of the autoencoder" in adaptive.figure
+    # the study says nothing of this one
+    assert not any("second autoencoder" in claim.claim for claim in found)
 
 
 def test_what_was_not_tried_is_said_to_be_open() -> None:

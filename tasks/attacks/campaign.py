@@ -176,7 +176,7 @@ def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -
     crafted = craft(target, images, labels, n_classes, kind, settings, data.value_range, campaign.seed, rows)
     found = []
     for eps, exact in zip(settings.eps, crafted, strict=True):
-        kept = as_kept(data, rows, images, exact)
+        kept = as_kept(data, rows, images, exact, settings.norm)
         adversarial = kept.images()
         norms = perturbation_norms(images, adversarial)
         check_adversarial(adversarial, norms[settings.norm], eps, campaign.radius(eps), data.value_range)

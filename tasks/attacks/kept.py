@@ -74,27 +74,29 @@ class Kept:
         return images
 
 
-def as_kept(data: Prepared, rows: np.ndarray, images: np.ndarray, adversarial: np.ndarray) -> Kept:
+def as_kept(data: Prepared, rows: np.ndarray, images: np.ndarray, adversarial: np.ndarray, norm: str) -> Kept:
     """Perturbations rounded to 127 levels either way of the image's largest change.
 
-    A pixel is off by at most 1/254 of that largest change (0.4 %). Neither norm grows, so that images stay in their
-    ball.
+    A pixel is off by at most 1/254 of that largest change (0.4 %). The norm does not grow, so that images stay in their
+    ball: for l2 the scale is a little smaller where rounding has made a perturbation longer.
 
     Args:
         data: whose images they are.
         rows: of the prepared table, ``(N,)``.
         images: unchanged, float32 ``(N, 1, H, W)``.
         adversarial: float32 ``(N, 1, H, W)``.
+        norm: ``linf`` or ``l2``.
     """
     perturbations = adversarial - images
     scale = np.abs(perturbations).max(axis=(1, 2, 3)) / np.float32(LEVELS)
     # an image that was left as it is has scale 0, and zeros whatever it is divided by
     divisor = np.where(scale > 0, scale, np.float32(1))[:, None, None, None]
     levels = np.rint(perturbations / divisor).astype(np.int8)
-    exact, rounded = (
-        np.linalg.norm(changes.reshape(len(rows), -1), axis=1) for changes in (perturbations, levels * divisor)
-    )
-    scale *= np.minimum(1, exact / np.maximum(rounded, np.finfo(np.float32).tiny))
+    if norm == "l2":
+        exact, rounded = (
+            np.linalg.norm(changes.reshape(len(rows), -1), axis=1) for changes in (perturbations, levels * divisor)
+        )
+        scale *= np.minimum(1, exact / np.maximum(rounded, np.finfo(np.float32).tiny))
     return Kept(data, rows, scale, levels)
 
 

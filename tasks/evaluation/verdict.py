@@ -230,7 +230,8 @@ def _compromised_resilience(records: pd.DataFrame, resampled: Resampled) -> list
     counts = resampled(attacked.index.to_numpy())
     claims = []
     defences = records[records["target"] != UNDEFENDED].groupby(["target", "threat_model"], sort=False)
-    for (target, threat_model), rows in defences:
+    for names, rows in defences:
+        target, threat_model = map(str, names)
         defended = rows.set_index("image")["correct"].loc[attacked.index].to_numpy()
         knows = "knows" if threat_model == "adaptive" else "does not know of"
         claims.append(

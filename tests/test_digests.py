@@ -1,0 +1,27 @@
+import numpy as np
+import torch
+from torch import nn
+
+from tasks.models.digests import digest_of_arrays, digest_of_model
+
+
+def test_arrays_differ_by_value_shape_and_type() -> None:
+    zeros = np.zeros((2, 3), dtype=np.float32)
+    others = [zeros + np.float32(1e-30), zeros.reshape(3, 2), zeros.view(np.int32)]
+    assert len({digest_of_arrays(array) for array in [zeros, *others]}) == 4
+    assert digest_of_arrays(zeros) == digest_of_arrays(np.zeros((4, 3), dtype=np.float32)[::2])
+
+
+def test_models_differ_by_weights_buffers_and_layers() -> None:
+    def build(activation: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), activation)
+
+    base, other_layer, other_weight, other_buffer = (
+        build(layer) for layer in (nn.ReLU(), nn.Tanh(), nn.ReLU(), nn.ReLU())
+    )
+    with torch.no_grad():
+        other_weight[0].weight[0, 0] += 1e-6
+        other_buffer[1].running_mean += 1e-6
+    assert len({digest_of_model(model) for model in (base, other_layer, other_weight, other_buffer)}) == 4
+    assert digest_of_model(base) == digest_of_model(build(nn.ReLU()))
