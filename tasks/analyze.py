@@ -282,9 +282,11 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
     """A detector before the bare classifier, and an attacker who knows both.
 
     Who lowers a score as far as it goes gives himself away from the other side; this one makes the classifier err and
-    leaves the image the score that it had.
+    leaves the image the score that it had. He begins with what the headline's attack found without knowing of the
+    detector.
     """
     settings, data, painter = scene.params.analyze.evasion, scene.data, scene.painter
+    kept = load_kept(data, UNDEFENDED, headline_attack(scene.records), eps)
     rows = choose_stratified(data, scene.rows, settings.max_images, scene.params.seed)
     chosen = np.searchsorted(scene.rows, rows)
     detect = scene.detectors[name]
@@ -308,8 +310,7 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
             radius(eps, norm, data.pixels[0].size),
             Balls(norm, data.value_range),
             pgd,
-            scene.params.seed,
-            rows[part],
+            [painter.on_device(kept.images(chosen[part]))],
         )
         with torch.inference_mode():
             seen = painter.seen(adversarial)
@@ -347,7 +348,7 @@ def keep_examples(scene: Scene) -> None:
         seen[title] = painter.pictures(viewer, images)
         predicted[title] = scene.recorded(viewer or UNDEFENDED, *point)["prediction"].to_numpy(dtype=np.int64)[chosen]
         if viewer == AS_GIVEN or point != as_clean:
-            maps[title] = upsampled(painter.heatmaps(viewer, images, predicted[title]), images.shape[-1])
+            maps[title] = upsampled(painter.heatmaps(seen[title], predicted[title]), images.shape[-1])
     captions = {title: [f"predicted {name}" for name in names[of]] for title, of in predicted.items()}
 
     differences = {"adversarial − clean": attacked - clean}

@@ -1,13 +1,12 @@
 """PGD against a classifier and the detector beside it, by an attacker who knows both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.attacks.ball import Balls
-from tasks.attacks.gradient import logit_margin, starts
+from tasks.attacks.gradient import logit_margin
 from tasks.params import Pgd
 
 MOMENTUM = 0.75
@@ -21,8 +20,7 @@ def evade(
     radius: float,
     balls: Balls,
     settings: Pgd,
-    seed: int,
-    rows: np.ndarray,
+    begin: Iterable[Tensor],
 ) -> Tensor:
     """Adversarial images of one radius: to be misclassified comes first, a small score of the detector second.
 
@@ -40,9 +38,9 @@ def evade(
         labels: true classes, int64 ``(N,)``, on the model's device.
         radius: in units of the value range.
         balls: their norm, and the value range.
-        settings: the numbers of PGD; starts are those of :func:`tasks.attacks.gradient.pgd`.
-        seed: of the random starts.
-        rows: a number ``(N,)`` for each image, which its random starts depend on.
+        settings: the numbers of PGD, but for its restarts.
+        begin: starts within the balls, ``(N, 1, H, W)`` each, which are overwritten; random points, or what an attack
+            that does not know of the detector found, which is then the least that is given back.
 
     Returns:
         ``(N, 1, H, W)``: of all points that an image came through, starts included, the misclassified one with the
@@ -53,7 +51,7 @@ def evade(
     """
     size = torch.tensor(radius, device=images.device)
     evading, lowest = images, torch.full(labels.shape, torch.inf, device=images.device)
-    for start in starts(images, radius, balls, settings, seed, rows):
+    for start in begin:
         moved, velocity = start, torch.zeros_like(images)
         for step in range(settings.n_steps + 1):
             with torch.enable_grad():

@@ -69,15 +69,14 @@ class Painter:
         with torch.inference_mode():
             return _array(self.purifiers[viewer](self.on_device(images)))
 
-    def heatmaps(self, viewer: str, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Grad-CAM heat maps of a batch of images by one viewer, float32 ``(N, h, w)``.
+    def heatmaps(self, pictures: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Grad-CAM heat maps of what the classifier is given, float32 ``(N, h, w)``.
 
         Args:
-            viewer: ``AS_GIVEN`` or the name of a purifier.
-            images: float32 ``(N, 1, H, W)``.
+            pictures: a batch of images as a viewer sees them, float32 ``(N, 1, H, W)``.
             classes: what is explained, int64 ``(N,)``.
         """
-        return self._heatmaps[viewer](self.on_device(images), self.on_device(classes))
+        return self._heatmaps(self.on_device(pictures), self.on_device(classes))
 
     def portray(
         self,
@@ -132,7 +131,7 @@ class Painter:
             for quantity, values in image_quality(shown, originals).items():
                 portrait[viewer, quantity] = values
         for viewer, classes in explained.items():
-            portrait[viewer, "map"] = self.heatmaps(viewer, images, classes)
+            portrait[viewer, "map"] = self.heatmaps(pictures[viewer], classes)
         return portrait
 
     @cached_property
@@ -140,11 +139,8 @@ class Painter:
         return Features(self.classifier)
 
     @cached_property
-    def _heatmaps(self) -> dict[str, Heatmaps]:
-        """Of every viewer; all look at the same layer of the classifier."""
-        layer = last_feature_map(self.classifier, self.image_size)
-        defended = {name: nn.Sequential(purifier, self.classifier) for name, purifier in self.purifiers.items()}
-        return {name: Heatmaps(model, layer) for name, model in {AS_GIVEN: self.classifier, **defended}.items()}
+    def _heatmaps(self) -> Heatmaps:
+        return Heatmaps(self.classifier, last_feature_map(self.classifier, self.image_size))
 
     def parts(self, n: int) -> list[slice]:
         """N images cut into batches."""
