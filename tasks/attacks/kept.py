@@ -20,9 +20,9 @@ def kept_path(surrogate: str, attack: str, eps: float) -> Path:
 def save_perturbations(path: Path, kept: "Kept") -> None:
     """Write perturbations as int8 ``q`` ``(N, 1, H, W)`` with ``rows`` ``(N,)`` and ``scale`` ``(N,)``.
 
-    A perturbation is ``q * scale``; ``path`` ends in ``.npz``.
+    A perturbation is ``q * scale``; ``path`` ends in ``.npz``. It is not compressed: parts are merged soon.
     """
-    np.savez_compressed(path, rows=kept.rows, scale=kept.scale, q=kept.levels)
+    np.savez(path, rows=kept.rows, scale=kept.scale, q=kept.levels)
 
 
 def merge_perturbations(parts: list[Path], path: Path) -> None:
@@ -31,7 +31,8 @@ def merge_perturbations(parts: list[Path], path: Path) -> None:
     Parts go through memory one at a time, and the same parts give the same bytes.
     """
     rows = np.concatenate([_read(part, "rows") for part in parts])
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as merged:
+    # the fastest level: the usual one takes six times as long and saves a seventh
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as merged:
         for name in ("rows", "scale", "q"):
             first = _read(parts[0], name)
             header = {
@@ -39,10 +40,7 @@ def merge_perturbations(parts: list[Path], path: Path) -> None:
                 "fortran_order": False,
                 "shape": (len(rows), *first.shape[1:]),
             }
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            # an entry does not take it from its file
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with merged.open(entry, "w", force_zip64=True) as member:
+            with merged.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 for part in parts:
                     member.write(_read(part, name).tobytes())
