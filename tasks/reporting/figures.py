@@ -43,7 +43,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ct-robustness",
 }
-MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
+MARKERS = ["o", "s", "D", "^", "v", "P", "X", "<"]
+"""One more than there are colours, so that a colour that comes again has another marker."""
 DPI = 150
 RASTER_DPI = 120
 """Of the points in a drawing that are too many to be drawn as paths."""
@@ -141,35 +142,6 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     return laid_out(figure)
 
 
-def image_grid(
-    images: np.ndarray, rows: Sequence[str], columns: Sequence[str], captions: Sequence[Sequence[str]]
-) -> Figure:
-    """Grey images in a labelled grid.
-
-    Args:
-        images: float ``(R, C, H, W)`` in [0, 1].
-        rows: R labels.
-        columns: C titles, or none.
-        captions: R times C texts to stand below the images, or none.
-    """
-    n_rows, n_columns = images.shape[:2]
-    height = 1.9 + 0.25 * bool(captions)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.9 * n_columns + 0.3, height * n_rows + 0.25 * bool(columns)))
-        grid = figure.subplots(n_rows, n_columns, squeeze=False)
-        for (row, column), axes in np.ndenumerate(grid):
-            axes.imshow(images[row, column], cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if captions:
-                axes.set_xlabel(shorten(captions[row][column], 28), fontsize=8.5)
-        for axes, label in zip(grid[:, 0], rows, strict=True):
-            axes.set_ylabel(shorten(label, 24))
-        for axes, title in zip(grid[0], columns, strict=False):
-            axes.set_title(title, fontsize=9.5)
-    return laid_out(figure)
-
-
 def png(figure: Figure) -> bytes:
     """The figure as PNG at 150 dpi, without a date or a program's name."""
     buffer = io.BytesIO()
@@ -237,6 +209,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         style: dict[str, Any] = {"color": line.color, "linestyle": line.dash}
         if panel.drawn == "markers":
             style |= {"marker": MARKERS[line.style % len(MARKERS)], "markersize": 5}
+            style |= {"markerfacecolor": "white"} if line.is_hollow else {}
         if panel.drawn == "steps":
             style |= {"drawstyle": "steps-mid"}
         if line.low is not None and line.high is not None:

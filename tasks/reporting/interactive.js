@@ -49,6 +49,12 @@
     answerKeys(element);
   }
 
+  // paper has room for what readers of the page unfold
+  for (const fold of document.querySelectorAll(".unfolded-in-print")) {
+    fold.open = false;
+    matchMedia("print").addEventListener("change", ({ matches }) => { fold.open = matches; });
+  }
+
   if (!explorer) return;
   const figure = document.getElementById("explorer");
   const plot = document.getElementById("explorer-plot");
@@ -145,11 +151,6 @@
     );
   }
 
-  // the explorer shows one at a time; paper has room for all
-  for (const fold of document.querySelectorAll(".unfolded-in-print")) {
-    fold.open = false;
-    matchMedia("print").addEventListener("change", ({ matches }) => { fold.open = matches; });
-  }
   figure.hidden = false;
   thumbnail.style.backgroundImage = `url(${explorer.sprite})`;
   thumbnail.style.backgroundSize = `${columns * side * zoom}px auto`;
