@@ -18,6 +18,7 @@ from tests.plausible_analysis import PlausibleAnalysis
 CLASSES = ["<script>alert(1)</script>", "NA", "a|b $\\frac"]
 N_TRAIN, N_TEST, SIDE = 3, 60, 32
 EPS = (0.25, 1.0, 4.0)
+BENCHMARK = ["autoencoder", "retrained_autoencoder"]
 # correct images out of 60
 CORRECT = {
     ("undefended", "none", "clean"): [57],

@@ -66,14 +66,14 @@ def _drawings(results: Results, headline: Headline) -> list[Drawing]:
     for name, training in trainings(results).items():
         add(
             f"{name}-loss",
-            figures.loss(training.history, f"{training.of} loss"),
+            figures.loss(training.history, training.of),
             f"Loss of the {training.of} by epoch",
             f"{training.of[0].upper()}{training.of[1:]}: {training.loss}",
         )
         if "validation_accuracy" in training.history:
             add(
                 f"{name}-accuracy",
-                figures.accuracy(training.history, f"{training.of} accuracy"),
+                figures.accuracy(training.history, training.of),
                 f"Accuracy of the {training.of} by epoch",
                 f"{training.of[0].upper()}{training.of[1:]}: accuracy. Training images are augmented, and seen by the "
                 "weights before averaging.",
@@ -147,9 +147,7 @@ def trainings(results: Results) -> dict[str, Training]:
         ),
     }
     return first | {
-        f"defence-{name}": Training(
-            f"defence {spoken(name)}", history, f"loss. The parameters of defences.{name} say what it was trained on."
-        )
+        f"defence-{name}": Training(spoken(name), history, f"loss; defences.{name} among the parameters says of what.")
         for name, history in results.defence_histories.items()
     }
 

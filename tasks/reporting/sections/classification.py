@@ -97,14 +97,16 @@ def _reliability(table: pd.DataFrame, metrics: pd.DataFrame, point: Point) -> Dr
 def _entropies(table: pd.DataFrame, point: Point) -> Drawing:
     panels = []
     for target, (clean, attacked) in _pairs(table, point).items():
-        for name, unsorted in ((f"{spoken(target)}, clean", clean), (curve_name(target, "adaptive"), attacked)):
+        for name, unsorted in (("clean", clean), ("attacked", attacked)):
             rows = unsorted.sort_values("entropy_low")
             middles = rows[["entropy_low", "entropy_high"]].mean(axis=1).to_numpy(float)
             lines = [
                 Line("right", middles, rows["n_correct"].to_numpy(float), CLEAN_STYLE),
                 Line("wrong", middles, rows["n_wrong"].to_numpy(float), ATTACKED_STYLE, dash="dashed"),
             ]
-            panels.append(Panel("entropy (nats)", "images", lines, name, y_range=(0, None), drawn="steps"))
+            panels.append(
+                Panel("entropy (nats)", "images", lines, f"{spoken(target)}, {name}", y_range=(0, None), drawn="steps")
+            )
     return lines_drawing(
         "entropy-distributions",
         panels,

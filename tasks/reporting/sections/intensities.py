@@ -10,6 +10,7 @@ from tasks.reporting.findings import Headline, attack_name, eps_text, spoken
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
+    DOTTED,
     Drawing,
     Point,
     Section,
@@ -50,7 +51,7 @@ def intensities_section(results: Results, headline: Headline) -> Section:
         _spectrum(analysis.spectrum, point, styles),
     ]
     caption = "Distance of the grey levels from those of the clean images, with 95 % intervals."
-    tables = both_tables(point, caption, table, KEYS, METRICS)
+    tables = both_tables(point, caption, table, KEYS, METRICS, brief=table[table["class"] == ALL])
     return Section(*titles, _answer(table, point), [NOTE], drawings, tables)
 
 
@@ -142,8 +143,7 @@ def _by_eps(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> Drawin
         "intensity-by-eps",
         panels,
         f"Wasserstein and Kolmogorov-Smirnov distance of grey levels against ε under {point.attack}",
-        "Distance of the grey levels from those of the clean images. Bands are 95 % intervals; at ε = 0: the clean "
-        "images behind the purifier.",
+        f"Distance of the grey levels from those of the clean images. {DOTTED}",
     )
 
 

@@ -10,6 +10,7 @@ from tasks.reporting.findings import Headline, spoken
 from tasks.reporting.panels import Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
+    DOTTED,
     Drawing,
     Point,
     Section,
@@ -89,7 +90,7 @@ def _by_eps(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> list[D
         "resilience-by-eps",
         [panel("mse", "MSE", y_scale="log"), panel("psnr", "PSNR (dB)"), panel("ssim", "SSIM")],
         f"MSE, PSNR and SSIM against the clean originals by ε under {point.attack}",
-        "Distance from the clean originals. Bands are 95 % intervals; at ε = 0 the clean images behind the purifier.",
+        f"Distance from the clean originals. {DOTTED}",
     )
     if (rows["metric"] != "removed").all():
         return [distances]

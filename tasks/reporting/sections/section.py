@@ -12,10 +12,16 @@ from tasks.evaluation.records import CLEAN
 from tasks.paths import UNDEFENDED
 from tasks.reporting import figures, interactive
 from tasks.reporting.findings import Headline, attack_name, curve_name, eps_text, spoken
-from tasks.reporting.panels import Dash, Line, Panel, line_over_eps
+from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps
 
 IMAGES = "images-"
 """How the names of figures begin that show images of the data set, whose licence they come under."""
+
+DOTTED = (
+    "Dotted: adversarial images as they are; the other lines: behind the purifier of that target, at ε = 0 the clean "
+    "images. Bands are 95 % intervals."
+)
+"""What captions say of :func:`lines_of_images`."""
 
 Format = Callable[[float], str]
 
@@ -89,10 +95,9 @@ def point_of(table: pd.DataFrame, headline: Headline) -> Point | None:
 
 
 def lines_of_images(rows: pd.DataFrame, styles: dict[str, int]) -> list[Line]:
-    """Lines over ε of adversarial and of denoised images: colour and marker are the target's.
+    """Lines over ε of adversarial images as they are (dotted), and of what each target's purifier makes of them.
 
-    Dotted: as the attack on this target leaves them; dashed: crafted on the bare classifier, behind this target's
-    purifier; solid: crafted on this target, behind its purifier. A purifier's lines begin with clean images.
+    The latter look and are called as the target's curves are elsewhere, and begin with clean images.
 
     Args:
         rows: of one metric and attack, and of clean images, with ``surrogate``, ``attack``, ``eps``, ``purifier``,
@@ -103,11 +108,14 @@ def lines_of_images(rows: pd.DataFrame, styles: dict[str, int]) -> list[Line]:
     lines = []
     for names, of_line in attacked.groupby(["surrogate", "purifier"], sort=False):
         surrogate, purifier = map(str, names)
-        target, crafted = purifier or surrogate, f"crafted on {spoken(surrogate)}"
-        name = f"denoised by {spoken(purifier)}, {crafted}" if purifier else f"adversarial, {crafted}"
-        dash: Dash = "dotted" if not purifier else "solid" if purifier == surrogate else "dashed"
-        from_clean = pd.concat([clean[clean["purifier"] == purifier], of_line])
-        lines.append(line_over_eps(name, from_clean, style=styles[target], dash=dash))
+        if purifier:
+            threat_model = "adaptive" if purifier == surrogate else "transfer"
+            from_clean = pd.concat([clean[clean["purifier"] == purifier], of_line])
+            name, dash = curve_name(purifier, threat_model), dash_of(threat_model)
+            lines.append(line_over_eps(name, from_clean, style=styles[purifier], dash=dash))
+        else:
+            name = f"crafted on {spoken(surrogate)}"
+            lines.append(line_over_eps(name, of_line, style=styles[surrogate], dash="dotted"))
     return lines
 
 
@@ -211,11 +219,25 @@ def both_tables(
     keys: dict[str, str],
     metrics: dict[str, tuple[str, Format]],
     counts: dict[str, str] | None = None,
+    brief: pd.DataFrame | None = None,
 ) -> list[Table]:
-    """Clean images and what is under the point, then, folded, all rows; arguments as of :func:`metrics_table`."""
-    of_point = pd.concat([table[table["attack"] == CLEAN], point.of(table)])
+    """What is under the point, and clean images, then, folded, all rows.
+
+    Args:
+        point: attack and ε.
+        caption: what the tables have in common.
+        table: as :func:`metrics_table` takes it, and the other arguments, too.
+        keys: see there.
+        metrics: see there.
+        counts: see there.
+        brief: rows of the table from which the first takes its own, if not from all.
+    """
+    brief = table if brief is None else brief
+    clean = brief[brief["attack"] == CLEAN]
+    of_point = pd.concat([clean, point.of(brief)])
+    shown = f"Under {point}" if clean.empty else f"Clean images, and under {point}"
     return [
-        metrics_table(f"Under {point}. {caption}", of_point, keys, metrics, counts),
+        metrics_table(f"{shown}. {caption}", of_point, keys, metrics, counts),
         metrics_table(f"Every attack and ε. {caption}", table, keys, metrics, counts, is_folded=True),
     ]
 
