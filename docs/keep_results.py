@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from docs import RESULTS
 from tasks import paths
+from tasks.params import load_params
 from tasks.reporting.gallery import IMAGES
 
 LOCK = Path("dvc.lock")
@@ -47,7 +48,8 @@ def keep_results(name: str) -> Path:
     """Copy what is small to ``docs/results/<name>/``, in place of what is there, and return that folder.
 
     Raises:
-        ValueError: ``name`` is no simple name, or params.yaml is not what the outputs were made with.
+        ValueError: ``name`` is no simple name, params.yaml is not what the outputs were made with, or a trained defence
+            is called as the classifier or the autoencoder are.
         FileNotFoundError: the pipeline has not run.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
@@ -57,11 +59,12 @@ def keep_results(name: str) -> Path:
     if missing or not figures:
         raise FileNotFoundError(f"{', '.join(missing) or paths.FIGURES} not found: run dvc repro first")
     _check_params()
+    files = FILES | _histories()
 
     folder = RESULTS / name
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
-    for source, kept in FILES.items():
+    for source, kept in files.items():
         shutil.copyfile(source, folder / kept)
     _forget_where_images_lay(folder / "params.yaml")
     is_phantom = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))["is_phantom"]
@@ -70,6 +73,14 @@ def keep_results(name: str) -> Path:
         if may_be_shown and figure.stat().st_size <= MAX_FIGURE_BYTES:
             shutil.copyfile(figure, folder / "figures" / figure.name)
     return folder
+
+
+def _histories() -> dict[Path, str]:
+    """Histories of the defences that were trained, as ``FILES`` has those of classifier and autoencoder."""
+    histories = {paths.defence_history(name): f"{name}_history.csv" for name in load_params().benchmark}
+    if taken := sorted(kept for path, kept in histories.items() if path.is_file() and kept in FILES.values()):
+        raise ValueError(f"{', '.join(taken)} would stand for two histories: call the defence otherwise in params.yaml")
+    return {path: kept for path, kept in histories.items() if path.is_file()}
 
 
 def _forget_where_images_lay(kept: Path) -> None:

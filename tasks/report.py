@@ -17,7 +17,7 @@ def report(params: Params, tracker: Tracker) -> None:
     from tasks.reporting.results import load_results
     from tasks.reporting.sections import sections_of
 
-    results = load_results()
+    results = load_results(params.benchmark)
     headline = headline_of(results.robustness)
     sections = sections_of(results, headline)
     gallery = draw(results, headline, sections)

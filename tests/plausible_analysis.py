@@ -1,7 +1,7 @@
 """Tables such as the step ``analyze`` writes: small and plausible, drawn from a seeded generator, not measured."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -10,9 +10,7 @@ import pandas as pd
 
 from tasks import paths
 
-POINTS = [("undefended", "adaptive"), ("autoencoder", "transfer"), ("autoencoder", "adaptive")]
 ATTACKS = ["fgsm", "pgd"]
-SURROGATES = ["undefended", "autoencoder"]
 DETECTORS = ["reconstruction error", "entropy", "prediction change", "feature distance"]
 
 
@@ -24,13 +22,24 @@ class PlausibleAnalysis:
         classes: names by label.
         images: rows of the prepared table that were attacked.
         labels: of these images.
+        defences: names.
+        purifiers: those of the defences that have one.
         seed: of all that is drawn.
     """
 
     def __init__(
-        self, eps: tuple[float, ...], classes: list[str], images: np.ndarray, labels: np.ndarray, seed: int = 0
+        self,
+        eps: tuple[float, ...],
+        classes: list[str],
+        images: np.ndarray,
+        labels: np.ndarray,
+        defences: Sequence[str],
+        purifiers: Sequence[str],
+        seed: int = 0,
     ) -> None:
         self.eps, self.classes, self.images, self.labels = eps, classes, images, labels
+        self.targets, self.purifiers = ["undefended", *defences], list(purifiers)
+        self.curves = [("undefended", "adaptive"), *product(defences, ("transfer", "adaptive"))]
         self.random = np.random.default_rng(seed)
 
     def write(self) -> None:
@@ -53,7 +62,7 @@ class PlausibleAnalysis:
             pd.DataFrame(rows).to_csv(path, index=False)
         self.embeddings().to_parquet(paths.EMBEDDINGS)
         paths.VERDICT.write_text(json.dumps(self.verdict()), encoding="utf-8")
-        self.heatmap_examples()
+        self.examples()
 
     def around(self, value: float, width: float = 0.04) -> dict[str, float]:
         """An estimate with its interval."""
@@ -61,17 +70,17 @@ class PlausibleAnalysis:
         return {"value": value, "low": value - width, "high": value + width}
 
     def attacked(self) -> Iterator[dict[str, Any]]:
-        for (target, threat_model), attack, eps in product(POINTS, ATTACKS, self.eps):
+        for (target, threat_model), attack, eps in product(self.curves, ATTACKS, self.eps):
             yield {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
 
     def area(self) -> list[dict[str, Any]]:
         return [
             {"target": target, "threat_model": threat_model, "attack": attack, **self.around(0.4)}
-            for (target, threat_model), attack in product(POINTS, ATTACKS)
+            for (target, threat_model), attack in product(self.curves, ATTACKS)
         ]
 
     def points(self) -> list[dict[str, Any]]:
-        clean = [{"target": t, "threat_model": "none", "attack": "clean", "eps": 0.0} for t in SURROGATES]
+        clean = [{"target": t, "threat_model": "none", "attack": "clean", "eps": 0.0} for t in self.targets]
         return [*clean, *self.attacked()]
 
     def classification(self) -> list[dict[str, Any]]:
@@ -115,11 +124,16 @@ class PlausibleAnalysis:
         return rows
 
     def seen(self) -> Iterator[dict[str, Any]]:
-        """Images of each surrogate: denoised clean ones, then adversarial and denoised ones by attack and ε."""
-        for surrogate in SURROGATES:
-            yield {"surrogate": surrogate, "attack": "clean", "eps": 0.0, "images": "denoised"}
-            for attack, eps, images in product(ATTACKS, self.eps, ("adversarial", "denoised")):
-                yield {"surrogate": surrogate, "attack": attack, "eps": eps, "images": images}
+        """Denoised clean images, then adversarial and denoised ones by surrogate, attack and ε."""
+        for purifier in self.purifiers:
+            clean = {"surrogate": "undefended", "attack": "clean", "eps": 0.0}
+            yield {**clean, "images": "denoised", "purifier": purifier}
+        for surrogate, attack, eps in product(self.targets, ATTACKS, self.eps):
+            point = {"surrogate": surrogate, "attack": attack, "eps": eps}
+            yield {**point, "images": "adversarial", "purifier": ""}
+            for purifier in self.purifiers:
+                if surrogate in ("undefended", purifier):
+                    yield {**point, "images": "denoised", "purifier": purifier}
 
     def intensity(self) -> list[dict[str, Any]]:
         rows = []
@@ -132,7 +146,7 @@ class PlausibleAnalysis:
         return rows
 
     def histograms(self) -> list[dict[str, Any]]:
-        clean = {"surrogate": "undefended", "attack": "clean", "eps": 0.0, "images": "clean"}
+        clean = {"surrogate": "undefended", "attack": "clean", "eps": 0.0, "images": "clean", "purifier": ""}
         widths = {"clean": 30, "adversarial": 33, "denoised": 25}
         level = np.arange(256)
         rows = []
@@ -147,13 +161,19 @@ class PlausibleAnalysis:
     def spectrum(self) -> list[dict[str, Any]]:
         frequency = (np.arange(16) + 0.5) / 32
         kinds = {"clean images": 1e-3 * frequency**-2.5, "perturbation": 2e-5 * frequency**-0.3}
+        points = [("undefended", "clean", 0.0, "clean images", "")]
+        points += product(self.targets, ATTACKS, self.eps, ["perturbation"], [""])
+        crafted = product(self.targets, ATTACKS, self.eps, ["perturbation, denoised"], self.purifiers)
+        points += [point for point in crafted if point[0] in ("undefended", point[-1])]
         kinds["perturbation, denoised"] = kinds["perturbation"] * np.exp(-8 * frequency)
-        points = [("undefended", "clean", 0.0, "clean images")]
-        points += product(SURROGATES, ATTACKS, self.eps, list(kinds)[1:])
         return [
-            {"surrogate": surrogate, "attack": attack, "eps": eps, "of": of, "frequency": at, "power": value}
-            for surrogate, attack, eps, of in points
-            for at, value in zip(frequency, kinds[of] * self.random.uniform(0.9, 1.1, 16), strict=True)
+            {
+                **dict(zip(("surrogate", "attack", "eps", "of", "purifier"), point, strict=True)),
+                "frequency": at,
+                "power": value,
+            }
+            for point in points
+            for at, value in zip(frequency, kinds[point[3]] * self.random.uniform(0.9, 1.1, 16), strict=True)
         ]
 
     def heatmaps(self) -> list[dict[str, Any]]:
@@ -169,7 +189,7 @@ class PlausibleAnalysis:
         classes |= {"class_silhouette_clean": 0.4, "class_silhouette_adversarial": 0.2}
         rows = []
         for space, point in product(("classifier", "bottleneck"), self.attacked()):
-            if space == "bottleneck" and point["target"] == "undefended":
+            if space == "bottleneck" and point["target"] not in self.purifiers:
                 continue
             apart = 0.45 * min(1.0, point["eps"] / 4) * (1 if space == "classifier" else 0.4)
             for metric, value in (typical | classes).items():
@@ -180,7 +200,10 @@ class PlausibleAnalysis:
 
     def embeddings(self) -> pd.DataFrame:
         parts = []
-        seen = (("classifier", "undefended", "adaptive"), ("bottleneck", "autoencoder", "transfer"))
+        seen = [
+            ("classifier", "undefended", "adaptive"),
+            *(("bottleneck", name, "transfer") for name in self.purifiers),
+        ]
         for (space, target, threat_model), eps, method in product(seen, self.eps, ("pca", "tsne")):
             for origin, shift in (("clean", 0.0), ("adversarial", 0.4 * eps)):
                 place = self.random.normal(0, 1, (len(self.images), 2)) + 2 * self.labels[:, None]
@@ -204,11 +227,13 @@ class PlausibleAnalysis:
             rows.append({**point, "metric": "ssim", **self.around(0.99 - 30 * mse, 0.005)})
             if point["attack"] != "clean" and point["images"] == "denoised":
                 rows.append({**point, "metric": "removed", **self.around(0.6 - 0.05 * point["eps"])})
-                rows.append({**point, "metric": "recovery_correlation", **self.around(-0.1)})
+                if point["surrogate"] == "undefended":
+                    rows.append({**point, "metric": "recovery_correlation", **self.around(-0.1)})
+                    rows.append({**point, "metric": "residual_correlation", **self.around(-0.4)})
         return rows
 
     def detected(self) -> Iterator[tuple[dict[str, Any], float]]:
-        points = [*product(SURROGATES, ATTACKS, self.eps), *product(["undefended"], ["pgd and detector"], [1.0, 4.0])]
+        points = [*product(self.targets, ATTACKS, self.eps), *product(["undefended"], ["pgd and detector"], [1.0, 4.0])]
         for (at, detector), (surrogate, attack, eps) in product(enumerate(DETECTORS), points):
             skill = 0.0 if attack.endswith("detector") else 0.1 * (at + 1) * min(1.0, eps / 2)
             yield {"detector": detector, "surrogate": surrogate, "attack": attack, "eps": eps}, skill
@@ -260,19 +285,31 @@ class PlausibleAnalysis:
             )
         ]
 
-    def heatmap_examples(self) -> None:
+    def examples(self) -> None:
         side = np.linspace(-1, 1, 32)
         disc = np.exp(-((side[:, None] - 0.3) ** 2 + side**2) / 0.1)
         pixels = np.load(paths.PIXELS)[self.images[: len(self.classes)], 0] / 255
-        images = np.repeat(pixels[:, None], 4, axis=1)
-        images[:, 3] = 0.5 + 0.3 * self.random.choice([-1, 1], images[:, 3].shape)
+        named = [name.replace("_", " ") for name in self.purifiers]
+        columns = ["clean", "adversarial", "perturbation × 64"]
+        columns += [f"{images}, denoised by {name}" for name in named for images in ("clean", "adversarial")]
+        mapped = [0, 1, *range(4, len(columns), 2)]
+        differences = ["adversarial − clean × 64"]
+        for name in named:
+            differences += [f"clean, denoised by {name} − clean × 4", f"denoised by {name}: adversarial − clean × 99"]
+        images = np.repeat(pixels[:, None], len(columns), axis=1)
+        images[:, 2] = 0.5 + 0.3 * self.random.choice([-1, 1], images[:, 2].shape)
+        captions = [f"predicted {self.classes[0]}"] * len(columns)
+        captions[2] = "mid grey: unchanged"
         np.savez_compressed(
             paths.EXAMPLES,
-            images=images.astype(np.float16),
-            maps=np.broadcast_to(disc, (len(images), 3, 32, 32)).astype(np.float16),
+            attack="pgd",
+            eps=4.0,
             rows=np.array(self.classes),
-            columns=np.array(["clean", "adversarial", "adversarial, denoised", "perturbation × 64"]),
-            captions=np.array([[f"predicted {name}"] * 3 for name in self.classes]),
-            differences=images[:, 1:],
-            difference_columns=np.array(["adversarial − clean × 64", "denoised − clean × 4", "what is left × 99"]),
+            images=images.astype(np.float16),
+            columns=np.array(columns),
+            captions=np.array([captions] * len(self.classes)),
+            maps=np.broadcast_to(disc, (len(images), len(mapped), 32, 32)).astype(np.float16),
+            mapped=np.array(mapped),
+            differences=np.repeat(images[:, 2:3], len(differences), axis=1).astype(np.float16),
+            difference_columns=np.array(differences),
         )

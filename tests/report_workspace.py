@@ -1,17 +1,15 @@
 """A workspace whose numbers are known, as the earlier steps leave it, for tests of the report."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from tasks import paths
-from tasks.attacks.kept import kept_path, save_perturbations
 from tasks.evaluate import evaluate
 from tasks.evaluation.records import build_records, write_records
-from tasks.models.autoencoder import build_autoencoder
-from tasks.models.files import save_model
 from tasks.params import Params
 from tasks.tracking import Tracker
 from tests.conftest import smallest_eps_in
@@ -20,23 +18,37 @@ from tests.plausible_analysis import PlausibleAnalysis
 CLASSES = ["<script>alert(1)</script>", "NA", "a|b $\\frac"]
 N_TRAIN, N_TEST, SIDE = 3, 60, 32
 EPS = (0.25, 1.0, 4.0)
+BENCHMARK = ["autoencoder", "retrained_autoencoder"]
 # correct images out of 60
 CORRECT = {
     ("undefended", "none", "clean"): [57],
     ("autoencoder", "none", "clean"): [45],
+    ("retrained_autoencoder", "none", "clean"): [54],
     ("undefended", "adaptive", "fgsm"): [48, 12, 3],
     ("undefended", "adaptive", "pgd"): [42, 6, 0],
     ("autoencoder", "transfer", "fgsm"): [45, 42, 39],
     ("autoencoder", "transfer", "pgd"): [45, 39, 30],
     ("autoencoder", "adaptive", "fgsm"): [42, 24, 6],
     ("autoencoder", "adaptive", "pgd"): [39, 9, 0],
+    ("retrained_autoencoder", "transfer", "fgsm"): [54, 53, 52],
+    ("retrained_autoencoder", "transfer", "pgd"): [54, 53, 51],
+    ("retrained_autoencoder", "adaptive", "fgsm"): [51, 36, 15],
+    ("retrained_autoencoder", "adaptive", "pgd"): [50, 30, 3],
 }
 
 
-def write_workspace(params: Params, is_phantom: bool) -> None:
-    """What the earlier steps leave; 60 test images of three classes, of which CORRECT says how many are right."""
+def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True) -> None:
+    """What the earlier steps leave; 60 test images of three classes, of which CORRECT says how many are right.
+
+    Args:
+        params: with a benchmark of defences that are in CORRECT.
+        is_phantom: whether the images are computer-drawn.
+        has_purifiers: whether the defences change images.
+    """
     for step in ("validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate"):
         paths.step_folder(step).mkdir(parents=True)
+    for step, name in product(("train_defence", "attack_defence"), params.benchmark):
+        paths.step_folder(step, name).mkdir(parents=True)
     n = N_TRAIN + N_TEST
     labels = np.arange(n) % len(CLASSES)
     names = [CLASSES[label] for label in labels]
@@ -76,24 +88,24 @@ def write_workspace(params: Params, is_phantom: bool) -> None:
     history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "validation_loss": [3.0, 1.5, 2]})
     history = history.assign(learning_rate=1e-3, best=[0, 1, 0])
     history.to_csv(paths.AUTOENCODER_HISTORY, index=False)
+    if "retrained_autoencoder" in params.benchmark:
+        history.to_csv(paths.defence_history("retrained_autoencoder"), index=False)
     accuracies = {"train_accuracy": [0.5, 0.6, 0.7], "validation_accuracy": [0.5, 0.875, 0.6]}
     history.assign(**accuracies).to_csv(paths.CLASSIFIER_HISTORY, index=False)
-    save_model(paths.AUTOENCODER, build_autoencoder("plain"), architecture="plain")
 
     rows = np.arange(N_TRAIN, n)
-    records = pa.concat_tables(
-        records_of(rows, labels[rows], *curve, eps, n_correct)
-        for curve, counts in CORRECT.items()
-        for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
-    )
-    write_records(records, paths.RECORDS)
-    smallest_eps_in(records.to_pandas()).to_parquet(paths.SMALLEST_EPS)
-    paths.PERTURBATIONS.mkdir()
-    images = pixels[rows] / np.float32(255)
-    shifted = np.clip(images + np.float32(4 / 255), 0, 1)
-    save_perturbations(kept_path("undefended", "pgd", 4.0), rows, images, shifted)
+    for target in (paths.UNDEFENDED, *params.benchmark):
+        records = pa.concat_tables(
+            records_of(rows, labels[rows], *curve, eps, n_correct)
+            for curve, counts in CORRECT.items()
+            if curve[0] == target
+            for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
+        )
+        write_records(records, paths.records(target))
+        smallest_eps_in(records.to_pandas()).to_parquet(paths.smallest_eps(target))
     evaluate(params, Tracker())
-    PlausibleAnalysis(EPS, CLASSES, rows, labels[rows]).write()
+    purifiers = params.benchmark if has_purifiers else ()
+    PlausibleAnalysis(EPS, CLASSES, rows, labels[rows], params.benchmark, purifiers).write()
 
 
 def empty_analysis() -> None:
@@ -122,5 +134,5 @@ def records_of(
         logits(n_correct),
         logits(CORRECT[target, "none", "clean"][0]),
         {"linf": np.full(len(rows), eps / 255), "l2": np.full(len(rows), eps / 10)},
-        np.full(len(rows), 0.01) if target == "autoencoder" else None,
+        np.full(len(rows), 0.01) if target != paths.UNDEFENDED else None,
     )

@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from tasks.reporting import figures, pictures
+from tasks.reporting.examples import Pictures, shared_out
 from tasks.reporting.gallery import entropy_panel, robustness_panel
 from tasks.reporting.panels import PALETTE, Line, Panel, over_eps
 
@@ -52,7 +53,7 @@ def history() -> pd.DataFrame:
     )
 
 
-STYLES = {"undefended": 0, "autoencoder, transfer": 1, "autoencoder, adaptive": 2}
+STYLES = {"undefended": 0, "autoencoder": 1}
 
 
 def robustness(table: pd.DataFrame, attack: str = "pgd") -> Figure:
@@ -64,17 +65,17 @@ def lines_of(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def test_loss_draws_both_losses_and_marks_the_kept_epoch(history: pd.DataFrame) -> None:
-    figure = figures.loss(history, "classifier loss")
+    figure = figures.loss(history, "classifier")
     assert lines_of(figure) == {
         "training": ([1, 2, 3], [0.9, 0.5, 0.3]),
         "validation": ([1, 2, 3], [0.8, 0.4, 0.6]),
         "kept epoch": ([2], [0.4]),
     }
-    assert figure.axes[0].get_ylabel() == "classifier loss"
+    assert (figure.axes[0].get_title(), figure.axes[0].get_ylabel()) == ("classifier", "loss")
 
 
 def test_accuracy_is_drawn_in_per_cent(history: pd.DataFrame) -> None:
-    lines = lines_of(figures.accuracy(history, "classifier accuracy"))
+    lines = lines_of(figures.accuracy(history, "classifier"))
     assert lines["training"] == ([1, 2, 3], [50, 75, 87.5])
     assert lines["kept epoch"] == ([2], [90])
 
@@ -104,11 +105,29 @@ def test_clean_has_its_own_place_left_of_a_logarithmic_axis(table: pd.DataFrame)
     assert 0.3 < steps[0] / steps[1] < 1.5
 
 
-def test_curves_differ_in_colour_and_marker_and_threat_models_in_line_style(table: pd.DataFrame) -> None:
+def test_targets_differ_in_colour_and_marker_and_threat_models_in_line_and_fill(table: pd.DataFrame) -> None:
     lines = robustness(table).axes[0].lines
-    assert len({to_hex(line.get_color()) for line in lines}) == 3
-    assert len({line.get_marker() for line in lines}) == 3
+    assert [to_hex(line.get_color()).upper() for line in lines] == [PALETTE[0], PALETTE[1], PALETTE[1]]
+    assert [line.get_marker() for line in lines] == ["o", "s", "s"]
     assert [line.get_linestyle() for line in lines] == ["-", "--", "-"]
+    assert [line.get_markerfacecolor() == "white" for line in lines] == [False, True, False]
+
+
+def test_as_many_targets_as_anyone_asks_for_are_told_apart() -> None:
+    lines = [Line(f"{style}", np.zeros(1), np.zeros(1), style) for style in range(20)]
+    drawn = figures.lines([Panel("x", "y", lines)]).axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in drawn}) == 20
+
+
+def test_legends_stay_within_the_figure_and_leave_the_axes_their_place() -> None:
+    def axes_height(n_lines: int) -> float:
+        lines = [Line(f"a defence with a long name, number {n}", np.zeros(1), np.zeros(1), n) for n in range(n_lines)]
+        figure = figures.lines([Panel("x", "y", lines)])
+        legend = figure.legends[0].get_window_extent()
+        assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+        return figure.axes[0].get_window_extent().height
+
+    assert axes_height(17) > 0.9 * axes_height(4)
 
 
 def test_entropy_draws_mean_entropy(table: pd.DataFrame) -> None:
@@ -131,13 +150,21 @@ def test_confusion_of_a_class_without_images_has_empty_rows() -> None:
 
 def test_image_grid_shows_the_pixels_on_one_grey_scale() -> None:
     images = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
-    figure = figures.image_grid(images, ["a", "b"], ["x", "y", "z"], [["1", "2", "3"], ["4", "5", "6"]])
+    shown = Pictures(images, ["a", "b"], ["x", "y", "z"], [["1", "2", "3"], ["4", "5", "6"]])
+    figure = pictures.image_grid(shown)
     assert len(figure.axes) == 6
     for axes, image in zip(figure.axes, images.reshape(6, 8, 8), strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), image)
         assert axes.images[0].get_clim() == (0, 1)
     assert [axes.get_xlabel() for axes in figure.axes] == ["1", "2", "3", "4", "5", "6"]
     assert [axes.get_title() for axes in figure.axes[:3]] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(("n_columns", "expected"), [(5, [5]), (7, [7]), (9, [4, 5]), (15, [5, 5, 5])])
+def test_columns_are_shared_out_to_figures_that_can_be_read(n_columns: int, expected: list[int]) -> None:
+    parts = shared_out(range(n_columns))
+    assert [len(part) for part in parts] == expected
+    assert [column for part in parts for column in part] == list(range(n_columns))
 
 
 def test_the_same_figure_gives_the_same_bytes(table: pd.DataFrame) -> None:
@@ -196,16 +223,16 @@ def test_logarithmic_axes_are_labelled_without_tex() -> None:
 
 def test_heat_lies_over_the_images_that_have_a_map_and_is_transparent_where_cold() -> None:
     images = np.full((1, 4, 8, 8), 0.5, dtype=np.float16)
-    maps = np.zeros((1, 3, 4, 4), dtype=np.float16)
-    maps[0, :, 1, 2] = 1
-    figure = pictures.heatmaps(images, maps, ["a"], ["x", "y", "z", "perturbation × 9"], [["1", "2", "3"]])
-    *shown, bar = figure.axes
-    assert [len(axes.images) for axes in shown] == [2, 2, 2, 1]
-    opacity = np.asarray(shown[0].images[1].get_alpha())
+    maps = np.zeros((1, 4, 4), dtype=np.float16)
+    maps[0, 1, 2] = 1
+    shown = Pictures(images, ["a"], ["x", "y", "perturbation × 9", "z"], [["1", "2", "", "3"]])
+    *grid, bar = pictures.image_grid(shown, {0: maps, 1: maps, 3: maps}).axes
+    assert [len(axes.images) for axes in grid] == [2, 2, 1, 2]
+    opacity = np.asarray(grid[0].images[1].get_alpha())
     assert opacity[1, 2] == pytest.approx(pictures.MAX_OPACITY)
     assert opacity.sum() == pytest.approx(pictures.MAX_OPACITY)
-    assert shown[0].images[1].get_extent() == [-0.5, 7.5, 7.5, -0.5]
-    assert bar.get_ylabel() == "evidence for the prediction, share of the map's largest"
+    assert grid[0].images[1].get_extent() == [-0.5, 7.5, 7.5, -0.5]
+    assert bar.get_ylabel() == "evidence for the prediction,\nshare of the map's largest"
 
 
 def test_embeddings_have_a_row_a_method_and_a_column_an_eps() -> None:

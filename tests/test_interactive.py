@@ -36,6 +36,13 @@ def test_a_line_keeps_its_numbers_its_band_and_its_escaped_name() -> None:
     assert low["hoverinfo"] == high["hoverinfo"] == "skip"
 
 
+def test_what_is_dashed_has_hollow_markers() -> None:
+    lines = [Line(name, np.ones(1), np.ones(1), 1, dash) for name, dash in (("a", "solid"), ("b", "dashed"))]
+    traces = interactive.line_plot(over_eps("accuracy", lines))["data"]
+    assert [trace["marker"]["symbol"] for trace in traces] == ["square", "square-open"]
+    assert traces[0]["line"]["color"] == traces[1]["line"]["color"]
+
+
 def test_eps_is_labelled_as_it_is_and_stands_by_its_logarithm() -> None:
     line = Line("a", np.array([0, 0.25, 4]), np.zeros(3))
     axis = interactive.line_plot(over_eps("accuracy", [line]))["layout"]["xaxis"]

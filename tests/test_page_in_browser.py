@@ -13,7 +13,7 @@ from tasks.report import report
 from tasks.reporting import figures
 from tasks.tracking import Tracker
 from tests.conftest import with_overrides
-from tests.report_workspace import EPS, SIDE, write_workspace
+from tests.report_workspace import BENCHMARK, EPS, SIDE, write_workspace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -27,7 +27,7 @@ PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQV
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of a page on a workspace whose classes have hostile names."""
     workspace = tmp_path_factory.mktemp("page")
-    params = parse_params(with_overrides({"attack.eps": list(EPS), "prepare.image_size": SIDE}))
+    params = parse_params(with_overrides({"attack.eps": list(EPS), "prepare.image_size": SIDE, "benchmark": BENCHMARK}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         # how the drawings look is not looked at here, and drawing them well takes long
@@ -148,6 +148,23 @@ def test_the_roc_curve_answers(visit: Visit) -> None:
     visit.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3)
     visit.page.mouse.move(box["x"] + box["width"] / 2 + 2, box["y"] + box["height"] / 3)
     playwright.expect(figure.locator(".hoverlayer")).to_contain_text("%")
+
+
+def test_each_purifier_has_its_embedding(visit: Visit) -> None:
+    marks = visit.page.locator("#explorer-plot .scatterlayer .point")
+    before = marks.nth(0).get_attribute("transform")
+    visit.page.select_option("#explorer-features", "purifier's bottleneck: retrained autoencoder, transfer")
+    playwright.expect(marks.nth(0)).not_to_have_attribute("transform", str(before))
+    visit.page.select_option("#explorer-features", "classifier's last layer but one: undefended")
+    playwright.expect(marks.nth(0)).to_have_attribute("transform", str(before))
+
+
+def test_what_was_crafted_on_defences_is_folded_until_asked_for(visit: Visit) -> None:
+    figure = visit.page.locator("#figure-roc-retrained_autoencoder-pgd")
+    assert not figure.is_visible()
+    visit.page.get_by_text("Crafted on the defended classifier").click()
+    playwright.expect(figure.locator("svg")).to_be_visible()
+    visit.page.get_by_text("Crafted on the defended classifier").click()
 
 
 def test_paper_gets_the_drawings(visit: Visit) -> None:

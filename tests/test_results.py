@@ -73,6 +73,24 @@ def test_numbers_are_kept_byte_for_byte(workspace: Path) -> None:
     assert (folder / "figures/robustness-pgd.png").read_bytes() == b"PNG"
 
 
+def test_histories_of_trained_defences_are_kept_by_name() -> None:
+    write_yaml(paths.PARAMS, {**VALUES, "benchmark": ["autoencoder", "retrained_autoencoder"]})
+    history = paths.defence_history("retrained_autoencoder")
+    history.parent.mkdir(parents=True)
+    history.write_text("epoch\n1\n", encoding="utf-8")
+    folder = keep_results.keep_results("run")
+    assert (folder / "retrained_autoencoder_history.csv").read_text(encoding="utf-8") == "epoch\n1\n"
+    assert (folder / "autoencoder_history.csv").read_bytes() == paths.AUTOENCODER_HISTORY.read_bytes()
+
+
+def test_a_history_never_takes_the_place_of_another() -> None:
+    history = paths.defence_history("autoencoder")
+    history.parent.mkdir(parents=True)
+    history.write_text("epoch\n1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"autoencoder_history.csv would stand for two histories"):
+        keep_results.keep_results("run")
+
+
 def test_parameters_are_kept_without_the_place_of_the_images() -> None:
     params = {**VALUES, "acquire": {**VALUES["acquire"], "folder": "/home/someone/sars-cov-2-ct"}}
     write_yaml(paths.PARAMS, params)

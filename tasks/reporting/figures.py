@@ -43,9 +43,10 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ct-robustness",
 }
-MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
+MARKERS = ["o", "s", "D", "^", "v", "P", "X", "<"]
+"""One more than there are colours, so that a colour that comes again has another marker."""
 DPI = 150
-RASTER_DPI = 120
+RASTER_DPI = 100
 """Of the points in a drawing that are too many to be drawn as paths."""
 TRAINING_SIZE = (4.2, 3.0)
 FREQUENCIES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
@@ -53,29 +54,31 @@ FREQUENCIES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 PANEL_SIZES = [(5.4, 3.5), (4.4, 3.1), (3.6, 2.9)]
 """Inches, width and height: of one panel in a row, of each of two, of each of three or more."""
+HANDLE, LETTER, LEGEND_ROW = 0.62, 0.066, 0.19
+"""Inches in legends: of what stands around a name, of a letter, of a row."""
 
 
-def loss(history: pd.DataFrame, label: str) -> Figure:
+def loss(history: pd.DataFrame, title: str) -> Figure:
     """Training and validation loss by epoch, the kept epoch marked.
 
     Args:
         history: a row an epoch with ``epoch``, ``train_loss``, ``validation_loss`` and ``best`` (1 at the kept epoch).
-        label: of the loss's axis.
+        title: what was trained.
     """
-    figure, axes = _panel("epoch", label, TRAINING_SIZE)
+    figure, axes = _panel("loss", title)
     _history(axes, history, "loss", scale=1.0)
     axes.set_ylim(bottom=0)
     return _with_legend(figure, axes)
 
 
-def accuracy(history: pd.DataFrame, label: str) -> Figure:
+def accuracy(history: pd.DataFrame, title: str) -> Figure:
     """Training and validation accuracy in per cent by epoch, the kept epoch marked.
 
     Args:
         history: as for :func:`loss`, with ``train_accuracy`` and ``validation_accuracy`` in [0, 1].
-        label: of the accuracy's axis.
+        title: what was trained.
     """
-    figure, axes = _panel("epoch", label, TRAINING_SIZE)
+    figure, axes = _panel("accuracy", title)
     _history(axes, history, "accuracy", scale=100.0)
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
     return _with_legend(figure, axes)
@@ -91,8 +94,11 @@ def lines(panels: Sequence[Panel], n_columns: int = 3) -> Figure:
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     width, height = PANEL_SIZES[min(n_columns, 3) - 1]
+    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
+    legend_columns = max(1, int(width * n_columns / (HANDLE + LETTER * max(map(len, names)))))
+    legend_rows = -(-len(names) // legend_columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width * n_columns, height * n_rows))
+        figure = Figure(figsize=(width * n_columns, height * n_rows + LEGEND_ROW * max(0, legend_rows - 2)))
         grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for axes, panel in zip(grid, panels, strict=False):
             _draw(axes, panel)
@@ -103,9 +109,13 @@ def lines(panels: Sequence[Panel], n_columns: int = 3) -> Figure:
             for axes in grid[: len(panels)]
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        if len(handles) > 1:
+        if len(names) > 1:
             figure.legend(
-                handles.values(), handles.keys(), loc="outside upper left", ncols=n_columns + 1, borderaxespad=0.2
+                [handles[name] for name in names],
+                names,
+                loc="outside upper left",
+                ncols=legend_columns,
+                borderaxespad=0.2,
             )
     return laid_out(figure)
 
@@ -138,35 +148,6 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
             text = f"{counts[row, column]}\n{100 * share:.1f} %" if n_classes <= 4 else str(counts[row, column])
             color = "white" if share > 0.78 else "#222222"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color)
-    return laid_out(figure)
-
-
-def image_grid(
-    images: np.ndarray, rows: Sequence[str], columns: Sequence[str], captions: Sequence[Sequence[str]]
-) -> Figure:
-    """Grey images in a labelled grid.
-
-    Args:
-        images: float ``(R, C, H, W)`` in [0, 1].
-        rows: R labels.
-        columns: C titles, or none.
-        captions: R times C texts to stand below the images, or none.
-    """
-    n_rows, n_columns = images.shape[:2]
-    height = 1.9 + 0.25 * bool(captions)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.9 * n_columns + 0.3, height * n_rows + 0.25 * bool(columns)))
-        grid = figure.subplots(n_rows, n_columns, squeeze=False)
-        for (row, column), axes in np.ndenumerate(grid):
-            axes.imshow(images[row, column], cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if captions:
-                axes.set_xlabel(shorten(captions[row][column], 28), fontsize=8.5)
-        for axes, label in zip(grid[:, 0], rows, strict=True):
-            axes.set_ylabel(shorten(label, 24))
-        for axes, title in zip(grid[0], columns, strict=False):
-            axes.set_title(title, fontsize=9.5)
     return laid_out(figure)
 
 
@@ -210,10 +191,10 @@ def laid_out(figure: Figure) -> Figure:
     return figure
 
 
-def _panel(x_label: str, y_label: str, size: tuple[float, float] = (5.4, 3.5)) -> tuple[Figure, Axes]:
+def _panel(label: str, title: str) -> tuple[Figure, Axes]:
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size)
-        return figure, figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        figure = Figure(figsize=TRAINING_SIZE)
+        return figure, figure.add_subplot(xlabel="epoch", ylabel=label, title=title)
 
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
@@ -237,6 +218,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         style: dict[str, Any] = {"color": line.color, "linestyle": line.dash}
         if panel.drawn == "markers":
             style |= {"marker": MARKERS[line.style % len(MARKERS)], "markersize": 5}
+            style |= {"markerfacecolor": "white"} if line.is_hollow else {}
         if panel.drawn == "steps":
             style |= {"drawstyle": "steps-mid"}
         if line.low is not None and line.high is not None:

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from tasks.evaluation.records import CLEAN
-from tasks.evaluation.robustness import SWEEP, curves_of
+from tasks.evaluation.robustness import SWEEP, clean_rows, curves_of
+from tasks.evaluation.verdict import headline_attack
 from tasks.paths import UNDEFENDED
 
 ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD", SWEEP: "PGD sweep"}
@@ -36,8 +37,8 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """As legends and column heads call it; every attack on the bare classifier is adaptive."""
-        return self.target if self.target == UNDEFENDED else f"{self.target}, {self.threat_model}"
+        """As legends and column heads call it."""
+        return curve_name(self.target, self.threat_model)
 
     def at(self, eps: float) -> Row:
         """The row of this ε (0: clean)."""
@@ -72,11 +73,18 @@ class Headline:
     """Name of a defence -> threat model -> curve."""
     sentences: list[str]
 
+    @property
+    def styles(self) -> dict[str, int]:
+        """Number of the colour and marker of each target, the same in all figures."""
+        return {target: number for number, target in enumerate([self.undefended.target, *self.defences])}
+
 
 def headline_of(table: pd.DataFrame) -> Headline:
-    """The finding in sentences: PGD (without it, the last attack of the table) at the ε nearest to 1/255."""
-    attacks = attacks_of(table)
-    attack = "pgd" if "pgd" in attacks else attacks[-1]
+    """The finding in sentences, under the attack of the claims (see :func:`headline_attack`) at the ε nearest to 1/255.
+
+    Of several defences they tell of the one that keeps most when the attacker attacks through it.
+    """
+    attack = headline_attack(table[table["attack"] != SWEEP])
     eps = min(eps_of(table), key=lambda eps: abs(math.log(eps)))
     undefended, *defended = curves_under(table, attack)
     assert undefended.target == UNDEFENDED
@@ -84,24 +92,32 @@ def headline_of(table: pd.DataFrame) -> Headline:
     for curve in defended:
         defences.setdefault(curve.target, {})[curve.threat_model] = curve
 
-    of_clean = table[table["attack"] == CLEAN].drop_duplicates("target")
-    clean_rows = {str(row["target"]): row for _, row in of_clean.iterrows()}
-    clean, bare = clean_rows[UNDEFENDED], undefended.at(eps)
+    clean_of = {str(target): row for target, row in clean_rows(table).iterrows()}
+    clean, bare = clean_of[UNDEFENDED], undefended.at(eps)
     n_attacked = f" of {bare['n']} of them" if bare["n"] < clean["n"] else ""
     sentences = [
         f"The classifier is right on {with_interval(clean)} of {clean['n']} clean test images.",
         f"Under {attack_name(attack)} at ε = {eps_text(eps)}/255 it is right on {with_interval(bare)}{n_attacked}.",
     ]
-    for name, curves in defences.items():
-        kept = [f"on {with_interval(curve.at(eps))} when {ATTACKERS[threat]}" for threat, curve in curves.items()]
-        sentences.append(f"With the {name} in front it is right {', and '.join(kept)}.")
-        cost = clean["accuracy"] - clean_rows[name]["accuracy"]
-        if cost > 0:
-            sentences.append(f"The {name} costs {points(cost)} of clean accuracy.")
-        if {"transfer", "adaptive"} <= curves.keys():
-            verdict = _verdict(bare, curves["transfer"].at(eps), curves["adaptive"].at(eps))
-            sentences.append(verdict + _fall(curves["adaptive"]))
-    return Headline(attack, eps, clean_rows, undefended, defences, sentences)
+    if defences:
+        best = max(defences, key=lambda name: float(defences[name]["adaptive"].at(eps)["accuracy"]))
+        if len(defences) > 1:
+            sentences.append(f"Of {len(defences)} defences the {spoken(best)} keeps most when {ATTACKERS['adaptive']}.")
+        cost = clean["accuracy"] - clean_of[best]["accuracy"]
+        sentences += _of_defence(spoken(best), cost, bare, defences[best], eps)
+    return Headline(attack, eps, clean_of, undefended, defences, sentences)
+
+
+def _of_defence(name: str, cost: float, bare: Row, curves: dict[str, Curve], eps: float) -> list[str]:
+    """What a defence keeps under attack, what it costs of clean accuracy, and what is left of its gain."""
+    kept = [f"on {with_interval(curve.at(eps))} when {ATTACKERS[threat]}" for threat, curve in curves.items()]
+    sentences = [f"With the {name} in front it is right {', and '.join(kept)}."]
+    if cost > 0:
+        sentences.append(f"The {name} costs {points(cost)} of clean accuracy.")
+    if "transfer" in curves:
+        verdict = _verdict(bare, curves["transfer"].at(eps), curves["adaptive"].at(eps))
+        sentences.append(verdict + _fall(curves["adaptive"]))
+    return sentences
 
 
 def _verdict(bare: Row, transfer: Row, adaptive: Row) -> str:
@@ -144,6 +160,16 @@ def headline_metrics(metrics: dict[str, Any], eps: float) -> dict[str, float]:
                 key = f"eps_{eps_text(eps)}"
                 flat[f"robust/{target}_{threat_model}_{attack}_{key}"] = by_eps[key]
     return flat
+
+
+def spoken(name: str) -> str:
+    """The name of a target as people write it: ``retrained autoencoder``."""
+    return name.replace("_", " ")
+
+
+def curve_name(target: str, threat_model: str) -> str:
+    """``undefended``, ``autoencoder, transfer``; every attack on the bare classifier is adaptive."""
+    return spoken(target) if target == UNDEFENDED or threat_model == "none" else f"{spoken(target)}, {threat_model}"
 
 
 def attack_name(attack: str) -> str:

@@ -10,16 +10,15 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from tasks.attacks.kept import kept_path
 from tasks.evaluation.records import CLEAN
 from tasks.evaluation.robustness import SWEEP
-from tasks.paths import UNDEFENDED
-from tasks.reporting import examples, figures
-from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text
-from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps, styles_of
+from tasks.reporting import examples, figures, pictures
+from tasks.reporting.examples import UnderAttack, shared_out
+from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text, spoken
+from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import IMAGES as IMAGES
-from tasks.reporting.sections.section import Drawing, Section, lines_drawing
+from tasks.reporting.sections.section import Drawing, Section, lines_drawing, picture_drawings
 
 NOTES = {SWEEP: "More steps and restarts; of each image the smallest ε that breaks it counts. "}
 """What the captions of an attack's figure add."""
@@ -59,36 +58,32 @@ def _drawings(results: Results, headline: Headline) -> list[Drawing]:
     shown = examples.of_classes(results.data)
     add(
         f"{IMAGES}classes",
-        figures.image_grid(shown.images, shown.rows, shown.columns, shown.captions),
+        pictures.image_grid(shown),
         f"Test images of the classes {', '.join(shown.rows)}",
         f"Test images as the classifier sees them, a row a class ({len(shown.rows)} of {len(classes)}), spread evenly "
         "over the test split.",
     )
-    add(
-        "classifier-loss",
-        figures.loss(results.classifier_history, "classifier loss"),
-        "Loss of the classifier by epoch",
-        "Classifier: cross-entropy.",
-    )
-    add(
-        "classifier-accuracy",
-        figures.accuracy(results.classifier_history, "classifier accuracy"),
-        "Accuracy of the classifier by epoch",
-        "Classifier: accuracy. Training images are augmented, and seen by the weights before averaging.",
-    )
-    add(
-        "autoencoder-loss",
-        figures.loss(results.autoencoder_history, "autoencoder loss"),
-        "Loss of the autoencoder by epoch",
-        "Denoising autoencoder: reconstruction loss. It never saw adversarial images.",
-    )
-    styles = styles_of(curve.name for attack in attacks_of(table) for curve in curves_under(table, attack))
+    for name, training in trainings(results).items():
+        add(
+            f"{name}-loss",
+            figures.loss(training.history, training.of),
+            f"Loss of the {training.of} by epoch",
+            f"{training.of[0].upper()}{training.of[1:]}: {training.loss}",
+        )
+        if "validation_accuracy" in training.history:
+            add(
+                f"{name}-accuracy",
+                figures.accuracy(training.history, training.of),
+                f"Accuracy of the {training.of} by epoch",
+                f"{training.of[0].upper()}{training.of[1:]}: accuracy. Training images are augmented, and seen by the "
+                "weights before averaging.",
+            )
     for attack in attacks_of(table):
         names = "; ".join(curve.name for curve in curves_under(table, attack))
         drawings.append(
             lines_drawing(
                 f"robustness-{attack}",
-                [robustness_panel(table, attack, styles)],
+                [robustness_panel(table, attack, headline.styles)],
                 f"Accuracy against ε under {attack_name(attack)}: {names}; a table below has the numbers",
                 f"{attack_name(attack)}: accuracy against ε. Bands are 95 % Wilson intervals. {NOTES.get(attack, '')}"
                 f"The axis is linear up to {eps_text(eps_of(table)[0])}, then logarithmic.",
@@ -102,31 +97,59 @@ def _drawings(results: Results, headline: Headline) -> list[Drawing]:
             for i, actual in enumerate(classes)
             for j, predicted in enumerate(classes)
         )
-        caption = curve.name if eps else curve.target
+        caption = curve.name if eps else spoken(curve.target)
         add(name, figures.confusion(counts, classes), f"Confusion matrix: {cells}", caption)
     with_entropy = table[table["mean_entropy"].notna()]
     drawings.extend(
         lines_drawing(
             f"entropy-{attack}",
-            [entropy_panel(with_entropy, attack, styles)],
+            [entropy_panel(with_entropy, attack, headline.styles)],
             f"Mean entropy of the predictions against ε under {attack_name(attack)}; a table has the numbers",
             f"{attack_name(attack)}: mean entropy of the predicted probabilities.",
         )
         for attack in attacks_of(with_entropy)
     )
-    kept = [eps for eps in eps_of(table) if kept_path(UNDEFENDED, headline.attack, eps).is_file()]
-    if kept:
-        eps = min(kept, key=lambda eps: abs(eps - headline.eps))
-        shown = examples.of_attack(results.data, results.records, headline.attack, eps)
-        add(
-            f"{IMAGES}attack",
-            figures.image_grid(shown.images, shown.rows, shown.columns, shown.captions),
-            f"Clean, adversarial and denoised images of the classes {', '.join(shown.rows)}",
-            f"{attack_name(headline.attack)} at ε = {eps_text(eps)}/255, crafted on the classifier alone; for "
-            "each class the first test image that it turns wrong (the first of all where there is none). "
-            "Below each image: what the classifier makes of it.",
-        )
-    return drawings
+    return drawings + _under_attack(results.analysis.examples)
+
+
+def _under_attack(shown: UnderAttack) -> list[Drawing]:
+    grids = [
+        pictures.image_grid(shown.pictures.part(columns)) for columns in shared_out(range(len(shown.pictures.columns)))
+    ]
+    return picture_drawings(
+        "attack",
+        grids,
+        f"Clean, adversarial and denoised images of the classes {', '.join(shown.pictures.rows)}",
+        f"{attack_name(shown.attack)} at ε = {eps_text(shown.eps)}/255, crafted on the classifier alone; for each "
+        "class the first test image that it turns wrong (the first of all where there is none). Below each image: "
+        "what the classifier makes of it.",
+    )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was trained, and how it went."""
+
+    of: str
+    history: pd.DataFrame
+    loss: str
+    """What is minimised."""
+
+
+def trainings(results: Results) -> dict[str, Training]:
+    """Classifier, autoencoder, and the defences that were trained, by what their figures' names begin with."""
+    first = {
+        "classifier": Training("classifier", results.classifier_history, "cross-entropy."),
+        "autoencoder": Training(
+            "denoising autoencoder",
+            results.autoencoder_history,
+            "reconstruction loss. It never saw adversarial images.",
+        ),
+    }
+    return first | {
+        f"defence-{name}": Training(spoken(name), history, f"loss; defences.{name} among the parameters says of what.")
+        for name, history in results.defence_histories.items()
+    }
 
 
 def robustness_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -> Panel:
@@ -135,7 +158,7 @@ def robustness_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -
     Args:
         table: robustness table (see :mod:`tasks.reporting.findings`).
         attack: ``fgsm``, ``pgd``, ...
-        styles: by name of the curve.
+        styles: by target.
     """
     lines = _lines(table, attack, "accuracy", styles)
     label = f"accuracy under {attack_name(attack)}"
@@ -150,7 +173,7 @@ def entropy_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -> P
 
 def _lines(table: pd.DataFrame, attack: str, quantity: str, styles: dict[str, int]) -> list[Line]:
     return [
-        line_over_eps(curve.name, curve.rows, quantity, styles[curve.name], dash_of(curve.threat_model))
+        line_over_eps(curve.name, curve.rows, quantity, styles[curve.target], dash_of(curve.threat_model))
         for curve in curves_under(table, attack)
     ]
 

@@ -40,6 +40,8 @@
     const drawing = figure.querySelector("svg");
     const element = document.createElement("div");
     element.className = "plot";
+    // the legend takes from the plot's height
+    element.style.height = `${22 + 0.8 * data.filter((trace) => trace.name).length}rem`;
     element.tabIndex = 0;
     element.setAttribute("role", "group");
     element.setAttribute("aria-label", `${drawing.getAttribute("aria-label")}. Arrow keys tell the values.`);
@@ -47,6 +49,12 @@
     figure.classList.add("live");
     Plotly.newPlot(element, data, { ...common, ...layout }, config);
     answerKeys(element);
+  }
+
+  // paper has room for what readers of the page unfold
+  for (const fold of document.querySelectorAll(".unfolded-in-print")) {
+    fold.open = false;
+    matchMedia("print").addEventListener("change", ({ matches }) => { fold.open = matches; });
   }
 
   if (!explorer) return;
@@ -145,11 +153,6 @@
     );
   }
 
-  // the explorer shows one at a time; paper has room for all
-  for (const fold of document.querySelectorAll(".unfolded-in-print")) {
-    fold.open = false;
-    matchMedia("print").addEventListener("change", ({ matches }) => { fold.open = matches; });
-  }
   figure.hidden = false;
   thumbnail.style.backgroundImage = `url(${explorer.sprite})`;
   thumbnail.style.backgroundSize = `${columns * side * zoom}px auto`;

@@ -16,11 +16,11 @@ from markupsafe import Markup, escape
 
 from tasks.dataset.prepared import Prepared
 from tasks.evaluation.records import CLEAN
-from tasks.reporting.findings import attack_name, eps_text
+from tasks.reporting.findings import attack_name, curve_name, eps_text
 from tasks.reporting.panels import PALETTE, Line, Panel
 
 SCRIPT = Path(__file__).with_name("interactive.js")
-SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x"]
+SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "triangle-left"]
 """Plotly's names of the markers, in the order of those on paper."""
 PLOTLY_DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
 THUMBNAIL = 64
@@ -40,7 +40,8 @@ def line_plot(panel: Panel) -> dict[str, Any]:
             edge = {**group, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
             traces.append({**edge, "y": numbers(line.low)})
             traces.append({**edge, "y": numbers(line.high), "fill": "tonexty", "fillcolor": f"{line.color}29"})
-        marks = {"symbol": SYMBOLS[line.style % len(SYMBOLS)], "size": 8} if panel.drawn == "markers" else {}
+        symbol = SYMBOLS[line.style % len(SYMBOLS)] + "-open" * line.is_hollow
+        marks = {"symbol": symbol, "size": 8} if panel.drawn == "markers" else {}
         traces.append(
             {
                 **group,
@@ -122,10 +123,9 @@ def explorer(
         # most views show the same points
         if pair not in members:
             members.append(pair)
-        threat = "" if target == "undefended" else f", {threat_model}"
         views.append(
             {
-                "features": f"{spaces.get(space, space)}: {target}{threat}",
+                "features": f"{spaces.get(space, space)}: {curve_name(target, threat_model)}",
                 "attack": attack_name(attack),
                 "method": {"pca": "PCA", "tsne": "t-SNE"}.get(method, method),
                 "eps": eps_text(eps),

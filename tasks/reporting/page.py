@@ -21,9 +21,10 @@ from tasks.reporting.findings import (
     eps_text,
     interval,
     percent,
+    spoken,
     with_interval,
 )
-from tasks.reporting.gallery import Drawn, confusions
+from tasks.reporting.gallery import Drawn, confusions, trainings
 from tasks.reporting.results import Results
 from tasks.reporting.sections.features import SPACES
 from tasks.reporting.sections.section import Section, estimate, fixed, point_of
@@ -151,6 +152,7 @@ def _render(template: str, results: Results, headline: Headline, **more: Any) ->
         "number": _number,
         "outcome": _outcome,
         "percent": percent,
+        "spoken": spoken,
         "value": value_text,
         "with_interval": with_interval,
     }
@@ -241,11 +243,12 @@ def _validation_sentence(n_images: int, outcomes: list[str]) -> str:
 
 def _training_sentence(results: Results) -> str:
     parts = []
-    for name, history in (("classifier", results.classifier_history), ("autoencoder", results.autoencoder_history)):
+    for training in trainings(results).values():
+        history = training.history
         best = history[history["best"] == 1].iloc[0]
         accuracy = f", accuracy {percent(best['validation_accuracy'])}" if "validation_accuracy" in history else ""
         parts.append(
-            f"Of the {name}'s {len(history)} epochs, epoch {best['epoch']:.0f} was kept "
+            f"Of the {training.of}'s {len(history)} epochs, epoch {best['epoch']:.0f} was kept "
             f"(validation loss {best['validation_loss']:.4g}{accuracy})."
         )
     return " ".join(parts)

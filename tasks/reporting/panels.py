@@ -1,17 +1,21 @@
 """Panels of lines as data, so that a figure on paper and its interactive twin draw the same numbers."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-PALETTE = ["#333333", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]
+from tasks.reporting.findings import curve_name
+
+PALETTE = ["#333333", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 """Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), which colour-blind readers tell apart."""
+CLEAN_STYLE, ATTACKED_STYLE = 0, len(PALETTE) - 1
+"""Styles of what is clean or right, and of what is attacked or wrong, where lines are no targets."""
 
 Dash = Literal["solid", "dashed", "dotted", "dashdot"]
 DASHES: list[Dash] = ["solid", "dashed", "dotted", "dashdot"]
+CURVE = ["target", "threat_model"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Line:
     def color(self) -> str:
         """As ``#rrggbb``."""
         return PALETTE[self.style % len(PALETTE)]
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether its markers are: colours repeat from threat model to threat model, and dashes are hard to see."""
+        return self.dash != "solid"
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,20 @@ def line_over_eps(name: str, rows: pd.DataFrame, quantity: str = "value", style:
     return Line(name, rows["eps"].to_numpy(float), rows[quantity].to_numpy(float), style, dash, *band)
 
 
+def lines_by_curve(table: pd.DataFrame, styles: dict[str, int]) -> list[Line]:
+    """A line over ε for each target and threat model: colour and marker are the target's, the dash the threat model's.
+
+    Args:
+        table: of one quantity, with ``target``, ``threat_model``, ``eps``, ``value``, ``low`` and ``high``.
+        styles: by target.
+    """
+    curves = {(str(target), str(threat)): rows for (target, threat), rows in table.groupby(CURVE, sort=False)}
+    return [
+        line_over_eps(curve_name(target, threat), rows, style=styles[target], dash=dash_of(threat))
+        for (target, threat), rows in curves.items()
+    ]
+
+
 def dash_of(threat_model: str) -> Dash:
     """Dash of a threat model's lines; solid is the attacker who knows all."""
     return "dashed" if threat_model == "transfer" else "dotted" if threat_model == "black_box" else "solid"
@@ -93,8 +116,3 @@ def dash_of(threat_model: str) -> Dash:
 def over_eps(label: str, lines: list[Line], **more: Any) -> Panel:
     """A panel of lines from :func:`line_over_eps`; ``more`` are fields of :class:`Panel`."""
     return Panel("ε in 1/255", label, lines, x_scale="eps", **more)
-
-
-def styles_of(names: Iterable[str]) -> dict[str, int]:
-    """A style for each name, in order: a line of one name looks the same wherever it is drawn."""
-    return {name: style for style, name in enumerate(dict.fromkeys(names))}

@@ -1,5 +1,6 @@
-"""Figures of images with heat over them, and of features as points; see :mod:`tasks.reporting.figures`."""
+"""Figures of images, with heat over them, and of features as points; see :mod:`tasks.reporting.figures`."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from tasks.evaluation.records import CLEAN
+from tasks.reporting.examples import Pictures
 from tasks.reporting.figures import MARKERS, STYLE, laid_out, shorten
 from tasks.reporting.findings import eps_text
 from tasks.reporting.panels import PALETTE
@@ -17,45 +19,46 @@ from tasks.reporting.panels import PALETTE
 HEAT = "inferno"
 """Perceptually uniform, and readable for the colour-blind and in grey."""
 MAX_OPACITY = 0.75
+SIDE = 2.0
+"""Inches of an image."""
 METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 
 
-def heatmaps(
-    images: np.ndarray, maps: np.ndarray, rows: Sequence[str], columns: Sequence[str], captions: Sequence[Sequence[str]]
-) -> Figure:
-    """Images with their heat maps over them, and the perturbation beside.
+def image_grid(shown: Pictures, maps: dict[int, np.ndarray] | None = None) -> Figure:
+    """Grey images in a labelled grid, some with their heat maps over them.
 
     Args:
-        images: float ``(C, K, H, W)`` in [0, 1]; the first M of K have heat maps.
-        maps: float ``(C, M, h, w)`` in [0, 1]; heat is the less transparent the hotter it is.
-        rows: C labels.
-        columns: K titles.
-        captions: C times M texts to stand below the images.
+        shown: the images.
+        maps: column -> its heat maps, float ``(R, h, w)`` in [0, 1]; heat is the less transparent the hotter it is.
     """
-    n_rows, n_columns = images.shape[:2]
-    n_maps = maps.shape[1]
+    n_rows, n_columns = shown.images.shape[:2]
+    titles = ["\n".join(textwrap.wrap(title, 27)) for title in shown.columns]
+    n_lines = max((title.count("\n") + 1 for title in titles), default=0)
+    width, height = SIDE * n_columns + (0.9 if maps else 0.3), SIDE + 0.25 * bool(shown.captions)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.3 * n_columns + 0.9, 2.5 * n_rows + 0.3))
+        figure = Figure(figsize=(width, height * n_rows + 0.18 * n_lines))
         grid = figure.subplots(n_rows, n_columns, squeeze=False)
         for (row, column), axes in np.ndenumerate(grid):
-            image = images[row, column].astype(np.float32)
+            image = shown.images[row, column].astype(np.float32)
             axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-            if column < n_maps:
-                heat = maps[row, column].astype(np.float32)
+            if maps and column in maps:
+                heat = maps[column][row].astype(np.float32)
                 height, width = image.shape
                 extent = (-0.5, width - 0.5, height - 0.5, -0.5)
                 axes.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=MAX_OPACITY * heat, extent=extent)
-                axes.set_xlabel(shorten(captions[row][column], 32), fontsize=8.5)
+            if shown.captions:
+                axes.set_xlabel(shorten(shown.captions[row][column], 28), fontsize=8.5)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        for axes, label in zip(grid[:, 0], rows, strict=True):
-            axes.set_ylabel(shorten(label, 28))
-        for axes, title in zip(grid[0], columns, strict=True):
+        for axes, label in zip(grid[:, 0], shown.rows, strict=True):
+            axes.set_ylabel(shorten(label, 24))
+        for axes, title in zip(grid[0], titles, strict=False):
             axes.set_title(title)
-        heat_scale = ScalarMappable(Normalize(0, 1), HEAT)
-        bar = figure.colorbar(heat_scale, ax=grid, fraction=0.02, pad=0.01, ticks=[0, 0.5, 1])
-        bar.set_label("evidence for the prediction, share of the map's largest")
-        bar.outline.set_visible(False)
+        if maps:
+            bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), ax=grid, fraction=0.02, pad=0.01)
+            bar.set_ticks([0, 0.5, 1])
+            bar.set_label("evidence for the prediction,\nshare of the map's largest")
+            bar.outline.set_visible(False)
     return laid_out(figure)
 
 

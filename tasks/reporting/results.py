@@ -1,16 +1,17 @@
 """What the earlier steps left, read for the report."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from tasks import paths
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.evaluation.records import read_records
+from tasks.reporting.examples import UnderAttack, read_examples
 
 INPUTS = (
     paths.MANIFEST,
@@ -21,8 +22,6 @@ INPUTS = (
     paths.PIXELS,
     paths.CLASSIFIER_HISTORY,
     paths.AUTOENCODER_HISTORY,
-    paths.AUTOENCODER,
-    paths.RECORDS,
     paths.ROBUSTNESS,
     paths.CONFUSION,
     paths.METRICS,
@@ -45,13 +44,16 @@ INPUTS = (
 )
 
 TEXTS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
-TEXTS += ["class", "metric", "images", "of", "space", "detector"]
+TEXTS += ["class", "metric", "images", "of", "purifier", "space", "detector"]
 """Columns of text."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Tables of the step ``analyze``, which says what their columns are; a table may have no rows."""
+    """Tables of the step ``analyze``, which says what their columns are; a table may have no rows.
+
+    Where images were not purified, ``purifier`` is empty.
+    """
 
     robustness_area: pd.DataFrame
     classification: pd.DataFrame
@@ -67,8 +69,7 @@ class Analysis:
     detection: pd.DataFrame
     roc: pd.DataFrame
     verdict: list[dict[str, Any]]
-    examples: dict[str, np.ndarray]
-    """Pictures of one image a class, with their heat maps, differences and titles."""
+    examples: UnderAttack
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Results:
     dataset_info: dict[str, Any]
     classifier_history: pd.DataFrame
     autoencoder_history: pd.DataFrame
+    defence_histories: dict[str, pd.DataFrame]
+    """Of the defences that were trained, by name."""
     records: pd.DataFrame
     robustness: pd.DataFrame
     confusion: pd.DataFrame
@@ -89,8 +92,11 @@ class Results:
     analysis: Analysis
 
 
-def load_results() -> Results:
+def load_results(benchmark: Sequence[str]) -> Results:
     """Read everything that the report is about.
+
+    Args:
+        benchmark: names of the defences.
 
     Raises:
         FileNotFoundError: a step has not run.
@@ -105,7 +111,10 @@ def load_results() -> Results:
         dataset_info=read_json(paths.DATASET_INFO),
         classifier_history=pd.read_csv(paths.CLASSIFIER_HISTORY),
         autoencoder_history=pd.read_csv(paths.AUTOENCODER_HISTORY),
-        records=read_records(),
+        defence_histories={
+            name: pd.read_csv(path) for name in benchmark if (path := paths.defence_history(name)).is_file()
+        },
+        records=read_records(benchmark),
         robustness=read_table(paths.ROBUSTNESS),
         confusion=read_table(paths.CONFUSION),
         metrics=read_json(paths.METRICS),
@@ -125,7 +134,7 @@ def load_results() -> Results:
             detection=read_table(paths.DETECTION),
             roc=read_table(paths.ROC),
             verdict=read_json(paths.VERDICT),
-            examples=read_arrays(paths.EXAMPLES),
+            examples=read_examples(paths.EXAMPLES),
         ),
     )
 
@@ -135,12 +144,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file by name."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
 def read_table(path: Path) -> pd.DataFrame:
     """A CSV table of the step ``evaluate`` or ``analyze``; classes may be called ``NA`` or ``1`` and stay text."""
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "str"), keep_default_na=False, na_values=[""])
+    table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "str"), keep_default_na=False, na_values=[""])
+    return table.fillna({"purifier": ""})

@@ -1,9 +1,12 @@
 """Whether an input can be told to be adversarial."""
 
+from dataclasses import replace
+
 import pandas as pd
 
-from tasks.reporting.findings import Headline, attack_name, eps_text
-from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps, styles_of
+from tasks.paths import UNDEFENDED
+from tasks.reporting.findings import Headline, attack_name, eps_text, spoken
+from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
     Drawing,
@@ -30,46 +33,48 @@ RATES = {
 }
 
 
+NOTE = (
+    "A detector gives each input a score; above a threshold it raises the alarm. The threshold is chosen on clean "
+    "validation images, so false alarms on test images may differ from what was aimed at. AUROC: 0.5 is guessing, "
+    "1 is perfect. “… and detector” is an attacker who knows the detector and tries to keep the score that the "
+    "image had: that row says the most that a detector is worth."
+)
+
+
 def detection_section(results: Results, headline: Headline) -> Section:
     """ROC curves, AUROC by ε, and what a threshold from the validation images gives."""
+    titles = ("detection", "Detection", "Can an attacked input be detected?")
     table, roc = results.analysis.detection, results.analysis.roc
     point = point_of(table[~table["attack"].str.endswith(KNOWING)] if len(table) else table, headline)
-    section = Section("detection", "Detection", "Can an attacked input be detected?", _answer(table, point))
-    section.notes.append(
-        "A detector gives each input a score; above a threshold it raises the alarm. The threshold is chosen on clean "
-        "validation images, so false alarms on test images may differ from what was aimed at. AUROC: 0.5 is guessing, "
-        "1 is perfect. “… and detector” is an attacker who knows the detector and tries to keep the score that the "
-        "image had: that row says the most that a detector is worth."
-    )
     if point is None:
-        return section
-    styles = styles_of(table["detector"])
+        return Section(*titles, "No detector was put to the test in this run.")
+    styles = {str(detector): number for number, detector in enumerate(table["detector"].unique())}
     shown = [point.attack, f"{point.attack}{KNOWING}"]
     at = roc[(roc["eps"] == point.eps) & roc["attack"].isin(shown)]
-    for (surrogate, attack), curves in at.groupby(["surrogate", "attack"], sort=False):
-        section.drawings.append(_roc(curves, str(surrogate), str(attack), point.eps, styles))
-    for (surrogate, attack), rows in table.groupby(["surrogate", "attack"], sort=False):
-        if rows["eps"].nunique() > 1:
-            section.drawings.append(_auroc_by_eps(rows, str(surrogate), str(attack), styles))
+    drawings = [
+        _roc(curves, str(surrogate), str(attack), point.eps, styles)
+        for (surrogate, attack), curves in at.groupby(["surrogate", "attack"], sort=False)
+    ]
+    drawings += [
+        _auroc_by_eps(rows, str(surrogate), str(attack), styles)
+        for (surrogate, attack), rows in table.groupby(["surrogate", "attack"], sort=False)
+        if rows["eps"].nunique() > 1
+    ]
     caption = "Operating points with 95 % intervals; “successful” are images that the attack turns wrong."
-    section.tables.extend(
-        [
-            _operating_points(
-                f"Under {point}. {caption}", table[(table["eps"] == point.eps) & table["attack"].isin(shown)]
-            ),
-            _operating_points(f"Every attack and ε. {caption}", table, is_folded=True),
-        ]
-    )
-    return section
+    of_point = table[(table["eps"] == point.eps) & table["attack"].isin(shown)]
+    tables = [
+        _operating_points(f"Under {point}. {caption}", of_point),
+        _operating_points(f"Every attack and ε. {caption}", table, is_folded=True),
+    ]
+    return Section(*titles, _answer(table, point), [NOTE], drawings, tables)
 
 
-def _answer(table: pd.DataFrame, point: Point | None) -> str:
-    if point is None or (at := point.of(table).dropna(subset=["auroc"])).empty:
-        return "No detector was put to the test in this run."
+def _answer(table: pd.DataFrame, point: Point) -> str:
+    at = point.of(table).dropna(subset=["auroc"])
     best = at.sort_values("auroc", ascending=False, kind="stable").iloc[0]
     answer = (
         f"The best detector of {point} is the {best['detector']}, with an AUROC of "
-        f"{estimate(best, fixed(2), 'auroc')} (crafted on the target {best['surrogate']}); at a false alarm on "
+        f"{estimate(best, fixed(2), 'auroc')} (crafted on the target {spoken(best['surrogate'])}); at a false alarm on "
         f"{share(best['false_positive_rate'])} of the clean images it detects "
         f"{estimate(best, share, 'detection_rate')}"
     )
@@ -101,13 +106,12 @@ def _roc(table: pd.DataFrame, surrogate: str, attack: str, eps: float, styles: d
         drawn="lines",
         diagonal=True,
     )
-    name = f"{_attack(attack)} at ε = {eps_text(eps)}/255, crafted on the target {surrogate}"
-    return lines_drawing(
-        f"roc-{surrogate}-{attack.replace(' ', '-')}",
-        [panel],
-        f"ROC curves of the detectors: {name}",
-        f"ROC: {name}. The grey diagonal is guessing.",
-        is_interactive=True,
+    return _drawing(
+        "roc",
+        panel,
+        (surrogate, attack),
+        f"ROC, {_attack(attack)} at ε = {eps_text(eps)}/255",
+        "The grey diagonal is guessing.",
     )
 
 
@@ -116,14 +120,24 @@ def _auroc_by_eps(table: pd.DataFrame, surrogate: str, attack: str, styles: dict
         line_over_eps(str(detector), rows, "auroc", styles[str(detector)])
         for detector, rows in table.groupby("detector", sort=False)
     ]
-    name = f"{_attack(attack)}, crafted on the target {surrogate}"
-    return lines_drawing(
-        f"auroc-{surrogate}-{attack.replace(' ', '-')}",
-        [over_eps("AUROC", lines, y_range=(None, 1.02), level=0.5)],
-        f"AUROC of the detectors against ε: {name}",
-        f"AUROC by ε: {name}. Bands are 95 % intervals; the grey line is guessing.",
-        is_interactive=True,
+    panel = over_eps("AUROC", lines, y_range=(None, 1.02), level=0.5)
+    note = "Bands are 95 % intervals; the grey line is guessing."
+    return _drawing("auroc", panel, (surrogate, attack), f"AUROC by ε, {_attack(attack)}", note)
+
+
+def _drawing(kind: str, panel: Panel, crafting: tuple[str, str], title: str, note: str) -> Drawing:
+    """Curves of the detectors; those of what was crafted on defences are folded, and only drawn."""
+    surrogate, attack = crafting
+    is_bare = surrogate == UNDEFENDED
+    title = f"{title}, crafted on the target {spoken(surrogate)}"
+    drawing = lines_drawing(
+        f"{kind}-{surrogate}-{attack.replace(' ', '-')}",
+        [panel],
+        f"Curves of the detectors: {title}",
+        f"{title}. {note}",
+        is_interactive=is_bare,
     )
+    return drawing if is_bare else replace(drawing, group="Crafted on the defended classifier")
 
 
 def _operating_points(caption: str, table: pd.DataFrame, is_folded: bool = False) -> Table:

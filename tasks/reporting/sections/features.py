@@ -4,65 +4,68 @@ import pandas as pd
 
 from tasks.evaluation.verdict import TELLING_AUROC
 from tasks.reporting import pictures
-from tasks.reporting.findings import Headline
-from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps
+from tasks.reporting.findings import Headline, attack_name, curve_name
+from tasks.reporting.panels import Panel, lines_by_curve, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
     Drawing,
     Point,
     Section,
-    curve_name,
+    both_tables,
     estimate,
     fixed,
     lines_drawing,
-    metrics_table,
     point_of,
 )
 
-SPACES = {"classifier": "classifier's last layer but one", "bottleneck": "autoencoder's bottleneck"}
+SPACES = {"classifier": "classifier's last layer but one", "bottleneck": "purifier's bottleneck"}
 AUROCS = {"probe_auroc": "linear probe", "knn_auroc": "vote of the nearest neighbours"}
 KEYS = {"space": "features", "target": "target", "threat_model": "threat model", "attack": "attack"}
 KEYS |= {"eps": "ε in 1/255"}
 TOLD_APART = {"probe_auroc": ("linear probe", fixed(2)), "knn_auroc": ("nearest neighbours", fixed(2))}
 TOLD_APART |= {"silhouette": ("silhouette", fixed(2)), "mmd": ("MMD", fixed(3)), "mmd_p_value": ("MMD, p", fixed(3))}
-CLASSES = {
+METRICS = TOLD_APART | {
     "class_auroc_clean": ("class, clean: probe", fixed(2)),
     "class_auroc_adversarial": ("class, adversarial: probe", fixed(2)),
     "class_silhouette_clean": ("class, clean: silhouette", fixed(2)),
     "class_silhouette_adversarial": ("class, adversarial: silhouette", fixed(2)),
 }
+ONE, AUROC = (-0.02, 1.02), (None, 1.02)
+PANELS: dict[str, tuple[str, float, tuple[float | None, float | None]]] = {
+    "probe_auroc": ("AUROC of a linear probe", 0.5, AUROC),
+    "knn_auroc": ("AUROC of nearest neighbours", 0.5, AUROC),
+    "class_auroc_clean": ("class AUROC, clean images", 0.5, AUROC),
+    "silhouette": ("silhouette", 0.0, (None, None)),
+    "mmd_p_value": ("p-value of the MMD", 0.05, ONE),
+    "class_auroc_adversarial": ("class AUROC, adversarial", 0.5, AUROC),
+}
+"""Metric -> label, level of chance, and range of the axis."""
+NOTE = (
+    "AUROC of a linear probe and of nearest neighbours, cross-validated in all dimensions: 0.5 means that nothing "
+    f"tells adversarial features from clean ones, 1 that everything does; below {TELLING_AUROC} they are said to "
+    "overlap. Silhouette: from -1 to 1, near 0 when the "
+    "two lie within each other. MMD (maximum mean discrepancy): distance of two distributions; a small p says that "
+    "chance alone hardly gives it. Pictures of two dimensions (PCA, t-SNE) illustrate; they decide nothing."
+)
 
 
 def features_section(results: Results, headline: Headline) -> Section:
     """Embeddings by ε, what tells clean from adversarial features, and whether the classes stay apart."""
+    titles = ("features", "Features", "Do clean and adversarial features overlap?")
     table, embeddings = results.analysis.features, results.analysis.embeddings
     point = point_of(table, headline)
-    section = Section("features", "Features", "Do clean and adversarial features overlap?", _answer(table, point))
-    section.notes.append(
-        "AUROC of a linear probe and of nearest neighbours, cross-validated in all dimensions: 0.5 means that nothing "
-        f"tells adversarial features from clean ones, 1 that everything does; below {TELLING_AUROC} they are said to "
-        "overlap. Silhouette: from -1 to 1, near 0 when the "
-        "two lie within each other. MMD (maximum mean discrepancy): distance of two distributions; a small p says that "
-        "chance alone hardly gives it. Pictures of two dimensions (PCA, t-SNE) illustrate; they decide nothing."
-    )
-    if at := point_of(embeddings, headline):
-        section.drawings.extend(_embeddings(embeddings[embeddings["attack"] == at.attack], results.data.classes, at))
-    if point:
-        section.drawings.extend(_by_eps(table, point))
-        caption = "Clean against adversarial features, and the classes within each, with 95 % intervals."
-        metrics = TOLD_APART | CLASSES
-        section.tables.extend(
-            [
-                metrics_table(f"Under {point}. {caption}", point.of(table), KEYS, metrics),
-                metrics_table(f"Every ε. {caption}", table, KEYS, metrics, is_folded=True),
-            ]
-        )
-    return section
-
-
-def _answer(table: pd.DataFrame, point: Point | None) -> str:
     if point is None:
-        return "Features were not compared in this run."
+        return Section(*titles, "Features were not compared in this run.")
+    drawings = [
+        *_embeddings(embeddings[embeddings["attack"] == point.attack], results.data.classes, point),
+        *_by_eps(table, point, headline.styles),
+    ]
+    caption = "Clean against adversarial features, and the classes within each, with 95 % intervals."
+    tables = both_tables(point, caption, table, KEYS, METRICS)
+    return Section(*titles, _answer(table, point), [NOTE], drawings, tables)
+
+
+def _answer(table: pd.DataFrame, point: Point) -> str:
     aurocs = point.of(table[table["metric"].isin(AUROCS)]).dropna(subset=["value"])
     told = []
     for space, rows in aurocs.groupby("space", sort=False):
@@ -91,7 +94,7 @@ def _embeddings(table: pd.DataFrame, classes: tuple[str, ...], point: Point) -> 
                 f"embeddings-{space}-{target}-{threat_model}",
                 pictures.embeddings(rows, classes),
                 f"PCA and t-SNE of the features of the {SPACES[str(space)]}, {name}, by ε",
-                f"Features of the {SPACES[str(space)]}; {name}, {point.attack.upper()}. Hollow: clean; filled: "
+                f"Features of the {SPACES[str(space)]}; {name}, {attack_name(point.attack)}. Hollow: clean; filled: "
                 "adversarial; colour and shape are the class. Axes have no unit.",
                 group="All embeddings, by ε",
             )
@@ -99,47 +102,22 @@ def _embeddings(table: pd.DataFrame, classes: tuple[str, ...], point: Point) -> 
     return drawings
 
 
-def _by_eps(table: pd.DataFrame, point: Point) -> list[Drawing]:
-    rows = table[table["attack"] == point.attack]
-
-    def lines(metric: str) -> list[Line]:
-        groups = rows[rows["metric"] == metric].groupby(["space", "target", "threat_model"], sort=False)
-        return [
-            line_over_eps(
-                f"{space}: {curve_name(str(target), str(threat_model))}",
-                of_line,
-                style=style,
-                dash=dash_of(str(threat_model)),
-            )
-            for style, ((space, target, threat_model), of_line) in enumerate(groups)
+def _by_eps(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> list[Drawing]:
+    drawings = []
+    for space, rows in table[table["attack"] == point.attack].groupby("space", sort=False):
+        panels: list[Panel] = [
+            over_eps(label, lines_by_curve(rows[rows["metric"] == metric], styles), level=level, y_range=y_range)
+            for metric, (label, level, y_range) in PANELS.items()
         ]
-
-    def panel(metric: str, label: str, level: float, y_range: tuple[float | None, float | None]) -> Panel:
-        return over_eps(label, lines(metric), level=level, y_range=y_range)
-
-    aurocs = (None, 1.02)
-    apart = [
-        panel("probe_auroc", "AUROC of a linear probe", 0.5, aurocs),
-        panel("knn_auroc", "AUROC of nearest neighbours", 0.5, aurocs),
-        panel("silhouette", "silhouette", 0.0, (None, None)),
-        panel("mmd_p_value", "p-value of the MMD", 0.05, (-0.02, 1.02)),
-    ]
-    classes = [
-        panel("class_auroc_clean", "class AUROC, clean images", 0.5, aurocs),
-        panel("class_auroc_adversarial", "class AUROC, adversarial", 0.5, aurocs),
-    ]
-    return [
-        lines_drawing(
-            "features-by-eps",
-            apart,
-            f"How well clean and adversarial features are told apart, against ε under {point.attack}",
-            "Clean against adversarial features. Bands are 95 % intervals; grey lines: chance (0.5, 0) and p = 0.05.",
-            n_columns=2,
-        ),
-        lines_drawing(
-            "features-classes",
-            classes,
-            f"How well the classes are told apart in clean and in adversarial features, against ε under {point.attack}",
-            "Do the classes stay apart? AUROC of a probe for the class, in clean and in adversarial features.",
-        ),
-    ]
+        where = SPACES[str(space)]
+        drawings.append(
+            lines_drawing(
+                f"features-{space}",
+                panels,
+                f"How well clean and adversarial features of the {where} are told apart, and the classes in them, "
+                f"against ε under {point.attack}",
+                f"Features of the {where}, clean against adversarial; right: AUROC of a probe for the class, in clean "
+                "and in adversarial features. Bands are 95 % intervals; grey lines: chance (0.5, 0) and p = 0.05.",
+            )
+        )
+    return drawings

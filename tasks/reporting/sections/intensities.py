@@ -1,173 +1,166 @@
-"""What attack and autoencoder do to the grey levels, and at which fineness."""
+"""What attacks and purifiers do to the grey levels, and at which fineness."""
 
-import numpy as np
 import pandas as pd
 
 from tasks.evaluation.records import CLEAN
-from tasks.reporting import figures
-from tasks.reporting.findings import Headline
-from tasks.reporting.panels import DASHES, Line, Panel, over_eps
+from tasks.paths import UNDEFENDED
+from tasks.reporting import pictures
+from tasks.reporting.examples import UnderAttack, shared_out
+from tasks.reporting.findings import Headline, attack_name, eps_text, spoken
+from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
-    IMAGES,
+    DOTTED,
     Drawing,
     Point,
     Section,
+    both_tables,
     estimate,
     fixed,
     lines_drawing,
     lines_of_images,
-    metrics_table,
+    picture_drawings,
     point_of,
 )
 
 ALL = "all"
+MAX_CLASSES = 3
+"""Classes whose histograms are drawn, at most."""
 METRICS = {"wasserstein": ("Wasserstein, grey levels", fixed(2)), "ks": ("Kolmogorov-Smirnov", fixed(3))}
-KEYS = {"surrogate": "crafted on", "attack": "attack", "eps": "ε in 1/255", "images": "images", "class": "class"}
-STYLES = {CLEAN: 0, "adversarial": 4, "denoised": 2}
-SPECTRA = {"clean images": 0, "perturbation": 4, "perturbation, denoised": 2}
+KEYS = {"surrogate": "crafted on", "attack": "attack", "eps": "ε in 1/255", "images": "images", "purifier": "purifier"}
+KEYS |= {"class": "class"}
+NOTE = (
+    "Wasserstein distance: how far the grey levels have to be moved on average to turn one distribution into the "
+    "other, of 255. Kolmogorov-Smirnov: the largest gap between the two cumulative distributions, from 0 to 1. "
+    "Both compare distributions, not single pixels: they are small when as many pixels got lighter as darker."
+)
 
 
 def intensities_section(results: Results, headline: Headline) -> Section:
     """Histograms by class, distances of distributions by ε, and power spectra."""
-    table = results.analysis.intensity
+    titles = ("intensities", "Intensities", "Pixel intensities")
+    analysis, styles = results.analysis, headline.styles
+    table = analysis.intensity
     point = point_of(table, headline)
-    section = Section("intensities", "Intensities", "Pixel intensities", _answer(table, point))
-    section.notes.append(
-        "Wasserstein distance: how far the grey levels have to be moved on average to turn one distribution into the "
-        "other, of 255. Kolmogorov-Smirnov: the largest gap between the two cumulative distributions, from 0 to 1. "
-        "Both compare distributions, not single pixels: they are small when as many pixels got lighter as darker."
-    )
-    section.drawings.append(_differences(results.analysis.examples))
-    histograms, spectrum = results.analysis.intensity_histograms, results.analysis.spectrum
-    if at := point_of(histograms, headline):
-        section.drawings.append(_histograms(histograms, at))
-    if point:
-        section.drawings.append(_by_eps(table, point))
-    if at := point_of(spectrum, headline):
-        section.drawings.append(_spectrum(spectrum, at))
-    if point:
-        caption = "Distance of the grey levels from those of the clean images, with 95 % intervals."
-        of_clean = table[table["attack"] == CLEAN]
-        shown = pd.concat([of_clean, point.of(table)])
-        section.tables.extend(
-            [
-                metrics_table(f"Under {point}. {caption}", shown[shown["class"] == ALL], KEYS, METRICS),
-                metrics_table(f"Every ε and class. {caption}", table, KEYS, METRICS, is_folded=True),
-            ]
-        )
-    return section
-
-
-def _differences(shown: dict[str, np.ndarray]) -> Drawing:
-    rows, columns = shown["rows"].tolist(), shown["difference_columns"].tolist()
-    return Drawing(
-        f"{IMAGES}differences",
-        figures.image_grid(shown["differences"], rows, columns, []),
-        f"Differences between images of {', '.join(rows)}: {', '.join(columns)}",
-        "What differs, amplified about mid grey by the factor above it: the perturbation; what the autoencoder does to "
-        "the clean image; and what is left of the perturbation behind the autoencoder.",
-    )
-
-
-def _answer(table: pd.DataFrame, point: Point | None) -> str:
     if point is None:
-        return "Grey levels were not compared in this run."
-    rows = table[(table["class"] == ALL) & (table["metric"] == "wasserstein")]
-    rows = rows[rows["surrogate"] == rows["surrogate"].iloc[0]]
+        return Section(*titles, "Grey levels were not compared in this run.")
+    drawings = [
+        *_differences(analysis.examples),
+        _histograms(analysis.intensity_histograms, point, styles),
+        _by_eps(table, point, styles),
+        _spectrum(analysis.spectrum, point, styles),
+    ]
+    caption = "Distance of the grey levels from those of the clean images, with 95 % intervals."
+    tables = both_tables(point, caption, table, KEYS, METRICS, brief=table[table["class"] == ALL])
+    return Section(*titles, _answer(table, point), [NOTE], drawings, tables)
+
+
+def _differences(shown: UnderAttack) -> list[Drawing]:
+    differences = shown.differences
+    return picture_drawings(
+        "differences",
+        [pictures.image_grid(differences.part(columns)) for columns in shared_out(range(len(differences.columns)))],
+        f"Differences between images of {', '.join(differences.rows)}: {', '.join(differences.columns)}",
+        "What differs, amplified about mid grey by the factor above it: the perturbation "
+        f"({attack_name(shown.attack)} at ε = {eps_text(shown.eps)}/255); what a purifier does to the clean image; and "
+        "what is left of the perturbation behind it.",
+    )
+
+
+def _answer(table: pd.DataFrame, point: Point) -> str:
+    rows = table[(table["class"] == ALL) & (table["metric"] == "wasserstein") & (table["surrogate"] == UNDEFENDED)]
     attacked = point.of(rows)
-    adversarial = attacked[attacked["images"] == "adversarial"].iloc[0]
+    adversarial = attacked[attacked["purifier"] == ""].iloc[0]
     answer = (
         f"{point} shifts the distribution of grey levels by {estimate(adversarial, fixed(2))} of 255 levels "
         "(Wasserstein distance)"
     )
-    denoised = rows[(rows["attack"] == CLEAN) & (rows["images"] == "denoised")]
+    denoised = rows[rows["attack"] == CLEAN].sort_values("value", kind="stable")
     if denoised.empty:
         return f"{answer}."
-    reference = denoised.iloc[0]
-    compared = "more than" if adversarial["low"] > reference["high"] else "about as much as"
-    compared = "less than" if adversarial["high"] < reference["low"] else compared
-    return f"{answer}, {compared} the autoencoder shifts clean images: {estimate(reference, fixed(2))}."
+    least = denoised.iloc[0]
+    compared = "more than" if adversarial["low"] > least["high"] else "about as much as"
+    compared = "less than" if adversarial["high"] < least["low"] else compared
+    among = f", the gentlest of {len(denoised)} purifiers," if len(denoised) > 1 else ""
+    return (
+        f"{answer}, {compared} the {spoken(least['purifier'])}{among} shifts clean images: {estimate(least, fixed(2))}."
+    )
 
 
-def _histograms(table: pd.DataFrame, point: Point) -> Drawing:
+def _kinds(purifiers: pd.Series, styles: dict[str, int]) -> dict[tuple[str, str], tuple[str, int]]:
+    """Kinds of images by (kind, purifier), in the order of legends, each with its name and style."""
+    kinds = {("clean", ""): ("clean", CLEAN_STYLE), ("adversarial", ""): ("adversarial", ATTACKED_STYLE)}
+    named = {("denoised", name): (f"denoised by {spoken(name)}", styles[name]) for name in purifiers.unique() if name}
+    return kinds | named
+
+
+def _histograms(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> Drawing:
     """A column a class; above the shares, below their difference from the clean images'."""
-    table = table[(table["images"] == CLEAN) | ((table["attack"] == point.attack) & (table["eps"] == point.eps))]
-    surrogate = table["surrogate"].iloc[0]
-    table = table[table["surrogate"] == surrogate].drop_duplicates(["images", "class", "level"])
-    shares, differences = [], []
-    classes = [name for name in table["class"].unique() if name != ALL] or [ALL]
-    for name in classes[:3]:
-        of_class = table[table["class"] == name]
-        wide = of_class.pivot(index="level", columns="images", values="share").sort_index()
-        shown = [images for images in STYLES if images in wide]
-        shares.append(
-            Panel(
-                "grey level",
-                "share of the pixels",
-                [_line(images, wide[images]) for images in shown],
-                title=f"class {name}",
-                y_scale="share",
-                y_range=(0, float(wide.iloc[1:-1].to_numpy().max()) * 1.15),
-                drawn="steps",
-            )
+    table = table[table["surrogate"] == UNDEFENDED]
+    table = pd.concat([table[table["images"] == CLEAN], point.of(table)])
+    kinds = _kinds(table["purifier"], styles)
+    shares: list[Panel] = []
+    differences: list[Panel] = []
+    classes = [name for name in table["class"].unique() if name != ALL]
+    for name in classes[:MAX_CLASSES]:
+        of_class = table[table["class"] == name].set_index("level").groupby(["images", "purifier"])["share"]
+        found = {kind: share.sort_index() for kind, share in of_class}
+        shown = {kind: found[kind] for kind in kinds if kind in found}
+        moved = {kind: share - shown[CLEAN, ""] for kind, share in shown.items() if kind != (CLEAN, "")}
+        highest, largest = (
+            1.15 * max(float(share.iloc[1:-1].abs().max()) for share in each.values()) for each in (shown, moved)
         )
-        moved = {images: wide[images] - wide[CLEAN] for images in shown if images != CLEAN}
-        largest = 1.15 * max((float(each.iloc[1:-1].abs().max()) for each in moved.values()), default=0.0)
-        differences.append(
-            Panel(
-                "grey level",
-                "difference from clean",
-                [_line(images, each) for images, each in moved.items()],
-                y_scale="share",
-                y_range=(-largest or None, largest or None),
-                drawn="steps",
-                level=0.0,
+        for panels, label, each, y_range, title in (
+            (shares, "share of the pixels", shown, (0, highest), f"class {name}"),
+            (differences, "difference from clean", moved, (-largest or None, largest or None), ""),
+        ):
+            lines = [_line(*kinds[kind], share, dashed=kind[0] == "denoised") for kind, share in each.items()]
+            panels.append(
+                Panel("grey level", label, lines, title, y_scale="share", y_range=y_range, drawn="steps", level=0.0)
             )
-        )
     return lines_drawing(
         "intensity-histograms",
         shares + differences,
         f"Histograms of grey levels by class: clean, adversarial and denoised, {point}",
-        f"Grey levels of all test images, {point}, crafted on the target {surrogate}. Above: shares of the pixels; "
+        f"Grey levels of all test images, {point}, crafted on the bare classifier. Above: shares of the pixels; "
         "below: adversarial or denoised minus clean. Black and white may rise out of the picture.",
         n_columns=len(shares),
     )
 
 
-def _line(images: str, shares: "pd.Series[float]") -> Line:
-    dash = DASHES[images == "denoised"]
-    return Line(images, shares.index.to_numpy(float), shares.to_numpy(float), STYLES[images], dash)
+def _line(name: str, style: int, values: "pd.Series[float]", dashed: bool) -> Line:
+    """A line over the index of its values."""
+    return Line(name, values.index.to_numpy(float), values.to_numpy(float), style, "dashed" if dashed else "solid")
 
 
-def _by_eps(table: pd.DataFrame, point: Point) -> Drawing:
+def _by_eps(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> Drawing:
     rows = table[table["attack"].isin([point.attack, CLEAN]) & (table["class"] == ALL)]
-    panels = []
-    for metric, (label, _) in METRICS.items():
-        panels.append(over_eps(label, lines_of_images(rows[rows["metric"] == metric]), y_range=(0, None)))
+    panels = [
+        over_eps(label, lines_of_images(rows[rows["metric"] == metric], styles), y_range=(0, None))
+        for metric, (label, _) in METRICS.items()
+    ]
     return lines_drawing(
         "intensity-by-eps",
         panels,
         f"Wasserstein and Kolmogorov-Smirnov distance of grey levels against ε under {point.attack}",
-        "Distance of the grey levels from those of the clean images. Bands are 95 % intervals; at ε = 0: the clean "
-        "images behind the autoencoder.",
+        f"Distance of the grey levels from those of the clean images. {DOTTED}",
     )
 
 
-def _spectrum(table: pd.DataFrame, point: Point) -> Drawing:
-    at = pd.concat([table[table["attack"] == CLEAN], point.of(table)])
-    at = at[at["surrogate"] == at["surrogate"].iloc[0]]
+def _spectrum(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> Drawing:
+    table = table[(table["surrogate"] == UNDEFENDED) & (table["frequency"] > 0)]
+    shown = pd.concat([table[table["attack"] == CLEAN], point.of(table)]).sort_values("frequency", kind="stable")
+    kinds = {"clean images": CLEAN_STYLE, "perturbation": ATTACKED_STYLE}
     lines = []
-    for of, style in SPECTRA.items():
-        rows = at[(at["of"] == of) & (at["frequency"] > 0)].sort_values("frequency")
-        if len(rows):
-            dash = DASHES[of.endswith("denoised")]
-            lines.append(Line(of, rows["frequency"].to_numpy(float), rows["power"].to_numpy(float), style, dash))
+    for names, rows in shown.groupby(["of", "purifier"], sort=False):
+        (of, purifier), power = map(str, names), rows.set_index("frequency")["power"]
+        name = f"perturbation, denoised by {spoken(purifier)}" if purifier else of
+        lines.append(_line(name, styles[purifier] if purifier else kinds[of], power, dashed=bool(purifier)))
     panel = Panel("frequency (cycles per pixel)", "power", lines, x_scale="frequency", y_scale="log", drawn="lines")
     return lines_drawing(
         "spectrum",
         [panel],
-        f"Power by spatial frequency of clean images, of the perturbation, and of what the autoencoder leaves, {point}",
+        f"Power by spatial frequency of clean images, of the perturbation, and of what purifiers leave of it, {point}",
         f"Where in fineness the perturbation lives, {point}: power by spatial frequency, coarse structures left, the "
-        "finest right; both axes are logarithmic. Dashed: what is left of the perturbation behind the autoencoder.",
+        "finest right; both axes are logarithmic. Dashed: what is left of the perturbation behind a purifier.",
     )

@@ -11,11 +11,17 @@ from matplotlib.figure import Figure
 from tasks.evaluation.records import CLEAN
 from tasks.paths import UNDEFENDED
 from tasks.reporting import figures, interactive
-from tasks.reporting.findings import Headline, attack_name, eps_text
-from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps
+from tasks.reporting.findings import Headline, attack_name, curve_name, eps_text, spoken
+from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps
 
 IMAGES = "images-"
 """How the names of figures begin that show images of the data set, whose licence they come under."""
+
+DOTTED = (
+    "Dotted: adversarial images as they are; the other lines: behind the purifier of that target, at ε = 0 the clean "
+    "images. Bands are 95 % intervals."
+)
+"""What captions say of :func:`lines_of_images`."""
 
 Format = Callable[[float], str]
 
@@ -88,29 +94,29 @@ def point_of(table: pd.DataFrame, headline: Headline) -> Point | None:
     return Point(attack, min(map(float, eps), key=lambda eps: abs(math.log(eps / headline.eps))))
 
 
-def lines_of_images(rows: pd.DataFrame) -> list[Line]:
-    """Lines over ε of adversarial and of denoised images, one of each for every surrogate.
+def lines_of_images(rows: pd.DataFrame, styles: dict[str, int]) -> list[Line]:
+    """Lines over ε of adversarial images as they are (dotted), and of what each target's purifier makes of them.
+
+    The latter look and are called as the target's curves are elsewhere, and begin with clean images.
 
     Args:
-        rows: of one metric and attack, with ``images``, ``surrogate``, ``eps``, ``value``, ``low`` and ``high``.
+        rows: of one metric and attack, and of clean images, with ``surrogate``, ``attack``, ``eps``, ``purifier``,
+            ``value``, ``low`` and ``high``.
+        styles: by target.
     """
-    surrogates = list(dict.fromkeys(rows["surrogate"]))
-    return [
-        line_over_eps(
-            f"{images}, crafted on {surrogate}",
-            of_line,
-            style=styles[number % len(styles)],
-            dash=DASHES[number % len(DASHES)],
-        )
-        for images, styles in {"adversarial": (4, 1, 5), "denoised": (2, 6, 3)}.items()
-        for number, surrogate in enumerate(surrogates)
-        if len(of_line := rows[(rows["images"] == images) & (rows["surrogate"] == surrogate)])
-    ]
-
-
-def curve_name(target: str, threat_model: str) -> str:
-    """As the accuracy curves are called: ``undefended``, ``autoencoder, transfer``."""
-    return target if target == UNDEFENDED or threat_model == "none" else f"{target}, {threat_model}"
+    clean, attacked = rows[rows["attack"] == CLEAN], rows[rows["attack"] != CLEAN]
+    lines = []
+    for names, of_line in attacked.groupby(["surrogate", "purifier"], sort=False):
+        surrogate, purifier = map(str, names)
+        if purifier:
+            threat_model = "adaptive" if purifier == surrogate else "transfer"
+            from_clean = pd.concat([clean[clean["purifier"] == purifier], of_line])
+            name, dash = curve_name(purifier, threat_model), dash_of(threat_model)
+            lines.append(line_over_eps(name, from_clean, style=styles[purifier], dash=dash))
+        else:
+            name = f"crafted on {spoken(surrogate)}"
+            lines.append(line_over_eps(name, of_line, style=styles[surrogate], dash="dotted"))
+    return lines
 
 
 def lines_drawing(
@@ -156,10 +162,24 @@ def estimate(row: Any, form: Format = plain, quantity: str = "value") -> str:
     return f"{value} [{form(low).removesuffix(' %')}, {form(high).removesuffix(' %')}]"
 
 
-def by_curve(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows of each target and threat model, by the name of the curve."""
-    groups = table.groupby(["target", "threat_model"], sort=False)
-    return {curve_name(str(target), str(threat_model)): rows for (target, threat_model), rows in groups}
+def undefended_and_defended(rows: pd.DataFrame, form: Format) -> str:
+    """The undefended target's number, then the least and the most of the defended ones with their names.
+
+    Args:
+        rows: one of each target and threat model, with ``value``, ``low`` and ``high``.
+        form: how to write one number.
+    """
+
+    def told(row: Any) -> str:
+        return f"{estimate(row, form)} ({curve_name(row['target'], row['threat_model'])})"
+
+    is_bare = rows["target"] == UNDEFENDED
+    bare = ", ".join(told(row) for _, row in rows[is_bare].iterrows())
+    defended = [told(row) for _, row in rows[~is_bare].sort_values("value", kind="stable").iterrows()]
+    if not defended:
+        return bare
+    between = defended[0] if len(defended) == 1 else f"between {defended[0]} and {defended[-1]}"
+    return f"{bare} and, with a defence in front, {between}"
 
 
 def metrics_table(
@@ -192,8 +212,57 @@ def metrics_table(
     return Table(caption, heads, rows, is_folded)
 
 
+def both_tables(
+    point: Point,
+    caption: str,
+    table: pd.DataFrame,
+    keys: dict[str, str],
+    metrics: dict[str, tuple[str, Format]],
+    counts: dict[str, str] | None = None,
+    brief: pd.DataFrame | None = None,
+) -> list[Table]:
+    """What is under the point, and clean images, then, folded, all rows.
+
+    Args:
+        point: attack and ε.
+        caption: what the tables have in common.
+        table: as :func:`metrics_table` takes it, and the other arguments, too.
+        keys: see there.
+        metrics: see there.
+        counts: see there.
+        brief: rows of the table from which the first takes its own, if not from all.
+    """
+    brief = table if brief is None else brief
+    clean = brief[brief["attack"] == CLEAN]
+    of_point = pd.concat([clean, point.of(brief)])
+    shown = f"Under {point}" if clean.empty else f"Clean images, and under {point}"
+    return [
+        metrics_table(f"{shown}. {caption}", of_point, keys, metrics, counts),
+        metrics_table(f"Every attack and ε. {caption}", table, keys, metrics, counts, is_folded=True),
+    ]
+
+
 def key_text(key: str, value: Any) -> str:
-    """A key's value as people write it."""
-    if key == "eps":
-        return eps_text(value)
-    return attack_name(value) if key == "attack" else str(value)
+    """A key's value as people write it; an empty one is a dash."""
+    match key:
+        case "eps":
+            return eps_text(value)
+        case "attack":
+            return attack_name(value)
+        case "target" | "surrogate" | "purifier":
+            return spoken(value) or "–"
+        case _:
+            return str(value)
+
+
+def picture_drawings(name: str, figures: Sequence[Figure], alt: str, caption: str) -> list[Drawing]:
+    """Figures of images that belong together; the first carries the words for all."""
+    return [
+        Drawing(
+            f"{IMAGES}{name}-{number}" if number else f"{IMAGES}{name}",
+            figure,
+            alt,
+            "Continued." if number else caption,
+        )
+        for number, figure in enumerate(figures)
+    ]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.reporting.findings import Headline, attack_name
-from tasks.reporting.sections.section import Table, curve_name, estimate, share
+from tasks.reporting.findings import Headline, attack_name, curve_name
+from tasks.reporting.sections.section import Table, estimate, share, undefended_and_defended
 
 HOLDS, FALLS, OPEN = "holds", "does not hold", "can't be told"
 BADGES = {HOLDS: "HOLDS", FALLS: "FALLS", OPEN: "OPEN"}
@@ -59,5 +59,7 @@ def area_sentence(area: pd.DataFrame, headline: Headline) -> str:
     rows = area[area["attack"] == headline.attack]
     if rows.empty:
         return "The area under these curves was not computed in this run."
-    told = [f"{estimate(row, share)} ({curve_name(row['target'], row['threat_model'])})" for _, row in rows.iterrows()]
-    return f"Averaged over the octaves of ε, {attack_name(headline.attack)} leaves an accuracy of {', '.join(told)}."
+    return (
+        f"Averaged over the octaves of ε, {attack_name(headline.attack)} leaves an accuracy of "
+        f"{undefended_and_defended(rows, share)}."
+    )
