@@ -344,3 +344,9 @@ def test_a_data_set_without_test_images_is_refused(workspace: Path, params_with:
     table.assign(split=table["split"].replace("test", "train")).to_parquet(paths.SPLIT)
     with pytest.raises(ValueError, match=r"raise prepare.split.test_fraction"):
         run(params_with(SMALL))
+
+
+def test_images_of_another_attack_are_not_transferred(workspace: Path, params_with: Callable[..., Params]) -> None:
+    run(params_with(SMALL))
+    with pytest.raises(ValueError, match=r"fgsm-eps0.5.npz is of other images: run the step attack again"):
+        attack_defence(params_with(SMALL | {"attack.max_images": 8}), Tracker(), "autoencoder")

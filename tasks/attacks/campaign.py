@@ -76,7 +76,7 @@ def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path
         checkpoints: where shards are kept.
 
     Raises:
-        ValueError: there are no test images.
+        ValueError: there are no test images, or those of the step ``attack`` were others.
         FileNotFoundError: a model, or what is to be transferred, is missing.
     """
     tracker.dataset(paths.PREPARE, "prepared", "attack")
@@ -154,13 +154,15 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
 def transfer(campaign: Campaign, kind: str, eps: float) -> pa.Table:
     """Records of what the target makes of the images that were crafted on the undefended classifier."""
     kept = load_kept(campaign.data, UNDEFENDED, kind, eps)
-    assert np.array_equal(kept.rows, campaign.rows), "DVC runs the step attack first, with the same parameters"
+    if not np.array_equal(kept.rows, campaign.rows):
+        raise ValueError(f"{kept_path(UNDEFENDED, kind, eps)} is of other images: run the step attack again")
     observed, norms = [], []
     for start in range(0, len(kept.rows), campaign.settings.batch_size):
         part = slice(start, start + campaign.settings.batch_size)
         adversarial = kept.images(part)
         observed.append(observe(campaign.target, adversarial))
         norms.append(perturbation_norms(campaign.data.floats(kept.rows[part]), adversarial))
+    log.info("%s at eps %g crafted on %s, seen by %s", kind, eps, UNDEFENDED, campaign.name)
     of_all = {norm: np.concatenate([of_batch[norm] for of_batch in norms]) for norm in norms[0]}
     return records_of(campaign, kept.rows, "transfer", kind, eps, joined(observed), of_all)
 
