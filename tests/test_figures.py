@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from tasks.reporting import figures, pictures
-from tasks.reporting.examples import Pictures, shared_out
+from tasks.reporting.examples import Pictures, by_purifier, shared_out
 from tasks.reporting.gallery import entropy_panel, robustness_panel
 from tasks.reporting.panels import PALETTE, Line, Panel, over_eps
 
@@ -160,11 +160,18 @@ def test_image_grid_shows_the_pixels_on_one_grey_scale() -> None:
     assert [axes.get_title() for axes in figure.axes[:3]] == ["x", "y", "z"]
 
 
-@pytest.mark.parametrize(("n_columns", "expected"), [(5, [5]), (7, [7]), (9, [4, 5]), (15, [5, 5, 5])])
-def test_columns_are_shared_out_to_figures_that_can_be_read(n_columns: int, expected: list[int]) -> None:
-    parts = shared_out(range(n_columns))
-    assert [len(part) for part in parts] == expected
-    assert [column for part in parts for column in part] == list(range(n_columns))
+@pytest.mark.parametrize(
+    ("n_purifiers", "expected"),
+    [(0, ["abc"]), (1, ["abcde"]), (2, ["abcdefg"]), (3, ["abcdefg", "hi"]), (6, ["abcdefg", "hijklm", "no"])],
+)
+def test_columns_fill_figures_that_can_be_read_and_a_purifiers_stay_together(
+    n_purifiers: int, expected: list[str]
+) -> None:
+    shown = Pictures(
+        np.zeros((1, 3 + 2 * n_purifiers, 2, 2)), ["row"], list("abcdefghijklmno"[: 3 + 2 * n_purifiers]), []
+    )
+    parts = [shown.part(columns) for columns in shared_out(by_purifier(shown, n_first=3))]
+    assert ["".join(part.columns) for part in parts] == expected
 
 
 def test_the_same_figure_gives_the_same_bytes(table: pd.DataFrame) -> None:

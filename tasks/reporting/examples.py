@@ -1,8 +1,7 @@
 """Images that the report shows: some of each class, and one of each class under attack."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +55,19 @@ class UnderAttack:
     """What differs between two pictures, amplified about mid grey."""
 
 
-def shared_out(columns: Sequence[int]) -> list[Sequence[int]]:
-    """Columns of each figure: as many in each as can be, and not more than ``MAX_COLUMNS``."""
-    n_figures = -(-len(columns) // MAX_COLUMNS)
-    edges = np.linspace(0, len(columns), n_figures + 1).round().astype(int)
-    return [columns[begin:end] for begin, end in pairwise(edges)]
+def shared_out(groups: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Columns of each figure: groups of them stay together, and fill figures of at most ``MAX_COLUMNS``."""
+    parts: list[list[int]] = [[]]
+    for group in groups:
+        if len(parts[-1]) + len(group) > MAX_COLUMNS:
+            parts.append([])
+        parts[-1].extend(group)
+    return parts
+
+
+def by_purifier(shown: Pictures, n_first: int) -> list[range]:
+    """Columns that come first, then the two of each purifier."""
+    return [range(n_first), *(range(first, first + 2) for first in range(n_first, len(shown.columns), 2))]
 
 
 def of_classes(data: Prepared) -> Pictures:

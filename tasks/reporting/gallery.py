@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tasks.evaluation.records import CLEAN
 from tasks.evaluation.robustness import SWEEP
 from tasks.reporting import examples, figures, pictures
-from tasks.reporting.examples import UnderAttack, shared_out
+from tasks.reporting.examples import PERTURBATION, UnderAttack, by_purifier, shared_out
 from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text, spoken
 from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps
 from tasks.reporting.results import Results
@@ -113,12 +113,10 @@ def _drawings(results: Results, headline: Headline) -> list[Drawing]:
 
 
 def _under_attack(shown: UnderAttack) -> list[Drawing]:
-    grids = [
-        pictures.image_grid(shown.pictures.part(columns)) for columns in shared_out(range(len(shown.pictures.columns)))
-    ]
+    parts = shared_out(by_purifier(shown.pictures, n_first=PERTURBATION + 1))
     return picture_drawings(
         "attack",
-        grids,
+        [pictures.image_grid(shown.pictures.part(columns)) for columns in parts],
         f"Clean, adversarial and denoised images of the classes {', '.join(shown.pictures.rows)}",
         f"{attack_name(shown.attack)} at ε = {eps_text(shown.eps)}/255, crafted on the classifier alone; for each "
         "class the first test image that it turns wrong (the first of all where there is none). Below each image: "

@@ -41,7 +41,7 @@
     const element = document.createElement("div");
     element.className = "plot";
     // the legend takes from the plot's height
-    element.style.height = `${22 + 0.8 * data.filter((trace) => trace.name).length}rem`;
+    element.style.height = `${22 + 1.2 * data.filter((trace) => trace.name).length}rem`;
     element.tabIndex = 0;
     element.setAttribute("role", "group");
     element.setAttribute("aria-label", `${drawing.getAttribute("aria-label")}. Arrow keys tell the values.`);

@@ -8,6 +8,7 @@ from tasks.reporting.findings import Headline, curve_name, spoken
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
+    CURVE_KEYS,
     Drawing,
     Point,
     Section,
@@ -32,7 +33,6 @@ METRICS = {
     "brier": ("Brier", fixed(3)),
     "mean_entropy": ("entropy, nats", fixed(3)),
 }
-KEYS = {"target": "target", "threat_model": "threat model", "attack": "attack", "eps": "ε in 1/255"}
 
 
 def classification_section(results: Results, headline: Headline) -> Section:
@@ -49,7 +49,7 @@ def classification_section(results: Results, headline: Headline) -> Section:
         "entropy on wrong predictions means that the classifier is sure of its errors."
     )
     drawings = [_reliability(analysis.reliability, table, point), _entropies(analysis.entropy, point)]
-    tables = both_tables(point, "95 % bootstrap intervals.", table, KEYS, METRICS)
+    tables = both_tables(point, "95 % bootstrap intervals.", table, CURVE_KEYS, METRICS)
     return Section(*titles, _answer(table, point), [note], drawings, tables)
 
 

@@ -8,6 +8,7 @@ from tasks.reporting.findings import Headline, attack_name, curve_name
 from tasks.reporting.panels import Panel, lines_by_curve, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
+    CURVE_KEYS,
     Drawing,
     Point,
     Section,
@@ -20,8 +21,7 @@ from tasks.reporting.sections.section import (
 
 SPACES = {"classifier": "classifier's last layer but one", "bottleneck": "purifier's bottleneck"}
 AUROCS = {"probe_auroc": "linear probe", "knn_auroc": "vote of the nearest neighbours"}
-KEYS = {"space": "features", "target": "target", "threat_model": "threat model", "attack": "attack"}
-KEYS |= {"eps": "ε in 1/255"}
+KEYS = {"space": "features"} | CURVE_KEYS
 TOLD_APART = {"probe_auroc": ("linear probe", fixed(2)), "knn_auroc": ("nearest neighbours", fixed(2))}
 TOLD_APART |= {"silhouette": ("silhouette", fixed(2)), "mmd": ("MMD", fixed(3)), "mmd_p_value": ("MMD, p", fixed(3))}
 METRICS = TOLD_APART | {

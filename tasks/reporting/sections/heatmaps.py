@@ -8,6 +8,7 @@ from tasks.reporting.findings import Headline, attack_name, eps_text
 from tasks.reporting.panels import lines_by_curve, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
+    CURVE_KEYS,
     Drawing,
     Point,
     Section,
@@ -20,7 +21,6 @@ from tasks.reporting.sections.section import (
 )
 
 METRICS = {"correlation": ("correlation", fixed(2)), "iou": ("overlap (IoU)", fixed(2))}
-KEYS = {"target": "target", "threat_model": "threat model", "attack": "attack", "eps": "ε in 1/255"}
 COUNTS = {"n": "images", "n_blank": "blank maps"}
 CHANCE = 0.01 / 0.19
 """IoU of two random tenths of an image: 1 % of the pixels are in both, 19 % in either."""
@@ -45,7 +45,7 @@ def heatmaps_section(results: Results, headline: Headline) -> Section:
     if point is None:
         return Section(*titles, "Heat maps were not compared in this run.")
     drawings = [*_examples(results.analysis.examples), _by_eps(table, point, headline.styles)]
-    tables = both_tables(point, CAPTION, table, KEYS, METRICS, COUNTS)
+    tables = both_tables(point, CAPTION, table, CURVE_KEYS, METRICS, COUNTS)
     return Section(*titles, _answer(table, point), [NOTE], drawings, tables)
 
 
@@ -63,7 +63,7 @@ def _examples(shown: UnderAttack) -> list[Drawing]:
             shown.pictures.part(columns),
             {place: shown.maps[column] for place, column in enumerate(columns) if column in shown.maps},
         )
-        for columns in shared_out(sorted({*shown.maps, PERTURBATION}))
+        for columns in shared_out([column] for column in sorted({*shown.maps, PERTURBATION}))
     ]
     return picture_drawings(
         "heatmaps",

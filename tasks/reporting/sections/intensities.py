@@ -5,12 +5,13 @@ import pandas as pd
 from tasks.evaluation.records import CLEAN
 from tasks.paths import UNDEFENDED
 from tasks.reporting import pictures
-from tasks.reporting.examples import UnderAttack, shared_out
+from tasks.reporting.examples import UnderAttack, by_purifier, shared_out
 from tasks.reporting.findings import Headline, attack_name, eps_text, spoken
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
     DOTTED,
+    IMAGE_KEYS,
     Drawing,
     Point,
     Section,
@@ -27,8 +28,7 @@ ALL = "all"
 MAX_CLASSES = 3
 """Classes whose histograms are drawn, at most."""
 METRICS = {"wasserstein": ("Wasserstein, grey levels", fixed(2)), "ks": ("Kolmogorov-Smirnov", fixed(3))}
-KEYS = {"surrogate": "crafted on", "attack": "attack", "eps": "ε in 1/255", "images": "images", "purifier": "purifier"}
-KEYS |= {"class": "class"}
+KEYS = IMAGE_KEYS | {"class": "class"}
 NOTE = (
     "Wasserstein distance: how far the grey levels have to be moved on average to turn one distribution into the "
     "other, of 255. Kolmogorov-Smirnov: the largest gap between the two cumulative distributions, from 0 to 1. "
@@ -57,9 +57,10 @@ def intensities_section(results: Results, headline: Headline) -> Section:
 
 def _differences(shown: UnderAttack) -> list[Drawing]:
     differences = shown.differences
+    parts = shared_out(by_purifier(differences, n_first=1))
     return picture_drawings(
         "differences",
-        [pictures.image_grid(differences.part(columns)) for columns in shared_out(range(len(differences.columns)))],
+        [pictures.image_grid(differences.part(columns)) for columns in parts],
         f"Differences between images of {', '.join(differences.rows)}: {', '.join(differences.columns)}",
         "What differs, amplified about mid grey by the factor above it: the perturbation "
         f"({attack_name(shown.attack)} at ε = {eps_text(shown.eps)}/255); what a purifier does to the clean image; and "

@@ -11,6 +11,7 @@ from tasks.reporting.panels import Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
     DOTTED,
+    IMAGE_KEYS,
     Drawing,
     Point,
     Section,
@@ -38,7 +39,6 @@ METRICS = {
     "recovery_correlation": ("distance and recovery, ρ", fixed(2)),
     "residual_correlation": ("residual and recovery, ρ", fixed(2)),
 }
-KEYS = {"surrogate": "crafted on", "attack": "attack", "eps": "ε in 1/255", "images": "images", "purifier": "purifier"}
 NOTE = (
     "A purifier is the part of a defence that changes the image before the classifier sees it. All distances are from "
     "the clean original. MSE: mean squared difference, images in [0, 1]. PSNR: the same on a logarithmic scale, in "
@@ -57,7 +57,7 @@ def resilience_section(results: Results, headline: Headline) -> Section:
     if point is None:
         return Section(*titles, "Reconstruction was not measured in this run.")
     drawings = _by_eps(table, point, headline.styles)
-    tables = both_tables(point, "Means over the test images with 95 % intervals.", table, KEYS, METRICS)
+    tables = both_tables(point, "Means over the test images with 95 % intervals.", table, IMAGE_KEYS, METRICS)
     return Section(*titles, _answer(table, point), [NOTE], drawings, tables)
 
 

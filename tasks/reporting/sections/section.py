@@ -23,6 +23,11 @@ DOTTED = (
 )
 """What captions say of :func:`lines_of_images`."""
 
+CURVE_KEYS = {"target": "target", "threat_model": "threat model", "attack": "attack", "eps": "ε in 1/255"}
+IMAGE_KEYS = {"surrogate": "crafted on", "attack": "attack", "eps": "ε in 1/255", "images": "images"}
+IMAGE_KEYS |= {"purifier": "purifier"}
+"""Columns that say what a row is about -> their heads: a point of a curve, or images as they are or purified."""
+
 Format = Callable[[float], str]
 
 
