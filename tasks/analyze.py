@@ -29,8 +29,8 @@ from tasks.evaluation.heatmaps import upsampled
 from tasks.evaluation.intensity import radial_power
 from tasks.evaluation.intervals import bootstrap_counts
 from tasks.evaluation.plots import plot_tables
-from tasks.evaluation.portrait import AS_GIVEN, Comparison, Portrait, Tables
-from tasks.evaluation.records import CLEAN, read_records
+from tasks.evaluation.portrait import Comparison, Portrait, Tables
+from tasks.evaluation.records import AS_GIVEN, CLEAN, read_records, spoken
 from tasks.evaluation.verdict import headline_attack, verdict
 from tasks.models.compute import set_up
 from tasks.params import Params
@@ -340,7 +340,7 @@ def keep_examples(scene: Scene) -> None:
     as_clean, as_attacked, as_transferred = ("none", CLEAN, 0.0), ("adaptive", attack, eps), ("transfer", attack, eps)
     looks = {"clean": (AS_GIVEN, clean, as_clean), "adversarial": (AS_GIVEN, attacked, as_attacked)}
     for purifier in painter.purifiers:
-        by = f"denoised by {purifier.replace('_', ' ')}"
+        by = f"denoised by {spoken(purifier)}"
         looks[f"clean, {by}"] = purifier, clean, as_clean
         looks[f"adversarial, {by}"] = purifier, attacked, as_transferred
     seen, predicted, maps = {}, {}, {}
@@ -353,7 +353,7 @@ def keep_examples(scene: Scene) -> None:
 
     differences = {"adversarial − clean": attacked - clean}
     for purifier in painter.purifiers:
-        by = f"denoised by {purifier.replace('_', ' ')}"
+        by = f"denoised by {spoken(purifier)}"
         differences[f"clean, {by} − clean"] = seen[f"clean, {by}"] - clean
         differences[f"{by}: adversarial − clean"] = seen[f"adversarial, {by}"] - seen[f"clean, {by}"]
     amplified = {title: about_grey(difference) for title, difference in differences.items()}

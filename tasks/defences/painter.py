@@ -12,7 +12,8 @@ from tasks.defences.detectors import Detector
 from tasks.defences.seen import Seen
 from tasks.evaluation.heatmaps import Heatmaps
 from tasks.evaluation.intensity import histograms, radial_power
-from tasks.evaluation.portrait import AS_GIVEN, Portrait
+from tasks.evaluation.portrait import Portrait
+from tasks.evaluation.records import AS_GIVEN
 from tasks.evaluation.resilience import image_quality, removed_share
 from tasks.models.compute import device_of
 from tasks.models.features import Features, last_feature_map

@@ -13,10 +13,8 @@ from tasks.evaluation.heatmaps import heatmap_correlation, is_blank, top_iou
 from tasks.evaluation.intensity import intensity_distances, level_shares, ring_frequencies
 from tasks.evaluation.intervals import Estimate, bootstrap, resampled_mean
 from tasks.evaluation.overlap import overlap
+from tasks.evaluation.records import AS_GIVEN
 from tasks.evaluation.resilience import quality_estimates, recovery_correlation
-
-AS_GIVEN = ""
-"""Viewer that looks at images without a purifier."""
 
 Portrait = dict[tuple[str, str], np.ndarray]
 """(viewer, quantity) -> a row an image; a viewer is ``AS_GIVEN``, the name of a purifier or that of a detector.

@@ -21,6 +21,15 @@ THREAT_MODELS = ("none", "transfer", "adaptive")
 """``transfer``: crafted on the bare classifier; ``adaptive``: end to end through the target itself."""
 
 
+AS_GIVEN = ""
+"""Where tables name a purifier: images that none has touched."""
+
+
+def spoken(name: str) -> str:
+    """The name of a target as people write it: ``retrained autoencoder``."""
+    return name.replace("_", " ")
+
+
 def schema(n_classes: int) -> pa.Schema:
     """Columns of the records, for K classes.
 

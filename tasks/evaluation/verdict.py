@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.evaluation.intervals import Estimate, bootstrap, resampled_mean, share_estimate
-from tasks.evaluation.records import CLEAN
+from tasks.evaluation.records import CLEAN, spoken
 from tasks.paths import UNDEFENDED
 
 STUDY_ACCURACY = 0.9323
@@ -141,9 +141,9 @@ def _features_not_told_apart(features: pd.DataFrame) -> list[Claim]:
         best = by_metric.loc[["probe_auroc", "knn_auroc"]].sort_values("value").iloc[-1]
         means = "probe" if best.name == "probe_auroc" else "neighbours"
         p_value = float(by_metric["value"]["mmd_p_value"])
-        where = f"in the bottleneck of the {_spoken(target)}"
+        where = f"in the bottleneck of the {spoken(target)}"
         if space == "classifier":
-            seen = "" if target == UNDEFENDED else f", seen through the {_spoken(target)}"
+            seen = "" if target == UNDEFENDED else f", seen through the {spoken(target)}"
             where = f"in the classifier's last features{seen}"
         claims.append(
             _judge(
@@ -205,7 +205,7 @@ def _retraining_helps(
                 _judge(
                     f"An autoencoder that is retrained on adversarial images would help (the attacker {knows})",
                     "called for, not tried",
-                    f"accuracy of the {_spoken(using)} minus that of the {_spoken(without)}, of the same images "
+                    f"accuracy of the {spoken(using)} minus that of the {spoken(without)}, of the same images "
                     f"({threat_model})",
                     bootstrap(partial(resampled_mean, gain.to_numpy()), resampled(gain.index.to_numpy())),
                     len(gain),
@@ -214,10 +214,6 @@ def _retraining_helps(
                 )
             )
     return claims
-
-
-def _spoken(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _either_side(area: Estimate) -> Estimate:
@@ -236,9 +232,9 @@ def _compromised_resilience(records: pd.DataFrame, resampled: Resampled) -> list
         knows = "knows" if threat_model == "adaptive" else "does not know of"
         claims.append(
             _judge(
-                f"The {_spoken(target)} does not restore what an attacker takes who {knows} it",
+                f"The {spoken(target)} does not restore what an attacker takes who {knows} it",
                 "compromised resilience: denoised images are still misclassified",
-                f"share of the lost accuracy that the {_spoken(target)} wins back ({threat_model})",
+                f"share of the lost accuracy that the {spoken(target)} wins back ({threat_model})",
                 won_back(attacked["clean_correct"].to_numpy(), attacked["correct"].to_numpy(), defended, counts),
                 len(attacked),
                 below=f"holds below {100 * WON_BACK:.0f} %",

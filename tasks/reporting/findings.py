@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.evaluation.records import CLEAN
+from tasks.evaluation.records import CLEAN, spoken
 from tasks.evaluation.robustness import SWEEP, clean_rows, curves_of
 from tasks.evaluation.verdict import headline_attack
 from tasks.paths import UNDEFENDED
@@ -160,11 +160,6 @@ def headline_metrics(metrics: dict[str, Any], eps: float) -> dict[str, float]:
                 key = f"eps_{eps_text(eps)}"
                 flat[f"robust/{target}_{threat_model}_{attack}_{key}"] = by_eps[key]
     return flat
-
-
-def spoken(name: str) -> str:
-    """The name of a target as people write it: ``retrained autoencoder``."""
-    return name.replace("_", " ")
 
 
 def curve_name(target: str, threat_model: str) -> str:

@@ -10,11 +10,11 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from tasks.evaluation.records import CLEAN
+from tasks.evaluation.records import CLEAN, spoken
 from tasks.evaluation.robustness import SWEEP
 from tasks.reporting import examples, figures, pictures
 from tasks.reporting.examples import PERTURBATION, UnderAttack, by_purifier, shared_out
-from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text, spoken
+from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text
 from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import IMAGES as IMAGES

@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.dataset.prepared import SPLITS
+from tasks.evaluation.records import spoken
 from tasks.reporting import interactive
 from tasks.reporting.findings import (
     ATTACKERS,
@@ -21,7 +22,6 @@ from tasks.reporting.findings import (
     eps_text,
     interval,
     percent,
-    spoken,
     with_interval,
 )
 from tasks.reporting.gallery import Drawn, confusions, trainings

@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from tasks.evaluation.records import CLEAN
+from tasks.evaluation.records import CLEAN, spoken
 from tasks.paths import UNDEFENDED
-from tasks.reporting.findings import Headline, curve_name, spoken
+from tasks.reporting.findings import Headline, curve_name
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (

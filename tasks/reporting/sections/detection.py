@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pandas as pd
 
+from tasks.evaluation.records import spoken
 from tasks.paths import UNDEFENDED
-from tasks.reporting.findings import Headline, attack_name, eps_text, spoken
+from tasks.reporting.findings import Headline, attack_name, eps_text
 from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (

@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from tasks.evaluation.records import CLEAN
+from tasks.evaluation.records import AS_GIVEN, CLEAN, spoken
 from tasks.paths import UNDEFENDED
 from tasks.reporting import pictures
 from tasks.reporting.examples import UnderAttack, by_purifier, shared_out
-from tasks.reporting.findings import Headline, attack_name, eps_text, spoken
+from tasks.reporting.findings import Headline, attack_name, eps_text
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
@@ -71,7 +71,7 @@ def _differences(shown: UnderAttack) -> list[Drawing]:
 def _answer(table: pd.DataFrame, point: Point) -> str:
     rows = table[(table["class"] == ALL) & (table["metric"] == "wasserstein") & (table["surrogate"] == UNDEFENDED)]
     attacked = point.of(rows)
-    adversarial = attacked[attacked["purifier"] == ""].iloc[0]
+    adversarial = attacked[attacked["purifier"] == AS_GIVEN].iloc[0]
     answer = (
         f"{point} shifts the distribution of grey levels by {estimate(adversarial, fixed(2))} of 255 levels "
         "(Wasserstein distance)"
@@ -90,7 +90,7 @@ def _answer(table: pd.DataFrame, point: Point) -> str:
 
 def _kinds(purifiers: pd.Series, styles: dict[str, int]) -> dict[tuple[str, str], tuple[str, int]]:
     """Kinds of images by (kind, purifier), in the order of legends, each with its name and style."""
-    kinds = {("clean", ""): ("clean", CLEAN_STYLE), ("adversarial", ""): ("adversarial", ATTACKED_STYLE)}
+    kinds = {("clean", AS_GIVEN): ("clean", CLEAN_STYLE), ("adversarial", AS_GIVEN): ("adversarial", ATTACKED_STYLE)}
     named = {("denoised", name): (f"denoised by {spoken(name)}", styles[name]) for name in purifiers.unique() if name}
     return kinds | named
 
@@ -107,7 +107,7 @@ def _histograms(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> Dr
         of_class = table[table["class"] == name].set_index("level").groupby(["images", "purifier"])["share"]
         found = {kind: share.sort_index() for kind, share in of_class}
         shown = {kind: found[kind] for kind in kinds if kind in found}
-        moved = {kind: share - shown[CLEAN, ""] for kind, share in shown.items() if kind != (CLEAN, "")}
+        moved = {kind: share - shown[CLEAN, AS_GIVEN] for kind, share in shown.items() if kind != (CLEAN, AS_GIVEN)}
         highest, largest = (
             1.15 * max(float(share.iloc[1:-1].abs().max()) for share in each.values()) for each in (shown, moved)
         )

@@ -4,9 +4,9 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.evaluation.records import CLEAN
+from tasks.evaluation.records import AS_GIVEN, CLEAN, spoken
 from tasks.paths import UNDEFENDED
-from tasks.reporting.findings import Headline, spoken
+from tasks.reporting.findings import Headline
 from tasks.reporting.panels import Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
@@ -64,7 +64,7 @@ def resilience_section(results: Results, headline: Headline) -> Section:
 def _answer(table: pd.DataFrame, point: Point) -> str:
     at = point.of(table[table["surrogate"] == UNDEFENDED])
     mse = at[at["metric"] == "mse"].sort_values("value", kind="stable")
-    adversarial, denoised = mse[mse["purifier"] == ""].iloc[0], mse[mse["purifier"] != ""]
+    adversarial, denoised = mse[mse["purifier"] == AS_GIVEN].iloc[0], mse[mse["purifier"] != AS_GIVEN]
     if denoised.empty:
         return "No defence of this run purifies images."
     best = denoised.iloc[0]

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tasks.evaluation.records import CLEAN
+from tasks.evaluation.records import CLEAN, spoken
 from tasks.paths import UNDEFENDED
 from tasks.reporting import figures, interactive
-from tasks.reporting.findings import Headline, attack_name, curve_name, eps_text, spoken
+from tasks.reporting.findings import Headline, attack_name, curve_name, eps_text
 from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps
 
 IMAGES = "images-"
