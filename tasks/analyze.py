@@ -1,6 +1,5 @@
 """Step ``analyze``: the study's figures as numbers with intervals, and what becomes of its claims."""
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from tasks.evaluation.intervals import bootstrap_counts
 from tasks.evaluation.plots import plot_tables
 from tasks.evaluation.portrait import Comparison, Portrait, Tables
 from tasks.evaluation.records import AS_GIVEN, CLEAN, read_records, spoken
+from tasks.evaluation.tables import write_json, write_table
 from tasks.evaluation.verdict import headline_attack, verdict
 from tasks.models.compute import set_up
 from tasks.params import Params
@@ -111,14 +111,13 @@ def analyze(params: Params, tracker: Tracker) -> None:
     plots = plot_tables(tables, headline_attack(records), settings.eps)
     paths.ANALYZE_PLOTS.mkdir()
     for path, values in (tables | plots).items():
-        values.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+        write_table(values, path)
     table("embeddings").to_parquet(paths.EMBEDDINGS, index=False)
     keep_examples(scene)
     features, detection = tables[paths.FEATURES], tables[paths.DETECTION]
     kinds = {name: params.defences[name].kind for name in params.benchmark}
     claims = verdict(records, features, detection, kinds, settings.eps, partial(resampled, params, data))
-    listed = [asdict(claim) for claim in claims]
-    paths.VERDICT.write_text(json.dumps(listed, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json([asdict(claim) for claim in claims], paths.VERDICT)
 
     curves = zip(area["target"], area["threat_model"], area["attack"], area["value"], strict=True)
     tracker.metrics({f"area/{target}_{threat_model}_{attack}": value for target, threat_model, attack, value in curves})

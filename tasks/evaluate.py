@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,6 +20,7 @@ from tasks.evaluation.robustness import (
     sweep_table,
     worst_case,
 )
+from tasks.evaluation.tables import write_json, write_table
 from tasks.params import Params
 from tasks.paths import UNDEFENDED
 from tasks.tracking import Tracker
@@ -38,19 +38,19 @@ def evaluate(params: Params, tracker: Tracker) -> None:
     table = pd.concat([table, swept], ignore_index=True)
 
     paths.PLOTS.mkdir()
-    _write_csv(table, paths.ROBUSTNESS)
-    _write_csv(confusion_table(records, classes), paths.CONFUSION)
-    _write_csv(by_eps(table, "accuracy"), paths.PLOTS / "accuracy_by_eps.csv")
-    _write_csv(by_eps(table[table["attack"] != SWEEP], "mean_entropy"), paths.PLOTS / "entropy_by_eps.csv")
+    write_table(table, paths.ROBUSTNESS)
+    write_table(confusion_table(records, classes), paths.CONFUSION)
+    write_table(by_eps(table, "accuracy"), paths.PLOTS / "accuracy_by_eps.csv")
+    write_table(by_eps(table[table["attack"] != SWEEP], "mean_entropy"), paths.PLOTS / "entropy_by_eps.csv")
     clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
     predictions = {"actual": clean["label"], "predicted": clean["prediction"]}
     named = pd.DataFrame({name: labels.map(dict(enumerate(classes))) for name, labels in predictions.items()})
-    _write_csv(named, paths.PLOTS / "confusion.csv")
+    write_table(named, paths.PLOTS / "confusion.csv")
 
     metrics = headline(table, worst_case(records, smallest))
-    _write_json(metrics, paths.METRICS)
+    write_json(metrics, paths.METRICS)
     checks = run_checks(records, smallest, table, info["leakage"])
-    _write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
+    write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
 
     for target, values in metrics["clean"].items():
         prefix = "" if target == UNDEFENDED else f"{target}_"
@@ -88,14 +88,6 @@ def _robust(point: Any) -> dict[str, float]:
         for name, value in point.items()
         if name not in {*POINT, "n", "n_clean_correct"} and not pd.isna(value)
     }
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
-
-
-def _write_json(values: Any, path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -318,7 +318,7 @@ class Analyze(Section):
     eps: Positive
     """The one of the kept eps at which the study's claims are judged."""
     n_resamples: Annotated[int, Field(ge=100)]
-    """Bootstrap resamples behind 95 % intervals, and permutations behind p-values."""
+    """Bootstrap resamples behind 95 % intervals."""
     false_positive_rate: Fraction
     """Share of clean validation images, at most, above a detector's threshold."""
     evasion: Evasion
