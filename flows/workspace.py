@@ -44,7 +44,8 @@ class Workspace:
                 self._repo.stage_cache.restore(stage)
             except RunCacheNotFoundError:
                 return False
-            stage.dump()
+            # a stage of a matrix is not written in dvc.yaml as such, and dvc.lock is all that changes
+            stage.dump(update_pipeline=False)
             return True
 
         return self._ask(restore)

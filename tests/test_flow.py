@@ -37,25 +37,31 @@ def test_a_step_is_found_by_its_name() -> None:
 class TestWorkspace:
     @pytest.fixture
     def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-        """Two steps, the second of which reads what the first wrote."""
+        """Two steps, the second of which reads what the first wrote, and one that runs for each defence."""
         shutil.copy(ROOT / "params.yaml", tmp_path)
         (tmp_path / "dvc.yaml").write_text(
             "stages:\n"
             "  first: {cmd: run first, params: [seed], outs: [data/first]}\n"
             "  second: {cmd: run second, deps: [data/first], outs: [data/second]}\n"
+            "  third:\n"
+            "    matrix: {defence: '${benchmark}'}\n"
+            "    cmd: run third ${item.defence}\n"
+            "    deps: [data/second]\n"
+            "    outs: ['data/third/${item.defence}']\n"
         )
         monkeypatch.chdir(tmp_path)
         subprocess.run([Path(sys.executable).parent / "dvc", "init", "--no-scm", "--quiet"], check=True)
         return Workspace()
 
     def make(self, step: str, text: str) -> None:
-        folder = Path("data") / step
+        folder = Path("data") / step.replace("@", "/")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "out.txt").write_text(text)
 
     def test_steps_come_with_what_they_wait_for_in_an_order_in_which_they_can_run(self, workspace: Workspace) -> None:
-        assert list(workspace.steps().items()) == [("first", []), ("second", ["first"])]
+        steps = [("first", []), ("second", ["first"]), ("third@autoencoder", ["second"])]
+        assert list(workspace.steps().items()) == steps
 
     def test_a_recorded_step_has_not_changed_until_its_output_or_parameter_does(self, workspace: Workspace) -> None:
         assert workspace.changed("first")
@@ -66,19 +72,21 @@ class TestWorkspace:
         assert workspace.changed("first")
 
     def test_a_step_that_ran_before_with_the_same_parameters_is_restored(self, workspace: Workspace) -> None:
-        self.make("first", "1")
-        workspace.record("first", load_params())
-        shutil.rmtree("data/first")
-        assert workspace.changed("first")
-        assert workspace.restore("first")
-        assert Path("data/first/out.txt").read_text() == "1"
-        assert not workspace.changed("first")
+        for step in workspace.steps():
+            self.make(step, "1")
+            workspace.record(step, load_params())
+        shutil.rmtree("data")
+        for step, output in (("first", "first"), ("second", "second"), ("third@autoencoder", "third/autoencoder")):
+            assert workspace.changed(step)
+            assert workspace.restore(step)
+            assert (Path("data") / output / "out.txt").read_text() == "1"
+            assert not workspace.changed(step)
 
     def test_a_step_that_never_ran_cant_be_restored(self, workspace: Workspace) -> None:
         assert not workspace.restore("first")
 
     def test_anything_has_changed_until_every_step_is_recorded(self, workspace: Workspace) -> None:
-        for step in ("first", "second"):
+        for step in workspace.steps():
             assert workspace.anything_changed()
             self.make(step, "1")
             workspace.record(step, load_params())
