@@ -59,26 +59,24 @@ def pca(clean: np.ndarray, adversarial: np.ndarray, n_components: int = 2) -> tu
     return coordinates, shares
 
 
-def tsne(clean: np.ndarray, adversarial: np.ndarray, seed: int) -> np.ndarray:
+def tsne(components: np.ndarray, seed: int) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton 2008, JMLR 9) of clean and adversarial features together.
 
-    Of at most 50 principal components, from the first two as a start (Kobak and Berens 2019, Nature Communications 10).
-    Distances between clusters, and their sizes, mean little in such a picture.
+    From the first two principal components as a start (Kobak and Berens 2019, Nature Communications 10). Distances
+    between clusters, and their sizes, mean little in such a picture.
 
     Args:
-        clean: float32 ``(N, D)``.
-        adversarial: float32 ``(N, D)``, in the same order.
+        components: principal ones, of :func:`pca`, float64 ``(2N, C)``; 50 of them serve.
         seed: of the method's random numbers.
 
     Returns:
         Coordinates without a unit, clean ones first, float64 ``(2N, 2)``.
 
     Raises:
-        ValueError: features are not finite, their shapes differ, or there is one image only.
+        ValueError: there is one image only.
     """
-    if len(clean) < 2:
-        raise ValueError(f"t-SNE needs at least 2 images, not {len(clean)}")
-    components, _ = pca(clean, adversarial, N_COMPONENTS)
+    if len(components) < 4:
+        raise ValueError(f"t-SNE needs at least 2 images, not {len(components) // 2}")
     start = components[:, :2] / (components[:, 0].std() or 1.0) * 1e-4
     # as the method's authors advise, a point has at least 3 times as many others as neighbours
     perplexity = min(PERPLEXITY, (len(components) - 1) / 3)

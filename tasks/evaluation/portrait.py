@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.evaluation.embeddings import pca, tsne
+from tasks.evaluation.embeddings import N_COMPONENTS, pca, tsne
 from tasks.evaluation.heatmaps import heatmap_correlation, is_blank, top_iou
 from tasks.evaluation.intensity import intensity_distances, level_shares, ring_frequencies
 from tasks.evaluation.intervals import Estimate, bootstrap, resampled_mean
@@ -133,7 +133,8 @@ class Comparison:
     def add_embeddings(self, point: Point, viewer: str, quantity: str, portrait: Portrait) -> None:
         """The same features in two dimensions, for the eye."""
         pair = self.clean[viewer, quantity], portrait[viewer, quantity]
-        for method, places in {"pca": pca(*pair)[0], "tsne": tsne(*pair, self.seed)}.items():
+        components, _ = pca(*pair, N_COMPONENTS)
+        for method, places in {"pca": components[:, :2], "tsne": tsne(components, self.seed)}.items():
             embedding = pd.DataFrame(
                 {
                     "method": method,
