@@ -281,8 +281,8 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
     """A detector before the bare classifier, and an attacker who knows both.
 
     Who lowers a score as far as it goes gives himself away from the other side; this one makes the classifier err and
-    leaves the image the score that it had. He begins with what the headline's attack found without knowing of the
-    detector.
+    brings the score to that of an ordinary clean image, their median. He begins with what the headline's attack found
+    without knowing of the detector.
     """
     settings, data, painter = scene.params.analyze.evasion, scene.data, scene.painter
     kept = load_kept(data, UNDEFENDED, headline_attack(scene.records), eps)
@@ -291,17 +291,16 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
     detect = scene.detectors[name]
     pgd = scene.params.attack.pgd.model_copy(update={"n_steps": settings.n_steps})
     norm = scene.params.attack.norm
-    clean = scene.clean[name, "score"][chosen]
+    ordinary = float(np.median(scene.clean[name, "score"]))
     scores, predictions = [], []
+
+    def look(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = painter.seen(batch)
+        return seen.logits, (detect(seen) - ordinary).abs()
+
     for part in painter.parts(len(rows)):
         images = painter.on_device(data.floats(rows[part]))
         labels = painter.on_device(data.labels(rows[part]))
-        had = painter.on_device(clean[part])
-
-        def look(batch: torch.Tensor, had: torch.Tensor = had) -> tuple[torch.Tensor, torch.Tensor]:
-            seen = painter.seen(batch)
-            return seen.logits, (detect(seen) - had).abs()
-
         adversarial = evade(
             look,
             images,
