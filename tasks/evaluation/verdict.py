@@ -200,7 +200,7 @@ def _retraining_helps(
                 for target in (without, using)
             ]
             gain = correct[1].astype(np.float64) - correct[0]
-            knows = "knows of it" if threat_model == "adaptive" else "does not"
+            knows = "knows of it" if threat_model == "adaptive" else "does not know of it"
             claims.append(
                 _judge(
                     f"An autoencoder that is retrained on adversarial images would help (the attacker {knows})",
