@@ -37,8 +37,8 @@ RATES = {
 NOTE = (
     "A detector gives each input a score; above a threshold it raises the alarm. The threshold is chosen on clean "
     "validation images, so false alarms on test images may differ from what was aimed at. AUROC: 0.5 is guessing, "
-    "1 is perfect. “… and detector” is an attacker who knows the detector and tries to keep the score that the "
-    "image had: that row says the most that a detector is worth."
+    "1 is perfect. “… and detector” is an attacker who knows the detector and brings the score as near to "
+    "that of an ordinary clean image as he can: that row says the most that a detector is worth."
 )
 
 
