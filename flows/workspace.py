@@ -44,7 +44,9 @@ class Workspace:
                 self._repo.stage_cache.restore(stage)
             except RunCacheNotFoundError:
                 return False
-            # a stage of a matrix is not written in dvc.yaml as such, and dvc.lock is all that changes
+            # as DVC does after a run: the stage still knows the outputs that were there before
+            stage.save()
+            stage.commit()
             stage.dump(update_pipeline=False)
             return True
 

@@ -82,6 +82,22 @@ class TestWorkspace:
             assert (Path("data") / output / "out.txt").read_text() == "1"
             assert not workspace.changed(step)
 
+    def test_outputs_of_other_parameters_come_back_as_they_were_recorded(self, workspace: Workspace) -> None:
+        text = Path("params.yaml").read_text(encoding="utf-8")
+        for seed in (0, 1):
+            Path("params.yaml").write_text(text.replace("seed: 0 ", f"seed: {seed} "), encoding="utf-8")
+            for step in workspace.steps():
+                self.make(step, f"seed {seed}")
+                workspace.record(step, load_params())
+        Path("params.yaml").write_text(text, encoding="utf-8")
+        for step in workspace.steps():
+            assert workspace.changed(step)
+            assert workspace.restore(step)
+        assert not workspace.anything_changed()
+        subprocess.run([Path(sys.executable).parent / "dvc", "checkout", "--quiet"], check=True)
+        for output in ("first", "second", "third/autoencoder"):
+            assert (Path("data") / output / "out.txt").read_text() == "seed 0"
+
     def test_a_step_that_never_ran_cant_be_restored(self, workspace: Workspace) -> None:
         assert not workspace.restore("first")
 

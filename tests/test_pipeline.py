@@ -148,6 +148,7 @@ def test_a_changed_eps_reruns_the_attack_and_what_follows_it_only_and_going_back
         )
     ]
     assert digests(flowed) == before
+    assert "up to date" in run(flowed, "dvc", "status")
 
 
 def test_another_defence_runs_its_own_steps_and_what_compares_them_only(flowed: Path) -> None:
