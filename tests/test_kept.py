@@ -26,14 +26,19 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         paths.perturbations(target).mkdir(parents=True)
 
 
+def attacked(data: Prepared, seed: int, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of three images, these images, and the same with noise of at most this size."""
+    rows = np.array([0, 2, 5])
+    images = data.floats(rows)
+    noise = np.random.default_rng(seed).uniform(-size, size, images.shape).astype(np.float32)
+    return rows, images, np.clip(images + noise, 0, 1)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.floats(1e-4, 1))
 def test_kept_images_are_off_by_at_most_one_in_254_of_the_largest_change(seed: int, size: float) -> None:
     data = prepared(seed)
-    rows = np.array([0, 2, 5])
-    images = data.floats(rows)
-    noise = np.random.default_rng(seed).uniform(-size, size, images.shape).astype(np.float32)
-    adversarial = np.clip(images + noise, 0, 1)
+    rows, images, adversarial = attacked(data, seed, size)
     save_perturbations(kept_path("undefended", "pgd", 0.25), as_kept(data, rows, images, adversarial, "linf"))
     loaded = load_kept(data, "undefended", "pgd", 0.25)
     assert loaded.rows.tolist() == rows.tolist()
@@ -51,10 +56,7 @@ def test_kept_images_are_off_by_at_most_one_in_254_of_the_largest_change(seed: i
 @given(seed=st.integers(0, 10**6), size=st.floats(1e-2, 1))
 def test_kept_images_are_no_further_from_the_originals_in_l2_either(seed: int, size: float) -> None:
     data = prepared(seed)
-    rows = np.array([0, 2, 5])
-    images = data.floats(rows)
-    noise = np.random.default_rng(seed).uniform(-size, size, images.shape).astype(np.float32)
-    adversarial = np.clip(images + noise, 0, 1)
+    rows, images, adversarial = attacked(data, seed, size)
     kept = as_kept(data, rows, images, adversarial, "l2").images()
     exact, rounded = (np.linalg.norm((each - images).reshape(3, -1), axis=1) for each in (adversarial, kept))
     assert (rounded <= exact * (1 + 1e-5)).all()

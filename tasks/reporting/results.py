@@ -10,7 +10,7 @@ import pandas as pd
 
 from tasks import paths
 from tasks.dataset.prepared import Prepared, load_prepared
-from tasks.evaluation.records import read_records
+from tasks.evaluation.records import AS_GIVEN, read_records
 from tasks.reporting.examples import UnderAttack, read_examples
 
 INPUTS = (
@@ -102,7 +102,7 @@ def load_results(benchmark: Sequence[str]) -> Results:
         FileNotFoundError: a step has not run.
     """
     if missing := [path for path in INPUTS if not path.is_file()]:
-        step = missing[0].relative_to(paths.DATA).parts[0]
+        step = paths.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
     return Results(
         validation=read_json(paths.VALIDATION),
@@ -147,4 +147,4 @@ def read_json(path: Path) -> Any:
 def read_table(path: Path) -> pd.DataFrame:
     """A CSV table of the step ``evaluate`` or ``analyze``; classes may be called ``NA`` or ``1`` and stay text."""
     table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "str"), keep_default_na=False, na_values=[""])
-    return table.fillna({"purifier": ""})
+    return table.fillna({"purifier": AS_GIVEN})
