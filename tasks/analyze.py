@@ -20,7 +20,6 @@ from tasks.attacks.kept import load_kept
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.detectors import Detector, detectors
 from tasks.defences.painter import Images, Painter
-from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.evaluation.classification import classification_table, entropy_table, reliability_table, robustness_area
 from tasks.evaluation.detection import detection_row, roc_curve, threshold_at
@@ -162,9 +161,10 @@ def add_all(scene: Scene, work: list[tuple[str, Callable[[Scene], None]]]) -> No
 def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
     """Networks, detectors fitted to clean training images, their thresholds, and a portrait of clean test images."""
     device = set_up(params.compute)
-    targets = {name: load_target(name, device) for name in (UNDEFENDED, *params.benchmark)}
-    purifiers = {name: target.purifier for name, target in targets.items() if isinstance(target, Purified)}
-    painter = Painter(targets[UNDEFENDED], purifiers, data.pixels.shape[-1], params.attack.batch_size)
+    targets = {name: load_target(name, device) for name in params.autoencoders}
+    purifiers = {name: target.get_submodule("purifier") for name, target in targets.items()}
+    classifier = load_target(UNDEFENDED, device)
+    painter = Painter(classifier, purifiers, data.pixels.shape[-1], params.attack.batch_size)
     training, validation = data.indices("train"), data.indices("validation")
     detect = detectors(painter.features(images_of(data, training), len(training)), data.labels(training))
     of_validation = painter.scores(images_of(data, validation), len(validation), detect)
@@ -175,6 +175,7 @@ def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
     predicted = {
         AS_GIVEN if target == UNDEFENDED else str(target): group["prediction"].to_numpy(dtype=np.int64)
         for target, group in clean.groupby("target", sort=False)
+        if target in {UNDEFENDED, *purifiers}
     }
     images = images_of(data, rows)
     purified = painter.purified(images, len(rows))

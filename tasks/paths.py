@@ -93,8 +93,13 @@ def perturbations(surrogate: str) -> Path:
 
 
 def purifier(defence: str) -> Path:
-    """Weights of what stands in front of the classifier."""
+    """Weights of what stands in front of the classifier, in defences that have such a thing."""
     return TRAIN_DEFENCE / defence / "purifier.safetensors"
+
+
+def defended_classifier(defence: str) -> Path:
+    """Weights of what takes the classifier's place, in defences that train one."""
+    return TRAIN_DEFENCE / defence / "classifier.safetensors"
 
 
 def defence_history(defence: str) -> Path:

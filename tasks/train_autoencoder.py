@@ -1,18 +1,15 @@
 """Step ``train_autoencoder``: a denoising autoencoder, trained on noise and never on adversarial examples."""
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tasks import paths
 from tasks.dataset.prepared import load_prepared
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.compute import set_up
 from tasks.models.files import save_model
-from tasks.models.noise import add_noise
-from tasks.models.training import Objective, build_seeded, fit
-from tasks.params import Params, TrainAutoencoder
+from tasks.models.objectives import denoising
+from tasks.models.training import build_seeded, fit
+from tasks.params import Params
 from tasks.tracking import Tracker
 
 
@@ -26,7 +23,7 @@ def train_autoencoder(params: Params, tracker: Tracker) -> None:
 
     model, history = fit(
         build_seeded(lambda: build_autoencoder(settings.architecture), params.seed),
-        objective(settings),
+        denoising(settings),
         data.pixels,
         data.labels(),
         rows,
@@ -40,16 +37,6 @@ def train_autoencoder(params: Params, tracker: Tracker) -> None:
     history.to_csv(paths.AUTOENCODER_HISTORY, index=False)
     tracker.artifact(paths.AUTOENCODER_HISTORY)
     tracker.model("autoencoder", model, data.floats(np.arange(2)))
-
-
-def objective(settings: TrainAutoencoder) -> Objective:
-    """Mean squared error between the originals and what the network makes of noisy copies."""
-
-    def measure(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        noisy = add_noise(images, settings.noises, settings.clean_share, generator)
-        return {"loss": F.mse_loss(model(noisy), images)}
-
-    return measure
 
 
 if __name__ == "__main__":

@@ -4,18 +4,15 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tasks import paths
 from tasks.dataset.prepared import load_prepared
-from tasks.models.augmentation import augment
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
 from tasks.models.files import save_model
-from tasks.models.training import Objective, build_seeded, fit
-from tasks.params import Params, TrainClassifier
+from tasks.models.objectives import classification
+from tasks.models.training import build_seeded, fit
+from tasks.params import Params
 from tasks.tracking import Tracker
 
 
@@ -38,7 +35,7 @@ def train_classifier(params: Params, tracker: Tracker) -> None:
 
     model, history = fit(
         untrained,
-        objective(settings),
+        classification(settings.augmentation),
         data.pixels,
         data.labels(),
         rows,
@@ -52,18 +49,6 @@ def train_classifier(params: Params, tracker: Tracker) -> None:
     history.to_csv(paths.CLASSIFIER_HISTORY, index=False)
     tracker.artifact(paths.CLASSIFIER_HISTORY)
     tracker.model("classifier", model, data.floats(np.arange(2)))
-
-
-def objective(settings: TrainClassifier) -> Objective:
-    """Cross-entropy and accuracy; images that are trained on are augmented."""
-
-    def measure(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        if model.training:
-            images = augment(images, settings.augmentation, generator)
-        logits = model(images)
-        return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
-
-    return measure
 
 
 def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[float, float]:

@@ -1,53 +1,116 @@
-"""Step ``train_defence``: what stands in front of the classifier, trained where it needs to be."""
-
-import shutil
+"""Step ``train_defence``: what stands in front of the classifier, or takes its place, trained where it needs to be."""
 
 from tasks import paths
-from tasks.params import Params, RetrainedAutoencoder
+from tasks.models.files import build_of, copy_model
+from tasks.params import (
+    AdversarialTraining,
+    Autoencoder,
+    Defence,
+    DenoisingAutoencoder,
+    FeatureGuidedAutoencoder,
+    FinetunedClassifier,
+    JointAutoencoder,
+    Params,
+    Preprocessing,
+    RetrainedAutoencoder,
+    Trades,
+    TrainedAutoencoder,
+)
 from tasks.tracking import Tracker
 
 
 def train_defence(params: Params, tracker: Tracker, defence: str) -> None:
-    """Write the purifier of a defence, and the history of its training if it is trained further."""
+    """Write what a defence is made of: a purifier, a classifier or both, and the history of its training."""
     settings = params.defences[defence]
-    if isinstance(settings, RetrainedAutoencoder):
-        retrain(params, settings, tracker, defence)
-    else:
-        for suffix in (".safetensors", ".json"):
-            shutil.copyfile(paths.AUTOENCODER.with_suffix(suffix), paths.purifier(defence).with_suffix(suffix))
+    match settings:
+        case Autoencoder():
+            copy_model(paths.AUTOENCODER, paths.purifier(defence))
+        case Preprocessing():
+            assemble(settings, defence)
+        case FinetunedClassifier():
+            copy_model(paths.AUTOENCODER, paths.purifier(defence))
+            train(params, settings, tracker, defence)
+        case _:
+            train(params, settings, tracker, defence)
 
 
-def retrain(params: Params, settings: RetrainedAutoencoder, tracker: Tracker, defence: str) -> None:
-    """Train the denoising autoencoder further, on noise and on adversarial examples of the undefended classifier."""
-    from tasks.attacks.adversarial_training import retraining
+def assemble(settings: Preprocessing, defence: str) -> None:
+    """Write a purifier of image processing, with the study's autoencoder behind it if it is asked for."""
+    from tasks.defences.preprocessing import build_purifier
+    from tasks.models.autoencoder import build_autoencoder
+    from tasks.models.files import load_model, save_model
+
+    steps = [step.model_dump(mode="json") for step in settings.steps]
+    architecture = build_of(paths.AUTOENCODER)["architecture"] if settings.before == "autoencoder" else None
+    build = {"architecture": architecture, "steps": steps, "n_draws": settings.n_draws}
+    purifier = build_purifier(architecture, steps, settings.n_draws)
+    if architecture:
+        trained = load_model(paths.AUTOENCODER, build_autoencoder)
+        purifier.get_submodule(str(len(steps))).load_state_dict(trained.state_dict())
+    save_model(paths.purifier(defence), purifier, **build)
+
+
+def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> None:
+    """Train the autoencoder or the classifier of a defence, from what the steps before have trained."""
+    from tasks.attacks.adversarial_training import feature_guided, joint_training, retraining, robust_training
     from tasks.dataset.prepared import load_prepared
     from tasks.models.autoencoder import build_autoencoder
     from tasks.models.classifier import build_classifier
     from tasks.models.compute import set_up
     from tasks.models.files import load_model, save_model
-    from tasks.models.training import fit
+    from tasks.models.objectives import classification_of_purified, denoising
+    from tasks.models.training import build_seeded, fit
 
+    assert not isinstance(settings, Autoencoder | Preprocessing)
     device = set_up(params.compute)
     data = load_prepared()
     tracker.dataset(paths.PREPARE, "prepared", "training")
+
+    if isinstance(settings, TrainedAutoencoder):
+        path, build = paths.purifier(defence), {"architecture": settings.architecture}
+        if build == build_of(paths.AUTOENCODER):
+            model = load_model(paths.AUTOENCODER, build_autoencoder)
+        else:
+            model = build_seeded(lambda: build_autoencoder(settings.architecture), params.seed)
+    else:
+        path, build = paths.defended_classifier(defence), build_of(paths.CLASSIFIER)
+        model = load_model(paths.CLASSIFIER, build_classifier)
+
+    noise, augmentation = params.train_autoencoder, params.train_classifier.augmentation
     classifier = load_model(paths.CLASSIFIER, build_classifier).to(device)
-    purifier, history = fit(
-        load_model(paths.AUTOENCODER, build_autoencoder).requires_grad_(True),
-        retraining(classifier, settings, params.train_autoencoder),
+    autoencoder = load_model(paths.AUTOENCODER, build_autoencoder).to(device)
+    match settings:
+        case DenoisingAutoencoder():
+            objective = denoising(noise)
+        case RetrainedAutoencoder():
+            objective = retraining(classifier, settings, noise)
+        case FeatureGuidedAutoencoder():
+            objective = feature_guided(classifier, settings, noise)
+        case JointAutoencoder():
+            objective = joint_training(classifier, settings, noise)
+        case FinetunedClassifier():
+            objective = classification_of_purified(autoencoder, noise, augmentation)
+        case AdversarialTraining() | Trades():
+            objective = robust_training(settings, augmentation)
+
+    trained, history = fit(
+        model.requires_grad_(True),
+        objective,
         data.pixels,
         data.labels(),
         {split: data.indices(split) for split in ("train", "validation")},
-        settings,
+        settings.training,
         params.seed,
         device,
         paths.checkpoint_folder("train_defence", defence) / "state.pt",
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
         classifier,
+        autoencoder,
     )
-    save_model(paths.purifier(defence), purifier, architecture=params.train_autoencoder.architecture)
+    save_model(path, trained, **build)
     history.to_csv(paths.defence_history(defence), index=False)
     tracker.artifact(paths.defence_history(defence))
-    tracker.model(defence, purifier, data.floats(data.indices("train")[:2]))
+    tracker.model(defence, trained, data.floats(data.indices("train")[:2]))
 
 
 if __name__ == "__main__":

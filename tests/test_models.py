@@ -1,5 +1,6 @@
 """Networks, augmentation, noise and the training loop."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.models.augmentation import augment
-from tasks.models.autoencoder import ARCHITECTURES, build_autoencoder
+from tasks.models.autoencoder import ARCHITECTURES, VariationalAutoencoder, build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
 from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
+from tasks.models.objectives import reconstruct
 from tasks.models.training import TrainingDiverged, build_seeded, fit
 from tasks.params import Augmentation, Noise, TrainClassifier
 from tasks.train_classifier import mean_and_std
@@ -83,8 +85,46 @@ class TestAutoencoder:
         assert denoised.shape == images.shape
         assert 0 <= float(denoised.min()) <= float(denoised.max()) <= 1
 
-    def test_the_bottleneck_holds_a_quarter_as_many_numbers_as_pixels(self, images: Tensor) -> None:
-        assert build_autoencoder("plain").encoder(images).numel() * 4 == images.numel()
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_the_bottleneck_holds_a_quarter_as_many_numbers_as_pixels(self, architecture: str, images: Tensor) -> None:
+        autoencoder, codes = build_autoencoder(architecture), []
+        autoencoder.get_submodule("encoder").register_forward_hook(lambda *seen: codes.append(seen[-1]))
+        autoencoder(images)
+        assert codes[0].numel() * 4 == images.numel()
+
+    @pytest.mark.parametrize("architecture", ["residual", "residual_unet"])
+    def test_untrained_residual_ones_change_nothing(self, architecture: str, images: Tensor) -> None:
+        assert torch.equal(build_autoencoder(architecture)(images), images)
+
+    def test_a_u_net_sees_detail_that_its_bottleneck_does_not_pass(self, images: Tensor) -> None:
+        torch.manual_seed(0)
+        unet = build_autoencoder("unet")
+        code = unet.get_submodule("encoder")
+        code.register_forward_hook(lambda _module, _inputs, output: torch.zeros_like(output))
+        assert not torch.equal(unet(images), unet(images.flip(0)))
+
+    def test_a_variational_code_costs_its_divergence_from_the_standard_normal_distribution(self) -> None:
+        autoencoder = VariationalAutoencoder()
+        for layer in (autoencoder.encoder[-1], autoencoder.log_variance):
+            torch.nn.init.zeros_(layer.weight)
+        images = torch.rand(2, 1, 32, 32)
+        n_codes = 64 * 2 * 2
+
+        def cost(mean: float, log_variance: float) -> float:
+            torch.nn.init.constant_(autoencoder.encoder[-1].bias, mean)
+            torch.nn.init.constant_(autoencoder.log_variance.bias, log_variance)
+            return float(autoencoder.draw(images)[1].detach())
+
+        per_pixel = 2 * autoencoder.PIXEL_VARIANCE * n_codes / (32 * 32)
+        assert cost(0, 0) == pytest.approx(0)
+        assert cost(2, 0) == pytest.approx(per_pixel * 2)
+        assert cost(0, 1) == pytest.approx(per_pixel * (math.e - 2) / 2)
+
+    def test_a_variational_code_is_drawn_in_training_alone(self, images: Tensor) -> None:
+        autoencoder = VariationalAutoencoder()
+        assert torch.equal(reconstruct(autoencoder.eval(), images)[0], reconstruct(autoencoder, images)[0])
+        first, second = reconstruct(autoencoder.train(), images)[0], reconstruct(autoencoder, images)[0]
+        assert not torch.equal(first, second)
 
 
 class TestFiles:
@@ -166,7 +206,9 @@ class TestNoise:
         assert 0.18 < float(unchanged) < 0.32
 
 
-def classify(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def classify(
+    model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
+) -> dict[str, Tensor]:
     logits = model(images)
     return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
 
@@ -251,7 +293,7 @@ class TestTraining:
 
     def test_early_stopping_ends_after_that_many_epochs_without_a_better_loss(self, train: Any) -> None:
         def never_better(
-            model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+            model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
         ) -> dict[str, Tensor]:
             loss = model(images).square().mean()
             return {"loss": loss if model.training else loss.detach() * 0 + 1}
@@ -261,7 +303,7 @@ class TestTraining:
 
     def test_a_loss_that_is_not_finite_stops_with_what_to_do(self, train: Any) -> None:
         def diverging(
-            model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+            model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
         ) -> dict[str, Tensor]:
             return {"loss": model(images).mean() * float("inf")}
 

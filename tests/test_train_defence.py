@@ -10,21 +10,44 @@ import torch
 from torch import Tensor, nn
 
 from tasks import paths
-from tasks.attacks.adversarial_training import retraining
+from tasks.attacks.adversarial_training import examples, feature_guided, joint_training, retraining, robust_training
+from tasks.defences.purified import Purified
+from tasks.defences.targets import load_target
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
+from tasks.models.features import Features
 from tasks.models.files import load_model, save_model
-from tasks.params import Params, RetrainedAutoencoder
+from tasks.models.training import Objective
+from tasks.params import (
+    AdversarialTraining,
+    FeatureGuidedAutoencoder,
+    JointAutoencoder,
+    Params,
+    RetrainedAutoencoder,
+    Trades,
+)
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
 from tests.small_workspace import SMALL
 
-RETRAINED = SMALL | {"defences.retrained_autoencoder.epochs": 2, "defences.retrained_autoencoder.pgd.n_steps": 1}
+TRAINED = [
+    "retrained_autoencoder",
+    "joint_autoencoder",
+    "feature_guided_autoencoder",
+    "unet_autoencoder",
+    "variational_autoencoder",
+    "finetuned_classifier",
+    "adversarial_training",
+    "trades",
+]
+SHORT = SMALL | {f"defences.{name}.training.epochs": 2 for name in TRAINED}
+STILL = {f"defences.{name}.training.learning_rate": 1e-12 for name in TRAINED}
+"""Steps too small to lead away."""
 
 
 def run(params: Params, defence: str) -> dict[str, bytes]:
     folder = paths.step_folder("train_defence", defence)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     train_defence(params, Tracker(), defence)
     shutil.rmtree(paths.checkpoint_folder("train_defence", defence), ignore_errors=True)
@@ -54,28 +77,74 @@ def test_the_studys_autoencoder_stands_in_front_as_it_was_trained(
     assert files["purifier.safetensors"] == paths.AUTOENCODER.read_bytes()
 
 
-def test_retraining_begins_with_the_autoencoder_and_gives_the_same_bytes_twice(
+@pytest.mark.parametrize("defence", TRAINED)
+def test_a_defence_is_trained_and_gives_the_same_bytes_twice(
+    defence: str, workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    params = params_with(SHORT)
+    files = run(params, defence)
+    assert run(params, defence) == files
+    assert len(pd.read_csv(paths.defence_history(defence))) == 2
+    target = load_target(defence, torch.device("cpu"))
+    assert target(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("defence", "path", "begun"),
+    [
+        ("retrained_autoencoder", paths.purifier("retrained_autoencoder"), paths.AUTOENCODER),
+        ("finetuned_classifier", paths.defended_classifier("finetuned_classifier"), paths.CLASSIFIER),
+        ("adversarial_training", paths.defended_classifier("adversarial_training"), paths.CLASSIFIER),
+        ("trades", paths.defended_classifier("trades"), paths.CLASSIFIER),
+    ],
+)
+def test_training_begins_with_what_the_steps_before_have_trained(
+    defence: str, path: Path, begun: Path, workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    run(params_with(SHORT | STILL), defence)
+    build = build_autoencoder if begun == paths.AUTOENCODER else build_classifier
+    before = dict(load_model(begun, build).named_parameters())
+    for name, weights in load_model(path, build).named_parameters():
+        torch.testing.assert_close(weights, before[name], rtol=0, atol=1e-6)
+
+
+def test_an_autoencoder_of_another_architecture_begins_with_its_own_weights(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
-    # steps too small to lead away
-    still = RETRAINED | {"defences.retrained_autoencoder.learning_rate": 1e-12}
-    run(params_with(still), "retrained_autoencoder")
-    begun = load_model(paths.AUTOENCODER, build_autoencoder).state_dict()
-    for name, weights in load_model(paths.purifier("retrained_autoencoder"), build_autoencoder).state_dict().items():
-        torch.testing.assert_close(weights, begun[name], rtol=0, atol=1e-6)
+    run(params_with(SHORT | STILL), "joint_autoencoder")
+    images = torch.rand(2, 1, 32, 32)
+    purifier = load_model(paths.purifier("joint_autoencoder"), build_autoencoder)
+    # untrained, a residual one changes nothing
+    torch.testing.assert_close(purifier(images), images)
 
-    params = params_with(RETRAINED)
-    files = run(params, "retrained_autoencoder")
-    assert run(params, "retrained_autoencoder") == files
-    assert files["purifier.safetensors"] != paths.AUTOENCODER.read_bytes()
-    assert len(pd.read_csv(paths.defence_history("retrained_autoencoder"))) == 2
+
+def test_a_classifier_is_tuned_behind_the_studys_autoencoder(
+    workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    files = run(params_with(SHORT), "finetuned_classifier")
+    assert files["purifier.safetensors"] == paths.AUTOENCODER.read_bytes()
+    assert files["classifier.safetensors"] != paths.CLASSIFIER.read_bytes()
+    target = load_target("finetuned_classifier", torch.device("cpu"))
+    images = torch.rand(2, 1, 32, 32)
+    autoencoder = load_model(paths.AUTOENCODER, build_autoencoder)
+    tuned = load_model(paths.defended_classifier("finetuned_classifier"), build_classifier)
+    torch.testing.assert_close(target(images), tuned(autoencoder(images)))
+
+
+@pytest.mark.parametrize("defence", ["adversarial_training", "trades"])
+def test_robust_training_leaves_nothing_in_front_of_the_classifier(
+    defence: str, workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    files = run(params_with(SHORT), defence)
+    assert sorted(files) == ["classifier.json", "classifier.safetensors", "history.csv"]
+    assert not isinstance(load_target(defence, torch.device("cpu")), Purified)
 
 
 def test_a_training_against_another_classifier_does_not_go_on_from_a_killed_one(
     workspace: Path, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    params = params_with(RETRAINED)
+    params = params_with(SHORT)
     train_defence(params, Tracker(), "retrained_autoencoder")
     train_defence(params, Tracker(), "retrained_autoencoder")
     assert "resumed after epoch 2" in caplog.text
@@ -92,12 +161,12 @@ def test_the_first_part_of_a_batch_is_adversarial_in_its_ball_and_the_rest_is_no
     share: float, n_attacked: int, workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     params = params_with({"train_autoencoder.clean_share": 0.9})
-    settings = settings_with(params_with, adversarial_share=share, eps=[4, 4])
+    settings = settings_with(params_with, **{"adversarial_share": share, "adversary.eps": [4, 4]})
     classifier = load_model(paths.CLASSIFIER, build_classifier)
     images, labels = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
     given = Given()
     loss = retraining(classifier, settings, params.train_autoencoder)(
-        given, images, labels, torch.Generator().manual_seed(1)
+        given, images, labels, torch.Generator().manual_seed(1), 1.0
     )["loss"]
     changes = (given.seen - images).abs().amax(dim=(1, 2, 3))
     assert changes[:n_attacked].numpy() == pytest.approx(np.full(n_attacked, 4 / 255), abs=1e-6)
@@ -113,7 +182,7 @@ def test_the_first_part_of_a_batch_is_adversarial_in_its_ball_and_the_rest_is_no
 def test_every_batch_meets_other_examples_and_the_same_generator_the_same(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
-    settings = settings_with(params_with, eps=[0.25, 8])
+    settings = settings_with(params_with, **{"adversary.eps": [0.25, 8]})
     measure = retraining(load_model(paths.CLASSIFIER, build_classifier), settings, params_with().train_autoencoder)
     images, labels = torch.full((4, 1, 32, 32), 0.5), torch.arange(4) % 3
     given = Given()
@@ -122,7 +191,7 @@ def test_every_batch_meets_other_examples_and_the_same_generator_the_same(
         generator = torch.Generator().manual_seed(seed)
         found = []
         for _ in range(20):
-            measure(given, images, labels, generator)
+            measure(given, images, labels, generator, 1.0)
             found.append(float((given.seen[0] - images[0]).abs().max()) * 255)
         return found
 
@@ -130,3 +199,115 @@ def test_every_batch_meets_other_examples_and_the_same_generator_the_same(
     assert drawn == sizes(0)
     assert len(set(drawn)) == 20
     assert 0.25 <= min(drawn) < 1 < 2 < max(drawn) <= 8.001
+
+
+class Linear(nn.Module):
+    """Logits 0 and ``weight`` times the mean pixel minus a half; remembers what it is given."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.detach().clone())
+        second = self.weight * (images.mean(dim=(1, 2, 3)) - 0.5)
+        return torch.stack([torch.zeros_like(second), second], dim=1)
+
+
+def robust(params_with: Callable[..., Params], name: str, **changed: object) -> Objective:
+    # steps so large that every pixel ends at the border of its ball
+    changed = {"adversary.pgd.relative_step": 2.0, **changed}
+    params = params_with({f"defences.{name}.{key}": value for key, value in changed.items()})
+    settings = params.defences[name]
+    assert isinstance(settings, AdversarialTraining | Trades)
+    return robust_training(settings, params.train_classifier.augmentation)
+
+
+GREY = torch.full((2, 1, 32, 32), 0.5)
+LABELS = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize("clean_weight", [0.0, 0.3])
+def test_adversarial_training_weighs_the_loss_on_examples_against_that_on_clean_images(
+    clean_weight: float, params_with: Callable[..., Params]
+) -> None:
+    measure = robust(params_with, "adversarial_training", **{"adversary.eps": [8, 8], "clean_weight": clean_weight})
+    found = measure(Linear(30.0).eval().requires_grad_(False), GREY, LABELS, torch.Generator().manual_seed(0), 1.0)
+    # every pixel goes 8/255 the wrong way, and the logit with it
+    attacked = torch.nn.functional.softplus(torch.tensor(30 * 8 / 255))
+    clean = torch.nn.functional.softplus(torch.tensor(0.0))
+    assert float(found["loss"]) == pytest.approx(float(clean_weight * clean + (1 - clean_weight) * attacked), rel=1e-4)
+    assert float(found["robust_accuracy"]) == 0
+
+
+def test_trades_adds_the_divergence_of_what_is_predicted_from_what_was(params_with: Callable[..., Params]) -> None:
+    measure = robust(params_with, "trades", **{"adversary.eps": [8, 8], "beta": 3.0})
+    model = Linear(30.0).eval()
+    found = measure(model, GREY, LABELS, torch.Generator().manual_seed(0), 1.0)
+    clean, attacked = (model(images).softmax(dim=1) for images in model.seen[-1].chunk(2))
+    divergence = (clean * (clean / attacked).log()).sum(dim=1).mean()
+    assert divergence > 0.1
+    expected = -clean[[0, 1], LABELS].log().mean() + 3 * divergence
+    assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(("ramp", "progress", "radius"), [(0.5, 0.25, 4), (0.5, 0.5, 8), (0.0, 0.01, 8), (0.5, 1.0, 8)])
+def test_radii_rise_over_the_ramp(
+    ramp: float, progress: float, radius: float, params_with: Callable[..., Params]
+) -> None:
+    measure = robust(params_with, "adversarial_training", **{"adversary.eps": [8, 8], "ramp": ramp})
+    model = Linear(30.0).eval()
+    measure(model, GREY, LABELS, torch.Generator().manual_seed(0), progress)
+    clean, attacked = model.seen[-1].chunk(2)
+    assert float((attacked - clean).abs().max()) * 255 == pytest.approx(radius, rel=1e-4)
+
+
+def test_joint_training_attacks_what_the_classifier_makes_of_the_autoencoders_images(
+    params_with: Callable[..., Params],
+) -> None:
+    params = params_with({"defences.joint_autoencoder.adversarial_share": 1.0})
+    settings = params.defences["joint_autoencoder"]
+    assert isinstance(settings, JointAutoencoder)
+
+    class Inverted(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            self.seen = images.detach().clone()
+            return 1 - images
+
+    classifier, autoencoder = Linear(30.0), Inverted()
+    measure = joint_training(classifier, settings, params.train_autoencoder)
+    found = measure(autoencoder, GREY, LABELS, torch.Generator().manual_seed(0), 1.0)
+    # class 1 is bright to the classifier, so dark to whoever stands before the inversion: its attacker brightens
+    assert autoencoder.seen[1].mean() > 0.5 > autoencoder.seen[0].mean()
+    assert float(found["accuracy"]) == 0
+    squared = float((1 - autoencoder.seen - GREY).square().mean())
+    cross_entropy = torch.nn.functional.cross_entropy(classifier(1 - autoencoder.seen), LABELS)
+    expected = float(cross_entropy) + settings.reconstruction_weight * squared
+    assert float(found["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("guide", ["logits", "features"])
+def test_a_guided_autoencoder_is_judged_by_what_the_classifier_sees(
+    guide: str, workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    params = params_with({"defences.feature_guided_autoencoder.guide": guide})
+    settings = params.defences["feature_guided_autoencoder"]
+    assert isinstance(settings, FeatureGuidedAutoencoder)
+    classifier = load_model(paths.CLASSIFIER, build_classifier)
+    measure = feature_guided(classifier, settings, params.train_autoencoder)
+    images, labels, given = torch.rand(4, 1, 32, 32), torch.arange(4) % 3, Given()
+    found = measure(given, images, labels, torch.Generator().manual_seed(0), 1.0)
+    index = ["logits", "features"].index(guide)
+    seen, wanted = (Features(classifier)(each)[index] for each in (given.seen, images))
+    assert float(found["loss"]) == pytest.approx(float((seen - wanted).abs().mean()), rel=1e-5)
+    assert float(found["loss"]) > 0
+
+
+def test_examples_lead_away_from_given_probabilities(params_with: Callable[..., Params]) -> None:
+    settings = params_with({"defences.trades.adversary.eps": [8, 8]}).defences["trades"]
+    assert isinstance(settings, Trades)
+    model = Linear(30.0)
+    sure_of_first = torch.tensor([[0.99, 0.01], [0.01, 0.99]])
+    found = examples(model, GREY, sure_of_first, settings.adversary, torch.Generator().manual_seed(0))
+    assert found[0].mean() > 0.5 > found[1].mean()

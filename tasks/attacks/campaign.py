@@ -147,12 +147,14 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
         raise ValueError("no test images to attack: raise prepare.split.test_fraction")
     rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
     target = load_target(name, device)
+    seed_random_defences(params.seed)
     batches = [observe(target, data.floats(batch)) for batch in in_parts(test_rows, settings.batch_size)]
     return Campaign(settings, params.seed, data, name, target, test_rows, rows, joined(batches))
 
 
 def transfer(campaign: Campaign, kind: str, eps: float) -> pa.Table:
     """Records of what the target makes of the images that were crafted on the undefended classifier."""
+    seed_random_defences(campaign.seed)
     kept = load_kept(campaign.data, UNDEFENDED, kind, eps)
     if not np.array_equal(kept.rows, campaign.rows):
         raise ValueError(f"{kept_path(UNDEFENDED, kind, eps)} is of other images: run the step attack again")
@@ -173,6 +175,7 @@ def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -
     They are rounded to what is kept on disk first, so that records are of the very images that others will read.
     """
     settings, data, target = campaign.settings, campaign.data, campaign.target
+    seed_random_defences(campaign.seed, rows)
     images, labels = data.floats(rows), data.labels(rows)
     n_classes = len(data.classes)
     crafted = craft(target, images, labels, n_classes, kind, settings, data.value_range, campaign.seed, rows)
@@ -191,6 +194,7 @@ def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -
 def sweep(campaign: Campaign, rows: np.ndarray, folder: Path) -> None:
     """Look for the smallest eps that breaks each image, end to end through the target; write it to ``folder``."""
     settings, data = campaign.settings, campaign.data
+    seed_random_defences(campaign.seed, rows)
     images, labels = data.floats(rows), data.labels(rows)
     radii = np.array([campaign.radius(eps) for eps in settings.eps])
     found = pgd_sweep(
@@ -244,6 +248,12 @@ def records_of(
         norms,
         observed.reconstruction_error,
     )
+
+
+def seed_random_defences(seed: int, rows: np.ndarray | None = None) -> None:
+    """Let what defences draw, from numpy's global generator, depend on the seed and the images of the shard alone."""
+    first = [] if rows is None else [int(rows[0])]
+    np.random.seed(np.random.SeedSequence([seed, *first]).generate_state(4))
 
 
 def joined(parts: list[Observation]) -> Observation:

@@ -70,7 +70,8 @@ class Observation:
     logits: np.ndarray
     """float32 ``(N, K)``."""
     reconstruction_error: np.ndarray | None
-    """Mean squared difference between purified and given image, float64 ``(N,)``; None without a purifier."""
+    """Mean squared difference between purified and given image, over all looks, float64 ``(N,)``; None without a
+    purifier."""
 
 
 def observe(target: nn.Module, images: np.ndarray) -> Observation:
@@ -84,6 +85,6 @@ def observe(target: nn.Module, images: np.ndarray) -> Observation:
         batch = torch.from_numpy(images).to(device_of(target))
         if not isinstance(target, Purified):
             return Observation(target(batch).cpu().numpy(), None)
-        purified = target.purifier(batch)
-        error = (purified - batch).square().mean(dim=(1, 2, 3)).cpu().numpy().astype(np.float64)
-        return Observation(target.classifier(purified).cpu().numpy(), error)
+        looks = [target.purifier(batch) for _ in range(target.n_draws)]
+        error = torch.stack([(purified - batch).square().mean(dim=(1, 2, 3)) for purified in looks]).mean(dim=0)
+        return Observation(target.classify(looks).cpu().numpy(), error.cpu().numpy().astype(np.float64))

@@ -1,11 +1,11 @@
-"""The models under attack by name: the bare classifier, and every defence in front of it."""
+"""The models under attack by name: the bare classifier, and every defence in front of it or in its place."""
 
 import torch
 from torch import nn
 
 from tasks import paths
+from tasks.defences.preprocessing import Preprocessed, build_purifier
 from tasks.defences.purified import Purified
-from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import load_model
 from tasks.paths import UNDEFENDED
@@ -15,17 +15,23 @@ def load_target(name: str, device: torch.device) -> nn.Module:
     """A target in evaluation mode, parameters frozen, where and in the layout in which networks run.
 
     Args:
-        name: ``undefended``, or that of a defence.
+        name: ``undefended``, or that of a defence: its purifier before its own classifier or, where it has none, before
+            the undefended one; its own classifier alone where it has no purifier.
         device: to run on.
 
     Raises:
         FileNotFoundError: a model has not been trained.
     """
-    needed = [paths.CLASSIFIER] if name == UNDEFENDED else [paths.CLASSIFIER, paths.purifier(name)]
+    purifier, classifier = paths.purifier(name), paths.defended_classifier(name)
+    if name == UNDEFENDED or not classifier.is_file():
+        classifier = paths.CLASSIFIER
+    has_purifier = name != UNDEFENDED and (purifier.is_file() or classifier == paths.CLASSIFIER)
+    needed = [classifier, purifier] if has_purifier else [classifier]
     if missing := [path for path in needed if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]} not found: run the step {paths.step_of(missing[0])} first")
-    target = load_model(paths.CLASSIFIER, build_classifier)
-    if name != UNDEFENDED:
-        target = Purified(load_model(paths.purifier(name), build_autoencoder), target).eval()
+    target = load_model(classifier, build_classifier)
+    if has_purifier:
+        before = load_model(purifier, build_purifier)
+        target = Purified(before, target, before.n_draws if isinstance(before, Preprocessed) else 1).eval()
     placed: nn.Module = target.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
     return placed

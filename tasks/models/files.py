@@ -1,14 +1,16 @@
 """Models on disk: weights as safetensors, and beside them a small JSON of how to build the network."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def save_model(path: Path, model: nn.Module, **build: Any) -> None:
+def save_model(path: Path, model: "nn.Module", **build: Any) -> None:
     """Write the weights to ``path`` (``.safetensors``), and beside them the builder's keyword arguments as JSON."""
     from safetensors.torch import save_file
 
@@ -16,7 +18,7 @@ def save_model(path: Path, model: nn.Module, **build: Any) -> None:
     path.with_suffix(".json").write_text(json.dumps(build, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_model(path: Path, build: Callable[..., nn.Module]) -> nn.Module:
+def load_model(path: Path, build: Callable[..., "nn.Module"]) -> "nn.Module":
     """A saved model, in evaluation mode, its parameters frozen.
 
     Args:
@@ -28,6 +30,22 @@ def load_model(path: Path, build: Callable[..., nn.Module]) -> nn.Module:
     """
     from safetensors.torch import load_file
 
-    model = build(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    model = build(**build_of(path))
     model.load_state_dict(load_file(path))
     return model.eval().requires_grad_(False)
+
+
+def build_of(path: Path) -> dict[str, Any]:
+    """The builder's keyword arguments that a model was saved with.
+
+    Raises:
+        FileNotFoundError: the JSON beside the weights is missing.
+    """
+    build: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return build
+
+
+def copy_model(source: Path, destination: Path) -> None:
+    """Copy weights, and the JSON beside them."""
+    for suffix in (source.suffix, ".json"):
+        shutil.copyfile(source.with_suffix(suffix), destination.with_suffix(suffix))

@@ -19,11 +19,12 @@ from torch.optim.swa_utils import update_bn
 from tasks.models.digests import digest_of_arrays, digest_of_model
 from tasks.params import Training
 
-Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], dict[str, Tensor]]
-"""``(model, images, labels, generator) -> {"loss": scalar, other metrics: scalars}``, each a mean over the batch.
+Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator, float], dict[str, Tensor]]
+"""``(model, images, labels, generator, progress) -> {"loss": scalar, other metrics: scalars}``, means over the batch.
 
-Images are float32 ``(B, 1, H, W)`` in [0, 1], labels int64 ``(B,)``. Randomness comes from the generator alone;
-``model.training`` tells whether to augment.
+Images are float32 ``(B, 1, H, W)`` in [0, 1], labels int64 ``(B,)``. Randomness comes from the generator alone, but
+for what is drawn inside the network; ``model.training`` tells whether to augment. ``progress`` is the share of the
+epochs that are done once this one is, in (0, 1].
 """
 
 EVALUATION_BATCH = 128
@@ -111,7 +112,7 @@ def fit(
         generator = torch.Generator(device).manual_seed(epoch_seed)
         order = np.random.default_rng(epoch_seed).permutation(rows["train"])
         learning_rate = _learning_rate(settings, epoch)
-        # dropout, in some of torchvision's networks, draws from the global generator
+        # dropout, in some of torchvision's networks, and variational codes draw from the global generator
         torch.manual_seed(epoch_seed)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -119,7 +120,7 @@ def fit(
         model.train()
         sums = _Sums()
         for images, batch_labels in batches.full(order, settings.batch_size):
-            metrics = objective(model, images, batch_labels, generator)
+            metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
             optimizer.zero_grad()
             metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
             optimizer.step()
@@ -170,7 +171,8 @@ def evaluate(model: nn.Module, objective: Objective, batches: "_Batches", rows: 
     sums = _Sums()
     with torch.no_grad():
         for images, labels in batches.all(rows, EVALUATION_BATCH):
-            sums.add(objective(model, images, labels, generator), len(images))
+            # judged by what the last epochs are trained for
+            sums.add(objective(model, images, labels, generator, 1.0), len(images))
     return sums.means()
 
 

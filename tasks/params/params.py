@@ -1,34 +1,33 @@
-"""``params.yaml`` as typed objects; nothing else reads that file.
-
-Unknown keys, wrong types and impossible values are refused before any work begins, by one
-:class:`ParamsError` that names every offending dotted key and what is allowed there.
-"""
+"""The sections of ``params.yaml``, one a step, and how they are read."""
 
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks import paths
+from tasks.params.defences import Autoencoder, Defence, TrainedAutoencoder
+from tasks.params.section import (
+    Architecture,
+    Count,
+    CountOrOff,
+    Fraction,
+    Noise,
+    Pgd,
+    Positive,
+    Section,
+    Share,
+    Training,
+)
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-CountOrOff = Annotated[int, Field(ge=0)]
+DefenceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class ParamsError(ValueError):
     """The parameters can't be used; the message says where, why, and what is allowed."""
-
-
-class Section(BaseModel):
-    """A part of params.yaml: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Compute(Section):
@@ -152,23 +151,6 @@ class Augmentation(Section):
     """Share by which differences from the mean grey are stretched or squeezed, at most."""
 
 
-class Training(Section):
-    """What every training loop needs."""
-
-    epochs: Count
-    """Passes over the training images, at most."""
-    batch_size: Annotated[int, Field(ge=2)]
-    """Images a step; at least 2, for batch normalisation."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
-    """Of Adam."""
-    schedule: Literal["constant", "cosine"]
-    """Of the learning rate; ``cosine`` falls to zero over all epochs."""
-    early_stopping: CountOrOff
-    """Epochs without a better one on the validation images after which training ends; 0: never."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Decay a step of the exponential moving average of the weights; 0 keeps the last weights."""
-
-
 class TrainClassifier(Training):
     """The classifier and its training."""
 
@@ -185,68 +167,15 @@ class TrainClassifier(Training):
         return self
 
 
-class Noise(Section):
-    """One kind of noise."""
-
-    kind: Literal["gaussian", "uniform", "salt_pepper", "speckle"]
-    """gaussian and uniform are added, salt_pepper replaces pixels by 0 or 1, speckle is gaussian times the pixel."""
-    strength: Annotated[float, Field(gt=0, le=1)]
-    """At most, drawn evenly from 0 up for each image. gaussian, speckle: standard deviation;
-    uniform: half-width; salt_pepper: share of pixels. Images are in [0, 1]."""
-
-
 class TrainAutoencoder(Training):
     """The denoising autoencoder and its training."""
 
-    architecture: Literal["plain"]
-    """``plain``: convolutional bottleneck without skips."""
+    architecture: Architecture
+    """See :mod:`tasks.models.autoencoder`."""
     noises: Annotated[tuple[Noise, ...], Field(min_length=1)]
     """One of these is drawn for each image."""
     clean_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of each batch that is left without noise."""
-
-
-class Pgd(Section):
-    """Projected gradient descent."""
-
-    n_steps: Count
-    """Gradient steps of each start."""
-    relative_step: Annotated[float, Field(gt=0, le=2)]
-    """Size of a step over eps."""
-    n_restarts: CountOrOff
-    """Random starts; 0 starts once, at the image itself."""
-
-
-class Autoencoder(Section):
-    """The denoising autoencoder of ``train_autoencoder`` as it is: the study's defence."""
-
-    kind: Literal["autoencoder"]
-    """What the row is about."""
-
-
-class RetrainedAutoencoder(Training):
-    """The denoising autoencoder, trained further on noise and on adversarial examples of the classifier."""
-
-    kind: Literal["retrained_autoencoder"]
-    """What the row is about."""
-    adversarial_share: Annotated[float, Field(gt=0, le=1)]
-    """Share of each batch that is adversarial, crafted on the undefended classifier as the training goes; the rest is
-    what ``train_autoencoder`` sees."""
-    eps: tuple[Positive, Positive]
-    """Smallest and largest radius as in ``attack.eps``; one is drawn for each batch, evenly on a logarithmic scale."""
-    norm: Literal["linf", "l2"]
-    """Norm of the perturbations' ball."""
-    pgd: Pgd
-
-    @model_validator(mode="after")
-    def _eps_in_order(self) -> Self:
-        if not self.eps[0] <= self.eps[1] <= 255:
-            raise ValueError(f"eps must be a smallest and a largest value up to 255, not {list(self.eps)}")
-        return self
-
-
-Defence = Annotated[Autoencoder | RetrainedAutoencoder, Field(discriminator="kind")]
-DefenceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Sweep(Section):
@@ -350,6 +279,11 @@ class Params(Section):
             raise ValueError(f"benchmark: {unknown} must be among the names in defences, {list(self.defences)}")
         if len(set(self.benchmark)) < len(self.benchmark):
             raise ValueError(f"benchmark must not repeat a name, not {list(self.benchmark)}")
+        if not any(isinstance(self.defences[name], Autoencoder) for name in self.benchmark):
+            raise ValueError(
+                f"benchmark: one of {list(self.benchmark)} must be of the kind 'autoencoder', the study's defence, "
+                "which the others are compared with and what detectors look through"
+            )
         return self
 
     @model_validator(mode="after")
@@ -375,6 +309,12 @@ class Params(Section):
                     f"{name}: {limit} images can't stand for {n_classes} classes; at least {n_classes}, or 0 for all"
                 )
         return self
+
+    @property
+    def autoencoders(self) -> list[str]:
+        """Those of the benchmark that put an autoencoder before the undefended classifier, the study's first."""
+        kinds = (Autoencoder, TrainedAutoencoder)
+        return [name for kind in kinds for name in self.benchmark if isinstance(self.defences[name], kind)]
 
     def flat(self) -> dict[str, Any]:
         """All values by dotted key, as typed in params.yaml: ``{"attack.pgd.n_steps": 10, ...}``."""
@@ -434,12 +374,17 @@ def _located(problem: Any, values: Any) -> str:
 
 def _dotted(problem: Any, values: Any) -> str:
     text = ""
-    for part in problem["loc"]:
-        # pydantic puts the kind of a defence between its name and its fields
-        if isinstance(values, dict) and part not in values and problem["type"] != "missing":
+    for depth, part in enumerate(problem["loc"], start=1):
+        # pydantic puts the kind of a defence, and the method of a step, between its name and its fields
+        is_missing = problem["type"] == "missing" and depth == len(problem["loc"])
+        if isinstance(values, dict) and part not in values and not is_missing:
             continue
-        values = values.get(part) if isinstance(values, dict) else None
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+            values = values[part] if isinstance(values, list) and part < len(values) else None
+        else:
+            text += f".{part}" if text else part
+            values = values.get(part) if isinstance(values, dict) else None
     return text
 
 

@@ -36,9 +36,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from tasks import train_autoencoder, train_classifier
 from tasks.dataset.images import read_grey
 from tasks.dataset.phantom import write_phantoms
+from tasks.models import objectives
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
@@ -163,10 +163,10 @@ def compare(network: str, params: Params, n_rounds: int, n_patients: int, folder
     pixels, labels, rows = draw(folder / "images", params, n_patients)
     n_images = len(rows["train"])
     if network == "classifier":
-        settings, objective = params.train_classifier, train_classifier.objective(params.train_classifier)
+        settings, objective = params.train_classifier, objectives.classification(params.train_classifier.augmentation)
         loss = classification
     else:
-        settings, objective = params.train_autoencoder, train_autoencoder.objective(params.train_autoencoder)
+        settings, objective = params.train_autoencoder, objectives.denoising(params.train_autoencoder)
         loss = reconstruction
 
     def build() -> nn.Module:
@@ -196,7 +196,7 @@ def compare(network: str, params: Params, n_rounds: int, n_patients: int, folder
     def timed(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if model.training:
             begun_steps.append(time.perf_counter())
-        return objective(model, images, labels, generator)
+        return objective(model, images, labels, generator, 1.0)
 
     def after_epoch(number: int, metrics: dict[str, float]) -> None:
         nonlocal began

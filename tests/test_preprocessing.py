@@ -1,0 +1,151 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from tasks import paths
+from tasks.defences.preprocessing import TotalVariationDenoiser, build_purifier
+from tasks.defences.purified import Purified
+from tasks.defences.targets import load_target
+from tasks.models.autoencoder import build_autoencoder
+from tasks.models.classifier import build_classifier
+from tasks.models.digests import digest_of_model
+from tasks.models.files import load_model
+from tasks.params import Params
+from tasks.tracking import Tracker
+from tasks.train_defence import train_defence
+from tests.small_workspace import SMALL
+
+METHODS = {
+    "jpeg": {"method": "jpeg", "quality": 60},
+    "bit_depth": {"method": "bit_depth", "bits": 2},
+    "median": {"method": "median", "window": 3},
+    "total_variation": {"method": "total_variation", "strength": 0.1, "n_steps": 20},
+    "gaussian_noise": {"method": "gaussian_noise", "std": 0.1},
+}
+WITHOUT_GRADIENT = sorted(set(METHODS) - {"total_variation"})
+
+
+def noisy(n: int = 3, side: int = 32) -> Tensor:
+    return torch.rand(n, 1, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_gives_other_images_of_the_same_shape_and_range(method: str) -> None:
+    images = noisy()
+    processed = build_purifier(steps=[METHODS[method]])(images)
+    assert processed.shape == images.shape
+    assert processed.dtype == torch.float32
+    assert 0 <= processed.min() <= processed.max() <= 1
+    assert (processed - images).abs().max() > 0.01
+
+
+def test_bit_depth_leaves_so_many_grey_levels() -> None:
+    processed = build_purifier(steps=[METHODS["bit_depth"]])(torch.tensor([[[[0.0, 0.1, 0.3, 1.0]]]]))
+    assert processed.flatten().tolist() == pytest.approx([0, 0, 1 / 3, 1])
+
+
+def test_the_median_takes_out_a_single_pixel() -> None:
+    images = torch.full((1, 1, 9, 9), 0.5)
+    images[..., 4, 4] = 1
+    assert build_purifier(steps=[METHODS["median"]])(images).unique().tolist() == [0.5]
+
+
+def test_noise_has_its_standard_deviation_and_is_another_one_at_every_look() -> None:
+    images, purifier = torch.full((4, 1, 64, 64), 0.5), build_purifier(steps=[METHODS["gaussian_noise"]])
+    first, second = purifier(images), purifier(images)
+    assert float((first - images).std()) == pytest.approx(0.1, rel=0.05)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("method", WITHOUT_GRADIENT)
+def test_what_has_no_gradient_counts_as_unchanged_backwards(method: str) -> None:
+    images, weights = noisy().requires_grad_(), noisy(3)
+    (build_purifier(steps=[METHODS[method]])(images) * weights).sum().backward()
+    torch.testing.assert_close(images.grad, weights)
+
+
+def test_total_variation_has_its_true_gradient() -> None:
+    images = noisy(1, 5).double().requires_grad_()
+    assert torch.autograd.gradcheck(TotalVariationDenoiser(0.05, 10), images)
+
+
+def test_total_variation_finds_the_minimum() -> None:
+    image, strength = noisy(1, 8)[0, 0].double().numpy(), 0.1
+
+    def energy(flat: np.ndarray) -> float:
+        found = flat.reshape(image.shape)
+        down, right = np.zeros_like(image), np.zeros_like(image)
+        down[:-1], right[:, :-1] = np.diff(found, axis=0), np.diff(found, axis=1)
+        return float(((found - image) ** 2).sum() / 2 + strength * np.sqrt(down**2 + right**2 + 1e-12).sum())
+
+    denoised = TotalVariationDenoiser(strength, 2000)(torch.from_numpy(image)[None, None])[0, 0].numpy()
+    best = minimize(energy, image.ravel(), method="L-BFGS-B", options={"maxiter": 2000, "maxfun": 10**6})
+    assert energy(image.ravel()) > 1.5 * best.fun
+    assert energy(denoised.ravel()) == pytest.approx(best.fun, rel=1e-3)
+
+
+def test_total_variation_keeps_what_is_flat_and_the_mean() -> None:
+    denoise = TotalVariationDenoiser(0.1, 50)
+    flat = torch.full((1, 1, 8, 8), 0.3)
+    torch.testing.assert_close(denoise(flat), flat)
+    assert float(denoise(noisy()).mean()) == pytest.approx(float(noisy().mean()), abs=1e-5)
+
+
+def test_steps_run_one_after_the_other_then_the_autoencoder() -> None:
+    torch.manual_seed(0)
+    chain = build_purifier("plain", [METHODS["median"], METHODS["bit_depth"]])
+    images = noisy()
+    by_hand = build_purifier(steps=[METHODS["bit_depth"]])(build_purifier(steps=[METHODS["median"]])(images))
+    torch.testing.assert_close(chain(images), chain.get_submodule("2")(by_hand))
+
+
+def test_digests_tell_chains_without_weights_apart() -> None:
+    chains = [[METHODS["jpeg"]], [METHODS["jpeg"] | {"quality": 61}], [METHODS["total_variation"]]]
+    assert len({digest_of_model(build_purifier(steps=steps)) for steps in chains}) == 3
+
+
+@pytest.mark.parametrize("before", ["classifier", "autoencoder"])
+def test_the_step_writes_a_chain_that_the_attacks_load(
+    before: str, workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    params = params_with(SMALL | {"defences.jpeg.before": before})
+    paths.purifier("jpeg").parent.mkdir()
+    train_defence(params, Tracker(), "jpeg")
+    images = noisy()
+    expected = build_purifier(steps=[params.defences["jpeg"].model_dump()["steps"][0]])(images)
+    if before == "autoencoder":
+        expected = load_model(paths.AUTOENCODER, build_autoencoder)(expected)
+    classifier = load_model(paths.CLASSIFIER, build_classifier)
+    torch.testing.assert_close(load_target("jpeg", torch.device("cpu"))(images), classifier(expected))
+
+
+class Shifted(nn.Module):
+    """The first look is brighter by 0.1, the second by 0.3, and so on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.looks += 1
+        return images + 0.1 * (2 * self.looks - 1)
+
+
+class Linear(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([images.mean(dim=(1, 2, 3)), images.square().mean(dim=(1, 2, 3)) * 3], dim=1)
+
+
+def test_predictions_are_averaged_over_looks_and_so_are_gradients() -> None:
+    images, classifier = noisy(2).requires_grad_(), Linear()
+    logits = Purified(Shifted(), classifier, n_draws=2)(images)
+    probabilities = (classifier(images + 0.1).softmax(dim=1) + classifier(images + 0.3).softmax(dim=1)) / 2
+    torch.testing.assert_close(logits.softmax(dim=1), probabilities)
+    (found,) = torch.autograd.grad(logits[:, 0].sum(), images)
+    (expected,) = torch.autograd.grad(probabilities.log()[:, 0].sum(), images)
+    torch.testing.assert_close(found, expected)
