@@ -29,6 +29,7 @@ FILES = {
     paths.METRICS: "metrics.json",
     paths.ROBUSTNESS: "robustness.csv",
     paths.CONFUSION: "confusion.csv",
+    paths.BENCHMARK: "benchmark.csv",
     paths.CHECKS: "checks.json",
     paths.VERDICT: "verdict.json",
     paths.ROBUSTNESS_AREA: "robustness_area.csv",

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tasks import paths
+from tasks.evaluation.benchmark import benchmark_table, withstood, worst_case
 from tasks.evaluation.checks import run_checks
 from tasks.evaluation.records import CLEAN, read_records, read_smallest_eps
 from tasks.evaluation.robustness import (
@@ -18,7 +19,6 @@ from tasks.evaluation.robustness import (
     curves_of,
     robustness_table,
     sweep_table,
-    worst_case,
 )
 from tasks.evaluation.tables import write_json, write_table
 from tasks.params import Params
@@ -47,7 +47,9 @@ def evaluate(params: Params, tracker: Tracker) -> None:
     named = pd.DataFrame({name: labels.map(dict(enumerate(classes))) for name, labels in predictions.items()})
     write_table(named, paths.PLOTS / "confusion.csv")
 
-    metrics = headline(table, worst_case(records, smallest))
+    outcomes = withstood(records, smallest)
+    write_table(benchmark_table(records, outcomes), paths.BENCHMARK)
+    metrics = headline(table, worst_case(outcomes))
     write_json(metrics, paths.METRICS)
     checks = run_checks(records, smallest, table, info["leakage"])
     write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)

@@ -45,6 +45,7 @@ EVALUATE = DATA / "evaluate"
 METRICS = EVALUATE / "metrics.json"
 ROBUSTNESS = EVALUATE / "robustness.csv"
 CONFUSION = EVALUATE / "confusion.csv"
+BENCHMARK = EVALUATE / "benchmark.csv"
 CHECKS = EVALUATE / "checks.json"
 PLOTS = EVALUATE / "plots"
 

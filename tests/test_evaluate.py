@@ -109,6 +109,7 @@ def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) 
     evaluated(["non-COVID", "COVID"])
     files = sorted(path.relative_to(paths.EVALUATE).as_posix() for path in paths.EVALUATE.rglob("*") if path.is_file())
     assert files == [
+        "benchmark.csv",
         "checks.json",
         "confusion.csv",
         "metrics.json",

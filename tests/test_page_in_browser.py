@@ -167,6 +167,26 @@ def test_what_was_crafted_on_defences_is_folded_until_asked_for(visit: Visit) ->
     visit.page.get_by_text("Crafted on the defended classifier").click()
 
 
+def test_defences_are_sorted_by_the_head_that_is_clicked(visit: Visit) -> None:
+    table = visit.page.locator("#defences table").first
+
+    def names() -> list[str]:
+        return [cell.split(". ")[1] for cell in table.locator("tbody th").all_inner_texts()]
+
+    by_rank = ["retrained autoencoder", "autoencoder", "undefended"]
+    assert names() == by_rank
+    clean = table.locator("th", has_text="clean images")
+    clean.get_by_role("button").click()
+    assert names() == ["autoencoder", "retrained autoencoder", "undefended"]
+    assert clean.get_attribute("aria-sort") == "ascending"
+    clean.get_by_role("button").click()
+    assert names() == ["undefended", "retrained autoencoder", "autoencoder"]
+    assert clean.get_attribute("aria-sort") == "descending"
+    table.locator("th", has_text="target").get_by_role("button").click()
+    assert names() == by_rank
+    assert clean.get_attribute("aria-sort") is None
+
+
 def test_paper_gets_the_drawings(visit: Visit) -> None:
     visit.page.emulate_media(media="print")
     try:

@@ -145,25 +145,6 @@ def confusion_table(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def worst_case(records: pd.DataFrame, smallest: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy against the worst attack for each image: target, threat_model, eps, accuracy.
-
-    An image counts as classified correctly where it is so unchanged, under every attack at that eps, and, against an
-    adaptive attacker, where the sweep found no smaller eps that breaks it; never a minimum of averages.
-
-    Args:
-        records: as written by the step attack.
-        smallest: the smallest eps that breaks each image, as written by the step attack.
-    """
-    attacked = records[records["attack"] != CLEAN]
-    by_image = attacked.groupby(["target", "threat_model", "eps", "image"], sort=False)
-    holds = by_image[["correct", "clean_correct"]].all().all(axis=1).rename("accuracy").reset_index()
-    found = holds.merge(smallest[["target", "image", "smallest_eps"]], how="left", on=["target", "image"])
-    swept = (found["threat_model"] == "adaptive") & (found["smallest_eps"] <= found["eps"])
-    holds["accuracy"] = holds["accuracy"] & ~swept
-    return holds.groupby(["target", "threat_model", "eps"], sort=False)["accuracy"].mean().reset_index()
-
-
 def curves_of(table: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
     """Points of every curve by (target, threat_model, attack): the same images as they are (eps 0), then rising eps."""
     clean = table[table["attack"] == CLEAN]

@@ -111,7 +111,7 @@ def headline_of(table: pd.DataFrame) -> Headline:
 def _of_defence(name: str, cost: float, bare: Row, curves: dict[str, Curve], eps: float) -> list[str]:
     """What a defence keeps under attack, what it costs of clean accuracy, and what is left of its gain."""
     kept = [f"on {with_interval(curve.at(eps))} when {ATTACKERS[threat]}" for threat, curve in curves.items()]
-    sentences = [f"With the {name} in front it is right {', and '.join(kept)}."]
+    sentences = [f"With the {name} it is right {', and '.join(kept)}."]
     if cost > 0:
         sentences.append(f"The {name} costs {points(cost)} of clean accuracy.")
     if "transfer" in curves:

@@ -57,6 +57,33 @@
     matchMedia("print").addEventListener("change", ({ matches }) => { fold.open = matches; });
   }
 
+  // the first number of a cell, or its words; what has neither comes last
+  const sortKey = (cell) => {
+    const text = cell.textContent.trim();
+    const number = parseFloat(text.match(/-?\d[\d.]*(e-?\d+)?/)?.[0]);
+    return Number.isNaN(number) ? text : number;
+  };
+  const inOrder = (one, other) => {
+    if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;
+    return typeof one === "number" ? one - other : one.localeCompare(other);
+  };
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const falls = head.getAttribute("aria-sort") === "ascending";
+        const rows = [...table.tBodies[0].rows];
+        rows.sort((one, other) => inOrder(sortKey(one.cells[column]), sortKey(other.cells[column])) * (falls ? -1 : 1));
+        table.tBodies[0].append(...rows);
+        for (const each of heads) each.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+      });
+    });
+  }
+
   if (!explorer) return;
   const figure = document.getElementById("explorer");
   const plot = document.getElementById("explorer-plot");

@@ -26,6 +26,7 @@ from tasks.reporting.findings import (
 )
 from tasks.reporting.gallery import Drawn, confusions, trainings
 from tasks.reporting.results import Results
+from tasks.reporting.sections.benchmark import benchmark_section
 from tasks.reporting.sections.features import SPACES
 from tasks.reporting.sections.section import Section, estimate, fixed, point_of
 from tasks.reporting.sections.verdict import area_sentence, area_table, badge_of, elsewhere, verdict_sentence
@@ -82,6 +83,7 @@ def html(
         results,
         headline,
         parts=parts,
+        benchmark=benchmark_section(results, headline),
         gallery=gallery,
         confusions=matrices,
         parameters=sections,

@@ -24,6 +24,7 @@ INPUTS = (
     paths.AUTOENCODER_HISTORY,
     paths.ROBUSTNESS,
     paths.CONFUSION,
+    paths.BENCHMARK,
     paths.METRICS,
     paths.CHECKS,
     paths.ROBUSTNESS_AREA,
@@ -87,6 +88,7 @@ class Results:
     records: pd.DataFrame
     robustness: pd.DataFrame
     confusion: pd.DataFrame
+    benchmark: pd.DataFrame
     metrics: dict[str, Any]
     checks: list[dict[str, Any]]
     analysis: Analysis
@@ -117,6 +119,7 @@ def load_results(benchmark: Sequence[str]) -> Results:
         records=read_records(benchmark),
         robustness=read_table(paths.ROBUSTNESS),
         confusion=read_table(paths.CONFUSION),
+        benchmark=read_table(paths.BENCHMARK),
         metrics=read_json(paths.METRICS),
         checks=read_json(paths.CHECKS),
         analysis=Analysis(

@@ -55,6 +55,8 @@ class Table:
     rows: list[list[str]]
     is_folded: bool = False
     """Whether readers unfold it first."""
+    is_sortable: bool = False
+    """Whether a click on a head sorts the rows by that column."""
 
 
 @dataclass(frozen=True)

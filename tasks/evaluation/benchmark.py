@@ -1,0 +1,99 @@
+"""Defences side by side: each against the worst of all attacks, ranked, and compared on the same images."""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from tasks.evaluation.intervals import wilson
+from tasks.evaluation.records import CLEAN
+
+COLUMNS = (
+    *("threat_model", "eps", "rank", "target", "n"),
+    *("clean_accuracy", "clean_accuracy_low", "clean_accuracy_high"),
+    *("accuracy", "accuracy_low", "accuracy_high"),
+    *("next", "n_right_alone", "n_wrong_alone", "p_value"),
+)
+
+
+def withstood(records: pd.DataFrame, smallest: pd.DataFrame) -> pd.DataFrame:
+    """Which images withstand every attack: target, threat_model, eps, image, withstood (bool).
+
+    An image does where it is classified correctly unchanged, under every attack at that eps, and, against an adaptive
+    attacker, where the sweep found no smaller eps that breaks it: the worst case for each image, never a minimum of
+    averages.
+
+    Args:
+        records: as written by the steps that attack.
+        smallest: the smallest eps that breaks each image, as written by the same.
+    """
+    attacked = records[records["attack"] != CLEAN]
+    by_image = attacked.groupby(["target", "threat_model", "eps", "image"], sort=False)
+    holds = by_image[["correct", "clean_correct"]].all().all(axis=1).rename("withstood").reset_index()
+    found = holds.merge(smallest[["target", "image", "smallest_eps"]], how="left", on=["target", "image"])
+    swept = (found["threat_model"] == "adaptive") & (found["smallest_eps"] <= found["eps"])
+    holds["withstood"] = holds["withstood"] & ~swept
+    return holds
+
+
+def worst_case(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Share of images that withstand every attack: target, threat_model, eps, accuracy.
+
+    Args:
+        outcomes: of :func:`withstood`.
+    """
+    by_point = outcomes.groupby(["target", "threat_model", "eps"], sort=False)["withstood"]
+    return by_point.mean().rename("accuracy").reset_index()
+
+
+def benchmark_table(records: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Every target against the worst of all attacks, ranked at each threat model and eps.
+
+    Rows: threat model, eps, then rank, from 1 for the highest accuracy; equals by clean accuracy, then by name. Beside
+    the accuracies, with Wilson's 95 % intervals and on the attacked images alone: the target that is ``next`` in rank;
+    on how many images this one is right and that one wrong (``n_right_alone``), or the other way round
+    (``n_wrong_alone``); and McNemar's p-value of the two numbers. The last has none.
+
+    Args:
+        records: as written by the steps that attack.
+        outcomes: of :func:`withstood`.
+    """
+    right = outcomes.pivot(index=["threat_model", "eps", "image"], columns="target", values="withstood")
+    clean = records[records["attack"] == CLEAN].pivot(index="image", columns="target", values="correct")
+    rows = []
+    for (threat_model, eps), of_images in right.groupby(level=["threat_model", "eps"], sort=True):
+        of_images = of_images.dropna(axis="columns", how="all").astype(bool).droplevel(["threat_model", "eps"])
+        clean_accuracy = clean.loc[of_images.index, of_images.columns].mean()
+        order = sorted(
+            map(str, of_images), key=lambda target: (-of_images[target].mean(), -clean_accuracy[target], target)
+        )
+        for rank, target in enumerate(order, start=1):
+            row = {"threat_model": threat_model, "eps": eps, "rank": rank, "target": target, "n": len(of_images)}
+            row |= {"clean_accuracy": clean_accuracy[target], "accuracy": of_images[target].mean()}
+            if rank < len(order):
+                row |= {"next": order[rank], **_compared(of_images[target], of_images[order[rank]])}
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    for name in ("clean_accuracy", "accuracy"):
+        n_right = (table[name] * table["n"]).round()
+        table[f"{name}_low"], table[f"{name}_high"] = wilson(n_right, table["n"])
+    counts = {"n_right_alone": "Int64", "n_wrong_alone": "Int64"}
+    return table.reindex(columns=list(COLUMNS)).astype(counts)
+
+
+def mcnemar(n_right_alone: int, n_wrong_alone: int) -> float:
+    """Exact two-sided p-value of McNemar's test (1947, Psychometrika 12, 153-157) of two classifiers' paired outcomes.
+
+    Under the hypothesis that both are right equally often, an image that only one of them gets right falls to either
+    with probability 1/2. 1 where there is no such image.
+
+    Args:
+        n_right_alone: images that the first gets right and the second wrong.
+        n_wrong_alone: images that the first gets wrong and the second right.
+    """
+    n = n_right_alone + n_wrong_alone
+    return float(binomtest(n_right_alone, n).pvalue) if n else 1.0
+
+
+def _compared(first: "pd.Series[bool]", second: "pd.Series[bool]") -> dict[str, float]:
+    alone, other = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    return {"n_right_alone": alone, "n_wrong_alone": other, "p_value": mcnemar(alone, other)}
