@@ -1,0 +1,52 @@
+"""DeepFool: about the smallest change that is misclassified (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599)."""
+
+import torch
+from torch import Tensor, nn
+
+from tasks.attacks.ball import Balls
+from tasks.attacks.gradient import logit_margin
+
+OVERSHOOT = 0.02
+"""By which a step goes beyond the boundary of the linear model."""
+N_HALVINGS = 8
+"""Of the way from the image to what broke it, in search of the boundary between."""
+
+
+def deepfool(model: nn.Module, images: Tensor, labels: Tensor, balls: Balls, n_steps: int) -> tuple[Tensor, Tensor]:
+    """Misclassified images near the originals, in any ball, and whether one was found.
+
+    Each step goes to where the linear model of the margin to the runner-up class is zero, in the direction that is
+    steepest for the norm (the paper's algorithm 2 looks at all classes; with two there is one). From what is
+    misclassified then, the way back to the image is halved.
+
+    Args:
+        model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
+        images: float32 ``(N, 1, H, W)`` within the value range, on the model's device.
+        labels: true classes, int64 ``(N,)``, on the model's device.
+        balls: the norm that is to be small, and the value range.
+        n_steps: gradients that are taken, at most.
+
+    Returns:
+        ``(N, 1, H, W)``, an image itself where nothing was found or it was misclassified before; bool ``(N,)``.
+    """
+    moved, is_broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    for _ in range(n_steps):
+        with torch.enable_grad():
+            variable = moved.detach().requires_grad_()
+            margins = logit_margin(model(variable), labels)
+            (gradient,) = torch.autograd.grad(-margins.sum(), variable)
+        is_broken = margins < 0
+        if is_broken.all():
+            break
+        slopes = balls.slope(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+        needed = (1 + OVERSHOOT) * margins.detach().clamp_min(1e-6) / slopes
+        strides = torch.where(is_broken, 0, needed)[:, None, None, None]
+        moved = torch.addcmul(moved, balls.steepest(gradient), strides).clamp_(*balls.value_range)
+    with torch.inference_mode():
+        is_broken = logit_margin(model(moved), labels) < 0
+        inner, outer = images.clone(), torch.where(is_broken[:, None, None, None], moved, images)
+        for _ in range(N_HALVINGS):
+            middle = (inner + outer) / 2
+            breaks = (logit_margin(model(middle), labels) < 0)[:, None, None, None]
+            inner, outer = torch.where(breaks, inner, middle), torch.where(breaks, middle, outer)
+    return torch.where(is_broken[:, None, None, None], outer, images), is_broken
