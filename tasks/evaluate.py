@@ -12,13 +12,12 @@ from tasks.evaluation.checks import run_checks
 from tasks.evaluation.records import CLEAN, read_records, read_smallest_eps
 from tasks.evaluation.robustness import (
     POINT,
-    SWEEP,
     by_eps,
     clean_rows,
     confusion_table,
     curves_of,
     robustness_table,
-    sweep_table,
+    smallest_eps_table,
 )
 from tasks.evaluation.tables import write_json, write_table
 from tasks.params import Params
@@ -34,14 +33,14 @@ def evaluate(params: Params, tracker: Tracker) -> None:
     info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
     classes = info["classes"]
     table = robustness_table(records, classes, classes.index(info["positive_class"]))
-    swept = sweep_table(smallest, sorted(set(records["eps"]) - {0.0}), list(table.columns))
-    table = pd.concat([table, swept], ignore_index=True)
+    searched = smallest_eps_table(smallest, sorted(set(records["eps"]) - {0.0}), list(table.columns))
+    table = pd.concat([table, searched], ignore_index=True)
 
     paths.PLOTS.mkdir()
     write_table(table, paths.ROBUSTNESS)
     write_table(confusion_table(records, classes), paths.CONFUSION)
     write_table(by_eps(table, "accuracy"), paths.PLOTS / "accuracy_by_eps.csv")
-    write_table(by_eps(table[table["attack"] != SWEEP], "mean_entropy"), paths.PLOTS / "entropy_by_eps.csv")
+    write_table(by_eps(table[table["mean_entropy"].notna()], "mean_entropy"), paths.PLOTS / "entropy_by_eps.csv")
     clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
     predictions = {"actual": clean["label"], "predicted": clean["prediction"]}
     named = pd.DataFrame({name: labels.map(dict(enumerate(classes))) for name, labels in predictions.items()})

@@ -44,7 +44,8 @@ def smallest_eps_in(records: pd.DataFrame) -> pd.DataFrame:
     broken = adaptive.groupby(["target", "image"])["eps"].min().rename("smallest_eps")
     found = clean.join(broken, on=["target", "image"]).fillna({"smallest_eps": math.inf})
     found.loc[~found["correct"], "smallest_eps"] = 0.0
-    return found.drop(columns="correct").reset_index(drop=True)
+    curve = {"threat_model": "adaptive", "attack": "sweep", "found_by": "sweep"}
+    return found.drop(columns="correct").assign(**curve).reset_index(drop=True)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ SMALL = {
     "attack.pgd.n_steps": 3,
     "attack.batch_size": 16,
     "attack.sweep.n_steps": 4,
+    "attack.suite.n_steps": 3,
+    "attack.suite.n_queries": 10,
 }
 
 

@@ -24,6 +24,7 @@ from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
 from tasks.params import Params
 from tasks.tracking import Tracker
+from tasks.train_defence import train_defence
 from tests.small_workspace import SIDE, SMALL
 
 
@@ -177,15 +178,25 @@ def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wron
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SMALL | {"attack.sweep.n_steps": 10}))
-    records, found = (
-        read_records(BENCHMARK),
-        read_smallest_eps(BENCHMARK).set_index(["target", "image"])["smallest_eps"],
-    )
+    records, smallest = read_records(BENCHMARK), read_smallest_eps(BENCHMARK)
+    searches = {attack: of.set_index(["target", "image"]) for attack, of in smallest.groupby("attack", sort=False)}
+    assert {attack: set(of["threat_model"]) for attack, of in searches.items()} == {
+        "sweep": {"adaptive"},
+        "suite": {"adaptive"},
+        "square": {"black_box"},
+    }
+    found = searches["sweep"]["smallest_eps"]
     assert set(found.unique()) <= {0.0, 0.5, 4.0, np.inf}
     clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
     assert ((found == 0) == ~clean.loc[found.index]).all()
     adaptive = records[(records["threat_model"] == "adaptive") & ~records["correct"]]
     broken = adaptive.groupby(["target", "image"])["eps"].min()
+    suite = searches["suite"]
+    assert (suite["smallest_eps"] <= found).all()
+    same = suite["smallest_eps"] == found
+    assert (suite.loc[same, "found_by"] == "sweep").all()
+    assert suite.loc[~same, "found_by"].isin(["apgd_ce", "apgd_margin", "apgd_dlr", "deepfool"]).all()
+    assert ((searches["square"]["smallest_eps"] == 0) == (found == 0)).all()
     # the sweep has three times the steps
     assert (found.loc[broken.index] <= broken)[found.loc[broken.index] > 0].mean() > 0.95
     assert 0 < (found > 4).mean() < 1
@@ -196,7 +207,7 @@ def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Calla
     assert run(params) == run(params)
 
 
-@pytest.mark.parametrize("n_done", [3, 17, 19])
+@pytest.mark.parametrize("n_done", [3, 17, 27])
 def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
     n_done: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -205,7 +216,7 @@ def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
     kill_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # 16 crafted shards, then 4 swept ones
+    # of each of two targets 8 crafted shards, then three searches of two parts
     params = params_with(SMALL | {"attack.batch_size": 8, "attack.max_images": 30})
     monkeypatch.setattr("tasks.attacks.campaign.SWEPT_BATCHES", 2)
     undisturbed = run(params)
@@ -231,7 +242,13 @@ def test_clean_records_cover_every_test_image_however_few_are_attacked(
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"attack.pgd.n_steps": 4}, {"attack.norm": "l2"}, {"attack.max_images": 16}]
+    "change",
+    [
+        {"seed": 1},
+        {"attack.pgd.n_steps": 4},
+        {"attack.norm": "l2", "attack.suite.n_queries": 0},
+        {"attack.max_images": 16},
+    ],
 )
 def test_shards_of_other_parameters_never_mix_in(
     change: dict[str, Any],
@@ -254,11 +271,11 @@ def test_shards_of_another_defence_never_mix_in(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = params_with(SMALL | {"attack.eps": [4]})
-    # 4 shards on the classifier and 1 of its sweep, then those on the autoencoder
-    kill_after(params, 7)
+    # 4 crafted shards on the classifier and 3 searches, then those on the autoencoder
+    kill_after(params, 9)
     save_model(paths.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
     resumed = run(params)
-    assert n_kept_lines(caplog) == 5
+    assert n_kept_lines(caplog) == 7
     assert resumed == run(params)
 
 
@@ -291,7 +308,7 @@ def test_the_size_of_a_batch_changes_no_prediction(
 
 
 def test_l2_perturbations_lie_in_their_ball(workspace: Path, params_with: Callable[..., Params]) -> None:
-    run(params_with(SMALL | {"attack.norm": "l2"}))
+    run(params_with(SMALL | {"attack.norm": "l2", "attack.suite.n_queries": 0, "attack.suite.n_label_queries": 60}))
     records = read_records(BENCHMARK)
     attacked = records[records["attack"] != "clean"]
     assert attacked["radius"].to_numpy() == pytest.approx(attacked["eps"] / 255 * SIDE)
@@ -350,3 +367,30 @@ def test_images_of_another_attack_are_not_transferred(workspace: Path, params_wi
     run(params_with(SMALL))
     with pytest.raises(ValueError, match=r"fgsm-eps0.5.npz is of other images: run the step attack again"):
         attack_defence(params_with(SMALL | {"attack.max_images": 8}), Tracker(), "autoencoder")
+
+
+def test_labels_alone_are_asked_for_of_some_images(workspace: Path, params_with: Callable[..., Params]) -> None:
+    few = {"attack.suite.n_label_queries": 100, "attack.suite.max_label_images": 6, "attack.eps": [4, 16]}
+    run(params_with(SMALL | few))
+    smallest = read_smallest_eps(BENCHMARK)
+    for _, of_target in smallest.groupby("target"):
+        by_labels = of_target[of_target["attack"] == "hop_skip_jump"].set_index("image")
+        assert len(by_labels) == 6
+        assert set(by_labels["threat_model"]) == {"black_box"}
+        suite = of_target[of_target["attack"] == "suite"].set_index("image").loc[by_labels.index]
+        assert ((by_labels["smallest_eps"] == 0) == (suite["smallest_eps"] == 0)).all()
+
+
+def test_a_random_defence_gives_the_same_bytes_twice(workspace: Path, params_with: Callable[..., Params]) -> None:
+    params = params_with(
+        SMALL
+        | {
+            "benchmark": ["autoencoder", "noise"],
+            "defences.noise.n_draws": 2,
+            "attack.eps": [4],
+            "attack.batch_size": 8,
+        }
+    )
+    paths.purifier("noise").parent.mkdir()
+    train_defence(params, Tracker(), "noise")
+    assert run(params) == run(params)

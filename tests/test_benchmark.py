@@ -105,3 +105,22 @@ def test_mcnemar_rejects_equal_classifiers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     won = rng.binomial(40, 0.5, 2000)
     assert np.mean([mcnemar(int(n), 40 - int(n)) < 0.05 for n in won]) <= 0.06
+
+
+def test_scores_alone_are_a_threat_model_and_count_for_who_sees_everything() -> None:
+    records = pd.concat(
+        [
+            records_of(("undefended", "none", "clean", 0.0), LABELS, LABELS, LABELS),
+            records_of(("undefended", "adaptive", "pgd", 1.0), LABELS, LABELS, CLEAN),
+        ],
+        ignore_index=True,
+    )
+    found = smallest_eps_in(records)
+    # scores alone break one that PGD breaks, and one that it does not
+    by_scores = found.assign(threat_model="black_box", attack="square", smallest_eps=[np.inf] * 6 + [1.0, 1.0])
+    both = pd.concat([found, by_scores], ignore_index=True)
+    worst = worst_case(withstood(records, both)).set_index("threat_model")["accuracy"]
+    assert worst.to_dict() == {"adaptive": 5 / 8, "black_box": 6 / 8}
+    # of some of the images only they are no threat model
+    part = pd.concat([found, by_scores[4:]], ignore_index=True)
+    assert worst_case(withstood(records, part)).set_index("threat_model")["accuracy"].to_dict() == {"adaptive": 5 / 8}

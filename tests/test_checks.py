@@ -10,13 +10,20 @@ from tests.conftest import smallest_eps_in
 N = 200
 
 
+def searched(records: pd.DataFrame) -> pd.DataFrame:
+    """What the sweep finds, and scores alone, which find nothing new."""
+    found = smallest_eps_in(records)
+    by_scores = found.assign(threat_model="black_box", attack="square", found_by="square")
+    return pd.concat([found, by_scores], ignore_index=True)
+
+
 NO_LEAKAGE = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
 
 
 def outcome(
     accuracies: dict[tuple[str, str, str], dict[float, float]],
     leakage: dict[str, float] = NO_LEAKAGE,
-    found_by_sweep: Callable[[pd.DataFrame], pd.DataFrame] = smallest_eps_in,
+    search: Callable[[pd.DataFrame], pd.DataFrame] = searched,
     **changes: object,
 ) -> dict[str, Check]:
     """Checks of records in which a share of 200 images is classified correctly at each point; eps 0 is clean."""
@@ -31,7 +38,7 @@ def outcome(
     records["linf"] = records["radius"] = records["eps"] / 255
     records = records.assign(**changes)
     table = robustness_table(records, ["a", "b"], 1)
-    return {check.name: check for check in run_checks(records, found_by_sweep(records), table, leakage)}
+    return {check.name: check for check in run_checks(records, search(records), table, leakage)}
 
 
 SOUND = {
@@ -48,6 +55,7 @@ RISE = "robust accuracy does not rise with eps"
 PGD = "PGD is at least as strong as FGSM"
 LARGEST = "accuracy falls to at most 1 % at the largest eps, adaptive"
 STEPS = "more steps and restarts change accuracy by less than 1 point"
+MASKED = "attacks without gradients break nothing that white-box attacks missed"
 TRANSFER = "transfer is no stronger than adaptive"
 BALL = "every adversarial example lies in its ball"
 SUCCESS = "success counts only images classified correctly before"
@@ -56,7 +64,7 @@ LEAKAGE = "no test image has a relative in training"
 
 def test_a_sound_evaluation_passes_everything() -> None:
     checks = outcome(SOUND)
-    assert list(checks) == [RISE, PGD, LARGEST, STEPS, TRANSFER, BALL, SUCCESS, LEAKAGE]
+    assert list(checks) == [RISE, PGD, LARGEST, STEPS, MASKED, TRANSFER, BALL, SUCCESS, LEAKAGE]
     assert {check.status for check in checks.values()} == {"PASS"}
 
 
@@ -143,7 +151,7 @@ def test_a_sweep_that_breaks_what_the_attacks_did_not_is_reported(n_more: int, s
         held = found[(found["target"] == "autoencoder") & (found["smallest_eps"] == 4)].index[:n_more]
         return found.assign(smallest_eps=found["smallest_eps"].mask(found.index.isin(held), 1.0))
 
-    check = outcome(SOUND, found_by_sweep=more_broken)[STEPS]
+    check = outcome(SOUND, search=more_broken)[STEPS]
     assert check.status == status
     assert check.figure == pytest.approx(n_more / N)
     assert "autoencoder at eps 1" in check.explanation
@@ -155,7 +163,7 @@ def test_a_sweep_that_breaks_less_than_pgd_can_not_vouch_for_it() -> None:
         held = found[found["smallest_eps"] == 1].index[:5]
         return found.assign(smallest_eps=found["smallest_eps"].mask(found.index.isin(held), 4.0))
 
-    check = outcome(SOUND, found_by_sweep=less_broken)[STEPS]
+    check = outcome(SOUND, search=less_broken)[STEPS]
     assert check.status == "WARN"
     assert "2.5 points less than PGD" in check.explanation
 
@@ -172,4 +180,23 @@ def test_one_image_of_few_is_a_warning() -> None:
         first = few[few["smallest_eps"] == 4].index[:1]
         return few.assign(smallest_eps=few["smallest_eps"].mask(few.index.isin(first), 1.0))
 
-    assert outcome(SOUND, found_by_sweep=one_more_of_fifty)[STEPS].status == "WARN"
+    assert outcome(SOUND, search=one_more_of_fifty)[STEPS].status == "WARN"
+
+
+@pytest.mark.parametrize(("n_more", "status"), [(1, "FAIL"), (7, "FAIL")])
+def test_what_scores_alone_break_and_gradients_missed_is_listed(n_more: int, status: str) -> None:
+    def masked(records: pd.DataFrame) -> pd.DataFrame:
+        found = searched(records)
+        of_defence = (found["target"] == "autoencoder") & (found["attack"] == "square")
+        held = found[of_defence & (found["smallest_eps"] == 4)].index[:n_more]
+        return found.assign(smallest_eps=found["smallest_eps"].mask(found.index.isin(held), 1.0))
+
+    check = outcome(SOUND, search=masked)[MASKED]
+    assert (check.status, check.figure) == (status, pytest.approx(n_more / N))
+    assert "of autoencoder at some eps (images 100" in check.explanation
+    assert check.explanation.count(",") == n_more - 1
+
+
+def test_without_attacks_that_see_no_gradients_nothing_is_said_of_masking() -> None:
+    check = outcome(SOUND, search=smallest_eps_in)[MASKED]
+    assert (check.status, check.figure) == ("WARN", None)

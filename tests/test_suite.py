@@ -1,257 +1,108 @@
-import math
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
-from tasks.attacks.ball import radius
-from tasks.attacks.suite import craft, observe
-from tasks.defences.purified import Purified
-from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
-from tasks.evaluation.scores import margin
-from tasks.models.autoencoder import build_autoencoder
-from tasks.models.classifier import build_classifier
-from tasks.params import Attack, Params
-from tests.nets import N_PIXELS, SIDE, Linear, ThreeClasses, linear_case
+from tasks.attacks.ball import Balls, radius
+from tasks.attacks.suite import Broken, Case, by_labels, by_scores, swept, white_box
+from tests.nets import N_PIXELS, SIDE, ThreeClasses, linear_case
 
-MODES = ["fast", "reference"]
+EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
 
 
-def classifier() -> nn.Module:
-    return build_classifier("cnn", n_classes=3, mean=0.5, std=0.3)
+def linear(norm: str = "linf") -> tuple[Case, np.ndarray]:
+    """Images of a linear classifier, and the index of the smallest radius that breaks each."""
+    model, images, labels, margins = linear_case()
+    radii = np.array([radius(eps, norm, N_PIXELS) for eps in EPS])
+    case = Case(model, images, labels, 2, radii, Balls(norm, (0.0, 1.0)), 16, 0, np.arange(40) + 100)
+    return case, np.where(margins < 0, -1, np.searchsorted(radii, margins / model.dual(norm)))
 
 
-TARGETS: dict[str, Callable[[], nn.Module]] = {
-    "undefended": classifier,
-    "autoencoder": lambda: Purified(build_autoencoder("plain"), classifier()),
-}
-"""Every kind of target that the step attack meets."""
-
-
-def attacked(
-    model: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    n_classes: int,
-    attack: str,
-    eps: float,
-    settings: Attack,
-    seed: int,
-) -> np.ndarray:
-    """Adversarial examples at one eps."""
-    settings = settings.model_copy(update={"eps": (eps,)})
-    (adversarial,) = craft(model, images, labels, n_classes, attack, settings, (0.0, 1.0), seed, np.arange(len(images)))
-    return adversarial
-
-
-@pytest.fixture
-def linear() -> tuple[Linear, np.ndarray, np.ndarray, np.ndarray]:
-    return linear_case()
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_accuracy_on_a_linear_classifier_is_what_the_hand_computes(
-    mode: str, attack: str, norm: str, linear: tuple, params_with: Callable[..., Params]
-) -> None:
-    model, images, labels, margins = linear
-    settings = params_with(
-        {
-            "attack.mode": mode,
-            "attack.norm": norm,
-            "attack.batch_size": 16,
-            "attack.pgd.n_steps": 40,
-            "attack.sweep.n_steps": 40,
-        }
-    ).attack
-    survivors = []
-    for eps in (0.5, 2.0, 8.0):
-        expected = margins - radius(eps, norm, N_PIXELS) * model.dual(norm)
-        adversarial = attacked(model, images, labels, 2, attack, eps, settings, seed=0)
-        observed = margin(observe(model, adversarial).logits, labels)
-        assert observed == pytest.approx(expected, abs=2e-4)
-        survivors.append(int((expected > 0).sum()))
-        assert (observed > 0).sum() == survivors[-1]
-    assert 36 > survivors[0] > survivors[1] > survivors[2]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_true_labels_are_attacked_so_that_a_wrong_prediction_is_not_turned_right(
-    mode: str, linear: tuple, params_with: Callable[..., Params]
-) -> None:
-    model, images, labels, margins = linear
-    wrong = margins < 0
-    assert wrong.sum() == 4
-    for attack in ("fgsm", "pgd"):
-        adversarial = attacked(model, images, labels, 2, attack, 4.0, params_with({"attack.mode": mode}).attack, seed=0)
-        logits = observe(model, adversarial).logits
-        assert (margin(logits, labels)[wrong] < margins[wrong]).all()
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_perturbations_stay_in_the_ball_and_the_range_at_the_border(
-    mode: str, attack: str, norm: str, linear: tuple, params_with: Callable[..., Params]
-) -> None:
-    model = linear[0]
-    rng = np.random.default_rng(1)
-    images = rng.choice(np.array([0, 1 / 255, 254 / 255, 1], dtype=np.float32), (20, 1, SIDE, SIDE))
-    settings = params_with({"attack.mode": mode, "attack.norm": norm, "attack.pgd.n_restarts": 2}).attack
-    for eps in (0.25, 2.0, 128.0):
-        adversarial = attacked(model, images, rng.integers(0, 2, 20), 2, attack, eps, settings, seed=3)
-        assert adversarial.dtype == np.float32
-        assert adversarial.shape == images.shape
-        norms = perturbation_norms(images, adversarial)
-        check_adversarial(adversarial, norms[norm], eps, radius(eps, norm, N_PIXELS), (0.0, 1.0))
-        assert (norms[norm] > 0).all()
-
-
-def test_random_starts_follow_the_seed_and_the_image_alone(linear: tuple, params_with: Callable[..., Params]) -> None:
-    model, images, labels, _ = linear
-
-    def after_one_small_step(seed: int, n_restarts: int, rows: np.ndarray) -> np.ndarray:
-        numbers = {"n_steps": 1, "relative_step": 0.1, "n_restarts": n_restarts}
-        settings = params_with({f"attack.pgd.{name}": value for name, value in numbers.items()}).attack
-        (adversarial, *_) = craft(model, images[rows], labels[rows], 2, "pgd", settings, (0.0, 1.0), seed, rows)
-        return adversarial
-
-    everything, some = np.arange(40), np.array([3, 17, 38])
-    first = after_one_small_step(5, 1, everything)
-    np.random.seed(99)
-    torch.manual_seed(99)
-    assert (first == after_one_small_step(5, 1, everything)).all()
-    assert first[some] == pytest.approx(after_one_small_step(5, 1, some), abs=1e-6)
-    size = params_with().attack.eps[0] / 255
-    assert np.abs(first - after_one_small_step(6, 1, everything)).max() > 0.5 * size
-    # without a random start, a small step is a small FGSM
-    still = after_one_small_step(5, 0, everything)
-    assert np.abs(still - images) == pytest.approx(np.full(images.shape, 0.1 * size), abs=1e-6)
-
-
-def test_random_starts_of_the_reference_follow_the_seed(linear: tuple, params_with: Callable[..., Params]) -> None:
-    model, images, labels, _ = linear
-    settings = params_with({"attack.mode": "reference", "attack.pgd.n_steps": 1}).attack
-    first = attacked(model, images, labels, 2, "pgd", 4.0, settings, seed=5)
-    np.random.seed(99)
-    assert (first == attacked(model, images, labels, 2, "pgd", 4.0, settings, seed=5)).all()
-    assert (first != attacked(model, images, labels, 2, "pgd", 4.0, settings, seed=6)).any()
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-@pytest.mark.parametrize("target", TARGETS)
-def test_fast_and_reference_mode_craft_the_same_examples(
-    target: str, attack: str, norm: str, params_with: Callable[..., Params]
-) -> None:
-    torch.manual_seed(0)
-    model = TARGETS[target]().eval().requires_grad_(False)
-    images = np.random.default_rng(0).uniform(size=(12, 1, 32, 32)).astype(np.float32)
-    labels = np.arange(12) % 3
-    numbers = {
-        "attack.norm": norm,
-        "attack.eps": [0.5, 2, 8],
-        "analyze.eps": 8,
-        "analyze.evasion.eps": [],
-        "attack.pgd.n_restarts": 0,
-    }
-
-    def all_eps(mode: str) -> list[np.ndarray]:
-        settings = params_with(numbers | {"attack.mode": mode}).attack
-        return list(craft(model, images, labels, 3, attack, settings, (0.0, 1.0), 0, np.arange(12)))
-
-    for eps, fast, reference in zip((0.5, 2, 8), all_eps("fast"), all_eps("reference"), strict=True):
-        # the sign of a gradient next to zero may turn by rounding; ART adds 1e-7 to the norm that it divides by
-        assert np.abs(fast - reference).mean() < 0.005 * eps / 255
-        assert margin(observe(model, fast).logits, labels) == pytest.approx(
-            margin(observe(model, reference).logits, labels), abs=1e-3
-        )
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_more_restarts_never_leave_an_image_with_a_larger_margin(mode: str, params_with: Callable[..., Params]) -> None:
-    model = ThreeClasses()
-    rng = np.random.default_rng(0)
-    images = rng.uniform(size=(30, 1, SIDE, SIDE)).astype(np.float32)
-    labels = rng.integers(0, 3, 30)
-    margins = []
-    for n_restarts in (1, 2, 5):
-        settings = params_with(
-            {"attack.mode": mode, "attack.pgd.n_steps": 2, "attack.pgd.n_restarts": n_restarts}
-        ).attack
-        adversarial = attacked(model, images, labels, 3, "pgd", 8.0, settings, seed=1)
-        margins.append(margin(observe(model, adversarial).logits, labels))
-    assert (margins[1] <= margins[0] + 1e-5).all()
-    assert (margins[2] <= margins[1] + 1e-5).all()
-    assert (margins[2] < margins[0] - 1e-3).any()
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_pgd_beats_fgsm_on_three_classes(mode: str, params_with: Callable[..., Params]) -> None:
+def three() -> Case:
     model = ThreeClasses()
     images = np.random.default_rng(0).uniform(size=(60, 1, SIDE, SIDE)).astype(np.float32)
-    labels = observe(model, images).logits.argmax(axis=1)
-    correct = {}
-    for attack in ("fgsm", "pgd"):
-        adversarial = attacked(model, images, labels, 3, attack, 4.0, params_with({"attack.mode": mode}).attack, seed=1)
-        correct[attack] = (observe(model, adversarial).logits.argmax(axis=1) == labels).sum()
-    assert correct["pgd"] <= correct["fgsm"] < 60
+    labels = model(torch.from_numpy(images)).argmax(dim=1).numpy()
+    labels[::10] = (labels[::10] + 1) % 3
+    return Case(model, images, labels, 3, EPS / 255, Balls("linf", (0.0, 1.0)), 16, 0, np.arange(60))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_an_adaptive_attack_goes_through_the_purifier(
-    mode: str, linear: tuple, params_with: Callable[..., Params]
-) -> None:
-    class Inverted(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return 1 - images
-
-    model, images, labels, _ = linear
-    defended = Purified(Inverted(), model)
-    settings = params_with({"attack.mode": mode}).attack
-    through = attacked(defended, images, labels, 2, "fgsm", 4.0, settings, seed=0)
-    past = attacked(model, images, labels, 2, "fgsm", 4.0, settings, seed=0)
-    assert np.sign(through - images) == pytest.approx(-np.sign(past - images))
+def unbroken(case: Case, at: np.ndarray) -> Broken:
+    return Broken(at, np.full(len(at), "before", dtype=object), case.images)
 
 
-@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_l2_examples_stay_in_the_ball_where_the_gradient_nearly_vanishes(
-    attack: str, linear: tuple, params_with: Callable[..., Params]
-) -> None:
-    model, images, labels, margins = linear
-    # of class 1 nothing is left of the gradient itself, which comes through its logit alone
-    right = (margins > 0) & (labels == 0)
-    # margins of 45 to 85: the cross-entropy's gradient is there, its squares are not
-    scale = 60 / np.median(margins[right])
-    sure = Linear(model.weights.numpy() * scale, float(model.bias) * scale)
-    settings = params_with({"attack.norm": "l2"}).attack
-    adversarial = attacked(sure, images[right], labels[right], 2, attack, 8.0, settings, seed=0)
-    norms = perturbation_norms(images[right], adversarial)["l2"]
-    assert (norms <= radius(8.0, "l2", N_PIXELS) * (1 + 1e-5)).all()
-    sure_margins = margin(observe(sure, images[right]).logits, labels[right])
-    small = (sure_margins > 45) & (sure_margins < 85)
-    assert small.sum() >= 3
-    assert norms[small].min() > 0.5 * radius(8.0, "l2", N_PIXELS)
+def assert_breaks(case: Case, broken: Broken) -> None:
+    """Every finding lies in its ball, and is misclassified."""
+    found = (broken.at >= 0) & (broken.at < len(case.radii))
+    changes = (broken.adversarial - case.images)[found].reshape(found.sum(), -1)
+    sizes = np.abs(changes).max(axis=1) if case.balls.norm == "linf" else np.linalg.norm(changes, axis=1)
+    assert (sizes <= case.radii[broken.at[found]] + 1e-5).all()
+    seen = case.target(torch.from_numpy(broken.adversarial[found])).argmax(dim=1).numpy()
+    assert (seen != case.labels[found]).all()
 
 
-def test_radius_of_l2_is_the_root_mean_square_over_the_pixels() -> None:
-    assert radius(2, "linf", 224 * 224) == pytest.approx(2 / 255)
-    assert radius(2, "l2", 224 * 224) == pytest.approx(2 / 255 * 224)
-    everywhere = np.full((1, 1, 224, 224), 2 / 255)
-    assert perturbation_norms(np.zeros_like(everywhere), everywhere)["l2"][0] == pytest.approx(radius(2, "l2", 224**2))
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_linear_classifier_white_box_attacks_find_the_smallest_radius_alone(norm: str) -> None:
+    case, expected = linear(norm)
+    nothing_known = unbroken(case, np.where(expected < 0, -1, len(EPS)))
+    broken = white_box(case, nothing_known, 20)
+    assert broken.at.tolist() == expected.tolist()
+    assert set(broken.by[expected >= 0]) <= {"apgd_ce", "apgd_margin", "deepfool"}
+    assert (broken.by[expected < 0] == "before").all()
+    assert_breaks(case, broken)
 
 
-def test_observation_measures_what_the_purifier_changes(linear: tuple) -> None:
-    class Brighter(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images + 0.1
+def test_white_box_attacks_leave_what_is_the_smallest_already() -> None:
+    case, expected = linear()
+    broken = white_box(case, unbroken(case, expected), 20)
+    assert broken.at.tolist() == expected.tolist()
+    assert (broken.by == "before").all()
 
-    model, images, _, _ = linear
-    bare, defended = observe(model, images), observe(Purified(Brighter(), model), images)
-    assert bare.reconstruction_error is None
-    assert defended.reconstruction_error == pytest.approx(np.full(40, 0.01), abs=1e-6)
-    assert defended.logits == pytest.approx(observe(model, images + np.float32(0.1)).logits, abs=1e-5)
-    assert math.isclose(bare.logits[0, 0], 0)
+
+def test_three_classes_meet_the_difference_of_logits_ratios_too() -> None:
+    case = three()
+    at = swept(case, 2, 0.25, 0).at
+    # an ill sweep: everything one radius too far
+    worse = np.where((at >= 0) & (at < len(EPS)), at + 1, at)
+    broken = white_box(case, unbroken(case, worse), 20)
+    assert (broken.at <= at).all()
+    assert {"apgd_ce", "before"} <= set(broken.by)
+    asked = []
+
+    class Watched(ThreeClasses):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            asked.append(len(images))
+            return super().forward(images)
+
+    watched = Case(Watched(), *list(vars(case).values())[1:])
+    white_box(watched, unbroken(case, broken.at), 5)
+    # three losses, each on at most every image that can still fall, and DeepFool
+    assert sum(asked) > 3 * (broken.at > 0).sum()
+
+
+@pytest.mark.parametrize("begin", [0, 3, 7])
+def test_scores_alone_find_the_same_from_wherever_they_begin(begin: int) -> None:
+    case, expected = linear()
+    broken = by_scores(case, np.where(expected < 0, -1, begin), 300)
+    assert (broken.at >= expected).all()
+    assert ((broken.at - expected)[(expected >= 0) & (expected < len(EPS) - 1)] <= 1).all()
+    assert ((broken.at == -1) == (expected == -1)).all()
+    assert_breaks(case, broken)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_labels_alone_come_near(norm: str) -> None:
+    case, expected = linear(norm)
+    chosen = np.arange(0, 40, 3)
+    broken = by_labels(case, chosen, expected < 0, 800)
+    assert (broken.at >= expected).all()
+    tried = np.isin(np.arange(40), chosen) & (expected >= 0)
+    assert ((broken.at - expected)[tried] <= 1).all()
+    assert (broken.at[~np.isin(np.arange(40), chosen) & (expected >= 0)] == len(EPS)).all()
+    assert_breaks(case, broken)
+
+
+def test_labels_alone_find_nothing_where_all_images_are_of_one_class() -> None:
+    case, expected = linear()
+    of_one = np.flatnonzero((expected >= 0) & (case.labels == 1))
+    alike = Case(case.target, case.images[of_one], case.labels[of_one], 2, *list(vars(case).values())[4:-1], of_one)
+    broken = by_labels(alike, np.arange(len(of_one)), np.zeros(len(of_one), dtype=bool), 100)
+    assert (broken.at == len(EPS)).all()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tasks.attacks.ball import Balls, radius
-from tasks.attacks.suite import craft, observe
+from tasks.attacks.crafting import craft, observe
 from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
 from tasks.evaluation.scores import margin

@@ -3,7 +3,9 @@
 import logging
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +15,24 @@ from torch import nn
 
 from tasks import paths
 from tasks.attacks.ball import Balls, radius
+from tasks.attacks.crafting import Observation, craft, observe
 from tasks.attacks.kept import as_kept, kept_path, load_kept, merge_perturbations, save_perturbations
 from tasks.attacks.shards import Shards, digest_of_code
-from tasks.attacks.suite import Observation, craft, observe
-from tasks.attacks.sweep import pgd_sweep
+from tasks.attacks.suite import Broken, Case, by_labels, by_scores, swept, white_box
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.targets import load_target
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
 from tasks.evaluation.records import CLEAN, build_records, build_smallest_eps, write_records
+from tasks.evaluation.robustness import SQUARE, SUITE, SWEEP
 from tasks.models.compute import device_of, set_up
 from tasks.models.digests import digest_of_arrays, digest_of_model
 from tasks.params import Attack, Params
 from tasks.paths import UNDEFENDED
 from tasks.tracking import Tracker
+
+HOP_SKIP_JUMP = "hop_skip_jump"
+WHITE_BOX = (SWEEP, SUITE)
+"""Searches that see everything; the others ask for scores or labels alone."""
 
 SWEPT_BATCHES = 4
 """Batches whose images are swept together, so that others take the place of those that fall."""
@@ -87,10 +94,10 @@ def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path
         tables += [transfer(campaign, kind, eps) for kind in settings.attacks for eps in settings.eps]
 
     batches = in_parts(rows, settings.batch_size)
-    swept = in_parts(rows, SWEPT_BATCHES * settings.batch_size)
+    large = in_parts(rows, SWEPT_BATCHES * settings.batch_size)
     shards = Shards(
         checkpoints,
-        len(settings.attacks) * len(batches) + len(swept),
+        len(settings.attacks) * len(batches) + len(searches_of(settings)) * len(large),
         code=digest_of_code(),
         settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
         seed=params.seed,
@@ -117,19 +124,24 @@ def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path
         for eps in campaign.kept_eps:
             kept_path(name, kind, eps).parent.mkdir(exist_ok=True)
             merge_perturbations([part / f"eps{eps:g}.npz" for part in parts], kept_path(name, kind, eps))
-    parts = [
-        shards.finish(
-            f"sweep on {name}, {len(part)} images",
-            partial(sweep, campaign, part),
-            sweep=[settings.sweep.model_dump(mode="json"), settings.pgd.relative_step],
-            images=digest_of_images(part),
-        )
-        for part in swept
-    ]
-    smallest = pa.concat_tables(pq.read_table(part / "smallest_eps.parquet") for part in parts)
+    found: dict[str, list[pa.Table]] = {attack: [] for attack in searches_of(settings)}
+    how: dict[str, Any] = dict.fromkeys(found, settings.suite.model_dump(mode="json"))
+    how[SWEEP] = [settings.sweep.model_dump(mode="json"), settings.pgd.relative_step]
+    for part in large:
+        before: list[str] = []
+        for attack, tables_of_parts in found.items():
+            white_box = found[before[-1]][-1] if before else None
+            shard = shards.finish(
+                f"{attack} on {name}, {len(part)} images",
+                partial(search, campaign, attack, part, white_box),
+                search={each: how[each] for each in [*before, attack]},
+                images=digest_of_images(part),
+            )
+            tables_of_parts.append(pq.read_table(shard / "smallest_eps.parquet"))
+            before += [attack] if attack in WHITE_BOX else []
 
     write_records(pa.concat_tables(tables), paths.records(name))
-    write_records(smallest, paths.smallest_eps(name))
+    write_records(pa.concat_tables(chain.from_iterable(found.values())), paths.smallest_eps(name))
     tracker.artifact(paths.records(name))
     tracker.artifact(paths.smallest_eps(name))
 
@@ -191,32 +203,70 @@ def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -
     write_records(pa.concat_tables(found), folder / "records.parquet")
 
 
-def sweep(campaign: Campaign, rows: np.ndarray, folder: Path) -> None:
-    """Look for the smallest eps that breaks each image, end to end through the target; write it to ``folder``."""
+def searches_of(settings: Attack) -> list[str]:
+    """Attacks that look for the smallest eps that breaks each image, in the order in which one goes on from another."""
+    suite = settings.suite
+    wanted = {SWEEP: 1, SUITE: suite.n_steps, SQUARE: suite.n_queries, HOP_SKIP_JUMP: suite.n_label_queries}
+    return [attack for attack, effort in wanted.items() if effort]
+
+
+def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table | None, folder: Path) -> None:
+    """Look for the smallest eps that breaks each image, end to end through the target; write it to ``folder``.
+
+    Args:
+        campaign: target, data and settings.
+        attack: one of :func:`searches_of`.
+        rows: of the images in the prepared table, ``(N,)``.
+        before: what white-box attacks have found of these images; None for the sweep, which comes first.
+        folder: to write to.
+    """
     settings, data = campaign.settings, campaign.data
     seed_random_defences(campaign.seed, rows)
-    images, labels = data.floats(rows), data.labels(rows)
-    radii = np.array([campaign.radius(eps) for eps in settings.eps])
-    found = pgd_sweep(
-        campaign.target,
-        images,
-        labels,
-        radii,
-        Balls(settings.norm, data.value_range),
-        settings.batch_size,
-        settings.sweep.n_steps,
-        settings.pgd.relative_step,
-        settings.sweep.n_restarts,
-        campaign.seed,
-        rows,
+    case = Case(
+        target=campaign.target,
+        images=data.floats(rows),
+        labels=data.labels(rows),
+        n_classes=len(data.classes),
+        radii=np.array([campaign.radius(eps) for eps in settings.eps]),
+        balls=Balls(settings.norm, data.value_range),
+        batch_size=settings.batch_size,
+        seed=campaign.seed,
+        rows=rows,
     )
-    norms = perturbation_norms(images, found.adversarial)[settings.norm]
+    grid, chosen = np.array([0.0, *settings.eps, np.inf]), np.arange(len(rows))
+    if before is None:
+        assert attack == SWEEP, attack
+        broken = swept(case, settings.sweep.n_steps, settings.pgd.relative_step, settings.sweep.n_restarts)
+    else:
+        at = np.searchsorted(grid, before["smallest_eps"].to_numpy()) - 1
+        if attack == SUITE:
+            broken = white_box(case, Broken(at, before["found_by"].to_numpy(), case.images), settings.suite.n_steps)
+        elif attack == SQUARE:
+            broken = by_scores(case, at, settings.suite.n_queries)
+        else:
+            assert attack == HOP_SKIP_JUMP, attack
+            tried = choose_stratified(data, campaign.rows, settings.suite.max_label_images, campaign.seed)
+            chosen = np.flatnonzero(np.isin(rows, tried))
+            broken = by_labels(case, chosen, at < 0, settings.suite.n_label_queries)
+
+    images, adversarial, at = case.images[chosen], broken.adversarial[chosen], broken.at[chosen]
+    norms = perturbation_norms(images, adversarial)[settings.norm]
     for index, eps in enumerate(settings.eps):
-        if (at := found.broken_at == index).any():
-            check_adversarial(found.adversarial[at], norms[at], eps, radii[index], data.value_range)
-    smallest_eps = np.array([0.0, *settings.eps, np.inf])[found.broken_at + 1]
-    image_paths = data.table["path"].to_numpy(dtype=object)[rows]
-    table = build_smallest_eps(rows, image_paths, labels, campaign.name, settings.norm, smallest_eps)
+        if (here := at == index).any():
+            check_adversarial(adversarial[here], norms[here], eps, case.radii[index], data.value_range)
+    table = build_smallest_eps(
+        rows[chosen],
+        data.table["path"].to_numpy(dtype=object)[rows[chosen]],
+        case.labels[chosen],
+        {
+            "target": campaign.name,
+            "threat_model": "adaptive" if attack in WHITE_BOX else "black_box",
+            "attack": attack,
+            "norm": settings.norm,
+        },
+        grid[at + 1],
+        broken.by[chosen],
+    )
     write_records(table, folder / "smallest_eps.parquet")
 
 

@@ -1,18 +1,13 @@
 """FGSM and PGD by ART's own classes, one eps after the other: what our own are held against."""
 
-import logging
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from torch import nn
 
+from tasks.attacks.estimators import ORDERS, estimator_of
 from tasks.evaluation.scores import margin
-from tasks.models.compute import device_of
 from tasks.params import Attack
-
-ORDERS: dict[str, Any] = {"linf": np.inf, "l2": 2}
-"""Name of a norm -> its order, as ART takes it."""
 
 
 def craft_by_art(
@@ -43,21 +38,12 @@ def craft_by_art(
         For each radius the adversarial images, float32 ``(N, 1, H, W)``, within the ball and the value range up to
         rounding.
     """
-    logging.getLogger("art").setLevel(logging.WARNING)
     from art.attacks.evasion import FastGradientMethod
     from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
         ProjectedGradientDescentPyTorch,
     )
-    from art.estimators.classification import PyTorchClassifier
 
-    estimator = PyTorchClassifier(
-        model=model,
-        loss=nn.CrossEntropyLoss(),
-        input_shape=images.shape[1:],
-        nb_classes=n_classes,
-        clip_values=value_range,
-        device_type="gpu" if device_of(model).type == "cuda" else "cpu",
-    )
+    estimator = estimator_of(model, images.shape[1:], n_classes, value_range)
     one_hot = np.eye(n_classes, dtype=np.float32)[labels]
     for radius in radii:
         common = {"norm": ORDERS[settings.norm], "eps": radius, "batch_size": settings.batch_size}

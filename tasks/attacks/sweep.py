@@ -54,7 +54,7 @@ def fgsm_sweep(
         ValueError: a logit is not finite.
     """
     device = device_of(model)
-    bracket, adversarial, n_forward = _Bracket(len(images), radii), images.copy(), 0
+    bracket, adversarial, n_forward = Bracket(len(images), radii), images.copy(), 0
     for start in range(0, len(images), batch_size):
         rows = np.arange(start, min(start + batch_size, len(images)))
         origins, target = _on_device(device, images[rows], labels[rows])
@@ -112,7 +112,7 @@ def pgd_sweep(
         ValueError: a logit is not finite.
     """
     device = device_of(model)
-    bracket, adversarial, n_gradient = _Bracket(len(images), radii), images.copy(), 0
+    bracket, adversarial, n_gradient = Bracket(len(images), radii), images.copy(), 0
     rows = np.arange(min(batch_size, len(images)))
     n_taken = len(rows)
     steps, restarts = np.zeros_like(rows), np.zeros_like(rows)
@@ -165,7 +165,7 @@ def pgd_sweep(
     return Sweep(bracket.breaks, adversarial, 0, n_gradient)
 
 
-class _Bracket:
+class Bracket:
     """For each image the largest radius known to hold, the smallest known to break, and the one on trial, by index.
 
     Index -1 is the image as it is.

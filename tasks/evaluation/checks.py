@@ -12,10 +12,13 @@ import pandas as pd
 
 from tasks.evaluation.perturbations import TOLERANCE, ball_excess
 from tasks.evaluation.records import CLEAN
-from tasks.evaluation.robustness import curves_of
+from tasks.evaluation.robustness import SWEEP, curves_of
 
 HUGE_EPS = 127.5
 """An L-infinity ball of half the value range, in 1/255: any image can become uniform grey."""
+
+MISSED_SHARE = 0.002
+"""Of the images that attacks without gradients may break where white-box attacks failed."""
 
 Status = Literal["PASS", "WARN", "FAIL"]
 
@@ -38,8 +41,8 @@ def run_checks(
 
     Args:
         records: as written by the step attack.
-        smallest: the smallest eps that breaks each image, as written by the step attack.
-        table: :func:`tasks.evaluation.robustness.robustness_table` and ``sweep_table`` of them.
+        smallest: the smallest eps that breaks each image, as written by the steps that attack.
+        table: :func:`tasks.evaluation.robustness.robustness_table` and ``smallest_eps_table`` of them.
         leakage: shares of the test images with relatives in training, as the step prepare measures them.
     """
     return [
@@ -47,6 +50,7 @@ def run_checks(
         _pgd_at_least_fgsm(table),
         _falls_at_largest_eps(table),
         _more_steps_change_little(records, smallest),
+        _black_box_finds_nothing_new(smallest),
         _transfer_no_stronger(table),
         _inside_ball(records),
         _success_counts_correct_only(records),
@@ -105,7 +109,7 @@ def _more_steps_change_little(records: pd.DataFrame, smallest: pd.DataFrame) -> 
         return Check(name, "WARN", None, "not checked: needs pgd in attack.attacks")
     # nested balls: what breaks an image at one eps breaks it at every larger one
     broken = adaptive[~adaptive["correct"]].groupby(["target", "image"])["eps"].min().rename("broken_eps")
-    both = smallest.join(broken, on=["target", "image"]).fillna({"broken_eps": math.inf})
+    both = smallest[smallest["attack"] == SWEEP].join(broken, on=["target", "image"]).fillna({"broken_eps": math.inf})
     gains = [
         (float((group["broken_eps"] > eps).mean() - (group["smallest_eps"] > eps).mean()), target, eps, len(group))
         for target, group in both.groupby("target", sort=False)
@@ -122,6 +126,27 @@ def _more_steps_change_little(records: pd.DataFrame, smallest: pd.DataFrame) -> 
     if round(figure * n_images) <= 1:
         return Check(name, "WARN", figure, f"{where}, one image of {n_images}")
     return Check(name, "FAIL", figure, f"{where}; take the sweep's accuracy, or raise attack.pgd.n_steps")
+
+
+def _black_box_finds_nothing_new(smallest: pd.DataFrame) -> Check:
+    name = "attacks without gradients break nothing that white-box attacks missed"
+    images = ["target", "image"]
+    lowest = smallest.groupby(["threat_model", *images])["smallest_eps"].min()
+    if "black_box" not in lowest.index:
+        return Check(name, "WARN", None, "not checked: needs attack.suite.n_queries or n_label_queries")
+    both = lowest["black_box"].rename("asked").reset_index().join(lowest["adaptive"].rename("seen"), on=images)
+    # wherever between the two eps, the white-box attacks say that it is withstood
+    missed = both[both["asked"] < both["seen"]]
+    shares = missed.groupby("target")["image"].nunique() / both.groupby("target")["image"].nunique()
+    figure = float(shares.max()) if len(missed) else 0.0
+    if not figure:
+        return Check(name, "PASS", 0.0, f"none of {both['image'].nunique()} images on any target")
+    target = shares.idxmax()
+    numbers = ", ".join(map(str, missed.loc[missed["target"] == target, "image"]))
+    explanation = (
+        f"{100 * figure:.1f} % of the images of {target} at some eps (images {numbers}): gradients may be masked"
+    )
+    return Check(name, "FAIL" if figure > MISSED_SHARE else "WARN", figure, explanation)
 
 
 def _transfer_no_stronger(table: pd.DataFrame) -> Check:

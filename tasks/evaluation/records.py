@@ -123,25 +123,30 @@ def build_records(
 
 
 def build_smallest_eps(
-    rows: np.ndarray, image_paths: np.ndarray, labels: np.ndarray, target: str, norm: str, eps: np.ndarray
+    rows: np.ndarray,
+    image_paths: np.ndarray,
+    labels: np.ndarray,
+    curve: dict[str, str],
+    eps: np.ndarray,
+    found_by: np.ndarray,
 ) -> pa.Table:
-    """The smallest eps of the grid that breaks each of N images, adaptive: a row an image and target.
+    """The smallest eps of the grid that breaks each of N images: a row an image, target and attack.
 
     Args:
         rows: rows of the prepared data set's table, ``(N,)``.
         image_paths: their paths, ``(N,)``.
         labels: true classes, ``(N,)``.
-        target: name of the model under attack.
-        norm: of the ball.
+        curve: ``target``, ``threat_model``, ``attack`` and ``norm``, the same for all images.
         eps: in 1/255 of the value range, ``(N,)``; 0 for what is wrong as it is, infinite for what no eps breaks.
+        found_by: of an attack that is made of several, the one that broke the image there, ``(N,)``.
     """
     columns = {
         "image": pa.array(rows, pa.int32()),
         "path": pa.array(image_paths, pa.string()),
         "label": pa.array(labels, pa.int32()),
-        "target": pa.array([target] * len(rows), pa.string()),
-        "norm": pa.array([norm] * len(rows), pa.string()),
+        **{name: pa.array([value] * len(rows), pa.string()) for name, value in curve.items()},
         "smallest_eps": pa.array(eps, pa.float64()),
+        "found_by": pa.array(found_by, pa.string()),
     }
     return pa.table(columns)
 

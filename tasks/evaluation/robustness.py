@@ -12,8 +12,8 @@ from tasks.evaluation.records import CLEAN
 CURVE = ["target", "threat_model", "attack"]
 """What names a curve: robustness against eps."""
 
-SWEEP = "sweep"
-"""Attack of the rows that come from the smallest eps that breaks each image."""
+SWEEP, SUITE, SQUARE = SEARCHES = ("sweep", "suite", "square")
+"""Attacks of the rows that come from the smallest eps that breaks each image."""
 
 POINT = [*CURVE, "norm", "eps"]
 """What names a point of a curve."""
@@ -60,22 +60,25 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     return table[columns]
 
 
-def sweep_table(smallest: pd.DataFrame, eps: list[float], columns: list[str]) -> pd.DataFrame:
-    """What the sweep for the smallest eps says of accuracy: rows as of :func:`robustness_table`, attack ``sweep``.
+def smallest_eps_table(smallest: pd.DataFrame, eps: list[float], columns: list[str]) -> pd.DataFrame:
+    """What the search for the smallest eps says of accuracy: rows as of :func:`robustness_table`, a curve an attack.
 
     An image counts as classified correctly at every eps below the smallest that breaks it. What needs logits at an eps
-    (entropy, precision and the like) is NaN.
+    (entropy, precision and the like) is NaN. Attacks that were tried on some of the images only have no curve.
 
     Args:
-        smallest: as the step attack writes it, ``smallest_eps`` infinite where no eps breaks the image.
+        smallest: as the steps that attack write it, ``smallest_eps`` infinite where no eps breaks the image.
         eps: the grid, rising.
         columns: of the table that the rows are for.
     """
     rows = []
-    for (target, norm), group in smallest.groupby(["target", "norm"], sort=False):
+    n_images = smallest.groupby("target")["image"].nunique()
+    for names, group in smallest.groupby([*CURVE, "norm"], sort=False):
+        if len(group) < n_images[group["target"].iloc[0]]:
+            continue
         for value in eps:
             broken, wrong = group["smallest_eps"] <= value, group["smallest_eps"] == 0
-            point = {"target": target, "threat_model": "adaptive", "attack": SWEEP, "norm": norm, "eps": value}
+            point = {**dict(zip([*CURVE, "norm"], names, strict=True)), "eps": value}
             counts = {"n": len(group), "n_correct": (~broken).sum()}
             counts |= {"n_clean_correct": (~wrong).sum(), "n_success": (broken & ~wrong).sum()}
             rows.append(point | counts)

@@ -187,6 +187,19 @@ class Sweep(Section):
     """Random starts of the images that withstand the first."""
 
 
+class Suite(Section):
+    """Stronger and other attacks, for the smallest eps that breaks each image."""
+
+    n_steps: CountOrOff
+    """Gradients of each try by Auto-PGD and DeepFool on what withstands the sweep; 0: neither."""
+    n_queries: CountOrOff
+    """Scores that the Square attack asks for, of each image at each eps that it tries; 0: no such attack."""
+    n_label_queries: CountOrOff
+    """Labels that HopSkipJump asks for, about, of each image; 0: no such attack."""
+    max_label_images: Count
+    """Of the attacked images, those that HopSkipJump is tried on, stratified."""
+
+
 class Attack(Section):
     """Attacks on the test images."""
 
@@ -201,6 +214,7 @@ class Attack(Section):
     """Attacks that every target meets."""
     pgd: Pgd
     sweep: Sweep
+    suite: Suite
     max_images: CountOrOff
     """Test images that are attacked, stratified by class; 0: all."""
     batch_size: Count
@@ -219,6 +233,11 @@ class Attack(Section):
             raise ValueError(
                 f"sweep.n_steps {self.sweep.n_steps} must not be below pgd.n_steps {self.pgd.n_steps}: the sweep is "
                 "the stronger attack, against which PGD is checked"
+            )
+        if self.norm == "l2" and self.suite.n_queries:
+            raise ValueError(
+                f"suite.n_queries must be 0 with norm l2, not {self.suite.n_queries}: the Square attack moves in linf "
+                "balls; HopSkipJump (suite.n_label_queries) asks for labels in either"
             )
         if unknown := sorted(set(self.keep_eps) - set(self.eps)):
             raise ValueError(f"keep_eps {unknown} must be among eps {list(self.eps)}")
@@ -301,6 +320,7 @@ class Params(Section):
         n_classes = len(self.acquire.classes)
         limits = {
             "attack.max_images": self.attack.max_images,
+            "attack.suite.max_label_images": self.attack.suite.max_label_images,
             "analyze.evasion.max_images": self.analyze.evasion.max_images,
         }
         for name, limit in limits.items():

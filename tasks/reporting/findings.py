@@ -11,14 +11,15 @@ from typing import Any
 import pandas as pd
 
 from tasks.evaluation.records import CLEAN, spoken
-from tasks.evaluation.robustness import SWEEP, clean_rows, curves_of
+from tasks.evaluation.robustness import SEARCHES, SQUARE, SUITE, SWEEP, clean_rows, curves_of
 from tasks.evaluation.verdict import headline_attack
 from tasks.paths import UNDEFENDED
 
-ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD", SWEEP: "PGD sweep"}
+ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD", SWEEP: "PGD sweep", SUITE: "white-box suite", SQUARE: "Square attack"}
 ATTACKERS = {
     "transfer": "the attacker ignores the defence (transfer)",
     "adaptive": "the attacker attacks through it (adaptive)",
+    "black_box": "the attacker asks for scores and labels alone (black box)",
 }
 
 Row = Any
@@ -84,7 +85,7 @@ def headline_of(table: pd.DataFrame) -> Headline:
 
     Of several defences they tell of the one that keeps most when the attacker attacks through it.
     """
-    attack = headline_attack(table[table["attack"] != SWEEP])
+    attack = headline_attack(table[~table["attack"].isin(SEARCHES)])
     eps = min(eps_of(table), key=lambda eps: abs(math.log(eps)))
     undefended, *defended = curves_under(table, attack)
     assert undefended.target == UNDEFENDED

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from tasks.evaluation.records import CLEAN, spoken
-from tasks.evaluation.robustness import SWEEP
+from tasks.evaluation.robustness import SQUARE, SUITE, SWEEP
 from tasks.reporting import examples, figures, pictures
 from tasks.reporting.examples import PERTURBATION, UnderAttack, by_purifier, shared_out
 from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text
@@ -20,7 +20,11 @@ from tasks.reporting.results import Results
 from tasks.reporting.sections.section import IMAGES as IMAGES
 from tasks.reporting.sections.section import Drawing, Section, lines_drawing, picture_drawings
 
-NOTES = {SWEEP: "More steps and restarts; of each image the smallest ε that breaks it counts. "}
+NOTES = {
+    SWEEP: "More steps and restarts; of each image the smallest ε that breaks it counts. ",
+    SUITE: "The sweep, then Auto-PGD on two losses and DeepFool on what it left. ",
+    SQUARE: "Asks for scores alone, without a look at gradients. ",
+}
 """What the captions of an attack's figure add."""
 
 

@@ -1,0 +1,48 @@
+"""Targets as the Adversarial Robustness Toolbox takes them."""
+
+import logging
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from tasks.models.compute import device_of
+
+ORDERS: dict[str, Any] = {"linf": np.inf, "l2": 2}
+"""Name of a norm -> its order, as ART takes it."""
+
+
+class _Single(nn.Module):
+    """A network that takes images in double precision, too, as some of ART's attacks give them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images.float())
+        return logits
+
+
+def estimator_of(
+    model: nn.Module, image_shape: tuple[int, ...], n_classes: int, value_range: tuple[float, float]
+) -> Any:
+    """ART's ``PyTorchClassifier`` of a target.
+
+    Args:
+        model: takes images and returns logits ``(N, K)``; in evaluation mode, parameters frozen.
+        image_shape: ``(1, H, W)``.
+        n_classes: K.
+        value_range: lowest and highest value of a pixel.
+    """
+    logging.getLogger("art").setLevel(logging.WARNING)
+    from art.estimators.classification import PyTorchClassifier
+
+    return PyTorchClassifier(
+        model=_Single(model).eval(),
+        loss=nn.CrossEntropyLoss(),
+        input_shape=image_shape,
+        nb_classes=n_classes,
+        clip_values=value_range,
+        device_type="gpu" if device_of(model).type == "cuda" else "cpu",
+    )
