@@ -193,7 +193,7 @@ def test_what_scores_alone_break_and_gradients_missed_is_listed(n_more: int, sta
 
     check = outcome(SOUND, search=masked)[MASKED]
     assert (check.status, check.figure) == (status, pytest.approx(n_more / N))
-    assert "of autoencoder at some eps (images 100" in check.explanation
+    assert "of autoencoder at some eps (images 2" in check.explanation
     assert check.explanation.count(",") == n_more - 1
 
 
