@@ -3,9 +3,10 @@
 import pandas as pd
 
 from tasks.evaluation.records import spoken
+from tasks.paths import UNDEFENDED
 from tasks.reporting.findings import ATTACKERS, Headline, eps_text, with_interval
 from tasks.reporting.results import Results
-from tasks.reporting.sections.section import Section, Table, plain
+from tasks.reporting.sections.section import Section, Table
 
 SIGNIFICANT = 0.05
 """McNemar's p-value below which two targets are said to differ."""
@@ -60,20 +61,28 @@ def benchmark_section(results: Results, headline: Headline) -> Section:
 def _answer(ranked: pd.DataFrame, headline: Headline) -> str:
     best = ranked.iloc[0]
     sentence = (
-        f"Of {len(ranked)} targets, {spoken(best['target'])} withstands the attacker who knows of it best: "
+        f"Of {len(ranked)} targets, {_named(best['target'])} withstands the attacker who knows of it best: "
         f"{with_interval(best)} at ε = {eps_text(headline.eps)}/255, {with_interval(best, 'clean_accuracy')} on clean "
         f"images."
     )
     if len(ranked) == 1:
         return sentence
     verb = "differs" if best["p_value"] < SIGNIFICANT else "can't be told"
-    return f"{sentence} The next, {spoken(best['next'])}, {verb} from it (p = {plain(best['p_value'])})."
+    return f"{sentence} The next, {_named(best['next'])}, {verb} from it ({_p_text(best['p_value'])})."
+
+
+def _named(target: str) -> str:
+    return "the bare classifier" if target == UNDEFENDED else f"the {spoken(target)}"
+
+
+def _p_text(p_value: float) -> str:
+    return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
 
 
 def _compared(row: "pd.Series[float]") -> str:
     if pd.isna(row["p_value"]):
         return "–"
-    return f"{row['n_right_alone']:.0f} : {row['n_wrong_alone']:.0f}, p = {plain(row['p_value'])}"
+    return f"{row['n_right_alone']:.0f} : {row['n_wrong_alone']:.0f}, {_p_text(row['p_value'])}"
 
 
 def _everywhere(table: pd.DataFrame) -> Table:
@@ -90,5 +99,5 @@ def _everywhere(table: pd.DataFrame) -> Table:
         for _, row in table.iterrows()
     ]
     head = ["target", "threat model", "ε in 1/255", "rank", "clean images", "worst case", "against the next"]
-    caption = "The same at every ε and for both attackers"
+    caption = "The same at every ε and for every attacker"
     return Table(caption, head, rows, is_folded=True, is_sortable=True)
