@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from tasks.models.compute import device_of
 
+# where it keeps its data is nobody's concern
+logging.getLogger("art").setLevel(logging.WARNING)
+
 ORDERS: dict[str, Any] = {"linf": np.inf, "l2": 2}
 """Name of a norm -> its order, as ART takes it."""
 
@@ -35,7 +38,6 @@ def estimator_of(
         n_classes: K.
         value_range: lowest and highest value of a pixel.
     """
-    logging.getLogger("art").setLevel(logging.WARNING)
     from art.estimators.classification import PyTorchClassifier
 
     return PyTorchClassifier(

@@ -1,5 +1,6 @@
 """Image processing before a network: ART's preprocessor defences as modules that gradients pass, and one of our own."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 
 from tasks.models.autoencoder import build_autoencoder
 from tasks.params import BitDepth, GaussianNoise, Jpeg, MedianSmoothing, Step, TotalVariation
+
+# where ART keeps its data is nobody's concern
+logging.getLogger("art").setLevel(logging.WARNING)
 
 Transform = Callable[[np.ndarray], tuple[np.ndarray, Any]]
 """Images ``(N, 1, H, W)`` in [0, 1] to images of the same shape, and labels that nobody asks for."""
