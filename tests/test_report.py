@@ -167,8 +167,8 @@ def test_every_section_opens_with_its_answer(html: str) -> None:
     beginnings = {
         "verdict": "Of 4 claims of the study, 1 holds here, 1 does not, and 2 can't be told.",
         "defences": "Of 3 targets, the retrained autoencoder withstands the attacker who knows of it best: 50.0 % "
-        "[37.7, 62.3] at ε = 1/255, 90.0 % [79.9, 95.3] on clean images. The next, the autoencoder, differs from it (p < "
-        "0.001).",
+        "[37.7, 62.3] at ε = 1/255, 90.0 % [79.9, 95.3] on clean images. The next, the autoencoder, differs from it "
+        "(p < 0.001).",
         "heatmaps": f"Under {at} the hottest tenth of the heat maps overlaps with that of the clean images by 0.4",
         "intensities": f"{at} shifts the distribution of grey levels by 0.3",
         "features": f"Under {at} clean and adversarial features overlap in the classifier's last layer but one, where ",
