@@ -33,8 +33,8 @@ TOY: dict[str, Any] = {
     "train_autoencoder.epochs": 2,
     "train_autoencoder.batch_size": 8,
     "benchmark": ["autoencoder", "retrained_autoencoder"],
-    "defences.retrained_autoencoder.epochs": 1,
-    "defences.retrained_autoencoder.pgd.n_steps": 1,
+    "defences.retrained_autoencoder.training.epochs": 1,
+    "defences.retrained_autoencoder.adversary.pgd.n_steps": 1,
     "attack.eps": [1, 4],
     "attack.keep_eps": [4],
     "analyze.eps": 4,
@@ -43,6 +43,7 @@ TOY: dict[str, Any] = {
     "analyze.evasion.n_steps": 2,
     "attack.pgd": {"n_steps": 2, "relative_step": 0.5, "n_restarts": 1},
     "attack.sweep": {"n_steps": 3, "n_restarts": 0},
+    "attack.suite": {"n_steps": 2, "n_queries": 5, "n_label_queries": 0, "max_label_images": 2},
 }
 
 
