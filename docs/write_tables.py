@@ -7,7 +7,8 @@ A table stands between two marks, and what stands between them is replaced::
 
 ``clean RUN ...`` is the classifier on clean test images, a row a run; ``robust RUN [ATTACK ...]`` is accuracy by ε, a
 column a curve; ``finding RUN`` is the finding in a sentence or two; ``verdict RUN`` is what becomes of the study's
-claims. RUN is a folder of ``docs/results/``.
+claims; ``benchmark RUN EPS ...`` ranks the defences by the worst case for each image at these ε. RUN is a folder of
+``docs/results/``.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs import RESULTS
+from tasks.evaluation.records import spoken
 from tasks.evaluation.robustness import clean_rows
 from tasks.paths import UNDEFENDED
 from tasks.reporting.findings import (
@@ -31,6 +33,7 @@ from tasks.reporting.findings import (
     with_interval,
 )
 from tasks.reporting.results import read_json, read_table
+from tasks.reporting.sections.benchmark import compared
 from tasks.reporting.sections.verdict import elsewhere
 
 DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
@@ -94,11 +97,42 @@ def verdict_table(run: str) -> str:
     return _markdown(["claim of the study", "measured", "figure [95 %]", "outcome", "at other ε in 1/255"], rows)
 
 
+def benchmark_table(run: str, *at: str) -> str:
+    """Every target under the worst attack for each image, ranked by the adaptive one at the first of these ε.
+
+    Columns: clean images, adaptive at each ε, then at the first of them black box, transfer, and McNemar's test against
+    the next in rank.
+
+    Raises:
+        ValueError: no ε is named, or one that the run does not have.
+    """
+    table = read_table(_folder(run) / "benchmark.csv")
+    known = {eps_text(eps): eps for eps in sorted(set(table["eps"]))}
+    if not at or set(at) - set(known):
+        raise ValueError(f"the table 'benchmark {run}' needs some of these ε: {', '.join(known)}; not {' '.join(at)!r}")
+    wanted = [known[eps] for eps in at]
+    points = {names: rows.set_index("target") for names, rows in table.groupby(["threat_model", "eps"])}
+
+    def cell(threat_model: str, eps: float, target: str) -> str:
+        rows = points.get((threat_model, eps))
+        return with_interval(rows.loc[target]) if rows is not None and target in rows.index else "–"
+
+    rows = []
+    for target, row in points["adaptive", wanted[0]].sort_values("rank").iterrows():
+        others = [cell(threat_model, wanted[0], str(target)) for threat_model in ("black_box", "transfer")]
+        adaptive = [cell("adaptive", eps, str(target)) for eps in wanted]
+        rows.append([spoken(str(target)), with_interval(row, "clean_accuracy"), *adaptive, *others, compared(row)])
+    first = f"ε = {eps_text(wanted[0])}"
+    head = ["target", "clean", *(f"adaptive, ε = {eps_text(eps)}" for eps in wanted)]
+    return _markdown([*head, f"black box, {first}", f"transfer, {first}", f"against the next, {first}"], rows)
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "clean": clean_table,
     "robust": robust_table,
     "finding": finding,
     "verdict": verdict_table,
+    "benchmark": benchmark_table,
 }
 
 

@@ -269,3 +269,42 @@ def test_verdict_table_has_a_row_a_claim(monkeypatch: pytest.MonkeyPatch) -> Non
     lines = Path("README.md").read_text(encoding="utf-8").splitlines()
     assert "| Features overlap | AUROC | 0.612 [0.500, 0.690] | **holds** | at 2, 4: holds |" in lines
     assert "| Features overlap | AUROC | – [–, –] | **can't be told from 4 images** | at 2, 4: holds |" in lines
+
+
+def keep_benchmark() -> None:
+    """A run in which a defence keeps most of two at eps 1, and least at eps 4."""
+    keep_results.keep_results("run")
+    compared = {"next": "undefended", "n_right_alone": 4, "n_wrong_alone": 0, "p_value": 0.125}
+    rows = [
+        {"threat_model": "adaptive", "eps": 1.0, "rank": 1, "target": "strong_one", "accuracy": 0.9, **compared},
+        {"threat_model": "adaptive", "eps": 1.0, "rank": 2, "target": "undefended", "accuracy": 0.5},
+        {"threat_model": "adaptive", "eps": 4.0, "rank": 1, "target": "undefended", "accuracy": 0.2},
+        {"threat_model": "adaptive", "eps": 4.0, "rank": 2, "target": "strong_one", "accuracy": 0.1},
+        {"threat_model": "transfer", "eps": 1.0, "rank": 1, "target": "strong_one", "accuracy": 0.95},
+    ]
+    table = pd.DataFrame(rows).assign(clean_accuracy=0.96)
+    for name in ("accuracy", "clean_accuracy"):
+        table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.01, table[name] + 0.01
+    table.to_csv(RESULTS / "run" / "benchmark.csv", index=False)
+
+
+def test_benchmark_table_ranks_the_targets_at_the_first_eps_that_is_named() -> None:
+    keep_benchmark()
+    head, _, *rows = write_tables.benchmark_table("run", "1", "4").splitlines()
+    assert head.split(" | ")[1:4] == ["clean", "adaptive, ε = 1", "adaptive, ε = 4"]
+    assert rows == [
+        "| strong one | 96.0 % [95.0, 97.0] | 90.0 % [89.0, 91.0] | 10.0 % [9.0, 11.0] | – | 95.0 % [94.0, 96.0] | "
+        "4 : 0, p = 0.125 |",
+        "| undefended | 96.0 % [95.0, 97.0] | 50.0 % [49.0, 51.0] | 20.0 % [19.0, 21.0] | – | – | – |",
+    ]
+    assert [row.split(" | ")[0] for row in write_tables.benchmark_table("run", "4").splitlines()[2:]] == [
+        "| undefended",
+        "| strong one",
+    ]
+
+
+@pytest.mark.parametrize("eps", [(), ("3",)])
+def test_a_benchmark_table_needs_eps_of_the_run(eps: tuple[str, ...]) -> None:
+    keep_benchmark()
+    with pytest.raises(ValueError, match=r"'benchmark run' needs some of these ε: 1, 4"):
+        write_tables.benchmark_table("run", *eps)

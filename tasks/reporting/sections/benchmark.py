@@ -31,7 +31,7 @@ def benchmark_section(results: Results, headline: Headline) -> Section:
                 with_interval(row, "clean_accuracy"),
                 *elsewhere,
                 with_interval(row),
-                _compared(row),
+                compared(row),
             ]
         )
     head = [
@@ -79,7 +79,8 @@ def _p_text(p_value: float) -> str:
     return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
 
 
-def _compared(row: "pd.Series[float]") -> str:
+def compared(row: "pd.Series[float]") -> str:
+    """On how many images a target alone is right, on how many the next in rank, and McNemar's p-value."""
     if pd.isna(row["p_value"]):
         return "–"
     return f"{row['n_right_alone']:.0f} : {row['n_wrong_alone']:.0f}, {_p_text(row['p_value'])}"
@@ -94,7 +95,7 @@ def _everywhere(table: pd.DataFrame) -> Table:
             str(row["rank"]),
             with_interval(row, "clean_accuracy"),
             with_interval(row),
-            _compared(row),
+            compared(row),
         ]
         for _, row in table.iterrows()
     ]
