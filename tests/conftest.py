@@ -21,8 +21,16 @@ from ruamel.yaml import YAML
 
 from tasks.params import Params, parse_params
 
+LONGEST = ["test_pipeline.py", "test_page_in_browser.py", "test_report.py", "test_train_defence.py", "test_flow.py"]
+"""Files that begin first, so that none of them is still running alone when the others are through."""
+
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; within a file tests keep their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def test_accuracy_on_a_linear_classifier_is_what_the_hand_computes(
         {
             "attack.mode": mode,
             "attack.norm": norm,
+            "attack.suite.n_queries": 0,
             "attack.batch_size": 16,
             "attack.pgd.n_steps": 40,
             "attack.sweep.n_steps": 40,
@@ -100,7 +101,9 @@ def test_perturbations_stay_in_the_ball_and_the_range_at_the_border(
     model = linear[0]
     rng = np.random.default_rng(1)
     images = rng.choice(np.array([0, 1 / 255, 254 / 255, 1], dtype=np.float32), (20, 1, SIDE, SIDE))
-    settings = params_with({"attack.mode": mode, "attack.norm": norm, "attack.pgd.n_restarts": 2}).attack
+    settings = params_with(
+        {"attack.mode": mode, "attack.norm": norm, "attack.suite.n_queries": 0, "attack.pgd.n_restarts": 2}
+    ).attack
     for eps in (0.25, 2.0, 128.0):
         adversarial = attacked(model, images, rng.integers(0, 2, 20), 2, attack, eps, settings, seed=3)
         assert adversarial.dtype == np.float32
@@ -153,6 +156,7 @@ def test_fast_and_reference_mode_craft_the_same_examples(
     labels = np.arange(12) % 3
     numbers = {
         "attack.norm": norm,
+        "attack.suite.n_queries": 0,
         "attack.eps": [0.5, 2, 8],
         "analyze.eps": 8,
         "analyze.evasion.eps": [],

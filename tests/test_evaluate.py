@@ -249,7 +249,7 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
 def test_checks_are_written_with_status_figure_and_explanation(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     checks = json.loads(paths.CHECKS.read_text())
-    assert len(checks) == 8
+    assert len(checks) == 9
     for check in checks:
         assert list(check) == ["name", "status", "figure", "explanation"]
         assert check["status"] in {"PASS", "WARN", "FAIL"}

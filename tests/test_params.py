@@ -64,7 +64,7 @@ def test_all_eps_are_kept_unless_some_are_named() -> None:
         ("attack.eps", [1, math.nan], r"attack.eps\[1\]"),
         ("attack.attacks", ["fgsm", "fgsm"], "attack: attacks must not repeat"),
         ("attack.sweep.n_steps", 9, r"attack: sweep.n_steps 9 must not be below pgd.n_steps 10"),
-        ("attack.norm", "l2", "attack: suite.n_queries must be 0 with norm l2, not 40"),
+        ("attack.norm", "l2", "attack: suite.n_queries must be 0 with norm l2, not 25"),
         ("attack.suite.max_label_images", 1, "attack.suite.max_label_images: 1 images can't stand for 2 classes"),
         ("attack.keep_eps", [3], r"attack: keep_eps \[3.0\] must be among eps"),
         ("attack.keep_eps", [2], r"analyze.eps 1 must be among the eps whose images are kept \[2.0\]"),

@@ -192,9 +192,9 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
     assert {(run.data.tags["target"], run.data.tags["threat_model"], run.data.tags["attack"]) for run in curves} == {
         (target, threat_model, attack)
         for target, threat_model, attacks in [
-            ("undefended", "adaptive", ("fgsm", "pgd", "sweep")),
+            *((target, "adaptive", ("fgsm", "pgd", "sweep", "suite")) for target in ("undefended", *TOY["benchmark"])),
+            *((target, "black_box", ("square",)) for target in ("undefended", *TOY["benchmark"])),
             *((defence, "transfer", ("fgsm", "pgd")) for defence in TOY["benchmark"]),
-            *((defence, "adaptive", ("fgsm", "pgd", "sweep")) for defence in TOY["benchmark"]),
         ]
         for attack in attacks
     }

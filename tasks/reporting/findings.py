@@ -165,7 +165,11 @@ def headline_metrics(metrics: dict[str, Any], eps: float) -> dict[str, float]:
 
 def curve_name(target: str, threat_model: str) -> str:
     """``undefended``, ``autoencoder, transfer``; every attack on the bare classifier is adaptive."""
-    return spoken(target) if target == UNDEFENDED or threat_model == "none" else f"{spoken(target)}, {threat_model}"
+    return (
+        spoken(target)
+        if target == UNDEFENDED or threat_model == "none"
+        else f"{spoken(target)}, {spoken(threat_model)}"
+    )
 
 
 def attack_name(attack: str) -> str:
