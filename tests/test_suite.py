@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_three_classes_meet_the_difference_of_logits_ratios_too() -> None:
             asked.append(len(images))
             return super().forward(images)
 
-    watched = Case(Watched(), *list(vars(case).values())[1:])
+    watched = replace(case, target=Watched())
     white_box(watched, unbroken(case, broken.at), 5)
     # three losses, each on at most every image that can still fall, and DeepFool
     assert sum(asked) > 3 * (broken.at > 0).sum()
@@ -103,6 +105,6 @@ def test_labels_alone_come_near(norm: str) -> None:
 def test_labels_alone_find_nothing_where_all_images_are_of_one_class() -> None:
     case, expected = linear()
     of_one = np.flatnonzero((expected >= 0) & (case.labels == 1))
-    alike = Case(case.target, case.images[of_one], case.labels[of_one], 2, *list(vars(case).values())[4:-1], of_one)
+    alike = replace(case, images=case.images[of_one], labels=case.labels[of_one], rows=of_one)
     broken = by_labels(alike, np.arange(len(of_one)), np.zeros(len(of_one), dtype=bool), 100)
     assert (broken.at == len(EPS)).all()
