@@ -130,10 +130,10 @@ def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path
     for part in large:
         before: list[str] = []
         for attack, tables_of_parts in found.items():
-            white_box = found[before[-1]][-1] if before else None
+            known = found[before[-1]][-1] if before else None
             shard = shards.finish(
                 f"{attack} on {name}, {len(part)} images",
-                partial(search, campaign, attack, part, white_box),
+                partial(search, campaign, attack, part, known),
                 search={each: how[each] for each in [*before, attack]},
                 images=digest_of_images(part),
             )

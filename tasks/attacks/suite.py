@@ -19,7 +19,7 @@ from tasks.attacks.deepfool import deepfool
 from tasks.attacks.hop_skip_jump import hop_skip_jump
 from tasks.attacks.square import square
 from tasks.attacks.sweep import Bracket, pgd_sweep
-from tasks.evaluation.perturbations import TOLERANCE
+from tasks.evaluation.perturbations import TOLERANCE, perturbation_norms
 from tasks.models.compute import device_of
 
 Attempt = Callable[[np.ndarray, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -91,7 +91,7 @@ def white_box(case: Case, before: Broken, n_steps: int) -> Broken:
 
     rows = np.flatnonzero(at > 0)
     found, broke = _deepfool(case, rows, n_steps)
-    index = _smallest_index(case, found - case.images[rows])
+    index = _smallest_index(case, rows, found)
     smaller = broke & (index < at[rows])
     keep(rows[smaller], found[smaller], index[smaller], "deepfool")
     return Broken(at, by, adversarial)
@@ -145,7 +145,7 @@ def by_labels(case: Case, chosen: np.ndarray, is_wrong: np.ndarray, n_queries: i
         begin = case.images[distances[rows].argmin(axis=1)]
         setting = case.n_classes, case.balls.norm, case.balls.value_range
         found = hop_skip_jump(case.target, images, labels, begin, *setting, n_queries, case.seed)
-        index = _smallest_index(case, found - images)
+        index = _smallest_index(case, rows, found)
         kept = (_predicted(case, found) != labels) & (index < len(case.radii))
         at[rows[kept]], adversarial[rows[kept]] = index[kept], found[kept]
     return Broken(at, np.full(len(at), "hop_skip_jump", dtype=object), adversarial)
@@ -191,9 +191,8 @@ def _predicted(case: Case, images: np.ndarray) -> np.ndarray:
     return predicted
 
 
-def _smallest_index(case: Case, changes: np.ndarray) -> np.ndarray:
-    """Index of the smallest radius of the grid that holds each change; R where none does."""
-    squares, largest = np.square(changes, dtype=np.float64).sum(axis=(1, 2, 3)), np.abs(changes).max(axis=(1, 2, 3))
-    sizes = largest if case.balls.norm == "linf" else np.sqrt(squares)
+def _smallest_index(case: Case, rows: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+    """Index of the smallest radius of the grid that holds each change of these images; R where none does."""
+    sizes = perturbation_norms(case.images[rows], adversarial)[case.balls.norm]
     index: np.ndarray = np.searchsorted(case.radii, sizes - TOLERANCE)
     return index

@@ -12,7 +12,8 @@ def perturbation_norms(images: np.ndarray, adversarial: np.ndarray) -> dict[str,
         adversarial_image.astype(np.float64).ravel() - image.ravel()
         for image, adversarial_image in zip(images, adversarial, strict=True)
     )
-    both = np.array([(np.abs(perturbation).max(), np.linalg.norm(perturbation)) for perturbation in flat])
+    norms = [(np.abs(perturbation).max(), np.linalg.norm(perturbation)) for perturbation in flat]
+    both = np.array(norms, dtype=np.float64).reshape(-1, 2)
     return {"linf": both[:, 0], "l2": both[:, 1]}
 
 
