@@ -22,7 +22,7 @@ from tasks.defences.detectors import Detector, detectors
 from tasks.defences.painter import Images, Painter
 from tasks.defences.targets import load_target
 from tasks.evaluation.classification import classification_table, entropy_table, reliability_table, robustness_area
-from tasks.evaluation.detection import detection_row, roc_curve, threshold_at
+from tasks.evaluation.detection import detection_row, gate_rows, roc_curve, threshold_at
 from tasks.evaluation.heatmaps import upsampled
 from tasks.evaluation.intensity import radial_power
 from tasks.evaluation.intervals import bootstrap_counts
@@ -50,7 +50,8 @@ class Scene:
     """Of the attacked images in the prepared table, rising, ``(N,)``."""
     painter: Painter
     detectors: dict[str, Detector]
-    thresholds: dict[str, float]
+    validation_scores: dict[str, np.ndarray]
+    """Detector -> its scores of the clean validation images, which set thresholds, ``(V,)``."""
     predicted: dict[str, np.ndarray]
     """Viewer -> the class that it predicts of each image as it is, ``(N,)``."""
     purified: dict[str, np.ndarray]
@@ -106,6 +107,7 @@ def analyze(params: Params, tracker: Tracker) -> None:
         paths.RESILIENCE: table("resilience"),
         paths.DETECTION: table("detection"),
         paths.ROC: table("roc"),
+        paths.GATE: table("gate"),
     }
     plots = plot_tables(tables, headline_attack(records), settings.eps)
     paths.ANALYZE_PLOTS.mkdir()
@@ -168,7 +170,6 @@ def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
     training, validation = data.indices("train"), data.indices("validation")
     detect = detectors(painter.features(images_of(data, training), len(training)), data.labels(training))
     of_validation = painter.scores(images_of(data, validation), len(validation), detect)
-    rate = params.analyze.false_positive_rate
 
     rows = np.unique(records["image"][records["attack"] != CLEAN])
     clean = records[(records["attack"] == CLEAN) & records["image"].isin(rows)].sort_values("image")
@@ -188,8 +189,7 @@ def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
         counts=resampled(params, data, rows),
         seed=params.seed,
     )
-    thresholds = {name: threshold_at(scores, rate) for name, scores in of_validation.items()}
-    return Scene(params, data, records, rows, painter, detect, thresholds, predicted, purified, comparison)
+    return Scene(params, data, records, rows, painter, detect, of_validation, predicted, purified, comparison)
 
 
 def add_clean(scene: Scene) -> None:
@@ -248,8 +248,9 @@ def add_crafted(scene: Scene, surrogate: str, attack: str, eps: float) -> None:
         if surrogate == UNDEFENDED:
             defended = scene.recorded(viewer, threat_model, attack, eps)["correct"].to_numpy()
             comparison.add_recovery(point, viewer, success, defended, portrait)
+    right = scene.recorded(surrogate, "adaptive", attack, eps)["correct"].to_numpy()
     for name in scene.detectors:
-        add_detection(scene, point, name, portrait[name, "score"], success)
+        add_detection(scene, point, name, portrait[name, "score"], success, right)
 
 
 def add_detection(
@@ -258,24 +259,32 @@ def add_detection(
     name: str,
     scores: np.ndarray,
     successful: np.ndarray,
+    right: np.ndarray,
     chosen: slice | np.ndarray = slice(None),
 ) -> None:
     """How well a detector tells the attacked images (or the chosen of them) from the clean ones.
 
+    As a gate it stands before the bare classifier, so this is told of what was crafted on that.
+
     Args:
-        scene: with the detector's threshold and its scores of the clean images.
+        scene: with the detector's scores of the clean images, and of those of validation.
         point: surrogate, attack and eps.
         name: of the detector.
         scores: of the attacked images, ``(n,)``.
         successful: whether the attack broke them, bool ``(n,)``.
+        right: whether the surrogate is right on them, bool ``(n,)``.
         chosen: which of the scene's images these are.
     """
-    clean = scene.clean[name, "score"][chosen]
+    clean, of_validation = scene.clean[name, "score"][chosen], scene.validation_scores[name]
+    threshold = threshold_at(of_validation, scene.params.analyze.false_positive_rate)
     point = {"detector": name, **point}
-    found = detection_row(clean, scores, successful, scene.thresholds[name], scene.comparison.counts[:, chosen])
+    found = detection_row(clean, scores, successful, threshold, scene.comparison.counts[:, chosen])
     scene.comparison.add("detection", point, pd.DataFrame([found]))
     false, true = roc_curve(clean, scores)
     scene.comparison.add("roc", point, pd.DataFrame({"false_positive_rate": false, "true_positive_rate": true}))
+    if point["surrogate"] == UNDEFENDED:
+        clean_right = (scene.predicted[AS_GIVEN] == scene.comparison.labels)[chosen]
+        scene.comparison.add("gate", point, gate_rows(clean, scores, clean_right, right, of_validation))
 
 
 def add_evasion(scene: Scene, name: str, eps: float) -> None:
@@ -318,7 +327,7 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
     labels_of, predicted = data.labels(rows), np.concatenate(predictions)
     successful = (scene.predicted[AS_GIVEN][chosen] == labels_of) & (predicted != labels_of)
     point = {"surrogate": UNDEFENDED, "attack": "pgd and detector", "eps": eps}
-    add_detection(scene, point, name, np.concatenate(scores), successful, chosen)
+    add_detection(scene, point, name, np.concatenate(scores), successful, predicted == labels_of, chosen)
 
 
 def keep_examples(scene: Scene) -> None:

@@ -2,7 +2,8 @@
 
 from tasks import paths
 from tasks.attacks.campaign import attack_target
-from tasks.params import Params
+from tasks.attacks.certification import certify_target
+from tasks.params import Params, RandomizedSmoothing
 from tasks.tracking import Tracker
 
 
@@ -10,9 +11,12 @@ def attack_defence(params: Params, tracker: Tracker, defence: str) -> None:
     """Attack a defended classifier, and record what it makes of each adversarial example.
 
     ``transfer``: by what the step ``attack`` crafted on the bare classifier; ``adaptive``: end to end through the
-    defence.
+    defence. Where predictions can be certified, the radii are written as well.
     """
     attack_target(params, tracker, defence, paths.checkpoint_folder("attack_defence", defence))
+    settings = params.defences[defence]
+    if isinstance(settings, RandomizedSmoothing):
+        certify_target(params, tracker, defence, settings)
 
 
 if __name__ == "__main__":

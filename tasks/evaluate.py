@@ -1,4 +1,4 @@
-"""Step ``evaluate``: accuracies, intervals, rates and checks, from what the step ``attack`` recorded alone."""
+"""Step ``evaluate``: accuracies, intervals, rates, checks and the ranking, from what attacks recorded alone."""
 
 import dataclasses
 import json
@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from tasks import paths
-from tasks.evaluation.benchmark import benchmark_table, withstood, worst_case
-from tasks.evaluation.checks import run_checks
-from tasks.evaluation.records import CLEAN, read_records, read_smallest_eps
+from tasks.evaluation.benchmark import benchmark_table, certified_table, minimal_eps_table, withstood, worst_case
+from tasks.evaluation.checks import Check, Evidence, run_checks
+from tasks.evaluation.records import CLEAN, read_certified, read_probes, read_records, read_smallest_eps
 from tasks.evaluation.robustness import (
     POINT,
     by_eps,
@@ -20,7 +20,7 @@ from tasks.evaluation.robustness import (
     smallest_eps_table,
 )
 from tasks.evaluation.tables import write_json, write_table
-from tasks.params import Params
+from tasks.params import Params, Preprocessing
 from tasks.paths import UNDEFENDED
 from tasks.tracking import Tracker
 
@@ -28,12 +28,12 @@ HEADLINE = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", 
 
 
 def evaluate(params: Params, tracker: Tracker) -> None:
-    """Write the tables of robustness, ``metrics.json``, the plots' CSV files and the outcome of the checks."""
+    """Write the tables of robustness, the ranking, ``metrics.json``, plots' CSV files and the outcome of the checks."""
     records, smallest = read_records(params.benchmark), read_smallest_eps(params.benchmark)
     info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
-    classes = info["classes"]
+    classes, grid = info["classes"], sorted(set(records["eps"]))
     table = robustness_table(records, classes, classes.index(info["positive_class"]))
-    searched = smallest_eps_table(smallest, sorted(set(records["eps"]) - {0.0}), list(table.columns))
+    searched = smallest_eps_table(smallest, grid[1:], list(table.columns))
     table = pd.concat([table, searched], ignore_index=True)
 
     paths.PLOTS.mkdir()
@@ -47,22 +47,61 @@ def evaluate(params: Params, tracker: Tracker) -> None:
     write_table(named, paths.PLOTS / "confusion.csv")
 
     outcomes = withstood(records, smallest)
-    write_table(benchmark_table(records, outcomes), paths.BENCHMARK)
+    tables = {"records": records, "smallest": smallest, "probes": read_probes(params.benchmark), "table": table}
+    costs = read_costs(params)
+    checks = run_checks(evidence_of(params, tables | {"withstood": outcomes}, costs), info["leakage"])
+    write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
+    benchmark = benchmark_table(records, outcomes, costs.join(counts_of(checks)))
+    write_table(benchmark, paths.BENCHMARK)
+    write_table(minimal_eps_table(smallest), paths.MINIMAL_EPS)
+    write_table(certified_table(read_certified(params.benchmark), grid), paths.CERTIFIED)
     metrics = headline(table, worst_case(outcomes))
     write_json(metrics, paths.METRICS)
-    checks = run_checks(records, smallest, table, info["leakage"])
-    write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
 
     for target, values in metrics["clean"].items():
         prefix = "" if target == UNDEFENDED else f"{target}_"
         tracker.metrics({f"clean/{prefix}{name}": value for name, value in values.items()})
+    tracker.tags({f"check.{check.key}{f'.{check.target}' if check.target else ''}": check.status for check in checks})
     for (target, threat_model, attack), points in curves_of(table).items():
         tracker.curve(
             name=f"{target} {threat_model} {attack}",
             tags={"target": target, "threat_model": threat_model, "attack": attack, "norm": points["norm"].iloc[-1]},
             points=[(round(point["eps"] * 1000), _robust(point)) for _, point in points.iterrows()],
         )
+    for of_points, points in benchmark.groupby(["target", "threat_model"], sort=False):
+        names = dict(zip(["target", "threat_model", "attack"], [*map(str, of_points), "worst"], strict=True))
+        found = {f"check.{check.key}": check.status for check in checks if check.target == names["target"]}
+        tags = {**names, "norm": str(table["norm"].iloc[0]), **found}
+        tracker.curve(" ".join(names.values()), tags, worst_points(points))
     tracker.artifact(paths.EVALUATE)
+
+
+def read_costs(params: Params) -> pd.DataFrame:
+    """What a prediction of each target takes, by target."""
+    targets = [UNDEFENDED, *params.benchmark]
+    costs = {name: json.loads(paths.cost(name).read_text(encoding="utf-8")) for name in targets}
+    return pd.DataFrame.from_dict(costs, orient="index")
+
+
+def evidence_of(params: Params, tables: dict[str, pd.DataFrame], costs: pd.DataFrame) -> list[Evidence]:
+    """What the checks look at, of each target; image processing is known to be no defence."""
+    controls = {UNDEFENDED} | {name for name, row in params.defences.items() if isinstance(row, Preprocessing)}
+    return [
+        Evidence(
+            name=name,
+            is_control=name in controls,
+            n_looks=int(costs["looks"][name]),
+            **{key: of_all[of_all["target"] == name] for key, of_all in tables.items()},
+        )
+        for name in (UNDEFENDED, *params.benchmark)
+    ]
+
+
+def counts_of(checks: list[Check]) -> pd.DataFrame:
+    """How many checks of each target warn and fail: ``n_warn`` and ``n_fail``, by target."""
+    statuses = pd.DataFrame([{"target": check.target, "status": check.status} for check in checks])
+    counts = pd.crosstab(statuses["target"], statuses["status"]).reindex(columns=["WARN", "FAIL"], fill_value=0)
+    return counts.rename(columns={"WARN": "n_warn", "FAIL": "n_fail"})
 
 
 def headline(table: pd.DataFrame, worst: pd.DataFrame) -> dict[str, Any]:
@@ -80,6 +119,20 @@ def headline(table: pd.DataFrame, worst: pd.DataFrame) -> dict[str, Any]:
         "clean": {str(target): row.round(6).to_dict() for target, row in clean.iterrows()},
         "robust": robust,
     }
+
+
+def worst_points(points: pd.DataFrame) -> list[tuple[int, dict[str, float]]]:
+    """A target's accuracy in the worst case at every eps for the tracker, clean images and what it costs first."""
+    first = points.iloc[0]
+    clean = {f"robust/accuracy{bound}": float(first[f"clean_accuracy{bound}"]) for bound in ("", "_low", "_high")}
+    clean |= {f"cost/{name}": float(first[name]) for name in ("parameters", "multiply_adds")}
+    return [(0, clean)] + [
+        (
+            round(point["eps"] * 1000),
+            {f"robust/accuracy{bound}": float(point[f"accuracy{bound}"]) for bound in ("", "_low", "_high")},
+        )
+        for _, point in points.sort_values("eps").iterrows()
+    ]
 
 
 def _robust(point: Any) -> dict[str, float]:

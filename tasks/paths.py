@@ -46,6 +46,8 @@ METRICS = EVALUATE / "metrics.json"
 ROBUSTNESS = EVALUATE / "robustness.csv"
 CONFUSION = EVALUATE / "confusion.csv"
 BENCHMARK = EVALUATE / "benchmark.csv"
+MINIMAL_EPS = EVALUATE / "minimal_eps.csv"
+CERTIFIED = EVALUATE / "certified.csv"
 CHECKS = EVALUATE / "checks.json"
 PLOTS = EVALUATE / "plots"
 
@@ -64,6 +66,7 @@ EMBEDDINGS = ANALYZE / "embeddings.parquet"
 RESILIENCE = ANALYZE / "resilience.csv"
 DETECTION = ANALYZE / "detection.csv"
 ROC = ANALYZE / "roc.csv"
+GATE = ANALYZE / "gate.csv"
 VERDICT = ANALYZE / "verdict.json"
 ANALYZE_PLOTS = ANALYZE / "plots"
 
@@ -86,6 +89,21 @@ def records(target: str) -> Path:
 def smallest_eps(target: str) -> Path:
     """The smallest eps that breaks each image."""
     return attack_folder(target) / "smallest_eps.parquet"
+
+
+def probes(target: str) -> Path:
+    """What small experiments on a target found, for the checks."""
+    return attack_folder(target) / "probes.parquet"
+
+
+def cost(target: str) -> Path:
+    """What a prediction of the target takes."""
+    return attack_folder(target) / "cost.json"
+
+
+def certified(target: str) -> Path:
+    """Certified radius of each image, of targets that have one."""
+    return attack_folder(target) / "certified.parquet"
 
 
 def perturbations(surrogate: str) -> Path:

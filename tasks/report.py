@@ -16,23 +16,25 @@ def report(params: Params, tracker: Tracker) -> None:
     from tasks.reporting.gallery import draw
     from tasks.reporting.results import load_results
     from tasks.reporting.sections import sections_of
+    from tasks.reporting.sections.benchmark import benchmark_section
 
     results = load_results(params.benchmark)
     headline = headline_of(results.robustness)
-    sections = sections_of(results, headline)
-    gallery = draw(results, headline, sections)
+    benchmark, sections = benchmark_section(results, headline), sections_of(results, headline)
+    gallery = draw(results, headline, [benchmark, *sections])
 
     paths.FIGURES.mkdir()
     for name, drawn in gallery.items():
         (paths.FIGURES / f"{name}.png").write_bytes(drawn.png)
-    paths.REPORT_HTML.write_text(page.html(results, headline, sections, gallery, params.flat()), encoding="utf-8")
+    html = page.html(results, headline, benchmark, sections, gallery, params.flat())
+    paths.REPORT_HTML.write_text(html, encoding="utf-8")
     markdown = page.markdown(results, headline, MAX_NOTE_CHARACTERS)
     paths.REPORT_MARKDOWN.write_text(markdown, encoding="utf-8")
 
     tracker.dataset(paths.PREPARE, results.dataset_info["name"], "evaluation")
     # one eps, so that the table in which runs are compared stays narrow; all of them are in metrics.json
     tracker.metrics(headline_metrics(results.metrics, headline.eps))
-    for path in (paths.REPORT_HTML, paths.METRICS, paths.CHECKS):
+    for path in (paths.REPORT_HTML, paths.METRICS, paths.CHECKS, paths.BENCHMARK):
         tracker.artifact(path)
     tracker.artifact(paths.FIGURES, "figures")
     tracker.artifact(paths.DATA_DOCS, "data_docs")

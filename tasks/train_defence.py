@@ -1,5 +1,7 @@
 """Step ``train_defence``: what stands in front of the classifier, or takes its place, trained where it needs to be."""
 
+from typing import Any
+
 from tasks import paths
 from tasks.models.files import build_of, copy_model
 from tasks.params import (
@@ -12,6 +14,7 @@ from tasks.params import (
     JointAutoencoder,
     Params,
     Preprocessing,
+    RandomizedSmoothing,
     RetrainedAutoencoder,
     Trades,
     TrainedAutoencoder,
@@ -26,7 +29,11 @@ def train_defence(params: Params, tracker: Tracker, defence: str) -> None:
         case Autoencoder():
             copy_model(paths.AUTOENCODER, paths.purifier(defence))
         case Preprocessing():
-            assemble(settings, defence)
+            steps = [step.model_dump(mode="json") for step in settings.steps]
+            assemble(defence, steps, settings.n_draws, settings.before == "autoencoder")
+        case RandomizedSmoothing():
+            assemble(defence, [{"method": "gaussian_noise", "std": settings.std}], settings.n_draws)
+            train(params, settings, tracker, defence)
         case FinetunedClassifier():
             copy_model(paths.AUTOENCODER, paths.purifier(defence))
             train(params, settings, tracker, defence)
@@ -34,20 +41,18 @@ def train_defence(params: Params, tracker: Tracker, defence: str) -> None:
             train(params, settings, tracker, defence)
 
 
-def assemble(settings: Preprocessing, defence: str) -> None:
+def assemble(defence: str, steps: list[dict[str, Any]], n_draws: int, before_autoencoder: bool = False) -> None:
     """Write a purifier of image processing, with the study's autoencoder behind it if it is asked for."""
     from tasks.defences.preprocessing import build_purifier
     from tasks.models.autoencoder import build_autoencoder
     from tasks.models.files import load_model, save_model
 
-    steps = [step.model_dump(mode="json") for step in settings.steps]
-    architecture = build_of(paths.AUTOENCODER)["architecture"] if settings.before == "autoencoder" else None
-    build = {"architecture": architecture, "steps": steps, "n_draws": settings.n_draws}
-    purifier = build_purifier(architecture, steps, settings.n_draws)
+    architecture = build_of(paths.AUTOENCODER)["architecture"] if before_autoencoder else None
+    purifier = build_purifier(architecture, steps, n_draws)
     if architecture:
         trained = load_model(paths.AUTOENCODER, build_autoencoder)
         purifier.get_submodule(str(len(steps))).load_state_dict(trained.state_dict())
-    save_model(paths.purifier(defence), purifier, **build)
+    save_model(paths.purifier(defence), purifier, architecture=architecture, steps=steps, n_draws=n_draws)
 
 
 def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> None:
@@ -58,7 +63,7 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
     from tasks.models.classifier import build_classifier
     from tasks.models.compute import set_up
     from tasks.models.files import load_model, save_model
-    from tasks.models.objectives import classification_of_purified, denoising
+    from tasks.models.objectives import classification_of_noisy, classification_of_purified, denoising
     from tasks.models.training import build_seeded, fit
 
     assert not isinstance(settings, Autoencoder | Preprocessing)
@@ -87,9 +92,11 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
         case FeatureGuidedAutoencoder():
             objective = feature_guided(classifier, settings, noise)
         case JointAutoencoder():
-            objective = joint_training(classifier, settings, noise)
+            objective = joint_training(classifier, settings, augmentation)
         case FinetunedClassifier():
             objective = classification_of_purified(autoencoder, noise, augmentation)
+        case RandomizedSmoothing():
+            objective = classification_of_noisy(settings.std, augmentation)
         case AdversarialTraining() | Trades():
             objective = robust_training(settings, augmentation)
 

@@ -9,13 +9,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import copy
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
@@ -43,17 +41,6 @@ def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
             section = section[name]
         section[key] = value
     return values
-
-
-def smallest_eps_in(records: pd.DataFrame) -> pd.DataFrame:
-    """What a sweep would write that breaks exactly what adaptive PGD breaks in these records."""
-    clean = records[records["attack"] == "clean"][["image", "label", "target", "norm", "correct"]]
-    adaptive = records[(records["threat_model"] == "adaptive") & (records["attack"] == "pgd") & ~records["correct"]]
-    broken = adaptive.groupby(["target", "image"])["eps"].min().rename("smallest_eps")
-    found = clean.join(broken, on=["target", "image"]).fillna({"smallest_eps": math.inf})
-    found.loc[~found["correct"], "smallest_eps"] = 0.0
-    curve = {"threat_model": "adaptive", "attack": "sweep", "found_by": "sweep"}
-    return found.drop(columns="correct").assign(**curve).reset_index(drop=True)
 
 
 @pytest.fixture(scope="session")

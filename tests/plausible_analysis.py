@@ -58,6 +58,7 @@ class PlausibleAnalysis:
             paths.RESILIENCE: self.resilience(),
             paths.DETECTION: self.detection(),
             paths.ROC: self.roc(),
+            paths.GATE: self.gate(),
         }.items():
             pd.DataFrame(rows).to_csv(path, index=False)
         self.embeddings().to_parquet(paths.EMBEDDINGS)
@@ -263,6 +264,21 @@ class PlausibleAnalysis:
             for point, skill in self.detected()
             for x in rates
         ]
+
+    def gate(self) -> list[dict[str, Any]]:
+        rows = []
+        for point, skill in self.detected():
+            if point["surrogate"] != "undefended":
+                continue
+            for aimed in (0.0, 0.05, 0.2, 0.5):
+                rejected = min(1.0, aimed * (1 + 4 * skill))
+                value = 0.4 + 0.4 * skill * rejected
+                row = {**point, "aimed": aimed, "threshold": 1 - aimed, "rejected_clean": aimed, "rejected": rejected}
+                row |= {"clean_accuracy": 0.95, "n_passed": round((1 - rejected) * len(self.images))}
+                row |= {"accuracy": value, "accuracy_low": value - 0.1, "accuracy_high": value + 0.1}
+                harm = (1 - value) * (1 - rejected)
+                rows.append(row | {"harm": harm, "harm_low": harm - 0.05, "harm_high": harm + 0.05})
+        return rows
 
     def verdict(self) -> list[dict[str, Any]]:
         n = len(self.images)

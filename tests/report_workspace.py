@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from tasks import paths
 from tasks.evaluate import evaluate
-from tasks.evaluation.records import build_records, write_records
+from tasks.evaluation.records import build_records
 from tasks.params import Params
 from tasks.tracking import Tracker
-from tests.conftest import smallest_eps_in
 from tests.plausible_analysis import PlausibleAnalysis
+from tests.plausible_attack import write_attacks
 
 CLASSES = ["<script>alert(1)</script>", "NA", "a|b $\\frac"]
 N_TRAIN, N_TEST, SIDE = 3, 60, 32
@@ -94,15 +94,13 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     history.assign(**accuracies).to_csv(paths.CLASSIFIER_HISTORY, index=False)
 
     rows = np.arange(N_TRAIN, n)
-    for target in (paths.UNDEFENDED, *params.benchmark):
-        records = pa.concat_tables(
-            records_of(rows, labels[rows], *curve, eps, n_correct)
-            for curve, counts in CORRECT.items()
-            if curve[0] == target
-            for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
-        )
-        write_records(records, paths.records(target))
-        smallest_eps_in(records.to_pandas()).to_parquet(paths.smallest_eps(target))
+    records = pa.concat_tables(
+        records_of(rows, labels[rows], *curve, eps, n_correct)
+        for curve, counts in CORRECT.items()
+        if curve[0] in (paths.UNDEFENDED, *params.benchmark)
+        for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
+    )
+    write_attacks(records)
     evaluate(params, Tracker())
     purifiers = params.benchmark if has_purifiers else ()
     PlausibleAnalysis(EPS, CLASSES, rows, labels[rows], params.benchmark, purifiers).write()
@@ -133,6 +131,7 @@ def records_of(
         eps / 255,
         logits(n_correct),
         logits(CORRECT[target, "none", "clean"][0]),
+        logits(n_correct),
         {"linf": np.full(len(rows), eps / 255), "l2": np.full(len(rows), eps / 10)},
         np.full(len(rows), 0.01) if target != paths.UNDEFENDED else None,
     )

@@ -63,7 +63,8 @@ def make_small_workspace(folder: Path) -> None:
         np.save(paths.PIXELS, pixels)
         table.to_parquet(paths.SPLIT)
         info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
-        paths.DATASET_INFO.write_text(json.dumps(info))
+        leakage = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
+        paths.DATASET_INFO.write_text(json.dumps(info | {"leakage": leakage}))
 
         torch.manual_seed(0)
         torch.set_num_threads(1)

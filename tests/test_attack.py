@@ -93,14 +93,18 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
 ) -> None:
     files = run(params_with(SMALL))
     assert sorted(files) == [
+        "attack/cost.json",
         "attack/perturbations/fgsm-eps0.5.npz",
         "attack/perturbations/fgsm-eps4.npz",
         "attack/perturbations/pgd-eps0.5.npz",
         "attack/perturbations/pgd-eps4.npz",
+        "attack/probes.parquet",
         "attack/records.parquet",
         "attack/smallest_eps.parquet",
+        "attack_defence/autoencoder/cost.json",
         "attack_defence/autoencoder/perturbations/fgsm-eps4.npz",
         "attack_defence/autoencoder/perturbations/pgd-eps4.npz",
+        "attack_defence/autoencoder/probes.parquet",
         "attack_defence/autoencoder/records.parquet",
         "attack_defence/autoencoder/smallest_eps.parquet",
     ]
@@ -149,6 +153,10 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
         assert (group["clean_correct"].to_numpy() == clean["correct"].to_numpy()).all()
         assert (group["success"] == (group["clean_correct"] & ~group["correct"])).all()
         assert group["linf"].to_numpy() == pytest.approx(np.full(len(rows), 4 / 255), abs=1e-5)
+        rounded = torch.from_numpy(np.rint(adversarial * 255).astype(np.float32) / 255)
+        with torch.no_grad():
+            predicted = targets[target](rounded).argmax(dim=1).numpy()
+        assert (group["correct_8bit"] == (predicted == data.labels(rows))).all()
         changes = (adversarial - data.floats(rows)).reshape(len(rows), -1)
         assert group["l2"].to_numpy() == pytest.approx(np.linalg.norm(changes, axis=1), rel=1e-5)
         if target == "autoencoder":
@@ -162,6 +170,7 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
     clean = records[records["attack"] == "clean"]
     assert (clean[["eps", "radius", "linf", "l2"]] == 0).all(axis=None)
     assert not clean["success"].any()
+    assert (clean["correct_8bit"] == clean["correct"]).all()
 
 
 def test_attacks_work_and_the_adaptive_one_beats_the_transferred(
@@ -197,6 +206,16 @@ def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wron
     assert (suite.loc[same, "found_by"] == "sweep").all()
     assert suite.loc[~same, "found_by"].isin(["apgd_ce", "apgd_margin", "apgd_dlr", "deepfool"]).all()
     assert ((searches["square"]["smallest_eps"] == 0) == (found == 0)).all()
+    for of in searches.values():
+        minimal, smallest_of_grid = of["minimal_eps"], of["smallest_eps"]
+        assert (minimal <= smallest_of_grid + 1e-3).all()
+        assert ((minimal == 0) == (smallest_of_grid == 0)).all()
+        assert (np.isinf(minimal) == np.isinf(smallest_of_grid)).all()
+        # a perturbation that can't be shortened is the exception
+        in_grid = (smallest_of_grid > 0) & np.isfinite(smallest_of_grid)
+        assert in_grid.any()
+        assert (minimal < smallest_of_grid)[in_grid].mean() > 0.5
+    assert (suite["minimal_eps"] <= searches["sweep"]["minimal_eps"]).all()
     # the sweep has three times the steps
     assert (found.loc[broken.index] <= broken)[found.loc[broken.index] > 0].mean() > 0.95
     assert 0 < (found > 4).mean() < 1
@@ -207,7 +226,7 @@ def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Calla
     assert run(params) == run(params)
 
 
-@pytest.mark.parametrize("n_done", [3, 17, 27])
+@pytest.mark.parametrize("n_done", [3, 19, 31])
 def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
     n_done: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -216,7 +235,7 @@ def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
     kill_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # of each of two targets 8 crafted shards, then three searches of two parts
+    # of each of two targets 8 crafted shards, then probes and three searches of two parts
     params = params_with(SMALL | {"attack.batch_size": 8, "attack.max_images": 30})
     monkeypatch.setattr("tasks.attacks.campaign.SWEPT_BATCHES", 2)
     undisturbed = run(params)
@@ -271,11 +290,11 @@ def test_shards_of_another_defence_never_mix_in(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = params_with(SMALL | {"attack.eps": [4]})
-    # 4 crafted shards on the classifier and 3 searches, then those on the autoencoder
-    kill_after(params, 9)
+    # 4 crafted shards on the classifier, probes and 3 searches, then those on the autoencoder
+    kill_after(params, 10)
     save_model(paths.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
     resumed = run(params)
-    assert n_kept_lines(caplog) == 7
+    assert n_kept_lines(caplog) == 8
     assert resumed == run(params)
 
 

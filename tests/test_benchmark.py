@@ -3,12 +3,25 @@ import pandas as pd
 import pytest
 from scipy.stats import chi2
 
-from tasks.evaluation.benchmark import benchmark_table, mcnemar, withstood, worst_case
-from tests.conftest import smallest_eps_in
+from tasks.evaluation.benchmark import (
+    benchmark_table,
+    certified_table,
+    mcnemar,
+    minimal_eps_table,
+    withstood,
+    worst_case,
+)
+from tests.plausible_attack import smallest_eps_in
 from tests.test_robustness import CLEAN, LABELS, NONE, records_of
 
 ALONE = [0, 1, 1, 0, 0, 0, 0, 1]
 """Predictions under attack: of the eight images the first, fourth and last are wrong."""
+
+
+ABOUT = pd.DataFrame(
+    {"parameters": 1000, "multiply_adds": 2000, "looks": [1, 1, 8], "n_warn": [2, 0, 1], "n_fail": [0, 1, 0]},
+    index=["undefended", "strong", "weak"],
+)
 
 
 @pytest.fixture
@@ -36,7 +49,7 @@ def records() -> pd.DataFrame:
 
 @pytest.fixture
 def table(records: pd.DataFrame) -> pd.DataFrame:
-    return benchmark_table(records, withstood(records, smallest_eps_in(records)))
+    return benchmark_table(records, withstood(records, smallest_eps_in(records)), ABOUT)
 
 
 def at(table: pd.DataFrame, threat_model: str, eps: float) -> pd.DataFrame:
@@ -124,3 +137,43 @@ def test_scores_alone_are_a_threat_model_and_count_for_who_sees_everything() -> 
     # of some of the images only they are no threat model
     part = pd.concat([found, by_scores[4:]], ignore_index=True)
     assert worst_case(withstood(records, part)).set_index("threat_model")["accuracy"].to_dict() == {"adaptive": 5 / 8}
+
+
+def test_cost_and_the_outcome_of_checks_stand_beside_each_rank(table: pd.DataFrame) -> None:
+    weak = at(table, "adaptive", 2).loc["weak"]
+    assert weak[["parameters", "multiply_adds", "looks", "n_warn", "n_fail"]].tolist() == [1000, 2000, 8, 1, 0]
+
+
+def test_quartiles_of_the_smallest_perturbation_are_over_images_that_are_right() -> None:
+    minimal = [0.0, 0.0, *np.arange(1.0, 38), np.inf, np.inf, np.inf]
+    frame = pd.DataFrame({"target": "strong", "image": range(len(minimal)), "minimal_eps": minimal})
+    # another attack finds smaller ones, of some
+    better = frame.assign(minimal_eps=frame["minimal_eps"].where(frame["minimal_eps"] != 5, 4.5))
+    row = minimal_eps_table(pd.concat([frame, better], ignore_index=True)).iloc[0]
+    assert (row["target"], row["n"], row["withstood"]) == ("strong", 40, pytest.approx(3 / 40))
+    assert (row["q25"], row["median"], row["q75"]) == (11, 21, 31)
+    # order statistics of ranks 14 and 27 hold the median of 40 with a probability of 96 %
+    assert (row["median_low"], row["median_high"]) == (14, 27)
+
+
+def test_a_quartile_that_nothing_found_reaches_is_empty() -> None:
+    frame = pd.DataFrame({"target": "strong", "image": range(40), "minimal_eps": [1.0] * 15 + [np.inf] * 25})
+    row = minimal_eps_table(frame).iloc[0]
+    assert row["q25"] == 1
+    assert np.isnan([row["median"], row["q75"], row["median_high"]]).all()
+
+
+def test_certified_accuracy_counts_images_that_are_right_within_their_radius() -> None:
+    certified = pd.DataFrame(
+        {
+            "target": "smoothed",
+            "label": [0, 0, 1, 1, 1],
+            "prediction": [0, 0, 0, 1, -1],
+            "certified_eps": [0.1, 0.4, 0.9, 0.25, 0.0],
+        }
+    )
+    table = certified_table(certified, [0.0, 0.25, 0.5])
+    assert table["accuracy"].tolist() == [3 / 5, 2 / 5, 0]
+    assert table["n"].tolist() == [5, 5, 5]
+    assert (table["accuracy_low"] <= table["accuracy"]).all()
+    assert list(certified_table(certified[:0], [0.0])) == list(table)

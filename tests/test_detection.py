@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, roc_auc_score
 
-from tasks.evaluation.detection import auroc, detection_row, roc_curve, threshold_at
+from tasks.evaluation.detection import auroc, detection_row, gate_rows, roc_curve, threshold_at
 from tasks.evaluation.intervals import bootstrap_counts, wilson
 
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40).map(np.array)
@@ -174,3 +174,33 @@ def test_without_a_threshold_there_are_areas_but_no_rates() -> None:
     row = detection_row(np.zeros(3), np.ones(3), np.ones(3, dtype=bool), NAN, counts)
     assert row["auroc"] == 1
     assert np.isnan([row["false_positive_rate"], row["detection_rate"], row["detection_rate_successful"]]).all()
+
+
+def test_a_gate_turns_away_what_lies_above_the_threshold_of_the_validation_images() -> None:
+    validation = np.arange(100.0)
+    clean = np.array([10.0, 50.0, 97.0, 99.0])
+    attacked = np.array([20.0, 96.0, 98.0, 200.0])
+    right, attacked_right = np.array([True, True, False, True]), np.array([True, False, False, True])
+    rows = gate_rows(clean, attacked, right, attacked_right, validation).set_index("aimed")
+    none, gate = rows.loc[0.0], rows.loc[0.05]
+    assert none[["rejected_clean", "rejected", "clean_accuracy", "accuracy", "harm"]].tolist() == [
+        0,
+        0,
+        3 / 4,
+        2 / 4,
+        2 / 4,
+    ]
+    # 5 of the 100 validation images lie above 94
+    assert gate["threshold"] == 94
+    assert gate[["rejected_clean", "rejected", "n_passed"]].tolist() == [2 / 4, 3 / 4, 1]
+    assert gate[["clean_accuracy", "accuracy", "harm"]].tolist() == [1, 1, 0]
+    low, high = wilson(1, 1)
+    assert gate[["accuracy_low", "accuracy_high"]].tolist() == pytest.approx([float(low), float(high)])
+    assert (rows["rejected"].diff().dropna() >= 0).all()
+
+
+def test_nothing_is_said_of_what_passes_a_gate_that_turns_all_away() -> None:
+    row = gate_rows(np.ones(3), np.full(3, 9.0), np.ones(3, bool), np.zeros(3, bool), np.arange(3.0)).iloc[-1]
+    assert row["n_passed"] == 0
+    assert np.isnan(row[["accuracy", "accuracy_low", "accuracy_high"]].astype(float)).all()
+    assert row["harm"] == 0

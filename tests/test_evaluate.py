@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from tasks import paths
 from tasks.evaluate import evaluate
-from tasks.evaluation.records import build_records, write_records
+from tasks.evaluation.checks import CHECKS
+from tasks.evaluation.records import build_records
 from tasks.params import Params
 from tasks.tracking import Tracker
-from tests.conftest import smallest_eps_in
+from tests.plausible_attack import write_attacks
 
 N = 60
 EPS = (0.25, 2.0)
@@ -28,6 +28,10 @@ class Notebook(Tracker):
         self.heard: dict[str, float] = {}
         self.curves: dict[str, tuple[dict[str, str], list[tuple[int, Mapping[str, float]]]]] = {}
         self.artifacts: list[Path] = []
+        self.heard_tags: dict[str, str] = {}
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.heard_tags |= values
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         self.heard |= values
@@ -60,6 +64,8 @@ def make_records(n_classes: int) -> pa.Table:
             eps / 255,
             logits,
             clean,
+            # what a PNG keeps of it has no effect
+            clean,
             {"linf": np.full(N, eps / 255), "l2": np.full(N, eps)},
             np.full(N, 0.01) if target == "autoencoder" else None,
         )
@@ -87,12 +93,7 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Call
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
         info["leakage"] = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
         paths.DATASET_INFO.write_text(json.dumps(info))
-        records = make_records(len(classes))
-        smallest = pa.Table.from_pandas(smallest_eps_in(records.to_pandas()), preserve_index=False)
-        for target in ("undefended", "autoencoder"):
-            paths.attack_folder(target).mkdir(parents=True, exist_ok=True)
-            write_records(records.filter(pc.field("target") == target), paths.records(target))
-            write_records(smallest.filter(pc.field("target") == target), paths.smallest_eps(target))
+        write_attacks(make_records(len(classes)))
         notebook = Notebook()
         evaluate(params_with(), notebook)
         return notebook
@@ -110,9 +111,11 @@ def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) 
     files = sorted(path.relative_to(paths.EVALUATE).as_posix() for path in paths.EVALUATE.rglob("*") if path.is_file())
     assert files == [
         "benchmark.csv",
+        "certified.csv",
         "checks.json",
         "confusion.csv",
         "metrics.json",
+        "minimal_eps.csv",
         "plots/accuracy_by_eps.csv",
         "plots/confusion.csv",
         "plots/entropy_by_eps.csv",
@@ -225,6 +228,9 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
         "autoencoder adaptive pgd",
         "undefended adaptive sweep",
         "autoencoder adaptive sweep",
+        "autoencoder adaptive worst",
+        "undefended adaptive worst",
+        "autoencoder transfer worst",
     ]
     tags, points = notebook.curves["autoencoder transfer pgd"]
     assert tags == {"target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "norm": "linf"}
@@ -246,16 +252,38 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
     assert notebook.artifacts == [paths.EVALUATE]
 
 
-def test_checks_are_written_with_status_figure_and_explanation(evaluated: Evaluated) -> None:
-    evaluated(["non-COVID", "COVID"])
+def test_checks_are_written_for_every_target_with_status_figure_and_explanation(evaluated: Evaluated) -> None:
+    notebook = evaluated(["non-COVID", "COVID"])
     checks = json.loads(paths.CHECKS.read_text())
-    assert len(checks) == 9
     for check in checks:
-        assert list(check) == ["name", "status", "figure", "explanation"]
+        assert list(check) == ["target", "key", "name", "status", "figure", "explanation"]
         assert check["status"] in {"PASS", "WARN", "FAIL"}
-    by_name = {check["name"]: check for check in checks}
-    assert by_name["transfer is no stronger than adaptive"]["status"] == "PASS"
-    assert by_name["accuracy falls to at most 1 % at the largest eps, adaptive"]["status"] == "WARN"
+    found = {(check["target"], check["key"]): check["status"] for check in checks}
+    # transfer to itself makes no sense, and a defence of this kind is no control
+    assert set(found) == {("undefended", key) for key in CHECKS if key != "transfer"} | {
+        ("autoencoder", key) for key in CHECKS if key != "control"
+    } | {(None, "leakage")}
+    assert found["autoencoder", "transfer"] == "PASS"
+    assert found["undefended", "control"] == "WARN"
+    assert found["undefended", "black_box"] == "WARN"
+    tags = {f"check.{key}.{target}" if target else "check.leakage": status for (target, key), status in found.items()}
+    assert notebook.heard_tags == tags
+
+
+def test_every_target_has_a_run_of_its_worst_case_which_says_how_its_checks_ended(evaluated: Evaluated) -> None:
+    notebook = evaluated(["non-COVID", "COVID"])
+    benchmark = pd.read_csv(paths.BENCHMARK).set_index(["target", "threat_model", "eps"])
+    for target, threat_models in (("undefended", ["adaptive"]), ("autoencoder", ["transfer", "adaptive"])):
+        for threat_model in threat_models:
+            tags, points = notebook.curves[f"{target} {threat_model} worst"]
+            assert tags["attack"] == "worst"
+            assert tags["check.noise"] == "PASS"
+            assert [eps for eps, _ in points] == [0, 250, 2000]
+            assert points[0][1]["cost/parameters"] == 1000
+            first = benchmark.loc[(target, threat_model, 0.25)]
+            assert points[0][1]["robust/accuracy"] == pytest.approx(first["clean_accuracy"])
+            assert points[1][1]["robust/accuracy"] == pytest.approx(first["accuracy"])
+            assert points[1][1]["robust/accuracy_low"] == pytest.approx(first["accuracy_low"])
 
 
 def test_the_step_gives_the_same_bytes_twice(evaluated: Evaluated) -> None:

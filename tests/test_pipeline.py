@@ -196,10 +196,17 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
             *((target, "black_box", ("square",)) for target in ("undefended", *TOY["benchmark"])),
             *((defence, "transfer", ("fgsm", "pgd")) for defence in TOY["benchmark"]),
         ]
-        for attack in attacks
+        for attack in (*attacks, "worst")
     }
     assert {run.data.tags["mlflow.parentRunId"] for run in curves} == {parent.info.run_id}
-    assert all({"robust/accuracy", "robust/mean_entropy"} <= set(run.data.metrics) for run in curves)
+    for run in curves:
+        of_all = {"robust/accuracy", "robust/accuracy_low", "robust/accuracy_high"}
+        assert of_all <= set(run.data.metrics)
+        if run.data.tags["attack"] == "worst":
+            assert {"cost/parameters", "cost/multiply_adds"} <= set(run.data.metrics)
+            assert {"check.gradients", "check.black_box"} <= set(run.data.tags)
+        else:
+            assert "robust/mean_entropy" in run.data.metrics
 
 
 def test_the_reports_run_carries_every_parameter_and_links_to_the_runs_behind_it(runs: list[Any]) -> None:
@@ -226,6 +233,7 @@ def test_the_reports_run_carries_data_set_models_and_artifacts(runs: list[Any], 
     client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
     assert {file.path for file in client.list_artifacts(report.info.run_id)} == {
         "report.html",
+        "benchmark.csv",
         "metrics.json",
         "checks.json",
         "figures",

@@ -21,6 +21,7 @@ def three_images(**changes: Any) -> Any:
         "radius": 2 / 255,
         "logits": np.array([[2, 1, 0], [0, 3, 1], [0, 1, -1]], dtype=np.float32),
         "clean_logits": np.array([[0, 1, 0], [0, 3, 1], [0, 1, -1]], dtype=np.float32),
+        "logits_8bit": np.array([[0, 2, 1], [0, 1, 3], [0, 1, -1]], dtype=np.float32),
         "norms": {"linf": np.full(3, 2 / 255), "l2": np.array([0.1, 0.2, 0.3])},
         "reconstruction_error": np.array([0.01, 0.02, 0.03]),
     }
@@ -46,6 +47,7 @@ def test_records_come_back_as_they_were_written() -> None:
     assert frame["margin"].tolist() == [-1, 2, -1]
     assert frame["correct"].tolist() == [False, True, False]
     assert frame["clean_correct"].tolist() == [True, True, False]
+    assert frame["correct_8bit"].tolist() == [True, False, False]
     assert frame["l2"].tolist() == [0.1, 0.2, 0.3]
     assert frame["reconstruction_error"].tolist() == [0.01, 0.02, 0.03]
     assert set(frame["eps"]) == {2.0}

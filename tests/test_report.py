@@ -154,7 +154,7 @@ def test_only_the_scripts_of_the_page_may_run(html: str) -> None:
 def test_page_is_small_and_its_figures_have_words(html: str) -> None:
     assert len(html) < 10_500_000
     figures = re.findall(r"<figure(?! id=.explorer).*?</figure>", html, re.DOTALL)
-    assert len(figures) == 45
+    assert len(figures) == 48
     for figure in figures:
         assert re.search(r'(aria-label|alt)="[^"]{10,}"', figure)
         assert re.search(r"<figcaption>.+</figcaption>", figure)
@@ -235,7 +235,8 @@ def test_page_shows_data_validation_training_and_checks(html: str) -> None:
     assert "Of the retrained autoencoder's 3 epochs, epoch 2 was kept (validation loss 1.5)." in text
     assert "Passing all of them proves nothing; failing one says where to look." in text
     for check in json.loads(paths.CHECKS.read_text(encoding="utf-8")):
-        assert f"{check['status']} {check['name']}" in text
+        target = (check["target"] or "data").replace("_", " ")
+        assert f"{check['status']} {target} {check['name']}" in text
     assert "Not for diagnosis" in text
 
 
@@ -316,7 +317,7 @@ def test_reporting_twice_gives_the_same_bytes(workspace: Path, params: Params) -
     paths.REPORT.mkdir()
     report(params, Tracker())
     assert outputs() == first
-    assert len(first) == 47
+    assert len(first) == 50
 
 
 def test_figures_are_images_of_their_names(workspace: Path) -> None:
@@ -342,6 +343,7 @@ def test_tracker_hears_data_set_headline_metrics_artifacts_and_note(phantom_work
         paths.REPORT_HTML: "",
         paths.METRICS: "",
         paths.CHECKS: "",
+        paths.BENCHMARK: "",
         paths.FIGURES: "figures",
         paths.DATA_DOCS: "data_docs",
     }
@@ -468,3 +470,19 @@ def test_values_are_told_as_people_write_them() -> None:
         "kind: gaussian, strength: 0.1; kind: uniform"
     )
     assert tell(True) == "true"
+
+
+def test_checks_are_a_table_of_targets_and_what_does_not_pass_is_explained_first(html: str) -> None:
+    section = html[html.index('<section id="checks">') :]
+    matrix, raised, *_ = re.findall(r"<table.*?</table>", section, re.DOTALL)
+    assert re.findall(r'scope="col">([^<]*)', matrix) == [
+        "check",
+        "undefended",
+        "autoencoder",
+        "retrained autoencoder",
+    ]
+    assert matrix.count('<th scope="row">') == 12
+    (transfer,) = re.findall(r"transfer is no stronger than adaptive</th>(.*?)</tr>", matrix)
+    assert text_of(transfer).split() == ["–", "PASS", "PASS"]
+    assert ">PASS<" not in raised
+    assert "not checked: needs attack.suite.n_queries" in raised

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tasks.attacks.ball import Balls, radius
-from tasks.attacks.suite import Broken, Case, by_labels, by_scores, swept, white_box
+from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
 from tests.nets import N_PIXELS, SIDE, ThreeClasses, linear_case
 
 EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
@@ -50,6 +50,24 @@ def test_on_a_linear_classifier_white_box_attacks_find_the_smallest_radius_alone
     assert set(broken.by[expected >= 0]) <= {"apgd_ce", "apgd_margin", "deepfool"}
     assert (broken.by[expected < 0] == "before").all()
     assert_breaks(case, broken)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_an_attack_found_is_shortened_to_the_distance_of_the_boundary(norm: str) -> None:
+    case, expected = linear(norm)
+    found = swept(case, 20, 0.25, 0)
+    rows = np.arange(40)
+    sizes = shortened(case, rows, found.adversarial, found.at)
+    model, _, _, margins = linear_case()
+    exact = margins / model.dual(norm)
+    broken = expected >= 0
+    assert broken.sum() == 36
+    assert (sizes[~broken] == 0).all()
+    assert (sizes[broken] >= exact[broken] * (1 - 1e-4)).all()
+    # a 256th of a perturbation of at most twice the distance, since radii double; l2 balls are cut by the value range
+    assert sizes[broken] == pytest.approx(exact[broken], rel=0.02)
+    nothing = shortened(case, rows, case.images, np.full(40, len(EPS)))
+    assert np.isinf(nothing).all()
 
 
 def test_white_box_attacks_leave_what_is_the_smallest_already() -> None:

@@ -37,6 +37,7 @@ TRAINED = [
     "unet_autoencoder",
     "variational_autoencoder",
     "finetuned_classifier",
+    "randomized_smoothing",
     "adversarial_training",
     "trades",
 ]
@@ -94,6 +95,7 @@ def test_a_defence_is_trained_and_gives_the_same_bytes_twice(
     [
         ("retrained_autoencoder", paths.purifier("retrained_autoencoder"), paths.AUTOENCODER),
         ("finetuned_classifier", paths.defended_classifier("finetuned_classifier"), paths.CLASSIFIER),
+        ("randomized_smoothing", paths.defended_classifier("randomized_smoothing"), paths.CLASSIFIER),
         ("adversarial_training", paths.defended_classifier("adversarial_training"), paths.CLASSIFIER),
         ("trades", paths.defended_classifier("trades"), paths.CLASSIFIER),
     ],
@@ -129,6 +131,20 @@ def test_a_classifier_is_tuned_behind_the_studys_autoencoder(
     autoencoder = load_model(paths.AUTOENCODER, build_autoencoder)
     tuned = load_model(paths.defended_classifier("finetuned_classifier"), build_classifier)
     torch.testing.assert_close(target(images), tuned(autoencoder(images)))
+
+
+def test_smoothing_looks_through_noise_at_a_classifier_of_its_own(
+    workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    run(params_with(SHORT | {"defences.randomized_smoothing.n_draws": 3}), "randomized_smoothing")
+    target = load_target("randomized_smoothing", torch.device("cpu"))
+    assert isinstance(target, Purified)
+    assert target.n_draws == 3
+    grey = torch.full((4, 1, 32, 32), 0.5)
+    noisy = target.purifier(grey)
+    # a standard deviation of 0.25, cut at two of them
+    assert float(noisy.std()) == pytest.approx(0.235, abs=0.01)
+    assert not torch.equal(noisy, target.purifier(grey))
 
 
 @pytest.mark.parametrize("defence", ["adversarial_training", "trades"])
@@ -266,7 +282,7 @@ def test_radii_rise_over_the_ramp(
 def test_joint_training_attacks_what_the_classifier_makes_of_the_autoencoders_images(
     params_with: Callable[..., Params],
 ) -> None:
-    params = params_with({"defences.joint_autoencoder.adversarial_share": 1.0})
+    params = params_with({"defences.joint_autoencoder.clean_weight": 0.25})
     settings = params.defences["joint_autoencoder"]
     assert isinstance(settings, JointAutoencoder)
 
@@ -275,16 +291,19 @@ def test_joint_training_attacks_what_the_classifier_makes_of_the_autoencoders_im
             self.seen = images.detach().clone()
             return 1 - images
 
-    classifier, autoencoder = Linear(30.0), Inverted()
-    measure = joint_training(classifier, settings, params.train_autoencoder)
+    classifier, autoencoder = Linear(30.0), Inverted().eval()
+    measure = joint_training(classifier, settings, params.train_classifier.augmentation)
     found = measure(autoencoder, GREY, LABELS, torch.Generator().manual_seed(0), 1.0)
+    clean, attacked = autoencoder.seen.chunk(2)
+    assert torch.equal(clean, GREY)
     # class 1 is bright to the classifier, so dark to whoever stands before the inversion: its attacker brightens
-    assert autoencoder.seen[1].mean() > 0.5 > autoencoder.seen[0].mean()
-    assert float(found["accuracy"]) == 0
-    squared = float((1 - autoencoder.seen - GREY).square().mean())
-    cross_entropy = torch.nn.functional.cross_entropy(classifier(1 - autoencoder.seen), LABELS)
-    expected = float(cross_entropy) + settings.reconstruction_weight * squared
+    assert attacked[1].mean() > 0.5 > attacked[0].mean()
+    assert float(found["robust_accuracy"]) == 0
+    squared = float((1 - autoencoder.seen - torch.cat([GREY, GREY])).square().mean())
+    clean_loss, loss = (torch.nn.functional.cross_entropy(classifier(1 - each), LABELS) for each in (clean, attacked))
+    expected = 0.25 * float(clean_loss) + 0.75 * float(loss) + settings.reconstruction_weight * squared
     assert float(found["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(found["squared_error"]) == pytest.approx(squared, rel=1e-5)
 
 
 @pytest.mark.parametrize("guide", ["logits", "features"])

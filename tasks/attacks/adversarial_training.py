@@ -90,20 +90,32 @@ def feature_guided(classifier: nn.Module, settings: FeatureGuidedAutoencoder, no
     return measure
 
 
-def joint_training(classifier: nn.Module, settings: JointAutoencoder, noise: TrainAutoencoder) -> Objective:
-    """Cross-entropy of the frozen classifier on what an autoencoder makes of examples that were crafted through both.
+def joint_training(classifier: nn.Module, settings: JointAutoencoder, augmentation: Augmentation) -> Objective:
+    """Adversarial training of an autoencoder alone: what it makes of images must lead the frozen classifier right.
 
-    Arguments as of :func:`retraining`.
+    Cross-entropy on clean images and on examples that were crafted through both networks, as in
+    :func:`robust_training`, and the squared error against the originals.
+
+    Args:
+        classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
+        settings: adversary, and weights of the parts of the loss.
+        augmentation: of images that are trained on.
     """
 
     def measure(
-        model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
+        model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float
     ) -> dict[str, Tensor]:
-        target = Purified(model, classifier)
-        denoised, cost = reconstruct(model, _mixed(target, images, labels, settings, noise, generator))
-        logits = classifier(denoised)
-        loss = F.cross_entropy(logits, labels) + settings.reconstruction_weight * F.mse_loss(denoised, images)
-        return {"loss": loss + cost, "accuracy": accuracy(logits, labels)}
+        if model.training:
+            images = augment(images, augmentation, generator)
+        share = _ramped(progress, settings.ramp)
+        adversarial = examples(Purified(model, classifier), images, labels, settings.adversary, generator, share)
+        # one batch, since batch norm must not tell the two apart
+        denoised, cost = reconstruct(model, torch.cat([images, adversarial]))
+        clean_logits, logits = classifier(denoised).chunk(2)
+        error = F.mse_loss(denoised, torch.cat([images, images]))
+        loss = _mean_of_both(clean_logits, logits, labels, settings.clean_weight)
+        loss = loss + settings.reconstruction_weight * error + cost
+        return {"loss": loss, "squared_error": error, **_accuracies(clean_logits, logits, labels)}
 
     return measure
 
@@ -129,26 +141,36 @@ def robust_training(settings: AdversarialTraining | Trades, augmentation: Augmen
         if isinstance(settings, Trades):
             with torch.no_grad():
                 away_from = model(images).softmax(dim=1)
-        share = min(progress / settings.ramp, 1) if settings.ramp else 1
+        share = _ramped(progress, settings.ramp)
         adversarial = examples(model, images, away_from, settings.adversary, generator, share)
         # one batch, since batch norm must not tell the two apart
         clean_logits, logits = model(torch.cat([images, adversarial])).chunk(2)
-        clean_loss, loss = F.cross_entropy(clean_logits, labels), F.cross_entropy(logits, labels)
         if isinstance(settings, Trades):
             expected, predicted = (F.log_softmax(of, dim=1) for of in (clean_logits, logits))
             divergence = F.kl_div(predicted, expected, reduction="batchmean", log_target=True)
-            loss = clean_loss + settings.beta * divergence
+            loss = F.cross_entropy(clean_logits, labels) + settings.beta * divergence
         else:
-            loss = settings.clean_weight * clean_loss + (1 - settings.clean_weight) * loss
-        clean_accuracy, robust_accuracy = accuracy(clean_logits, labels), accuracy(logits, labels)
-        return {
-            "loss": loss,
-            "accuracy": (clean_accuracy + robust_accuracy) / 2,
-            "clean_accuracy": clean_accuracy,
-            "robust_accuracy": robust_accuracy,
-        }
+            loss = _mean_of_both(clean_logits, logits, labels, settings.clean_weight)
+        return {"loss": loss, **_accuracies(clean_logits, logits, labels)}
 
     return measure
+
+
+def _ramped(progress: float, ramp: float) -> float:
+    """Share of the radii, which rise evenly over the first part of a training."""
+    return min(progress / ramp, 1) if ramp else 1
+
+
+def _mean_of_both(clean_logits: Tensor, logits: Tensor, labels: Tensor, clean_weight: float) -> Tensor:
+    """Weighted mean of the cross-entropies on clean images and on adversarial examples."""
+    clean_loss, loss = F.cross_entropy(clean_logits, labels), F.cross_entropy(logits, labels)
+    return clean_weight * clean_loss + (1 - clean_weight) * loss
+
+
+def _accuracies(clean_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Accuracies on clean images and on adversarial examples, and their mean, by which epochs are judged."""
+    clean, robust = accuracy(clean_logits, labels), accuracy(logits, labels)
+    return {"accuracy": (clean + robust) / 2, "clean_accuracy": clean, "robust_accuracy": robust}
 
 
 def _mixed(

@@ -1,6 +1,8 @@
 """All attacks on one target: what steps that attack write, whatever the target is."""
 
 import logging
+import statistics
+import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -17,14 +19,18 @@ from tasks import paths
 from tasks.attacks.ball import Balls, radius
 from tasks.attacks.crafting import Observation, craft, observe
 from tasks.attacks.kept import as_kept, kept_path, load_kept, merge_perturbations, save_perturbations
+from tasks.attacks.probes import HUGE_EPS, probe, probe_broken_defence
 from tasks.attacks.shards import Shards, digest_of_code
-from tasks.attacks.suite import Broken, Case, by_labels, by_scores, swept, white_box
+from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
+from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
-from tasks.evaluation.records import CLEAN, build_records, build_smallest_eps, write_records
+from tasks.evaluation.records import CLEAN, build_probes, build_records, build_smallest_eps, write_records
 from tasks.evaluation.robustness import SQUARE, SUITE, SWEEP
+from tasks.evaluation.tables import write_json
 from tasks.models.compute import device_of, set_up
+from tasks.models.cost import cost_of
 from tasks.models.digests import digest_of_arrays, digest_of_model
 from tasks.params import Attack, Params
 from tasks.paths import UNDEFENDED
@@ -56,6 +62,8 @@ class Campaign:
     """Rows of those that are attacked, rising."""
     clean: Observation
     """What the target makes of all test images as they are."""
+    milliseconds: float
+    """That a prediction took, an image, in the median batch."""
 
     @property
     def kept_eps(self) -> tuple[float, ...]:
@@ -97,7 +105,7 @@ def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path
     large = in_parts(rows, SWEPT_BATCHES * settings.batch_size)
     shards = Shards(
         checkpoints,
-        len(settings.attacks) * len(batches) + len(searches_of(settings)) * len(large),
+        len(settings.attacks) * len(batches) + (1 + len(searches_of(settings))) * len(large),
         code=digest_of_code(),
         settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
         seed=params.seed,
@@ -124,6 +132,15 @@ def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path
         for eps in campaign.kept_eps:
             kept_path(name, kind, eps).parent.mkdir(exist_ok=True)
             merge_perturbations([part / f"eps{eps:g}.npz" for part in parts], kept_path(name, kind, eps))
+    probed = [
+        shards.finish(
+            f"probes of {name}, {len(part)} images",
+            partial(probe_part, campaign, part),
+            probes=True,
+            images=digest_of_images(part),
+        )
+        for part in large
+    ]
     found: dict[str, list[pa.Table]] = {attack: [] for attack in searches_of(settings)}
     how: dict[str, Any] = dict.fromkeys(found, settings.suite.model_dump(mode="json"))
     how[SWEEP] = [settings.sweep.model_dump(mode="json"), settings.pgd.relative_step]
@@ -142,8 +159,14 @@ def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path
 
     write_records(pa.concat_tables(tables), paths.records(name))
     write_records(pa.concat_tables(chain.from_iterable(found.values())), paths.smallest_eps(name))
-    tracker.artifact(paths.records(name))
-    tracker.artifact(paths.smallest_eps(name))
+    write_records(pa.concat_tables(pq.read_table(part / "probes.parquet") for part in probed), paths.probes(name))
+    n_looks = campaign.target.n_draws if isinstance(campaign.target, Purified) else 1
+    cost = cost_of(campaign.target, data.floats(rows[:1])) | {"looks": n_looks}
+    write_json(cost, paths.cost(name))
+    tracker.metrics({f"cost/{key}": value for key, value in cost.items()})
+    tracker.metrics({"cost/milliseconds_an_image": campaign.milliseconds})
+    for path in (paths.records(name), paths.smallest_eps(name), paths.probes(name)):
+        tracker.artifact(path)
 
 
 def set_up_campaign(params: Params, name: str) -> Campaign:
@@ -160,8 +183,14 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
     rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
     target = load_target(name, device)
     seed_random_defences(params.seed)
-    batches = [observe(target, data.floats(batch)) for batch in in_parts(test_rows, settings.batch_size)]
-    return Campaign(settings, params.seed, data, name, target, test_rows, rows, joined(batches))
+    observed, milliseconds = [], []
+    for batch in in_parts(test_rows, settings.batch_size):
+        images = data.floats(batch)
+        began = time.perf_counter()
+        observed.append(observe(target, images))
+        milliseconds.append(1000 * (time.perf_counter() - began) / len(batch))
+    time_taken = statistics.median(milliseconds)
+    return Campaign(settings, params.seed, data, name, target, test_rows, rows, joined(observed), time_taken)
 
 
 def transfer(campaign: Campaign, kind: str, eps: float) -> pa.Table:
@@ -170,15 +199,16 @@ def transfer(campaign: Campaign, kind: str, eps: float) -> pa.Table:
     kept = load_kept(campaign.data, UNDEFENDED, kind, eps)
     if not np.array_equal(kept.rows, campaign.rows):
         raise ValueError(f"{kept_path(UNDEFENDED, kind, eps)} is of other images: run the step attack again")
-    observed, norms = [], []
+    observed, rounded, norms = [], [], []
     for start in range(0, len(kept.rows), campaign.settings.batch_size):
         part = slice(start, start + campaign.settings.batch_size)
         adversarial = kept.images(part)
         observed.append(observe(campaign.target, adversarial))
+        rounded.append(observe(campaign.target, in_8_bits(adversarial)))
         norms.append(perturbation_norms(campaign.data.floats(kept.rows[part]), adversarial))
     log.info("%s at eps %g crafted on %s, seen by %s", kind, eps, UNDEFENDED, campaign.name)
     of_all = {norm: np.concatenate([of_batch[norm] for of_batch in norms]) for norm in norms[0]}
-    return records_of(campaign, kept.rows, "transfer", kind, eps, joined(observed), of_all)
+    return records_of(campaign, kept.rows, "transfer", kind, eps, joined(observed), joined(rounded), of_all)
 
 
 def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -> None:
@@ -197,7 +227,8 @@ def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -
         adversarial = kept.images()
         norms = perturbation_norms(images, adversarial)
         check_adversarial(adversarial, norms[settings.norm], eps, campaign.radius(eps), data.value_range)
-        found.append(records_of(campaign, rows, "adaptive", kind, eps, observe(target, adversarial), norms))
+        observed, rounded = observe(target, adversarial), observe(target, in_8_bits(adversarial))
+        found.append(records_of(campaign, rows, "adaptive", kind, eps, observed, rounded, norms))
         if eps in campaign.kept_eps:
             save_perturbations(folder / f"eps{eps:g}.npz", kept)
     write_records(pa.concat_tables(found), folder / "records.parquet")
@@ -220,19 +251,8 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
         before: what white-box attacks have found of these images; None for the sweep, which comes first.
         folder: to write to.
     """
-    settings, data = campaign.settings, campaign.data
+    settings, data, case = campaign.settings, campaign.data, case_of(campaign, rows)
     seed_random_defences(campaign.seed, rows)
-    case = Case(
-        target=campaign.target,
-        images=data.floats(rows),
-        labels=data.labels(rows),
-        n_classes=len(data.classes),
-        radii=np.array([campaign.radius(eps) for eps in settings.eps]),
-        balls=Balls(settings.norm, data.value_range),
-        batch_size=settings.batch_size,
-        seed=campaign.seed,
-        rows=rows,
-    )
     grid, chosen = np.array([0.0, *settings.eps, np.inf]), np.arange(len(rows))
     if before is None:
         assert attack == SWEEP, attack
@@ -254,6 +274,10 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
     for index, eps in enumerate(settings.eps):
         if (here := at == index).any():
             check_adversarial(adversarial[here], norms[here], eps, case.radii[index], data.value_range)
+    minimal = shortened(case, chosen, adversarial, at) / campaign.radius(1)
+    if before is not None and attack in WHITE_BOX:
+        # an attack that adds nothing gives back no image
+        minimal = np.fmin(minimal, before["minimal_eps"].to_numpy())
     table = build_smallest_eps(
         rows[chosen],
         data.table["path"].to_numpy(dtype=object)[rows[chosen]],
@@ -266,14 +290,44 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
         },
         grid[at + 1],
         broken.by[chosen],
+        minimal,
     )
     write_records(table, folder / "smallest_eps.parquet")
+
+
+def probe_part(campaign: Campaign, rows: np.ndarray, folder: Path) -> None:
+    """Look what the target does where one knows what it should do, for the checks; write it to ``folder``."""
+    settings, case = campaign.settings, case_of(campaign, rows)
+    seed_random_defences(campaign.seed, rows)
+    found = probe(case, settings.eps, campaign.radius(HUGE_EPS))
+    if campaign.name == UNDEFENDED:
+        found |= probe_broken_defence(case, settings.eps[-1], campaign.radius(settings.eps[-1]))
+    image_paths = campaign.data.table["path"].to_numpy(dtype=object)[rows]
+    write_records(build_probes(rows, image_paths, campaign.name, found), folder / "probes.parquet")
+
+
+def case_of(campaign: Campaign, rows: np.ndarray) -> Case:
+    """Some images and the target, as searches and probes take them."""
+    settings, data = campaign.settings, campaign.data
+    return Case(
+        target=campaign.target,
+        images=data.floats(rows),
+        labels=data.labels(rows),
+        n_classes=len(data.classes),
+        radii=np.array([campaign.radius(eps) for eps in settings.eps]),
+        balls=Balls(settings.norm, data.value_range),
+        batch_size=settings.batch_size,
+        seed=campaign.seed,
+        rows=rows,
+    )
 
 
 def clean_records(campaign: Campaign) -> pa.Table:
     """What the target makes of all test images as they are."""
     unchanged = {"linf": np.zeros(len(campaign.test_rows)), "l2": np.zeros(len(campaign.test_rows))}
-    return records_of(campaign, campaign.test_rows, "none", CLEAN, 0.0, campaign.clean, unchanged)
+    # pixels have 8 bits as they are
+    observed = rounded = campaign.clean
+    return records_of(campaign, campaign.test_rows, "none", CLEAN, 0.0, observed, rounded, unchanged)
 
 
 def records_of(
@@ -283,6 +337,7 @@ def records_of(
     attack: str,
     eps: float,
     observed: Observation,
+    rounded: Observation,
     norms: dict[str, np.ndarray],
 ) -> pa.Table:
     """Records of images at one point of one of the target's curves."""
@@ -295,6 +350,7 @@ def records_of(
         campaign.radius(eps),
         observed.logits,
         campaign.clean.logits[np.searchsorted(campaign.test_rows, rows)],
+        rounded.logits,
         norms,
         observed.reconstruction_error,
     )
@@ -304,6 +360,12 @@ def seed_random_defences(seed: int, rows: np.ndarray | None = None) -> None:
     """Let what defences draw, from numpy's global generator, depend on the seed and the images of the shard alone."""
     first = [] if rows is None else [int(rows[0])]
     np.random.seed(np.random.SeedSequence([seed, *first]).generate_state(4))
+
+
+def in_8_bits(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] rounded to the 256 levels that pixels have on disk, float32 ``(N, 1, H, W)``."""
+    rounded: np.ndarray = np.rint(images * np.float32(255)) / np.float32(255)
+    return rounded
 
 
 def joined(parts: list[Observation]) -> Observation:

@@ -151,6 +151,32 @@ def by_labels(case: Case, chosen: np.ndarray, is_wrong: np.ndarray, n_queries: i
     return Broken(at, np.full(len(at), "hop_skip_jump", dtype=object), adversarial)
 
 
+def shortened(case: Case, rows: np.ndarray, adversarial: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Sizes of perturbations, each shortened towards its image as far as it still breaks it, ``(n,)``.
+
+    By bisection, to a 256th of the perturbation: an upper bound of the distance to the nearest misclassified image. In
+    units of the value range; 0 for what is wrong as it is, infinite for what nothing breaks.
+
+    Args:
+        case: target and images.
+        rows: numbers of some of the images, ``(n,)``.
+        adversarial: these images perturbed, float32 ``(n, 1, H, W)``.
+        at: index of the smallest radius that breaks them, as in :class:`Broken`, ``(n,)``.
+    """
+    images, n_radii = case.images[rows], len(case.radii)
+    sizes = np.where(at < 0, 0, np.inf)
+    broken = np.flatnonzero((at >= 0) & (at < n_radii) & (adversarial != images).any(axis=(1, 2, 3)))
+    if broken.size:
+        origins, changes, labels = images[broken], (adversarial - images)[broken], case.labels[rows[broken]]
+        holds, breaks = np.zeros(len(broken)), np.ones(len(broken))
+        for _ in range(8):
+            middle = (holds + breaks) / 2
+            wrong = _predicted(case, origins + changes * middle.astype(np.float32)[:, None, None, None]) != labels
+            holds, breaks = np.where(wrong, holds, middle), np.where(wrong, middle, breaks)
+        sizes[broken] = breaks * perturbation_norms(origins, adversarial[broken])[case.balls.norm]
+    return sizes
+
+
 def _apgd(
     case: Case, rows: np.ndarray, radii: np.ndarray, loss: Loss, n_steps: int, restart: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binomtest, quantile_test
 
 from tasks.evaluation.intervals import wilson
 from tasks.evaluation.records import CLEAN
@@ -12,6 +12,7 @@ COLUMNS = (
     *("clean_accuracy", "clean_accuracy_low", "clean_accuracy_high"),
     *("accuracy", "accuracy_low", "accuracy_high"),
     *("next", "n_right_alone", "n_wrong_alone", "p_value"),
+    *("parameters", "multiply_adds", "looks", "n_warn", "n_fail"),
 )
 
 
@@ -54,17 +55,19 @@ def worst_case(outcomes: pd.DataFrame) -> pd.DataFrame:
     return by_point.mean().rename("accuracy").reset_index()
 
 
-def benchmark_table(records: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
+def benchmark_table(records: pd.DataFrame, outcomes: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
     """Every target against the worst of all attacks, ranked at each threat model and eps.
 
     Rows: threat model, eps, then rank, from 1 for the highest accuracy; equals by clean accuracy, then by name. Beside
     the accuracies, with Wilson's 95 % intervals and on the attacked images alone: the target that is ``next`` in rank;
     on how many images this one is right and that one wrong (``n_right_alone``), or the other way round
-    (``n_wrong_alone``); and McNemar's p-value of the two numbers. The last has none.
+    (``n_wrong_alone``); and McNemar's p-value of the two numbers. The last has none. Then what a prediction takes, and
+    how many checks of the target warn and fail.
 
     Args:
         records: as written by the steps that attack.
         outcomes: of :func:`withstood`.
+        about: ``parameters``, ``multiply_adds``, ``looks``, ``n_warn`` and ``n_fail`` by target.
     """
     right = outcomes.pivot(index=["threat_model", "eps", "image"], columns="target", values="withstood")
     clean = records[records["attack"] == CLEAN].pivot(index="image", columns="target", values="correct")
@@ -86,7 +89,51 @@ def benchmark_table(records: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFra
         n_right = (table[name] * table["n"]).round()
         table[f"{name}_low"], table[f"{name}_high"] = wilson(n_right, table["n"])
     counts = {"n_right_alone": "Int64", "n_wrong_alone": "Int64"}
-    return table.reindex(columns=list(COLUMNS)).astype(counts)
+    return table.join(about, on="target").reindex(columns=list(COLUMNS)).astype(counts)
+
+
+def minimal_eps_table(smallest: pd.DataFrame) -> pd.DataFrame:
+    """How small the perturbations are that break a target's images, white box or black, over those that are right.
+
+    A row a target: ``n`` images that are classified correctly as they are; ``withstood``, the share of them that
+    nothing breaks; the quartiles ``q25``, ``median`` and ``q75`` of the smallest perturbation found, in 1/255, empty
+    where they are beyond the grid; the median's 95 % interval from order statistics, ``median_low`` and
+    ``median_high`` (Conover 1999, "Practical Nonparametric Statistics", section 3.2).
+
+    Args:
+        smallest: the smallest eps that breaks each image, as written by the steps that attack.
+    """
+    rows = []
+    by_image = smallest.groupby(["target", "image"], sort=False)["minimal_eps"].min()
+    for target, found in by_image[by_image > 0].groupby("target", sort=False):
+        interval = quantile_test(found, p=0.5).confidence_interval()
+        # of images, so that no infinity is met halfway
+        q25, median, q75 = found.quantile([0.25, 0.5, 0.75], interpolation="higher")
+        sizes = {"q25": q25, "median": median, "median_low": interval.low, "median_high": interval.high, "q75": q75}
+        rows.append({"target": target, "n": len(found), "withstood": np.isinf(found).mean(), **sizes})
+    return pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan)
+
+
+def certified_table(certified: pd.DataFrame, eps: list[float]) -> pd.DataFrame:
+    """Certified accuracy: the share of images that are right, and stay so whatever lies within a radius.
+
+    A row a target and eps: target, eps (in 1/255, of an L2 ball as ``attack.eps`` counts it, which holds the L-infinity
+    ball of the same eps), n, accuracy and its 95 % Wilson interval.
+
+    Args:
+        certified: as written by the step attack_defence.
+        eps: where accuracy is told, rising; 0 for that of the smoothed classifier itself.
+    """
+    rows = []
+    for target, found in certified.groupby("target", sort=False):
+        right = found["prediction"] == found["label"]
+        for value in eps:
+            n_right = int((right & (found["certified_eps"] >= value)).sum())
+            low, high = wilson(n_right, len(found))
+            row = {"target": target, "eps": value, "n": len(found), "accuracy": n_right / len(found)}
+            rows.append(row | {"accuracy_low": float(low), "accuracy_high": float(high)})
+    columns = ["target", "eps", "n", "accuracy", "accuracy_low", "accuracy_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def mcnemar(n_right_alone: int, n_wrong_alone: int) -> float:

@@ -1,209 +1,311 @@
-"""Checks of an evaluation that its records allow; each says where to look when it does not pass.
+"""Checks that tell whether a target's numbers can be believed; each says where to look when it does not pass.
 
 After Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv 1902.06705), and AutoAttack's flags (Croce and
-Hein 2020, arXiv 2003.01690). Passing all of them proves nothing.
+Hein 2020, arXiv 2003.01690). Passing all of them proves nothing. docs/checks.md says of each when it is raised, what it
+means and what to do.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 
+from tasks.evaluation.intervals import wilson
 from tasks.evaluation.perturbations import TOLERANCE, ball_excess
 from tasks.evaluation.records import CLEAN
 from tasks.evaluation.robustness import SWEEP, curves_of
+from tasks.paths import UNDEFENDED
 
-HUGE_EPS = 127.5
-"""An L-infinity ball of half the value range, in 1/255: any image can become uniform grey."""
-
+FALLEN = 0.01
+"""Accuracy at most, where an attack must break everything."""
 MISSED_SHARE = 0.002
 """Of the images that attacks without gradients may break where white-box attacks failed."""
+WITHOUT_GRADIENT = 0.01
+"""Share of images, at most, that may have no gradient at all."""
+SAME = 1e-4
+"""Largest difference of a logit that is taken for rounding."""
+CONTROL_EPS = 8.0
+"""In 1/255; below it a target that is known to be broken may stand."""
 
 Status = Literal["PASS", "WARN", "FAIL"]
 
 
 @dataclass(frozen=True)
-class Check:
-    """Outcome of one check."""
+class Outcome:
+    """How a check of a target ended."""
 
-    name: str
     status: Status
     figure: float | None
     """What was measured, in the unit that the explanation names; None where nothing could be."""
     explanation: str
 
 
-def run_checks(
-    records: pd.DataFrame, smallest: pd.DataFrame, table: pd.DataFrame, leakage: dict[str, float]
-) -> list[Check]:
-    """All checks, in a fixed order.
+@dataclass(frozen=True)
+class Check:
+    """Outcome of one check of one target."""
+
+    target: str | None
+    """None where the check is about the data."""
+    key: str
+    """Short name: of tags, and of the section in docs/checks.md."""
+    name: str
+    """What should be."""
+    status: Status
+    figure: float | None
+    """See :class:`Outcome`."""
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of one target."""
+
+    name: str
+    is_control: bool
+    """Whether it is known to be broken, or no defence at all."""
+    n_looks: int
+    """That predictions, and attacks on them, are averaged over."""
+    records: pd.DataFrame
+    smallest: pd.DataFrame
+    """The smallest eps that breaks each image."""
+    probes: pd.DataFrame
+    table: pd.DataFrame
+    """Rows of the robustness table and of the table of the smallest eps."""
+    withstood: pd.DataFrame
+    """Which images withstand all attacks (:func:`tasks.evaluation.benchmark.withstood`)."""
+
+    def probed(self, probe: str) -> pd.DataFrame:
+        """Rows of a probe."""
+        return self.probes[self.probes["probe"] == probe]
+
+
+def run_checks(evidence: list[Evidence], leakage: dict[str, float]) -> list[Check]:
+    """All checks of all targets, in a fixed order; what makes no sense for a target is left out.
 
     Args:
-        records: as written by the step attack.
-        smallest: the smallest eps that breaks each image, as written by the steps that attack.
-        table: :func:`tasks.evaluation.robustness.robustness_table` and ``smallest_eps_table`` of them.
+        evidence: of each target.
         leakage: shares of the test images with relatives in training, as the step prepare measures them.
     """
-    return [
-        _does_not_rise(table),
-        _pgd_at_least_fgsm(table),
-        _falls_at_largest_eps(table),
-        _more_steps_change_little(records, smallest),
-        _black_box_finds_nothing_new(smallest),
-        _transfer_no_stronger(table),
-        _inside_ball(records),
-        _success_counts_correct_only(records),
-        _no_leakage(leakage),
-    ]
+    checks = []
+    for of_target in evidence:
+        for key, (name, run) in CHECKS.items():
+            if outcome := run(of_target):
+                checks.append(_check(of_target.name, key, name, outcome))
+    return [*checks, _check(None, "leakage", "no test image has a relative in training", _no_leakage(leakage))]
 
 
-def _does_not_rise(table: pd.DataFrame) -> Check:
-    name = "robust accuracy does not rise with eps"
+def _check(target: str | None, key: str, name: str, outcome: Outcome) -> Check:
+    return Check(target, key, name, outcome.status, outcome.figure, outcome.explanation)
+
+
+def _does_not_rise(of: Evidence) -> Outcome:
     rises = []
-    for curve, points in curves_of(table).items():
+    for (_, threat_model, attack), points in curves_of(of.table).items():
         lowest = points["accuracy"].cummin().shift()
         # the interval that belongs to the lowest accuracy so far
         bound = points["accuracy_high"].cummin().shift()
         for i in range(1, len(points)):
             rise = points["accuracy"][i] - lowest[i]
-            rises.append((rise, points["accuracy"][i] > bound[i], f"{'/'.join(curve)} at eps {points['eps'][i]:g}"))
-    return _judge_excess(name, rises, "accuracy rises above its lowest value at a smaller eps")
+            rises.append((rise, points["accuracy"][i] > bound[i], f"{threat_model}/{attack} at eps {_eps(points, i)}"))
+    return _judge_excess(rises, "accuracy rises above its lowest value at a smaller eps")
 
 
-def _pgd_at_least_fgsm(table: pd.DataFrame) -> Check:
-    name = "PGD is at least as strong as FGSM"
-    adaptive = table[table["threat_model"] == "adaptive"]
-    pgd, fgsm = (adaptive[adaptive["attack"] == attack].set_index(["target", "eps"]) for attack in ("pgd", "fgsm"))
+def _eps(points: pd.DataFrame, i: int) -> str:
+    return f"{points['eps'][i]:g}"
+
+
+def _pgd_at_least_fgsm(of: Evidence) -> Outcome:
+    adaptive = of.table[of.table["threat_model"] == "adaptive"]
+    pgd, fgsm = (adaptive[adaptive["attack"] == attack].set_index("eps") for attack in ("pgd", "fgsm"))
     both = pgd.join(fgsm, how="inner", rsuffix="_fgsm")
+    if both.empty:
+        return Outcome("WARN", None, "not checked: needs both fgsm and pgd in attack.attacks")
     differences = [
-        (accuracy - fgsm_accuracy, accuracy > fgsm_high, f"{target} at eps {eps:g}")
-        for (target, eps), accuracy, fgsm_accuracy, fgsm_high in zip(
-            both.index, both["accuracy"], both["accuracy_fgsm"], both["accuracy_high_fgsm"], strict=True
-        )
+        (row["accuracy"] - row["accuracy_fgsm"], row["accuracy"] > row["accuracy_high_fgsm"], f"at eps {eps:g}")
+        for eps, row in both.iterrows()
     ]
-    if not differences:
-        return Check(name, "WARN", None, "not checked: needs both fgsm and pgd in attack.attacks")
-    return _judge_excess(name, differences, "accuracy under adaptive PGD is above that under adaptive FGSM")
+    return _judge_excess(differences, "accuracy under adaptive PGD is above that under adaptive FGSM")
 
 
-def _falls_at_largest_eps(table: pd.DataFrame) -> Check:
-    name = "accuracy falls to at most 1 % at the largest eps, adaptive"
-    eps = table["eps"].max()
-    at_largest = table[(table["threat_model"] == "adaptive") & (table["eps"] == eps)]
-    # of several attacks the strongest counts
-    strongest = at_largest.groupby("target", sort=False)["accuracy"].min()
-    figure = float(strongest.max())
-    where = f"{100 * figure:.1f} % accuracy of {strongest.idxmax()} at eps {eps:g} under its strongest attack"
-    if figure <= 0.01:
-        return Check(name, "PASS", figure, where)
-    if eps < HUGE_EPS:
-        return Check(name, "WARN", figure, f"{where}; at {HUGE_EPS:g} this would be a failure")
-    return Check(name, "FAIL", figure, f"{where}: the attack does not find what must be there")
+def _falls_to_a_huge_eps(of: Evidence) -> Outcome:
+    huge = of.probed("huge")
+    figure = float(huge["value"].mean())
+    explanation = f"{100 * figure:.1f} % of the images withstand PGD at eps {huge['eps'].iloc[0]:g}"
+    if figure <= FALLEN:
+        return Outcome("PASS", figure, explanation)
+    return Outcome("FAIL", figure, f"{explanation}, where each can become uniform grey: it does not find what is there")
 
 
-def _more_steps_change_little(records: pd.DataFrame, smallest: pd.DataFrame) -> Check:
-    name = "more steps and restarts change accuracy by less than 1 point"
-    adaptive = records[(records["threat_model"] == "adaptive") & (records["attack"] == "pgd")]
+def _more_steps_change_little(of: Evidence) -> Outcome:
+    adaptive = of.records[(of.records["threat_model"] == "adaptive") & (of.records["attack"] == "pgd")]
     if adaptive.empty:
-        return Check(name, "WARN", None, "not checked: needs pgd in attack.attacks")
+        return Outcome("WARN", None, "not checked: needs pgd in attack.attacks")
     # nested balls: what breaks an image at one eps breaks it at every larger one
-    broken = adaptive[~adaptive["correct"]].groupby(["target", "image"])["eps"].min().rename("broken_eps")
-    both = smallest[smallest["attack"] == SWEEP].join(broken, on=["target", "image"]).fillna({"broken_eps": math.inf})
+    broken = adaptive[~adaptive["correct"]].groupby("image")["eps"].min().rename("broken_eps")
+    both = of.smallest[of.smallest["attack"] == SWEEP].join(broken, on="image").fillna({"broken_eps": math.inf})
     gains = [
-        (float((group["broken_eps"] > eps).mean() - (group["smallest_eps"] > eps).mean()), target, eps, len(group))
-        for target, group in both.groupby("target", sort=False)
+        (float((both["broken_eps"] > eps).mean() - (both["smallest_eps"] > eps).mean()), float(eps))
         for eps in sorted(adaptive["eps"].unique())
     ]
-    figure, target, eps, n_images = max(gains)
-    where = f"the sweep breaks {100 * figure:.1f} points more than PGD: {target} at eps {eps:g}"
-    weakest, weak_target, weak_eps, _ = min(gains)
+    figure, eps = max(gains)
+    where = f"the sweep breaks {100 * figure:.1f} points more than PGD at eps {eps:g}"
+    weakest, weak_eps = min(gains)
     if weakest <= -0.01:
-        weak = f"the sweep breaks {-100 * weakest:.1f} points less than PGD: {weak_target} at eps {weak_eps:g}"
-        return Check(name, "WARN", figure, f"{weak}, so it can't vouch for PGD; raise attack.sweep.n_restarts")
+        weak = f"the sweep breaks {-100 * weakest:.1f} points less than PGD at eps {weak_eps:g}"
+        return Outcome("WARN", figure, f"{weak}, so it can't vouch for PGD; raise attack.sweep.n_restarts")
     if figure < 0.01:
-        return Check(name, "PASS", figure, where if figure > 0 else "the sweep breaks no more than PGD")
-    if round(figure * n_images) <= 1:
-        return Check(name, "WARN", figure, f"{where}, one image of {n_images}")
-    return Check(name, "FAIL", figure, f"{where}; take the sweep's accuracy, or raise attack.pgd.n_steps")
+        return Outcome("PASS", figure, where if figure > 0 else "the sweep breaks no more than PGD")
+    if round(figure * len(both)) <= 1:
+        return Outcome("WARN", figure, f"{where}, one image of {len(both)}")
+    return Outcome("FAIL", figure, f"{where}; take the sweep's accuracy, or raise attack.pgd.n_steps")
 
 
-def _black_box_finds_nothing_new(smallest: pd.DataFrame) -> Check:
-    name = "attacks without gradients break nothing that white-box attacks missed"
-    images = ["target", "image"]
-    lowest = smallest.groupby(["threat_model", *images])["smallest_eps"].min()
+def _black_box_finds_nothing_new(of: Evidence) -> Outcome:
+    lowest = of.smallest.groupby(["threat_model", "image"])["smallest_eps"].min()
     if "black_box" not in lowest.index:
-        return Check(name, "WARN", None, "not checked: needs attack.suite.n_queries or n_label_queries")
-    both = lowest["black_box"].rename("asked").reset_index().join(lowest["adaptive"].rename("seen"), on=images)
+        return Outcome("WARN", None, "not checked: needs attack.suite.n_queries or n_label_queries")
+    both = lowest["black_box"].rename("asked").reset_index().join(lowest["adaptive"].rename("seen"), on="image")
     # wherever between the two eps, the white-box attacks say that it is withstood
-    missed = both[both["asked"] < both["seen"]]
-    shares = missed.groupby("target")["image"].nunique() / both.groupby("target")["image"].nunique()
-    figure = float(shares.max()) if len(missed) else 0.0
-    if not figure:
-        return Check(name, "PASS", 0.0, f"none of {both['image'].nunique()} images on any target")
-    target = shares.idxmax()
-    numbers = ", ".join(map(str, missed.loc[missed["target"] == target, "image"]))
-    explanation = (
-        f"{100 * figure:.1f} % of the images of {target} at some eps (images {numbers}): gradients may be masked"
-    )
-    return Check(name, "FAIL" if figure > MISSED_SHARE else "WARN", figure, explanation)
+    missed = both.loc[both["asked"] < both["seen"], "image"]
+    figure = len(missed) / len(both)
+    if missed.empty:
+        return Outcome("PASS", 0.0, f"none of {len(both)} images")
+    numbers = ", ".join(map(str, missed))
+    explanation = f"{100 * figure:.1f} % of the images at some eps (images {numbers}): gradients may be masked"
+    return Outcome("FAIL" if figure > MISSED_SHARE else "WARN", figure, explanation)
 
 
-def _transfer_no_stronger(table: pd.DataFrame) -> Check:
-    name = "transfer is no stronger than adaptive"
-    keys = ["target", "attack", "eps"]
-    adaptive = table[table["threat_model"] == "adaptive"].set_index(keys)
-    transfer = table[table["threat_model"] == "transfer"].set_index(keys)
-    both = transfer.join(adaptive, how="inner", rsuffix="_adaptive")
+def _noise_hurts_less(of: Evidence) -> Outcome:
+    adaptive = of.table[of.table["threat_model"] == "adaptive"]
+    strongest = adaptive.groupby("eps")["accuracy"].min()
+    differences = []
+    for eps, right in of.probed("noise").groupby("eps")["value"]:
+        _, high = wilson(right.sum(), len(right))
+        differences.append((strongest[eps] - right.mean(), strongest[eps] > float(high), f"at eps {eps:g}"))
+    return _judge_excess(differences, "accuracy under the strongest adaptive attack is above that under random noise")
+
+
+def _transfer_no_stronger(of: Evidence) -> Outcome | None:
+    if of.name == UNDEFENDED:
+        return None
+    adaptive, transfer = (of.table[of.table["threat_model"] == threat] for threat in ("adaptive", "transfer"))
+    both = transfer.merge(adaptive, on=["attack", "eps"], suffixes=("", "_adaptive"))
     differences = [
-        (adaptive_accuracy - accuracy, adaptive_accuracy > high, f"{target}/{attack} at eps {eps:g}")
-        for (target, attack, eps), adaptive_accuracy, accuracy, high in zip(
-            both.index, both["accuracy_adaptive"], both["accuracy"], both["accuracy_high"], strict=True
+        (
+            row["accuracy_adaptive"] - row["accuracy"],
+            row["accuracy_adaptive"] > row["accuracy_high"],
+            f"{row['attack']} at eps {row['eps']:g}",
         )
+        for _, row in both.iterrows()
     ]
-    if not differences:
-        return Check(name, "WARN", None, "not checked: no transfer attacks in the records")
-    return _judge_excess(name, differences, "accuracy under adaptive is above that under transfer")
+    return _judge_excess(differences, "accuracy under adaptive is above that under transfer")
 
 
-def _inside_ball(records: pd.DataFrame) -> Check:
-    name = "every adversarial example lies in its ball"
-    attacked = records[records["attack"] != CLEAN]
+def _gradients_are_there(of: Evidence) -> Outcome:
+    zero, finite = of.probed("zero_gradient")["value"], of.probed("finite_gradient")["value"]
+    none, broken = float((zero == 1).mean()), float((finite == 0).mean())
+    explanation = (
+        f"the loss has no gradient at all on {100 * none:.1f} % of the images, at {100 * zero.mean():.1f} % of all "
+        f"pixels; NaN or infinite on {100 * broken:.1f} %"
+    )
+    status: Status = "FAIL" if broken or none > WITHOUT_GRADIENT else "WARN" if none else "PASS"
+    return Outcome(status, max(none, broken), explanation)
+
+
+def _outputs_are_logits_and_steady(of: Evidence) -> Outcome:
+    if of.probed("probabilities")["value"].all():
+        return Outcome("FAIL", 1.0, "outputs lie in [0, 1] and add up to 1: probabilities, which saturate, not logits")
+    figure = float(of.probed("spread")["value"].max())
+    if figure <= SAME:
+        return Outcome("PASS", figure, "logits, the same in five passes")
+    explanation = f"in five passes a logit differs by up to {figure:.2g}"
+    if of.n_looks > 1:
+        return Outcome("PASS", figure, f"{explanation}; attacks average over {of.n_looks} looks (EOT)")
+    return Outcome("FAIL", figure, f"{explanation}, and attacks look once: raise the defence's n_draws")
+
+
+def _inside_ball(of: Evidence) -> Outcome:
+    attacked = of.records[of.records["attack"] != CLEAN]
     norms = attacked[str(attacked["norm"].iloc[0])]
     excess = ball_excess(norms.to_numpy(), attacked["eps"].to_numpy(), attacked["radius"].to_numpy())
     figure = float(excess.max())
     n_outside = int((excess > TOLERANCE).sum())
     explanation = f"{n_outside} of {len(attacked)} leave it by more than {TOLERANCE:g}; the farthest: {figure:.2g}"
-    return Check(name, "FAIL" if n_outside else "PASS", figure, explanation)
+    successful = attacked[attacked["success"]]
+    if len(successful):
+        kept = 1 - successful["correct_8bit"].groupby(successful["eps"]).mean()
+        shares = ", ".join(f"{100 * share:.0f} % at eps {eps:g}" for eps, share in kept.items())
+        explanation += f". Of those that succeed, these still do in 8 bits, which is what a PNG keeps: {shares}"
+    return Outcome("FAIL" if n_outside else "PASS", figure, explanation)
 
 
-def _success_counts_correct_only(records: pd.DataFrame) -> Check:
-    name = "success counts only images classified correctly before"
-    clean = records[records["attack"] == CLEAN].set_index(["target", "image"])["correct"].rename("correct_before")
-    before = records.join(clean, on=["target", "image"])["correct_before"].astype(bool)
-    wrong = (records["success"] != (before & ~records["correct"])) | (records["clean_correct"] != before)
+def _controls_fall(of: Evidence) -> Outcome | None:
+    if not of.is_control:
+        return None
+    largest = of.withstood["eps"].max()
+    at_largest = of.withstood[(of.withstood["threat_model"] == "adaptive") & (of.withstood["eps"] == largest)]
+    figure = float(at_largest["withstood"].mean())
+    explanation = f"{100 * figure:.1f} % of the images withstand all adaptive attacks at eps {largest:g}"
+    planted = of.probed("broken_defence")
+    if len(planted):
+        share = float(planted["value"].mean())
+        explanation += f"; with 4 bits a pixel before it, a defence known to be broken, {100 * share:.1f} %"
+        figure = max(figure, share)
+    if figure <= FALLEN:
+        return Outcome("PASS", figure, explanation)
+    if largest < CONTROL_EPS:
+        return Outcome("WARN", figure, f"{explanation}; add {CONTROL_EPS:g} to attack.eps to see it fall")
+    return Outcome("FAIL", figure, f"{explanation}: the attacks are too weak to tell a defence from none")
+
+
+def _success_counts_correct_only(of: Evidence) -> Outcome:
+    clean = of.records[of.records["attack"] == CLEAN].set_index("image")["correct"].rename("correct_before")
+    before = of.records.join(clean, on="image")["correct_before"].astype(bool)
+    wrong = (of.records["success"] != (before & ~of.records["correct"])) | (of.records["clean_correct"] != before)
     n_wrong = int(wrong.sum())
-    return Check(name, "FAIL" if n_wrong else "PASS", n_wrong, f"{n_wrong} of {len(records)} records count otherwise")
+    return Outcome("FAIL" if n_wrong else "PASS", n_wrong, f"{n_wrong} of {len(wrong)} records count otherwise")
 
 
-def _no_leakage(leakage: dict[str, float]) -> Check:
-    name = "no test image has a relative in training"
+def _no_leakage(leakage: dict[str, float]) -> Outcome:
     near_duplicates, group = leakage["near_duplicate_in_train"], leakage["group_in_train"]
     explanation = (
         f"{100 * near_duplicates:.1f} % of the test images have a near-duplicate in training, {100 * group:.1f} % "
         "an image of their group"
     )
     if not group:
-        return Check(name, "PASS", group, explanation)
-    return Check(name, "WARN", group, f"{explanation}; prepare.split.strategy grouped keeps them apart")
+        return Outcome("PASS", group, explanation)
+    return Outcome("WARN", group, f"{explanation}; prepare.split.strategy grouped keeps them apart")
 
 
-def _judge_excess(name: str, excesses: list[tuple[float, bool, str]], what: str) -> Check:
+def _judge_excess(excesses: list[tuple[float, bool, str]], what: str) -> Outcome:
     """Judge differences of accuracy that should not be above 0: (difference, beyond the interval, where)."""
     beyond = [excess for excess in excesses if excess[1]]
     figure, _, where = max(beyond or excesses, key=lambda excess: excess[0])
     if figure <= 0:
-        return Check(name, "PASS", float(figure), f"nowhere {what}")
-    status: Status = "FAIL" if beyond else "WARN"
+        return Outcome("PASS", float(figure), f"nowhere {what}")
     extent = "beyond its interval" if beyond else "within its interval"
-    return Check(name, status, float(figure), f"{what} by {100 * figure:.1f} points, {extent}: {where}")
+    return Outcome(
+        "FAIL" if beyond else "WARN", float(figure), f"{what} by {100 * figure:.1f} points, {extent}: {where}"
+    )
+
+
+CHECKS: dict[str, tuple[str, Callable[[Evidence], Outcome | None]]] = {
+    "monotone": ("robust accuracy does not rise with eps", _does_not_rise),
+    "pgd": ("PGD is at least as strong as FGSM", _pgd_at_least_fgsm),
+    "huge_eps": ("a huge perturbation leaves at most 1 % right", _falls_to_a_huge_eps),
+    "more_steps": ("more steps and restarts change accuracy by less than 1 point", _more_steps_change_little),
+    "black_box": (
+        "attacks without gradients break nothing that white-box attacks missed",
+        _black_box_finds_nothing_new,
+    ),
+    "noise": ("random noise hurts less than attacks", _noise_hurts_less),
+    "transfer": ("transfer is no stronger than adaptive", _transfer_no_stronger),
+    "gradients": ("gradients are there, and finite", _gradients_are_there),
+    "outputs": ("outputs are logits, and steady", _outputs_are_logits_and_steady),
+    "ball": ("every adversarial example lies in its ball", _inside_ball),
+    "control": ("what is known to be broken falls", _controls_fall),
+    "success": ("success counts only images classified correctly before", _success_counts_correct_only),
+}
+"""Key -> what should be, and the check; in the order of the list in docs/checks.md."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tasks.evaluation.intervals import Estimate, bootstrap, resampled_auroc, wilson
 
@@ -14,6 +15,8 @@ UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
 
 MAX_POINTS = 200
 """Points of a ROC curve, at most."""
+GATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""Shares of the clean validation images that a gate turns away."""
 
 
 def auroc(clean: np.ndarray, adversarial: np.ndarray) -> float:
@@ -123,6 +126,55 @@ def detection_row(
         row[name] = n_flagged / n_scores if defined else float("nan")
         row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return row
+
+
+def gate_rows(
+    clean: np.ndarray,
+    attacked: np.ndarray,
+    clean_right: np.ndarray,
+    attacked_right: np.ndarray,
+    validation: np.ndarray,
+) -> pd.DataFrame:
+    """A detector as a gate before the classifier: what passes it, at thresholds that turn more and more images away.
+
+    Columns: ``aimed`` (share of the clean validation images above the threshold), ``threshold``; ``rejected_clean`` and
+    ``rejected``, shares of the clean and of the attacked images above it; of those that pass, the ``clean_accuracy``
+    and, of ``n_passed`` attacked ones, the ``accuracy``; and ``harm``, the share of all attacked images that pass and
+    are classified wrongly. The last two with their 95 % Wilson intervals; NaN where nothing passes.
+
+    The first row is no gate at all: threshold infinite, nothing turned away.
+
+    Args:
+        clean: scores of the images as they are, ``(N,)``.
+        attacked: of the attacked versions, ``(N,)``.
+        clean_right: whether the classifier is right on the first, bool ``(N,)``.
+        attacked_right: and on the second, bool ``(N,)``.
+        validation: scores of clean validation images, which set the thresholds, ``(V,)``.
+    """
+    rows = []
+    for aimed in (0.0, *GATES):
+        threshold = threshold_at(validation, aimed) if aimed else float("inf")
+        clean_passes, passes = clean <= threshold, attacked <= threshold
+        n_passed, n_right = int(passes.sum()), int((passes & attacked_right).sum())
+        low, high = wilson(n_right, n_passed)
+        harm_low, harm_high = wilson(n_passed - n_right, len(attacked))
+        rows.append(
+            {
+                "aimed": aimed,
+                "threshold": threshold,
+                "rejected_clean": 1 - clean_passes.mean(),
+                "rejected": 1 - passes.mean(),
+                "clean_accuracy": clean_right[clean_passes].mean() if clean_passes.any() else float("nan"),
+                "n_passed": n_passed,
+                "accuracy": n_right / n_passed if n_passed else float("nan"),
+                "accuracy_low": float(low),
+                "accuracy_high": float(high),
+                "harm": (n_passed - n_right) / len(attacked),
+                "harm_low": float(harm_low),
+                "harm_high": float(harm_high),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _twin_auroc(clean: np.ndarray, adversarial: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The tidy records of robustness: one row for each image, target, threat model, attack and eps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,19 @@ THREAT_MODELS = ("none", "transfer", "adaptive")
 """``transfer``: crafted on the bare classifier; ``adaptive``: end to end through the target itself."""
 
 
+CERTIFIED = pa.schema(
+    {
+        "image": pa.int32(),
+        "path": pa.string(),
+        "label": pa.int32(),
+        "target": pa.string(),
+        "prediction": pa.int32(),
+        "certified_eps": pa.float64(),
+    }
+)
+"""Columns of certified radii: ``prediction`` is -1 where the smoothed classifier abstained, and ``certified_eps`` 0; it
+is in 1/255 of the value range, as ``attack.eps`` counts an L2 ball."""
+
 AS_GIVEN = ""
 """Where tables name a purifier: images that none has touched."""
 
@@ -36,7 +49,8 @@ def schema(n_classes: int) -> pa.Schema:
     ``image`` is the row of the prepared data set's table; ``eps`` is in 1/255 of the value range; ``radius``,
     ``linf`` and ``l2`` (norms of the perturbation) are in units of the value range; ``norm`` is that of the step's
     balls, for clean rows too; ``entropy`` is in nats; ``margin`` is the true logit minus the largest other; ``success``
-    means that a correctly classified image is no longer so; ``reconstruction_error`` is null without a purifier.
+    means that a correctly classified image is no longer so; ``correct_8bit`` is ``correct`` of the image rounded to 8
+    bits, which is what a PNG keeps; ``reconstruction_error`` is null without a purifier.
     """
     columns = {
         "image": pa.int32(),
@@ -55,6 +69,7 @@ def schema(n_classes: int) -> pa.Schema:
         "correct": pa.bool_(),
         "clean_correct": pa.bool_(),
         "success": pa.bool_(),
+        "correct_8bit": pa.bool_(),
         "linf": pa.float64(),
         "l2": pa.float64(),
         "reconstruction_error": pa.float64(),
@@ -71,6 +86,7 @@ def build_records(
     radius: float,
     logits: np.ndarray,
     clean_logits: np.ndarray,
+    logits_8bit: np.ndarray,
     norms: dict[str, np.ndarray],
     reconstruction_error: np.ndarray | None,
 ) -> pa.Table:
@@ -85,6 +101,7 @@ def build_records(
         radius: of the ball, in units of the value range.
         logits: of the target on the images as attacked, float32 ``(N, K)``.
         clean_logits: of the target on the images unchanged, float32 ``(N, K)``.
+        logits_8bit: of the target on the attacked images rounded to 8 bits, float32 ``(N, K)``.
         norms: ``linf`` and ``l2`` of the perturbations, ``(N,)`` each.
         reconstruction_error: ``(N,)``, or None without a purifier.
 
@@ -116,6 +133,7 @@ def build_records(
         "correct": correct,
         "clean_correct": clean_correct,
         "success": clean_correct & ~correct,
+        "correct_8bit": logits_8bit.argmax(axis=1) == labels,
         **norms,
         "reconstruction_error": [None] * n_images if reconstruction_error is None else reconstruction_error,
     }
@@ -129,6 +147,7 @@ def build_smallest_eps(
     curve: dict[str, str],
     eps: np.ndarray,
     found_by: np.ndarray,
+    minimal_eps: np.ndarray,
 ) -> pa.Table:
     """The smallest eps of the grid that breaks each of N images: a row an image, target and attack.
 
@@ -139,6 +158,7 @@ def build_smallest_eps(
         curve: ``target``, ``threat_model``, ``attack`` and ``norm``, the same for all images.
         eps: in 1/255 of the value range, ``(N,)``; 0 for what is wrong as it is, infinite for what no eps breaks.
         found_by: of an attack that is made of several, the one that broke the image there, ``(N,)``.
+        minimal_eps: size of the smallest perturbation found, in 1/255, ``(N,)``; 0 and infinite as ``eps``.
     """
     columns = {
         "image": pa.array(rows, pa.int32()),
@@ -147,6 +167,29 @@ def build_smallest_eps(
         **{name: pa.array([value] * len(rows), pa.string()) for name, value in curve.items()},
         "smallest_eps": pa.array(eps, pa.float64()),
         "found_by": pa.array(found_by, pa.string()),
+        "minimal_eps": pa.array(minimal_eps, pa.float64()),
+    }
+    return pa.table(columns)
+
+
+def build_probes(
+    rows: np.ndarray, image_paths: np.ndarray, target: str, found: Mapping[tuple[str, float], np.ndarray]
+) -> pa.Table:
+    """What small experiments on a target found: a row an image, probe and eps; ``value`` is what the probe measures.
+
+    Args:
+        rows: of N images in the prepared data set's table, ``(N,)``.
+        image_paths: their paths, ``(N,)``.
+        target: its name.
+        found: name of a probe and eps -> a number for each image, ``(N,)``.
+    """
+    columns = {
+        "image": pa.array(np.tile(rows, len(found)), pa.int32()),
+        "path": pa.array(np.tile(image_paths, len(found)), pa.string()),
+        "target": pa.array([target] * len(rows) * len(found), pa.string()),
+        "probe": pa.array([name for name, _ in found for _ in rows], pa.string()),
+        "eps": pa.array([eps for _, eps in found for _ in rows], pa.float64()),
+        "value": pa.array(np.concatenate(list(found.values())), pa.float64()),
     }
     return pa.table(columns)
 
@@ -174,6 +217,21 @@ def read_smallest_eps(defences: Sequence[str]) -> "pd.DataFrame":
         FileNotFoundError: a target was not attacked.
     """
     return _read([paths.smallest_eps(target) for target in (paths.UNDEFENDED, *defences)])
+
+
+def read_probes(defences: Sequence[str]) -> "pd.DataFrame":
+    """What small experiments found, of the undefended classifier and of these defences.
+
+    Raises:
+        FileNotFoundError: a target was not attacked.
+    """
+    return _read([paths.probes(target) for target in (paths.UNDEFENDED, *defences)])
+
+
+def read_certified(defences: Sequence[str]) -> "pd.DataFrame":
+    """Certified radii of those of these defences that have them: no row where none has."""
+    files = [path for path in map(paths.certified, defences) if path.is_file()]
+    return _read(files) if files else CERTIFIED.empty_table().to_pandas()
 
 
 def _read(files: list[Path]) -> "pd.DataFrame":

@@ -29,7 +29,8 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     ``attack_success_rate`` over the ``n_clean_correct`` images that were classified correctly before, with its
     interval (NaN where there were none, and for clean rows); ``precision``, ``recall``, ``f1`` of the positive class,
     and ``_macro`` over all classes if there are more than two; ``top1_error``; means of entropy (nats), margin, linf,
-    l2 (units of the value range) and reconstruction error (NaN without a purifier).
+    l2 (units of the value range) and reconstruction error (NaN without a purifier); ``success_kept_8bit``, the share of
+    the successful adversarial images that still succeed rounded to 8 bits (NaN where none does).
 
     Args:
         records: as written by the step attack.
@@ -55,7 +56,7 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
         *("n", "accuracy", "accuracy_low", "accuracy_high"),
         *("n_clean_correct", "attack_success_rate", "attack_success_rate_low", "attack_success_rate_high"),
         *("precision", "recall", "f1", *macro, "top1_error", "mean_entropy", "mean_margin"),
-        *("mean_linf", "mean_l2", "mean_reconstruction_error"),
+        *("mean_linf", "mean_l2", "mean_reconstruction_error", "success_kept_8bit"),
     ]
     return table[columns]
 
@@ -121,9 +122,11 @@ def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[
         "n": len(group),
         "n_correct": group["correct"].sum(),
         "n_clean_correct": group["clean_correct"].sum(),
-        "n_success": group["success"].sum(),
+        # where records count otherwise, a check says so
+        "n_success": (group["success"] & group["clean_correct"]).sum(),
         **{name: values[positive] for name, values in of_classes.items()},
         **{f"{name}_macro": values.mean() for name, values in of_classes.items()},
+        "success_kept_8bit": 1 - group.loc[group["success"], "correct_8bit"].mean(),
         **{f"mean_{name}": group[name].mean() for name in ("entropy", "margin", "linf", "l2", "reconstruction_error")},
     }
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class PlainAutoencoder(nn.Module):
@@ -54,7 +55,10 @@ class PlainAutoencoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """The same pyramid, with skips at every level (Ronneberger et al. 2015, arXiv 1505.04597).
+    """A pyramid with skips at every level (Ronneberger et al. 2015, arXiv 1505.04597) and batch norm.
+
+    Below the bottleneck is one level more, and a look at the whole image, so that what is far away can tell what is to
+    be restored here.
 
     Args:
         residual: predict the noise instead of the image, as the denoiser of Liao et al. 2018 (arXiv 1712.02976).
@@ -63,15 +67,15 @@ class UNet(nn.Module):
     def __init__(self, residual: bool = False) -> None:
         super().__init__()
         self.residual = residual
-        self.fine = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU())
-        self.middle = nn.Sequential(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU())
-        self.coarse = nn.Sequential(nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.ReLU())
-        self.encoder = nn.Conv2d(128, 64, 3, padding=1)
-        self.from_code = nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU())
-        self.up_to_middle = nn.Sequential(nn.ConvTranspose2d(128, 64, 2, stride=2), nn.ReLU())
-        self.at_middle = nn.Sequential(nn.Conv2d(128, 64, 3, padding=1), nn.ReLU())
-        self.up_to_fine = nn.Sequential(nn.ConvTranspose2d(64, 32, 2, stride=2), nn.ReLU())
-        self.to_pixels = nn.Sequential(nn.Conv2d(64, 16, 3, padding=1), nn.PixelShuffle(4))
+        self.fine = nn.Sequential(nn.PixelUnshuffle(4), _block(16, 16))
+        self.middle = nn.Sequential(_block(16, 32, stride=2), _block(32, 32))
+        self.encoder = nn.Sequential(_block(32, 64, stride=2), _block(64, 64))
+        self.deep = nn.Sequential(_block(64, 128, stride=2), _block(128, 128))
+        self.whole = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128))
+        self.up_to_code, self.at_code = _block(128, 64), _block(128, 64)
+        self.up_to_middle, self.at_middle = _block(64, 32), _block(64, 32)
+        self.up_to_fine = _block(32, 16)
+        self.to_pixels = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.PixelShuffle(4))
         if residual:
             _predict_nothing(self.to_pixels[0])
 
@@ -79,11 +83,12 @@ class UNet(nn.Module):
         """Denoised images, of the same shape and range."""
         fine = self.fine(images)
         middle = self.middle(fine)
-        coarse = self.coarse(middle)
-        # the coarsest level passes its bottleneck by as well: a skip, too
-        decoded = coarse + self.from_code(self.encoder(coarse))
-        decoded = self.at_middle(torch.cat([self.up_to_middle(decoded), middle], dim=1))
-        decoded = self.to_pixels(torch.cat([self.up_to_fine(decoded), fine], dim=1))
+        code = self.encoder(middle)
+        deep = self.deep(code)
+        deep = deep + self.whole(deep.mean(dim=(2, 3)))[:, :, None, None]
+        decoded = self.at_code(torch.cat([self.up_to_code(_enlarged(deep, code)), code], dim=1))
+        decoded = self.at_middle(torch.cat([self.up_to_middle(_enlarged(decoded, middle)), middle], dim=1))
+        decoded = self.to_pixels(torch.cat([self.up_to_fine(_enlarged(decoded, fine)), fine], dim=1))
         return _image(decoded, images, self.residual)
 
 
@@ -115,6 +120,16 @@ class VariationalAutoencoder(PlainAutoencoder):
         code = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
         return _image(self.decoder(code), images, False), 2 * self.PIXEL_VARIANCE * divergence / images.numel()
+
+
+def _block(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+
+
+def _enlarged(maps: Tensor, like: Tensor) -> Tensor:
+    """Maps repeated to the size of others, ``(N, C, h, w)``."""
+    return F.interpolate(maps, size=like.shape[2:])
 
 
 def _predict_nothing(layer: nn.Module) -> None:

@@ -44,6 +44,26 @@ def classification_of_purified(purifier: nn.Module, noise: TrainAutoencoder, aug
     return measure
 
 
+def classification_of_noisy(std: float, augmentation: Augmentation) -> Objective:
+    """The same of images with Gaussian noise, cut to [0, 1] (Cohen et al. 2019, arXiv 1902.02918, section 3.3).
+
+    Args:
+        std: standard deviation of the noise.
+        augmentation: of images that are trained on, before the noise.
+    """
+
+    def measure(
+        model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
+    ) -> dict[str, Tensor]:
+        if model.training:
+            images = augment(images, augmentation, generator)
+        noise = torch.empty_like(images).normal_(0, std, generator=generator)
+        logits = model((images + noise).clamp_(0, 1))
+        return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy(logits, labels)}
+
+    return measure
+
+
 def denoising(noise: TrainAutoencoder) -> Objective:
     """Mean squared error between the originals and what an autoencoder makes of noisy copies."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.params.section import Architecture, Count, Pgd, Positive, Section, Share, Training
+from tasks.params.section import Architecture, Count, CountOrOff, Pgd, Positive, Section, Share, Training
 
 
 class Adversary(Section):
@@ -69,11 +69,16 @@ class FeatureGuidedAutoencoder(AttackedAutoencoder):
     """What of the classifier is to be as on the clean image."""
 
 
-class JointAutoencoder(AttackedAutoencoder):
+class JointAutoencoder(TrainedAutoencoder):
     """An autoencoder attacked end to end, together with the frozen classifier behind it, as it is trained."""
 
     kind: Literal["joint_autoencoder"]
     """What the row is about."""
+    adversary: Adversary
+    ramp: Share
+    """Share of the epochs over which the radii rise to those of the adversary."""
+    clean_weight: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the cross-entropy that is about the images as they are."""
     reconstruction_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Of the squared error against the originals, beside the classifier's cross-entropy."""
 
@@ -84,6 +89,34 @@ class FinetunedClassifier(Section):
     kind: Literal["finetuned_classifier"]
     """What the row is about."""
     training: Training
+
+
+class Certification(Section):
+    """Radii within which no perturbation changes what is predicted, with a probability."""
+
+    n_samples: Annotated[int, Field(ge=100)]
+    """Noisy copies of each image that its radius is told from."""
+    failure: Annotated[float, Field(gt=0, le=0.05)]
+    """Probability, for each image, that its radius is too large."""
+    max_images: CountOrOff
+    """Of the attacked images, those that are certified, stratified; 0: all."""
+
+
+class RandomizedSmoothing(Section):
+    """The classifier, trained further on noisy images, and several noisy looks at each image that it is to classify.
+
+    Cohen et al. 2019, "Certified adversarial robustness via randomized smoothing" (arXiv 1902.02918).
+    """
+
+    kind: Literal["randomized_smoothing"]
+    """What the row is about."""
+    std: Annotated[float, Field(gt=0, le=1)]
+    """Standard deviation of the noise, images in [0, 1]."""
+    training: Training
+    n_draws: Annotated[int, Field(ge=2)]
+    """Looks whose predicted probabilities are averaged; attacks see the average, too (EOT, as in Salman et al. 2019,
+    arXiv 1906.04584)."""
+    certification: Certification
 
 
 class RobustTraining(Section):
@@ -196,6 +229,7 @@ Defence = Annotated[
     | FeatureGuidedAutoencoder
     | JointAutoencoder
     | FinetunedClassifier
+    | RandomizedSmoothing
     | AdversarialTraining
     | Trades
     | Preprocessing,

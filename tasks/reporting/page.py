@@ -26,7 +26,6 @@ from tasks.reporting.findings import (
 )
 from tasks.reporting.gallery import Drawn, confusions, trainings
 from tasks.reporting.results import Results
-from tasks.reporting.sections.benchmark import benchmark_section
 from tasks.reporting.sections.features import SPACES
 from tasks.reporting.sections.section import Section, estimate, fixed, point_of
 from tasks.reporting.sections.verdict import area_sentence, area_table, badge_of, elsewhere, verdict_sentence
@@ -57,6 +56,7 @@ SPLIT_MEANING = {
 def html(
     results: Results,
     headline: Headline,
+    benchmark: Section,
     parts: Sequence[Section],
     gallery: dict[str, Drawn],
     params: dict[str, Any],
@@ -66,6 +66,7 @@ def html(
     Args:
         results: what the page is about.
         headline: of ``results.robustness``.
+        benchmark: section about all targets side by side.
         parts: sections about the step ``analyze``.
         gallery: figures by name.
         params: all parameters by dotted key.
@@ -83,7 +84,9 @@ def html(
         results,
         headline,
         parts=parts,
-        benchmark=benchmark_section(results, headline),
+        benchmark=benchmark,
+        check_matrix=check_matrix(results.checks),
+        targets=list(results.robustness["target"].unique()),
         gallery=gallery,
         confusions=matrices,
         parameters=sections,
@@ -197,6 +200,15 @@ def _render(template: str, results: Results, headline: Headline, **more: Any) ->
         check_counts=_counts([check["status"] for check in results.checks]),
         **more,
     )
+
+
+def check_matrix(checks: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Outcome of each check by its name and by target; those about the data have no target and are left out."""
+    matrix: dict[str, dict[str, str]] = {}
+    for check in checks:
+        if check["target"]:
+            matrix.setdefault(check["name"], {})[check["target"]] = check["status"]
+    return matrix
 
 
 def _sheet(results: Results) -> dict[str, str]:

@@ -66,11 +66,13 @@ class Panel:
     """Draw y = x."""
     level: float | None = None
     """Draw a thin horizontal line at this y, such as chance."""
+    ticks: tuple[float, ...] = ()
+    """Of an axis of ε, rising, where lines have more points than it has room for."""
 
     @property
     def eps(self) -> list[float]:
         """The grid of ε, rising and without 0."""
-        return sorted({float(eps) for line in self.lines for eps in line.x} - {0.0})
+        return list(self.ticks) or sorted({float(eps) for line in self.lines for eps in line.x} - {0.0})
 
     @property
     def has_clean(self) -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from tasks import paths
 from tasks.dataset.prepared import Prepared, load_prepared
-from tasks.evaluation.records import AS_GIVEN, read_records
+from tasks.evaluation.records import AS_GIVEN, read_records, read_smallest_eps
 from tasks.reporting.examples import UnderAttack, read_examples
 
 INPUTS = (
@@ -25,6 +25,8 @@ INPUTS = (
     paths.ROBUSTNESS,
     paths.CONFUSION,
     paths.BENCHMARK,
+    paths.MINIMAL_EPS,
+    paths.CERTIFIED,
     paths.METRICS,
     paths.CHECKS,
     paths.ROBUSTNESS_AREA,
@@ -40,6 +42,7 @@ INPUTS = (
     paths.RESILIENCE,
     paths.DETECTION,
     paths.ROC,
+    paths.GATE,
     paths.VERDICT,
     paths.EXAMPLES,
 )
@@ -69,6 +72,7 @@ class Analysis:
     resilience: pd.DataFrame
     detection: pd.DataFrame
     roc: pd.DataFrame
+    gate: pd.DataFrame
     verdict: list[dict[str, Any]]
     examples: UnderAttack
 
@@ -89,6 +93,9 @@ class Results:
     robustness: pd.DataFrame
     confusion: pd.DataFrame
     benchmark: pd.DataFrame
+    smallest_eps: pd.DataFrame
+    minimal_eps: pd.DataFrame
+    certified: pd.DataFrame
     metrics: dict[str, Any]
     checks: list[dict[str, Any]]
     analysis: Analysis
@@ -120,6 +127,9 @@ def load_results(benchmark: Sequence[str]) -> Results:
         robustness=read_table(paths.ROBUSTNESS),
         confusion=read_table(paths.CONFUSION),
         benchmark=read_table(paths.BENCHMARK),
+        smallest_eps=read_smallest_eps(benchmark),
+        minimal_eps=read_table(paths.MINIMAL_EPS),
+        certified=read_table(paths.CERTIFIED),
         metrics=read_json(paths.METRICS),
         checks=read_json(paths.CHECKS),
         analysis=Analysis(
@@ -136,6 +146,7 @@ def load_results(benchmark: Sequence[str]) -> Results:
             resilience=read_table(paths.RESILIENCE),
             detection=read_table(paths.DETECTION),
             roc=read_table(paths.ROC),
+            gate=read_table(paths.GATE),
             verdict=read_json(paths.VERDICT),
             examples=read_examples(paths.EXAMPLES),
         ),

@@ -67,6 +67,11 @@ def detection_section(results: Results, headline: Headline) -> Section:
         _operating_points(f"Under {point}. {caption}", of_point),
         _operating_points(f"Every attack and ε. {caption}", table, is_folded=True),
     ]
+    gate = results.analysis.gate
+    gates = gate[(gate["eps"] == point.eps) & gate["attack"].isin(shown)]
+    if len(gates):
+        drawings.append(_gate_drawing(gates, point, styles))
+        tables.insert(1, _gate_table(gates, point))
     return Section(*titles, _answer(table, point), [NOTE], drawings, tables)
 
 
@@ -84,6 +89,66 @@ def _answer(table: pd.DataFrame, point: Point) -> str:
     if knowing.empty:
         return f"{answer}."
     return f"{answer}; against an attacker who knows it the AUROC is {estimate(knowing.iloc[0], fixed(2), 'auroc')}."
+
+
+def _gate_drawing(gates: pd.DataFrame, point: Point, styles: dict[str, int]) -> Drawing:
+    panels = []
+    for attack, of_attack in gates.groupby("attack", sort=False):
+        lines = []
+        for detector, rows in of_attack.groupby("detector", sort=False):
+            x, y, low, high = (rows[name].to_numpy(float) for name in ("rejected_clean", *ACCURACY))
+            style = styles[str(detector)]
+            lines.append(Line(str(detector), x, y, style, DASHES[style % len(DASHES)], low, high))
+        panels.append(
+            Panel(
+                "clean images turned away",
+                "accuracy on attacked images that pass",
+                lines,
+                title=_attack(str(attack)),
+                x_scale="share",
+                y_scale="share",
+                y_range=(-0.02, 1.02),
+            )
+        )
+    at_eps = f"ε = {eps_text(point.eps)}/255"
+    return lines_drawing(
+        "gate",
+        panels,
+        f"Accuracy behind each detector as a gate against the share that it turns away, {at_eps}",
+        f"Each detector as a gate before the bare classifier, {at_eps}: accuracy on the attacked images that pass, "
+        "against the share of clean ones that it turns away, with 95 % Wilson bands. At 0 there is no gate.",
+        n_columns=2,
+    )
+
+
+ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
+AIMED = 0.05
+"""Share of clean validation images that the gate of the table turns away."""
+
+
+def _gate_table(gates: pd.DataFrame, point: Point) -> Table:
+    rows = []
+    for (detector, attack), of_gate in gates.groupby(["detector", "attack"], sort=False):
+        gate, none = (of_gate[of_gate["aimed"] == aimed].iloc[0] for aimed in (AIMED, 0.0))
+        rows.append(
+            [
+                str(detector),
+                _attack(str(attack)),
+                share(gate["rejected_clean"]),
+                share(gate["rejected"]),
+                estimate(none, share, "accuracy"),
+                estimate(gate, share, "accuracy"),
+                estimate(none, share, "harm"),
+                estimate(gate, share, "harm"),
+            ]
+        )
+    head = ["detector", "attack", "clean turned away", "attacked turned away", "accuracy without", "of what passes"]
+    caption = (
+        f"Detectors as gates, ε = {eps_text(point.eps)}/255, at a threshold above which {share(AIMED)} of the clean "
+        "validation images lie: accuracy on attacked images without and behind the gate, and the share of all attacked "
+        "images that are classified wrongly and not turned away. 95 % Wilson intervals."
+    )
+    return Table(caption, [*head, "wrong without", "wrong and passed"], rows)
 
 
 def _attack(attack: str) -> str:

@@ -1,0 +1,106 @@
+"""Certified radii: no perturbation within them changes what a smoothed classifier predicts, whoever looks for one."""
+
+import logging
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from tasks import paths
+from tasks.attacks.ball import radius
+from tasks.attacks.campaign import seed_random_defences
+from tasks.dataset.prepared import choose_stratified, load_prepared
+from tasks.defences.targets import load_target
+from tasks.evaluation.records import CERTIFIED, write_records
+from tasks.models.compute import device_of, set_up
+from tasks.params import Params, RandomizedSmoothing
+from tasks.tracking import Tracker
+
+# where it keeps its data is nobody's concern
+logging.getLogger("art").setLevel(logging.WARNING)
+
+ABSTAINED = -1
+"""What is predicted where no class has a majority that can be vouched for."""
+MAX_PASS = 128
+"""Noisy copies that are classified at once."""
+
+log = logging.getLogger(__name__)
+
+
+def certify_target(params: Params, tracker: Tracker, name: str, settings: RandomizedSmoothing) -> None:
+    """Write the certified radius of some of the attacked images: a row an image, see ``records.CERTIFIED``."""
+    device = set_up(params.compute)
+    data = load_prepared()
+    rows = choose_stratified(data, data.indices("test"), params.attack.max_images, params.seed)
+    rows = choose_stratified(data, rows, settings.certification.max_images, params.seed)
+    base = load_target(name, device).get_submodule("classifier")
+    seed_random_defences(params.seed)
+    prediction, radii = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
+    for start in range(0, len(rows), params.attack.batch_size):
+        part = slice(start, start + params.attack.batch_size)
+        prediction[part], radii[part] = certified(base, data.floats(rows[part]), len(data.classes), settings)
+        log.info("certified %d of %d images", min(part.stop, len(rows)), len(rows))
+    table = {
+        "image": rows,
+        "path": data.table["path"].to_numpy(dtype=object)[rows],
+        "label": data.labels(rows),
+        "target": [name] * len(rows),
+        "prediction": prediction,
+        "certified_eps": radii / radius(1, "l2", data.pixels[0].size),
+    }
+    write_records(pa.table(table, schema=CERTIFIED), paths.certified(name))
+    tracker.artifact(paths.certified(name))
+
+
+def certified(
+    base: nn.Module, images: np.ndarray, n_classes: int, settings: RandomizedSmoothing
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the smoothed classifier predicts, and the L2 radius within which it does, by ART's ``certify``.
+
+    Cohen et al. 2019 (arXiv 1902.02918), algorithm CERTIFY, with as many samples for the choice of the class as the
+    defence has looks. Noise comes from numpy's global generator.
+
+    Args:
+        base: classifier of single looks, images ``(N, 1, H, W)`` in [0, 1] to logits; noisy images are cut to that
+            range first, which is a part of the classifier that is smoothed.
+        images: float32 ``(N, 1, H, W)``.
+        n_classes: of the classifier.
+        settings: noise and certification.
+
+    Returns:
+        Classes, -1 where abstained, int64 ``(N,)``; radii in units of the value range, 0 where abstained, ``(N,)``.
+    """
+    from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
+
+    class Smoothed(PyTorchRandomizedSmoothing):  # type: ignore[misc]  # ART is untyped
+        def _lower_confidence_bound(self, n_class_samples: int, n_total_samples: int) -> float:
+            # the same bound (Clopper and Pearson) as from statsmodels, which ART would need for this alone
+            interval = binomtest(int(n_class_samples), n_total_samples).proportion_ci(1 - 2 * self.alpha, "exact")
+            return float(interval.low)
+
+    smoothed = Smoothed(
+        model=_Cut(base).eval(),
+        loss=nn.CrossEntropyLoss(),
+        input_shape=images.shape[1:],
+        nb_classes=n_classes,
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if device_of(base).type == "cuda" else "cpu",
+        sample_size=settings.n_draws,
+        scale=settings.std,
+        alpha=settings.certification.failure,
+    )
+    with torch.inference_mode():
+        classes, radii = smoothed.certify(images, settings.certification.n_samples, batch_size=MAX_PASS)
+    return classes.astype(np.int64), radii.astype(np.float64)
+
+
+class _Cut(nn.Module):
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(images.float().clamp(0, 1))
+        return logits

@@ -1,0 +1,100 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from tasks import paths
+from tasks.attack import attack
+from tasks.attack_defence import attack_defence
+from tasks.attacks.certification import ABSTAINED, certified
+from tasks.params import Params, RandomizedSmoothing
+from tasks.tracking import Tracker
+from tasks.train_defence import train_defence
+from tests.small_workspace import SIDE, SMALL
+
+SMOOTHED = SMALL | {
+    "attack.eps": [4],
+    "attack.max_images": 12,
+    "benchmark": ["autoencoder", "randomized_smoothing"],
+    "defences.randomized_smoothing.std": 0.05,
+    "defences.randomized_smoothing.n_draws": 2,
+    "defences.randomized_smoothing.training.epochs": 2,
+    "defences.randomized_smoothing.certification.n_samples": 100,
+    "defences.randomized_smoothing.certification.max_images": 8,
+}
+
+
+class Brighter(nn.Module):
+    """Class 1 where the first pixel is brighter than one half, the other pixels being nothing to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = images[:, 0, 0, 0] - self.threshold
+        return torch.stack([-score, score], dim=1)
+
+
+def settings_of(params: Params) -> RandomizedSmoothing:
+    settings = params.defences["randomized_smoothing"]
+    assert isinstance(settings, RandomizedSmoothing)
+    return settings
+
+
+def test_radii_are_those_of_the_boundary_where_the_noise_decides(params_with: Callable[..., Params]) -> None:
+    n_samples = 20_000
+    changes = {
+        "defences.randomized_smoothing.std": 0.2,
+        "defences.randomized_smoothing.n_draws": 200,
+        "defences.randomized_smoothing.certification.n_samples": n_samples,
+    }
+    images = np.full((4, 1, 2, 2), 0.5, dtype=np.float32)
+    distances = np.array([0.1, -0.2, 0.3, 0.0])
+    images[:, 0, 0, 0] += distances
+    np.random.seed(3)
+    classes, radii = certified(Brighter(), images, 2, settings_of(params_with(changes)))
+    assert classes[:3].tolist() == [1, 0, 1]
+    # Cohen et al. 2019, equation 3: for a linear boundary the radius is the distance, up to the bound on the share
+    assert radii[:3] == pytest.approx(np.abs(distances[:3]), abs=0.015)
+    assert (radii[:3] < np.abs(distances[:3])).all()
+    assert classes[3] == ABSTAINED
+    assert radii[3] == 0
+
+
+def test_a_radius_is_never_larger_than_the_number_of_samples_can_vouch_for(params_with: Callable[..., Params]) -> None:
+    settings = settings_of(params_with({"defences.randomized_smoothing.std": 0.05}))
+    images = np.ones((1, 1, 2, 2), dtype=np.float32)
+    classes, radii = certified(Brighter(), images, 2, settings)
+    assert classes.tolist() == [1]
+    # all of n samples agree: the share is at least failure ** (1 / n)
+    lowest = settings.certification.failure ** (1 / settings.certification.n_samples)
+    assert radii[0] == pytest.approx(0.05 * norm.ppf(lowest), rel=1e-6)
+
+
+def test_the_step_certifies_some_of_the_attacked_images(workspace: Path, params_with: Callable[..., Params]) -> None:
+    params = params_with(SMOOTHED)
+    paths.ATTACK.mkdir()
+    attack(params, Tracker())
+    for step in ("train_defence", "attack_defence"):
+        paths.step_folder(step, "randomized_smoothing").mkdir(parents=True)
+    train_defence(params, Tracker(), "randomized_smoothing")
+    attack_defence(params, Tracker(), "randomized_smoothing")
+    first = paths.certified("randomized_smoothing").read_bytes()
+    found = pd.read_parquet(paths.certified("randomized_smoothing"))
+    assert list(found) == ["image", "path", "label", "target", "prediction", "certified_eps"]
+    assert len(found) == 8
+    attacked = pd.read_parquet(paths.smallest_eps("randomized_smoothing"))["image"]
+    assert set(found["image"]) < set(attacked)
+    assert found["prediction"].isin([-1, 0, 1, 2]).all()
+    assert ((found["certified_eps"] == 0) == (found["prediction"] == ABSTAINED)).all()
+    # the root mean square of a change of 0.05 times at most the quantile that 100 samples vouch for
+    assert (found["certified_eps"] <= 0.05 * norm.ppf(0.001 ** (1 / 100)) * 255 / SIDE + 1e-6).all()
+
+    attack_defence(params, Tracker(), "randomized_smoothing")
+    assert paths.certified("randomized_smoothing").read_bytes() == first
