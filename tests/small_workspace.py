@@ -1,12 +1,15 @@
 """A workspace with prepared images of three classes and two small networks trained on them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks import paths
@@ -70,12 +73,13 @@ def make_small_workspace(folder: Path) -> None:
         torch.set_num_threads(1)
         images = torch.from_numpy(pixels[:32]).float() / 255
         labels = torch.from_numpy(table["label"].to_numpy(copy=True)[:32])
-        build = {"architecture": "cnn", "n_classes": 3, "mean": 0.45, "std": 0.1}
+        build: dict[str, Any] = {"architecture": "cnn", "n_classes": 3, "mean": 0.45, "std": 0.1}
         classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
-        for model, loss_of in (
+        trainings: list[tuple[nn.Module, Callable[[nn.Module], Tensor]]] = [
             (classifier, lambda model: functional.cross_entropy(model(images), labels)),
             (autoencoder, lambda model: functional.mse_loss(model(images + 0.1 * torch.randn_like(images)), images)),
-        ):
+        ]
+        for model, loss_of in trainings:
             parameters = list(model.parameters())
             for _ in range(25):
                 # sign descent: torch's optimisers take seconds to import

@@ -39,7 +39,7 @@ PATIENTS = {1: 24, 4: 96, 16: 384}
 """Phantom patients at each size; from 4x on every batch of every step is full."""
 IMAGE_SIZE = 96
 MEASURED = ("prepare", "train_classifier", "train_autoencoder", "attack")
-EPS = {1: [2], 2: [1, 4], 4: [0.5, 1, 4, 8], 7: [0.25, 0.5, 1, 2, 4, 8, 16]}
+EPS: dict[int, list[float]] = {1: [2], 2: [1, 4], 4: [0.5, 1, 4, 8], 7: [0.25, 0.5, 1, 2, 4, 8, 16]}
 """Lists of eps by their length, for the attack at 4x images."""
 ENOUGH_SECONDS = 2.0
 EXPONENT_GOAL, MEMORY_GOAL, EPS_GOAL = 1.1, 1.5, 3.5

@@ -36,8 +36,8 @@ from torch.nn import functional as F
 from tasks.attacks.evasion import EpsilonSweep
 from tasks.attacks.gradient import loss_gradient
 from tasks.dataset.prepared import Prepared, load_prepared
-from tasks.defences import UNDEFENDED
-from tasks.defences.targets import load_targets
+from tasks.defences.targets import load_target
+from tasks.paths import UNDEFENDED
 from tests.benchmarks.machine import describe, machine, write_json
 
 EPS = [value / 255 for value in (0.25, 0.5, 1, 2, 4, 8, 16)]
@@ -63,16 +63,14 @@ def main() -> None:
     rows = np.random.default_rng(0).permutation(data.indices("test"))[: arguments.more]
     images, labels = data.floats(rows), data.labels(rows)
     few = slice(0, arguments.images)
-    models = {
-        UNDEFENDED: load_targets()[UNDEFENDED],
-        "adversarially trained": adversarially_trained(load_targets()[UNDEFENDED], data, arguments.epochs),
-    }
+    bare, trained = (load_target(UNDEFENDED, torch.device("cpu")) for _ in range(2))
+    models = {UNDEFENDED: bare, "adversarially trained": adversarially_trained(trained, data, arguments.epochs)}
     facts = machine("torch", "numpy", "adversarial-robustness-toolbox", "torchattacks", "foolbox")
     print(describe(facts))
     counts = {"images": arguments.images, "images over bare passes": len(rows)}
     found: dict[str, Any] = {"machine": facts, "phantoms": data.is_phantom, **counts}
     for name, model in models.items():
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+        model = model.to(memory_format=torch.channels_last)
         for attack in N_STEPS:
             figures = compare(model, images[few], labels[few], len(data.classes), attack, arguments.repeats)
             figures |= over_bare_passes(model, images, labels, len(data.classes), attack, arguments.repeats)
@@ -239,7 +237,7 @@ def adversarially_trained(model: nn.Module, data: Prepared, epochs: int, eps: fl
             model.train()
             loss = F.cross_entropy(model(adversarial), labels)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
             optimizer.step()
     return model.eval().requires_grad_(False)
 

@@ -43,7 +43,7 @@ from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
 from tasks.models.training import fit
-from tasks.params import Params, load_params
+from tasks.params import Params, Training, load_params
 from tests.benchmarks.machine import ROOT, describe, machine, write_json
 
 GOALS = {"epoch, ours / (a) ordinary": 2.0, "training, ours / (b) bare": 0.9}
@@ -98,7 +98,7 @@ class Ordinary:
         for images, labels in self.loaders["train"]:
             self.optimizer.zero_grad()
             loss = self.loss(self.model, self.spoil(images), labels, images)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
             self.optimizer.step()
             running += loss.item()
         trained = time.perf_counter()
@@ -128,7 +128,8 @@ class Bare:
         began = time.perf_counter()
         for _ in range(n_steps):
             self.optimizer.zero_grad()
-            self.loss(self.model, self.images, self.labels, self.images).backward()
+            loss = self.loss(self.model, self.images, self.labels, self.images)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
             self.optimizer.step()
         return time.perf_counter() - began
 
@@ -162,6 +163,7 @@ def compare(network: str, params: Params, n_rounds: int, n_patients: int, folder
     """Images/s of every way in every round; the first round, a warm-up, is left out."""
     pixels, labels, rows = draw(folder / "images", params, n_patients)
     n_images = len(rows["train"])
+    settings: Training
     if network == "classifier":
         settings, objective = params.train_classifier, objectives.classification(params.train_classifier.augmentation)
         loss = classification
@@ -193,10 +195,12 @@ def compare(network: str, params: Params, n_rounds: int, n_patients: int, folder
     begun_steps: list[float] = []
     began = time.perf_counter()
 
-    def timed(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def timed(
+        model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float
+    ) -> dict[str, Tensor]:
         if model.training:
             begun_steps.append(time.perf_counter())
-        return objective(model, images, labels, generator, 1.0)
+        return objective(model, images, labels, generator, progress)
 
     def after_epoch(number: int, metrics: dict[str, float]) -> None:
         nonlocal began

@@ -1,0 +1,58 @@
+"""Milliseconds that a prediction of each target takes, and what it costs apart from the machine.
+
+``python -m tests.benchmarks.inference`` in a folder where the pipeline has run: of the bare classifier and of every
+defence that is trained there. One image at a time, and batches of 64; targets take turns in every repeat, after one
+prediction that is not counted, and medians over the repeats are reported.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from tasks import paths
+from tasks.dataset.prepared import load_prepared
+from tasks.defences.targets import load_target
+from tasks.models.compute import set_up
+from tasks.models.cost import cost_of
+from tasks.params import load_params
+from tests.benchmarks.machine import describe, machine, write_json
+
+BATCHES = (1, 64)
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    arguments = parser.parse_args()
+    device = set_up(load_params().compute)
+    data = load_prepared()
+    names = [paths.UNDEFENDED, *sorted(folder.name for folder in paths.TRAIN_DEFENCE.glob("*"))]
+    targets = {name: load_target(name, device) for name in names}
+    images = torch.from_numpy(data.floats(data.indices("test")[: max(BATCHES)])).to(device)
+    seconds: dict[tuple[str, int], list[float]] = {(name, size): [] for name in targets for size in BATCHES}
+    with torch.inference_mode():
+        for repeat in range(arguments.repeats + 1):
+            for (name, size), spent in seconds.items():
+                began = time.perf_counter()
+                targets[name](images[:size]).cpu()
+                spent += [time.perf_counter() - began] if repeat else []
+    facts = machine("torch", "adversarial-robustness-toolbox") | {"device": str(device)}
+    print(describe(facts))
+    found: dict[str, dict[str, Any]] = {
+        name: {f"ms an image, batches of {size}": 1000 * median(seconds[name, size]) / size for size in BATCHES}
+        | cost_of(target, images[:1].cpu().numpy())
+        for name, target in targets.items()
+    }
+    print(json.dumps(found, indent=2))
+    write_json(arguments.json, {"machine": facts, "phantoms": data.is_phantom, "targets": found})
+
+
+if __name__ == "__main__":
+    main()
