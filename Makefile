@@ -12,10 +12,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro flow test lint format bench ui lock clean
+.PHONY: help repro benchmark flow test lint format bench ui lock clean
 
 help:  ## List these commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 # The copy of the lock file is made last, so that a broken installation is never taken for a whole one.
 $(STAMP): requirements.lock
@@ -27,6 +27,9 @@ $(STAMP): requirements.lock
 
 repro: $(STAMP)  ## Bring every result up to date (dvc repro)
 	dvc repro
+
+benchmark: $(STAMP)  ## The same with every defence of params.yaml, as an experiment of DVC
+	dvc exp run -S "benchmark=[$$(python -c 'from tasks.params import load_params; print(*load_params().defences, sep=",")')]"
 
 flow: $(STAMP)  ## The same steps in one process, by Prefect
 	python -m flows.pipeline

@@ -30,6 +30,8 @@ FILES = {
     paths.ROBUSTNESS: "robustness.csv",
     paths.CONFUSION: "confusion.csv",
     paths.BENCHMARK: "benchmark.csv",
+    paths.MINIMAL_EPS: "minimal_eps.csv",
+    paths.CERTIFIED: "certified.csv",
     paths.CHECKS: "checks.json",
     paths.VERDICT: "verdict.json",
     paths.ROBUSTNESS_AREA: "robustness_area.csv",
@@ -39,6 +41,7 @@ FILES = {
     paths.FEATURES: "features.csv",
     paths.RESILIENCE: "resilience.csv",
     paths.DETECTION: "detection.csv",
+    paths.GATE: "gate.csv",
 }
 """Where a file is in the workspace -> its name among the kept results."""
 

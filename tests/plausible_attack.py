@@ -30,7 +30,7 @@ def probes_in(records: pd.DataFrame) -> pd.DataFrame:
     clean = records[records["attack"] == "clean"][["image", "target", "correct"]]
     grid = sorted(set(records["eps"]) - {0.0})
     values = {("huge", 127.5): 0.0, ("zero_gradient", 0.0): 0.125, ("finite_gradient", 0.0): 1.0}
-    values |= {("spread", 0.0): 0.0, ("probabilities", 0.0): 0.0}
+    values |= {("spread", 0.0): 0.0, ("steady", 0.0): 1.0, ("probabilities", 0.0): 0.0}
     parts = [clean.assign(probe=probe, eps=eps, value=value) for (probe, eps), value in values.items()]
     parts += [clean.assign(probe="noise", eps=eps, value=clean["correct"].astype(float)) for eps in grid]
     bare = clean[clean["target"] == paths.UNDEFENDED]

@@ -156,11 +156,18 @@ def test_quartiles_of_the_smallest_perturbation_are_over_images_that_are_right()
     assert (row["median_low"], row["median_high"]) == (14, 27)
 
 
-def test_a_quartile_that_nothing_found_reaches_is_empty() -> None:
+def test_a_quartile_that_nothing_found_reaches_is_infinite() -> None:
     frame = pd.DataFrame({"target": "strong", "image": range(40), "minimal_eps": [1.0] * 15 + [np.inf] * 25})
     row = minimal_eps_table(frame).iloc[0]
-    assert row["q25"] == 1
-    assert np.isnan([row["median"], row["q75"], row["median_high"]]).all()
+    assert row[["q25", "median_low"]].tolist() == [1, 1]
+    assert np.isinf([row["median"], row["q75"], row["median_high"]]).all()
+
+
+def test_a_target_that_is_never_right_has_no_quartiles() -> None:
+    frame = pd.DataFrame({"target": "hopeless", "image": range(4), "minimal_eps": 0.0})
+    row = minimal_eps_table(frame).iloc[0]
+    assert (row["target"], row["n"]) == ("hopeless", 0)
+    assert row[["withstood", "q25", "median", "median_low", "median_high", "q75"]].isna().all()
 
 
 def test_certified_accuracy_counts_images_that_are_right_within_their_radius() -> None:

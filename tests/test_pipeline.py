@@ -209,6 +209,15 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
             assert "robust/mean_entropy" in run.data.metrics
 
 
+def test_targets_are_found_by_how_their_checks_ended(reproduced: Path, runs: list[Any]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
+    experiment = runs[0].info.experiment_id
+    found = client.search_runs([experiment], filter_string="tags.`check.ball` = 'PASS' and tags.attack = 'worst'")
+    assert {run.data.tags["target"] for run in found} == {"undefended", *TOY["benchmark"]}
+
+
 def test_the_reports_run_carries_every_parameter_and_links_to_the_runs_behind_it(runs: list[Any]) -> None:
     from tasks.params import parse_params
 

@@ -1,10 +1,10 @@
 """Bugs and a bogus defence, planted in the real attacks: each must be caught."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tasks import paths
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
 from tasks.attacks import campaign
-from tasks.evaluate import counts_of, evaluate
+from tasks.evaluate import evaluate
 from tasks.evaluation.checks import Check
 from tasks.params import Params
 from tasks.tracking import Tracker
@@ -44,8 +44,7 @@ def evaluated(params: Params) -> dict[tuple[str | None, str], Check]:
         attack_defence(params, Tracker(), defence)
     paths.EVALUATE.mkdir()
     evaluate(params, Tracker())
-    checks = [Check(**values) for values in pd.read_json(paths.CHECKS).to_dict("records")]
-    assert counts_of(checks).index.isin(["undefended", *params.benchmark]).all()
+    checks = [Check(**values) for values in json.loads(paths.CHECKS.read_text())]
     return {(check.target, check.key): check for check in checks}
 
 
@@ -92,31 +91,29 @@ def test_an_attack_that_forgets_which_images_were_wrong_before_is_caught(
         assert found[target, "success"].figure > 0
 
 
-def test_a_perturbation_outside_the_ball_ends_the_step(
-    workspace: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack that moves images beyond their balls."""
     craft = campaign.craft
 
-    def too_far(model: nn.Module, images: Any, *arguments: Any) -> Any:
+    def craft_too_far(model: nn.Module, images: Any, *arguments: Any) -> Any:
         for adversarial in craft(model, images, *arguments):
             yield (images + 1.02 * (adversarial - images)).clip(0, 1)
 
-    monkeypatch.setattr(campaign, "craft", too_far)
+    monkeypatch.setattr(campaign, "craft", craft_too_far)
+
+
+@pytest.mark.usefixtures("too_far")
+def test_a_perturbation_outside_the_ball_ends_the_step(workspace: Path, params_with: Callable[..., Params]) -> None:
     paths.ATTACK.mkdir()
     with pytest.raises(AssertionError, match="perturbations leave the ball of eps 4"):
         attack(params_with(FOUND), Tracker())
 
 
+@pytest.mark.usefixtures("too_far")
 def test_a_perturbation_outside_the_ball_that_slips_through_is_caught_by_the_check(
     workspace: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    craft = campaign.craft
-
-    def too_far(model: nn.Module, images: Any, *arguments: Any) -> Any:
-        for adversarial in craft(model, images, *arguments):
-            yield (images + 1.02 * (adversarial - images)).clip(0, 1)
-
-    monkeypatch.setattr(campaign, "craft", too_far)
     monkeypatch.setattr(campaign, "check_adversarial", lambda *_: None)
     found = evaluated(params_with(FOUND | {"benchmark": ["autoencoder"]}))
     assert found["undefended", "ball"].status == "FAIL"

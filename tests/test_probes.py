@@ -57,7 +57,7 @@ def test_a_sound_classifier_falls_to_a_huge_perturbation_and_withstands_most_noi
     assert set(found) == {
         ("huge", HUGE_EPS),
         *(("noise", eps) for eps in EPS),
-        *((name, 0.0) for name in ("zero_gradient", "finite_gradient", "spread", "probabilities")),
+        *((name, 0.0) for name in ("zero_gradient", "finite_gradient", "spread", "steady", "probabilities")),
     }
     assert all(values.shape == (40,) for values in found.values())
     assert not found["huge", HUGE_EPS].any()
@@ -68,6 +68,7 @@ def test_a_sound_classifier_falls_to_a_huge_perturbation_and_withstands_most_noi
     assert not found["zero_gradient", 0.0].any()
     assert found["finite_gradient", 0.0].all()
     assert not found["spread", 0.0].any()
+    assert found["steady", 0.0].all()
     assert not found["probabilities", 0.0].any()
 
 
@@ -83,8 +84,14 @@ def test_probabilities_are_told_from_logits() -> None:
 
 
 def test_a_target_that_draws_at_random_is_found_out() -> None:
-    case, _ = linear()
-    assert (probed(replace(case, target=Restless(case.target)))["spread", 0.0] > 0.01).all()
+    case, distance = linear()
+    found = probed(replace(case, target=Restless(case.target)))
+    assert (found["spread", 0.0] > 0.01).all()
+    # those near the boundary change sides
+    margin = np.abs(distance)
+    unsteady = found["steady", 0.0] == 0
+    assert unsteady.any()
+    assert margin[unsteady].mean() < margin[~unsteady].mean()
 
 
 def test_masked_gradients_are_found() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from tasks.attacks.ball import Balls, radius
 from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
-from tests.nets import N_PIXELS, SIDE, ThreeClasses, linear_case
+from tests.nets import N_PIXELS, SIDE, Linear, ThreeClasses, linear_case
 
 EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
 
@@ -126,3 +126,37 @@ def test_labels_alone_find_nothing_where_all_images_are_of_one_class() -> None:
     alike = replace(case, images=case.images[of_one], labels=case.labels[of_one], rows=of_one)
     broken = by_labels(alike, np.arange(len(of_one)), np.zeros(len(of_one), dtype=bool), 100)
     assert (broken.at == len(EPS)).all()
+
+
+class Wavering(Linear):
+    """The linear classifier, but one look in five says the other class, whatever the image."""
+
+    n_draws = 2
+
+    def __init__(self, model: Linear) -> None:
+        super().__init__(model.weights.numpy(), float(model.bias))
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(images)
+        turned = torch.rand(len(images), generator=self.generator) < 0.2
+        return torch.where(turned[:, None], logits.flip(1), logits)
+
+
+def test_a_lucky_look_at_a_random_target_is_not_taken_for_a_broken_image() -> None:
+    sound, expected = linear()
+    model = sound.target
+    assert isinstance(model, Linear)
+    case = replace(sound, target=Wavering(model), radii=sound.radii[:1])
+    holds = expected > 0
+    assert holds.sum() > 25
+    at = swept(case, 20, 0.25, 1).at
+    asked = by_scores(case, np.zeros(40, dtype=int), 40).at
+    assert (at[holds] == 1).mean() > 0.9
+    assert (asked[holds] == 1).mean() > 0.9
+
+    class Trusting(Wavering):
+        n_draws = 1
+
+    # who believes every look takes them all for broken
+    assert (swept(replace(case, target=Trusting(model)), 20, 0.25, 1).at[holds] == 1).mean() < 0.2

@@ -113,7 +113,7 @@ def test_training_begins_with_what_the_steps_before_have_trained(
 def test_an_autoencoder_of_another_architecture_begins_with_its_own_weights(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
-    run(params_with(SHORT | STILL), "joint_autoencoder")
+    run(params_with(SHORT | STILL | {"defences.joint_autoencoder.architecture": "residual"}), "joint_autoencoder")
     images = torch.rand(2, 1, 32, 32)
     purifier = load_model(paths.purifier("joint_autoencoder"), build_autoencoder)
     # untrained, a residual one changes nothing

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.attacks.ball import Balls
-from tasks.attacks.gradient import logit_margin
+from tasks.attacks.gradient import logit_margin, misclassified
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits ``(N, K)`` and true classes ``(N,)`` to what the attack raises, ``(N,)``."""
@@ -124,7 +124,7 @@ def _look(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> tuple
         (gradient,) = torch.autograd.grad(losses.sum(), variable)
     if n_broken := int((~logits.isfinite().all(dim=1)).sum()):
         raise ValueError(f"{n_broken} of {len(logits)} images have logits that are not finite")
-    return losses.detach(), gradient, logits.argmax(dim=1) != labels
+    return losses.detach(), gradient, misclassified(model, images, labels, logits.detach())
 
 
 def _checkpoints(n_steps: int) -> list[int]:

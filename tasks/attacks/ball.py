@@ -29,10 +29,11 @@ class Balls:
         """The change of norm 1 that gains most along the gradient: its sign (linf), or its direction (l2).
 
         Args:
-            gradient: ``(N, 1, H, W)``; where it is zero, so is the change.
+            gradient: ``(N, 1, H, W)``; where it is zero or no number, the change is zero.
         """
         if self.norm == "linf":
             return gradient.sign()
+        gradient = gradient.nan_to_num(0, 0, 0)
         tiny = torch.finfo(gradient.dtype).tiny
         # the squares of small numbers vanish; of a confident classifier's gradient they may be all there is
         scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min_(tiny)

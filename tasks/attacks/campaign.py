@@ -23,6 +23,7 @@ from tasks.attacks.probes import HUGE_EPS, probe, probe_broken_defence
 from tasks.attacks.shards import Shards, digest_of_code
 from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
+from tasks.defences.preprocessing import Noise
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
@@ -63,7 +64,7 @@ class Campaign:
     clean: Observation
     """What the target makes of all test images as they are."""
     milliseconds: float
-    """That a prediction took, an image, in the median batch."""
+    """That a look at an image took in the median batch: prediction and reconstruction error."""
 
     @property
     def kept_eps(self) -> tuple[float, ...]:
@@ -182,7 +183,7 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
         raise ValueError("no test images to attack: raise prepare.split.test_fraction")
     rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
     target = load_target(name, device)
-    seed_random_defences(params.seed)
+    seed_random_defences(target, params.seed)
     observed, milliseconds = [], []
     for batch in in_parts(test_rows, settings.batch_size):
         images = data.floats(batch)
@@ -195,7 +196,7 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
 
 def transfer(campaign: Campaign, kind: str, eps: float) -> pa.Table:
     """Records of what the target makes of the images that were crafted on the undefended classifier."""
-    seed_random_defences(campaign.seed)
+    seed_random_defences(campaign.target, campaign.seed)
     kept = load_kept(campaign.data, UNDEFENDED, kind, eps)
     if not np.array_equal(kept.rows, campaign.rows):
         raise ValueError(f"{kept_path(UNDEFENDED, kind, eps)} is of other images: run the step attack again")
@@ -217,7 +218,7 @@ def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -
     They are rounded to what is kept on disk first, so that records are of the very images that others will read.
     """
     settings, data, target = campaign.settings, campaign.data, campaign.target
-    seed_random_defences(campaign.seed, rows)
+    seed_random_defences(campaign.target, campaign.seed, rows)
     images, labels = data.floats(rows), data.labels(rows)
     n_classes = len(data.classes)
     crafted = craft(target, images, labels, n_classes, kind, settings, data.value_range, campaign.seed, rows)
@@ -252,7 +253,7 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
         folder: to write to.
     """
     settings, data, case = campaign.settings, campaign.data, case_of(campaign, rows)
-    seed_random_defences(campaign.seed, rows)
+    seed_random_defences(campaign.target, campaign.seed, rows)
     grid, chosen = np.array([0.0, *settings.eps, np.inf]), np.arange(len(rows))
     if before is None:
         assert attack == SWEEP, attack
@@ -298,7 +299,7 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
 def probe_part(campaign: Campaign, rows: np.ndarray, folder: Path) -> None:
     """Look what the target does where one knows what it should do, for the checks; write it to ``folder``."""
     settings, case = campaign.settings, case_of(campaign, rows)
-    seed_random_defences(campaign.seed, rows)
+    seed_random_defences(campaign.target, campaign.seed, rows)
     found = probe(case, settings.eps, campaign.radius(HUGE_EPS))
     if campaign.name == UNDEFENDED:
         found |= probe_broken_defence(case, settings.eps[-1], campaign.radius(settings.eps[-1]))
@@ -356,10 +357,12 @@ def records_of(
     )
 
 
-def seed_random_defences(seed: int, rows: np.ndarray | None = None) -> None:
-    """Let what defences draw, from numpy's global generator, depend on the seed and the images of the shard alone."""
+def seed_random_defences(target: nn.Module, seed: int, rows: np.ndarray | None = None) -> None:
+    """Let what a target draws depend on the seed and the images of the shard alone."""
     first = [] if rows is None else [int(rows[0])]
-    np.random.seed(np.random.SeedSequence([seed, *first]).generate_state(4))
+    for module in target.modules():
+        if isinstance(module, Noise):
+            module.reseed([seed, *first])
 
 
 def in_8_bits(images: np.ndarray) -> np.ndarray:

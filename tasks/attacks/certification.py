@@ -1,4 +1,4 @@
-"""Certified radii: no perturbation within them changes what a smoothed classifier predicts, whoever looks for one."""
+"""Certified radii: no perturbation within them changes what the vote of many noisy looks predicts."""
 
 import logging
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tasks import paths
 from tasks.attacks.ball import radius
-from tasks.attacks.campaign import seed_random_defences
+from tasks.attacks.estimators import numpy_seeded
 from tasks.dataset.prepared import choose_stratified, load_prepared
 from tasks.defences.targets import load_target
 from tasks.evaluation.records import CERTIFIED, write_records
@@ -18,11 +18,10 @@ from tasks.models.compute import device_of, set_up
 from tasks.params import Params, RandomizedSmoothing
 from tasks.tracking import Tracker
 
-# where it keeps its data is nobody's concern
-logging.getLogger("art").setLevel(logging.WARNING)
-
 ABSTAINED = -1
 """What is predicted where no class has a majority that can be vouched for."""
+FIRST_LOOKS = 100
+"""Noisy copies that choose the class whose share is told from others then (the paper's number)."""
 MAX_PASS = 128
 """Noisy copies that are classified at once."""
 
@@ -36,11 +35,11 @@ def certify_target(params: Params, tracker: Tracker, name: str, settings: Random
     rows = choose_stratified(data, data.indices("test"), params.attack.max_images, params.seed)
     rows = choose_stratified(data, rows, settings.certification.max_images, params.seed)
     base = load_target(name, device).get_submodule("classifier")
-    seed_random_defences(params.seed)
     prediction, radii = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
     for start in range(0, len(rows), params.attack.batch_size):
         part = slice(start, start + params.attack.batch_size)
-        prediction[part], radii[part] = certified(base, data.floats(rows[part]), len(data.classes), settings)
+        images, seed = data.floats(rows[part]), [params.seed, int(rows[start])]
+        prediction[part], radii[part] = certified(base, images, len(data.classes), settings, seed)
         log.info("certified %d of %d images", min(part.stop, len(rows)), len(rows))
     table = {
         "image": rows,
@@ -55,12 +54,11 @@ def certify_target(params: Params, tracker: Tracker, name: str, settings: Random
 
 
 def certified(
-    base: nn.Module, images: np.ndarray, n_classes: int, settings: RandomizedSmoothing
+    base: nn.Module, images: np.ndarray, n_classes: int, settings: RandomizedSmoothing, seed: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the smoothed classifier predicts, and the L2 radius within which it does, by ART's ``certify``.
+    """What the vote of infinitely many noisy looks predicts, and the L2 radius within which it does.
 
-    Cohen et al. 2019 (arXiv 1902.02918), algorithm CERTIFY, with as many samples for the choice of the class as the
-    defence has looks. Noise comes from numpy's global generator.
+    Cohen et al. 2019 (arXiv 1902.02918), algorithm CERTIFY, by ART.
 
     Args:
         base: classifier of single looks, images ``(N, 1, H, W)`` in [0, 1] to logits; noisy images are cut to that
@@ -68,6 +66,7 @@ def certified(
         images: float32 ``(N, 1, H, W)``.
         n_classes: of the classifier.
         settings: noise and certification.
+        seed: of the noise.
 
     Returns:
         Classes, -1 where abstained, int64 ``(N,)``; radii in units of the value range, 0 where abstained, ``(N,)``.
@@ -87,11 +86,11 @@ def certified(
         nb_classes=n_classes,
         clip_values=(0.0, 1.0),
         device_type="gpu" if device_of(base).type == "cuda" else "cpu",
-        sample_size=settings.n_draws,
+        sample_size=FIRST_LOOKS,
         scale=settings.std,
         alpha=settings.certification.failure,
     )
-    with torch.inference_mode():
+    with numpy_seeded(np.random.SeedSequence(seed).generate_state(4)), torch.inference_mode():
         classes, radii = smoothed.certify(images, settings.certification.n_samples, batch_size=MAX_PASS)
     return classes.astype(np.int64), radii.astype(np.float64)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks.ball import Balls
-from tasks.attacks.gradient import logit_margin
+from tasks.attacks.gradient import logit_margin, misclassified
 
 OVERSHOOT = 0.02
 """By which a step goes beyond the boundary of the linear model."""
@@ -33,9 +33,10 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, balls: Balls, n_s
     for _ in range(n_steps):
         with torch.enable_grad():
             variable = moved.detach().requires_grad_()
-            margins = logit_margin(model(variable), labels)
+            logits = model(variable)
+            margins = logit_margin(logits, labels)
             (gradient,) = torch.autograd.grad(-margins.sum(), variable)
-        is_broken = margins < 0
+        is_broken = misclassified(model, moved, labels, logits.detach())
         if is_broken.all():
             break
         slopes = balls.slope(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -43,10 +44,10 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, balls: Balls, n_s
         strides = torch.where(is_broken, 0, needed)[:, None, None, None]
         moved = torch.addcmul(moved, balls.steepest(gradient), strides).clamp_(*balls.value_range)
     with torch.inference_mode():
-        is_broken = logit_margin(model(moved), labels) < 0
+        is_broken = misclassified(model, moved, labels, model(moved))
         inner, outer = images.clone(), torch.where(is_broken[:, None, None, None], moved, images)
         for _ in range(N_HALVINGS):
             middle = (inner + outer) / 2
-            breaks = (logit_margin(model(middle), labels) < 0)[:, None, None, None]
+            breaks = misclassified(model, middle, labels, model(middle))[:, None, None, None]
             inner, outer = torch.where(breaks, inner, middle), torch.where(breaks, middle, outer)
     return torch.where(is_broken[:, None, None, None], outer, images), is_broken

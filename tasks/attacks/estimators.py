@@ -1,6 +1,9 @@
 """Targets as the Adversarial Robustness Toolbox takes them."""
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,21 @@ logging.getLogger("art").setLevel(logging.WARNING)
 
 ORDERS: dict[str, Any] = {"linf": np.inf, "l2": 2}
 """Name of a norm -> its order, as ART takes it."""
+
+
+_numpy_is_seeded = threading.Lock()
+
+
+@contextmanager
+def numpy_seeded(seed: int | np.ndarray) -> Iterator[None]:
+    """Numpy's global generator, from which ART draws, seeded and kept to this thread's use of ART.
+
+    Args:
+        seed: 32 bits, or several such numbers ``(n,)``.
+    """
+    with _numpy_is_seeded:
+        np.random.seed(seed)
+        yield
 
 
 class _Single(nn.Module):

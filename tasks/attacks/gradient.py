@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from tasks.attacks.ball import Balls
 from tasks.params import Pgd
 
+FURTHER_LOOKS = 5
+"""That must find an image misclassified, where the model draws at random."""
+
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, radii: list[float], balls: Balls) -> Iterator[Tensor]:
     """Fast gradient sign method, one step of the size of the ball (Goodfellow et al. 2015, arXiv 1412.6572).
@@ -100,6 +103,30 @@ def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(model(variable), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, variable)
     return gradient
+
+
+def misclassified(model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+    """Which images are misclassified, bool ``(N,)``.
+
+    Where the model draws at random, an attack that looks often enough meets a wrong prediction by luck: there an image
+    counts only if each of ``FURTHER_LOOKS`` further predictions is wrong as well.
+
+    Args:
+        model: takes images, returns logits ``(N, K)``; it is random where its ``n_draws`` is above 1.
+        images: float32 ``(N, 1, H, W)``.
+        labels: true classes, int64 ``(N,)``.
+        logits: what the model made of the images, ``(N, K)``.
+    """
+    wrong = logits.argmax(dim=1) != labels
+    if getattr(model, "n_draws", 1) > 1:
+        rows = wrong.nonzero()[:, 0]
+        with torch.inference_mode():
+            for _ in range(FURTHER_LOOKS if len(rows) else 0):
+                rows = rows[model(images[rows]).argmax(dim=1) != labels[rows]]
+                if not len(rows):
+                    break
+        wrong = torch.zeros_like(wrong).index_fill_(0, rows, True)
+    return wrong
 
 
 def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from torch import nn
 
-from tasks.attacks.estimators import ORDERS, estimator_of
+from tasks.attacks.estimators import ORDERS, estimator_of, numpy_seeded
 
 FIRST_EVALUATIONS = 24
 """Queries of the first estimate of a direction; later ones take more, by the root of their number (the paper's 100)."""
@@ -50,6 +50,6 @@ def hop_skip_jump(
         batch_size=64,
         verbose=False,
     )
-    np.random.seed(seed)
-    found: np.ndarray = attack.generate(images, np.eye(n_classes, dtype=np.float32)[labels], x_adv_init=begin)
+    with numpy_seeded(seed):
+        found: np.ndarray = attack.generate(images, np.eye(n_classes, dtype=np.float32)[labels], x_adv_init=begin)
     return found.astype(np.float32)

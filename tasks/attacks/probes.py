@@ -12,9 +12,10 @@ from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
 
 HUGE_EPS = 127.5
-"""An L-infinity ball of half the value range, in 1/255: any image can become uniform grey."""
+"""In 1/255: in an L-infinity ball of half the value range any image can become uniform grey; an L2 ball is as large in
+the root mean square of its changes."""
 N_STEPS = 20
-"""Of PGD in that ball; a step is a quarter of its radius."""
+"""Of PGD on the margin, as the sweep makes them; a step is a quarter of the radius."""
 N_PASSES = 5
 """Of the same images, whose logits must be the same."""
 NOISE = 10**6
@@ -40,18 +41,17 @@ def probe(case: Case, eps: tuple[float, ...], huge_radius: float) -> Probes:
         - ``zero_gradient``: share of its pixels where the cross-entropy has no gradient;
         - ``finite_gradient``: 1 where that gradient is finite everywhere, else 0;
         - ``spread``: largest difference of a logit over five passes;
+        - ``steady``: 1 where all five predict the same class, else 0;
         - ``probabilities``: 1 where the outputs lie in [0, 1] and add up to 1, else 0.
     """
-    found: Probes = {("huge", HUGE_EPS): withstands(case, case.target, huge_radius)}
-    parts: dict[tuple[str, float], list[np.ndarray]] = {}
-    for start in range(0, len(case.images), case.batch_size):
-        for name, values in _of_batch(case, eps, slice(start, start + case.batch_size)).items():
-            parts.setdefault(name, []).append(values)
-    return found | {name: np.concatenate(values) for name, values in parts.items()}
+    batches = range(0, len(case.images), case.batch_size)
+    parts = [_of_batch(case, eps, slice(start, start + case.batch_size)) for start in batches]
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {("huge", HUGE_EPS): withstands(case, case.target, huge_radius), **found}
 
 
 def probe_broken_defence(case: Case, eps: float, radius: float) -> Probes:
-    """The positive control: a broken defence before the target must fall to the attack that the benchmark relies on.
+    """The positive control: a defence that is known to be broken, before the target, must fall to PGD on the margin.
 
     Args:
         case: the undefended classifier and N images.
@@ -86,6 +86,7 @@ def _of_batch(case: Case, eps: tuple[float, ...], part: slice) -> Probes:
             ("zero_gradient", 0.0): (gradients == 0).float().mean(dim=(1, 2, 3)),
             ("finite_gradient", 0.0): gradients.isfinite().all(dim=(1, 2, 3)),
             ("spread", 0.0): (passes.amax(dim=0) - passes.amin(dim=0)).amax(dim=1),
+            ("steady", 0.0): (passes.argmax(dim=2) == outputs.argmax(dim=1)).all(dim=0),
             ("probabilities", 0.0): in_range & ((outputs.sum(dim=1) - 1).abs() < 1e-4),
         }
         for value, radius in zip(eps, case.radii.tolist(), strict=True):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import nn
 
-from tasks.attacks.estimators import ORDERS, estimator_of
+from tasks.attacks.estimators import ORDERS, estimator_of, numpy_seeded
 from tasks.evaluation.scores import margin
 from tasks.params import Attack
 
@@ -59,13 +59,13 @@ def craft_by_art(
             num_random_init=min(settings.pgd.n_restarts, 1),
             verbose=False,
         )
-        np.random.seed(seed)
-        strongest = pgd.generate(images, y=one_hot)
-        # ART's own restarts keep what differs from the clean prediction, so that they can turn a wrong one right
-        smallest = margin(estimator.predict(strongest), labels)
-        for _ in range(settings.pgd.n_restarts - 1):
-            candidate = pgd.generate(images, y=one_hot)
-            margins = margin(estimator.predict(candidate), labels)
-            better = margins < smallest
-            strongest[better], smallest[better] = candidate[better], margins[better]
+        with numpy_seeded(seed):
+            strongest = pgd.generate(images, y=one_hot)
+            # ART's own restarts keep what differs from the clean prediction, so that they can turn a wrong one right
+            smallest = margin(estimator.predict(strongest), labels)
+            for _ in range(settings.pgd.n_restarts - 1):
+                candidate = pgd.generate(images, y=one_hot)
+                margins = margin(estimator.predict(candidate), labels)
+                better = margins < smallest
+                strongest[better], smallest[better] = candidate[better], margins[better]
         yield strongest

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.gradient import logit_margin
+from tasks.attacks.gradient import logit_margin, misclassified
 
 FIRST_SHARE = 0.8
 """Of the pixels, that the first squares cover; it is halved after each of ``HALVED``."""
@@ -55,7 +55,10 @@ def square(
 
     for query in range(n_queries):
         with torch.inference_mode():
-            margins = logit_margin(model(moved), labels)
+            logits = model(moved)
+            margins, found = logit_margin(logits, labels), misclassified(model, moved, labels, logits)
+        # a random model's lucky prediction is no reason to stay
+        margins = torch.where(found, margins, margins.clamp_min(0))
         better = margins < smallest
         best = torch.where(better[:, None, None, None], moved, best)
         smallest = torch.where(better, margins, smallest)

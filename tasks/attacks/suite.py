@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tasks.attacks.apgd import Loss, apgd, cross_entropy, dlr, negative_margin
 from tasks.attacks.ball import Balls
 from tasks.attacks.deepfool import deepfool
+from tasks.attacks.gradient import misclassified
 from tasks.attacks.hop_skip_jump import hop_skip_jump
 from tasks.attacks.square import square
 from tasks.attacks.sweep import Bracket, pgd_sweep
@@ -92,6 +93,9 @@ def white_box(case: Case, before: Broken, n_steps: int) -> Broken:
     rows = np.flatnonzero(at > 0)
     found, broke = _deepfool(case, rows, n_steps)
     index = _smallest_index(case, rows, found)
+    # of the same radius of the grid, what is kept is of the attack that looks for small changes
+    as_large = broke & (index == at[rows])
+    adversarial[rows[as_large]] = found[as_large]
     smaller = broke & (index < at[rows])
     keep(rows[smaller], found[smaller], index[smaller], "deepfool")
     return Broken(at, by, adversarial)
@@ -146,7 +150,7 @@ def by_labels(case: Case, chosen: np.ndarray, is_wrong: np.ndarray, n_queries: i
         setting = case.n_classes, case.balls.norm, case.balls.value_range
         found = hop_skip_jump(case.target, images, labels, begin, *setting, n_queries, case.seed)
         index = _smallest_index(case, rows, found)
-        kept = (_predicted(case, found) != labels) & (index < len(case.radii))
+        kept = _are_wrong(case, found, labels) & (index < len(case.radii))
         at[rows[kept]], adversarial[rows[kept]] = index[kept], found[kept]
     return Broken(at, np.full(len(at), "hop_skip_jump", dtype=object), adversarial)
 
@@ -171,7 +175,7 @@ def shortened(case: Case, rows: np.ndarray, adversarial: np.ndarray, at: np.ndar
         holds, breaks = np.zeros(len(broken)), np.ones(len(broken))
         for _ in range(8):
             middle = (holds + breaks) / 2
-            wrong = _predicted(case, origins + changes * middle.astype(np.float32)[:, None, None, None]) != labels
+            wrong = _are_wrong(case, origins + changes * middle.astype(np.float32)[:, None, None, None], labels)
             holds, breaks = np.where(wrong, holds, middle), np.where(wrong, middle, breaks)
         sizes[broken] = breaks * perturbation_norms(origins, adversarial[broken])[case.balls.norm]
     return sizes
@@ -215,6 +219,17 @@ def _predicted(case: Case, images: np.ndarray) -> np.ndarray:
         logits = torch.cat([case.target(torch.from_numpy(part).to(device)) for part in parts])
     predicted: np.ndarray = logits.argmax(dim=1).cpu().numpy()
     return predicted
+
+
+def _are_wrong(case: Case, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which images ``(n, 1, H, W)`` are misclassified, bool ``(n,)``."""
+    device, wrong = device_of(case.target), np.empty(len(images), dtype=bool)
+    with torch.inference_mode():
+        for start in range(0, len(images), case.batch_size):
+            part = slice(start, start + case.batch_size)
+            batch, of_batch = (torch.from_numpy(of[part]).to(device) for of in (images, labels))
+            wrong[part] = misclassified(case.target, batch, of_batch, case.target(batch)).cpu().numpy()
+    return wrong
 
 
 def _smallest_index(case: Case, rows: np.ndarray, adversarial: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks.ball import Balls
-from tasks.attacks.gradient import logit_margin
+from tasks.attacks.gradient import logit_margin, misclassified
 from tasks.models.compute import device_of
 
 
@@ -68,7 +68,7 @@ def fgsm_sweep(
             sizes = _per_image(bracket.radii_of(rows), device)
             moved = torch.addcmul(origins[slots], directions[slots], sizes).clamp_(*balls.value_range)
             with torch.inference_mode():
-                broke = _wrong(model(moved), target[slots])
+                broke = _wrong(model, moved, target[slots], model(moved))
             n_forward += len(rows)
             worth_keeping = broke | bracket.at_last(rows)
             adversarial[rows[worth_keeping]] = moved.cpu().numpy()[worth_keeping]
@@ -204,7 +204,7 @@ def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[np.ndarray,
         logits = model(variable)
         margins = logit_margin(logits, labels)
         (gradient,) = torch.autograd.grad(-margins.sum(), variable)
-    return _wrong(logits.detach(), labels), margins.detach(), gradient
+    return _wrong(model, images, labels, logits.detach()), margins.detach(), gradient
 
 
 def _first_order_guess(margins: Tensor, slopes: Tensor, radii: np.ndarray) -> np.ndarray:
@@ -214,11 +214,11 @@ def _first_order_guess(margins: Tensor, slopes: Tensor, radii: np.ndarray) -> np
     return guess
 
 
-def _wrong(logits: Tensor, labels: Tensor) -> np.ndarray:
+def _wrong(model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) -> np.ndarray:
     """Where another class is predicted, bool ``(N,)``."""
     if n_broken := int((~logits.isfinite().all(dim=1)).sum()):
         raise ValueError(f"{n_broken} of {len(logits)} images have logits that are not finite")
-    wrong: np.ndarray = (logits.argmax(dim=1) != labels).cpu().numpy()
+    wrong: np.ndarray = misclassified(model, images, labels, logits).cpu().numpy()
     return wrong
 
 

@@ -1,4 +1,4 @@
-"""Image processing before a network: ART's preprocessor defences as modules that gradients pass, and one of our own."""
+"""Image processing before a network: ART's preprocessor defences as modules that gradients pass, and two of our own."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class WithoutGradient(nn.Module):
     """What has no useful gradient, and counts as unchanged backwards (BPDA; Athalye et al. 2018, arXiv 1802.00420).
 
     Args:
-        transform: of arrays; what it draws at random comes from numpy's global generator.
+        transform: of arrays.
         name: by which digests tell one from another.
     """
 
@@ -56,6 +56,34 @@ class WithoutGradient(nn.Module):
     def extra_repr(self) -> str:
         """What it is."""
         return self._name
+
+
+class Noise(nn.Module):
+    """Gaussian noise, drawn anew at every look, and cut to [0, 1].
+
+    It draws from a generator of its own: ART's draws from numpy's global one, which several steps in one process share.
+
+    Args:
+        std: standard deviation, images in [0, 1].
+    """
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.std = std
+        self.reseed([0])
+
+    def reseed(self, seed: list[int]) -> None:
+        """Begin the draws anew, at a place that the seed tells."""
+        self._generator = np.random.default_rng(seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Noisy images, of the same shape and range."""
+        noise = self._generator.standard_normal(images.shape, dtype=np.float32)
+        return (images + self.std * torch.from_numpy(noise).to(images.device)).clamp(0, 1)
+
+    def extra_repr(self) -> str:
+        """Its number."""
+        return f"std={self.std}"
 
 
 class TotalVariationDenoiser(nn.Module):
@@ -110,20 +138,18 @@ def module_of(step: Step) -> nn.Module:
     from art.defences import preprocessor as art
 
     value_range = (0.0, 1.0)
-    if isinstance(step, TotalVariation):
-        return TotalVariationDenoiser(step.strength, step.n_steps)
     made: Any
     match step:
+        case TotalVariation():
+            return TotalVariationDenoiser(step.strength, step.n_steps)
+        case GaussianNoise():
+            return Noise(step.std)
         case Jpeg():
             made = art.JpegCompression(value_range, quality=step.quality, channels_first=True)
         case BitDepth():
             made = art.FeatureSqueezing(value_range, bit_depth=step.bits)
         case MedianSmoothing():
             made = art.SpatialSmoothing(step.window, channels_first=True, clip_values=value_range)
-        case GaussianNoise():
-            made = art.GaussianAugmentation(
-                step.std, augmentation=False, clip_values=value_range, apply_fit=False, apply_predict=True
-            )
     return WithoutGradient(made, str(step))
 
 

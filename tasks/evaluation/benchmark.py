@@ -96,22 +96,27 @@ def minimal_eps_table(smallest: pd.DataFrame) -> pd.DataFrame:
     """How small the perturbations are that break a target's images, white box or black, over those that are right.
 
     A row a target: ``n`` images that are classified correctly as they are; ``withstood``, the share of them that
-    nothing breaks; the quartiles ``q25``, ``median`` and ``q75`` of the smallest perturbation found, in 1/255, empty
+    nothing breaks; the quartiles ``q25``, ``median`` and ``q75`` of the smallest perturbation found, in 1/255, infinite
     where they are beyond the grid; the median's 95 % interval from order statistics, ``median_low`` and
-    ``median_high`` (Conover 1999, "Practical Nonparametric Statistics", section 3.2).
+    ``median_high`` (Conover 1999, "Practical Nonparametric Statistics", section 3.2). NaN where no image is right, or
+    too few are for an interval.
 
     Args:
         smallest: the smallest eps that breaks each image, as written by the steps that attack.
     """
     rows = []
     by_image = smallest.groupby(["target", "image"], sort=False)["minimal_eps"].min()
-    for target, found in by_image[by_image > 0].groupby("target", sort=False):
-        interval = quantile_test(found, p=0.5).confidence_interval()
+    for target, of_target in by_image.groupby("target", sort=False):
+        found = of_target[of_target > 0]
+        row = {"target": target, "n": len(found), "withstood": np.isinf(found).mean()}
         # of images, so that no infinity is met halfway
-        q25, median, q75 = found.quantile([0.25, 0.5, 0.75], interpolation="higher")
-        sizes = {"q25": q25, "median": median, "median_low": interval.low, "median_high": interval.high, "q75": q75}
-        rows.append({"target": target, "n": len(found), "withstood": np.isinf(found).mean(), **sizes})
-    return pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan)
+        row |= dict(
+            zip(["q25", "median", "q75"], found.quantile([0.25, 0.5, 0.75], interpolation="higher"), strict=True)
+        )
+        interval = quantile_test(found, p=0.5).confidence_interval() if len(found) else None
+        rows.append(row | {"median_low": interval and interval.low, "median_high": interval and interval.high})
+    columns = ["target", "n", "withstood", "q25", "median", "median_low", "median_high", "q75"]
+    return pd.DataFrame(rows).reindex(columns=columns)
 
 
 def certified_table(certified: pd.DataFrame, eps: list[float]) -> pd.DataFrame:

@@ -26,6 +26,8 @@ WITHOUT_GRADIENT = 0.01
 """Share of images, at most, that may have no gradient at all."""
 SAME = 1e-4
 """Largest difference of a logit that is taken for rounding."""
+UNSTEADY = 0.01
+"""Share of images whose predicted class may change from one pass to the next."""
 CONTROL_EPS = 8.0
 """In 1/255; below it a target that is known to be broken may stand."""
 
@@ -143,7 +145,7 @@ def _more_steps_change_little(of: Evidence) -> Outcome:
     if adaptive.empty:
         return Outcome("WARN", None, "not checked: needs pgd in attack.attacks")
     # nested balls: what breaks an image at one eps breaks it at every larger one
-    broken = adaptive[~adaptive["correct"]].groupby("image")["eps"].min().rename("broken_eps")
+    broken = _broken_by(adaptive).rename("broken_eps")
     both = of.smallest[of.smallest["attack"] == SWEEP].join(broken, on="image").fillna({"broken_eps": math.inf})
     gains = [
         (float((both["broken_eps"] > eps).mean() - (both["smallest_eps"] > eps).mean()), float(eps))
@@ -162,11 +164,22 @@ def _more_steps_change_little(of: Evidence) -> Outcome:
     return Outcome("FAIL", figure, f"{where}; take the sweep's accuracy, or raise attack.pgd.n_steps")
 
 
+def _broken_by(records: pd.DataFrame) -> "pd.Series[float]":
+    """The smallest eps at which each image is wrong, 0 where it was before, by image; those that never are, left out.
+
+    What an attack turns right counts as wrong, as in searches for the smallest eps.
+    """
+    wrong = records[~(records["correct"] & records["clean_correct"])]
+    return wrong["eps"].where(wrong["clean_correct"], 0.0).groupby(wrong["image"]).min()
+
+
 def _black_box_finds_nothing_new(of: Evidence) -> Outcome:
     lowest = of.smallest.groupby(["threat_model", "image"])["smallest_eps"].min()
     if "black_box" not in lowest.index:
         return Outcome("WARN", None, "not checked: needs attack.suite.n_queries or n_label_queries")
-    both = lowest["black_box"].rename("asked").reset_index().join(lowest["adaptive"].rename("seen"), on="image")
+    by_records = _broken_by(of.records[of.records["threat_model"] == "adaptive"])
+    seen = pd.concat([lowest["adaptive"], by_records]).groupby(level=0).min().rename("seen")
+    both = lowest["black_box"].rename("asked").reset_index().join(seen, on="image")
     # wherever between the two eps, the white-box attacks say that it is withstood
     missed = both.loc[both["asked"] < both["seen"], "image"]
     figure = len(missed) / len(both)
@@ -220,10 +233,16 @@ def _outputs_are_logits_and_steady(of: Evidence) -> Outcome:
     figure = float(of.probed("spread")["value"].max())
     if figure <= SAME:
         return Outcome("PASS", figure, "logits, the same in five passes")
-    explanation = f"in five passes a logit differs by up to {figure:.2g}"
-    if of.n_looks > 1:
-        return Outcome("PASS", figure, f"{explanation}; attacks average over {of.n_looks} looks (EOT)")
-    return Outcome("FAIL", figure, f"{explanation}, and attacks look once: raise the defence's n_draws")
+    unsteady = float((of.probed("steady")["value"] == 0).mean())
+    explanation = (
+        f"in five passes a logit differs by up to {figure:.2g}, and {100 * unsteady:.1f} % of the predictions change"
+    )
+    if of.n_looks == 1:
+        return Outcome("FAIL", figure, f"{explanation}, but attacks look once: raise the defence's n_draws")
+    explanation += f"; attacks average over {of.n_looks} looks (EOT)"
+    if unsteady > UNSTEADY:
+        return Outcome("WARN", figure, f"{explanation}: too few for a steady prediction, raise n_draws")
+    return Outcome("PASS", figure, explanation)
 
 
 def _inside_ball(of: Evidence) -> Outcome:

@@ -154,7 +154,8 @@ def gate_rows(
     rows = []
     for aimed in (0.0, *GATES):
         threshold = threshold_at(validation, aimed) if aimed else float("inf")
-        clean_passes, passes = clean <= threshold, attacked <= threshold
+        # what is not above the threshold passes, also what has no score
+        clean_passes, passes = ~(clean > threshold), ~(attacked > threshold)
         n_passed, n_right = int(passes.sum()), int((passes & attacked_right).sum())
         low, high = wilson(n_right, n_passed)
         harm_low, harm_high = wilson(n_passed - n_right, len(attacked))

@@ -94,8 +94,8 @@ class FinetunedClassifier(Section):
 class Certification(Section):
     """Radii within which no perturbation changes what is predicted, with a probability."""
 
-    n_samples: Annotated[int, Field(ge=100)]
-    """Noisy copies of each image that its radius is told from."""
+    n_samples: Annotated[int, Field(ge=100, le=10_000)]
+    """Noisy copies of each image that its radius is told from; ART draws them all at once, 400 kB each at 224 x 224."""
     failure: Annotated[float, Field(gt=0, le=0.05)]
     """Probability, for each image, that its radius is too large."""
     max_images: CountOrOff

@@ -7,10 +7,10 @@ import pandas as pd
 
 from tasks.evaluation.records import spoken
 from tasks.paths import UNDEFENDED
-from tasks.reporting.findings import ATTACKERS, Headline, eps_text, percent, with_interval
+from tasks.reporting.findings import ATTACKERS, Headline, eps_text, with_interval
 from tasks.reporting.panels import Line, line_over_eps, over_eps
 from tasks.reporting.results import Results
-from tasks.reporting.sections.section import Drawing, Section, Table, estimate, lines_drawing, plain
+from tasks.reporting.sections.section import Drawing, Section, Table, estimate, lines_drawing, plain, share
 
 SIGNIFICANT = 0.05
 """McNemar's p-value below which two targets are said to differ."""
@@ -108,7 +108,10 @@ def _worst_drawing(results: Results, shown: list[str], headline: Headline) -> Dr
         f"{_chosen(results, shown)}."
     )
     if certified["target"].isin(shown).any():
-        caption += " Dashed: the share that nothing in an L2 ball can turn, which holds the L∞ ball of the same ε."
+        caption += (
+            " Dashed: the certified share, of some of the images: nothing in an L2 ball, which holds the L∞ ball of "
+            "the same ε, turns the vote of infinitely many noisy looks."
+        )
     panel = over_eps("accuracy in the worst case", lines, y_scale="share", y_range=(-0.02, 1.02))
     alt = "Accuracy in the worst case against ε for each target; a table below has the numbers"
     return lines_drawing("defences-worst", [panel], alt, caption, is_interactive=True)
@@ -123,6 +126,8 @@ def _minimal_drawing(results: Results, shown: list[str], headline: Headline) -> 
     lines = []
     for target in shown:
         sizes = np.sort(by_image[target][by_image[target] > 0])
+        if not len(sizes):
+            continue
         within = sizes[sizes <= grid[-1]]
         left = 1 - np.arange(len(within) + 1) / len(sizes)
         # a stair: each image holds until its own size
@@ -149,9 +154,8 @@ def _minimal_table(minimal: pd.DataFrame, ranked: pd.DataFrame) -> Table:
     rows = []
     for target in ranked["target"]:
         row = by_target.loc[target]
-        beyond = [beyond_grid(row[name]) for name in ("q25", "q75")]
-        middle = estimate(row, quantity="median") if not math.isnan(row["median"]) else beyond_grid(row["median"])
-        rows.append([spoken(target), f"{row['n']:.0f}", beyond[0], middle, beyond[1], percent(row["withstood"])])
+        quartiles = [size_text(row["q25"]), estimate(row, size_text, "median"), size_text(row["q75"])]
+        rows.append([spoken(target), f"{row['n']:.0f}", *quartiles, share(row["withstood"])])
     head = ["target", "images", "first quarter", "median", "third quarter", "not broken"]
     caption = (
         "Size of the smallest perturbation that breaks an image, ε in 1/255, over the images that were right: an upper "
@@ -160,9 +164,9 @@ def _minimal_table(minimal: pd.DataFrame, ranked: pd.DataFrame) -> Table:
     return Table(caption, head, rows, is_sortable=True)
 
 
-def beyond_grid(value: float) -> str:
-    """A size; what no ε of the grid reaches has none."""
-    return "beyond the grid" if math.isnan(value) else plain(value)
+def size_text(value: float) -> str:
+    """The size of a perturbation; infinite is what no ε of the grid reaches."""
+    return "beyond the grid" if math.isinf(value) else plain(value)
 
 
 def _certified_tables(certified: pd.DataFrame) -> list[Table]:
@@ -175,8 +179,10 @@ def _certified_tables(certified: pd.DataFrame) -> list[Table]:
     ]
     head = ["target", "images", *(f"ε = {eps_text(eps)}/255" for eps in grid)]
     caption = (
-        "Certified accuracy: the share of images that are right and stay so whatever lies within an L2 ball, which "
-        "holds the L∞ ball of the same ε; no attack can do worse, but for the failures that the certificate allows."
+        "Certified accuracy: the share of these images on which the vote of infinitely many noisy looks is right, and "
+        "stays so whatever lies within an L2 ball, which holds the L∞ ball of the same ε. It is told of that vote, to "
+        "which the average of a few looks that was attacked comes near, and vouches for no more than the noise and the "
+        "number of samples allow, however good the classifier."
     )
     return [Table(caption, head, rows)]
 
