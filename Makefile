@@ -35,7 +35,7 @@ flow: $(STAMP)  ## The same steps in one process, by Prefect
 	python -m flows.pipeline
 
 test: $(STAMP) lint  ## Lint, types, import rules, tests
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest --durations 15 --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## Ruff, mypy, import-linter
 	ruff check .

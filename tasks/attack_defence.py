@@ -2,7 +2,6 @@
 
 from tasks import paths
 from tasks.attacks.campaign import attack_target
-from tasks.attacks.certification import certify_target
 from tasks.params import Params, RandomizedSmoothing
 from tasks.tracking import Tracker
 
@@ -16,6 +15,8 @@ def attack_defence(params: Params, tracker: Tracker, defence: str) -> None:
     attack_target(params, tracker, defence, paths.checkpoint_folder("attack_defence", defence))
     settings = params.defences[defence]
     if isinstance(settings, RandomizedSmoothing):
+        from tasks.attacks.certification import certify_target
+
         certify_target(params, tracker, defence, settings)
 
 

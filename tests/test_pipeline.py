@@ -23,6 +23,9 @@ STEPS = [
 
 TRAINING = ["train_autoencoder", "train_classifier", "train_defence@retrained_autoencoder"]
 
+pytestmark = pytest.mark.timeout(900)
+"""The fixtures run the whole way twice, which a busy machine takes long over."""
+
 TOY: dict[str, Any] = {
     "acquire.phantom": {"n_patients": 24, "n_slices": 3},
     "compute": {"threads": 1, "device": "cpu"},

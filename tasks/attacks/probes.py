@@ -7,7 +7,7 @@ from torch import nn
 from tasks.attacks.gradient import loss_gradient
 from tasks.attacks.suite import Case
 from tasks.attacks.sweep import pgd_sweep
-from tasks.defences.preprocessing import build_purifier
+from tasks.defences.preprocessing import WithoutGradient
 from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
 
@@ -20,8 +20,9 @@ N_PASSES = 5
 """Of the same images, whose logits must be the same."""
 NOISE = 10**6
 """Number of the random start that is the noise: no attack restarts so often."""
-BROKEN_DEFENCE = {"method": "bit_depth", "bits": 4}
-"""Known to be broken once the attacker goes around its lack of gradients (Athalye et al. 2018, arXiv 1802.00420)."""
+BROKEN_DEFENCE = 4
+"""Bits of a pixel: known to be broken once the attacker goes around the gradients that are not there (Athalye et al.
+2018, arXiv 1802.00420)."""
 
 Probes = dict[tuple[str, float], np.ndarray]
 """Name of a probe and eps (0: of the images as they are) -> what was found for each image, float64 ``(N,)``."""
@@ -61,7 +62,9 @@ def probe_broken_defence(case: Case, eps: float, radius: float) -> Probes:
     Returns:
         ``broken_defence``, at the eps: 1 where the image is still right, else 0.
     """
-    defended = Purified(build_purifier(steps=[BROKEN_DEFENCE]), case.target).eval()
+    n_levels = 2**BROKEN_DEFENCE - 1
+    rounding = WithoutGradient(lambda images: (np.rint(images * n_levels) / n_levels, None), "rounding")
+    defended = Purified(rounding, case.target).eval()
     return {("broken_defence", eps): withstands(case, defended, radius)}
 
 
