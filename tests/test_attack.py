@@ -226,7 +226,7 @@ def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Calla
     assert run(params) == run(params)
 
 
-@pytest.mark.parametrize("n_done", [3, 19, 31])
+@pytest.mark.parametrize("n_done", [3, 31])
 def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
     n_done: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -407,7 +407,8 @@ def test_a_random_defence_gives_the_same_bytes_twice(workspace: Path, params_wit
             "benchmark": ["autoencoder", "noise"],
             "defences.noise.n_draws": 2,
             "attack.eps": [4],
-            "attack.batch_size": 8,
+            "attack.max_images": 8,
+            "attack.batch_size": 4,
         }
     )
     paths.purifier("noise").parent.mkdir()
