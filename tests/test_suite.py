@@ -56,8 +56,7 @@ def test_on_a_linear_classifier_white_box_attacks_find_the_smallest_radius_alone
 def test_what_an_attack_found_is_shortened_to_the_distance_of_the_boundary(norm: str) -> None:
     case, expected = linear(norm)
     found = swept(case, 20, 0.25, 0)
-    rows = np.arange(40)
-    sizes = shortened(case, rows, found.adversarial, found.at)
+    sizes = shortened(case, found)
     model, _, _, margins = linear_case()
     exact = margins / model.dual(norm)
     broken = expected >= 0
@@ -66,7 +65,7 @@ def test_what_an_attack_found_is_shortened_to_the_distance_of_the_boundary(norm:
     assert (sizes[broken] >= exact[broken] * (1 - 1e-4)).all()
     # a 256th of a perturbation of at most twice the distance, since radii double; l2 balls are cut by the value range
     assert sizes[broken] == pytest.approx(exact[broken], rel=0.02)
-    nothing = shortened(case, rows, case.images, np.full(40, len(EPS)))
+    nothing = shortened(case, unbroken(case, np.full(40, len(EPS))))
     assert np.isinf(nothing).all()
 
 

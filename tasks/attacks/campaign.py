@@ -24,7 +24,6 @@ from tasks.attacks.shards import Shards, digest_of_code
 from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.preprocessing import Noise
-from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
 from tasks.evaluation.records import CLEAN, build_probes, build_records, build_smallest_eps, write_records
@@ -161,8 +160,7 @@ def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path
     write_records(pa.concat_tables(tables), paths.records(name))
     write_records(pa.concat_tables(chain.from_iterable(found.values())), paths.smallest_eps(name))
     write_records(pa.concat_tables(pq.read_table(part / "probes.parquet") for part in probed), paths.probes(name))
-    n_looks = campaign.target.n_draws if isinstance(campaign.target, Purified) else 1
-    cost = cost_of(campaign.target, data.floats(rows[:1])) | {"looks": n_looks}
+    cost = cost_of(campaign.target, data.floats(rows[:1]))
     write_json(cost, paths.cost(name))
     tracker.metrics({f"cost/{key}": value for key, value in cost.items()})
     tracker.metrics({"cost/milliseconds_an_image": campaign.milliseconds})
@@ -275,7 +273,7 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
     for index, eps in enumerate(settings.eps):
         if (here := at == index).any():
             check_adversarial(adversarial[here], norms[here], eps, case.radii[index], data.value_range)
-    minimal = shortened(case, chosen, adversarial, at) / campaign.radius(1)
+    minimal = shortened(case, broken)[chosen] / campaign.radius(1)
     if before is not None and attack in WHITE_BOX:
         # an attack that adds nothing gives back no image
         minimal = np.fmin(minimal, before["minimal_eps"].to_numpy())

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import nn
 
 from tasks import paths
 from tasks.attacks.ball import radius
@@ -80,7 +80,7 @@ def certified(
             return float(interval.low)
 
     smoothed = Smoothed(
-        model=_Cut(base).eval(),
+        model=nn.Sequential(nn.Hardtanh(0, 1), base).eval(),
         loss=nn.CrossEntropyLoss(),
         input_shape=images.shape[1:],
         nb_classes=n_classes,
@@ -93,13 +93,3 @@ def certified(
     with numpy_seeded(np.random.SeedSequence(seed).generate_state(4)), torch.inference_mode():
         classes, radii = smoothed.certify(images, settings.certification.n_samples, batch_size=MAX_PASS)
     return classes.astype(np.int64), radii.astype(np.float64)
-
-
-class _Cut(nn.Module):
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(images.float().clamp(0, 1))
-        return logits

@@ -45,9 +45,25 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, balls: Balls, n_s
         moved = torch.addcmul(moved, balls.steepest(gradient), strides).clamp_(*balls.value_range)
     with torch.inference_mode():
         is_broken = misclassified(model, moved, labels, model(moved))
-        inner, outer = images.clone(), torch.where(is_broken[:, None, None, None], moved, images)
-        for _ in range(N_HALVINGS):
-            middle = (inner + outer) / 2
-            breaks = misclassified(model, middle, labels, model(middle))[:, None, None, None]
-            inner, outer = torch.where(breaks, inner, middle), torch.where(breaks, middle, outer)
-    return torch.where(is_broken[:, None, None, None], outer, images), is_broken
+    found = torch.where(is_broken[:, None, None, None], moved, images)
+    return torch.where(is_broken[:, None, None, None], halved(model, images, labels, found), images), is_broken
+
+
+@torch.inference_mode()
+def halved(model: nn.Module, images: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
+    """The nearest point to each image that is found misclassified on the straight way to one that is.
+
+    The way is halved ``N_HALVINGS`` times.
+
+    Args:
+        model: takes images, returns logits ``(N, K)``; in evaluation mode.
+        images: float32 ``(N, 1, H, W)``.
+        labels: true classes, int64 ``(N,)``.
+        broken: misclassified images, ``(N, 1, H, W)``.
+    """
+    inner, outer = images, broken
+    for _ in range(N_HALVINGS):
+        middle = (inner + outer) / 2
+        breaks = misclassified(model, middle, labels, model(middle))[:, None, None, None]
+        inner, outer = torch.where(breaks, inner, middle), torch.where(breaks, middle, outer)
+    return outer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.attacks.apgd import Loss, apgd, cross_entropy, dlr, negative_margin
 from tasks.attacks.ball import Balls
-from tasks.attacks.deepfool import deepfool
+from tasks.attacks.deepfool import deepfool, halved
 from tasks.attacks.gradient import misclassified
 from tasks.attacks.hop_skip_jump import hop_skip_jump
 from tasks.attacks.square import square
@@ -155,29 +155,26 @@ def by_labels(case: Case, chosen: np.ndarray, is_wrong: np.ndarray, n_queries: i
     return Broken(at, np.full(len(at), "hop_skip_jump", dtype=object), adversarial)
 
 
-def shortened(case: Case, rows: np.ndarray, adversarial: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Sizes of perturbations, each shortened towards its image as far as it still breaks it, ``(n,)``.
+def shortened(case: Case, broken: Broken) -> np.ndarray:
+    """Sizes of perturbations, each shortened towards its image as far as it still breaks it, ``(N,)``.
 
-    By bisection, to a 256th of the perturbation: an upper bound of the distance to the nearest misclassified image. In
-    units of the value range; 0 for what is wrong as it is, infinite for what nothing breaks.
+    An upper bound of the distance to the nearest misclassified image, in units of the value range; 0 for what is wrong
+    as it is, infinite for what nothing breaks, or where what does is not at hand.
 
     Args:
         case: target and images.
-        rows: numbers of some of the images, ``(n,)``.
-        adversarial: these images perturbed, float32 ``(n, 1, H, W)``.
-        at: index of the smallest radius that breaks them, as in :class:`Broken`, ``(n,)``.
+        broken: what attacks found.
     """
-    images, n_radii = case.images[rows], len(case.radii)
-    sizes = np.where(at < 0, 0, np.inf)
-    broken = np.flatnonzero((at >= 0) & (at < n_radii) & (adversarial != images).any(axis=(1, 2, 3)))
-    if broken.size:
-        origins, changes, labels = images[broken], (adversarial - images)[broken], case.labels[rows[broken]]
-        holds, breaks = np.zeros(len(broken)), np.ones(len(broken))
-        for _ in range(8):
-            middle = (holds + breaks) / 2
-            wrong = _are_wrong(case, origins + changes * middle.astype(np.float32)[:, None, None, None], labels)
-            holds, breaks = np.where(wrong, holds, middle), np.where(wrong, middle, breaks)
-        sizes[broken] = breaks * perturbation_norms(origins, adversarial[broken])[case.balls.norm]
+    sizes = np.where(broken.at < 0, 0, np.inf)
+    is_at_hand = (broken.adversarial != case.images).any(axis=(1, 2, 3))
+    rows = np.flatnonzero((broken.at >= 0) & (broken.at < len(case.radii)) & is_at_hand)
+
+    def attack(part: np.ndarray, images: Tensor, labels: Tensor, _sizes: Tensor) -> tuple[Tensor, Tensor]:
+        adversarial = torch.from_numpy(broken.adversarial[part]).to(images.device)
+        return halved(case.target, images, labels, adversarial), torch.ones_like(labels, dtype=torch.bool)
+
+    found, _ = _in_batches(case, rows, np.zeros(len(rows)), attack)
+    sizes[rows] = perturbation_norms(case.images[rows], found)[case.balls.norm]
     return sizes
 
 

@@ -135,15 +135,21 @@ def _divergence(down: Tensor, right: Tensor) -> Tensor:
 
 def module_of(step: Step) -> nn.Module:
     """The module that does a step of ``params.yaml``."""
-    from art.defences import preprocessor as art
-
-    value_range = (0.0, 1.0)
-    made: Any
     match step:
         case TotalVariation():
             return TotalVariationDenoiser(step.strength, step.n_steps)
         case GaussianNoise():
             return Noise(step.std)
+        case _:
+            return _by_art(step)
+
+
+def _by_art(step: Jpeg | BitDepth | MedianSmoothing) -> nn.Module:
+    from art.defences import preprocessor as art
+
+    value_range = (0.0, 1.0)
+    made: Any
+    match step:
         case Jpeg():
             made = art.JpegCompression(value_range, quality=step.quality, channels_first=True)
         case BitDepth():

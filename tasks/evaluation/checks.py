@@ -94,12 +94,9 @@ def run_checks(evidence: list[Evidence], leakage: dict[str, float]) -> list[Chec
     for of_target in evidence:
         for key, (name, run) in CHECKS.items():
             if outcome := run(of_target):
-                checks.append(_check(of_target.name, key, name, outcome))
-    return [*checks, _check(None, "leakage", "no test image has a relative in training", _no_leakage(leakage))]
-
-
-def _check(target: str | None, key: str, name: str, outcome: Outcome) -> Check:
-    return Check(target, key, name, outcome.status, outcome.figure, outcome.explanation)
+                checks.append(Check(of_target.name, key, name, **vars(outcome)))
+    of_data = Check(None, "leakage", "no test image has a relative in training", **vars(_no_leakage(leakage)))
+    return [*checks, of_data]
 
 
 def _does_not_rise(of: Evidence) -> Outcome:
@@ -110,12 +107,9 @@ def _does_not_rise(of: Evidence) -> Outcome:
         bound = points["accuracy_high"].cummin().shift()
         for i in range(1, len(points)):
             rise = points["accuracy"][i] - lowest[i]
-            rises.append((rise, points["accuracy"][i] > bound[i], f"{threat_model}/{attack} at eps {_eps(points, i)}"))
+            where = f"{threat_model}/{attack} at eps {points['eps'][i]:g}"
+            rises.append((rise, points["accuracy"][i] > bound[i], where))
     return _judge_excess(rises, "accuracy rises above its lowest value at a smaller eps")
-
-
-def _eps(points: pd.DataFrame, i: int) -> str:
-    return f"{points['eps'][i]:g}"
 
 
 def _pgd_at_least_fgsm(of: Evidence) -> Outcome:

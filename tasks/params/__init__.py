@@ -33,14 +33,12 @@ from tasks.params.params import (
     Augmentation,
     Compute,
     Params,
-    ParamsError,
     Split,
     TrainAutoencoder,
     TrainClassifier,
     Validate,
-    load_params,
-    parse_params,
 )
+from tasks.params.reading import ParamsError, load_params, parse_params
 from tasks.params.section import (
     Noise,
     Pgd,

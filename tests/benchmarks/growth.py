@@ -87,7 +87,7 @@ def measure(step: str, workspace: Path, warm_up: Path | None) -> dict[str, float
     from tasks.runner import run_step
 
     # the runner goes on untracked where mlflow is missing
-    sys.modules["mlflow"] = None  # type: ignore[assignment]
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # None: as if not installed
     function = getattr(import_module(f"tasks.{step}"), step)
     if warm_up:
         os.chdir(warm_up)
