@@ -59,8 +59,14 @@ class Tracker:
     def model(self, name: str, module: "nn.Module", example: "np.ndarray") -> None:
         """A network with signature and input example, float32 ``(N, 1, H, W)``, N at least 2."""
 
-    def curve(self, name: str, tags: Mapping[str, str], points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """A child run with the same metric keys as every other curve, at integer steps."""
+    def curve(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        points: Sequence[tuple[int, Mapping[str, float]]],
+        artifacts: Sequence[Path] = (),
+    ) -> None:
+        """A child run with the same metric keys as every other curve of its kind, at integer steps, and files."""
 
     def note(self, markdown: str) -> None:
         """The description that the run's page shows.
@@ -144,11 +150,19 @@ class _MlflowTracker(Tracker):
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
             process.submit(_log_model, self.run_id, name, module, example).result()
 
-    def curve(self, name: str, tags: Mapping[str, str], points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def curve(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        points: Sequence[tuple[int, Mapping[str, float]]],
+        artifacts: Sequence[Path] = (),
+    ) -> None:
         run = self.client.create_run(
             self.experiment_id, run_name=name, tags={**tags, "kind": "curve", "mlflow.parentRunId": self.run_id}
         )
         self._log_metrics(run.info.run_id, points)
+        for path in artifacts:
+            self.client.log_artifact(run.info.run_id, str(path))
         self.client.set_terminated(run.info.run_id, "FINISHED")
 
     def note(self, markdown: str) -> None:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, with_overrides
 
 STEPS = [
     *("acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
-    *("train_defence@autoencoder", "train_defence@retrained_autoencoder", "attack"),
+    *("train_defence@autoencoder", "train_defence@retrained_autoencoder", "active_learning", "attack"),
     *("attack_defence@autoencoder", "attack_defence@retrained_autoencoder", "evaluate", "analyze", "report"),
 ]
 
@@ -46,6 +46,10 @@ TOY: dict[str, Any] = {
     "analyze.evasion.n_steps": 2,
     "attack.pgd": {"n_steps": 2, "relative_step": 0.5, "n_restarts": 1},
     "attack.sweep": {"n_steps": 3, "n_restarts": 0},
+    "active_learning.shrink": 2,
+    "active_learning.n_cycles": 1,
+    "active_learning.training.epochs": 1,
+    "active_learning.warm_start_epochs": 1,
     "attack.suite": {"n_steps": 2, "n_queries": 5, "n_label_queries": 0, "max_label_images": 2},
 }
 
@@ -191,7 +195,7 @@ def test_every_step_has_one_finished_run_with_the_digest_of_its_outputs(runs: li
 
 def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -> None:
     parent = next(run for run in runs if run.data.tags.get("step") == "evaluate")
-    curves = [run for run in runs if run.data.tags.get("kind") == "curve"]
+    curves = [run for run in runs if run.data.tags.get("kind") == "curve" and "acquisition" not in run.data.tags]
     assert {(run.data.tags["target"], run.data.tags["threat_model"], run.data.tags["attack"]) for run in curves} == {
         (target, threat_model, attack)
         for target, threat_model, attacks in [
@@ -210,6 +214,20 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
             assert {"check.gradients", "check.black_box"} <= set(run.data.tags)
         else:
             assert "robust/mean_entropy" in run.data.metrics
+
+
+def test_every_acquisition_function_is_a_child_run_over_its_cycles(runs: list[Any], reproduced: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
+    parent = next(run for run in runs if run.data.tags.get("step") == "active_learning")
+    curves = {name: run for run in runs if (name := run.data.tags.get("acquisition"))}
+    assert set(curves) == {"random", "entropy"}
+    for name, curve in curves.items():
+        assert curve.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        history = client.get_metric_history(curve.info.run_id, "learning/clean_accuracy")
+        assert [point.step for point in history] == [0, 1]
+        assert [file.path for file in client.list_artifacts(curve.info.run_id)] == [f"{name}.png"]
 
 
 def test_targets_are_found_by_how_their_checks_ended(reproduced: Path, runs: list[Any]) -> None:

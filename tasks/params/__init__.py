@@ -4,6 +4,7 @@ Unknown keys, wrong types and impossible values are refused before any work begi
 names every offending dotted key and what is allowed there.
 """
 
+from tasks.params.active_learning import Acquisition, ActiveLearning, NoisyOracle, Oracle, PseudoLabels, Truth
 from tasks.params.defences import (
     AdversarialTraining,
     Adversary,
@@ -48,6 +49,8 @@ from tasks.params.section import (
 
 __all__ = [
     "Acquire",
+    "Acquisition",
+    "ActiveLearning",
     "AdversarialTraining",
     "Adversary",
     "Attack",
@@ -66,10 +69,13 @@ __all__ = [
     "Jpeg",
     "MedianSmoothing",
     "Noise",
+    "NoisyOracle",
+    "Oracle",
     "Params",
     "ParamsError",
     "Pgd",
     "Preprocessing",
+    "PseudoLabels",
     "RandomizedSmoothing",
     "RetrainedAutoencoder",
     "Section",
@@ -81,6 +87,7 @@ __all__ = [
     "TrainClassifier",
     "TrainedAutoencoder",
     "Training",
+    "Truth",
     "Validate",
     "load_params",
     "parse_params",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tasks import paths
+from tasks.params.active_learning import ActiveLearning, NoisyOracle
 from tasks.params.defences import Autoencoder, Defence, TrainedAutoencoder
 from tasks.params.section import (
     Architecture,
@@ -283,6 +284,7 @@ class Params(Section):
     """What can stand in front of the classifier, by the name that tables give it."""
     attack: Attack
     analyze: Analyze
+    active_learning: ActiveLearning
 
     @model_validator(mode="after")
     def _defences_are_known(self) -> Self:
@@ -316,12 +318,23 @@ class Params(Section):
             "attack.max_images": self.attack.max_images,
             "attack.suite.max_label_images": self.attack.suite.max_label_images,
             "analyze.evasion.max_images": self.analyze.evasion.max_images,
+            "active_learning.max_images": self.active_learning.max_images,
         }
         for name, limit in limits.items():
             if 0 < limit < n_classes:
                 raise ValueError(
                     f"{name}: {limit} images can't stand for {n_classes} classes; at least {n_classes}, or 0 for all"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _oracle_knows_the_classes(self) -> Self:
+        oracle = self.active_learning.oracle
+        if isinstance(oracle, NoisyOracle) and set(oracle.error_rate) != set(self.acquire.classes):
+            raise ValueError(
+                f"active_learning.oracle.error_rate names the classes {list(oracle.error_rate)}; it needs a rate for "
+                f"each of acquire.classes {list(self.acquire.classes)}, and for no other"
+            )
         return self
 
     @property

@@ -45,11 +45,25 @@ INPUTS = (
     paths.GATE,
     paths.VERDICT,
     paths.EXAMPLES,
+    paths.CYCLES,
+    paths.LEARNING_CURVES,
+    paths.LABEL_EFFICIENCY,
+    paths.QUERIES,
 )
 
 TEXTS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
 TEXTS += ["class", "metric", "images", "of", "purifier", "space", "detector"]
 """Columns of text."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Tables of the step ``active_learning``; :mod:`tasks.evaluation.learning_curves` says what their columns are."""
+
+    cycles: pd.DataFrame
+    curves: pd.DataFrame
+    efficiency: pd.DataFrame
+    queries: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,7 @@ class Results:
     metrics: dict[str, Any]
     checks: list[dict[str, Any]]
     analysis: Analysis
+    learning: Learning
 
 
 def load_results(benchmark: Sequence[str]) -> Results:
@@ -149,6 +164,12 @@ def load_results(benchmark: Sequence[str]) -> Results:
             gate=read_table(paths.GATE),
             verdict=read_json(paths.VERDICT),
             examples=read_examples(paths.EXAMPLES),
+        ),
+        learning=Learning(
+            cycles=read_table(paths.CYCLES),
+            curves=read_table(paths.LEARNING_CURVES),
+            efficiency=read_table(paths.LABEL_EFFICIENCY),
+            queries=pd.read_parquet(paths.QUERIES),
         ),
     )
 

@@ -1,7 +1,8 @@
-"""The parts of the page that are about the step ``analyze``: each answers a question, then shows why."""
+"""The parts of the page about the steps ``analyze`` and ``active_learning``: each answers a question, and shows why."""
 
 from tasks.reporting.findings import Headline
 from tasks.reporting.results import Results
+from tasks.reporting.sections.active_learning import active_learning_section
 from tasks.reporting.sections.classification import classification_section
 from tasks.reporting.sections.detection import detection_section
 from tasks.reporting.sections.features import features_section
@@ -17,6 +18,7 @@ SECTIONS = (
     resilience_section,
     classification_section,
     detection_section,
+    active_learning_section,
 )
 
 

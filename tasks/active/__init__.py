@@ -1,0 +1,1 @@
+"""Active learning: what is asked next, who answers, and what is learned from it."""

@@ -1,0 +1,84 @@
+"""What a classifier asks a person next: training on all labels that there are, and a query of what it wants to know."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tasks import paths
+from tasks.active.acquisition import choose, probabilities
+from tasks.active.learner import as_floats, learner_of, shrunk
+from tasks.active.rounds import Query, begin_round, pool_files, read_pool, read_rounds
+from tasks.dataset.prepared import load_prepared
+from tasks.models.compute import set_up
+from tasks.models.files import save_model
+from tasks.params import Params
+
+
+def next_query(
+    params: Params, pool: Path, folder: Path, acquisition: str, n_images: int, n_rounds: int
+) -> Query | None:
+    """The round that waits for a person's labels; a new one if all were answered, None once nothing is left to ask.
+
+    A new round begins with training: on the training images of the step ``prepare`` in the first round, and on what was
+    labelled since then in the others, which go on from the weights before if ``active_learning.warm_start_epochs`` says
+    so.
+
+    Args:
+        params: all parameters; the section ``active_learning`` says how it learns.
+        pool: folder of images without labels, not changed.
+        folder: where rounds are kept.
+        acquisition: name of the function that chooses.
+        n_images: of each round, at most.
+        n_rounds: at most.
+
+    Raises:
+        ValueError: images that can't be read, or labels that can't be used.
+    """
+    data = load_prepared()
+    rounds = read_rounds(folder, data.classes)
+    if rounds and not rounds[-1].is_answered:
+        return rounds[-1]
+    files = pool_files(pool)
+    asked = [file for query in rounds for file in query.files]
+    if gone := sorted(set(asked) - set(files)):
+        raise ValueError(f"{len(gone)} images that were labelled are no longer in {pool}: {', '.join(gone[:5])}")
+    left = [file for file in files if file not in set(asked)]
+    if len(rounds) >= n_rounds or not left:
+        return None
+
+    settings, device = params.active_learning, set_up(params.compute)
+    train = data.indices("train")
+    side = data.pixels.shape[2]
+    known = np.concatenate([shrunk(data.pixels[train], settings.shrink), _read(params, pool, asked, side)])
+    told = [data.classes.index(name) for query in rounds for name in query.told]
+    labels = np.append(data.labels(train), np.array(told, dtype=np.int64))
+    learner = learner_of(params, data, known[: len(train)], device)
+    before = learner.load(_model(folder, len(rounds))) if rounds else None
+    seed = int(np.random.SeedSequence([params.seed, len(rounds)]).generate_state(1)[0])
+    checkpoint = paths.checkpoint_folder("labelling") / "state.pt"
+    model = learner.taught(known, labels, before, seed, checkpoint)
+
+    pixels = _read(params, pool, left, side)
+    chosen, scores = choose(acquisition, learner.pool(model, pixels, known, seed), min(n_images, len(left)))
+    shares = probabilities(model, as_floats(pixels[chosen]), params.attack.batch_size)
+    # before the round, which counts as begun once its folder is there
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(_model(folder, len(rounds) + 1), model)
+    return begin_round(
+        folder / f"round-{len(rounds) + 1:02d}",
+        pool,
+        [left[row] for row in chosen],
+        [data.classes[label] for label in shares.argmax(axis=1)],
+        shares.max(axis=1),
+        scores,
+    )
+
+
+def _model(folder: Path, number: int) -> Path:
+    """The classifier that asked in a round."""
+    return folder / f"model-{number:02d}.safetensors"
+
+
+def _read(params: Params, pool: Path, files: list[str], side: int) -> np.ndarray:
+    pixels = read_pool(pool, files, side, params.validate_.max_megapixels)
+    return shrunk(pixels, params.active_learning.shrink)

@@ -1,0 +1,195 @@
+"""What is learned from the labels that there are, and how well."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from tasks.active.acquisition import Pool, probabilities
+from tasks.attacks.ball import Balls, radius
+from tasks.attacks.gradient import pgd
+from tasks.attacks.sweep import pgd_sweep
+from tasks.dataset.prepared import Prepared
+from tasks.models.classifier import build_classifier
+from tasks.models.compute import device_of
+from tasks.models.features import head_of
+from tasks.models.files import load_model
+from tasks.models.objectives import classification
+from tasks.models.training import build_seeded, fit
+from tasks.params import ActiveLearning, Attack, Params, TrainClassifier
+
+N_JUDGED = 128
+"""Labelled images, at most, on which the epoch that is kept is chosen: no label is spent on a validation set."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A classifier to be, and all that is the same whatever it learns from.
+
+    Args:
+        settings: how it learns.
+        classifier: what it is, and how its images are augmented.
+        attack: how it is attacked.
+        balls: of all attacks.
+        radius: of all attacks, in units of the value range.
+        n_classes: K.
+        mean: of the training pixels, in [0, 1].
+        std: of the training pixels.
+        device: where to compute.
+        seed: of attacks on test images.
+    """
+
+    settings: ActiveLearning
+    classifier: TrainClassifier
+    attack: Attack
+    balls: Balls
+    radius: float
+    n_classes: int
+    mean: float
+    std: float
+    device: torch.device
+    seed: int
+
+    def build(self, pretrained: bool) -> nn.Module:
+        """The classifier of ``train_classifier``, with dropout before its head."""
+        model = build_classifier(self.classifier.architecture, self.n_classes, self.mean, self.std, pretrained)
+        head = head_of(model)
+        name = next(name for name, module in model.named_modules() if module is head)
+        model.set_submodule(name, nn.Sequential(nn.Dropout(self.settings.dropout), head))
+        return model
+
+    def load(self, path: Path) -> nn.Module:
+        """A saved classifier, on its device, in evaluation mode, frozen."""
+        return load_model(path, partial(self.build, pretrained=False)).to(self.device)
+
+    def taught(
+        self, pixels: np.ndarray, labels: np.ndarray, before: nn.Module | None, seed: int, checkpoint: Path
+    ) -> nn.Module:
+        """A classifier trained on these images; the epoch that fits them best is kept.
+
+        Args:
+            pixels: uint8 ``(n, 1, H, W)``.
+            labels: int64 ``(n,)``, as the oracle told them.
+            before: what it goes on from; without it, or if cycles begin anew, it begins with random weights.
+            seed: of the training, and of random weights.
+            checkpoint: file from which a killed training goes on.
+
+        Returns:
+            The network on its device, in evaluation mode, parameters frozen.
+        """
+        training = self.settings.training
+        if before is not None and self.settings.warm_start_epochs:
+            model = before.requires_grad_(True)
+            training = training.model_copy(update={"epochs": self.settings.warm_start_epochs})
+        else:
+            model = build_seeded(partial(self.build, self.classifier.pretrained), seed)
+        rows = np.arange(len(labels))
+        judged = np.random.default_rng(seed).permutation(rows)[:N_JUDGED]
+        objective = classification(self.classifier.augmentation)
+        splits = {"train": rows, "validation": judged}
+        model, _ = fit(model, objective, pixels, labels, splits, training, seed, self.device, checkpoint)
+        checkpoint.unlink()
+        return model.to(self.device)
+
+    def attacked(self, model: nn.Module, pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+        """Images under PGD as 8-bit files would keep them, uint8 ``(n, 1, H, W)``."""
+        device, attacked = device_of(model), np.empty_like(pixels)
+        for start in range(0, len(pixels), self.attack.batch_size):
+            part = slice(start, start + self.attack.batch_size)
+            images, of_images = as_floats(pixels[part]), torch.tensor(labels[part], device=device)
+            rows = np.arange(len(labels))[part]
+            batch = torch.from_numpy(images).to(device)
+            (moved,) = pgd(model, batch, of_images, [self.radius], self.balls, self.attack.pgd, seed, rows)
+            attacked[part] = (moved.cpu().numpy() * 255).round().astype(np.uint8)
+        return attacked
+
+    def tested(self, model: nn.Module, pixels: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> pd.DataFrame:
+        """What the classifier makes of images, a row each: ``predicted``, ``confidence``, and ``robust``.
+
+        ``robust`` is 1 where it is right and stays so under PGD, 0 where not, and NaN where nobody attacked.
+
+        Args:
+            model: on its device, in evaluation mode.
+            pixels: uint8 ``(n, 1, H, W)``.
+            labels: true classes, int64 ``(n,)``.
+            chosen: numbers of those that are attacked, rising.
+        """
+        numbers, batch_size = self.attack.pgd, self.attack.batch_size
+        images = as_floats(pixels)
+        shares = probabilities(model, images, batch_size)
+        sweep = pgd_sweep(
+            model,
+            images[chosen],
+            labels[chosen],
+            np.array([self.radius]),
+            self.balls,
+            batch_size,
+            numbers.n_steps,
+            numbers.relative_step,
+            numbers.n_restarts,
+            self.seed,
+            chosen,
+        )
+        robust = np.full(len(labels), np.nan)
+        robust[chosen] = sweep.broken_at == 1
+        return pd.DataFrame({"predicted": shares.argmax(axis=1), "confidence": shares.max(axis=1), "robust": robust})
+
+    def pool(self, model: nn.Module, pixels: np.ndarray, labelled: np.ndarray, seed: int) -> Pool:
+        """What acquisition functions see.
+
+        Args:
+            model: on its device, in evaluation mode.
+            pixels: uint8 ``(N, 1, H, W)``, without labels.
+            labelled: uint8 ``(M, 1, H, W)``.
+            seed: of the choice.
+        """
+        images = as_floats(pixels), as_floats(labelled)
+        return Pool(model, *images, self.balls, self.radius, self.settings.n_passes, self.attack.batch_size, seed)
+
+
+def learner_of(params: Params, data: Prepared, pixels: np.ndarray, device: torch.device) -> Learner:
+    """A learner by the section ``active_learning``.
+
+    Args:
+        params: all parameters.
+        data: the prepared data set.
+        pixels: training images in the size that is learned from, uint8 ``(n, 1, H, W)``.
+        device: where to compute.
+    """
+    settings, known = params.active_learning, as_floats(pixels)
+    return Learner(
+        settings,
+        params.train_classifier,
+        params.attack,
+        Balls(params.attack.norm, data.value_range),
+        radius(settings.eps, params.attack.norm, pixels[0].size),
+        len(data.classes),
+        float(known.mean()),
+        float(known.std()),
+        device,
+        params.seed,
+    )
+
+
+def as_floats(pixels: np.ndarray) -> np.ndarray:
+    """uint8 ``(N, 1, H, W)`` as float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(255)
+
+
+def shrunk(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Images with squares of pixels averaged, uint8 ``(N, 1, H / factor, W / factor)``.
+
+    Args:
+        pixels: uint8 ``(N, 1, H, W)``, may be memory-mapped.
+        factor: side of a square, which divides H and W.
+    """
+    n, _, height, width = pixels.shape
+    small = np.empty((n, 1, height // factor, width // factor), dtype=np.uint8)
+    for row in range(n):
+        squares = pixels[row].reshape(1, height // factor, factor, width // factor, factor)
+        small[row] = squares.mean(axis=(2, 4)).round().astype(np.uint8)
+    return small

@@ -1,0 +1,178 @@
+"""Labelling by a person, in rounds that are folders: images to look at, and a CSV file to fill in.
+
+A round is answered once every line of its ``query.csv`` has a class. The folders are all that is remembered, so work
+can rest between rounds for as long as it likes, and go on elsewhere with a copy of them.
+"""
+
+import csv
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tasks.dataset.images import SUFFIXES, ImageError, read_grey
+
+COLUMNS = ("number", "file", "class", "predicted", "confidence", "score")
+
+
+class LabelError(ValueError):
+    """What was filled in can't be used; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Images that a round asks about."""
+
+    folder: Path
+    files: list[str]
+    """Paths below the pool, in the order of asking."""
+    told: list[str]
+    """Class of each; empty where none is filled in."""
+
+    @property
+    def table(self) -> Path:
+        """The file to fill in."""
+        return self.folder / "query.csv"
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether every image has its class."""
+        return all(self.told)
+
+
+def pool_files(pool: Path) -> list[str]:
+    """Images below a folder, by path.
+
+    Raises:
+        ValueError: no such folder, or no image in it.
+    """
+    if not pool.is_dir():
+        raise ValueError(f"{pool} is no folder; name the one that holds the images without labels")
+    files = sorted(
+        path.relative_to(pool).as_posix()
+        for path in pool.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    if not files:
+        raise ValueError(f"{pool} holds no image (looked for {', '.join(SUFFIXES)})")
+    return files
+
+
+def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float) -> np.ndarray:
+    """Images as the step ``prepare`` makes them, uint8 ``(N, 1, side, side)``.
+
+    Raises:
+        ValueError: images that can't be read, all of them in one message.
+    """
+    pixels, unreadable = np.empty((len(files), 1, side, side), dtype=np.uint8), []
+    for row, file in enumerate(files):
+        try:
+            image = Image.fromarray(read_grey(pool / file, max_megapixels))
+        except ImageError as error:
+            unreadable.append(str(error))
+            continue
+        pixels[row, 0] = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+    if unreadable:
+        raise ValueError(
+            "\n  ".join([f"{len(unreadable)} of {len(files)} images can't be read; move them away:", *unreadable])
+        )
+    return pixels
+
+
+def read_rounds(folder: Path, classes: tuple[str, ...]) -> list[Query]:
+    """All rounds that were begun, in order.
+
+    Raises:
+        LabelError: a class that is none, or a line that was changed.
+    """
+    return [_read_query(path.parent, classes) for path in sorted(folder.glob("round-[0-9][0-9]/query.csv"))]
+
+
+def begin_round(
+    folder: Path, pool: Path, files: list[str], predicted: list[str], confidence: np.ndarray, scores: np.ndarray
+) -> Query:
+    """A new round: its images, numbered in the order of asking, and a CSV file whose column ``class`` is empty.
+
+    Args:
+        folder: of the round.
+        pool: folder of the images.
+        files: paths below ``pool`` of the ``n`` images.
+        predicted: class that the classifier takes each for.
+        confidence: of these predictions, ``(n,)``.
+        scores: why they were chosen, ``(n,)``.
+    """
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "images").mkdir(parents=True)
+    with (partial / "query.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for i, name in enumerate(files):
+            shutil.copyfile(pool / name, partial / "images" / f"{i + 1:03d}{Path(name).suffix}")
+            writer.writerow([i + 1, name, "", predicted[i], f"{confidence[i]:.4f}", f"{scores[i]:.6g}"])
+    partial.rename(folder)
+    return Query(folder, files, [""] * len(files))
+
+
+def fill_in(query: Query, told: list[str], classes: tuple[str, ...]) -> Query:
+    """Write classes into a round's file, which then stands for them.
+
+    Raises:
+        LabelError: a class that is none.
+    """
+    with query.table.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(told)
+    partial = query.table.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(line | {"class": name} for line, name in zip(lines, told, strict=True))
+    partial.replace(query.table)
+    return _read_query(query.folder, classes)
+
+
+def collect(rounds: list[Query], pool: Path, folder: Path) -> int:
+    """Copy labelled images into a folder a class, as ``acquire.folder`` wants them; how many.
+
+    Files of the same name in different folders of the pool get their folders' names in front.
+    """
+    n = 0
+    for query in rounds:
+        for file, name in zip(query.files, query.told, strict=True):
+            if name:
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(pool / file, folder / name / file.replace("/", "__"))
+                n += 1
+    return n
+
+
+def _read_query(folder: Path, classes: tuple[str, ...]) -> Query:
+    table = folder / "query.csv"
+    # Excel writes a mark in front
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        text = file.read()
+    # and semicolons where the comma stands in numbers
+    first, _, _ = text.partition("\n")
+    reader = csv.DictReader(text.splitlines(), delimiter=";" if ";" in first else ",")
+    if reader.fieldnames is None or not {"number", "file", "class"} <= set(reader.fieldnames):
+        raise LabelError(f"{table}: the first line must hold the columns {', '.join(COLUMNS)}; put it back")
+    files, told, wrong = [], [], []
+    by_name = {name.casefold(): name for name in classes}
+    for count, line in enumerate(reader, start=1):
+        given = (line["class"] or "").strip()
+        if line["number"] != str(count):
+            raise LabelError(
+                f"{table}, line {count + 1}: number {line['number']} where {count} was; put the lines back"
+            )
+        if given and given.casefold() not in by_name:
+            wrong.append(f"line {count + 1}: {given!r}")
+        files.append(line["file"])
+        told.append(by_name.get(given.casefold(), ""))
+    if wrong:
+        raise LabelError(f"{table}: {'; '.join(wrong)}; allowed: {', '.join(classes)}, or nothing for now")
+    if len(files) != (n_images := len(list((folder / "images").iterdir()))):
+        raise LabelError(f"{table}: {len(files)} lines for {n_images} images; put the lines back")
+    return Query(folder, files, told)

@@ -1,0 +1,115 @@
+"""Tables of active learning, from cycles whose numbers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.evaluation.intervals import wilson
+from tasks.evaluation.learning_curves import curve_table, cycle_table, over_seeds, summary_table
+
+
+def cycles_of(curves: dict[tuple[str, int], list[float]], full: float = 0.8) -> pd.DataFrame:
+    """Cycles with 10, 20, 30, ... labels and these clean accuracies; robust ones are half of them."""
+    rows = [
+        {"acquisition": name, "seed": seed, "cycle": cycle, "n_labelled": 10 * (cycle + 1), "clean_accuracy": clean}
+        for (name, seed), accuracies in curves.items()
+        for cycle, clean in enumerate(accuracies)
+    ]
+    seeds = {seed for _, seed in curves}
+    rows += [
+        {"acquisition": "all labels", "seed": seed, "cycle": 0, "n_labelled": 90, "clean_accuracy": full}
+        for seed in seeds
+    ]
+    table = pd.DataFrame(rows)
+    for name in ("labelling_accuracy", "ece", "pool_entropy"):
+        table[name] = 0.5
+    return table.assign(robust_accuracy=table["clean_accuracy"] / 2, gap=table["clean_accuracy"] / 2)
+
+
+def quantity(summary: pd.DataFrame, acquisition: str, name: str) -> "pd.Series[float]":
+    row: pd.Series[float] = summary[(summary["acquisition"] == acquisition) & (summary["quantity"] == name)].iloc[0]
+    return row
+
+
+def test_a_cycle_is_told_by_its_images() -> None:
+    pools = pd.DataFrame(
+        [["random", 0, cycle, n, 3 - cycle, 0.5] for cycle, n in ((0, 2), (1, 4))],
+        columns=["acquisition", "seed", "cycle", "n_labelled", "n_pool", "pool_entropy"],
+    )
+    key = {"acquisition": "random", "seed": 0, "cycle": 1}
+    queries = pd.DataFrame(
+        [key | {"label": 1, "told": 1, "predicted": 0}, key | {"label": 0, "told": 1, "predicted": 0}]
+    )
+    tested = pd.DataFrame(
+        [
+            {"acquisition": "random", "seed": 0, "cycle": cycle, "label": 1, "predicted": predicted}
+            | {"confidence": 0.75, "robust": robust}
+            for cycle in (0, 1)
+            for predicted, robust in ((1, 1.0), (1, 0.0), (0, 0.0), (1, np.nan))
+        ]
+    )
+    table = cycle_table(tested, queries, pools, positive=1)
+    start, first = table.iloc[0], table.iloc[1]
+    assert np.isnan(start["labelling_accuracy"])
+    assert start["n_queried"] == 0
+    assert (first["labelling_accuracy"], first["told_accuracy"], first["positive_share"]) == (0.5, 0.5, 0.5)
+    low, high = wilson(1, 2)
+    assert (first["labelling_accuracy_low"], first["labelling_accuracy_high"]) == (float(low), float(high))
+    assert (first["n_test"], first["n_attacked"]) == (4, 3)
+    assert first["clean_accuracy"] == 0.75
+    assert first["robust_accuracy"] == pytest.approx(1 / 3)
+    # of the three that were attacked, two are right and one stays so
+    assert first["gap"] == pytest.approx(1 / 3)
+    assert first["ece"] == pytest.approx(0)
+
+
+def test_the_area_is_the_mean_height_of_the_curve() -> None:
+    summary = summary_table(cycles_of({("random", 0): [0.4, 0.6, 0.6], ("entropy", 0): [0.4, 0.8, 0.8]}))
+    assert quantity(summary, "random", "clean_area")["value"] == pytest.approx((0.5 + 0.6) / 2)
+    assert quantity(summary, "random", "robust_area")["value"] == pytest.approx((0.5 + 0.6) / 4)
+    assert quantity(summary, "entropy", "clean_area_gain")["value"] == pytest.approx(0.15)
+    assert quantity(summary, "entropy", "final_gap")["value"] == pytest.approx(0.4)
+
+
+def test_labels_to_a_target_lie_on_the_line_between_cycles() -> None:
+    # 90 % of 0.8 is 0.72, 95 % is 0.76
+    summary = summary_table(cycles_of({("random", 0): [0.4, 0.7, 0.74], ("entropy", 0): [0.76, 0.7, 0.9]}))
+    assert quantity(summary, "random", "labels_90")["value"] == pytest.approx(25)
+    assert np.isnan(quantity(summary, "random", "labels_95")["value"])
+    assert quantity(summary, "random", "labels_95")["n_seeds"] == 0
+    assert quantity(summary, "entropy", "labels_95")["value"] == 10
+    assert quantity(summary, "entropy", "labels_90_saved")["value"] == pytest.approx(15)
+
+
+def test_gains_are_paired_by_seed() -> None:
+    """Seeds differ by 0.3, functions by 0.1 in every seed: the interval is about the functions alone."""
+    curves = {
+        (name, seed): [0.3 + 0.1 * seed + shift] * 2
+        for seed in range(4)
+        for name, shift in (("random", 0.0), ("entropy", 0.1))
+    }
+    summary = summary_table(cycles_of(curves))
+    gain = quantity(summary, "entropy", "clean_area_gain")
+    assert (gain["value"], gain["low"], gain["high"]) == pytest.approx((0.1, 0.1, 0.1))
+    assert quantity(summary, "entropy", "clean_area")["sd"] == pytest.approx(np.std([0, 0.1, 0.2, 0.3], ddof=1))
+
+
+def test_curves_of_different_length_are_compared_over_the_labels_that_all_have() -> None:
+    summary = summary_table(cycles_of({("random", 0): [0.4, 0.6, 0.0], ("entropy", 0): [0.4, 0.6]}))
+    assert quantity(summary, "entropy", "clean_area_gain")["value"] == pytest.approx(0)
+
+
+def test_an_interval_over_seeds_is_students_and_one_seed_has_none() -> None:
+    three = over_seeds(np.array([1.0, 2.0, 3.0]))
+    # 4.302653 is the 97.5 % point of t with two degrees of freedom
+    assert three == pytest.approx({"value": 2, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5, "sd": 1})
+    one = over_seeds(np.array([5.0]))
+    assert one["value"] == 5
+    assert all(np.isnan(one[name]) for name in ("low", "high", "sd"))
+    assert np.isnan(over_seeds(np.empty(0))["value"])
+
+
+def test_curves_are_means_over_the_seeds_of_cycles_that_all_reached() -> None:
+    table = curve_table(cycles_of({("random", 0): [0.4, 0.6], ("random", 1): [0.6]}))
+    clean = table[(table["metric"] == "clean_accuracy") & (table["acquisition"] == "random")]
+    assert clean[["cycle", "n_labelled", "value"]].to_numpy().tolist() == [[0, 10, 0.5]]
