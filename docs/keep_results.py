@@ -42,6 +42,9 @@ FILES = {
     paths.RESILIENCE: "resilience.csv",
     paths.DETECTION: "detection.csv",
     paths.GATE: "gate.csv",
+    paths.CYCLES: "active_learning_cycles.csv",
+    paths.LEARNING_CURVES: "active_learning_curves.csv",
+    paths.LABEL_EFFICIENCY: "active_learning_efficiency.csv",
 }
 """Where a file is in the workspace -> its name among the kept results."""
 

@@ -7,8 +7,9 @@ A table stands between two marks, and what stands between them is replaced::
 
 ``clean RUN ...`` is the classifier on clean test images, a row a run; ``robust RUN [ATTACK ...]`` is accuracy by ε, a
 column a curve; ``finding RUN`` is the finding in a sentence or two; ``verdict RUN`` is what becomes of the study's
-claims; ``benchmark RUN EPS ...`` ranks the defences by the worst case for each image at these ε. RUN is a folder of
-``docs/results/``.
+claims; ``benchmark RUN EPS ...`` ranks the defences by the worst case for each image at these ε;
+``learning RUN`` is what labels are worth by acquisition function, and ``learned RUN`` the same in sentences. RUN is a
+folder of ``docs/results/``.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs import RESULTS
+from tasks.evaluation.learning_curves import RANDOM
 from tasks.evaluation.records import spoken
 from tasks.evaluation.robustness import clean_rows
 from tasks.paths import UNDEFENDED
@@ -33,6 +35,7 @@ from tasks.reporting.findings import (
     with_interval,
 )
 from tasks.reporting.results import read_json, read_table
+from tasks.reporting.sections.active_learning import comparison, efficiency_table
 from tasks.reporting.sections.benchmark import compared
 from tasks.reporting.sections.verdict import elsewhere
 
@@ -127,12 +130,27 @@ def benchmark_table(run: str, *at: str) -> str:
     return _markdown([*head, f"black box, {first}", f"transfer, {first}", f"against the next, {first}"], rows)
 
 
+def learning_table(run: str) -> str:
+    """Acquisition functions of active learning, a row each: areas under learning curves, labels that are needed."""
+    table = efficiency_table(read_table(_folder(run) / "active_learning_efficiency.csv"))
+    return _markdown(table.head, table.rows)
+
+
+def learned(run: str) -> str:
+    """Whether each acquisition function beats random, in sentences."""
+    efficiency = read_table(_folder(run) / "active_learning_efficiency.csv")
+    names = [name for name in efficiency["acquisition"].unique() if name != RANDOM]
+    return "\n".join(f"- {comparison(efficiency, name)}" for name in names) + "\n"
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "clean": clean_table,
     "robust": robust_table,
     "finding": finding,
     "verdict": verdict_table,
     "benchmark": benchmark_table,
+    "learning": learning_table,
+    "learned": learned,
 }
 
 

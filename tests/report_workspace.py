@@ -119,7 +119,8 @@ def write_learning(labels: np.ndarray, n_seeds: int = 3, gain: float = 0.02) -> 
             rows.append([name, seed, cycle, 10 * (cycle + 1), 0.5, clean, clean / 2, clean / 2, 0.1, 0.3])
     rows += [["all labels", seed, 0, 60, np.nan, 0.8, 0.4, 0.4, 0.1, np.nan] for seed in range(n_seeds)]
     metrics = ["labelling_accuracy", "clean_accuracy", "robust_accuracy", "gap", "ece", "pool_entropy"]
-    cycles = pd.DataFrame(rows, columns=["acquisition", "seed", "cycle", "n_labelled", *metrics])
+    columns = ["acquisition", "seed", "cycle", "n_labelled", *metrics]
+    cycles = pd.DataFrame(rows, columns=columns).assign(positive_share=0.5)
     write_table(cycles, paths.CYCLES)
     write_table(curve_table(cycles), paths.LEARNING_CURVES)
     write_table(summary_table(cycles), paths.LABEL_EFFICIENCY)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ def pool(workspace: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 36), dtype=np.uint8)).save(folder / name)
     (folder / "notes.txt").write_text("none")
+    shutil.copy(ROOT / "prefect.toml", workspace)
     with (workspace / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(with_overrides(FEW), file)
     return folder
@@ -87,7 +89,7 @@ def test_a_run_that_waits_for_its_form_is_resumed_with_typed_labels(pool: Path) 
     from flows.active_learning import active_learning
 
     said: list[Any] = []
-    with prefect_test_harness():
+    with prefect_test_harness(server_startup_timeout=120):
         settings: dict[str, Any] = {"pool": "unlabelled", "n_images": 2, "n_rounds": 1, "answers": "form"}
         thread = threading.Thread(target=lambda: said.append(active_learning(**settings)))
         thread.start()

@@ -21,7 +21,7 @@ def cycles_of(curves: dict[tuple[str, int], list[float]], full: float = 0.8) -> 
         for seed in seeds
     ]
     table = pd.DataFrame(rows)
-    for name in ("labelling_accuracy", "ece", "pool_entropy"):
+    for name in ("labelling_accuracy", "ece", "pool_entropy", "positive_share"):
         table[name] = 0.5
     return table.assign(robust_accuracy=table["clean_accuracy"] / 2, gap=table["clean_accuracy"] / 2)
 

@@ -176,8 +176,8 @@ def test_every_section_opens_with_its_answer(html: str) -> None:
         "are farther from the originals than the adversarial ones (MSE ",
         "classification": "On clean images the classifier's confidence misses its accuracy by 4.",
         "detection": f"The best detector of {at} is the feature distance, with an AUROC of 0.70 [0.65, 0.75] (",
-        "active-learning": "Entropy changes the clean accuracy over all labels by +2.1 [+1.9, +2.3] points against "
-        "random, the robust one by +1.1 [+0.9, +1.2]: better than random.",
+        "active-learning": "Entropy changes the mean clean accuracy by +2.1 [+1.9, +2.3] points against random, the "
+        "robust one by +1.1 [+0.9, +1.2]: better than random on clean images.",
     }
     assert list(answers) == list(beginnings)
     for key, beginning in beginnings.items():

@@ -83,7 +83,15 @@ def curve_table(cycles: pd.DataFrame) -> pd.DataFrame:
     Args:
         cycles: of :func:`cycle_table`.
     """
-    metrics = ["labelling_accuracy", "clean_accuracy", "robust_accuracy", "gap", "ece", "pool_entropy"]
+    metrics = [
+        "labelling_accuracy",
+        "clean_accuracy",
+        "robust_accuracy",
+        "gap",
+        "ece",
+        "pool_entropy",
+        "positive_share",
+    ]
     n_seeds = cycles["seed"].nunique()
     rows = []
     for (acquisition, cycle), at in cycles.groupby(["acquisition", "cycle"], sort=False):

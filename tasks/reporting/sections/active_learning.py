@@ -47,9 +47,9 @@ def whole(value: float) -> str:
 
 
 QUANTITIES: dict[str, tuple[str, Format]] = {
-    "clean_area": ("clean accuracy over all labels", share),
+    "clean_area": ("mean clean accuracy", share),
     "clean_area_gain": ("against random, points", points),
-    "robust_area": ("robust accuracy over all labels", share),
+    "robust_area": ("mean robust accuracy", share),
     "robust_area_gain": ("against random, points", points),
     "labels_90": ("labels to 90 %", whole),
     "labels_90_saved": ("fewer than random", whole),
@@ -61,8 +61,8 @@ QUANTITIES: dict[str, tuple[str, Format]] = {
 NOTE = (
     "A classifier begins with few labelled images. In each cycle an acquisition function chooses images of the pool, "
     "their labels are told, and it trains on. Labelling accuracy: of the classifier on images that it is about to be "
-    "told the label of. Robust accuracy: under PGD that knows the classifier. An accuracy over all labels is the mean "
-    "height of its curve (the area under it over its width). Labels to 90 %: from which the clean accuracy reaches "
+    "told the label of. Robust accuracy: under PGD that knows the classifier. Mean accuracies are over the numbers of "
+    "labels (the area under the learning curve over its width). Labels to 90 %: from which the clean accuracy reaches "
     "90 % of what all labels give. Of two classes, margin and least confidence ask for the same images as entropy. "
     "These classifiers see smaller images and are trained in another way than the one of the other sections."
 )
@@ -78,7 +78,7 @@ def active_learning_section(results: Results, _headline: Headline) -> Section:
         _curves(learning, list(PANELS)[3:], "doubt", spread),
     ]
     drawings += [_queried(learning, results, name) for name in dict.fromkeys(learning.queries["acquisition"])]
-    tables = [_efficiency(learning, seeds)]
+    tables = [efficiency_table(learning.efficiency)]
     return Section(
         "active-learning",
         "Active learning",
@@ -96,17 +96,17 @@ def comparison(efficiency: pd.DataFrame, acquisition: str) -> str:
     robust = _quantity(efficiency, acquisition, "robust_area_gain")
     name = spoken(acquisition)
     sentence = (
-        f"{name[0].upper()}{name[1:]} changes the clean accuracy over all labels by {estimate(gain, points)} points "
-        f"against random, the robust one by {estimate(robust, points)}"
+        f"{name[0].upper()}{name[1:]} changes the mean clean accuracy by {estimate(gain, points)} points against "
+        f"random, the robust one by {estimate(robust, points)}"
     )
     if math.isnan(gain["low"]):
         return f"{sentence}; one seed decides nothing."
     if gain["low"] > 0:
-        return f"{sentence}: better than random."
+        return f"{sentence}: better than random on clean images."
     return (
-        f"{sentence}: worse than random."
+        f"{sentence}: worse than random on clean images."
         if gain["high"] < 0
-        else f"{sentence}: no better and no worse, for all we see."
+        else f"{sentence}: not told from random on clean images."
     )
 
 
@@ -117,7 +117,7 @@ def _asked(learning: Learning) -> list[str]:
 
 def _random_alone(learning: Learning) -> str:
     area = _quantity(learning.efficiency, RANDOM, "clean_area")
-    return f"Images were chosen at random: clean accuracy over all labels {estimate(area, share)}."
+    return f"Images were chosen at random: mean clean accuracy {estimate(area, share)}."
 
 
 def _quantity(efficiency: pd.DataFrame, acquisition: str, quantity: str) -> "pd.Series[float]":
@@ -154,13 +154,21 @@ def _curves(learning: Learning, metrics: list[str], name: str, spread: str) -> D
     )
 
 
-def _efficiency(learning: Learning, seeds: int) -> Table:
+def efficiency_table(efficiency: pd.DataFrame) -> Table:
+    """Acquisition functions, a row each.
+
+    Args:
+        efficiency: of :func:`tasks.evaluation.learning_curves.summary_table`.
+    """
+    seeds = int(efficiency["n_seeds"].max())
     rows = []
-    for acquisition, of in learning.efficiency.groupby("acquisition", sort=False):
+    for acquisition, of in efficiency.groupby("acquisition", sort=False):
         by_quantity = {row["quantity"]: row for _, row in of.iterrows()}
-        cells = [
-            estimate(by_quantity[name], form) if name in by_quantity else "–" for name, (_, form) in QUANTITIES.items()
-        ]
+        cells = []
+        for name, (_, form) in QUANTITIES.items():
+            told = by_quantity.get(name)
+            few = f" ({told['n_seeds']} of {seeds} seeds)" if told is not None and 0 < told["n_seeds"] < seeds else ""
+            cells.append("–" if told is None else f"{estimate(told, form)}{few}")
         rows.append([spoken(str(acquisition)), *cells])
     caption = (
         f"What the labels of each acquisition function are worth, mean of {seeds} "
