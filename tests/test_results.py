@@ -308,3 +308,38 @@ def test_a_benchmark_table_needs_eps_of_the_run(eps: tuple[str, ...]) -> None:
     keep_benchmark()
     with pytest.raises(ValueError, match=r"'benchmark run' needs some of these ε: 1, 4"):
         write_tables.benchmark_table("run", *eps)
+
+
+def keep_learning() -> None:
+    keep_benchmark()
+    columns = ["acquisition", "quantity", "value", "low", "high", "sd", "n_seeds"]
+    rows = [
+        ["random", "clean_area", 0.7, 0.68, 0.72, 0.01, 3],
+        ["random", "labels_90", 400, None, None, None, 1],
+        ["entropy", "clean_area", 0.75, 0.74, 0.76, 0.01, 3],
+        ["entropy", "clean_area_gain", 0.05, 0.03, 0.07, 0.01, 3],
+        ["entropy", "robust_area_gain", -0.01, -0.04, 0.02, 0.01, 3],
+        ["core_set", "clean_area_gain", -0.02, -0.05, 0.01, 0.01, 3],
+        ["core_set", "robust_area_gain", 0.0, -0.01, 0.01, 0.01, 3],
+    ]
+    pd.DataFrame(rows, columns=columns).to_csv(RESULTS / "run" / "active_learning_efficiency.csv", index=False)
+
+
+def test_learning_table_tells_of_every_acquisition_function_and_of_seeds_that_did_not_get_there() -> None:
+    keep_learning()
+    head, _, random, entropy, core_set = write_tables.learning_table("run").splitlines()
+    assert head.split(" | ")[1:3] == ["mean clean accuracy", "against random, points"]
+    assert random.split(" | ")[:3] == ["| random", "70.0 % [68.0, 72.0]", "–"]
+    assert "400 (1 of 3 seeds)" in random
+    assert entropy.split(" | ")[2] == "+5.0 [+3.0, +7.0]"
+    assert core_set.startswith("| core set | – | −2.0 [−5.0, +1.0]")
+
+
+def test_what_was_learned_is_told_in_sentences() -> None:
+    keep_learning()
+    assert write_tables.learned("run").splitlines() == [
+        "- Entropy changes the mean clean accuracy by +5.0 [+3.0, +7.0] points against random, the robust one by "
+        "−1.0 [−4.0, +2.0]: better than random on clean images.",
+        "- Core set changes the mean clean accuracy by −2.0 [−5.0, +1.0] points against random, the robust one by "
+        "+0.0 [−1.0, +1.0]: not told from random on clean images.",
+    ]
