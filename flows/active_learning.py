@@ -17,7 +17,7 @@ from prefect.input import RunInput
 from pydantic import Field, create_model
 
 from tasks.active.labelling import next_query
-from tasks.active.rounds import Query, collect, fill_in, read_rounds
+from tasks.active.rounds import SKIPPED, Query, collect, fill_in, read_rounds
 from tasks.params import Acquisition, ParamsError, load_params
 
 A_MONTH = 31 * 24 * 3600
@@ -62,7 +62,7 @@ def active_learning(
     n_left = sum(not name for name in query.told)
     return (
         f"{so_far}. {query.table} waits for {n_left} of {len(query.files)} images (see {query.folder / 'images'}): "
-        f"write one of {', '.join(classes)} into the column class, and run again"
+        f"write one of {', '.join(classes)} into the column class, {SKIPPED} where none can be told, and run again"
     )
 
 
@@ -74,7 +74,7 @@ def ask(query: Query, classes: tuple[str, ...]) -> list[str]:
         classes: to choose from.
     """
     fields: dict[str, Any] = {
-        f"image_{i + 1:03d}": (Literal[classes], Field(title=f"{i + 1:03d}: {file}"))
+        f"image_{i + 1:03d}": (Literal[*classes, SKIPPED], Field(title=f"{i + 1:03d}: {file}"))
         for i, file in enumerate(query.files)
     }
     form = create_model("Labels", __base__=RunInput, **fields)

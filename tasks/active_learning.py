@@ -43,6 +43,8 @@ def active_learning(params: Params, tracker: Tracker) -> None:
         runs += [campaign.run(name, start) for name in settings.functions]
         runs.append([campaign.all_labels(seed)])
     if not any(taught.cycle for run in runs for taught in run):
+        if len(runs[0][0].rows) == len(campaign.train):
+            raise ValueError("active_learning.start: the start takes all training images; lower its share")
         raise ValueError(
             "active_learning.oracle: nothing was queried, since no prediction for an image of the pool reaches the "
             "confidence from which pseudo-labels are given; lower it, or begin with more labels (active_learning.start)"
@@ -61,10 +63,19 @@ def active_learning(params: Params, tracker: Tracker) -> None:
         tracker.artifact(path)
     paths.QUERIED_IMAGES.mkdir()
     for name in settings.functions:
-        of_first_seed = queries[(queries["acquisition"] == name) & (queries["seed"] == 0)]
-        write_gallery(of_first_seed, campaign.pixels, sheet := paths.QUERIED_IMAGES / f"{name}.png")
+        sheet = paths.QUERIED_IMAGES / f"{name}.png"
+        of_name = queries[queries["acquisition"] == name]
+        if len(of_name):
+            of_first_seed = of_name[of_name["seed"] == of_name["seed"].min()]
+            write_contact_sheet(
+                [
+                    campaign.pixels[of_cycle["image"].to_numpy()[:N_SHOWN], 0]
+                    for _, of_cycle in of_first_seed.groupby("cycle")
+                ],
+                sheet,
+            )
         points = points_of(curves[curves["acquisition"] == name], efficiency[efficiency["acquisition"] == name])
-        tracker.curve(f"active learning/{name}", {"acquisition": name}, points, [sheet])
+        tracker.curve(f"active learning/{name}", {"acquisition": name}, points, [sheet] if len(of_name) else [])
 
 
 def points_of(curve: pd.DataFrame, efficiency: pd.DataFrame) -> list[tuple[int, dict[str, float]]]:
@@ -77,13 +88,6 @@ def points_of(curve: pd.DataFrame, efficiency: pd.DataFrame) -> list[tuple[int, 
     told = efficiency.dropna(subset=["value"])
     points[0] |= {f"efficiency/{name}": value for name, value in zip(told["quantity"], told["value"], strict=True)}
     return sorted(points.items())
-
-
-def write_gallery(queries: pd.DataFrame, pixels: np.ndarray, path: Path) -> None:
-    """The first images of each query, a row a cycle, the most wanted on the left."""
-    rows = [pixels[of_cycle["image"].to_numpy()[:N_SHOWN], 0] for _, of_cycle in queries.groupby("cycle")]
-    if rows:
-        write_contact_sheet(rows, path)
 
 
 @dataclass(frozen=True)
@@ -262,7 +266,7 @@ def set_out(params: Params) -> Campaign:
         folder,
         settings.n_seeds * (2 + len(settings.functions) * settings.n_cycles),
         code=digest_of_code(),
-        data=digest_of_arrays(pixels, data.labels(), train, test),
+        data=digest_of_arrays(pixels, data.labels(), data.table["group"].to_numpy(), train, test),
         params=params.model_dump(
             mode="json",
             include={

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import tasks.active_learning as step
 from tasks import paths
@@ -222,6 +223,9 @@ def test_tracking_hears_a_run_an_acquisition_function_with_cycles_as_steps_and_a
     clean = curves[(curves["acquisition"] == "entropy") & (curves["metric"] == "clean_accuracy")]["value"]
     assert [metrics["learning/clean_accuracy"] for _, metrics in points] == pytest.approx(list(clean))
     assert "efficiency/clean_area_gain" in points[0][1]
+    plot = pd.read_csv(paths.ACTIVE_LEARNING_PLOTS / "clean_accuracy.csv")
+    assert list(plot) == ["n_labelled", "entropy", "random"]
+    assert list(plot["entropy"]) == pytest.approx(list(clean))
 
 
 def test_a_grouped_start_takes_whole_groups_and_every_class(params: Callable[..., Params]) -> None:
@@ -236,6 +240,30 @@ def test_a_grouped_start_takes_whole_groups_and_every_class(params: Callable[...
     assert len(rows) >= 0.2 * len(train)
     assert set(data.labels(rows)) == {0, 1, 2}
     assert set(choose_start(data, train, settings, 4)) != set(rows)
+
+
+def test_a_classifier_that_can_not_take_small_images_is_one_clear_error(
+    params_with: Callable[..., Params],
+) -> None:
+    small = params_with(SMALL | LEARNING | {"train_classifier.architecture": "alexnet"})
+    with pytest.raises(ValueError, match=r"active_learning.shrink 2: .*'alexnet' can't take images of 16 x 16 pixels"):
+        run(small)
+
+
+def test_training_does_not_depend_on_who_else_draws_from_the_global_generator(params: Callable[..., Params]) -> None:
+    settings = params(n_seeds=1, n_cycles=1, acquisition=["bald"])
+    run_step(step.active_learning, settings)
+    expected = outputs()
+    fit = step.Learner.taught
+
+    def disturbed(self: Any, *arguments: Any) -> Any:
+        torch.rand(3)
+        return fit(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step.Learner, "taught", disturbed)
+        run_step(step.active_learning, settings)
+    assert outputs() == expected
 
 
 def test_squares_of_pixels_are_averaged() -> None:
@@ -253,6 +281,7 @@ def test_squares_of_pixels_are_averaged() -> None:
         ({"start": {"selection": "stratified", "share": 0.7}, "query": 0.5}, "more than all training images"),
         ({"oracle": {"kind": "noisy", "error_rate": {"left": 0.1}}}, "a rate for each of acquire.classes"),
         ({"oracle": {"kind": "pseudo", "confidence": 1.0}}, "active_learning.oracle.confidence"),
+        ({"adversarial_copies": True, "eps": 0.25}, "active_learning.adversarial_copies are kept in 8 bits"),
         ({"max_images": 2}, "active_learning.max_images: 2 images can't stand for 3 classes"),
     ],
 )

@@ -78,7 +78,7 @@ def test_rounds_by_csv_go_on_in_another_process_until_all_is_labelled(pool: Path
     collected = {path.relative_to("labels/labelled").as_posix() for path in Path("labels/labelled").rglob("*.png")}
     names = {(file, "left") for file in (line["file"] for line in asked)}
     names |= {(file, "right") for file in (line["file"] for line in second)}
-    assert collected == {f"{name}/{file.replace('/', '__')}" for file, name in names}
+    assert collected == {f"{name}/{file}" for file, name in names}
 
 
 def test_a_run_that_waits_for_its_form_is_resumed_with_typed_labels(pool: Path) -> None:
@@ -125,7 +125,10 @@ def begun(pool: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace(",,", ",middle,", 1), r"line 2: 'middle'; allowed: none, left, right, or nothing"),
+        (
+            lambda text: text.replace(",,", ",middle,", 1),
+            r"line 2: 'middle'; allowed: none, left, right, - for an image",
+        ),
         (lambda text: text.replace("\n2,", "\n7,"), r"line 3: number 7 where 2 was"),
         (lambda text: text.rstrip().rpartition("\n")[0], r"2 lines for 3 images"),
         (lambda text: text.replace("class", "klass"), r"the first line must hold the columns number, file, class"),
@@ -165,12 +168,39 @@ def test_pools_that_can_not_be_read_are_named(pool: Path) -> None:
 def test_images_that_vanish_from_the_pool_are_named(pool: Path) -> None:
     fill_in(read_rounds(begun(pool).parent.parent, tuple(CLASSES))[0], ["left"] * 3, tuple(CLASSES))
     (pool / lines_of(Path("labels/round-01/query.csv"))[0]["file"]).unlink()
-    with pytest.raises(ValueError, match="1 images that were labelled are no longer in"):
+    with pytest.raises(ValueError, match="1 labelled images are no longer in"):
         begun(pool)
+    with pytest.raises(ValueError, match="1 labelled images are no longer in"):
+        collect(read_rounds(Path("labels"), tuple(CLASSES)), pool, Path("labelled"))
 
 
-def test_only_labelled_images_are_collected(pool: Path) -> None:
+def test_only_labelled_images_are_collected_and_a_corrected_label_leaves_no_copy_behind(pool: Path) -> None:
+    table, classes = begun(pool), tuple(CLASSES)
+    # what looking at images leaves on some systems
+    (table.parent / "images" / "Thumbs.db").write_bytes(b"")
+    some = fill_in(read_rounds(Path("labels"), classes)[0], ["left", "", "-"], classes)
+    assert collect([some], pool, Path("labelled")) == 1
+    corrected = fill_in(some, ["right", "none", "-"], classes)
+    assert collect([corrected], pool, Path("labelled")) == 2
+    copies = {path.relative_to("labelled").as_posix() for path in Path("labelled").rglob("*.png")}
+    assert copies == {f"right/{some.files[0]}", f"none/{some.files[1]}"}
+    assert read_rounds(Path("labels"), classes)[0].is_answered
+
+
+def test_a_file_that_is_no_utf8_is_named(pool: Path) -> None:
+    table = begun(pool)
+    table.write_bytes(table.read_bytes().replace(b",,", ",Bärlauch,".encode("cp1252"), 1))
+    with pytest.raises(LabelError, match=r"query.csv: not UTF-8 .*save it as CSV UTF-8"):
+        read_rounds(Path("labels"), tuple(CLASSES))
+
+
+def test_a_label_that_is_taken_back_in_an_earlier_round_is_asked_for_again(pool: Path) -> None:
+    from tasks.active.labelling import next_query
+    from tasks.params import load_params
+
     begun(pool)
-    rounds = read_rounds(Path("labels"), tuple(CLASSES))
-    some = fill_in(rounds[0], ["left", "", "none"], tuple(CLASSES))
-    assert collect([some], pool, Path("labelled")) == 2
+    classes = tuple(CLASSES)
+    fill_in(read_rounds(Path("labels"), classes)[0], ["left"] * 3, classes)
+    begun(pool)
+    first = fill_in(read_rounds(Path("labels"), classes)[0], ["left", "", "left"], classes)
+    assert next_query(load_params(), pool, Path("labels"), "random", 3, 2) == first

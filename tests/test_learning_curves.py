@@ -99,6 +99,16 @@ def test_curves_of_different_length_are_compared_over_the_labels_that_all_have()
     assert quantity(summary, "entropy", "clean_area_gain")["value"] == pytest.approx(0)
 
 
+def test_a_run_that_asked_nothing_leaves_the_other_seeds_comparable() -> None:
+    curves = {("random", seed): [0.4, 0.6] for seed in range(3)} | {("entropy", seed): [0.4, 0.8] for seed in range(2)}
+    summary = summary_table(cycles_of(curves | {("entropy", 2): [0.4]}))
+    gain = quantity(summary, "entropy", "clean_area_gain")
+    assert gain["value"] == pytest.approx(0.1)
+    assert gain["n_seeds"] == 2
+    # two of three seeds are no sample of all
+    assert np.isnan(gain["low"])
+
+
 def test_an_interval_over_seeds_is_students_and_one_seed_has_none() -> None:
     three = over_seeds(np.array([1.0, 2.0, 3.0]))
     # 4.302653 is the 97.5 % point of t with two degrees of freedom

@@ -23,8 +23,8 @@ STEPS = [
 
 TRAINING = ["train_autoencoder", "train_classifier", "train_defence@retrained_autoencoder"]
 
-pytestmark = pytest.mark.timeout(900)
-"""The fixtures run the whole way twice, which a busy machine takes long over."""
+pytestmark = pytest.mark.timeout(1800)
+"""Against hanging for ever: the fixtures run the whole way twice, and a machine may be busy with other things."""
 
 TOY: dict[str, Any] = {
     "acquire.phantom": {"n_patients": 24, "n_slices": 3},
@@ -159,12 +159,11 @@ def test_a_changed_eps_reruns_the_attack_and_what_follows_it_only_and_going_back
     assert "up to date" in run(flowed, "dvc", "status")
 
 
-def test_another_defence_runs_its_own_steps_and_what_compares_them_only(flowed: Path) -> None:
+def test_another_defence_wants_its_own_steps_and_what_compares_them_only(flowed: Path) -> None:
     third = {"kind": "autoencoder"}
     write_params(flowed, {"benchmark": [*TOY["benchmark"], "third"], "defences.third": third})
-    printed = run(flowed, "dvc", "repro")
-    ran = [line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")]
-    assert sorted(ran) == sorted(["train_defence@third", "attack_defence@third", "evaluate", "analyze", "report"])
+    changed = json.loads(run(flowed, "dvc", "status", "--json"))
+    assert set(changed) == {"train_defence@third", "attack_defence@third", "evaluate", "analyze", "report"}
 
 
 def test_metrics_and_plots_are_known_to_dvc(reproduced: Path) -> None:

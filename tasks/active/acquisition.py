@@ -12,6 +12,7 @@ import torch
 from skactiveml.pool import average_kl_divergence, k_greedy_center, uncertainty_scores
 from torch import Tensor, nn
 
+from tasks.active.dropout import draw_from
 from tasks.attacks.ball import Balls
 from tasks.attacks.deepfool import deepfool
 from tasks.attacks.gradient import fgsm, logit_margin
@@ -87,9 +88,8 @@ def _bald(pool: Pool) -> np.ndarray:
     The mean Kullback-Leibler divergence of the passes from their mean is the information that the label would give
     about the weights.
     """
-    dropouts = [module for module in pool.model.modules() if isinstance(module, nn.Dropout)]
-    assert dropouts
-    torch.manual_seed(pool.seed)
+    dropouts = draw_from(torch.Generator(device_of(pool.model)).manual_seed(pool.seed), pool.model)
+    assert any(dropout.p for dropout in dropouts)
     for dropout in dropouts:
         dropout.train()
     passes = [probabilities(pool.model, pool.images, pool.batch_size) for _ in range(pool.n_passes)]

@@ -36,24 +36,30 @@ def next_query(
     """
     data = load_prepared()
     rounds = read_rounds(folder, data.classes)
-    if rounds and not rounds[-1].is_answered:
-        return rounds[-1]
+    if waiting := [query for query in rounds if not query.is_answered]:
+        return waiting[0]
+    if acquisition == "bald" and not params.active_learning.dropout:
+        raise ValueError("active_learning.dropout must be above 0 for bald, whose passes differ by it")
     files = pool_files(pool)
-    asked = [file for query in rounds for file in query.files]
-    if gone := sorted(set(asked) - set(files)):
-        raise ValueError(f"{len(gone)} images that were labelled are no longer in {pool}: {', '.join(gone[:5])}")
-    left = [file for file in files if file not in set(asked)]
+    labelled = [pair for query in rounds for pair in query.labelled]
+    if gone := sorted({file for file, _ in labelled} - set(files)):
+        raise ValueError(f"{len(gone)} labelled images are no longer in {pool}: {', '.join(gone[:5])}")
+    asked = {file for query in rounds for file in query.files}
+    left = [file for file in files if file not in asked]
     if len(rounds) >= n_rounds or not left:
         return None
 
     settings, device = params.active_learning, set_up(params.compute)
     train = data.indices("train")
     side = data.pixels.shape[2]
-    known = np.concatenate([shrunk(data.pixels[train], settings.shrink), _read(params, pool, asked, side)])
-    told = [data.classes.index(name) for query in rounds for name in query.told]
+    known = np.concatenate(
+        [shrunk(data.pixels[train], settings.shrink), _read(params, pool, [file for file, _ in labelled], side)]
+    )
+    told = [data.classes.index(name) for _, name in labelled]
     labels = np.append(data.labels(train), np.array(told, dtype=np.int64))
     learner = learner_of(params, data, known[: len(train)], device)
-    before = learner.load(_model(folder, len(rounds))) if rounds else None
+    goes_on = bool(rounds) and settings.warm_start_epochs > 0
+    before = learner.load(_model(folder, len(rounds))) if goes_on else None
     seed = int(np.random.SeedSequence([params.seed, len(rounds)]).generate_state(1)[0])
     checkpoint = paths.checkpoint_folder("labelling") / "state.pt"
     model = learner.taught(known, labels, before, seed, checkpoint)

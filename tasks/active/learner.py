@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.active.acquisition import Pool, probabilities
+from tasks.active.dropout import Dropout, draw_from
 from tasks.attacks.ball import Balls, radius
 from tasks.attacks.gradient import pgd
 from tasks.attacks.sweep import pgd_sweep
@@ -55,11 +56,14 @@ class Learner:
     seed: int
 
     def build(self, pretrained: bool) -> nn.Module:
-        """The classifier of ``train_classifier``, with dropout before its head."""
+        """The classifier of ``train_classifier``, with dropout before its head that draws from its own generator."""
         model = build_classifier(self.classifier.architecture, self.n_classes, self.mean, self.std, pretrained)
         head = head_of(model)
         name = next(name for name, module in model.named_modules() if module is head)
-        model.set_submodule(name, nn.Sequential(nn.Dropout(self.settings.dropout), head))
+        model.set_submodule(name, nn.Sequential(Dropout(self.settings.dropout), head))
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.Dropout):
+                model.set_submodule(name, Dropout(module.p))
         return model
 
     def load(self, path: Path) -> nn.Module:
@@ -69,7 +73,7 @@ class Learner:
     def taught(
         self, pixels: np.ndarray, labels: np.ndarray, before: nn.Module | None, seed: int, checkpoint: Path
     ) -> nn.Module:
-        """A classifier trained on these images; the epoch that fits them best is kept.
+        """A classifier trained on these images; of its epochs the one that fits ``N_JUDGED`` of them best is kept.
 
         Args:
             pixels: uint8 ``(n, 1, H, W)``.
@@ -89,7 +93,16 @@ class Learner:
             model = build_seeded(partial(self.build, self.classifier.pretrained), seed)
         rows = np.arange(len(labels))
         judged = np.random.default_rng(seed).permutation(rows)[:N_JUDGED]
-        objective = classification(self.classifier.augmentation)
+        classify = classification(self.classifier.augmentation)
+
+        def objective(
+            model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float
+        ) -> dict[str, Tensor]:
+            # averaged weights, whose batch-norm statistics are measured in training mode, drop nothing
+            if model.training:
+                draw_from(generator, model)
+            return classify(model, images, labels, generator, progress)
+
         splits = {"train": rows, "validation": judged}
         model, _ = fit(model, objective, pixels, labels, splits, training, seed, self.device, checkpoint)
         checkpoint.unlink()
@@ -152,16 +165,19 @@ class Learner:
 
 
 def learner_of(params: Params, data: Prepared, pixels: np.ndarray, device: torch.device) -> Learner:
-    """A learner by the section ``active_learning``.
+    """A learner by the section ``active_learning``; its classifier takes images of this size.
 
     Args:
         params: all parameters.
         data: the prepared data set.
         pixels: training images in the size that is learned from, uint8 ``(n, 1, H, W)``.
         device: where to compute.
+
+    Raises:
+        ValueError: the classifier can't take images that small.
     """
     settings, known = params.active_learning, as_floats(pixels)
-    return Learner(
+    learner = Learner(
         settings,
         params.train_classifier,
         params.attack,
@@ -173,6 +189,16 @@ def learner_of(params: Params, data: Prepared, pixels: np.ndarray, device: torch
         device,
         params.seed,
     )
+    try:
+        learner.build(pretrained=False).train()(torch.zeros(2, 1, *pixels.shape[2:]))
+    except Exception as error:
+        # networks refuse small images in many ways
+        raise ValueError(
+            f"active_learning.shrink {settings.shrink}: train_classifier.architecture "
+            f"{params.train_classifier.architecture!r} can't take images of {pixels.shape[3]} x {pixels.shape[2]} "
+            f"pixels ({error}); shrink less, or choose another architecture"
+        ) from error
+    return learner
 
 
 def as_floats(pixels: np.ndarray) -> np.ndarray:

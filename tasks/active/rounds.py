@@ -17,6 +17,10 @@ from tasks.dataset.images import SUFFIXES, ImageError, read_grey
 COLUMNS = ("number", "file", "class", "predicted", "confidence", "score")
 
 
+SKIPPED = "-"
+"""What is filled in for an image that can't be labelled."""
+
+
 class LabelError(ValueError):
     """What was filled in can't be used; the message names file and line."""
 
@@ -29,7 +33,7 @@ class Query:
     files: list[str]
     """Paths below the pool, in the order of asking."""
     told: list[str]
-    """Class of each; empty where none is filled in."""
+    """Class of each; empty where none is filled in, ``SKIPPED`` where none can be."""
 
     @property
     def table(self) -> Path:
@@ -38,8 +42,13 @@ class Query:
 
     @property
     def is_answered(self) -> bool:
-        """Whether every image has its class."""
+        """Whether every image has its class, or is skipped."""
         return all(self.told)
+
+    @property
+    def labelled(self) -> list[tuple[str, str]]:
+        """Path and class of the images that have one."""
+        return [(file, name) for file, name in zip(self.files, self.told, strict=True) if name and name != SKIPPED]
 
 
 def pool_files(pool: Path) -> list[str]:
@@ -122,12 +131,11 @@ def fill_in(query: Query, told: list[str], classes: tuple[str, ...]) -> Query:
     Raises:
         LabelError: a class that is none.
     """
-    with query.table.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = _lines(query.table)
     assert len(lines) == len(told)
     partial = query.table.with_suffix(".partial")
     with partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(line | {"class": name} for line, name in zip(lines, told, strict=True))
     partial.replace(query.table)
@@ -135,33 +143,54 @@ def fill_in(query: Query, told: list[str], classes: tuple[str, ...]) -> Query:
 
 
 def collect(rounds: list[Query], pool: Path, folder: Path) -> int:
-    """Copy labelled images into a folder a class, as ``acquire.folder`` wants them; how many.
+    """Copy labelled images into a folder a class, as ``acquire.folder`` wants them, in place of what is there.
 
-    Files of the same name in different folders of the pool get their folders' names in front.
+    Args:
+        rounds: with labels.
+        pool: folder of the images; subfolders are kept, since slices of a patient are known by their names.
+        folder: made anew, so that a label that was corrected leaves nothing behind.
+
+    Returns:
+        How many were copied.
+
+    Raises:
+        ValueError: a labelled image is no longer in the pool.
     """
-    n = 0
-    for query in rounds:
-        for file, name in zip(query.files, query.told, strict=True):
-            if name:
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(pool / file, folder / name / file.replace("/", "__"))
-                n += 1
-    return n
+    labelled = [pair for query in rounds for pair in query.labelled]
+    if gone := [file for file, _ in labelled if not (pool / file).is_file()]:
+        raise ValueError(f"{len(gone)} labelled images are no longer in {pool}: {', '.join(gone[:5])}")
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file, name in labelled:
+        copy = partial / name / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pool / file, copy)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return len(labelled)
 
 
-def _read_query(folder: Path, classes: tuple[str, ...]) -> Query:
-    table = folder / "query.csv"
-    # Excel writes a mark in front
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        text = file.read()
+def _lines(table: Path) -> list[dict[str, str]]:
+    """Lines of a round's file by column, whatever spreadsheet saved it."""
+    try:
+        # Excel writes a mark in front
+        text = table.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{table}: not UTF-8 ({error}); save it as CSV UTF-8") from None
     # and semicolons where the comma stands in numbers
     first, _, _ = text.partition("\n")
     reader = csv.DictReader(text.splitlines(), delimiter=";" if ";" in first else ",")
     if reader.fieldnames is None or not {"number", "file", "class"} <= set(reader.fieldnames):
         raise LabelError(f"{table}: the first line must hold the columns {', '.join(COLUMNS)}; put it back")
+    return list(reader)
+
+
+def _read_query(folder: Path, classes: tuple[str, ...]) -> Query:
+    table = folder / "query.csv"
     files, told, wrong = [], [], []
-    by_name = {name.casefold(): name for name in classes}
-    for count, line in enumerate(reader, start=1):
+    by_name = {name.casefold(): name for name in (*classes, SKIPPED)}
+    for count, line in enumerate(_lines(table), start=1):
         given = (line["class"] or "").strip()
         if line["number"] != str(count):
             raise LabelError(
@@ -171,8 +200,10 @@ def _read_query(folder: Path, classes: tuple[str, ...]) -> Query:
             wrong.append(f"line {count + 1}: {given!r}")
         files.append(line["file"])
         told.append(by_name.get(given.casefold(), ""))
+    allowed = f"{', '.join(classes)}, {SKIPPED} for an image that can't be labelled, or nothing for now"
     if wrong:
-        raise LabelError(f"{table}: {'; '.join(wrong)}; allowed: {', '.join(classes)}, or nothing for now")
-    if len(files) != (n_images := len(list((folder / "images").iterdir()))):
+        raise LabelError(f"{table}: {'; '.join(wrong)}; allowed: {allowed}")
+    n_images = sum(path.suffix.lower() in SUFFIXES for path in (folder / "images").iterdir())
+    if len(files) != n_images:
         raise LabelError(f"{table}: {len(files)} lines for {n_images} images; put the lines back")
     return Query(folder, files, told)

@@ -1,4 +1,4 @@
-"""Finished parts of the step attack, kept so that a killed one goes on where it was."""
+"""Finished parts of a step, kept so that a killed one goes on where it was."""
 
 import hashlib
 import json
@@ -56,9 +56,9 @@ class Shards:
 
 
 def digest_of_code() -> str:
-    """SHA-256 of the project's steps and of the versions of the libraries that an attack depends on."""
+    """SHA-256 of the project's steps and of the versions of the libraries that its results depend on."""
     digest = hashlib.sha256()
-    for library in ("adversarial-robustness-toolbox", "numpy", "torch"):
+    for library in ("adversarial-robustness-toolbox", "numpy", "scikit-activeml", "torch", "torchvision"):
         digest.update(f"{library} {version(library)}".encode())
     for folder in tasks.__path__:
         for source in sorted(Path(folder).rglob("*.py")):

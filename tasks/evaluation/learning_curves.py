@@ -8,7 +8,6 @@ from scipy.stats import t
 
 from tasks.evaluation.calibration import expected_calibration_error
 from tasks.evaluation.intervals import wilson
-from tasks.evaluation.plots import wide
 
 RANDOM = "random"
 """The function that all others are compared with."""
@@ -105,11 +104,12 @@ def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
     """What decides, a row for each acquisition function and quantity, with the columns of :func:`curve_table`.
 
     Quantities: ``clean_area`` and ``robust_area``, the mean accuracy over the labels from the first to the last that
-    all runs reached (area under the learning curve over its width); these minus random's of the same seed,
+    all runs of the seed reached (area under the learning curve over its width); these minus random's of the same seed,
     ``clean_area_gain`` and ``robust_area_gain``; ``labels_90`` and ``labels_95``, labels from which the clean accuracy
     reaches that share of the one with all labels (linear between cycles; over the seeds that reach it, as many as
-    ``n_seeds`` tells); ``labels_90_saved`` and ``labels_95_saved``, by how many fewer these are than random's;
-    ``final_clean`` and ``final_robust``, the accuracies, and ``final_gap``, after the last cycle.
+    ``n_seeds`` tells, without an interval unless all do); ``labels_90_saved`` and ``labels_95_saved``, by how many
+    fewer these are than random's; ``final_clean`` and ``final_robust``, the accuracies, and ``final_gap``, after the
+    last cycle.
 
     Args:
         cycles: of :func:`cycle_table`, with the rows of :data:`RANDOM` and :data:`ALL_LABELS`.
@@ -117,12 +117,13 @@ def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
     curves = cycles[cycles["acquisition"] != ALL_LABELS]
     full = cycles[cycles["acquisition"] == ALL_LABELS]
     best_of = dict(zip(full["seed"], full["clean_accuracy"], strict=True))
-    most = curves.groupby(RUN)["n_labelled"].max().min()
+    most_of = curves.groupby(RUN)["n_labelled"].max().groupby("seed").min().to_dict()
+    n_seeds = cycles["seed"].nunique()
     of_runs: dict[tuple[str, int], dict[str, float]] = {}
     for (acquisition, seed), run in curves.groupby(RUN, sort=False):
         labels = run["n_labelled"].to_numpy(float)
         clean, robust = (run[f"{kind}_accuracy"].to_numpy(float) for kind in ("clean", "robust"))
-        last = run.iloc[-1]
+        last, most = run.iloc[-1], float(most_of[seed])
         of_run = {"clean_area": _area(labels, clean, most), "robust_area": _area(labels, robust, most)}
         of_run |= {f"labels_{100 * share:.0f}": _reached(labels, clean, share * best_of[seed]) for share in TARGETS}
         of_run |= {f"final_{kind}": last[f"{kind}_accuracy"] for kind in ("clean", "robust")}
@@ -138,7 +139,10 @@ def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
             quantities |= {f"{name}_saved": random[name] - own[name] for name in ("labels_90", "labels_95")}
         for name, values in quantities.items():
             told = values.dropna().to_numpy()
-            rows.append({"acquisition": acquisition, "quantity": name} | over_seeds(told) | {"n_seeds": len(told)})
+            over = over_seeds(told)
+            # those that got there are no sample of all
+            over |= {} if len(told) == n_seeds else dict.fromkeys(("low", "high", "sd"), float("nan"))
+            rows.append({"acquisition": acquisition, "quantity": name} | over | {"n_seeds": len(told)})
     return pd.DataFrame(rows)
 
 
@@ -146,7 +150,10 @@ def plot_tables(curves: pd.DataFrame, folder: Path) -> dict[Path, pd.DataFrame]:
     """The curves as ``dvc plots`` wants them: a row for each number of labels, a column for each function."""
     learned = curves[curves["acquisition"] != ALL_LABELS]
     of_metrics = learned.dropna(subset=["value"]).groupby("metric", sort=False)
-    return {folder / f"{metric}.csv": wide(rows, "n_labelled", ["acquisition"], "value") for metric, rows in of_metrics}
+    return {
+        folder / f"{metric}.csv": rows.pivot(index="n_labelled", columns="acquisition", values="value").reset_index()
+        for metric, rows in of_metrics
+    }
 
 
 def over_seeds(values: np.ndarray) -> dict[str, float]:

@@ -328,7 +328,12 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _oracle_knows_the_classes(self) -> Self:
+    def _active_learning_fits(self) -> Self:
+        if self.active_learning.adversarial_copies and (self.attack.norm != "linf" or self.active_learning.eps % 1):
+            raise ValueError(
+                "active_learning.adversarial_copies are kept in 8 bits, so they need attack.norm linf and a whole "
+                f"number for active_learning.eps, not {self.attack.norm} and {self.active_learning.eps:g}"
+            )
         oracle = self.active_learning.oracle
         if isinstance(oracle, NoisyOracle) and set(oracle.error_rate) != set(self.acquire.classes):
             raise ValueError(

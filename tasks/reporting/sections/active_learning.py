@@ -64,7 +64,8 @@ NOTE = (
     "told the label of. Robust accuracy: under PGD that knows the classifier. Mean accuracies are over the numbers of "
     "labels (the area under the learning curve over its width). Labels to 90 %: from which the clean accuracy reaches "
     "90 % of what all labels give. Of two classes, margin and least confidence ask for the same images as entropy. "
-    "These classifiers see smaller images and are trained in another way than the one of the other sections."
+    "Every training lasts as many epochs, so more labels are more steps, too. These classifiers see smaller images and "
+    "are trained in another way than the one of the other sections."
 )
 
 
@@ -99,6 +100,8 @@ def comparison(efficiency: pd.DataFrame, acquisition: str) -> str:
         f"{name[0].upper()}{name[1:]} changes the mean clean accuracy by {estimate(gain, points)} points against "
         f"random, the robust one by {estimate(robust, points)}"
     )
+    if math.isnan(gain["value"]):
+        return f"{name[0].upper()}{name[1:]} asked for too little to be compared with random."
     if math.isnan(gain["low"]):
         return f"{sentence}; one seed decides nothing."
     if gain["low"] > 0:
@@ -145,12 +148,11 @@ def _curves(learning: Learning, metrics: list[str], name: str, spread: str) -> D
             Panel("labelled images", label, lines, y_scale="share" if scale == "share" else "linear", level=level)
         )
     said = ", ".join(PANELS[metric][0] for metric in metrics)
-    level_note = " The grey line is what all labels give." if name == "right" else ""
     return lines_drawing(
         f"learning-curves-{name}",
         panels,
         f"{said} against the number of labelled images, by acquisition function; a table has the numbers",
-        f"{said[0].upper()}{said[1:]} by labelled images; {spread}.{level_note}",
+        f"{said[0].upper()}{said[1:]} by labelled images; {spread}. Grey lines: what all labels give.",
     )
 
 
@@ -180,7 +182,8 @@ def efficiency_table(efficiency: pd.DataFrame) -> Table:
 def _queried(learning: Learning, results: Results, acquisition: str) -> Drawing:
     """The first images of each query of the first seed."""
     classes = results.data.classes
-    of = learning.queries[(learning.queries["acquisition"] == acquisition) & (learning.queries["seed"] == 0)]
+    of = learning.queries[learning.queries["acquisition"] == acquisition]
+    of = of[of["seed"] == of["seed"].min()]
     cycles = sorted(of["cycle"].unique())[:N_ROWS]
     side = results.data.pixels.shape[2:]
     images = np.ones((len(cycles), N_COLUMNS, *side))
