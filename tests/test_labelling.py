@@ -1,5 +1,6 @@
 """A person labels in rounds: by CSV file over several runs, or by a form of Prefect."""
 
+import contextvars
 import csv
 import os
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,68 +45,78 @@ def lines_of(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run_flow(*arguments: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Address of a Prefect server for these tests."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=300):
+        yield str(PREFECT_API_URL.value())
+
+
+def run_flow(server: str, *arguments: str) -> str:
+    environment = os.environ | {"PREFECT_API_URL": server, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "flows.active_learning", *arguments]
     result = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
-def test_rounds_by_csv_go_on_in_another_process_until_all_is_labelled(pool: Path) -> None:
-    said = run_flow("unlabelled", "--n-images", "3", "--n-rounds", "2")
-    assert "labels/round-01/query.csv waits for 3 of 3 images" in said
+def test_rounds_by_csv_go_on_in_another_process_until_all_is_labelled(pool: Path, server: str) -> None:
+    from flows.active_learning import active_learning
+
+    settings: dict[str, Any] = {"pool": "unlabelled", "n_images": 3, "n_rounds": 2}
+    assert "labels/round-01/query.csv waits for 3 of 3 images" in active_learning(**settings)
     table = Path("labels/round-01/query.csv")
     asked = lines_of(table)
     assert [line["class"] for line in asked] == [""] * 3
     assert len(list(Path("labels/round-01/images").iterdir())) == 3
     # nothing filled in: nothing changes
     before = table.read_bytes()
-    assert "waits for 3 of 3" in run_flow("unlabelled", "--n-images", "3", "--n-rounds", "2")
+    assert "waits for 3 of 3" in active_learning(**settings)
     assert table.read_bytes() == before
     # as a spreadsheet of another country saves it
     rows = [[line["number"], line["file"], "LEFT "] for line in asked]
     text = "\r\n".join(";".join(row) for row in [["number", "file", "class"], *rows])
     table.write_text("\ufeff" + text, encoding="utf-8")
-    said = run_flow("unlabelled", "--n-images", "3", "--n-rounds", "2")
+    said = run_flow(server, "unlabelled", "--n-images", "3", "--n-rounds", "2")
     assert said.startswith("3 images are labelled, in labels/labelled. labels/round-02/query.csv waits for 3 of 3")
     second = lines_of(Path("labels/round-02/query.csv"))
     assert not {line["file"] for line in asked} & {line["file"] for line in second}
     fill_in(read_rounds(Path("labels"), tuple(CLASSES))[1], ["right"] * 3, tuple(CLASSES))
-    said = run_flow("unlabelled", "--n-images", "3", "--n-rounds", "2")
-    assert said.startswith("6 images are labelled, in labels/labelled: add them")
+    assert active_learning(**settings).startswith("6 images are labelled, in labels/labelled: add them")
     collected = {path.relative_to("labels/labelled").as_posix() for path in Path("labels/labelled").rglob("*.png")}
     names = {(file, "left") for file in (line["file"] for line in asked)}
     names |= {(file, "right") for file in (line["file"] for line in second)}
     assert collected == {f"{name}/{file}" for file, name in names}
 
 
-def test_a_run_that_waits_for_its_form_is_resumed_with_typed_labels(pool: Path) -> None:
+def test_a_run_that_waits_for_its_form_is_resumed_with_typed_labels(pool: Path, server: str) -> None:
     from prefect import get_client
     from prefect.flow_runs import resume_flow_run
-    from prefect.testing.utilities import prefect_test_harness
 
     from flows.active_learning import active_learning
 
     said: list[Any] = []
-    with prefect_test_harness(server_startup_timeout=120):
-        settings: dict[str, Any] = {"pool": "unlabelled", "n_images": 2, "n_rounds": 1, "answers": "form"}
-        thread = threading.Thread(target=lambda: said.append(active_learning(**settings)))
-        thread.start()
-        with get_client(sync_client=True) as client:
-            run = wait_for(lambda: next((run for run in client.read_flow_runs() if run.state_name == "Paused"), None))
-            # a class that is none is refused before the run goes on
-            with pytest.raises(Exception, match="image_001"):
-                resume_flow_run(run.id, run_input={"image_001": "middle", "image_002": "left"})
-            resume_flow_run(run.id, run_input={"image_001": "none", "image_002": "left"})
-        thread.join(60)
+    settings: dict[str, Any] = {"pool": "unlabelled", "n_images": 2, "n_rounds": 1, "answers": "form"}
+    # settings of Prefect, such as its address, belong to a context
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=lambda: said.append(context.run(active_learning, **settings)))
+    thread.start()
+    with get_client(sync_client=True) as client:
+        run = wait_for(lambda: next((run for run in client.read_flow_runs() if run.state_name == "Paused"), None))
+        # a class that is none is refused before the run goes on
+        with pytest.raises(Exception, match="image_001"):
+            resume_flow_run(run.id, run_input={"image_001": "middle", "image_002": "left"})
+        resume_flow_run(run.id, run_input={"image_001": "none", "image_002": "left"})
+    thread.join(300)
     assert said == ["2 images are labelled, in labels/labelled: add them to the images of acquire.folder"]
     assert [line["class"] for line in lines_of(Path("labels/round-01/query.csv"))] == ["none", "left"]
 
 
 def wait_for(look: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         if found := look():
             return found
