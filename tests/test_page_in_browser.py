@@ -46,7 +46,7 @@ class Visit:
         context = browser.new_context(viewport={"width": 1400, "height": 900}, **options)
         context.set_offline(True)
         self.page = context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(60_000)
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))

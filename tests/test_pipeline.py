@@ -23,9 +23,6 @@ STEPS = [
 
 TRAINING = ["train_autoencoder", "train_classifier", "train_defence@retrained_autoencoder"]
 
-pytestmark = pytest.mark.timeout(1800)
-"""Against hanging for ever: the fixtures run the whole way twice, and a machine may be busy with other things."""
-
 TOY: dict[str, Any] = {
     "acquire.phantom": {"n_patients": 24, "n_slices": 3},
     "compute": {"threads": 1, "device": "cpu"},

@@ -217,7 +217,7 @@ def test_steps_that_name_the_same_new_data_set_at_once_all_keep_it(
 
     def attack(params: Params, tracker: Tracker) -> None:
         for number in range(n_rounds):
-            together.wait(timeout=60)
+            together.wait(timeout=300)
             tracker.dataset(paths.PREPARE, f"new {number}", "attack")
 
     def at_once(number: int) -> None:
