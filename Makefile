@@ -12,10 +12,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro benchmark flow test lint format bench ui lock clean
+.PHONY: help repro benchmark flow test operations lint format bench ui serve lock clean
 
 help:  ## List these commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 # The copy of the lock file is made last, so that a broken installation is never taken for a whole one.
 $(STAMP): requirements.lock
@@ -37,6 +37,9 @@ flow: $(STAMP)  ## The same steps in one process, by Prefect
 test: $(STAMP) lint  ## Lint, types, import rules, tests
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 --numprocesses auto --dist loadfile --no-loadscope-reorder
 
+operations: $(STAMP)  ## Outages, shared servers and remotes, with real servers on loopback
+	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m operations tests
+
 lint: $(STAMP)  ## Ruff, mypy, import-linter
 	ruff check .
 	ruff format --check .
@@ -57,6 +60,9 @@ bench: $(STAMP)  ## Run the benchmarks one after the other
 
 ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000 --workers 1
+
+serve: $(STAMP)  ## Prefect's server, the deployments and a worker, on loopback
+	python -m flows.serve
 
 lock: $(STAMP)  ## Resolve the dependencies of pyproject.toml anew
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements.lock

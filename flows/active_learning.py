@@ -5,8 +5,6 @@ deployment of Prefect, with ``answers: form``, the run is suspended instead, and
 """
 
 import argparse
-import logging
-import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,9 +14,10 @@ from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field, create_model
 
+from flows.command import run_flow
 from tasks.active.labelling import next_query
 from tasks.active.rounds import SKIPPED, Query, collect, fill_in, read_rounds
-from tasks.params import Acquisition, ParamsError, load_params
+from tasks.params import Acquisition, load_params
 
 A_MONTH = 31 * 24 * 3600
 """Seconds that a run waits for its form."""
@@ -101,17 +100,7 @@ def main() -> None:
     parser.add_argument("--acquisition", default="entropy", choices=get_args(Acquisition), help="(%(default)s)")
     parser.add_argument("--n-images", default=20, type=int, help="of each round, at most (%(default)s)")
     parser.add_argument("--n-rounds", default=5, type=int, help="at most (%(default)s)")
-    chosen = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        load_params()
-    except ParamsError as error:
-        sys.exit(str(error))
-    state: Any = active_learning(**vars(chosen), return_state=True)
-    if not state.is_completed():
-        sys.exit(f"active_learning: {state.message}")
-    print(state.result())
+    print(run_flow(active_learning, **vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

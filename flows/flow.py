@@ -7,21 +7,32 @@ from threading import Semaphore
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from pydantic import Field
 
-from flows.workspace import Workspace
+from flows.spread import Workers, finish_elsewhere
+from flows.workspace import Workspace, flat
 from tasks import paths
 from tasks.params import Params, load_params
+from tasks.paths import UNDEFENDED
 from tasks.runner import Step, run_step
 
 
 @flow(name="pipeline")
-def pipeline(force: bool = False) -> dict[str, str]:
+def pipeline(
+    force: bool = Field(default=False, description="run every step, also those that DVC finds unchanged"),
+    workers: Workers = Workers(),  # noqa: B008  frozen
+) -> dict[str, str]:
     """Bring every step up to date, independent steps side by side.
+
+    Two runs in one workspace take turns at every step, and so do a run and ``dvc repro``. If a step fails, an artifact
+    says which, what it read, and what to do.
 
     Args:
         force: run every step, also those that DVC finds unchanged.
+        workers: who does the work of the steps that attack.
 
     Returns:
         What became of each step: ``unchanged``, ``restored`` or ``ran``.
@@ -39,13 +50,20 @@ def pipeline(force: bool = False) -> dict[str, str]:
             retry_condition_fn=is_worth_retrying,
         )
         before = [running[name] for name in needed]
-        running[step] = as_task(bring_up_to_date).submit(step, workspace, params, slots, force, wait_for=before)
+        submit = as_task(bring_up_to_date).submit
+        running[step] = submit(step, workspace, params, slots, force, workers, wait_for=before)
+    for step, future in running.items():
+        future.wait()
+        if future.state.is_failed() or future.state.is_crashed():
+            publish_failure(step, workspace.inputs(step), future.state)
     outcome = {step: future.result() for step, future in running.items()}
     publish_artifacts()
     return outcome
 
 
-def bring_up_to_date(step: str, workspace: Workspace, params: Params, slots: Semaphore, force: bool) -> str:
+def bring_up_to_date(
+    step: str, workspace: Workspace, params: Params, slots: Semaphore, force: bool, workers: Workers
+) -> str:
     """Run a step if DVC says that it has changed, and record the outcome with DVC.
 
     Args:
@@ -54,17 +72,20 @@ def bring_up_to_date(step: str, workspace: Workspace, params: Params, slots: Sem
         params: all parameters.
         slots: as many steps run at once.
         force: run it in any case.
+        workers: who does its work, if it attacks.
 
     Returns:
         ``unchanged``, ``restored`` (outputs of an earlier run, from DVC's cache) or ``ran``.
     """
-    with slots:
+    with slots, workspace.claimed(step):
         if not force:
             if not workspace.changed(step):
                 return "unchanged"
             if workspace.restore(step):
                 return "restored"
         name, _, defence = step.partition("@")
+        if name in ("attack", "attack_defence") and workers.runner != "in_process":
+            finish_elsewhere(defence or UNDEFENDED, params, workers)
         run_step(load_step(name), params, "prefect", defence or None)
         workspace.record(step, params)
         return "ran"
@@ -86,16 +107,25 @@ def is_worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), OSError)
 
 
+def publish_failure(step: str, inputs: list[str], state: State[Any]) -> None:
+    """Prefect artifact: what failed, what it read, what to do."""
+    name, _, defence = step.partition("@")
+    command = f"CT_ROBUSTNESS_TRACEBACK=1 python -m tasks.{name} {defence}".rstrip()
+    lines = [
+        f"## {step} failed",
+        f"```\n{state.message}\n```",
+        f"It read: {', '.join(f'`{path}`' for path in inputs)}.",
+        f"What it left in `{paths.step_folder(name, defence)}` is not recorded with DVC: nothing takes it for whole. "
+        "Steps that do not need it went on.",
+        f"To do: mend what the message names; `{command}` shows where it came from. Then run the flow again, or "
+        "`dvc repro`: finished steps are not repeated, and training and attacks go on where they were.",
+    ]
+    create_markdown_artifact(key="failure", markdown="\n\n".join(lines), description=f"{step} failed")
+
+
 def publish_artifacts() -> None:
     """Prefect artifacts: the headline metrics as a table, and a link to the report."""
     metrics = json.loads(paths.METRICS.read_text(encoding="utf-8"))
-    rows = [{"metric": name, "value": value} for name, value in _flat(metrics).items()]
+    rows = [{"metric": name, "value": value} for name, value in flat(metrics).items()]
     create_table_artifact(key="headline-metrics", table=rows, description="Headline metrics of the pipeline")
     create_link_artifact(key="report", link=paths.REPORT_HTML.resolve().as_uri(), link_text="Report")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

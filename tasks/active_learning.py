@@ -12,11 +12,11 @@ from torch import nn
 from tasks import paths
 from tasks.active.acquisition import choose, probabilities
 from tasks.active.contact_sheet import write_contact_sheet
-from tasks.active.learner import Learner, as_floats, learner_of, shrunk
+from tasks.active.learner import Learner, learner_of, shrunk
 from tasks.active.oracle import answer, can_answer
 from tasks.active.start import choose_start
 from tasks.attacks.shards import Shards, digest_of_code
-from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
+from tasks.dataset.prepared import Prepared, as_floats, choose_stratified, load_prepared
 from tasks.evaluation.learning_curves import ALL_LABELS, curve_table, cycle_table, plot_tables, summary_table
 from tasks.evaluation.tables import write_table
 from tasks.models.compute import set_up
@@ -198,18 +198,19 @@ class Campaign:
         settings = self.learner.settings
         seed = self.seed_of(taught.seed, taught.cycle)
         rows = np.setdiff1d(self.train, before.rows)
-        shares = probabilities(model, as_floats(self.pixels[rows]), self.learner.attack.batch_size)
-        can = np.flatnonzero(can_answer(settings.oracle, shares))
-        rows, shares = rows[can], shares[can]
+        pool = self.learner.pool(model, self.pixels[rows], self.pixels[before.rows], seed)
+        can = np.flatnonzero(can_answer(settings.oracle, pool.probabilities))
+        answerable = pool if len(can) == len(rows) else replace(pool, images=pool.images[can])
         chosen, scores = np.empty(0, dtype=np.int64), np.empty(0)
-        if len(rows):
-            pool = self.learner.pool(model, self.pixels[rows], self.pixels[before.rows], seed)
-            chosen, scores = choose(taught.acquisition, pool, min(n, len(rows)))
-        rows, predicted = rows[chosen], shares[chosen].argmax(axis=1)
+        if len(can):
+            chosen, scores = choose(taught.acquisition, answerable, min(n, len(can)))
+        chosen = can[chosen]
+        rows, shares = rows[chosen], pool.probabilities[chosen]
+        predicted = shares.argmax(axis=1)
         labels = self.data.labels(rows)
         told = answer(settings.oracle, rows, labels, predicted, self.data.classes, self.seed_of(taught.seed))
         columns = {"image": rows, "label": labels, "told": told, "predicted": predicted}
-        return pd.DataFrame(columns | {"confidence": shares[chosen].max(axis=1, initial=0), "score": scores})
+        return pd.DataFrame(columns | {"confidence": shares.max(axis=1, initial=0), "score": scores})
 
     def teach(self, taught: Taught, folder: Path, before: nn.Module | None = None) -> None:
         """Train, and write the classifier, its predictions on the test images, and what it makes of the pool."""

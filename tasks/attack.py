@@ -1,7 +1,6 @@
 """Step ``attack``: adversarial examples of the undefended classifier, by every attack at every eps."""
 
-from tasks import paths
-from tasks.attacks.campaign import attack_target
+from tasks.attacks.lanes import attack_target
 from tasks.params import Params
 from tasks.paths import UNDEFENDED
 from tasks.tracking import Tracker
@@ -12,7 +11,7 @@ def attack(params: Params, tracker: Tracker) -> None:
 
     They are kept, too: defences are shown them, and the analyses look at them.
     """
-    attack_target(params, tracker, UNDEFENDED, paths.checkpoint_folder("attack"))
+    attack_target(params, tracker, UNDEFENDED)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Step ``attack_defence``: one defence under attack, by who does not know of it and by who does."""
 
-from tasks import paths
-from tasks.attacks.campaign import attack_target
+from tasks.attacks.lanes import attack_target
 from tasks.params import Params, RandomizedSmoothing
 from tasks.tracking import Tracker
 
@@ -12,7 +11,7 @@ def attack_defence(params: Params, tracker: Tracker, defence: str) -> None:
     ``transfer``: by what the step ``attack`` crafted on the bare classifier; ``adaptive``: end to end through the
     defence. Where predictions can be certified, the radii are written as well.
     """
-    attack_target(params, tracker, defence, paths.checkpoint_folder("attack_defence", defence))
+    attack_target(params, tracker, defence)
     settings = params.defences[defence]
     if isinstance(settings, RandomizedSmoothing):
         from tasks.attacks.certification import certify_target

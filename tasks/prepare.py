@@ -4,10 +4,9 @@ import json
 import logging
 
 import numpy as np
-from PIL import Image
 
 from tasks import paths
-from tasks.dataset.images import read_grey
+from tasks.dataset.images import read_square
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.split import grouped_split, leakage, stratified_split
 from tasks.params import Params
@@ -40,9 +39,7 @@ def prepare(params: Params, tracker: Tracker) -> None:
     side = settings.image_size
     pixels = np.lib.format.open_memmap(paths.PIXELS, mode="w+", dtype=np.uint8, shape=(len(table), 1, side, side))
     for row, path in enumerate(table["path"]):
-        # Pillow widens the filter when it shrinks, which is antialiasing
-        square = Image.fromarray(read_grey(paths.IMAGES / path)).resize((side, side), Image.Resampling.BILINEAR)
-        pixels[row, 0] = np.asarray(square)
+        pixels[row, 0] = read_square(paths.IMAGES / path, side)
         if (row + 1) % 500 == 0:
             log.info("prepared %d of %d images", row + 1, len(table))
     pixels.flush()

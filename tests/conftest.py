@@ -10,7 +10,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from ruamel.yaml import YAML
 
 from tasks.params import Params, parse_params
 
-LONGEST = ["test_pipeline.py", "test_page_in_browser.py", "test_report.py", "test_train_defence.py", "test_flow.py"]
+LONGEST = ["test_pipeline.py", "test_audit.py", "test_page_in_browser.py", "test_report.py", "test_train_defence.py"]
+LONGEST += ["test_serving.py", "test_flow.py"]
 """Files that begin first, so that none of them is still running alone when the others are through."""
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,3 +66,13 @@ def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def params_with() -> Callable[..., Params]:
     """``params_with({"attack.eps": [1, 2]})``: typed parameters of the repository with overrides."""
     return lambda overrides=None: parse_params(with_overrides(overrides or {}))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Address of a Prefect server for these tests."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=300):
+        yield str(PREFECT_API_URL.value())

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from tasks.evaluation.intervals import (
     bootstrap,
     bootstrap_counts,
+    over_seeds,
     percentile_interval,
     resampled_auroc,
     resampled_mean,
@@ -151,3 +152,13 @@ def test_auroc_of_each_resample_equals_that_of_scikit_learn(images: list[tuple[i
             assert np.isnan(ours)
         else:
             assert ours == pytest.approx(roc_auc_score(labels, np.repeat(scores, drawn)))
+
+
+def test_an_interval_over_seeds_is_students_and_one_seed_has_none() -> None:
+    three = over_seeds(np.array([1.0, 2.0, 3.0]))
+    # 4.302653 is the 97.5 % point of t with two degrees of freedom
+    assert three == pytest.approx({"value": 2, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5, "sd": 1})
+    one = over_seeds(np.array([5.0]))
+    assert one["value"] == 5
+    assert all(np.isnan(one[name]) for name in ("low", "high", "sd"))
+    assert np.isnan(over_seeds(np.empty(0))["value"])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tasks.evaluation.intervals import wilson
-from tasks.evaluation.learning_curves import curve_table, cycle_table, over_seeds, summary_table
+from tasks.evaluation.learning_curves import curve_table, cycle_table, summary_table
 
 
 def cycles_of(curves: dict[tuple[str, int], list[float]], full: float = 0.8) -> pd.DataFrame:
@@ -107,16 +107,6 @@ def test_a_run_that_asked_nothing_leaves_the_other_seeds_comparable() -> None:
     assert gain["n_seeds"] == 2
     # two of three seeds are no sample of all
     assert np.isnan(gain["low"])
-
-
-def test_an_interval_over_seeds_is_students_and_one_seed_has_none() -> None:
-    three = over_seeds(np.array([1.0, 2.0, 3.0]))
-    # 4.302653 is the 97.5 % point of t with two degrees of freedom
-    assert three == pytest.approx({"value": 2, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5, "sd": 1})
-    one = over_seeds(np.array([5.0]))
-    assert one["value"] == 5
-    assert all(np.isnan(one[name]) for name in ("low", "high", "sd"))
-    assert np.isnan(over_seeds(np.empty(0))["value"])
 
 
 def test_curves_are_means_over_the_seeds_of_cycles_that_all_reached() -> None:

@@ -280,7 +280,7 @@ def test_a_logged_model_gives_the_same_logits_as_the_saved_one(
     from tasks.models.files import load_model
 
     monkeypatch.chdir(reproduced)
-    mlflow.set_tracking_uri(f"sqlite:///{reproduced / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{reproduced / 'mlflow.db'}")
     run = next(run for run in runs if run.data.tags.get("step") == "train_classifier")
     model_id = run.outputs.model_outputs[0].model_id
     images = torch.from_numpy(np.random.default_rng(0).random((3, 1, 64, 64), dtype=np.float32))

@@ -129,7 +129,7 @@ def test_grouped_split_does_not_leak(params_of: Any) -> None:
 
 
 def test_impossible_split_is_refused_before_any_image_is_read(params_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.prepare.read_grey", lambda path: pytest.fail("read"))
+    monkeypatch.setattr("tasks.prepare.read_square", lambda path: pytest.fail("read"))
     with pytest.raises(ValueError, match=r"prepare\.split leaves no test image for a class of 45 images"):
         prepare(params_of("stratified", test_fraction=0.005), Tracker())
 

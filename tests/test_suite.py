@@ -3,8 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from tasks.attacks.ball import Balls, radius
+from tasks.attacks.hop_skip_jump import hop_skip_jump
 from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
 from tests.nets import N_PIXELS, SIDE, Linear, ThreeClasses, linear_case
 
@@ -117,6 +119,31 @@ def test_labels_alone_come_near(norm: str) -> None:
     assert ((broken.at - expected)[tried] <= 1).all()
     assert (broken.at[~np.isin(np.arange(40), chosen) & (expected >= 0)] == len(EPS)).all()
     assert_breaks(case, broken)
+
+
+class Coarse(nn.Module):
+    """A classifier behind few grey levels: its boundary is a staircase."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.n_asked = model, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.n_asked += len(images)
+        logits: Tensor = self.model((images * 15).round() / 15)
+        return logits
+
+
+def test_on_a_staircase_labels_alone_end_with_the_queries_that_are_allowed() -> None:
+    case, expected = linear()
+    coarse = Coarse(case.target).eval()
+    rows = np.flatnonzero(expected >= 0)[:3]
+    begin = case.images[[np.flatnonzero(case.labels != case.labels[row])[0] for row in rows]]
+    found = hop_skip_jump(coarse, case.images[rows], case.labels[rows], begin, 2, "linf", (0.0, 1.0), 150, 0)
+    assert coarse.n_asked <= 3 * 150
+    before, after = (np.abs(moved - case.images[rows]).max(axis=(1, 2, 3)) for moved in (begin, found))
+    assert (after < before).all()
+    assert (coarse(torch.from_numpy(found)).argmax(dim=1).numpy() != case.labels[rows]).all()
 
 
 def test_labels_alone_find_nothing_where_all_images_are_of_one_class() -> None:

@@ -1,5 +1,8 @@
 """What MLflow hears, in a real SQLite store."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier, Thread
@@ -14,6 +17,7 @@ from tasks import paths
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of, open_run
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,18 @@ def test_runs_in_two_threads_do_not_mix(client: MlflowClient, params_with: Calla
         (run,) = runs_of(client, name)
         history = client.get_metric_history(run.info.run_id, "x/value")
         assert [metric.value for metric in history] == [hash(name) % 1000] * 20
+
+
+def test_two_processes_that_begin_at_once_without_a_store_both_find_one(tmp_path: Path) -> None:
+    script = "from tasks.tracking.store import Store; Store().open('a key', 'prepare', {}, 1)"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-c", script]
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT)}) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    assert experiment.artifact_location.startswith((tmp_path / "mlartifacts").as_uri())
 
 
 def test_what_the_store_would_cut_is_refused(client: MlflowClient, params_with: Callable[..., Params]) -> None:

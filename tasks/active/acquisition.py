@@ -6,6 +6,7 @@ other, since what is chosen changes what is worth choosing.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,6 +41,11 @@ class Pool:
     """With dropout."""
     batch_size: int
     seed: int
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Of the model, for the images, float64 ``(N, K)``."""
+        return probabilities(self.model, self.images, self.batch_size)
 
 
 def choose(acquisition: str, pool: Pool, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +82,7 @@ def _uncertainty(method: str) -> Callable[[Pool], np.ndarray]:
     """Settles 2009, "Active Learning Literature Survey", section 3.1; of two classes all methods ask the same."""
 
     def score(pool: Pool) -> np.ndarray:
-        scores: np.ndarray = uncertainty_scores(probabilities(pool.model, pool.images, pool.batch_size), method=method)
+        scores: np.ndarray = uncertainty_scores(pool.probabilities, method=method)
         return scores
 
     return score

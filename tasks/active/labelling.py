@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from tasks import paths
-from tasks.active.acquisition import choose, probabilities
-from tasks.active.learner import as_floats, learner_of, shrunk
+from tasks.active.acquisition import choose
+from tasks.active.learner import learner_of, shrunk
 from tasks.active.rounds import Query, begin_round, pool_files, read_pool, read_rounds
 from tasks.dataset.prepared import load_prepared
 from tasks.models.compute import set_up
@@ -65,8 +65,9 @@ def next_query(
     model = learner.taught(known, labels, before, seed, checkpoint)
 
     pixels = _read(params, pool, left, side)
-    chosen, scores = choose(acquisition, learner.pool(model, pixels, known, seed), min(n_images, len(left)))
-    shares = probabilities(model, as_floats(pixels[chosen]), params.attack.batch_size)
+    unlabelled = learner.pool(model, pixels, known, seed)
+    chosen, scores = choose(acquisition, unlabelled, min(n_images, len(left)))
+    shares = unlabelled.probabilities[chosen]
     # before the round, which counts as begun once its folder is there
     folder.mkdir(parents=True, exist_ok=True)
     save_model(_model(folder, len(rounds) + 1), model)

@@ -14,9 +14,8 @@ from tasks.active.dropout import Dropout, draw_from
 from tasks.attacks.ball import Balls, radius
 from tasks.attacks.gradient import pgd
 from tasks.attacks.sweep import pgd_sweep
-from tasks.dataset.prepared import Prepared
+from tasks.dataset.prepared import Prepared, as_floats
 from tasks.models.classifier import build_classifier
-from tasks.models.compute import device_of
 from tasks.models.features import head_of
 from tasks.models.files import load_model
 from tasks.models.objectives import classification
@@ -110,13 +109,13 @@ class Learner:
 
     def attacked(self, model: nn.Module, pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
         """Images under PGD as 8-bit files would keep them, uint8 ``(n, 1, H, W)``."""
-        device, attacked = device_of(model), np.empty_like(pixels)
+        attacked = np.empty_like(pixels)
         for start in range(0, len(pixels), self.attack.batch_size):
             part = slice(start, start + self.attack.batch_size)
-            images, of_images = as_floats(pixels[part]), torch.tensor(labels[part], device=device)
+            images = torch.from_numpy(as_floats(pixels[part])).to(self.device)
+            of_images = torch.tensor(labels[part], device=self.device)
             rows = np.arange(len(labels))[part]
-            batch = torch.from_numpy(images).to(device)
-            (moved,) = pgd(model, batch, of_images, [self.radius], self.balls, self.attack.pgd, seed, rows)
+            (moved,) = pgd(model, images, of_images, [self.radius], self.balls, self.attack.pgd, seed, rows)
             attacked[part] = (moved.cpu().numpy() * 255).round().astype(np.uint8)
         return attacked
 
@@ -199,11 +198,6 @@ def learner_of(params: Params, data: Prepared, pixels: np.ndarray, device: torch
             f"pixels ({error}); shrink less, or choose another architecture"
         ) from error
     return learner
-
-
-def as_floats(pixels: np.ndarray) -> np.ndarray:
-    """uint8 ``(N, 1, H, W)`` as float32 in [0, 1]."""
-    return pixels.astype(np.float32) / np.float32(255)
 
 
 def shrunk(pixels: np.ndarray, factor: int) -> np.ndarray:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from tasks.dataset.images import SUFFIXES, ImageError, read_grey
+from tasks.dataset.images import SUFFIXES, ImageError, read_square
 
 COLUMNS = ("number", "file", "class", "predicted", "confidence", "score")
 
@@ -78,11 +77,9 @@ def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float) ->
     pixels, unreadable = np.empty((len(files), 1, side, side), dtype=np.uint8), []
     for row, file in enumerate(files):
         try:
-            image = Image.fromarray(read_grey(pool / file, max_megapixels))
+            pixels[row, 0] = read_square(pool / file, side, max_megapixels)
         except ImageError as error:
             unreadable.append(str(error))
-            continue
-        pixels[row, 0] = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
     if unreadable:
         raise ValueError(
             "\n  ".join([f"{len(unreadable)} of {len(files)} images can't be read; move them away:", *unreadable])

@@ -1,24 +1,21 @@
-"""All attacks on one target: what steps that attack write, whatever the target is."""
+"""The attack on one target: what every part of it works on, and what the parts do."""
 
 import logging
 import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from tasks import paths
 from tasks.attacks.ball import Balls, radius
 from tasks.attacks.crafting import Observation, craft, observe
-from tasks.attacks.kept import as_kept, kept_path, load_kept, merge_perturbations, save_perturbations
+from tasks.attacks.kept import as_kept, kept_path, load_kept, save_perturbations
 from tasks.attacks.probes import HUGE_EPS, probe, probe_broken_defence
 from tasks.attacks.shards import Shards, digest_of_code
 from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
@@ -28,20 +25,16 @@ from tasks.defences.targets import load_target
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
 from tasks.evaluation.records import CLEAN, build_probes, build_records, build_smallest_eps, write_records
 from tasks.evaluation.robustness import SQUARE, SUITE, SWEEP
-from tasks.evaluation.tables import write_json
-from tasks.models.compute import device_of, set_up
-from tasks.models.cost import cost_of
+from tasks.models.compute import set_up
 from tasks.models.digests import digest_of_arrays, digest_of_model
 from tasks.params import Attack, Params
 from tasks.paths import UNDEFENDED
-from tasks.tracking import Tracker
 
 HOP_SKIP_JUMP = "hop_skip_jump"
 WHITE_BOX = (SWEEP, SUITE)
 """Searches that see everything; the others ask for scores or labels alone."""
 
-SWEPT_BATCHES = 4
-"""Batches whose images are swept together, so that others take the place of those that fall."""
+SEARCHED_BATCHES = 4
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +53,12 @@ class Campaign:
     """Rows of all test images, rising."""
     rows: np.ndarray
     """Rows of those that are attacked, rising."""
+    batches: list[np.ndarray]
+    """These rows, as they are attacked at once."""
+    large_batches: list[np.ndarray]
+    """These rows, as they are searched together, so that others take the place of those that fall."""
+    shards: Shards
+    """Where finished parts are kept."""
     clean: Observation
     """What the target makes of all test images as they are."""
     milliseconds: float
@@ -75,101 +74,17 @@ class Campaign:
         return radius(eps, self.settings.norm, self.data.pixels[0].size)
 
 
-def attack_target(params: Params, tracker: Tracker, name: str, checkpoints: Path) -> None:
-    """Attack a target end to end (``adaptive``), a defended one also by what was crafted without it (``transfer``).
-
-    What is transferred is what the step ``attack`` kept. A stronger PGD looks for the smallest eps that breaks each
-    image, end to end.
-
-    The work on the target itself is cut in shards: some images, attacked at every eps. Each finished one is kept until
-    the step has finished, so that a killed attack goes on where it was.
+def set_up_campaign(params: Params, name: str) -> Campaign:
+    """Load the target, choose the images, and look at what it makes of all test images, however few are attacked.
 
     Args:
         params: all parameters.
-        tracker: hears of the data set and of the records.
         name: ``undefended``, or that of a defence.
-        checkpoints: where shards are kept.
 
     Raises:
-        ValueError: there are no test images, or those of the step ``attack`` were others.
-        FileNotFoundError: a model, or what is to be transferred, is missing.
+        ValueError: there are no test images.
+        FileNotFoundError: a model is missing.
     """
-    tracker.dataset(paths.PREPARE, "prepared", "attack")
-    campaign = set_up_campaign(params, name)
-    settings, data, rows = campaign.settings, campaign.data, campaign.rows
-    tables = [clean_records(campaign)]
-    if name != UNDEFENDED:
-        tables += [transfer(campaign, kind, eps) for kind in settings.attacks for eps in settings.eps]
-
-    batches = in_parts(rows, settings.batch_size)
-    large = in_parts(rows, SWEPT_BATCHES * settings.batch_size)
-    shards = Shards(
-        checkpoints,
-        len(settings.attacks) * len(batches) + (1 + len(searches_of(settings))) * len(large),
-        code=digest_of_code(),
-        settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
-        seed=params.seed,
-        compute=[str(device_of(campaign.target)), params.compute.threads],
-        target=[name, digest_of_model(campaign.target)],
-    )
-
-    def digest_of_images(part: np.ndarray) -> list[str]:
-        return [digest_of_arrays(part, data.pixels[part], data.labels(part)), *data.table["path"].iloc[part]]
-
-    for kind in settings.attacks:
-        parts = [
-            shards.finish(
-                f"{kind} on {name}, {len(batch)} images at {len(settings.eps)} eps",
-                partial(craft_batch, campaign, kind, batch),
-                attack=kind,
-                how=settings.model_dump(mode="json", include={"mode", "pgd", "keep_eps"}),
-                images=digest_of_images(batch),
-            )
-            for batch in batches
-        ]
-        records = pa.concat_tables(pq.read_table(part / "records.parquet") for part in parts)
-        tables.append(records.sort_by([("eps", "ascending"), ("image", "ascending")]))
-        for eps in campaign.kept_eps:
-            kept_path(name, kind, eps).parent.mkdir(exist_ok=True)
-            merge_perturbations([part / f"eps{eps:g}.npz" for part in parts], kept_path(name, kind, eps))
-    probed = [
-        shards.finish(
-            f"probes of {name}, {len(part)} images",
-            partial(probe_part, campaign, part),
-            probes=True,
-            images=digest_of_images(part),
-        )
-        for part in large
-    ]
-    found: dict[str, list[pa.Table]] = {attack: [] for attack in searches_of(settings)}
-    how: dict[str, Any] = dict.fromkeys(found, settings.suite.model_dump(mode="json"))
-    how[SWEEP] = [settings.sweep.model_dump(mode="json"), settings.pgd.relative_step]
-    for part in large:
-        before: list[str] = []
-        for attack, tables_of_parts in found.items():
-            known = found[before[-1]][-1] if before else None
-            shard = shards.finish(
-                f"{attack} on {name}, {len(part)} images",
-                partial(search, campaign, attack, part, known),
-                search={each: how[each] for each in [*before, attack]},
-                images=digest_of_images(part),
-            )
-            tables_of_parts.append(pq.read_table(shard / "smallest_eps.parquet"))
-            before += [attack] if attack in WHITE_BOX else []
-
-    write_records(pa.concat_tables(tables), paths.records(name))
-    write_records(pa.concat_tables(chain.from_iterable(found.values())), paths.smallest_eps(name))
-    write_records(pa.concat_tables(pq.read_table(part / "probes.parquet") for part in probed), paths.probes(name))
-    cost = cost_of(campaign.target, data.floats(rows[:1]))
-    write_json(cost, paths.cost(name))
-    tracker.metrics({f"cost/{key}": value for key, value in cost.items()})
-    tracker.metrics({"cost/milliseconds_an_image": campaign.milliseconds})
-    for path in (paths.records(name), paths.smallest_eps(name), paths.probes(name)):
-        tracker.artifact(path)
-
-
-def set_up_campaign(params: Params, name: str) -> Campaign:
-    """Load the target and choose the images; clean accuracy is wanted of every test image, however few are attacked."""
     settings = params.attack
     device = set_up(params.compute)
     if device.type == "mps" and settings.mode == "reference":
@@ -181,15 +96,72 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
         raise ValueError("no test images to attack: raise prepare.split.test_fraction")
     rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
     target = load_target(name, device)
-    seed_random_defences(target, params.seed)
+    batches = in_parts(rows, settings.batch_size)
+    large_batches = in_parts(rows, SEARCHED_BATCHES * settings.batch_size)
+    step = ("attack",) if name == UNDEFENDED else ("attack_defence", name)
+    shards = Shards(
+        paths.checkpoint_folder(*step),
+        1 + len(settings.attacks) * len(batches) + (1 + len(searches_of(settings))) * len(large_batches),
+        code=digest_of_code(),
+        settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
+        seed=params.seed,
+        compute=[str(device), params.compute.threads],
+        target=[name, digest_of_model(target)],
+    )
+    looked = shards.finish(
+        f"{name}, {len(test_rows)} images as they are",
+        partial(look, target, params.seed, data, test_rows, settings.batch_size),
+        look=True,
+        images=digest_of_images(data, test_rows),
+    )
+    errors = looked / "reconstruction_error.npy"
+    clean = Observation(
+        np.load(looked / "logits.npy", allow_pickle=False),
+        np.load(errors, allow_pickle=False) if errors.is_file() else None,
+    )
+    milliseconds = float(np.load(looked / "milliseconds.npy", allow_pickle=False))
+    return Campaign(
+        settings,
+        params.seed,
+        data,
+        name,
+        target,
+        test_rows,
+        rows,
+        batches,
+        large_batches,
+        shards,
+        clean,
+        milliseconds,
+    )
+
+
+def searches_of(settings: Attack) -> list[str]:
+    """Attacks that look for the smallest eps that breaks each image, in the order in which one goes on from another."""
+    suite = settings.suite
+    wanted = {SWEEP: 1, SUITE: suite.n_steps, SQUARE: suite.n_queries, HOP_SKIP_JUMP: suite.n_label_queries}
+    return [attack for attack, effort in wanted.items() if effort]
+
+
+def look(target: nn.Module, seed: int, data: Prepared, rows: np.ndarray, batch_size: int, folder: Path) -> None:
+    """Write what a target makes of images as they are, and how long that takes, to ``folder``."""
+    seed_random_defences(target, seed)
     observed, milliseconds = [], []
-    for batch in in_parts(test_rows, settings.batch_size):
+    for batch in in_parts(rows, batch_size):
         images = data.floats(batch)
         began = time.perf_counter()
         observed.append(observe(target, images))
         milliseconds.append(1000 * (time.perf_counter() - began) / len(batch))
-    time_taken = statistics.median(milliseconds)
-    return Campaign(settings, params.seed, data, name, target, test_rows, rows, joined(observed), time_taken)
+    of_all = joined(observed)
+    np.save(folder / "logits.npy", of_all.logits)
+    if of_all.reconstruction_error is not None:
+        np.save(folder / "reconstruction_error.npy", of_all.reconstruction_error)
+    np.save(folder / "milliseconds.npy", statistics.median(milliseconds))
+
+
+def digest_of_images(data: Prepared, rows: np.ndarray) -> list[str]:
+    """What makes a shard one of these images: rows, pixels, labels and paths."""
+    return [digest_of_arrays(rows, data.pixels[rows], data.labels(rows)), *data.table["path"].iloc[rows]]
 
 
 def transfer(campaign: Campaign, kind: str, eps: float) -> pa.Table:
@@ -233,19 +205,12 @@ def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -
     write_records(pa.concat_tables(found), folder / "records.parquet")
 
 
-def searches_of(settings: Attack) -> list[str]:
-    """Attacks that look for the smallest eps that breaks each image, in the order in which one goes on from another."""
-    suite = settings.suite
-    wanted = {SWEEP: 1, SUITE: suite.n_steps, SQUARE: suite.n_queries, HOP_SKIP_JUMP: suite.n_label_queries}
-    return [attack for attack, effort in wanted.items() if effort]
-
-
 def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table | None, folder: Path) -> None:
     """Look for the smallest eps that breaks each image, end to end through the target; write it to ``folder``.
 
     Args:
         campaign: target, data and settings.
-        attack: one of :func:`searches_of`.
+        attack: ``sweep``, ``suite``, ``square`` or ``hop_skip_jump``.
         rows: of the images in the prepared table, ``(N,)``.
         before: what white-box attacks have found of these images; None for the sweep, which comes first.
         folder: to write to.

@@ -1,11 +1,14 @@
 """HopSkipJump, which asks for labels alone (Chen et al. 2020, arXiv 1904.02144), by ART."""
 
 import math
+from contextlib import suppress
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tasks.attacks.estimators import ORDERS, estimator_of, numpy_seeded
+from tasks.models.compute import device_of
 
 FIRST_EVALUATIONS = 24
 """Queries of the first estimate of a direction; later ones take more, by the root of their number (the paper's 100)."""
@@ -32,24 +35,58 @@ def hop_skip_jump(
         n_classes: K.
         norm: that is to be small, ``linf`` or ``l2``.
         value_range: lowest and highest value of a pixel.
-        n_queries: labels that are asked for, about, of each image.
+        n_queries: labels that are asked for, at most, of each image.
         seed: of numpy's global generator, from which ART draws.
     """
     from art.attacks.evasion import HopSkipJump
 
-    estimator = estimator_of(model, images.shape[1:], n_classes, value_range)
-    # each iteration asks for its estimate, and about 25 times for the boundary and the size of the step
-    n_iterations, spent = 0, 0.0
-    while spent + (cost := FIRST_EVALUATIONS * math.sqrt(n_iterations + 1) + 25) <= n_queries:
-        n_iterations, spent = n_iterations + 1, spent + cost
-    attack = HopSkipJump(
-        estimator,
-        norm=ORDERS[norm],
-        max_iter=max(n_iterations, 1),
-        init_eval=FIRST_EVALUATIONS,
-        batch_size=64,
-        verbose=False,
-    )
+    found = begin.astype(np.float32)
     with numpy_seeded(seed):
-        found: np.ndarray = attack.generate(images, np.eye(n_classes, dtype=np.float32)[labels], x_adv_init=begin)
-    return found.astype(np.float32)
+        for row, image in enumerate(images):
+            asked = _Asked(model, torch.from_numpy(image).to(device_of(model)), int(labels[row]), norm, n_queries)
+            estimator = estimator_of(asked, images.shape[1:], n_classes, value_range)
+            attack = HopSkipJump(
+                estimator,
+                norm=ORDERS[norm],
+                max_iter=n_queries,
+                init_eval=FIRST_EVALUATIONS,
+                batch_size=64,
+                verbose=False,
+            )
+            label = np.eye(n_classes, dtype=np.float32)[labels[row : row + 1]]
+            with suppress(_AllAsked):
+                attack.generate(image[None], label, x_adv_init=found[row : row + 1])
+            if asked.nearest is not None:
+                found[row] = asked.nearest.cpu().numpy()
+    return found
+
+
+class _AllAsked(Exception):
+    """So many queries were allowed."""
+
+
+class _Asked(nn.Module):
+    """A target that counts what it is asked about one image, and remembers the nearest that it gets wrong.
+
+    ART's search for the size of a step never ends where the boundary is not smooth (JPEG, few grey levels): the count
+    ends it.
+    """
+
+    def __init__(self, model: nn.Module, image: Tensor, label: int, norm: str, n_queries: int) -> None:
+        super().__init__()
+        self.model, self.image, self.label, self.n_left = model, image, label, n_queries
+        self.order = ORDERS[norm]
+        self.nearest: Tensor | None = None
+        self.distance = math.inf
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.n_left < len(images):
+            raise _AllAsked
+        self.n_left -= len(images)
+        logits: Tensor = self.model(images)
+        distances = (images - self.image).flatten(1).norm(self.order, dim=1)
+        distances[logits.argmax(dim=1) == self.label] = math.inf
+        if distances.min() < self.distance:
+            self.distance = float(distances.min())
+            self.nearest = images[distances.argmin()].clone()
+        return logits

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import tasks
@@ -43,12 +46,17 @@ class Shards:
         shard = self.folder / hashlib.sha256(everything.encode()).hexdigest()[:32]
         resumed = shard.exists()
         if not resumed:
-            # it gets its name when it is whole
-            partial = shard.with_suffix(".partial")
+            # it gets its name when it is whole; another worker may be at the same one, if it was thought dead
+            partial = shard.with_suffix(f".{gethostname()}-{os.getpid()}-{threading.get_ident()}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             make(partial)
-            partial.rename(shard)
+            try:
+                partial.rename(shard)
+            except OSError:
+                if not shard.exists():
+                    raise
+                shutil.rmtree(partial)
         self.n_done += 1
         spent = "kept from a run before" if resumed else f"{time.monotonic() - began:.0f} s"
         log.info("%d/%d  %s: %s", self.n_done, self.n_parts, what, spent)

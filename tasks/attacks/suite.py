@@ -136,7 +136,7 @@ def by_labels(case: Case, chosen: np.ndarray, is_wrong: np.ndarray, n_queries: i
         case: target and images.
         chosen: numbers of the images that it is tried on, ``(n,)``; others are left as withstanding.
         is_wrong: which are misclassified as they are, bool ``(N,)``.
-        n_queries: of each image, about.
+        n_queries: of each image, at most.
     """
     at, adversarial = np.where(is_wrong, -1, len(case.radii)), case.images.copy()
     flat = case.images.reshape(len(at), -1).astype(np.float64)

@@ -69,6 +69,17 @@ def read_grey(path: Path, max_megapixels: float = math.inf) -> np.ndarray:
     return read_image(path, max_megapixels).pixels
 
 
+def read_square(path: Path, side: int, max_megapixels: float = math.inf) -> np.ndarray:
+    """Pixels of :func:`read_image`, stretched to a square, uint8 ``(side, side)``."""
+    return as_square(read_grey(path, max_megapixels), side)
+
+
+def as_square(grey: np.ndarray, side: int) -> np.ndarray:
+    """Pixels stretched to a square, uint8 ``(side, side)``, from uint8 ``(H, W)``."""
+    # Pillow widens the filter when it shrinks, which is antialiasing
+    return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BILINEAR))
+
+
 def _check_header(image: Image.Image, path: Path, max_megapixels: float) -> None:
     width, height = image.size
     if width * height > max_megapixels * 1e6:

@@ -38,12 +38,21 @@ class Prepared:
 
     def floats(self, indices: np.ndarray) -> np.ndarray:
         """Images of these rows as models see them, float32 ``(n, 1, H, W)`` in [0, 1]."""
-        return np.asarray(self.pixels[indices], dtype=np.float32) / np.float32(255)
+        return as_floats(self.pixels[indices])
 
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Labels of these rows (all without ``indices``), int64 ``(n,)``."""
         labels = self.table["label"].to_numpy(dtype=np.int64)
         return labels if indices is None else labels[indices]
+
+
+def as_floats(pixels: np.ndarray) -> np.ndarray:
+    """Images as models see them, float32 in [0, 1].
+
+    Args:
+        pixels: uint8 ``(N, 1, H, W)``.
+    """
+    return np.asarray(pixels, dtype=np.float32) / np.float32(255)
 
 
 def load_prepared() -> Prepared:

@@ -32,7 +32,12 @@ def prediction_change(seen: Seen) -> Tensor:
 
     After Xu et al. 2018, "Feature Squeezing" (arXiv 1704.01155), with the autoencoder in place of their squeezers.
     """
-    return (seen.logits.softmax(dim=1) - seen.purified_logits.softmax(dim=1)).abs().sum(dim=1)
+    return change_of_probabilities(seen.logits, seen.purified_logits)
+
+
+def change_of_probabilities(logits: Tensor, others: Tensor) -> Tensor:
+    """Sum over classes of absolute differences of probabilities, ``(N,)`` in [0, 2], from logits ``(N, K)``."""
+    return (logits.softmax(dim=1) - others.softmax(dim=1)).abs().sum(dim=1)
 
 
 class FeatureDistance:

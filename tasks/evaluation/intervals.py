@@ -1,4 +1,4 @@
-"""Confidence intervals: of proportions in closed form, of everything else by bootstrap over groups of images."""
+"""Confidence intervals: of proportions in closed form, over seeds by Student's t, else by bootstrap over groups."""
 
 from collections.abc import Callable
 from functools import partial
@@ -185,3 +185,23 @@ def resampled_auroc(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray
     n_ordered = rank_sum - n_positive * (n_positive + 1) / 2
     area: np.ndarray = np.divide(n_ordered, n_pairs, out=np.full(len(counts), np.nan), where=n_pairs > 0)
     return area
+
+
+def over_seeds(values: np.ndarray) -> dict[str, float]:
+    """Mean of what seeds gave, its 95 % interval by Student's t, and their standard deviation; NaN where not defined.
+
+    Args:
+        values: ``(n,)``.
+    """
+    n = len(values)
+    if n == 0 or np.isnan(values).any():
+        return dict.fromkeys(("value", "low", "high", "sd"), float("nan"))
+    mean = float(values.mean())
+    if n == 1:
+        return {"value": mean, "low": float("nan"), "high": float("nan"), "sd": float("nan")}
+    # slow to import, and steps that only count need none of it
+    from scipy.stats import t
+
+    sd = float(values.std(ddof=1))
+    half = float(t.ppf(0.975, n - 1)) * sd / n**0.5
+    return {"value": mean, "low": mean - half, "high": mean + half, "sd": sd}

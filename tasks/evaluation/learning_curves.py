@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from tasks.evaluation.calibration import expected_calibration_error
-from tasks.evaluation.intervals import wilson
+from tasks.evaluation.intervals import over_seeds, wilson
 
 RANDOM = "random"
 """The function that all others are compared with."""
@@ -154,23 +153,6 @@ def plot_tables(curves: pd.DataFrame, folder: Path) -> dict[Path, pd.DataFrame]:
         folder / f"{metric}.csv": rows.pivot(index="n_labelled", columns="acquisition", values="value").reset_index()
         for metric, rows in of_metrics
     }
-
-
-def over_seeds(values: np.ndarray) -> dict[str, float]:
-    """Mean of what seeds gave, its 95 % interval by Student's t, and their standard deviation; NaN where not defined.
-
-    Args:
-        values: ``(n,)``.
-    """
-    n = len(values)
-    if n == 0 or np.isnan(values).any():
-        return dict.fromkeys(("value", "low", "high", "sd"), float("nan"))
-    mean = float(values.mean())
-    if n == 1:
-        return {"value": mean, "low": float("nan"), "high": float("nan"), "sd": float("nan")}
-    sd = float(values.std(ddof=1))
-    half = float(t.ppf(0.975, n - 1)) * sd / n**0.5
-    return {"value": mean, "low": mean - half, "high": mean + half, "sd": sd}
 
 
 def _area(labels: np.ndarray, accuracy: np.ndarray, most: float) -> float:

@@ -1,0 +1,58 @@
+"""``python -m flows.data_changes``: what changed in the data against a version in git, the last one if none is named.
+
+It is about the manifests that ``validate`` wrote; the earlier one comes out of DVC's cache or its remote. No step does
+this: their outputs follow from their inputs, not from what was there before.
+"""
+
+import argparse
+import io
+import sys
+from typing import TYPE_CHECKING
+
+from tasks import paths
+from tasks.dataset.comparison import drift, image_changes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def manifest_at(revision: str) -> "pd.DataFrame":
+    """The manifest of a version in git.
+
+    Raises:
+        ValueError: there is no such version, it has none, or neither cache nor remote have it.
+    """
+    import pandas as pd
+    from dvc.api import open as open_at
+    from dvc.exceptions import DvcException
+    from dvc.scm import SCMError
+
+    path = paths.MANIFEST.as_posix()
+    try:
+        with open_at(path, repo=".", rev=revision, mode="rb") as file:
+            return pd.read_parquet(io.BytesIO(file.read()))
+    except (DvcException, SCMError, OSError) as error:
+        raise ValueError(f"no {path} of {revision} in git, DVC's cache or its remote: {error}") from error
+
+
+def main() -> None:
+    """Print how many images of each class came, went and changed, and how the manifest's numbers moved."""
+    parser = argparse.ArgumentParser(prog="python -m flows.data_changes", description=main.__doc__)
+    parser.add_argument("revision", nargs="?", default="HEAD", help="a commit, tag or branch; HEAD if none is named")
+    revision = parser.parse_args().revision
+    try:
+        import pandas as pd
+
+        if not paths.MANIFEST.is_file():
+            raise ValueError(f"{paths.MANIFEST.as_posix()} is missing: run `dvc repro validate`")
+        before, after = manifest_at(revision), pd.read_parquet(paths.MANIFEST)
+        moved = drift(before, after)
+    except ValueError as error:
+        sys.exit(f"data_changes: {error}")
+    print(f"{paths.MANIFEST.as_posix()} against {revision}\n")
+    print(image_changes(before, after).to_string(index=False))
+    print("\n" + moved[moved["distance"] > 0].to_string(index=False, float_format="{:.3g}".format))
+
+
+if __name__ == "__main__":
+    main()

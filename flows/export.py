@@ -1,0 +1,50 @@
+"""The flow ``export``: a registered model as one file for ``torch.export.load``.
+
+``python -m flows.export ct-robustness@champion champion.pt2``
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from prefect import flow
+from pydantic import Field
+
+from flows.command import run_flow
+from tasks import registry
+from tasks.serving.export import export_target
+from tasks.tracking import EXPERIMENT
+
+
+@flow(name="export")
+def export(
+    model: str = Field(
+        default=f"{EXPERIMENT}@{registry.CHAMPION}", min_length=3, description="name@alias or name/version"
+    ),
+    path: str = Field(default="champion.pt2", pattern=r".+\.pt2$", description="of the file that is written"),
+) -> str:
+    """Write a registered model as a ``torch.export`` program, and hold it against the model.
+
+    Args:
+        model: ``name@alias`` or ``name/version``.
+        path: of the file, ``.pt2``.
+
+    Returns:
+        What was written, and how much it differs.
+    """
+    found = registry.find(model)
+    with tempfile.TemporaryDirectory() as folder:
+        difference = export_target(registry.download(found, Path(folder)), Path(path))
+    return f"{found.label} ({found.target}) is in {path}; no logit differs by more than {difference:.1e}"
+
+
+def main() -> None:
+    """Command line of the flow."""
+    parser = argparse.ArgumentParser(prog="python -m flows.export", description="Export a registered model.")
+    parser.add_argument("model", help="name@alias or name/version, such as ct-robustness@champion")
+    parser.add_argument("path", help="of the file that is written, .pt2")
+    print(run_flow(export, **vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The work of attack steps, done by several workers: threads of this process, or processes of a Dask cluster."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import BaseModel, Field
+
+from tasks.params import Params
+
+
+class Workers(BaseModel, frozen=True):
+    """Who does the work of attack steps; whoever it is, the same bytes come out."""
+
+    runner: Literal["in_process", "threads", "dask"] = Field(
+        default="in_process",
+        description="in_process: the run itself, one part after the other; threads: of this process; dask: processes "
+        "of a cluster, also on other machines",
+    )
+    n_workers: int = Field(
+        default=2,
+        ge=1,
+        le=256,
+        description="threads, or processes of a cluster on this machine; each computes with compute.threads threads",
+    )
+    scheduler: str | None = Field(
+        default=None,
+        description="address of a Dask scheduler that is there already, such as tcp://10.0.0.1:8786, in place of a "
+        "cluster on this machine; its workers must see this folder under the same path",
+    )
+
+
+def finish_elsewhere(target: str, params: Params, workers: Workers) -> None:
+    """Let workers finish all parts of the attack on a target; the step then finds them done.
+
+    What a worker that dies was at is begun again by another; what it had finished stays.
+
+    Args:
+        target: ``undefended``, or the name of a defence.
+        params: all parameters.
+        workers: not those of the kind ``in_process``, which need no help.
+
+    Raises:
+        ValueError: the runner is not installed.
+    """
+    # torch is imported by who attacks
+    from tasks.attacks.lanes import count_lanes
+
+    n_lanes = count_lanes(params, target)
+    finish = finish_lanes.with_options(task_runner=runner_of(workers), flow_run_name=f"attack on {target}")
+    finish(target, params, n_lanes)
+
+
+@flow(name="attack_in_parts", validate_parameters=False)
+def finish_lanes(target: str, params: Params, n_lanes: int) -> None:
+    """All parts of the attack on one target, each a task."""
+    running = [finish_one.submit(str(Path.cwd()), target, params, number) for number in range(n_lanes)]
+    for future in running:
+        future.result()
+
+
+@task(name="part", cache_policy=NO_CACHE)
+def finish_one(folder: str, target: str, params: Params, number: int) -> None:
+    """One part, in a process that may have been started elsewhere."""
+    from tasks.attacks.lanes import finish_lane
+
+    if Path.cwd() != Path(folder):
+        os.chdir(folder)
+    finish_lane(params, target, number)
+
+
+def runner_of(workers: Workers) -> TaskRunner[Any]:
+    """Prefect's runner of this kind.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if workers.runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers.n_workers)
+    assert workers.runner == "dask", workers
+    try:
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ModuleNotFoundError:
+        raise ValueError("workers.runner dask needs prefect-dask: pip install 'ct-robustness[dask]'") from None
+    if workers.scheduler:
+        return DaskTaskRunner(address=workers.scheduler)
+    # a thread each: torch has its own, and a step's random numbers must not meet another's
+    cluster = {"n_workers": workers.n_workers, "threads_per_worker": 1, "dashboard_address": None}
+    return DaskTaskRunner(cluster_kwargs=cluster)

@@ -1,0 +1,70 @@
+"""The model that ``mlflow models serve`` runs; MLflow executes this file ("models from code"), nothing is unpickled.
+
+A request has a row for each image, with one of two columns: ``image``, the bytes of a PNG, JPEG, BMP or TIFF file
+(base64 in JSON), or ``pixels``, H lists of W numbers in [0, 1].
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+
+class Served(PythonModel):
+    """A bundle behind MLflow's interface."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the bundle that was registered."""
+        from tasks.serving.predictor import Predictor
+
+        self.predictor = Predictor.load(Path(context.artifacts["bundle"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """A dictionary for each row: class, probabilities, entropy, detector_score, warnings.
+
+        Raises:
+            MlflowException: the input can't be used, which the server answers with status 400 and the reason.
+        """
+        columns = [name for name in ("image", "pixels") if name in model_input]
+        try:
+            if len(columns) != 1:
+                raise ValueError("send one of the columns: image (a file's bytes) or pixels (H x W numbers in [0, 1])")
+            values = model_input[columns[0]].tolist()
+            if columns == ["image"]:
+                predictions = self.predictor.predict_files(values)
+            else:
+                predictions = self.predictor.predict_arrays(as_array(values))
+        except ValueError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        return [
+            {
+                "class": prediction.name,
+                "probabilities": prediction.probabilities,
+                "entropy": prediction.entropy,
+                "detector_score": prediction.detector_score,
+                "warnings": prediction.warnings,
+            }
+            for prediction in predictions
+        ]
+
+
+def as_array(rows: list[Any]) -> np.ndarray:
+    """Nested lists or arrays as float64 ``(N, H, W)``.
+
+    Raises:
+        ValueError: they are no numbers, or not of one shape.
+    """
+    try:
+        # pandas may hold rows of arrays of arrays
+        return np.stack([np.stack([np.asarray(line, dtype=np.float64) for line in row]) for row in rows])
+    except (TypeError, ValueError):
+        raise ValueError("pixels must be H lists of W numbers for each image, all of one size") from None
+
+
+mlflow.models.set_model(Served())

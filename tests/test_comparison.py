@@ -1,0 +1,60 @@
+"""What changed between two versions of a data set: known answers."""
+
+import pandas as pd
+import pytest
+
+from tasks.dataset.comparison import NUMBERS, drift, image_changes
+
+
+def manifest(*rows: tuple[str, str, float]) -> pd.DataFrame:
+    """Class/name, pixels, mean grey; the other numbers are all the same."""
+    table = pd.DataFrame(rows, columns=["path", "sha256", "mean"])
+    table["class"] = table["path"].str.partition("/")[0]
+    return table.assign(**{column: 100 for column in NUMBERS if column != "mean"})
+
+
+FIRST = manifest(("a/1", "x", 0.1), ("a/2", "y", 0.2), ("b/1", "z", 0.3), ("b/2", "w", 0.4))
+
+
+def test_a_version_has_not_changed_against_itself() -> None:
+    changes = image_changes(FIRST, FIRST)
+    assert changes.to_dict("list") == {
+        "class": ["a", "b"],
+        "n_before": [2, 2],
+        "n_after": [2, 2],
+        "n_added": [0, 0],
+        "n_removed": [0, 0],
+        "n_changed": [0, 0],
+    }
+    assert (drift(FIRST, FIRST)["distance"] == 0).all()
+
+
+def test_images_that_came_went_and_changed_are_counted_by_class() -> None:
+    second = manifest(("a/1", "x", 0.1), ("a/2", "other", 0.2), ("a/3", "new", 0.2), ("b/2", "w", 0.4), ("c/1", "v", 1))
+    changes = image_changes(FIRST, second).set_index("class")
+    assert changes.loc["a"].to_dict() == {"n_before": 2, "n_after": 3, "n_added": 1, "n_removed": 0, "n_changed": 1}
+    assert changes.loc["b"].to_dict() == {"n_before": 2, "n_after": 1, "n_added": 0, "n_removed": 1, "n_changed": 0}
+    assert changes.loc["c"].to_dict() == {"n_before": 0, "n_after": 1, "n_added": 1, "n_removed": 0, "n_changed": 0}
+
+
+def test_a_moved_distribution_has_the_distance_and_quantiles_that_follow_from_it() -> None:
+    before = manifest(*((f"a/{i}", str(i), i) for i in range(100)))
+    after = manifest(*((f"a/{i}", str(i), i + 25) for i in range(100)))
+    found = drift(before, after).set_index(["column", "class"]).loc[("mean", "all classes")]
+    assert found["distance"] == 0.25
+    assert found["p_value"] < 0.01
+    assert found["q50_after"] - found["q50_before"] == 25
+    assert found["q05_before"] == pytest.approx(4.95)
+
+
+def test_a_class_that_moved_is_told_from_one_that_did_not() -> None:
+    second = FIRST.assign(mean=[0.1, 0.2, 0.7, 0.8])
+    found = drift(FIRST, second).set_index(["column", "class"])["distance"]
+    assert found["mean", "a"] == 0
+    assert found["mean", "b"] == 1
+    assert found["mean", "all classes"] == 0.5
+
+
+def test_a_version_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="without images"):
+        drift(FIRST, FIRST.iloc[:0])

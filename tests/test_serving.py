@@ -1,0 +1,289 @@
+"""A bundle asked in Python, over HTTP as MLflow serves it, and exported."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import torch
+from PIL import Image
+from torch import nn
+
+from tasks import paths, registry
+from tasks.dataset.images import ImageError, read_square
+from tasks.dataset.prepared import load_prepared
+from tasks.defences.preprocessing import Noise
+from tasks.defences.purified import Purified
+from tasks.defences.targets import load_target
+from tasks.serving import export
+from tasks.serving.bundle import EXAMPLES, digests_of_images, load_bundle, read_bundle, read_seen
+from tasks.serving.card import INTENDED_USE, card_of
+from tasks.serving.export import export_target
+from tasks.serving.predictor import Predictor, look_at_all
+from tests.bundles import bundle_of, complete_workspace, write_results
+from tests.small_workspace import CLASSES, SIDE
+
+CPU = torch.device("cpu")
+
+
+def png(pixels: np.ndarray, **options: Any) -> bytes:
+    Image.fromarray(pixels).save(file := io.BytesIO(), format="PNG", **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def bundle(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small workspace's autoencoder before its classifier."""
+    folder = tmp_path_factory.mktemp("bundle")
+    with pytest.MonkeyPatch.context() as patch:
+        shutil.copytree(small_workspace / "data", folder / "workspace" / "data")
+        patch.chdir(folder / "workspace")
+        return bundle_of("autoencoder", folder)
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle: Path) -> Predictor:
+    return Predictor.load(bundle)
+
+
+class TestBundle:
+    def test_holds_the_very_target_and_no_pickle(self, bundle: Path, workspace: Path) -> None:
+        images = torch.from_numpy(load_prepared().floats(np.arange(5)))
+        with torch.no_grad():
+            assert torch.equal(load_bundle(bundle)(images), load_target("autoencoder", CPU)(images))
+        suffixes = {file.suffix for file in bundle.rglob("*") if file.is_file()}
+        assert suffixes <= {".json", ".md", ".npy", ".safetensors", ".csv"}
+        assert Path.cwd() == workspace
+
+    def test_knows_which_images_it_was_trained_and_validated_on(self, bundle: Path, workspace: Path) -> None:
+        data, seen = load_prepared(), read_seen(bundle)
+        for split in ("train", "validation"):
+            assert seen[split] == set(digests_of_images(data.pixels[data.indices(split)]))
+        assert not set(digests_of_images(data.pixels[data.indices("test")])) & (seen["train"] | seen["validation"])
+
+    def test_at_most_the_share_of_clean_validation_images_is_flagged(self, bundle: Path, workspace: Path) -> None:
+        data, detector = load_prepared(), read_bundle(bundle).detector
+        assert detector is not None
+        _, scores = look_at_all(load_bundle(bundle), data.floats(data.indices("validation")))
+        assert scores is not None
+        assert (scores > detector.threshold).mean() <= detector.false_positive_rate
+
+    def test_a_target_without_a_purifier_has_no_detector_and_its_answers_say_so(
+        self, workspace: Path, tmp_path: Path
+    ) -> None:
+        folder = bundle_of("undefended", tmp_path / "bundles")
+        assert read_bundle(folder).detector is None
+        (prediction,) = Predictor.load(folder).predict_arrays(np.zeros((SIDE, SIDE)))
+        assert prediction.detector_score is None
+        assert "no detector" in prediction.warnings[0]
+
+    def test_a_folder_that_is_none_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="is no bundle"):
+            Predictor.load(tmp_path)
+
+
+class TestPredictor:
+    def test_says_what_the_target_says_of_a_prepared_image_whatever_form_it_comes_in(
+        self, predictor: Predictor, bundle: Path
+    ) -> None:
+        pixels = np.load(bundle / EXAMPLES)
+        with torch.no_grad():
+            expected = load_bundle(bundle)(torch.from_numpy(pixels.astype(np.float32) / 255)).softmax(1).numpy()
+        forms = [pixels, pixels[:, 0], pixels / 255, (pixels / 255).astype(np.float32)[:, 0]]
+        for given in forms:
+            answers = predictor.predict_arrays(given)
+            found = np.array([list(answer.probabilities.values()) for answer in answers])
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            assert [answer.name for answer in answers] == [CLASSES[label] for label in expected.argmax(1)]
+        (alone,) = predictor.predict_arrays(pixels[0, 0])
+        nats = -(expected[0] * np.log(expected[0])).sum()
+        assert alone.entropy == pytest.approx(nats, abs=1e-4)
+
+    def test_reads_a_file_as_prepare_does(self, predictor: Predictor, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        wide = rng.integers(0, 256, (40, 48), dtype=np.uint8)
+        colour = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        deep = rng.integers(0, 65536, (40, 48), dtype=np.uint16)
+        for content in (png(wide), png(colour), png(deep)):
+            (tmp_path / "image").write_bytes(content)
+            (answer,) = predictor.predict_files([content])
+            (expected,) = predictor.predict_arrays(read_square(tmp_path / "image", SIDE))
+            assert answer.probabilities == expected.probabilities
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (np.zeros((SIDE, SIDE + 1)), r"shape \(32, 33\): must be \(32, 32\)"),
+            (np.zeros((1, 3, SIDE, SIDE)), "must be"),
+            (np.zeros((0, SIDE, SIDE)), "no images"),
+            (np.full((SIDE, SIDE), np.nan), "NaN"),
+            (np.full((SIDE, SIDE), 200.0), r"lie in \[200, 200\]: floating point must be in \[0, 1\]"),
+            (np.full((SIDE, SIDE), -0.1), "must be in"),
+            (np.zeros((SIDE, SIDE), dtype=np.int64), "type int64: must be uint8"),
+        ],
+    )
+    def test_pixels_that_cannot_be_used_are_refused_with_what_is_allowed(
+        self, predictor: Predictor, given: np.ndarray, message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            predictor.predict_arrays(given)
+
+    def test_files_that_cannot_be_read_are_named_by_number_and_reason(self, predictor: Predictor) -> None:
+        good, floating = png(np.zeros((40, 48), dtype=np.uint8)), io.BytesIO()
+        Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(floating, format="TIFF")
+        bad = {b"": "empty", b"text": "none of PNG", good[:-20]: "can't be decoded", floating.getvalue(): "mode F"}
+        for content, reason in bad.items():
+            with pytest.raises(ImageError, match=f"^image 1: .*{reason}"):
+                predictor.predict_files([good, content])
+        with pytest.raises(ImageError, match="max_megapixels"):
+            predictor.predict_files([png(np.zeros((8001, 8001), dtype=np.uint8))])
+        with pytest.raises(ValueError, match="no images"):
+            predictor.predict_files([])
+
+    def test_an_image_unlike_those_of_training_is_answered_with_a_warning(self, predictor: Predictor) -> None:
+        usual, small, long = (np.zeros(size, dtype=np.uint8) for size in ((40, 48), (10, 12), (40, 96)))
+        answers = [answer.warnings for answer in predictor.predict_files([png(usual), png(small), png(long)])]
+        assert [any("enlarged" in text for text in texts) for texts in answers] == [False, True, False]
+        assert [any("distorted" in text for text in texts) for texts in answers] == [False, False, True]
+        assert all("phantoms" in texts[-1] for texts in answers)
+
+    def test_a_score_above_the_threshold_is_a_warning(self, predictor: Predictor, bundle: Path) -> None:
+        assert predictor.bundle.detector is not None
+        pixels = np.load(bundle / EXAMPLES)
+        strict = predictor.bundle.detector.model_copy(update={"threshold": -1.0})
+        strict_one = Predictor(predictor.bundle.model_copy(update={"detector": strict}), load_bundle(bundle))
+        for answer in strict_one.predict_arrays(pixels):
+            assert any("prediction change" in text and "above -1" in text for text in answer.warnings)
+
+    def test_a_random_target_answers_the_same_alone_and_in_company(self) -> None:
+        torch.manual_seed(0)
+        classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+        target = Purified(Noise(0.3), classifier, n_draws=3).eval()
+        images = np.random.default_rng(0).uniform(size=(5, 1, 8, 8)).astype(np.float32)
+        logits, scores = look_at_all(target, images)
+        alone, score = look_at_all(target, images[3:4])
+        assert scores is not None
+        assert score is not None
+        np.testing.assert_array_equal(alone[0], logits[3])
+        np.testing.assert_array_equal(score[0], scores[3])
+
+
+class TestCard:
+    def test_tells_the_figures_of_the_tables_and_what_it_is_not_for(self, workspace: Path) -> None:
+        params = complete_workspace()
+        write_results({"autoencoder": (24, []), "retrained_autoencoder": (16, ["noise"])})
+        card, summary = card_of(params, "autoencoder")
+        assert "75.0 %" in summary
+        assert INTENDED_USE in summary
+        assert len(summary) < registry.MAX_DESCRIPTION
+        for part in ("leakage: 0.0 %", "56 train, 8 validation, 32 test", "| worst of all, adaptive | 4 | 32 | 75.0 %"):
+            assert part in card
+        assert "**FAIL**" not in card
+        assert "**FAIL** about noise: about noise" in card_of(params, "retrained_autoencoder")[0]
+        with pytest.raises(ValueError, match="has no 'jpeg'"):
+            card_of(params, "jpeg")
+
+
+class TestExport:
+    def test_a_file_says_what_the_target_says_for_any_number_of_images(self, bundle: Path, tmp_path: Path) -> None:
+        path = tmp_path / "target.pt2"
+        assert export_target(bundle, path) <= 1e-5
+        extra = {"bundle.json": ""}
+        program = torch.export.load(path, extra_files=extra).module()
+        assert json.loads(extra["bundle.json"])["classes"] == CLASSES
+        target, rng = load_bundle(bundle), np.random.default_rng(0)
+        for n in (1, 3, 7, 33):
+            images = torch.from_numpy(rng.uniform(size=(n, 1, SIDE, SIDE)).astype(np.float32))
+            with torch.no_grad():
+                np.testing.assert_allclose(program(images).numpy(), target(images).numpy(), atol=1e-5, rtol=0)
+
+    def test_a_target_that_leaves_torch_is_refused(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        noisy = Purified(Noise(0.1), nn.Identity())
+        monkeypatch.setattr(export, "load_bundle", lambda folder: noisy)
+        with pytest.raises(ValueError, match=r"autoencoder can't be exported: Noise\(std=0.1\)"):
+            export_target(bundle, tmp_path / "x.pt2")
+
+
+class TestServer:
+    @pytest.fixture(scope="class")
+    def address(self, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+        """``mlflow models serve`` on the champion of a real registry, started in a folder that knows nothing of us."""
+        folder = tmp_path_factory.mktemp("served")
+        store = f"sqlite:///{folder / 'mlflow.db'}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("MLFLOW_TRACKING_URI", store)
+            registry.move_champion(registry.register_bundle(bundle, "toy", "A toy."), "first")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "-m", "models:/toy@champion"]
+        command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"MLFLOW_TRACKING_URI": store, "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
+        with (folder / "log.txt").open("w") as log:
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(600):
+                assert process.poll() is None, (folder / "log.txt").read_text()
+                try:
+                    if requests.get(f"{address}/ping", timeout=5).ok:
+                        break
+                except requests.ConnectionError:
+                    time.sleep(0.5)
+            yield f"{address}/invocations"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+    def test_answers_files_and_pixels_as_the_predictor_does(
+        self, address: str, predictor: Predictor, bundle: Path
+    ) -> None:
+        pixels = np.load(bundle / EXAMPLES)[:2, 0]
+        files = [png(image) for image in pixels]
+        encoded = [[base64.b64encode(file).decode()] for file in files]
+        told = requests.post(address, json={"dataframe_split": {"columns": ["image"], "data": encoded}}, timeout=60)
+        for found, expected in zip(told.json()["predictions"], predictor.predict_files(files), strict=True):
+            assert found["class"] == expected.name
+            assert found["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+            assert found["detector_score"] == pytest.approx(expected.detector_score, abs=1e-5)
+            assert found["warnings"] == expected.warnings
+        told = requests.post(address, json={"dataframe_records": [{"pixels": (pixels[0] / 255).tolist()}]}, timeout=60)
+        (expected,) = predictor.predict_arrays(pixels[0])
+        assert told.json()["predictions"][0]["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"image": base64.b64encode(b"text").decode()}, "image 0: the content is none of PNG"),
+            ({"pixels": [[0.5] * 3] * 3}, "must be (32, 32)"),
+            ({"pixels": [[77.0] * SIDE] * SIDE}, "divide 8-bit grey levels by 255"),
+            ({"scan": "x"}, "send one of the columns"),
+        ],
+    )
+    def test_bad_input_is_answered_with_400_and_the_reason(
+        self, address: str, row: dict[str, Any], message: str
+    ) -> None:
+        told = requests.post(address, json={"dataframe_records": [row]}, timeout=60)
+        assert told.status_code == 400
+        assert message in told.json()["message"]
+
+
+def test_examples_of_a_bundle_are_validation_images(bundle: Path, workspace: Path) -> None:
+    data = load_prepared()
+    np.testing.assert_array_equal(np.load(bundle / EXAMPLES), data.pixels[data.indices("validation")[:8]])
+    assert (bundle / paths.CLASSIFIER).is_file()
