@@ -134,6 +134,8 @@ def set_up_audit(
     renewed(folder / paths.DATA)
     for path in linked:
         shutil.copytree(path, folder / path, copy_function=link_or_copy)
+    if with_report:
+        shutil.copyfile(paths.REFERENCE, folder / paths.REFERENCE)
     shutil.copytree(bundle / paths.DATA, folder / paths.DATA, dirs_exist_ok=True)
     (folder / paths.PREPARE).mkdir()
     link_or_copy(str(paths.PIXELS), str(folder / paths.PIXELS))

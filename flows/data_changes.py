@@ -1,7 +1,7 @@
 """``python -m flows.data_changes``: what changed in the data against a version in git, the last one if none is named.
 
-It is about the manifests that ``validate`` wrote; the earlier one comes out of DVC's cache or its remote. No step does
-this: their outputs follow from their inputs, not from what was there before.
+It is about the manifests that ``validate`` wrote; the earlier one comes out of DVC's cache or its remote. The report,
+whose inputs are files, compares with the reference instead, a file in git: ``--keep`` makes the present data that.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tasks import paths
-from tasks.dataset.comparison import drift, image_changes
+from tasks.dataset.comparison import drift, image_changes, write_reference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,17 +39,25 @@ def main() -> None:
     """Print how many images of each class came, went and changed, and how the manifest's numbers moved."""
     parser = argparse.ArgumentParser(prog="python -m flows.data_changes", description=main.__doc__)
     parser.add_argument("revision", nargs="?", default="HEAD", help="a commit, tag or branch; HEAD if none is named")
-    revision = parser.parse_args().revision
+    parser.add_argument(
+        "--keep", action="store_true", help=f"write {paths.REFERENCE.as_posix()}, with which the report compares"
+    )
+    given = parser.parse_args()
     try:
         import pandas as pd
 
         if not paths.MANIFEST.is_file():
             raise ValueError(f"{paths.MANIFEST.as_posix()} is missing: run `dvc repro validate`")
-        before, after = manifest_at(revision), pd.read_parquet(paths.MANIFEST)
+        after = pd.read_parquet(paths.MANIFEST)
+        if given.keep:
+            write_reference(after, paths.REFERENCE)
+            print(f"{paths.REFERENCE.as_posix()}: {len(after)} images. Commit it.")
+            return
+        before = manifest_at(given.revision)
         moved = drift(before, after)
     except ValueError as error:
         sys.exit(f"data_changes: {error}")
-    print(f"{paths.MANIFEST.as_posix()} against {revision}\n")
+    print(f"{paths.MANIFEST.as_posix()} against {given.revision}\n")
     print(image_changes(before, after).to_string(index=False))
     print("\n" + moved[moved["distance"] > 0].to_string(index=False, float_format="{:.3g}".format))
 

@@ -14,6 +14,9 @@ DEFENCE_STEPS = ("train_defence", "attack_defence")
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 
+REFERENCE = DATA / "reference.csv"
+"""In git: the version of the data that the report compares with."""
+
 ACQUIRE = DATA / "acquire"
 IMAGES = ACQUIRE / "images"
 SOURCE = ACQUIRE / "source.json"

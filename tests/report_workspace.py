@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from tasks import paths
+from tasks.dataset.comparison import write_reference
 from tasks.evaluate import evaluate
 from tasks.evaluation.learning_curves import curve_table, summary_table
 from tasks.evaluation.records import build_records
@@ -57,7 +58,12 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "class": names, "label": labels, "group": 0})
     table["near_duplicate_group"] = np.arange(n)
     sizes = {"width": 320 + np.arange(n), "height": 240, "mode": "L", "format": "PNG"}
-    table.assign(**sizes).to_parquet(paths.MANIFEST)
+    looks = {"bytes": 5000, "mean": np.linspace(0.3, 0.6, n), "std": 0.2, "saturated": 0.0, "sha256": names}
+    manifest = table.assign(**sizes, **looks)
+    manifest.to_parquet(paths.MANIFEST)
+    # the last image is new, another one has changed, and one is gone
+    changed = manifest.iloc[:-1].assign(sha256=lambda rows: ["other", *rows["sha256"][1:]])
+    write_reference(pd.concat([changed, changed.tail(1).assign(path="gone.png")]), paths.REFERENCE)
     table["split"] = ["train"] * N_TRAIN + ["test"] * N_TEST
     table.to_parquet(paths.SPLIT)
     pixels = np.random.default_rng(0).integers(0, 256, (n, 1, SIDE, SIDE), dtype=np.uint8)

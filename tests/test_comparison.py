@@ -1,9 +1,11 @@
 """What changed between two versions of a data set: known answers."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from tasks.dataset.comparison import NUMBERS, drift, image_changes
+from tasks.dataset.comparison import NUMBERS, drift, image_changes, read_reference, write_reference
 
 
 def manifest(*rows: tuple[str, str, float]) -> pd.DataFrame:
@@ -58,3 +60,21 @@ def test_a_class_that_moved_is_told_from_one_that_did_not() -> None:
 def test_a_version_without_images_is_refused() -> None:
     with pytest.raises(ValueError, match="without images"):
         drift(FIRST, FIRST.iloc[:0])
+
+
+def test_a_reference_comes_back_from_its_file(tmp_path: Path) -> None:
+    first = FIRST.assign(path=["NA/1", "NA/2", "1/1", "1/2"], mean=1 / 3, **{"class": ["NA", "NA", "1", "1"]})
+    write_reference(first, tmp_path / "reference.csv")
+    back = read_reference(tmp_path / "reference.csv")
+    pd.testing.assert_frame_equal(back, first[back.columns], check_dtype=False)
+    assert not drift(back, first)["distance"].any()
+    assert not image_changes(back, first)[["n_added", "n_removed", "n_changed"]].to_numpy().any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("path,class\na/1,a\n", "no column sha256"), ("", "No columns"), ("{", "no column path")]
+)
+def test_a_reference_that_is_none_is_refused_with_what_to_do(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "reference.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"reference\.csv: {message}.*data_changes --keep"):
+        read_reference(tmp_path / "reference.csv")

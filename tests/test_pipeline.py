@@ -62,6 +62,8 @@ def make_workspace(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "prefect.toml"):
         shutil.copy(ROOT / name, folder / name)
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data" / "reference.csv", folder / "data")
     write_params(folder, {})
     run(folder, "dvc", "init", "--no-scm", "--quiet")
     return folder

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tasks.report import report
 from tasks.reporting import page
 from tasks.reporting.findings import headline_metrics, headline_of
 from tasks.reporting.results import load_results
+from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 from tests.conftest import with_overrides
 from tests.report_workspace import BENCHMARK, EPS, SIDE, empty_analysis, write_workspace
@@ -166,6 +168,7 @@ def test_every_section_opens_with_its_answer(html: str) -> None:
     at = "PGD at ε = 1/255"
     beginnings = {
         "verdict": "Of 4 claims of the study, 1 holds here, 1 does not, and 2 can't be told.",
+        "data-changes": "Images since the reference: 1 added, 1 removed, 1 changed; 63 then, 63 now.",
         "defences": "Of 3 targets, the retrained autoencoder withstands the attacker who knows of it best: 50.0 % "
         "[37.7, 62.3] at ε = 1/255, 90.0 % [79.9, 95.3] on clean images. The next, the autoencoder, differs from it "
         "(p < 0.001).",
@@ -488,3 +491,26 @@ def test_checks_are_a_table_of_targets_and_what_does_not_pass_is_explained_first
     assert text_of(transfer).split() == ["–", "PASS", "PASS"]
     assert ">PASS<" not in raised
     assert "not checked: needs attack.suite.n_queries" in raised
+
+
+def test_what_changed_in_the_data_since_the_reference_is_told(html: str) -> None:
+    section = html[html.index('<section id="data-changes">') : html.index('<section id="training">')]
+    assert "Images since the reference: 1 added, 1 removed, 1 changed; 63 then, 63 now." in section
+    rows = [re.sub(r"<[^>]*>", " ", row).split() for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", section)]
+    # of the first class an image has other pixels, of the second one is gone, of the third one is new
+    assert [row[-5:] for row in rows[:3]] == [
+        ["21", "21", "0", "0", "1"],
+        ["22", "21", "0", "1", "0"],
+        ["20", "21", "1", "0", "0"],
+    ]
+    assert "these are 24 comparisons" in section
+
+
+def test_unchanged_and_other_data_are_told_in_a_sentence(workspace: Path) -> None:
+    results = load_results(BENCHMARK)
+    same = data_changes_section(replace(results, reference=results.manifest))
+    assert same.answer == "Nothing has changed: the same 63 images as in the reference."
+    assert not same.tables
+    elsewhere = results.manifest.assign(path="elsewhere/" + results.manifest["path"])
+    other = data_changes_section(replace(results, reference=elsewhere))
+    assert other.answer == "These are other data: none of the reference's 63 images is among the 63."

@@ -1,5 +1,10 @@
-"""What changed between two versions of a data set, from their manifests."""
+"""What changed between two versions of a data set, from their manifests.
 
+The reference is the version in git that the report compares with: the columns of a manifest that tell images apart and
+say what they are like, as text that a diff can show.
+"""
+
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +14,34 @@ NUMBERS = ("width", "height", "bytes", "mean", "std", "saturated")
 """Columns of the manifest whose distributions are compared; units as in :data:`tasks.dataset.manifest.COLUMNS`."""
 QUANTILES = (0.05, 0.5, 0.95)
 ALL = "all classes"
+TEXTS = ("path", "class", "sha256")
+
+
+def write_reference(manifest: "pd.DataFrame", path: Path) -> None:
+    """Make a manifest the reference."""
+    columns = [*TEXTS, *NUMBERS]
+    manifest[columns].to_csv(path, index=False, lineterminator="\n")
+
+
+def read_reference(path: Path) -> "pd.DataFrame":
+    """The reference: ``path``, ``class``, ``sha256`` and :data:`NUMBERS` of each image.
+
+    Raises:
+        ValueError: columns are missing, or a number is none.
+    """
+    import pandas as pd
+
+    try:
+        # a class may be called NA
+        table = pd.read_csv(
+            path, dtype=dict.fromkeys(TEXTS, "str"), keep_default_na=False, float_precision="round_trip"
+        )
+        missing = [column for column in (*TEXTS, *NUMBERS) if column not in table]
+        if missing:
+            raise ValueError(f"no column {', '.join(missing)}")
+        return table.astype(dict.fromkeys(NUMBERS, float))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; write it anew by `python -m flows.data_changes --keep`") from error
 
 
 def image_changes(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFrame":

@@ -26,6 +26,7 @@ from tasks.reporting.findings import (
 )
 from tasks.reporting.gallery import Drawn, confusions, trainings
 from tasks.reporting.results import Results
+from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.reporting.sections.features import SPACES
 from tasks.reporting.sections.section import Section, estimate, fixed, point_of
 from tasks.reporting.sections.verdict import area_sentence, area_table, badge_of, elsewhere, verdict_sentence
@@ -85,6 +86,7 @@ def html(
         headline,
         parts=parts,
         benchmark=benchmark,
+        data_changes=data_changes_section(results),
         check_matrix=check_matrix(results.checks),
         targets=list(results.robustness["target"].unique()),
         gallery=gallery,

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tasks import paths
+from tasks.dataset.comparison import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.evaluation.records import AS_GIVEN, read_records, read_smallest_eps
 from tasks.reporting.examples import UnderAttack, read_examples
@@ -97,6 +98,8 @@ class Results:
 
     validation: dict[str, Any]
     manifest: pd.DataFrame
+    reference: pd.DataFrame
+    """The manifest's columns for the version of the data that is in git (:mod:`tasks.dataset.comparison`)."""
     data: Prepared
     dataset_info: dict[str, Any]
     classifier_history: pd.DataFrame
@@ -123,14 +126,17 @@ def load_results(benchmark: Sequence[str]) -> Results:
         benchmark: names of the defences.
 
     Raises:
-        FileNotFoundError: a step has not run.
+        FileNotFoundError: a step has not run, or there is no reference.
     """
     if missing := [path for path in INPUTS if not path.is_file()]:
         step = paths.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
+    if not paths.REFERENCE.is_file():
+        raise FileNotFoundError(f"{paths.REFERENCE} not found: write it by `python -m flows.data_changes --keep`")
     return Results(
         validation=read_json(paths.VALIDATION),
         manifest=pd.read_parquet(paths.MANIFEST),
+        reference=read_reference(paths.REFERENCE),
         data=load_prepared(),
         dataset_info=read_json(paths.DATASET_INFO),
         classifier_history=pd.read_csv(paths.CLASSIFIER_HISTORY),
