@@ -35,7 +35,7 @@ from tasks.reporting.findings import (
     with_interval,
 )
 from tasks.reporting.results import read_json, read_table
-from tasks.reporting.sections.active_learning import comparison, efficiency_table
+from tasks.reporting.sections.active_learning import comparison, efficiency_tables
 from tasks.reporting.sections.benchmark import compared
 from tasks.reporting.sections.verdict import elsewhere
 
@@ -131,9 +131,9 @@ def benchmark_table(run: str, *at: str) -> str:
 
 
 def learning_table(run: str) -> str:
-    """Acquisition functions of active learning, a row each: areas under learning curves, labels that are needed."""
-    table = efficiency_table(read_table(_folder(run) / "active_learning_efficiency.csv"))
-    return _markdown(table.head, table.rows)
+    """Acquisition functions of active learning, a row each: accuracies, then labels that are needed."""
+    tables = efficiency_tables(read_table(_folder(run) / "active_learning_efficiency.csv"))
+    return "\n".join(_markdown(table.head, table.rows) for table in tables)
 
 
 def learned(run: str) -> str:

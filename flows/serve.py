@@ -16,6 +16,8 @@ from tasks.params import ParamsError, load_params
 POOL = "ct-robustness"
 START = 120
 """Seconds that the server may take until it answers."""
+PATIENCE = 5
+"""Seconds that a process may take to end."""
 
 
 def main() -> None:
@@ -33,6 +35,8 @@ def main() -> None:
     # a polite kill ends like Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ |= {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    # where prefect.yaml lets runs work; shells keep it up to date, os.chdir and other callers do not
+    os.environ["PWD"] = str(Path.cwd())
     running = [prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))]
     try:
         wait_until_healthy(running[0], port)
@@ -50,13 +54,23 @@ def main() -> None:
         print("Ending.", flush=True)
     finally:
         for process in reversed(running):
-            process.terminate()
-            process.wait()
+            end(process)
 
 
 def prefect(*arguments: str) -> subprocess.Popen[bytes]:
-    """Prefect's own command line, of this environment."""
-    return subprocess.Popen([Path(sys.executable).parent / "prefect", *arguments])  # noqa: S603  fixed but for the port
+    """Prefect's own command line, of this environment, out of reach of Ctrl-C, which would meet it twice."""
+    command = [str(Path(sys.executable).parent / "prefect"), *arguments]
+    return subprocess.Popen(command, start_new_session=True)  # noqa: S603  fixed but for the port
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and after a while it and its runs: an idle worker does not hear the first signal."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
 
 
 def wait_until_healthy(server: subprocess.Popen[bytes], port: int) -> None:

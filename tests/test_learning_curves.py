@@ -99,6 +99,14 @@ def test_curves_of_different_length_are_compared_over_the_labels_that_all_have()
     assert quantity(summary, "entropy", "clean_area_gain")["value"] == pytest.approx(0)
 
 
+def test_the_ends_are_compared_where_both_have_as_many_labels() -> None:
+    curves = {("random", 0): [0.4, 0.6], ("entropy", 0): [0.4, 0.8], ("random", 1): [0.4, 0.6], ("entropy", 1): [0.4]}
+    summary = summary_table(cycles_of(curves))
+    gain = quantity(summary, "entropy", "final_clean_gain")
+    assert (gain["value"], gain["n_seeds"]) == pytest.approx((0.2, 1))
+    assert quantity(summary, "entropy", "final_robust_gain")["value"] == pytest.approx(0.1)
+
+
 def test_a_run_that_asked_nothing_leaves_the_other_seeds_comparable() -> None:
     curves = {("random", seed): [0.4, 0.6] for seed in range(3)} | {("entropy", seed): [0.4, 0.8] for seed in range(2)}
     summary = summary_table(cycles_of(curves | {("entropy", 2): [0.4]}))

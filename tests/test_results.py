@@ -327,10 +327,11 @@ def keep_learning() -> None:
 
 def test_learning_table_tells_of_every_acquisition_function_and_of_seeds_that_did_not_get_there() -> None:
     keep_learning()
-    head, _, random, entropy, core_set = write_tables.learning_table("run").splitlines()
+    accuracies, labels = write_tables.learning_table("run").split("\n\n")
+    head, _, random, entropy, core_set = accuracies.splitlines()
     assert head.split(" | ")[1:3] == ["mean clean accuracy", "against random, points"]
     assert random.split(" | ")[:3] == ["| random", "70.0 % [68.0, 72.0]", "–"]
-    assert "400 (1 of 3 seeds)" in random
+    assert "400 (1 of 3 seeds)" in labels.splitlines()[2]
     assert entropy.split(" | ")[2] == "+5.0 [+3.0, +7.0]"
     assert core_set.startswith("| core set | – | −2.0 [−5.0, +1.0]")
 

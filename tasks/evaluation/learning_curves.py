@@ -108,7 +108,7 @@ def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
     reaches that share of the one with all labels (linear between cycles; over the seeds that reach it, as many as
     ``n_seeds`` tells, without an interval unless all do); ``labels_90_saved`` and ``labels_95_saved``, by how many
     fewer these are than random's; ``final_clean`` and ``final_robust``, the accuracies, and ``final_gap``, after the
-    last cycle.
+    last cycle; ``final_clean_gain`` and ``final_robust_gain`` against random, where it has as many labels then.
 
     Args:
         cycles: of :func:`cycle_table`, with the rows of :data:`RANDOM` and :data:`ALL_LABELS`.
@@ -119,6 +119,7 @@ def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
     most_of = curves.groupby(RUN)["n_labelled"].max().groupby("seed").min().to_dict()
     n_seeds = cycles["seed"].nunique()
     of_runs: dict[tuple[str, int], dict[str, float]] = {}
+    labels_at_end: dict[tuple[str, int], float] = {}
     for (acquisition, seed), run in curves.groupby(RUN, sort=False):
         labels = run["n_labelled"].to_numpy(float)
         clean, robust = (run[f"{kind}_accuracy"].to_numpy(float) for kind in ("clean", "robust"))
@@ -127,6 +128,7 @@ def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
         of_run |= {f"labels_{100 * share:.0f}": _reached(labels, clean, share * best_of[seed]) for share in TARGETS}
         of_run |= {f"final_{kind}": last[f"{kind}_accuracy"] for kind in ("clean", "robust")}
         of_runs[str(acquisition), int(str(seed))] = of_run | {"final_gap": last["gap"]}
+        labels_at_end[str(acquisition), int(str(seed))] = labels[-1]
     runs = pd.DataFrame(of_runs.values(), index=pd.MultiIndex.from_tuples(of_runs, names=RUN))
     random = runs.loc[RANDOM]
     rows = []
@@ -135,6 +137,11 @@ def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
         quantities = {str(name): own[name] for name in own}
         if acquisition != RANDOM:
             quantities |= {f"{name}_gain": own[name] - random[name] for name in ("clean_area", "robust_area")}
+            as_many = pd.Series(
+                {seed: labels_at_end[acquisition, seed] == labels_at_end[RANDOM, seed] for seed in own.index}
+            )
+            for name in ("final_clean", "final_robust"):
+                quantities[f"{name}_gain"] = (own[name] - random[name]).where(as_many)
             quantities |= {f"{name}_saved": random[name] - own[name] for name in ("labels_90", "labels_95")}
         for name, values in quantities.items():
             told = values.dropna().to_numpy()

@@ -46,18 +46,24 @@ def whole(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.0f}".replace("-", "−")
 
 
-QUANTITIES: dict[str, tuple[str, Format]] = {
+ACCURACIES: dict[str, tuple[str, Format]] = {
     "clean_area": ("mean clean accuracy", share),
     "clean_area_gain": ("against random, points", points),
     "robust_area": ("mean robust accuracy", share),
     "robust_area_gain": ("against random, points", points),
+    "final_clean": ("clean at the end", share),
+    "final_clean_gain": ("against random, points", points),
+    "final_robust": ("robust at the end", share),
+    "final_robust_gain": ("against random, points", points),
+    "final_gap": ("gap at the end", share),
+}
+LABELS: dict[str, tuple[str, Format]] = {
     "labels_90": ("labels to 90 %", whole),
     "labels_90_saved": ("fewer than random", whole),
     "labels_95": ("labels to 95 %", whole),
     "labels_95_saved": ("fewer than random", whole),
-    "final_gap": ("gap at the end", share),
 }
-"""Quantity -> its head in the table, and how it is written."""
+"""Quantity -> its head in a table, and how it is written."""
 NOTE = (
     "A classifier begins with few labelled images. In each cycle an acquisition function chooses images of the pool, "
     "their labels are told, and it trains on. Labelling accuracy: of the classifier on images that it is about to be "
@@ -79,7 +85,7 @@ def active_learning_section(results: Results, _headline: Headline) -> Section:
         _curves(learning, list(PANELS)[3:], "doubt", spread),
     ]
     drawings += [_queried(learning, results, name) for name in dict.fromkeys(learning.queries["acquisition"])]
-    tables = [efficiency_table(learning.efficiency)]
+    tables = efficiency_tables(learning.efficiency)
     return Section(
         "active-learning",
         "Active learning",
@@ -156,27 +162,32 @@ def _curves(learning: Learning, metrics: list[str], name: str, spread: str) -> D
     )
 
 
-def efficiency_table(efficiency: pd.DataFrame) -> Table:
-    """Acquisition functions, a row each.
+def efficiency_tables(efficiency: pd.DataFrame) -> list[Table]:
+    """What labels are worth, and how many are needed; a row for each acquisition function.
 
     Args:
         efficiency: of :func:`tasks.evaluation.learning_curves.summary_table`.
     """
     seeds = int(efficiency["n_seeds"].max())
+    of = f"mean of {seeds} {'seeds with 95 % intervals (Student)' if seeds > 1 else 'seed'}"
+    return [
+        _table(efficiency, ACCURACIES, f"What labels are worth, {of}."),
+        _table(efficiency, LABELS, f"How many labels are needed, {of}; a dash: not reached, or nothing to compare."),
+    ]
+
+
+def _table(efficiency: pd.DataFrame, quantities: dict[str, tuple[str, Format]], caption: str) -> Table:
+    seeds = int(efficiency["n_seeds"].max())
     rows = []
     for acquisition, of in efficiency.groupby("acquisition", sort=False):
         by_quantity = {row["quantity"]: row for _, row in of.iterrows()}
         cells = []
-        for name, (_, form) in QUANTITIES.items():
+        for name, (_, form) in quantities.items():
             told = by_quantity.get(name)
             few = f" ({told['n_seeds']} of {seeds} seeds)" if told is not None and 0 < told["n_seeds"] < seeds else ""
             cells.append("–" if told is None else f"{estimate(told, form)}{few}")
         rows.append([spoken(str(acquisition)), *cells])
-    caption = (
-        f"What the labels of each acquisition function are worth, mean of {seeds} "
-        f"{'seeds with 95 % intervals (Student)' if seeds > 1 else 'seed'}; a dash: not reached, or nothing to compare."
-    )
-    return Table(caption, ["acquisition", *(head for head, _ in QUANTITIES.values())], rows, is_sortable=True)
+    return Table(caption, ["acquisition", *(head for head, _ in quantities.values())], rows, is_sortable=True)
 
 
 def _queried(learning: Learning, results: Results, acquisition: str) -> Drawing:

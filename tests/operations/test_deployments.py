@@ -1,0 +1,253 @@
+"""The deployments, worked off for real: server, pool, worker, runs; and what container pools make of them."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT
+from tests.operations.servers import free_port, running, wait_for
+from tests.test_pipeline import STEPS, make_workspace, run, write_params
+
+pytestmark = pytest.mark.operations
+
+DEPLOYMENTS = {
+    "pipeline/pipeline",
+    "active_learning/active-learning",
+    "seeds/seeds",
+    "robustness_audit/robustness-audit",
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy workspace in git, whose pipeline has not run."""
+    folder = make_workspace(tmp_path_factory.mktemp("deployed") / "workspace")
+    for name in ("prefect.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copy(ROOT / "data" / ".gitignore", folder / "data")
+    shutil.rmtree(folder / ".dvc")
+    run(folder, "git", "init", "--quiet", "--initial-branch", "main")
+    run(folder, "git", "config", "user.email", "someone@example.org")
+    run(folder, "git", "config", "user.name", "someone")
+    run(folder, "dvc", "init", "--quiet")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", "code")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def api(workspace: Path) -> Iterator[httpx.Client]:
+    """``make serve`` in the workspace: Prefect's API, once everything is deployed and the worker is there."""
+    port, log = free_port(), workspace.parent / "serve.log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with running([sys.executable, "-m", "flows.serve", "--port", str(port)], log) as process:
+            wait_for(lambda: "Serving:" in log.read_text(), process, log)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60) as client:
+                yield client
+
+
+def deployed(api: httpx.Client) -> dict[str, dict[str, Any]]:
+    """Deployments by flow and name."""
+    found = api.post("/deployments/filter", json={}).raise_for_status().json()
+    flows = {flow["id"]: flow["name"] for flow in api.post("/flows/filter", json={}).raise_for_status().json()}
+    return {f"{flows[each['flow_id']]}/{each['name']}": each for each in found}
+
+
+def begin(api: httpx.Client, name: str, **parameters: Any) -> str:
+    """Ask for a run, as the form of the UI does; its id."""
+    deployment = deployed(api)[name]["id"]
+    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+    made = api.post(f"/deployments/{deployment}/create_flow_run", json=body).raise_for_status().json()
+    return str(made["id"])
+
+
+def ended(api: httpx.Client, flow_run: str, seconds: float = 900) -> dict[str, Any]:
+    """The run, once it has come to its end."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found: dict[str, Any] = api.get(f"/flow_runs/{flow_run}").raise_for_status().json()
+        if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            return found
+        time.sleep(0.5)
+    raise TimeoutError(f"{found['name']} is {found['state']}")
+
+
+def artifacts(api: httpx.Client, flow_run: str) -> dict[str, str]:
+    """What a run and the tasks in it published, by key."""
+    body = {"flow_runs": {"id": {"any_": [flow_run]}}}
+    return {each["key"]: each["data"] for each in api.post("/artifacts/filter", json=body).raise_for_status().json()}
+
+
+def test_everything_is_deployed_with_typed_forms(api: httpx.Client) -> None:
+    there = deployed(api)
+    assert set(there) == DEPLOYMENTS
+    assert {name for name, each in there.items() if each["schedules"]} == {"robustness_audit/robustness-audit"}
+    assert {each["concurrency_options"]["collision_strategy"] for each in there.values()} == {"ENQUEUE"}
+    schema = there["pipeline/pipeline"]["parameter_openapi_schema"]
+    n_workers = schema["definitions"]["Workers"]["properties"]["n_workers"]
+    assert (n_workers["minimum"], n_workers["maximum"]) == (1, 256)
+    refused = api.post(
+        f"/deployments/{there['pipeline/pipeline']['id']}/create_flow_run",
+        json={"parameters": {"workers": {"n_workers": 0}}, "enforce_parameter_schema": True},
+    )
+    assert refused.status_code in (409, 422)
+
+
+def test_a_run_comes_to_its_end_with_its_artifacts_and_dvc_knows_of_it(api: httpx.Client, workspace: Path) -> None:
+    flow_run = begin(api, "pipeline/pipeline")
+    found = ended(api, flow_run)
+    assert found["state"]["name"] == "Completed", found["state"]
+    published = artifacts(api, flow_run)
+    assert set(published) == {"headline-metrics", "report"}
+    metrics = {row["metric"]: row["value"] for row in json.loads(published["headline-metrics"])}
+    assert "clean.undefended.accuracy" in metrics
+    assert (workspace / "data" / "report" / "report.html").is_file()
+    assert "up to date" in run(workspace, "dvc", "status")
+    run(workspace, "git", "add", "--all")
+    run(workspace, "git", "commit", "--quiet", "--message", "results")
+
+
+def test_of_two_runs_at_once_the_second_waits_and_finds_the_work_done(api: httpx.Client, workspace: Path) -> None:
+    write_params(workspace, {"analyze.n_resamples": 101})
+    first, second = begin(api, "pipeline/pipeline"), begin(api, "pipeline/pipeline")
+    names = set()
+    while not all(
+        found["state"]["type"] == "COMPLETED"
+        for found in (api.get(f"/flow_runs/{flow_run}").json() for flow_run in (first, second))
+    ):
+        states = {api.get(f"/flow_runs/{flow_run}").json()["state"]["name"] for flow_run in (first, second)}
+        assert not states & {"Failed", "Crashed"}
+        names.add(tuple(sorted(states)))
+        time.sleep(0.2)
+    assert ("AwaitingConcurrencySlot", "Running") in names
+    runs = sorted((ended(api, flow_run) for flow_run in (first, second)), key=lambda found: found["start_time"])
+    ran, idle = (tasks_of(api, found["id"]) for found in runs)
+    assert runs[0]["end_time"] <= runs[1]["end_time"]
+    assert set(ran) == set(idle) == set(STEPS)
+    assert ran["analyze"] > 3 * idle["analyze"]
+    assert "up to date" in run(workspace, "dvc", "status")
+
+
+def tasks_of(api: httpx.Client, flow_run: str) -> dict[str, float]:
+    """Tasks of a run, and how many seconds each took."""
+    body = {"flow_runs": {"id": {"any_": [flow_run]}}}
+    found = api.post("/task_runs/filter", json=body).raise_for_status().json()
+    return {each["name"].rsplit("-", 1)[0]: each["total_run_time"] for each in found}
+
+
+def test_a_run_that_fails_says_where_why_and_what_to_do(api: httpx.Client, workspace: Path) -> None:
+    write_params(workspace, {"validate.min_images_per_class": 1000})
+    flow_run = begin(api, "pipeline/pipeline")
+    found = ended(api, flow_run)
+    assert found["state"]["type"] == "FAILED"
+    told = artifacts(api, flow_run)["failure"]
+    assert "## validate failed" in told
+    assert "data/acquire" in told
+    assert "python -m tasks.validate" in told
+    changed = json.loads(run(workspace, "dvc", "status", "--json"))
+    assert "validate" in changed
+
+    write_params(workspace, {"analyze.n_resamples": 101})
+    assert ended(api, begin(api, "pipeline/pipeline"))["state"]["name"] == "Completed"
+    assert "up to date" in run(workspace, "dvc", "status")
+
+
+def test_seeds_are_runs_of_their_own_with_mean_and_spread_in_one(api: httpx.Client, workspace: Path) -> None:
+    write_params(workspace, {})
+    run(workspace, "git", "checkout", "--quiet", "--force", "HEAD")
+    flow_run = begin(api, "seeds/seeds", seeds=[0, 1])
+    found = ended(api, flow_run)
+    assert found["state"]["name"] == "Completed", found["state"]
+    table = pd.read_csv(workspace / "seeds" / "seeds.csv").set_index("metric")
+    of_one = table.loc["clean.undefended.accuracy"]
+    assert of_one["value"] == pytest.approx((of_one["seed 0"] + of_one["seed 1"]) / 2)
+    assert of_one["low"] <= of_one["value"] <= of_one["high"]
+    now = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text())
+    assert of_one["seed 0"] == pytest.approx(now["clean"]["undefended"]["accuracy"], rel=1e-6)
+    names = run(workspace, "dvc", "exp", "list", "--name-only").split()
+    assert sorted(name[:6] for name in names) == ["seed-0", "seed-1"]
+    assert set(artifacts(api, flow_run)) >= {"seeds"}
+    assert "up to date" in run(workspace, "dvc", "status")
+
+
+class TestContainers:
+    """Job templates of Docker and Kubernetes, as the workers of such pools read them; no engine is asked."""
+
+    @pytest.fixture(scope="class")
+    def flow_run(self, api: httpx.Client) -> Any:
+        from prefect.client.schemas.objects import FlowRun
+
+        made = begin(api, "pipeline/pipeline")
+        found = api.get(f"/flow_runs/{made}").raise_for_status().json()
+        ended(api, made)
+        return FlowRun.model_validate(found)
+
+    @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+    def test_a_pool_is_made_of_the_template_and_what_is_deployed_goes_there(
+        self, kind: str, api: httpx.Client, workspace: Path
+    ) -> None:
+        template = ROOT / "containers" / f"{kind}.json"
+        prefect = [Path(sys.executable).parent / "prefect", "--no-prompt"]
+        command = [*prefect, "work-pool", "create", f"on-{kind}", "--type", kind, "--base-job-template", template]
+        environment = os.environ | {"PREFECT_API_URL": str(api.base_url)}
+        subprocess.run(command, cwd=workspace, env=environment, check=True, stdout=subprocess.DEVNULL)
+        pool = api.get(f"/work_pools/on-{kind}").raise_for_status().json()
+        assert pool["type"] == kind
+        assert pool["base_job_template"] == json.loads(template.read_text())
+
+    def test_docker_gets_a_container_that_sees_the_workspace(self, flow_run: Any) -> None:
+        from prefect_docker.worker import DockerWorkerJobConfiguration
+
+        template = json.loads((ROOT / "containers" / "docker.json").read_text())
+        values = {"env": {"MLFLOW_TRACKING_URI": "http://tracking:5000"}, "user": "7:8"}
+        job = asyncio.run(DockerWorkerJobConfiguration.from_template_and_values(template, values))
+        job.prepare_for_flow_run(flow_run)
+        assert (job.image, job.command) == ("ct-robustness:latest", "prefect flow-run execute")
+        assert job.volumes == ["/srv/ct-robustness:/srv/ct-robustness"]
+        assert job.env["MLFLOW_TRACKING_URI"] == "http://tracking:5000"
+        assert UUID(job.env["PREFECT__FLOW_RUN_ID"]) == flow_run.id
+        assert job.auto_remove
+        assert job.container_create_kwargs == {"user": "7:8", "pid_mode": "host", "device_requests": []}
+
+    def test_kubernetes_gets_a_job_that_its_own_schema_allows(self, flow_run: Any) -> None:
+        import kubernetes_validate
+        from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+        template = json.loads((ROOT / "containers" / "kubernetes.json").read_text())
+        values = {"env": {"MLFLOW_TRACKING_URI": "http://tracking:5000"}, "gpus": 1}
+        job = asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(template, values))
+        job.prepare_for_flow_run(flow_run)
+        manifest = job.job_manifest
+        kubernetes_validate.validate(manifest, "1.33", strict=True)
+        pod = manifest["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["args"] == ["prefect", "flow-run", "execute"]
+        assert {"name": "MLFLOW_TRACKING_URI", "value": "http://tracking:5000"} in container["env"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+        (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+        assert mount == {"name": volume["name"], "mountPath": "/srv/ct-robustness"}
+        assert volume["persistentVolumeClaim"] == {"claimName": "ct-robustness"}
+
+    def test_the_image_is_made_of_what_is_in_git(self) -> None:
+        lines = (ROOT / "containers" / "Dockerfile").read_text().splitlines()
+        copied = [line.split()[1] for line in lines if line.startswith("COPY")]
+        tracked = run(ROOT, "git", "ls-files", *copied).split()
+        assert tracked == copied == ["requirements.lock"]
+        kept = (ROOT / "containers" / "Dockerfile.dockerignore").read_text().splitlines()
+        assert [line for line in kept if line and not line.startswith("#")] == ["*", "!requirements.lock"]
