@@ -14,10 +14,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=main.__doc__)
     parser.add_argument("--force", action="store_true", help="run every step, also those that DVC finds unchanged")
     parser.add_argument(
-        "--runner", default="in_process", choices=["in_process", "threads", "dask"], help="(%(default)s)"
+        "--runner", default="in_process", choices=["in_process", "threads", "dask", "ray"], help="(%(default)s)"
     )
     parser.add_argument("--n-workers", default=2, type=int, help="threads, or processes of a cluster (%(default)s)")
-    parser.add_argument("--scheduler", help="address of a Dask scheduler that is there already")
+    parser.add_argument("--scheduler", help="address of a cluster that is there already")
     given = vars(parser.parse_args())
     force = given.pop("force")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""The work of attack steps, done by several workers: threads of this process, or processes of a Dask cluster."""
+"""The work of attack steps, done by several workers: threads of this process, or processes of a cluster."""
 
 import os
 from pathlib import Path
@@ -15,10 +15,10 @@ from tasks.params import Params
 class Workers(BaseModel, frozen=True):
     """Who does the work of attack steps; whoever it is, the same bytes come out."""
 
-    runner: Literal["in_process", "threads", "dask"] = Field(
+    runner: Literal["in_process", "threads", "dask", "ray"] = Field(
         default="in_process",
-        description="in_process: the run itself, one part after the other; threads: of this process; dask: processes "
-        "of a cluster, also on other machines",
+        description="in_process: the run itself, one part after the other; threads: of this process; dask, ray: "
+        "processes of such a cluster, also on other machines",
     )
     n_workers: int = Field(
         default=2,
@@ -28,8 +28,8 @@ class Workers(BaseModel, frozen=True):
     )
     scheduler: str | None = Field(
         default=None,
-        description="address of a Dask scheduler that is there already, such as tcp://10.0.0.1:8786, in place of a "
-        "cluster on this machine; its workers must see this folder under the same path",
+        description="address of a cluster that is there already, such as tcp://10.0.0.1:8786 (dask) or "
+        "ray://10.0.0.1:10001, in place of one on this machine; its workers must see this folder under the same path",
     )
 
 
@@ -80,13 +80,29 @@ def runner_of(workers: Workers) -> TaskRunner[Any]:
     """
     if workers.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=workers.n_workers)
-    assert workers.runner == "dask", workers
     try:
-        from prefect_dask.task_runners import DaskTaskRunner
+        return _dask(workers) if workers.runner == "dask" else _ray(workers)
     except ModuleNotFoundError:
-        raise ValueError("workers.runner dask needs prefect-dask: pip install 'ct-robustness[dask]'") from None
+        name = workers.runner
+        raise ValueError(f"workers.runner {name} needs prefect-{name}: pip install 'ct-robustness[{name}]'") from None
+
+
+def _dask(workers: Workers) -> TaskRunner[Any]:
+    from prefect_dask.task_runners import DaskTaskRunner
+
     if workers.scheduler:
         return DaskTaskRunner(address=workers.scheduler)
     # a thread each: torch has its own, and a step's random numbers must not meet another's
     cluster = {"n_workers": workers.n_workers, "threads_per_worker": 1, "dashboard_address": None}
     return DaskTaskRunner(cluster_kwargs=cluster)
+
+
+def _ray(workers: Workers) -> TaskRunner[Any]:
+    import ray  # noqa: F401  prefect-ray imports it when it is too late for a message
+    from prefect_ray.task_runners import RayTaskRunner
+
+    # its processes look for this code where this process found it
+    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}}
+    own = {} if workers.scheduler else {"num_cpus": workers.n_workers, "include_dashboard": False}
+    runner: TaskRunner[Any] = RayTaskRunner(workers.scheduler, {"runtime_env": environment, **own})
+    return runner

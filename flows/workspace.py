@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import dvc.api
 import networkx
 from dvc.dependency.param import ParamsDependency
+from dvc.exceptions import ConfirmRemoveError
 from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.rwlock import rwlock
@@ -79,6 +80,10 @@ class Workspace:
                 self._repo.stage_cache.restore(stage)
             except RunCacheNotFoundError:
                 return False
+            except ConfirmRemoveError:
+                # a failed run left outputs that no cache has; a run would remove them, too
+                stage.remove_outs(force=True)
+                self._repo.stage_cache.restore(stage)
             # as DVC does after a run: the stage still knows the outputs that were there before
             stage.save()
             stage.commit()

@@ -98,6 +98,17 @@ class TestWorkspace:
         for output in ("first", "second", "third/autoencoder"):
             assert (Path("data") / output / "out.txt").read_text() == "seed 0"
 
+    def test_what_a_failed_run_left_does_not_keep_an_earlier_one_from_being_restored(
+        self, workspace: Workspace
+    ) -> None:
+        self.make("first", "1")
+        workspace.record("first", load_params())
+        self.make("first", "left by a run that failed")
+        assert workspace.changed("first")
+        assert workspace.restore("first")
+        assert Path("data/first/out.txt").read_text() == "1"
+        assert not workspace.changed("first")
+
     def test_a_step_that_never_ran_cant_be_restored(self, workspace: Workspace) -> None:
         assert not workspace.restore("first")
 

@@ -57,7 +57,9 @@ def kill_first_worker(killed: list[int]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("runner", ["threads", "dask, a worker is killed"])
+@pytest.mark.parametrize(
+    "runner", ["threads", "dask, a worker is killed", pytest.param("ray", marks=pytest.mark.operations)]
+)
 def test_whoever_does_the_work_the_same_bytes_come_out(
     runner: str, workspace: Path, params: Params, server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -86,7 +88,7 @@ def test_lanes_cover_every_shard(workspace: Path, params: Params) -> None:
     assert count_lanes(params, "undefended") == 1 + 4 + 1
 
 
-@pytest.mark.parametrize("wrong", [{"runner": "ray"}, {"n_workers": 0}, {"n_workers": 1.5}])
+@pytest.mark.parametrize("wrong", [{"runner": "spark"}, {"n_workers": 0}, {"n_workers": 1.5}])
 def test_workers_that_do_not_exist_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Workers.model_validate(wrong)
