@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro benchmark flow test operations lint format bench ui serve lock clean
+.PHONY: help repro benchmark flow test operations faults lint format bench ui serve lock clean
 
 help:  ## List these commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test: $(STAMP) lint  ## Lint, types, import rules, tests
 operations: $(STAMP)  ## Outages, shared servers and remotes, with real servers on loopback
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m operations tests
 
+faults: $(STAMP)  ## What breaks things for real, one after the other
+	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m faults tests
+
 lint: $(STAMP)  ## Ruff, mypy, import-linter
 	ruff check .
 	ruff format --check .
@@ -59,7 +62,8 @@ bench: $(STAMP)  ## Run the benchmarks one after the other
 	done
 
 ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000 --workers 1
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
+		mlflow server --host 127.0.0.1 --port 5000 --workers 1
 
 serve: $(STAMP)  ## Prefect's server, the deployments and a worker, on loopback
 	python -m flows.serve

@@ -23,7 +23,8 @@ A_MONTH = 31 * 24 * 3600
 """Seconds that a run waits for its form."""
 
 
-@flow(name="active_learning", persist_result=True)
+# Prefect's own choice is a pickle
+@flow(name="active_learning", persist_result=True, result_serializer="json")
 def active_learning(
     pool: str,
     folder: str = "labels",
