@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro benchmark flow test operations lint format bench ui serve lock clean
+.PHONY: help repro benchmark flow test operations faults lint format bench ui serve lock clean
 
 help:  ## List these commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test: $(STAMP) lint  ## Lint, types, import rules, tests
 
 operations: $(STAMP)  ## Outages, shared servers and remotes, with real servers on loopback
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m operations tests
+
+faults: $(STAMP)  ## Kills, full disks, broken files, several at once
+	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m faults tests
 
 lint: $(STAMP)  ## Ruff, mypy, import-linter
 	ruff check .

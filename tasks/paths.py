@@ -12,6 +12,7 @@ DEFENCE_STEPS = ("train_defence", "attack_defence")
 """Steps that run for each defence, and own a folder for each."""
 
 PARAMS = Path("params.yaml")
+OPEN_RUNS = Path("checkpoints") / "open_runs"
 DATA = Path("data")
 
 REFERENCE = DATA / "reference.csv"

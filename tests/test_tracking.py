@@ -71,6 +71,45 @@ def test_a_step_that_raises_is_marked_failed_and_its_exception_comes_out(
     assert "outputs_md5" not in run.data.tags
 
 
+SLEEPER = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from tasks.runner import run_step
+from tests.conftest import parse_params, with_overrides
+
+def prepare(params, tracker):
+    tracker.metrics({{"data/n": 3}})
+    print("said", flush=True)
+    time.sleep(600)
+
+run_step(prepare, parse_params(with_overrides({{}})))
+"""
+
+
+def test_the_run_of_a_killed_step_is_ended_by_the_next_step_and_one_that_still_runs_is_not(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
+    def validate(params: Params, tracker: Tracker) -> None:
+        pass
+
+    def status() -> str:
+        run = max(runs_of(client, "prepare"), key=lambda run: run.info.start_time)
+        said = client.get_metric_history(run.info.run_id, "data/n")[-1].timestamp
+        assert run.info.end_time in (None, said)
+        return str(run.info.status)
+
+    with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"said\n"
+        run_step(validate, params_with())
+        assert status() == "RUNNING"
+        process.kill()
+    assert status() == "RUNNING"
+    run_step(validate, params_with())
+    assert status() == "KILLED"
+    assert not list(paths.OPEN_RUNS.iterdir())
+
+
 def test_a_step_finds_its_folder_empty(client: MlflowClient, params_with: Callable[..., Params]) -> None:
     found: list[Path] = []
 

@@ -99,6 +99,18 @@ class Store:
         """End a run: ``FINISHED``, ``FAILED`` or ``KILLED``, at a time in milliseconds since 1970."""
         self.client.set_terminated(self._run_id(run), status, end_time)
 
+    def kill(self, run: str) -> bool:
+        """End a run and its curves as killed, when they were last heard of, if they are open; whether one was."""
+        run_id = self._run_id(run)
+        below = f"tags.`mlflow.parentRunId` = '{run_id}'"
+        there = [*self.client.search_runs([self.experiment_id], below), self.client.get_run(run_id)]
+        left = [each for each in there if each.info.status == "RUNNING"]
+        for each in left:
+            own = each.info.run_id
+            heard = [self.client.get_metric_history(own, key)[-1].timestamp for key in each.data.metrics]
+            self.client.set_terminated(own, "KILLED", max([each.info.start_time, *heard]))
+        return bool(left)
+
     def metrics(self, run: str, points: Sequence[tuple[int, Mapping[str, float]]], time: int) -> None:
         """Metrics at integer steps, logged at a time in milliseconds since 1970."""
         from mlflow.entities import Metric
