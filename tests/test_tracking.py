@@ -151,6 +151,24 @@ def test_two_processes_that_begin_at_once_without_a_store_both_find_one(tmp_path
     assert experiment.artifact_location.startswith((tmp_path / "mlartifacts").as_uri())
 
 
+def test_a_kill_while_the_store_is_made_leaves_nothing_that_the_next_step_trips_over(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tasks.tracking import *\nexperiment_id()",
+    ]
+    made = tmp_path / "mlflow.db"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    for n_bytes in (1, 100_000):
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+            while not any(file.stat().st_size >= n_bytes for file in tmp_path.glob("*.partial")):
+                assert process.poll() is None
+            process.kill()
+        assert not made.exists()
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert made.exists()
+
+
 def test_what_the_store_would_cut_is_refused(client: MlflowClient, params_with: Callable[..., Params]) -> None:
     with open_run("long", paths.DATA, params_with(), "python") as tracker:
         with pytest.raises(ValueError, match=r"parameters \['x'\] are longer than the 6000"):

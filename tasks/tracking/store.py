@@ -44,10 +44,16 @@ class Store:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client; making it makes the tables of an SQLite store."""
+        """MLflow's client; the tables of an SQLite store are made if there are none."""
         from mlflow import MlflowClient
 
-        with _alone_with_sqlite():
+        with _alone_with_sqlite() as file:
+            if file and not file.exists():
+                # a kill in the middle would leave tables that no MlflowClient can go on from
+                partial = file.with_name(f"{file.name}.partial")
+                partial.unlink(missing_ok=True)
+                _ = MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+                partial.rename(file)
             return MlflowClient(tracking_uri())
 
     @cached_property
@@ -238,15 +244,19 @@ def is_unreachable(error: Exception) -> bool:
 
 
 @contextmanager
-def _alone_with_sqlite() -> Iterator[None]:
-    """Whoever looks first into an SQLite store makes its tables; two at once would trip over each other."""
-    uri = tracking_uri()
-    if not uri.startswith("sqlite:///"):
-        yield
+def _alone_with_sqlite() -> Iterator[Path | None]:
+    """Whoever looks first into an SQLite store makes its tables; two at once would trip over each other.
+
+    Yields:
+        its file; None for another kind of store.
+    """
+    kind, _, path = tracking_uri().partition(":///")
+    if kind != "sqlite":
+        yield None
         return
-    with Path(f"{uri.removeprefix('sqlite:///')}.lock").open("w") as file:
+    with Path(f"{path}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield Path(path)
 
 
 def tracking_uri() -> str:
