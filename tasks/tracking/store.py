@@ -51,7 +51,8 @@ class Store:
             if file and not file.exists():
                 # a kill in the middle would leave tables that no MlflowClient can go on from
                 partial = file.with_name(f"{file.name}.partial")
-                partial.unlink(missing_ok=True)
+                for left in file.parent.glob(f"{partial.name}*"):
+                    left.unlink()
                 _ = MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
                 partial.rename(file)
             return MlflowClient(tracking_uri())
