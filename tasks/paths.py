@@ -21,6 +21,8 @@ REFERENCE = DATA / "reference.csv"
 ACQUIRE = DATA / "acquire"
 IMAGES = ACQUIRE / "images"
 SOURCE = ACQUIRE / "source.json"
+REFUSED = ACQUIRE / "refused.json"
+"""Path and reason of each file that was not taken; not there where all were."""
 
 VALIDATE = DATA / "validate"
 MANIFEST = VALIDATE / "manifest.parquet"

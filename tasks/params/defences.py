@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.params.section import Architecture, Count, CountOrOff, Pgd, Positive, Section, Share, Training
+from tasks.params.section import Architecture, Count, CountOrOff, Pgd, Positive, Section, Share, Training, check_unit
 
 
 class Adversary(Section):
@@ -20,6 +20,7 @@ class Adversary(Section):
     def _eps_in_order(self) -> Self:
         if not self.eps[0] <= self.eps[1] <= 255:
             raise ValueError(f"eps must be a smallest and a largest value up to 255, not {list(self.eps)}")
+        check_unit(self.eps[1])
         return self
 
 
