@@ -176,8 +176,14 @@ class MedianSmoothing(Section):
 
     method: Literal["median"]
     """What the step does."""
-    window: Annotated[int, Field(ge=2, le=31)]
-    """Side in pixels."""
+    window: Annotated[int, Field(ge=3, le=31)]
+    """Side in pixels, odd."""
+
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> Self:
+        if self.window % 2 == 0:
+            raise ValueError(f"window must be odd, so that a pixel is in its middle, not {self.window}")
+        return self
 
 
 class TotalVariation(Section):

@@ -251,6 +251,11 @@ def valid(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     raise NotImplementedError(schema)
 
 
+def with_a_middle(step: dict[str, Any]) -> dict[str, Any]:
+    """A step of image processing whose window, if it has one, is odd."""
+    return step | {"window": step["window"] | 1} if "window" in step else step
+
+
 def fitting(key: str) -> st.SearchStrategy[Any]:
     if key.endswith("adversary.eps"):
         return st.lists(st.floats(0.1, 255), min_size=2, max_size=2).map(sorted)
@@ -259,7 +264,9 @@ def fitting(key: str) -> st.SearchStrategy[Any]:
     if key.endswith(".kind"):
         return st.just(value_of(key))
     if key.endswith(".steps"):
-        return valid(schema_of(key)).map(lambda steps: [*steps, {"method": "gaussian_noise", "std": 0.1}])
+        return valid(schema_of(key)).map(
+            lambda steps: [*map(with_a_middle, steps), {"method": "gaussian_noise", "std": 0.1}]
+        )
     return valid(schema_of(key))
 
 
