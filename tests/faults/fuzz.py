@@ -137,12 +137,16 @@ def check(target: Target, content: bytes, folder: Path) -> None:
     """
     path = folder / "input"
     path.write_bytes(content)
-    start = time.process_time()
+    start, before = time.process_time(), _peak_megabytes()
     target.read(path)
     seconds = time.process_time() - start
     assert seconds < SECONDS, f"{seconds:.1f} s for {len(content)} bytes"
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    megabytes = _peak_megabytes() - before
     assert megabytes < MEGABYTES, f"{megabytes:.0f} MB for {len(content)} bytes"
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def at_random(target: Target, seconds: float, folder: Path, seed: int = 0) -> int:
