@@ -27,7 +27,7 @@ MAX_MEGAPIXELS = 1.0
 SECONDS, WALL_SECONDS = 5.0, 60
 """Of a processor, and on the wall, that an input may take on a busy machine."""
 MEGABYTES = 1024
-"""That the process may hold, the libraries themselves included."""
+"""That an input may add; for atheris, that the process may hold, the libraries themselves included."""
 
 
 @dataclass(frozen=True)
