@@ -199,7 +199,8 @@ def altered(out: Output) -> list[Path]:
         out: of a stage; missing files are none of those meant.
     """
     place = Path(out.fs_path)
-    if not out.hash_info or not out.use_cache or not place.exists():
+    # data sets of other stores and of DVC 2 have hashes of other kinds
+    if not out.hash_info or out.hash_info.name != "md5" or not out.use_cache or not place.exists():
         return []
     if not out.hash_info.isdir:
         return [place] if digest_of(place) != out.hash_info.value else []

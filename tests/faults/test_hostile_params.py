@@ -271,7 +271,7 @@ def fitting(key: str) -> st.SearchStrategy[Any]:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
 def test_every_valid_value_is_taken_and_comes_back_as_it_was(tmp_path: Path, data: st.DataObject) -> None:
