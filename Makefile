@@ -66,7 +66,8 @@ bench: $(STAMP)  ## Run the benchmarks one after the other
 	done
 
 ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000 --workers 1
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
+		mlflow server --host 127.0.0.1 --port 5000 --workers 1
 
 serve: $(STAMP)  ## Prefect's server, the deployments and a worker, on loopback
 	python -m flows.serve

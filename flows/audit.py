@@ -185,7 +185,7 @@ def run_there(step: str, defence: str, folder: Path, label: str) -> None:
     environment = os.environ | {"PYTHONPATH": search, "MLFLOW_TRACKING_URI": tracking_uri(), AUDITED: label}
     # DVC's variable would have the run be called DVC's
     environment.pop("DVC_STAGE", None)
-    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603  ours
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603  ours  # nosec B603
         last = ""
         try:
             for line in process.stderr or ():

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from tasks.params import ParamsError, load_params
+from tasks.tracking import masked
 
 
 def run_flow(flow: Any, **parameters: Any) -> Any:
@@ -31,5 +32,5 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
     state = flow(**parameters, return_state=True)
     if not state.is_completed():
         # an exception of ours says it better than the state about it
-        sys.exit(f"{flow.name}: {state.result(raise_on_failure=False) or state.message}")
+        sys.exit(masked(f"{flow.name}: {state.result(raise_on_failure=False) or state.message}"))
     return state.result()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tasks import paths
 from tasks.dataset.comparison import drift, image_changes, write_reference
+from tasks.tracking import masked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ def manifest_at(revision: str) -> "pd.DataFrame":
         with open_at(path, repo=".", rev=revision, mode="rb") as file:
             return pd.read_parquet(io.BytesIO(file.read()))
     except (DvcException, SCMError, OSError) as error:
-        raise ValueError(f"no {path} of {revision} in git, DVC's cache or its remote: {error}") from error
+        raise ValueError(masked(f"no {path} of {revision} in git, DVC's cache or its remote: {error}")) from None
 
 
 def main() -> None:

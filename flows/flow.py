@@ -18,6 +18,7 @@ from tasks import paths
 from tasks.params import Params, load_params
 from tasks.paths import UNDEFENDED
 from tasks.runner import Step, run_step
+from tasks.tracking import masked
 
 
 @flow(name="pipeline")
@@ -110,18 +111,26 @@ def is_worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
 
 def publish_failure(step: str, inputs: list[str], state: State[Any]) -> None:
     """Prefect artifact: what failed, what it read, what to do."""
+    page = failure_page(step, inputs, str(state.message))
+    create_markdown_artifact(key="failure", markdown=page, description=f"{step} failed")
+
+
+def failure_page(step: str, inputs: list[str], message: str) -> str:
+    """What failed and why, what it read, and what to do, in Markdown."""
     name, _, defence = step.partition("@")
     command = f"CT_ROBUSTNESS_TRACEBACK=1 python -m tasks.{name} {defence}".rstrip()
+    # a name of a file in the message may hold what would end the block
+    told = masked(message).replace("```", "'''")
     lines = [
         f"## {step} failed",
-        f"```\n{state.message}\n```",
+        f"```\n{told}\n```",
         f"It read: {', '.join(f'`{path}`' for path in inputs)}.",
         f"What it left in `{paths.step_folder(name, defence)}` is not recorded with DVC: nothing takes it for whole. "
         "Steps that do not need it went on.",
         f"To do: mend what the message names; `{command}` shows where it came from. Then run the flow again, or "
         "`dvc repro`: finished steps are not repeated, and training and attacks go on where they were.",
     ]
-    create_markdown_artifact(key="failure", markdown="\n\n".join(lines), description=f"{step} failed")
+    return "\n\n".join(lines)
 
 
 def publish_artifacts() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.workspace import Workspace
 from tasks.params import ParamsError, load_params
+from tasks.tracking import masked
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
         sys.exit(str(error))
     state: Any = pipeline(force=force, workers=workers, return_state=True)
     if not state.is_completed():
-        sys.exit(f"pipeline failed: {state.message}")
+        sys.exit(masked(f"pipeline failed: {state.message}"))
     for step, outcome in state.result().items():
         print(f"{step}: {outcome}")
 

@@ -25,7 +25,7 @@ from flows.workspace import metrics_of
 from tasks.evaluation.intervals import over_seeds
 from tasks.evaluation.tables import write_table
 from tasks.params import Params, load_params
-from tasks.tracking import experiment_id, open_run, tracking_uri
+from tasks.tracking import experiment_id, masked, open_run, tracking_uri
 
 FOLDER = Path("seeds")
 
@@ -117,12 +117,12 @@ def run_dvc(*arguments: str) -> str:
     dvc = Path(sys.executable).parent / "dvc"
     # a run elsewhere keeps its runs here
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri()}
-    done = subprocess.run(  # noqa: S603  arguments are ours, seeds whole numbers
+    done = subprocess.run(  # noqa: S603  arguments are ours, seeds whole numbers  # nosec B603
         [dvc, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     if done.returncode:
         lines = "\n".join(done.stdout.splitlines()[-15:])
-        raise RuntimeError(f"dvc {' '.join(arguments)} failed:\n{lines}")
+        raise RuntimeError(masked(f"dvc {' '.join(arguments)} failed:\n{lines}"))
     return done.stdout
 
 

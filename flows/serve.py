@@ -60,7 +60,7 @@ def main() -> None:
 def prefect(*arguments: str) -> subprocess.Popen[bytes]:
     """Prefect's own command line, of this environment, out of reach of Ctrl-C, which would meet it twice."""
     command = [str(Path(sys.executable).parent / "prefect"), *arguments]
-    return subprocess.Popen(command, start_new_session=True)  # noqa: S603  fixed but for the port
+    return subprocess.Popen(command, start_new_session=True)  # noqa: S603  fixed but for the port  # nosec B603
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -78,7 +78,7 @@ def wait_until_healthy(server: subprocess.Popen[bytes], port: int) -> None:
     ends = time.monotonic() + START
     while time.monotonic() < ends and server.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5):  # http, as it says  # nosec B310
                 return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.5)

@@ -98,6 +98,9 @@ def _dask(workers: Workers) -> TaskRunner[Any]:
 
 
 def _ray(workers: Workers) -> TaskRunner[Any]:
+    if not workers.scheduler:
+        # on Linux, Ray's own processes would listen to the whole network; this keeps them on loopback, as elsewhere
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray  # noqa: F401  prefect-ray imports it when it is too late for a message
     from prefect_ray.task_runners import RayTaskRunner
 

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from tasks import paths
 from tasks.attacks.ball import Balls, radius
 from tasks.attacks.detector_aware import evade
+from tasks.attacks.gradient import NotFinite
 from tasks.attacks.kept import load_kept
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.detectors import Detector, detectors
@@ -311,15 +312,12 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
     for part in painter.parts(len(rows)):
         images = painter.on_device(data.floats(rows[part]))
         labels = painter.on_device(data.labels(rows[part]))
-        adversarial = evade(
-            look,
-            images,
-            labels,
-            radius(eps, norm, data.pixels[0].size),
-            Balls(norm, data.value_range),
-            pgd,
-            [painter.on_device(kept.images(chosen[part]))],
-        )
+        ball = radius(eps, norm, data.pixels[0].size), Balls(norm, data.value_range)
+        try:
+            adversarial = evade(look, images, labels, *ball, pgd, [painter.on_device(kept.images(chosen[part]))])
+        except NotFinite as error:
+            path = data.nearest_path(rows[part], error.image)
+            raise ValueError(f"{error}, {path} the first; detector {name}, eps {eps:g}") from error
         with torch.inference_mode():
             seen = painter.seen(adversarial)
             scores.append(detect(seen).cpu().numpy())

@@ -20,7 +20,7 @@ import numpy as np
 
 from tasks import serving
 from tasks.serving.bundle import CARD, EXAMPLES, read_bundle
-from tasks.tracking import experiment_id, tracking_uri
+from tasks.tracking import experiment_id, masked, tracking_uri
 from tasks.tracking.outbox import now
 from tasks.tracking.store import Store
 
@@ -162,7 +162,7 @@ def find(model: str) -> Registered:
     except MlflowException as error:
         there = [f"{each.name}/{each.version}" for each in all_versions(name)]
         raise ValueError(
-            f"{model} is not in the registry {tracking_uri()}: {error.message.rstrip('.')}; there "
+            f"{model} is not in the registry {masked(tracking_uri())}: {error.message.rstrip('.')}; there "
             f"{'are ' + ', '.join(there) if there else 'is no version of ' + name} (python -m flows.register)"
         ) from None
     return _registered(found)
@@ -286,7 +286,7 @@ def _input_example(folder: Path) -> Any:
     from PIL import Image
 
     files = []
-    for pixels in np.load(folder / EXAMPLES)[:2, 0]:
+    for pixels in np.load(folder / EXAMPLES, allow_pickle=False)[:2, 0]:
         Image.fromarray(pixels).save(file := io.BytesIO(), format="PNG")
         files.append(file.getvalue())
     return pd.DataFrame({"image": files})

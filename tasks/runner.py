@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from tasks import paths
 from tasks.params import Params, ParamsError, load_params
-from tasks.tracking import open_run
+from tasks.tracking import masked, open_run
 
 Step = Callable[..., None]
 """Takes the parameters and a tracker, and the name of a defence if it runs for each."""
@@ -94,4 +94,4 @@ def main(step: Step) -> None:
     except (ParamsError, ValueError, OSError, MemoryError) as error:
         if os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
             raise
-        sys.exit(f"{step.__name__}: {error}")
+        sys.exit(masked(f"{step.__name__}: {error}"))

@@ -40,8 +40,10 @@ def outcome(
         for eps, accuracy in curve.items():
             names = {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
             correct = [i < accuracy * N for i in range(N)]
-            frame = pd.DataFrame({"image": range(N), "label": 1, "correct": correct, "clean_correct": True})
-            parts.append(frame.assign(prediction=frame["correct"].astype(int), success=~frame["correct"], **names))
+            labels = [i % 2 for i in range(N)]
+            frame = pd.DataFrame({"image": range(N), "label": labels, "correct": correct, "clean_correct": True})
+            prediction = frame["label"].where(frame["correct"], 1 - frame["label"])
+            parts.append(frame.assign(prediction=prediction, success=~frame["correct"], **names))
     records = pd.concat(parts, ignore_index=True).assign(norm="linf", entropy=0, margin=0, l2=0, reconstruction_error=0)
     records["linf"] = records["radius"] = records["eps"] / 255
     # rounding undoes what is smaller than half a level
@@ -94,6 +96,20 @@ def test_a_sound_evaluation_passes_everything() -> None:
     ]
     assert {check.status for check in checks.values()} == {"PASS"}
     assert all(check.figure is not None for check in checks.values())
+
+
+def test_a_predictor_that_names_one_class_is_reported_however_robust_it_is() -> None:
+    constant = {curve: dict.fromkeys(points, 1.0) for curve, points in SOUND.items() if curve[0] == DEFENDED}
+    check = outcome(SOUND | constant, prediction=0, correct=lambda records: records["label"] == 0)[DEFENDED, "constant"]
+    assert (check.status, check.figure) == ("FAIL", 0)
+    assert "50.0 % of the clean test images are right" in check.explanation
+    assert "all of them get one class" in check.explanation
+
+
+def test_a_predictor_that_is_no_better_than_naming_one_class_is_reported() -> None:
+    half = {"clean_correct": lambda records: records["image"] < N / 2}
+    check = outcome(SOUND | {(DEFENDED, "none", "clean"): {0: 0.5}}, **half)[DEFENDED, "constant"]
+    assert (check.status, check.figure) == ("WARN", 0)
 
 
 @pytest.mark.parametrize(("accuracy", "status"), [(0.45, "WARN"), (0.7, "FAIL")])

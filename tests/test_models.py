@@ -307,8 +307,20 @@ class TestTraining:
         ) -> dict[str, Tensor]:
             return {"loss": model(images).mean() * float("inf")}
 
-        with pytest.raises(TrainingDiverged, match=r"training loss of epoch 1 is .*lower learning_rate"):
+        told = r"training loss is -?inf at step 1 of epoch 1 of 3; lower learning_rate .* no epoch before it is kept"
+        with pytest.raises(TrainingDiverged, match=told):
             train(settings(), objective=diverging)
+
+    def test_a_step_that_goes_too_far_at_the_end_of_an_epoch_is_found_before_the_epoch_is_kept(
+        self, train: Any, tmp_path: Path
+    ) -> None:
+        # one batch an epoch, whose loss is that of the weights before the step
+        too_fast = settings(batch_size=48).model_copy(update={"learning_rate": 1e30})
+        with pytest.raises(
+            TrainingDiverged, match=r"validation loss is \S+ of epoch 1 of 3; .* no epoch before it is kept"
+        ):
+            train(too_fast)
+        assert not (tmp_path / "checkpoint.pt").exists()
 
     def test_evaluation_does_not_follow_the_batch_norm_statistics_of_single_batches(self, train: Any) -> None:
         """With weights that no longer move, measured statistics make every epoch's evaluation the same."""

@@ -69,9 +69,18 @@ def choose(acquisition: str, pool: Pool, n: int) -> tuple[np.ndarray, np.ndarray
 
 
 def probabilities(model: nn.Module, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Softmax of a model's logits, float64 ``(N, K)``; rows sum to 1."""
-    parts = [_softmax(model(batch)) for batch in _batches(model, images, batch_size)]
-    return np.concatenate(parts)
+    """Softmax of a model's logits, float64 ``(N, K)``; rows sum to 1.
+
+    Raises:
+        ValueError: one is NaN.
+    """
+    shares = np.concatenate([_softmax(model(batch)) for batch in _batches(model, images, batch_size)])
+    if n_broken := int(np.isnan(shares).any(axis=1).sum()):
+        raise ValueError(
+            f"of {n_broken} of {len(shares)} images the classifier's probabilities are NaN; lower "
+            "active_learning.training.learning_rate"
+        )
+    return shares
 
 
 def _random(pool: Pool) -> np.ndarray:

@@ -3,6 +3,8 @@
 import logging
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import nn
 from tasks import paths
 from tasks.attacks.ball import Balls, radius
 from tasks.attacks.crafting import Observation, craft, observe
+from tasks.attacks.gradient import NotFinite
 from tasks.attacks.kept import as_kept, kept_path, load_kept, save_perturbations
 from tasks.attacks.probes import HUGE_EPS, probe, probe_broken_defence
 from tasks.attacks.shards import Shards, digest_of_code
@@ -72,6 +75,19 @@ class Campaign:
     def radius(self, eps: float) -> float:
         """Of the ball, in units of the value range."""
         return radius(eps, self.settings.norm, self.data.pixels[0].size)
+
+    @contextmanager
+    def naming_images(self, rows: np.ndarray, attack: str) -> Iterator[None]:
+        """Say of which of these rows' images a logit is not finite, and what it met."""
+        try:
+            yield
+        except NotFinite as error:
+            # what was asked about is the image with a small change
+            path = self.data.nearest_path(rows, error.image)
+            raise ValueError(
+                f"{error}, {path} the first; target {self.name}, attack {attack}. Train the models again, with a lower "
+                "learning rate"
+            ) from error
 
 
 def set_up_campaign(params: Params, name: str) -> Campaign:
@@ -197,7 +213,8 @@ def craft_batch(campaign: Campaign, kind: str, rows: np.ndarray, folder: Path) -
         kept = as_kept(data, rows, images, exact, settings.norm)
         adversarial = kept.images()
         norms = perturbation_norms(images, adversarial)
-        check_adversarial(adversarial, norms[settings.norm], eps, campaign.radius(eps), data.value_range)
+        ball = eps, campaign.radius(eps), data.value_range
+        check_adversarial(adversarial, norms[settings.norm], *ball, list(data.paths(rows)))
         observed, rounded = observe(target, adversarial), observe(target, in_8_bits(adversarial))
         found.append(records_of(campaign, rows, "adaptive", kind, eps, observed, rounded, norms))
         if eps in campaign.kept_eps:
@@ -218,33 +235,36 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
     settings, data, case = campaign.settings, campaign.data, case_of(campaign, rows)
     seed_random_defences(campaign.target, campaign.seed, rows)
     grid, chosen = np.array([0.0, *settings.eps, np.inf]), np.arange(len(rows))
-    if before is None:
-        assert attack == SWEEP, attack
-        broken = swept(case, settings.sweep.n_steps, settings.pgd.relative_step, settings.sweep.n_restarts)
-    else:
-        at = np.searchsorted(grid, before["smallest_eps"].to_numpy()) - 1
-        if attack == SUITE:
-            broken = white_box(case, Broken(at, before["found_by"].to_numpy(), case.images), settings.suite.n_steps)
-        elif attack == SQUARE:
-            broken = by_scores(case, at, settings.suite.n_queries)
+    with campaign.naming_images(rows, attack):
+        if before is None:
+            assert attack == SWEEP, attack
+            broken = swept(case, settings.sweep.n_steps, settings.pgd.relative_step, settings.sweep.n_restarts)
         else:
-            assert attack == HOP_SKIP_JUMP, attack
-            tried = choose_stratified(data, campaign.rows, settings.suite.max_label_images, campaign.seed)
-            chosen = np.flatnonzero(np.isin(rows, tried))
-            broken = by_labels(case, chosen, at < 0, settings.suite.n_label_queries)
+            at = np.searchsorted(grid, before["smallest_eps"].to_numpy()) - 1
+            if attack == SUITE:
+                found_by = before["found_by"].to_numpy()
+                broken = white_box(case, Broken(at, found_by, case.images), settings.suite.n_steps)
+            elif attack == SQUARE:
+                broken = by_scores(case, at, settings.suite.n_queries)
+            else:
+                assert attack == HOP_SKIP_JUMP, attack
+                tried = choose_stratified(data, campaign.rows, settings.suite.max_label_images, campaign.seed)
+                chosen = np.flatnonzero(np.isin(rows, tried))
+                broken = by_labels(case, chosen, at < 0, settings.suite.n_label_queries)
+        minimal = shortened(case, broken)[chosen] / campaign.radius(1)
 
     images, adversarial, at = case.images[chosen], broken.adversarial[chosen], broken.at[chosen]
-    norms = perturbation_norms(images, adversarial)[settings.norm]
+    norms, image_paths = perturbation_norms(images, adversarial)[settings.norm], data.paths(rows[chosen])
     for index, eps in enumerate(settings.eps):
         if (here := at == index).any():
-            check_adversarial(adversarial[here], norms[here], eps, case.radii[index], data.value_range)
-    minimal = shortened(case, broken)[chosen] / campaign.radius(1)
+            ball = eps, case.radii[index], data.value_range
+            check_adversarial(adversarial[here], norms[here], *ball, list(image_paths[here]))
     if before is not None and attack in WHITE_BOX:
         # an attack that adds nothing gives back no image
         minimal = np.fmin(minimal, before["minimal_eps"].to_numpy())
     table = build_smallest_eps(
         rows[chosen],
-        data.table["path"].to_numpy(dtype=object)[rows[chosen]],
+        image_paths,
         case.labels[chosen],
         {
             "target": campaign.name,
@@ -261,13 +281,13 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
 
 def probe_part(campaign: Campaign, rows: np.ndarray, folder: Path) -> None:
     """Look what the target does where one knows what it should do, for the checks; write it to ``folder``."""
-    settings, case = campaign.settings, case_of(campaign, rows)
+    settings, data, case = campaign.settings, campaign.data, case_of(campaign, rows)
     seed_random_defences(campaign.target, campaign.seed, rows)
-    found = probe(case, settings.eps, campaign.radius(HUGE_EPS))
-    if campaign.name == UNDEFENDED:
-        found |= probe_broken_defence(case, settings.eps[-1], campaign.radius(settings.eps[-1]))
-    image_paths = campaign.data.table["path"].to_numpy(dtype=object)[rows]
-    write_records(build_probes(rows, image_paths, campaign.name, found), folder / "probes.parquet")
+    with campaign.naming_images(rows, "probes"):
+        found = probe(case, settings.eps, campaign.radius(HUGE_EPS))
+        if campaign.name == UNDEFENDED:
+            found |= probe_broken_defence(case, settings.eps[-1], campaign.radius(settings.eps[-1]))
+    write_records(build_probes(rows, data.paths(rows), campaign.name, found), folder / "probes.parquet")
 
 
 def case_of(campaign: Campaign, rows: np.ndarray) -> Case:
@@ -307,7 +327,7 @@ def records_of(
     """Records of images at one point of one of the target's curves."""
     return build_records(
         rows,
-        campaign.data.table["path"].to_numpy(dtype=object)[rows],
+        campaign.data.paths(rows),
         campaign.data.labels(rows),
         {"target": campaign.name, "threat_model": threat_model, "attack": attack, "norm": campaign.settings.norm},
         eps,

@@ -43,7 +43,7 @@ def certify_target(params: Params, tracker: Tracker, name: str, settings: Random
         log.info("certified %d of %d images", min(part.stop, len(rows)), len(rows))
     table = {
         "image": rows,
-        "path": data.table["path"].to_numpy(dtype=object)[rows],
+        "path": data.paths(rows),
         "label": data.labels(rows),
         "target": [name] * len(rows),
         "prediction": prediction,

@@ -41,7 +41,8 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, balls: Balls, n_s
             break
         slopes = balls.slope(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
         needed = (1 + OVERSHOOT) * margins.detach().clamp_min(1e-6) / slopes
-        strides = torch.where(is_broken, 0, needed)[:, None, None, None]
+        # without a gradient there is nowhere to go: infinity times nothing would be no image
+        strides = torch.where(is_broken | ~needed.isfinite(), 0, needed)[:, None, None, None]
         moved = torch.addcmul(moved, balls.steepest(gradient), strides).clamp_(*balls.value_range)
     with torch.inference_mode():
         is_broken = misclassified(model, moved, labels, model(moved))

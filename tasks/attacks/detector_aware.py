@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tasks.attacks.ball import Balls
-from tasks.attacks.gradient import logit_margin
+from tasks.attacks.gradient import NotFinite, logit_margin
 from tasks.params import Pgd
 
 MOMENTUM = 0.75
@@ -47,7 +47,7 @@ def evade(
         smallest score; the end of the last start where none was misclassified.
 
     Raises:
-        ValueError: a logit or a score is not finite.
+        NotFinite: a logit or a score is not finite.
     """
     size = torch.tensor(radius, device=images.device)
     evading, lowest = images, torch.full(labels.shape, torch.inf, device=images.device)
@@ -59,8 +59,10 @@ def evade(
                 logits, scores = look(variable)
                 wrong = logits.argmax(dim=1) != labels
                 goals = torch.where(wrong, scores, logit_margin(logits, labels))
-            if n_broken := int((~(logits.isfinite().all(dim=1) & scores.isfinite())).sum()):
-                raise ValueError(f"{n_broken} of {len(images)} images have logits or scores that are not finite")
+            broken = (~(logits.isfinite().all(dim=1) & scores.isfinite())).nonzero()[:, 0]
+            if len(broken):
+                message = f"{len(broken)} of {len(images)} images have logits or scores that are not finite"
+                raise NotFinite(message, images[broken[0]].cpu().numpy())
             better = torch.where(wrong, scores < lowest, lowest.isinf())
             evading = torch.where(better[:, None, None, None], moved, evading)
             lowest = torch.where(better & wrong, scores.detach(), lowest)

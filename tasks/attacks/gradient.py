@@ -14,6 +14,14 @@ FURTHER_LOOKS = 5
 """That must find an image misclassified, where the model draws at random."""
 
 
+class NotFinite(ValueError):
+    """A logit is NaN or infinite: of ``image``, ``(1, H, W)``, for one."""
+
+    def __init__(self, message: str, image: np.ndarray) -> None:
+        super().__init__(message)
+        self.image = image
+
+
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, radii: list[float], balls: Balls) -> Iterator[Tensor]:
     """Fast gradient sign method, one step of the size of the ball (Goodfellow et al. 2015, arXiv 1412.6572).
 
@@ -116,7 +124,14 @@ def misclassified(model: nn.Module, images: Tensor, labels: Tensor, logits: Tens
         images: float32 ``(N, 1, H, W)``.
         labels: true classes, int64 ``(N,)``.
         logits: what the model made of the images, ``(N, K)``.
+
+    Raises:
+        NotFinite: a logit is not finite.
     """
+    broken = (~logits.isfinite().all(dim=1)).nonzero()[:, 0]
+    if len(broken):
+        message = f"{len(broken)} of {len(logits)} images have logits that are not finite"
+        raise NotFinite(message, images[broken[0]].detach().cpu().numpy())
     wrong = logits.argmax(dim=1) != labels
     if getattr(model, "n_draws", 1) > 1:
         rows = wrong.nonzero()[:, 0]

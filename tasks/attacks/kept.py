@@ -103,9 +103,19 @@ def load_kept(data: Prepared, surrogate: str, attack: str, eps: float) -> Kept:
 
     Raises:
         FileNotFoundError: the images of this eps were not kept.
+        ValueError: the file is damaged, or an image in it is not finite.
     """
     path = kept_path(surrogate, attack, eps)
     if not path.is_file():
         step = paths.step_of(path)
         raise FileNotFoundError(f"{path} not found: add {eps:g} to attack.keep_eps and run the step {step}")
-    return Kept(data, *(_read(path, name) for name in ("rows", "scale", "q")))
+    try:
+        rows, scale, levels = (_read(path, name) for name in ("rows", "scale", "q"))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: run the step {paths.step_of(path)} again") from error
+    if len(broken := rows[~np.isfinite(scale)]):
+        raise ValueError(
+            f"{path}: {len(broken)} images are not finite, {data.paths(broken)[0]} the first: run the step "
+            f"{paths.step_of(path)} again"
+        )
+    return Kept(data, rows, scale, levels)

@@ -1,5 +1,6 @@
 """What is expected of a data set, checked with Great Expectations over its manifest."""
 
+import html
 import logging
 import re
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ def validate_manifest(
             actions=[UpdateDataDocsAction(name="data_docs", site_names=["data_docs"])],
         )
         run = context.checkpoints.add(checkpoint).run(
-            batch_parameters={"dataframe": table}, run_id=RunIdentifier(run_name="validate", run_time=NO_TIME)
+            batch_parameters={"dataframe": _escaped(table)}, run_id=RunIdentifier(run_name="validate", run_time=NO_TIME)
         )
         (validated,) = run.run_results.values()
         for result in validated.results:
@@ -247,9 +248,15 @@ def _outcome(check: Check, result: Any, table: "pd.DataFrame") -> Outcome:
     if check.type == "ExpectColumnMeanToBeBetween":
         unexpected = table.loc[table[check.column] == 1, table.columns[0]].tolist()
     else:
-        unexpected = [entry[table.columns[0]] for entry in result.result.get("unexpected_index_list") or []]
+        listed = result.result.get("unexpected_index_list") or []
+        unexpected = [html.unescape(entry[table.columns[0]]) for entry in listed]
     told = {key: value for key, value in asdict(check).items() if key in Outcome.__dataclass_fields__}
     return Outcome(**told, success=bool(result.success), n_unexpected=len(unexpected), examples=unexpected[:N_EXAMPLES])
+
+
+def _escaped(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table as Data Docs may show it: they write names of files and classes into their pages as they are."""
+    return table.assign(**{table.columns[0]: table[table.columns[0]].map(html.escape)})
 
 
 def _remove_times_and_ids(data_docs: Path) -> None:

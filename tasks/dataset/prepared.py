@@ -45,6 +45,16 @@ class Prepared:
         labels = self.table["label"].to_numpy(dtype=np.int64)
         return labels if indices is None else labels[indices]
 
+    def paths(self, indices: np.ndarray) -> np.ndarray:
+        """Paths of the images of these rows, str ``(n,)``."""
+        image_paths: np.ndarray = self.table["path"].to_numpy(dtype=object)[indices]
+        return image_paths
+
+    def nearest_path(self, indices: np.ndarray, image: np.ndarray) -> str:
+        """Path of the one of these rows' images that an image ``(1, H, W)`` in [0, 1] is nearest to."""
+        distances = np.square(self.floats(indices) - image).sum(axis=(1, 2, 3))
+        return str(self.paths(indices)[distances.argmin()])
+
 
 def as_floats(pixels: np.ndarray) -> np.ndarray:
     """Images as models see them, float32 in [0, 1].
@@ -60,13 +70,17 @@ def load_prepared() -> Prepared:
 
     Raises:
         FileNotFoundError: the step has not run.
+        ValueError: the pixels are no array of numbers.
     """
     import pandas as pd
 
     if missing := [path for path in (paths.PIXELS, paths.SPLIT, paths.DATASET_INFO) if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]} not found: run the step prepare first (dvc repro prepare)")
     info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
-    pixels = np.load(paths.PIXELS, mmap_mode="r", allow_pickle=False)
+    try:
+        pixels = np.load(paths.PIXELS, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{paths.PIXELS} holds no array of pixels: run the step prepare again") from error
     table = pd.read_parquet(paths.SPLIT)
     assert len(pixels) == len(table)
     low, high = info["value_range"]

@@ -99,6 +99,18 @@ def run_checks(evidence: list[Evidence], leakage: dict[str, float]) -> list[Chec
     return [*checks, of_data]
 
 
+def _tells_classes_apart(of: Evidence) -> Outcome:
+    clean = of.records[of.records["attack"] == CLEAN]
+    right, guessed = float(clean["correct"].mean()), float(clean["label"].value_counts(normalize=True).max())
+    explanation = (
+        f"{100 * right:.1f} % of the clean test images are right, where naming the commonest class each time is right "
+        f"on {100 * guessed:.1f} %"
+    )
+    if clean["label"].nunique() > 1 == clean["prediction"].nunique():
+        return Outcome("FAIL", right - guessed, f"{explanation}: all of them get one class")
+    return Outcome("PASS" if right > guessed else "WARN", right - guessed, explanation)
+
+
 def _does_not_rise(of: Evidence) -> Outcome:
     rises = []
     for (_, threat_model, attack), points in curves_of(of.table).items():
@@ -305,6 +317,7 @@ def _judge_excess(excesses: list[tuple[float, bool, str]], what: str) -> Outcome
 
 
 CHECKS: dict[str, tuple[str, Callable[[Evidence], Outcome | None]]] = {
+    "constant": ("clean images are told apart", _tells_classes_apart),
     "monotone": ("robust accuracy does not rise with eps", _does_not_rise),
     "pgd": ("PGD is at least as strong as FGSM", _pgd_at_least_fgsm),
     "huge_eps": ("a huge perturbation leaves at most 1 % right", _falls_to_a_huge_eps),

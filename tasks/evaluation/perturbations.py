@@ -1,5 +1,7 @@
 """Perturbations held to the ball that the attacker may move in."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 TOLERANCE = 1e-6
@@ -33,17 +35,29 @@ def ball_excess(norms: np.ndarray, eps: np.ndarray | float, radius: np.ndarray |
 
 
 def check_adversarial(
-    adversarial: np.ndarray, norms: np.ndarray, eps: float, radius: float, value_range: tuple[float, float]
+    adversarial: np.ndarray,
+    norms: np.ndarray,
+    eps: float,
+    radius: float,
+    value_range: tuple[float, float],
+    names: Sequence[str] | None = None,
 ) -> None:
     """Hold adversarial examples ``(N, 1, H, W)`` to their ball (see :func:`ball_excess`) and to the value range.
 
     Raises:
-        AssertionError: one lies outside of either by more than ``TOLERANCE``.
+        AssertionError: one lies outside of either by more than ``TOLERANCE``, or holds NaN; with its name, or else its
+            number.
     """
     low, high = value_range
-    outside = max(low - float(adversarial.min()), float(adversarial.max()) - high)
-    if not outside <= TOLERANCE:
-        raise AssertionError(f"adversarial examples leave the value range [{low:g}, {high:g}] by {outside:g}")
-    excess = float(ball_excess(norms, eps, radius).max())
-    if not excess <= TOLERANCE:
-        raise AssertionError(f"perturbations leave the ball of eps {eps:g} and radius {radius:g} by {excess:g}")
+    flat = adversarial.reshape(len(adversarial), -1)
+    outside = np.maximum(low - flat.min(axis=1), flat.max(axis=1) - high)
+    excess = ball_excess(norms, eps, radius)
+    rules = {
+        f"adversarial examples leave the value range [{low:g}, {high:g}]": outside,
+        f"perturbations leave the ball of eps {eps:g} and radius {radius:g}": excess,
+    }
+    for rule, by in rules.items():
+        # no comparison holds for NaN
+        if len(beyond := np.flatnonzero(~(by <= TOLERANCE))):
+            first = names[beyond[0]] if names is not None else beyond[0]
+            raise AssertionError(f"{rule} by {by[beyond[0]]:g}: {len(beyond)} of {len(by)} images, {first} the first")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import paths
@@ -108,7 +109,7 @@ def build_records(
     Raises:
         ValueError: a logit is not finite.
     """
-    finite = np.isfinite(logits).all(axis=1)
+    finite = np.isfinite(logits).all(axis=1) & np.isfinite(logits_8bit).all(axis=1)
     if not finite.all():
         raise ValueError(
             f"{(~finite).sum()} of {len(rows)} images have logits that are not finite, {image_paths[~finite][0]} the "
@@ -195,7 +196,12 @@ def build_probes(
 
 
 def write_records(records: pa.Table, path: Path) -> None:
-    """Write records as Parquet; the same records give the same bytes."""
+    """Write records as Parquet; the same records give the same bytes.
+
+    Raises:
+        ValueError: a number is missing or NaN; with the image's path.
+    """
+    refuse_gaps(records, path, "train the models again, with a lower learning rate")
     pq.write_table(records.combine_chunks(), path, compression="zstd")
 
 
@@ -238,5 +244,43 @@ def _read(files: list[Path]) -> "pd.DataFrame":
     if missing := [file for file in files if not file.is_file()]:
         step = paths.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
-    frame: pd.DataFrame = pa.concat_tables(pq.read_table(file) for file in files).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables(map(_read_table, files)).to_pandas()
     return frame
+
+
+def _read_table(file: Path) -> pa.Table:
+    advice = f"run the step {paths.step_of(file)} again"
+    try:
+        table = pq.read_table(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} is damaged: {advice}") from error
+    refuse_gaps(table, file, advice)
+    return table
+
+
+def refuse_gaps(table: pa.Table, file: Path, advice: str) -> None:
+    """Look for what no table may be made of: means pass over NaN without a word.
+
+    Args:
+        table: records, smallest eps, probes or certified radii.
+        file: where they are, or will be.
+        advice: what to do.
+
+    Raises:
+        ValueError: a value is missing or NaN, but for the reconstruction error, which may be missing.
+    """
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        if (gaps := _gaps(name, values)).any():
+            first = table["path"][int(gaps.argmax())]
+            raise ValueError(f"{file}: no number in {name} of {gaps.sum()} rows, that of {first} the first: {advice}")
+
+
+def _gaps(name: str, values: pa.ChunkedArray) -> np.ndarray:
+    """Where a column has no value, bool ``(N,)``."""
+    if name == "reconstruction_error":
+        return np.asarray(pc.is_nan(values).fill_null(False))
+    if name == "logits" and not values.null_count:
+        of_rows: np.ndarray = pc.list_flatten(values).to_numpy().reshape(len(values), -1)
+        finite: np.ndarray = np.isfinite(of_rows).all(axis=1)
+        return ~finite
+    return np.asarray(values.is_null(nan_is_null=True))

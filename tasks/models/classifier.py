@@ -1,5 +1,7 @@
 """Classifiers: images ``(N, 1, H, W)`` in [0, 1] to logits ``(N, K)``; normalisation lives inside."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,12 +112,22 @@ def _torchvision_classifier(architecture: str, n_classes: int, pretrained: bool)
         raise ValueError(
             f"train_classifier.architecture: no classifier {architecture!r}; 'cnn' or one of torchvision's: {known}"
         )
+    # torchvision would unpickle whatever lies in TORCH_HOME under the name of its file
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     try:
         network: nn.Module = torchvision.models.get_model(architecture, weights="DEFAULT" if pretrained else None)
     except URLError as error:
         raise ValueError(
             f"train_classifier.pretrained: torchvision's weights of {architecture!r} can't be downloaded "
             f"({error.reason}); set it to false, or put the weights into TORCH_HOME on a machine with network"
+        ) from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        # a damaged file makes torch raise nearly anything
+        raise ValueError(
+            f"train_classifier.pretrained: the file in TORCH_HOME for {architecture!r} holds no weights "
+            f"({type(error).__name__}); delete it, and it is fetched again"
         ) from error
     _take_one_channel(network)
     _give_logits(network, n_classes)

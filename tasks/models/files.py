@@ -27,11 +27,17 @@ def load_model(path: Path, build: Callable[..., "nn.Module"]) -> "nn.Module":
 
     Raises:
         FileNotFoundError: the weights or the JSON beside them are missing.
+        ValueError: one of them is damaged, or something else.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     model = build(**build_of(path))
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        # RuntimeError: weights of another network
+        raise ValueError(f"{path} holds no weights of this network: make or fetch it again; {error}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -40,8 +46,13 @@ def build_of(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the JSON beside the weights is missing.
+        ValueError: it is damaged.
     """
-    build: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    path = path.with_suffix(".json")
+    try:
+        build: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: make or fetch it again; {error}") from error
     return build
 
 

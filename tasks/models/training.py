@@ -85,7 +85,8 @@ def fit(
         ``train_*`` and ``validation_*`` metrics, ``learning_rate``, and ``best`` (1 for the epoch that was kept).
 
     Raises:
-        TrainingDiverged: the loss of an epoch is not finite.
+        TrainingDiverged: a loss is not finite; the checkpoint is that of the epoch before.
+        ValueError: the checkpoint is damaged.
     """
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
     averaged = copy.deepcopy(model).requires_grad_(False)
@@ -118,7 +119,7 @@ def fit(
             group["lr"] = learning_rate
 
         model.train()
-        sums = _Sums()
+        sums, losses = _Sums(), list[Tensor]()
         for images, batch_labels in batches.full(order, settings.batch_size):
             metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
             optimizer.zero_grad()
@@ -127,15 +128,17 @@ def fit(
             _move_averages(averages, weights, settings.ema_decay, n_steps)
             n_steps += 1
             sums.add(metrics, len(images))
+            losses.append(metrics["loss"].detach())
         train_metrics = sums.means()
         if not math.isfinite(train_metrics["loss"]):
-            raise TrainingDiverged(
-                f"the training loss of epoch {epoch} is {train_metrics['loss']}; lower learning_rate "
-                f"({settings.learning_rate}). The state after epoch {epoch - 1} is kept in {checkpoint}"
-            )
+            step = int((~torch.stack(losses).isfinite()).int().argmax())
+            raise _diverged(f"the training loss is {losses[step]:g} at step {step + 1}", epoch, settings, checkpoint)
         measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
         update_bn((images for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged)
         validation_metrics = evaluate(averaged, objective, batches, rows["validation"])
+        # the last step of an epoch may have been the one that went too far
+        if not math.isfinite(validation_metrics["loss"]):
+            raise _diverged(f"the validation loss is {validation_metrics['loss']:g}", epoch, settings, checkpoint)
 
         row = {"epoch": epoch, "learning_rate": learning_rate}
         row |= {f"train_{name}": value for name, value in train_metrics.items()}
@@ -243,6 +246,14 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
     return -row.get("validation_accuracy", 0.0), row["validation_loss"]
 
 
+def _diverged(what: str, epoch: int, settings: Training, checkpoint: Path) -> TrainingDiverged:
+    kept = f"{checkpoint} keeps the state after epoch {epoch - 1}" if epoch > 1 else "no epoch before it is kept"
+    return TrainingDiverged(
+        f"{what} of epoch {epoch} of {settings.epochs}; lower learning_rate ({settings.learning_rate:g}). {kept}; with "
+        "other settings training begins anew, with the same it would end here again"
+    )
+
+
 def _fingerprint(
     settings: Training,
     seed: int,
@@ -267,8 +278,16 @@ def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def _load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    return state if state["fingerprint"] == fingerprint else None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        is_ours = state["fingerprint"] == fingerprint
+    except Exception as error:
+        # files that are damaged, or hold more than tensors and numbers, make torch raise nearly anything
+        raise ValueError(
+            f"{path} is damaged, or no checkpoint of a training ({type(error).__name__}): delete it, and training "
+            "begins anew"
+        ) from error
+    return state if is_ours else None
 
 
 def _describe(row: dict[str, float]) -> str:

@@ -193,7 +193,7 @@ def _drawn(drawing: Drawing) -> Drawn:
         svg = figures.svg(drawing.figure, drawing.name).removeprefix("<svg")
         element = Markup('<svg role="img" aria-label="{}" style="{}"').format(drawing.alt, style)
         # drawn just now by matplotlib, which escapes every text in it: escaping it again would show its source
-        element += Markup(svg)  # noqa: S704  drawn by matplotlib
+        element += Markup(svg)  # noqa: S704  drawn by matplotlib  # nosec B704
     return Drawn(png, element, drawing.caption, drawing.plot, is_wide)
 
 

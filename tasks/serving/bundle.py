@@ -144,12 +144,15 @@ def read_bundle(folder: Path) -> Bundle:
 
     Raises:
         FileNotFoundError: the folder is no bundle.
-        ValueError: it was written by another version of this code.
+        ValueError: it is damaged, or was written by another version of this code.
     """
     path = folder / BUNDLE
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {folder} is no bundle")
-    return Bundle.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        return Bundle.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, or of another version: {error}") from error
 
 
 def read_seen(folder: Path) -> dict[str, set[str]]:

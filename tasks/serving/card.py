@@ -1,5 +1,6 @@
 """The model card of a target, from what the pipeline found (after Mitchell et al. 2019, arXiv 1810.03993)."""
 
+import html
 import json
 from typing import Any
 
@@ -44,7 +45,7 @@ def card_of(params: Params, target: str) -> tuple[str, str]:
     counts = ", ".join(f"{sum(check['status'] == status for check in checks)} {status}" for status in STATUSES)
     n_test = sum(data["n_images"]["test"].values())
     summary = (
-        f"{title_of(target)}, trained on {data['name']}. Right on {with_interval(clean)} of {n_test} clean test "
+        f"{title_of(target)}, trained on {shown(data['name'])}. Right on {with_interval(clean)} of {n_test} clean test "
         f"images, and on {with_interval(worst)} of {worst['n']} under the worst of all adaptive attacks at "
         f"ε = {eps_text(params.analyze.eps)}/255 ({params.attack.norm}). Checks: {counts}. {INTENDED_USE}"
     )
@@ -66,14 +67,19 @@ def title_of(target: str) -> str:
     return "The bare classifier" if target == UNDEFENDED else f'Classifier with the defence "{spoken(target)}"'
 
 
+def shown(name: str) -> str:
+    """The name of a class or a data set as a page shows it: Markdown lets HTML through."""
+    return html.escape(name, quote=False)
+
+
 def data_lines(data: dict[str, Any]) -> list[str]:
     """What the target was trained and tested on, and what of the one is in the other."""
     counts = {split: sum(of_classes.values()) for split, of_classes in data["n_images"].items()}
     leakage = data["leakage"]
-    kind = "drawn phantoms, no scans" if data["is_phantom"] else "images"
+    kind, classes = "drawn phantoms, no scans" if data["is_phantom"] else "images", map(shown, data["classes"])
     return [
-        f"- {data['name']}: {data['n']} {kind} of the classes {', '.join(data['classes'])} (positive: "
-        f"{data['positive_class']}), {data['image_size']} x {data['image_size']} grey pixels",
+        f"- {shown(data['name'])}: {data['n']} {kind} of the classes {', '.join(classes)} (positive: "
+        f"{shown(data['positive_class'])}), {data['image_size']} x {data['image_size']} grey pixels",
         f"- split {data['strategy']}: {', '.join(f'{n} {split}' for split, n in counts.items())}",
         f"- leakage: {percent(leakage['near_duplicate_in_train'])} of the test images have a near-duplicate in "
         f"training, {percent(leakage['group_in_train'])} an image of their group",

@@ -36,7 +36,7 @@ def export_target(bundle: Path, path: Path) -> float:
             f"{about.target} can't be exported: {', '.join(map(str, outside))} works with numpy, at random or by ART's "
             "code; serve it instead (mlflow models serve)"
         )
-    images = torch.from_numpy(as_floats(np.load(bundle / EXAMPLES)))
+    images = torch.from_numpy(as_floats(np.load(bundle / EXAMPLES, allow_pickle=False)))
     with torch.no_grad():
         # one example image would fix the number of images at 1
         pair = torch.cat([images, images])[:2]

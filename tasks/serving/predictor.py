@@ -74,6 +74,7 @@ class Predictor:
         Raises:
             ImageError: one can't be read; the message names its number, from 0, and the reason.
             ValueError: none are given.
+            RuntimeError: the target gives no finite numbers.
         """
         if not files:
             raise ValueError("no images: send at least one")
@@ -93,6 +94,7 @@ class Predictor:
 
         Raises:
             ValueError: another shape or size, values outside the range or not finite, no images.
+            RuntimeError: the target gives no finite numbers.
         """
         side = self.bundle.image_size
         given = np.asarray(images)
@@ -150,6 +152,8 @@ class Predictor:
         bundle = self.bundle
         torch.set_num_threads(bundle.threads)
         logits, scores = look_at_all(self._target, images)
+        if not np.isfinite(logits).all() or (scores is not None and not np.isfinite(scores).all()):
+            raise RuntimeError(f"{bundle.target} gives no finite numbers: its weights are broken, don't use it")
         nats = entropy(logits)
         shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=1, keepdims=True)

@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from tasks.tracking.masking import masked
 from tasks.tracking.store import Store, is_unreachable, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def sync(moved: bool = False) -> bool:
 
 def reason(error: Exception) -> str:
     """What an error says, in 160 characters."""
-    return _without_password(str(error))[:160]
+    return masked(str(error))[:160]
 
 
 def now() -> int:
@@ -132,11 +132,7 @@ def _locked(folder: Path) -> Iterator[TextIO | None]:
 
 
 def _address() -> str:
-    return _without_password(tracking_uri())
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return masked(tracking_uri())
 
 
 def _send(store: Store, folder: Path, journal: TextIO, moved: bool) -> int:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from tasks import paths
 from tasks.params import Params
 from tasks.tracking.digests import digest_of
+from tasks.tracking.masking import masked
 from tasks.tracking.open_runs import end_killed, noted
 from tasks.tracking.outbox import Journal, now, reason, waiting
-from tasks.tracking.store import Store, is_unreachable
+from tasks.tracking.store import Store, is_locked, is_unreachable, tracking_uri
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class _RunTracker(Tracker):
             try:
                 return getattr(self.store, call)(run, **arguments)
             except Exception as error:
+                if is_locked(error):
+                    raise ValueError(
+                        f"the tracking store at {masked(tracking_uri())} refuses user and password: set "
+                        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                    ) from error
                 if not is_unreachable(error):
                     raise
                 begun = (call, run) != ("open", self.run)
@@ -198,6 +204,8 @@ def _save_model(path: str, module: "nn.Module", example: "np.ndarray") -> None:
         path,
         input_example=example,
         signature=mlflow.models.infer_signature(example, output),
+        # MLflow's default but on Databricks, where it is a pickle
+        serialization_format="pt2",
         # given, since working them out starts a process of nine seconds
         pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
     )
@@ -206,7 +214,7 @@ def _save_model(path: str, module: "nn.Module", example: "np.ndarray") -> None:
 def _git_commit() -> str | None:
     try:
         command = ["git", "rev-parse", "HEAD"]
-        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603  fixed
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603  fixed  # nosec B603
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

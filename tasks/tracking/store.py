@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from tasks.tracking.masking import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,9 +29,11 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 """Unless the user has set them. MLflow's own would wait four minutes for a server that is gone, where these take
-seconds, print two lines for each of some hundred curves, and a bar for each file that is copied."""
+seconds, print two lines for each of some hundred curves, and a bar for each file that is copied, and take a model that
+is a pickle."""
 
 
 class Store:
@@ -44,18 +49,29 @@ class Store:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client; the tables of an SQLite store are made if there are none."""
-        from mlflow import MlflowClient
+        """MLflow's client; the tables of an SQLite store are made if there are none.
 
-        with _alone_with_sqlite() as file:
-            if file and not file.exists():
-                # a kill in the middle would leave tables that no MlflowClient can go on from
-                partial = file.with_name(f"{file.name}.partial")
-                for left in file.parent.glob(f"{partial.name}*"):
-                    left.unlink()
-                _ = MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
-                partial.rename(file)
-            return MlflowClient(tracking_uri())
+        Raises:
+            ValueError: there is no store of this kind.
+        """
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with _alone_with_sqlite() as file:
+                if file and not file.exists():
+                    # a kill in the middle would leave tables that no MlflowClient can go on from
+                    partial = file.with_name(f"{file.name}.partial")
+                    for left in file.parent.glob(f"{partial.name}*"):
+                        left.unlink()
+                    _ = MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+                    partial.rename(file)
+                return MlflowClient(tracking_uri())
+        except MlflowException as error:
+            if is_unreachable(error):
+                raise
+            # without what caused it, whose message has the password
+            raise ValueError(f"MLFLOW_TRACKING_URI can't be used: {masked(str(error)).strip()}") from None
 
     @cached_property
     def experiment_id(self) -> str:
@@ -233,15 +249,28 @@ class Store:
 def is_unreachable(error: Exception) -> bool:
     """Whether the store is out: no connection, a time-out or an error of its own; not a mistake of the caller."""
     import requests
+
+    status = _status_of(error)
+    if status is None:
+        return isinstance(error, (requests.ConnectionError, requests.Timeout))
+    return status >= 500 or status in (408, 429)
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether the store is there, and lets nobody in with this user and password."""
+    return _status_of(error) in (401, 403)
+
+
+def _status_of(error: Exception) -> int | None:
+    """What a server answered, or would have."""
+    import requests
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]  # mlflow's annotation
-    elif isinstance(error, requests.HTTPError) and error.response is not None:
-        status = error.response.status_code
-    else:
-        return isinstance(error, (requests.ConnectionError, requests.Timeout))
-    return status >= 500 or status in (408, 429)
+        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]  # mlflow's annotation
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code
+    return None
 
 
 @contextmanager
@@ -261,8 +290,17 @@ def _alone_with_sqlite() -> Iterator[Path | None]:
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or SQLite in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    """``MLFLOW_TRACKING_URI``, or SQLite in the working folder.
+
+    User and password of a server go where MLflow looks for them, too, since its messages name the address as it is.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    address = urlsplit(uri)
+    if address.scheme in ("http", "https") and address.username and address.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(address.password)
+        return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+    return uri
 
 
 def experiment_id() -> str:

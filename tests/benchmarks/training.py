@@ -153,7 +153,7 @@ def draw(folder: Path, params: Params, n_patients: int) -> tuple[np.ndarray, np.
     n_validation = round(len(samples) * params.prepare.split.validation_fraction)
     rows = {"train": np.sort(order[n_validation:]), "validation": np.sort(order[:n_validation])}
     return (
-        np.load(folder.parent / "pixels.npy", mmap_mode="r"),
+        np.load(folder.parent / "pixels.npy", mmap_mode="r", allow_pickle=False),
         np.array([label for _, label in samples], dtype=np.int64),
         rows,
     )

@@ -1,0 +1,152 @@
+"""Who is let in: nothing listens to more than this machine, and a server that wants a password gets it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.request import urlopen
+
+import httpx
+import psutil
+import pytest
+
+from tasks import registry
+from tests.bundles import bundle_of
+from tests.conftest import ROOT
+from tests.operations.servers import free_port, wait_for
+from tests.test_pipeline import make_workspace
+
+BINARIES = Path(sys.executable).parent
+DOCUMENTED = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))]
+STARTS_SERVER = (
+    r"(?m)^\s*((?:\w+=\S+ )*(?:mlflow server|mlflow models serve|prefect server start)(?:[^\n]*\\\n)*[^\n]*)"
+)
+
+
+def test_every_documented_server_listens_on_loopback() -> None:
+    commands = [
+        command for file in DOCUMENTED for command in re.findall(STARTS_SERVER, file.read_text(encoding="utf-8"))
+    ]
+    assert len(commands) >= 3
+    assert [command for command in commands if not re.search(r"(--host|-h) 127\.0\.0\.1\b", command)] == []
+
+
+def test_no_code_listens_everywhere() -> None:
+    files = [
+        *ROOT.glob("containers/*"),
+        ROOT / "Makefile",
+        *(ROOT / "tasks").rglob("*.py"),
+        *(ROOT / "flows").rglob("*.py"),
+    ]
+    assert [file for file in files if "0.0.0.0" in file.read_text(encoding="utf-8")] == []
+
+
+def listened_to(process: int) -> set[str]:
+    """Addresses that a process and its children listen to; IPv4 behind IPv6 as IPv4."""
+    family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
+    sockets = [each for member in family for each in member.net_connections("tcp")]
+    found = [ip_address(each.laddr.ip) for each in sockets if each.status == psutil.CONN_LISTEN]
+    return {str(getattr(address, "ipv4_mapped", None) or address) for address in found}
+
+
+@contextmanager
+def started(command: list[str], folder: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A process and its log; ended, with all that it started, at the end."""
+    path = {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    log = folder / "log.txt"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | path | environment, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        yield process, log
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_what_listens_everywhere_is_found() -> None:
+    with socket.socket() as listening:
+        listening.bind(("0.0.0.0", 0))
+        listening.listen()
+        assert "0.0.0.0" in listened_to(os.getpid())
+
+
+@pytest.mark.faults
+def test_make_ui_listens_on_loopback_and_names_its_store_to_nobody(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 5000)) == 0:
+            pytest.skip("port 5000 is taken")
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    # the environment of the tests stands in for the one that make would install
+    command = ["make", "--assume-old", ".venv/requirements.lock", "ui"]
+    with started(command, tmp_path, MLFLOW_TRACKING_URI=store) as (process, log):
+        wait_for(lambda: urlopen("http://127.0.0.1:5000/health", timeout=5).status == 200, process, log)
+        assert listened_to(process.pid) == {"127.0.0.1"}
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert not any(store in " ".join(member.cmdline()) for member in family)
+        assert (tmp_path / "store.db").is_file()
+
+
+@pytest.mark.faults
+def test_make_serve_listens_on_loopback_and_takes_a_password(tmp_path: Path) -> None:
+    folder = make_workspace(tmp_path / "workspace")
+    (folder / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    port, secret = free_port(), "reader:pwOfPrefect"
+    password = {"PREFECT_SERVER_API_AUTH_STRING": secret, "PREFECT_API_AUTH_STRING": secret}
+    command = [sys.executable, "-m", "flows.serve", "--port", str(port)]
+    with started(command, folder, **password) as (process, log):
+        wait_for(lambda: "Serving:" in log.read_text(), process, log, 400)
+        assert listened_to(process.pid) == {"127.0.0.1"}
+        flows = f"http://127.0.0.1:{port}/api/deployments/filter"
+        assert httpx.post(flows, json={}).status_code == 401
+        assert len(httpx.post(flows, json={}, auth=("reader", "pwOfPrefect")).json()) == 4
+        assert "pwOfPrefect" not in log.read_text()
+
+
+@pytest.mark.faults
+def test_a_served_model_listens_on_loopback(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = f"sqlite:///{workspace / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    registry.register_bundle(bundle_of("undefended", workspace / "bundles"), "toy", "A toy.", "champion")
+    port = free_port()
+    command = ["mlflow", "models", "serve", "-m", "models:/toy@champion", "--env-manager", "local", "-p", str(port)]
+    with started([*command, "-h", "127.0.0.1"], workspace) as (process, log):
+        wait_for(lambda: urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).status == 200, process, log)
+        assert listened_to(process.pid) == {"127.0.0.1"}
+
+
+CLUSTER = """import sys, time
+from flows.spread import Workers, runner_of
+
+if __name__ == "__main__":
+    runner = runner_of(Workers(runner=sys.argv[1], n_workers=1))
+    if sys.argv[1] == "dask":
+        from distributed import LocalCluster
+        cluster = LocalCluster(**runner.cluster_kwargs)
+    else:
+        import ray
+        ray.init(**runner.init_kwargs)
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("runner", ["dask", "ray"])
+def test_a_cluster_on_this_machine_listens_on_loopback(runner: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.py").write_text(CLUSTER, encoding="utf-8")
+    with started([sys.executable, "cluster.py", runner], tmp_path) as (process, log):
+        wait_for(lambda: "up" in log.read_text().split(), process, log)
+        assert listened_to(process.pid) == {"127.0.0.1"}

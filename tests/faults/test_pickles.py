@@ -1,0 +1,273 @@
+"""Nothing is unpickled: no code of ours does, and a pickle that lies where a file of ours should be does not run."""
+
+import ast
+import io
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from tasks import paths
+from tasks.attacks.kept import load_kept
+from tasks.dataset.prepared import load_prepared
+from tasks.defences.targets import load_target
+from tasks.evaluation.records import read_records
+from tasks.models.classifier import build_classifier
+from tasks.params import Params
+from tasks.serving.bundle import BUNDLE, EXAMPLES
+from tasks.serving.export import export_target
+from tasks.serving.predictor import Predictor
+from tasks.tracking import Tracker
+from tasks.tracking.run import _save_model
+from tasks.tracking.store import Store
+from tasks.train_classifier import train_classifier
+from tests.bundles import bundle_of
+from tests.conftest import ROOT
+from tests.small_workspace import SMALL
+
+SOURCES = sorted(
+    file for folder in ("tasks", "flows", "docs", "tests/benchmarks") for file in (ROOT / folder).rglob("*.py")
+)
+CPU = torch.device("cpu")
+
+NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "yaml"}
+NEVER_CALLED = {"eval", "exec", "compile", "__import__", "system", "popen", "read_pickle", "to_pickle"}
+"""By their last name, as functions of whatever module."""
+ONLY_WITH = {
+    "torch.load": ("weights_only", True),
+    "torch.hub.load_state_dict_from_url": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+    "YAML": ("typ", "safe"),
+}
+NEVER_WITH = {"shell": True, "allow_pickle": True, "weights_only": False, "typ": "unsafe"}
+
+
+def name_of(function: ast.expr) -> str:
+    """``np.load`` of the call ``np.load(...)``; of ``model.eval()`` the last part alone, after a dot."""
+    if isinstance(function, ast.Attribute):
+        return f"{name_of(function.value)}.{function.attr}"
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def forbidden_in(code: str) -> Iterator[str]:
+    """What may not be there, with its line."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from (f"{node.lineno}: imports {name}" for name in names if name.split(".")[0] in NEVER_IMPORTED)
+        if not isinstance(node, ast.Call):
+            continue
+        name = name_of(node.func)
+        given = {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
+        _owner, dot, last = name.rpartition(".")
+        # a network's eval() and a pattern's compile() are no evaluation of text
+        if last in NEVER_CALLED and not (dot and last in ("eval", "compile")):
+            yield f"{node.lineno}: calls {name}"
+        if (
+            name in ONLY_WITH
+            and given.get(ONLY_WITH[name][0]) != ONLY_WITH[name][1]
+            and (name != "YAML" or "typ" in given)
+        ):
+            yield f"{node.lineno}: calls {name} without {ONLY_WITH[name][0]}={ONLY_WITH[name][1]}"
+        yield from (
+            f"{node.lineno}: {key}={value}" for key, value in NEVER_WITH.items() if given.get(key, ...) is value
+        )
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_no_code_unpickles_or_runs_text(source: Path) -> None:
+    assert not list(forbidden_in(source.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from joblib import load",
+        "import yaml; yaml.load(text)",
+        "YAML(typ='unsafe').load(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path)",
+        "np.load(path, mmap_mode='r', allow_pickle=True)",
+        "eval('1')",
+        "exec(text)",
+        "os.system('ls')",
+        "subprocess.run('ls', shell=True)",
+        "pd.read_pickle(path)",
+    ],
+)
+def test_what_is_searched_for_is_found(code: str) -> None:
+    assert list(forbidden_in(code))
+
+
+class Malicious:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Iterator[Path]:
+    """What would be there, had a planted pickle run."""
+    yield tmp_path / "it-ran"
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.fixture
+def planted(trace: Path) -> bytes:
+    return pickle.dumps({"fingerprint": Malicious(trace)})
+
+
+def as_torch_saves(content: Any) -> bytes:
+    torch.save(content, file := io.BytesIO())
+    return file.getvalue()
+
+
+def as_numpy_saves(content: Any) -> bytes:
+    np.save(file := io.BytesIO(), np.array([content, None], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+def test_the_planted_pickle_would_run(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps({"fingerprint": Malicious(tmp_path / "it-ran")}))
+    assert (tmp_path / "it-ran").is_dir()
+
+
+@pytest.mark.parametrize("save", [pickle.dumps, as_torch_saves])
+def test_in_place_of_a_checkpoint_it_is_refused_with_what_to_do(
+    save: Callable[[Any], bytes], workspace: Path, params_with: Callable[..., Params], trace: Path
+) -> None:
+    checkpoint = Path("checkpoints/train_classifier/state.pt")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(save({"fingerprint": Malicious(trace)}))
+    with pytest.raises(ValueError, match=f"^{checkpoint} is damaged, or no checkpoint .*: delete it"):
+        train_classifier(params_with(SMALL), Tracker())
+
+
+@pytest.mark.parametrize("save", [pickle.dumps, as_torch_saves])
+def test_in_place_of_weights_it_is_refused_by_name(save: Callable[[Any], bytes], workspace: Path, trace: Path) -> None:
+    paths.CLASSIFIER.write_bytes(save(Malicious(trace)))
+    with pytest.raises(ValueError, match=f"^{paths.CLASSIFIER} holds no weights of this network"):
+        load_target("undefended", CPU)
+
+
+def test_in_place_of_how_a_network_is_built_it_is_refused_by_name(workspace: Path, planted: bytes) -> None:
+    path = paths.CLASSIFIER.with_suffix(".json")
+    path.write_bytes(planted)
+    with pytest.raises(ValueError, match=f"^{path} is no JSON"):
+        load_target("undefended", CPU)
+
+
+@pytest.mark.parametrize("save", [pickle.dumps, as_numpy_saves])
+def test_in_place_of_pixels_it_is_refused_by_name(save: Callable[[Any], bytes], workspace: Path, trace: Path) -> None:
+    paths.PIXELS.write_bytes(save(Malicious(trace)))
+    with pytest.raises(ValueError, match=f"^{paths.PIXELS} holds no array of pixels: run the step prepare again"):
+        load_prepared()
+
+
+def test_in_place_of_kept_images_it_is_refused_by_name(workspace: Path, trace: Path) -> None:
+    file = paths.perturbations("undefended") / "pgd-eps4.npz"
+    file.parent.mkdir(parents=True)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("rows", "scale", "q"):
+            archive.writestr(f"{name}.npy", as_numpy_saves(Malicious(trace)))
+    with pytest.raises(ValueError, match=f"^{file} is damaged: run the step attack again"):
+        load_kept(load_prepared(), "undefended", "pgd", 4)
+
+
+def test_in_place_of_records_it_is_refused_by_name(workspace: Path, planted: bytes) -> None:
+    paths.ATTACK.mkdir()
+    paths.records("undefended").write_bytes(planted)
+    with pytest.raises(ValueError, match=f"^{paths.records('undefended')} is damaged: run the step attack again"):
+        read_records([])
+
+
+def test_in_a_tables_metadata_it_is_not_looked_at(workspace: Path, trace: Path) -> None:
+    """As Arrow's Python extension types once were, which were unpickled when a file was read."""
+    hidden = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Malicious(trace)),
+    }
+    field = pa.field("label", pa.int64(), metadata=hidden)
+    table = pa.table([pa.array([1]), pa.array(["a.png"])], schema=pa.schema([field, ("path", pa.string())]))
+    paths.ATTACK.mkdir()
+    pq.write_table(table, paths.records("undefended"))
+    assert read_records([])["label"].tolist() == [1]
+
+
+class TestBundle:
+    @pytest.fixture
+    def bundle(self, workspace: Path, tmp_path: Path) -> Path:
+        return bundle_of("autoencoder", tmp_path / "bundles")
+
+    @pytest.mark.parametrize("file", [BUNDLE, paths.CLASSIFIER, paths.purifier("autoencoder")])
+    def test_in_place_of_a_file_it_is_refused_by_name(self, bundle: Path, file: Path, planted: bytes) -> None:
+        (bundle / file).write_bytes(planted)
+        with pytest.raises(ValueError, match=file.name):
+            Predictor.load(bundle)
+
+    def test_in_place_of_examples_it_is_refused(self, bundle: Path, trace: Path, tmp_path: Path) -> None:
+        (bundle / EXAMPLES).write_bytes(as_numpy_saves(Malicious(trace)))
+        with pytest.raises(ValueError, match="allow_pickle=False"):
+            export_target(bundle, tmp_path / "target.pt2")
+
+
+def test_in_place_of_torchvisions_weights_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trace: Path
+) -> None:
+    from torchvision.models import ResNet18_Weights
+
+    file = tmp_path / "hub" / "checkpoints" / Path(ResNet18_Weights.DEFAULT.url).name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(as_torch_saves(Malicious(trace)))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"^train_classifier\.pretrained: the file in TORCH_HOME for 'resnet18'"):
+        build_classifier("resnet18", 2, 0.5, 0.2, pretrained=True)
+
+
+class TestMlflow:
+    """Models that steps log, where somebody loads them in a process that has talked to the store."""
+
+    @pytest.fixture
+    def logged(self, tmp_path: Path) -> Path:
+        Store()
+        _save_model(str(tmp_path / "model"), torch.nn.Flatten(), np.zeros((2, 1, 4, 4), np.float32))
+        return tmp_path / "model"
+
+    def test_they_are_programs_of_torch_and_load(self, logged: Path) -> None:
+        assert {file.suffix for file in logged.rglob("*") if file.is_file()} & {".pt2", ".pth", ".pkl"} == {".pt2"}
+        assert mlflow.pytorch.load_model(str(logged))(torch.zeros(2, 1, 4, 4)).shape == (2, 16)
+
+    def test_a_pickle_in_place_of_a_program_is_refused(self, logged: Path, trace: Path) -> None:
+        (logged / "data" / "model.pth").write_bytes(as_torch_saves(Malicious(trace)))
+        (logged / "data" / "pickle_module_info.txt").write_text("pickle")
+        with pytest.raises(MlflowException, match="using pickle is disallowed"):
+            mlflow.pytorch.load_model(str(logged))
+
+    def test_a_pickle_within_a_program_is_refused(self, logged: Path, trace: Path) -> None:
+        (program,) = logged.rglob("*.pt2")
+        shutil.move(program, original := program.with_suffix(".before"))
+        with zipfile.ZipFile(original) as before, zipfile.ZipFile(program, "w") as after:
+            for name in before.namelist():
+                evil = as_torch_saves(Malicious(trace)) if name.endswith(".pt") else before.read(name)
+                after.writestr(name, evil)
+            assert any(name.endswith(".pt") for name in before.namelist())
+        with pytest.raises(MlflowException, match="not a pickle-free payload"):
+            mlflow.pytorch.load_model(str(logged))
