@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro benchmark flow test operations faults lint format bench ui serve lock clean
+.PHONY: help repro benchmark flow verify test operations faults lint format bench ui serve lock clean
 
 help:  ## List these commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,7 @@ $(STAMP): requirements.lock
 	cp requirements.lock $(STAMP)
 
 repro: $(STAMP)  ## Bring every result up to date (dvc repro)
+	python -m flows.verify || true
 	dvc repro
 
 benchmark: $(STAMP)  ## The same with every defence of params.yaml, as an experiment of DVC
@@ -34,13 +35,16 @@ benchmark: $(STAMP)  ## The same with every defence of params.yaml, as an experi
 flow: $(STAMP)  ## The same steps in one process, by Prefect
 	python -m flows.pipeline
 
+verify: $(STAMP)  ## Read all results and DVC's cache: do they hold the bytes that were recorded?
+	python -m flows.verify
+
 test: $(STAMP) lint  ## Lint, types, import rules, tests
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 operations: $(STAMP)  ## Outages, shared servers and remotes, with real servers on loopback
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m operations tests
 
-faults: $(STAMP)  ## What breaks things for real, one after the other
+faults: $(STAMP)  ## Kills, full disks, broken files, several at once, fuzzing
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m faults tests
 
 lint: $(STAMP)  ## Ruff, mypy, import-linter

@@ -84,6 +84,7 @@ def bring_up_to_date(
                 return "unchanged"
             if workspace.restore(step):
                 return "restored"
+        workspace.check_inputs(step)
         name, _, defence = step.partition("@")
         if name in ("attack", "attack_defence") and workers.runner != "in_process":
             finish_elsewhere(defence or UNDEFENDED, params, workers)

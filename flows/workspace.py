@@ -1,10 +1,18 @@
-"""What DVC knows of the workspace: which steps there are, which have changed, and what they made before."""
+"""What DVC knows of the workspace: which steps there are, which have changed, and what they made before.
 
+DVC tells a changed file by its time, size and inode, and takes a read-only file of its cache for whole. Bytes that turn
+on a disk change none of these, so what is restored or read is hashed here.
+"""
+
+import hashlib
+import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -13,6 +21,7 @@ import networkx
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import ConfirmRemoveError
 from dvc.lock import LockError
+from dvc.output import Output
 from dvc.repo import Repo
 from dvc.rwlock import rwlock
 from dvc.stage import PipelineStage
@@ -20,9 +29,13 @@ from dvc.stage.cache import RunCacheNotFoundError
 
 from tasks import paths
 from tasks.params import Params, load_params
+from tasks.tracking import digest_of
 
 PATIENCE = 2
 """Seconds between two looks at a lock that another process holds."""
+
+OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
+"""Name of a file in DVC's cache, its folder's two digits before it."""
 
 T = TypeVar("T")
 
@@ -72,9 +85,14 @@ class Workspace:
         return self._ask(lambda: any(stage.changed() for stage in self._pipeline()))
 
     def restore(self, step: str) -> bool:
-        """Take the outputs out of DVC's cache, if the step ever ran with the same code, parameters and inputs."""
+        """Take the outputs out of DVC's cache, if the step ever ran with the same code, parameters and inputs.
+
+        Where the cache holds other bytes than were recorded, these are removed, and nothing is restored.
+        """
 
         def restore() -> bool:
+            for path in self._cached(step):
+                drop_if_damaged(path)
             stage = self._stage(step)
             try:
                 self._repo.stage_cache.restore(stage)
@@ -103,12 +121,55 @@ class Workspace:
         with self._lock:
             self._repo.commit(target=step, force=True)
 
+    def check_inputs(self, step: str) -> None:
+        """Hash what the step reads of other steps.
+
+        Raises:
+            ValueError: a file does not hold the bytes that were recorded.
+        """
+        needed = [Path(item.fs_path) for item in self._stage(step).deps if not isinstance(item, ParamsDependency)]
+        outs = self._ask(lambda: [out for stage in self._pipeline() for out in stage.outs])
+        read = [out for out in outs if any(Path(out.fs_path).is_relative_to(item) for item in needed)]
+        if found := [path for out in read for path in altered(out)]:
+            names = ", ".join(str(path.relative_to(self._repo.root_dir)) for path in found[:5])
+            raise ValueError(
+                f"{step} would read {names}{', ...' if len(found) > 5 else ''}, where other bytes are than were "
+                "recorded; python -m flows.verify lets DVC see it, and the next run makes it anew"
+            )
+
+    def unseen_changes(self) -> list[Path]:
+        """Files that do not hold the recorded bytes unseen by DVC; a folder where its list of them is lost."""
+        outs = self._ask(
+            lambda: [
+                out for out in self._repo.index.outs if out.hash_info and out.exists and not out.changed_checksum()
+            ]
+        )
+        return [path for out in outs for path in altered(out)]
+
+    def cached_objects(self) -> list[Path]:
+        """All files of DVC's cache that are named after their content."""
+        folder = Path(self._repo.cache.local.path)
+        return sorted(path for path in folder.glob("*/*") if OBJECT.fullmatch(path.parent.name + path.name))
+
     def inputs(self, step: str) -> list[str]:
         """What the step reads of other steps, and the sections of the parameters that it depends on."""
         stage = self._stage(step)
         sections = [name for item in stage.deps if isinstance(item, ParamsDependency) for name in item.params]
         files = [item.def_path for item in stage.deps if not isinstance(item, ParamsDependency)]
         return [path for path in files if not path.startswith("tasks/")] + [f"{paths.PARAMS}: {', '.join(sections)}"]
+
+    def _cached(self, step: str) -> list[Path]:
+        """Files of DVC's cache that restoring the step would take, so far as they are there."""
+        # of its own: with the inputs of now, DVC would take what the stage made last for what it is to make
+        stage = self._stage(step)
+        digests = [out.hash_info.value for out in stage.outs if out.hash_info]
+        stage.save_deps()
+        if entry := self._repo.stage_cache._load(stage):
+            digests += [out["md5"] for out in entry["outs"]]
+        place = self._repo.cache.local.oid_to_path
+        lists = {Path(place(digest)) for digest in digests}
+        files = {Path(place(entry["md5"])) for path in lists for entry in entries(path)}
+        return sorted(path for path in lists | files if path.exists())
 
     def _pipeline(self) -> list[PipelineStage]:
         return [stage for stage in self._repo.index.stages if isinstance(stage, PipelineStage)]
@@ -129,6 +190,49 @@ class Workspace:
                     log.warning("Waiting: %s", " ".join(str(error).split("\n\n")[0].split()))
                     told = True
                 time.sleep(PATIENCE)
+
+
+def altered(out: Output) -> list[Path]:
+    """Files of an output that do not hold the recorded bytes; a folder itself where DVC's list of its files is lost.
+
+    Args:
+        out: of a stage; missing files are none of those meant.
+    """
+    place = Path(out.fs_path)
+    # data sets of other stores and of DVC 2 have hashes of other kinds
+    if not out.hash_info or out.hash_info.name != "md5" or not out.use_cache or not place.exists():
+        return []
+    if not out.hash_info.isdir:
+        return [place] if digest_of(place) != out.hash_info.value else []
+    listed = entries(Path(out.cache.oid_to_path(out.hash_info.value)))
+    if not listed:
+        return [place] if digest_of(place) != out.hash_info.value else []
+    files = {place / entry["relpath"]: entry["md5"] for entry in listed}
+    return [path for path, digest in files.items() if path.is_file() and digest_of(path) != digest]
+
+
+def entries(path: Path) -> list[dict[str, str]]:
+    """Files that an object of DVC's cache lists; none where it is no list, not there or damaged."""
+    if path.suffix != ".dir" or not path.exists() or is_damaged(path):
+        return []
+    found: list[dict[str, str]] = json.loads(path.read_bytes())
+    return found
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file of DVC's cache does not hold what its name says."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return digest != path.parent.name + path.stem
+
+
+def drop_if_damaged(path: Path) -> bool:
+    """Remove a file of DVC's cache that does not hold what its name says; whether it did not."""
+    if not is_damaged(path):
+        return False
+    log.warning("Removed from DVC's cache, where it holds other bytes than were recorded: %s", path)
+    path.unlink()
+    return True
 
 
 def metrics_of(revision: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ DEFENCE_STEPS = ("train_defence", "attack_defence")
 """Steps that run for each defence, and own a folder for each."""
 
 PARAMS = Path("params.yaml")
+OPEN_RUNS = Path("checkpoints") / "open_runs"
 DATA = Path("data")
 
 REFERENCE = DATA / "reference.csv"
@@ -20,6 +21,8 @@ REFERENCE = DATA / "reference.csv"
 ACQUIRE = DATA / "acquire"
 IMAGES = ACQUIRE / "images"
 SOURCE = ACQUIRE / "source.json"
+REFUSED = ACQUIRE / "refused.json"
+"""Path and reason of each file that was not taken; not there where all were."""
 
 VALIDATE = DATA / "validate"
 MANIFEST = VALIDATE / "manifest.parquet"

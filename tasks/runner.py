@@ -32,16 +32,45 @@ def run_step(step: Step, params: Params, orchestrator: str = "python", defence: 
         params: all parameters of the pipeline.
         orchestrator: who runs the step (``dvc``, ``prefect``, ``python``); a tag of the run.
         defence: the one that the step shall run for, if it runs for each.
+
+    Raises:
+        MemoryError: too little of it; with the parameter to lower.
     """
     folder = paths.step_folder(step.__name__, defence)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with open_run(paths.step_of(folder), folder, params, orchestrator) as tracker:
-        if defence is None:
-            step(params, tracker)
-        else:
-            step(params, tracker, defence)
+        try:
+            if defence is None:
+                step(params, tracker)
+            else:
+                step(params, tracker, defence)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise MemoryError(
+                f"out of memory ({said}); lower {batch_size_of(step.__name__, defence)} in "
+                f"{paths.PARAMS}, or compute where there is more (compute.device)"
+            ) from error
     shutil.rmtree(paths.checkpoint_folder(step.__name__, defence), ignore_errors=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, of the machine or of its GPU; torch has no one class for it."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
+    )
+
+
+def batch_size_of(step: str, defence: str | None) -> str:
+    """Dotted key of the parameter that decides how many images a step holds at once."""
+    return {
+        "train_classifier": "train_classifier.batch_size",
+        "train_autoencoder": "train_autoencoder.batch_size",
+        "train_defence": f"defences.{defence}.training.batch_size",
+        "active_learning": "active_learning.training.batch_size",
+    }.get(step, "attack.batch_size")
 
 
 def main(step: Step) -> None:
@@ -62,7 +91,7 @@ def main(step: Step) -> None:
         if defence is not None and defence not in params.defences:
             raise ValueError(f"{defence!r} is none of the defences in {paths.PARAMS}: {list(params.defences)}")
         run_step(step, params, orchestrator, defence)
-    except (ParamsError, ValueError, OSError) as error:
+    except (ParamsError, ValueError, OSError, MemoryError) as error:
         if os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
             raise
         sys.exit(masked(f"{step.__name__}: {error}"))

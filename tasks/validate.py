@@ -2,13 +2,16 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from tasks import paths
 from tasks.dataset.expectations import Outcome, validate_manifest
 from tasks.dataset.manifest import build_manifest
 from tasks.params import Params
 from tasks.tracking import Tracker
+
+MAX_TOLD = 20
+"""Images that an error names with the reason; the file names all."""
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,9 @@ def validate(params: Params, tracker: Tracker) -> None:
         settings.near_duplicate_correlation,
         settings.neighbour_correlation,
     )
+    if paths.REFUSED.exists():
+        refused = json.loads(paths.REFUSED.read_text(encoding="utf-8"))
+        manifest = replace(manifest, unreadable=refused | manifest.unreadable)
     manifest.table.to_parquet(paths.MANIFEST, index=False)
 
     outcomes = validate_manifest(manifest, classes, settings, paths.DATA_DOCS)
@@ -67,7 +73,9 @@ def validate(params: Params, tracker: Tracker) -> None:
             f"{len(errors)} of {len(outcomes)} expectations failed; everything is in {paths.VALIDATION.as_posix()}"
         ]
         lines += [_told(outcome) for outcome in errors]
-        lines += [f"{path}: {reason}" for path, reason in list(manifest.unreadable.items())[:5]]
+        lines += [f"{path}: {reason}" for path, reason in list(manifest.unreadable.items())[:MAX_TOLD]]
+        if (left := len(manifest.unreadable) - MAX_TOLD) > 0:
+            lines.append(f"and {left} more images that can't be used, in the same file")
         raise ValidationFailed("\n  ".join(lines))
     log.info("%d images in %d groups meet %d expectations", n_images, manifest.table["group"].nunique(), len(outcomes))
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,10 +113,28 @@ def test_single_class_is_refused(params_with: Any) -> None:
         params_with({"acquire.classes": ["COVID"]})
 
 
-def test_files_that_are_no_images_are_counted_and_named(source: Path, from_folder: Params) -> None:
+def refused_with(params: Params) -> dict[str, str]:
+    """What is left for validate to report; everything else is copied."""
+    acquire(params, Tracker())
+    assert len(acquired()) == 6
+    refused: dict[str, str] = json.loads(paths.REFUSED.read_text(encoding="utf-8"))
+    return refused
+
+
+def test_files_that_are_no_images_are_all_written_down(
+    source: Path, from_folder: Params, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(7):
         (source / "COVID" / f"note {number}.txt").touch()
-    refuse(from_folder, r"files that are no \.png/.*: 'COVID/note 0\.txt', .*'COVID/note 4\.txt', \.\.\. \(7 in all\)")
+    reason = "no .png/.jpg/.jpeg/.bmp/.tif/.tiff by its name; move it away"
+    assert refused_with(from_folder) == {f"COVID/note {number}.txt": reason for number in range(7)}
+    assert "not taken, which validate will report: 'COVID/note 0.txt'" in caplog.text
+    assert "'COVID/note 4.txt', ... (7 in all)" in caplog.text
+
+
+def test_where_everything_is_taken_nothing_is_written_about_refusals(source: Path, from_folder: Params) -> None:
+    acquire(from_folder, Tracker())
+    assert not paths.REFUSED.exists()
 
 
 def test_image_beside_the_subfolders_is_refused(source: Path, from_folder: Params) -> None:
@@ -123,15 +142,28 @@ def test_image_beside_the_subfolders_is_refused(source: Path, from_folder: Param
     refuse(from_folder, r"images beside the class subfolders belong to no class: 'lost\.png'")
 
 
-def test_link_out_of_the_folder_is_refused(source: Path, from_folder: Params, tmp_path: Path) -> None:
+def test_links_that_are_not_followed_are_refused_by_name(source: Path, from_folder: Params, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_text("secret")
-    (source / "COVID" / "link.png").symlink_to(tmp_path / "secret.png")
-    refuse(from_folder, r"symbolic links .* are not followed: 'COVID/link\.png'")
+    links = {
+        "out.png": (tmp_path / "secret.png", "a symbolic link out of the folder is not followed; put the file there"),
+        "folder": (source / "non-COVID", "a symbolic link to a folder is not followed; put the files there"),
+        "nowhere.png": (source / "none.png", "a symbolic link that leads nowhere; put the file there"),
+        "circle.png": (source / "COVID" / "circle.png", "a symbolic link that leads nowhere; put the file there"),
+    }
+    for name, (target, _) in links.items():
+        (source / "COVID" / name).symlink_to(target)
+    assert refused_with(from_folder) == {f"COVID/{name}": reason for name, (_, reason) in sorted(links.items())}
 
 
-def test_link_to_a_folder_is_refused(source: Path, from_folder: Params) -> None:
-    (source / "COVID" / "link").symlink_to(source / "non-COVID")
-    refuse(from_folder, r"symbolic links .* are not followed: 'COVID/link'")
+def test_class_folder_that_is_a_link_is_refused(source: Path, from_folder: Params, tmp_path: Path) -> None:
+    (source / "COVID").rename(tmp_path / "elsewhere")
+    (source / "COVID").symlink_to(tmp_path / "elsewhere")
+    refuse(from_folder, r"subfolders \['COVID'\] are symbolic links, which are not followed: put the folders there")
+
+
+def test_pipe_that_is_called_an_image_is_refused_and_not_waited_for(source: Path, from_folder: Params) -> None:
+    os.mkfifo(source / "COVID" / "pipe.png")
+    assert refused_with(from_folder) == {"COVID/pipe.png": "no regular file; move it away"}
 
 
 def test_link_within_the_folder_is_copied_as_a_file(source: Path, from_folder: Params) -> None:
@@ -141,26 +173,36 @@ def test_link_within_the_folder_is_copied_as_a_file(source: Path, from_folder: P
     assert not (paths.IMAGES / "COVID/link.png").is_symlink()
 
 
-def test_names_that_differ_only_in_case_are_refused(source: Path, from_folder: Params) -> None:
-    (source / "COVID" / "covid (1).PNG").touch()
-    if len(list((source / "COVID").glob("[cC]ovid*"))) < 2:
+def test_names_that_differ_only_in_case_are_refused_both(source: Path, from_folder: Params) -> None:
+    for name in ("Slice.png", "slice.PNG"):
+        (source / "COVID" / name).touch()
+    if len(list((source / "COVID").glob("[sS]lice*"))) < 2:
         pytest.skip("this file system ignores case")
-    refuse(from_folder, r"differ only in case .*'COVID/Covid \(1\)\.png', 'COVID/covid \(1\)\.PNG'")
+    refused = refused_with(from_folder)
+    assert list(refused) == ["COVID/Slice.png", "COVID/slice.PNG"]
+    assert refused["COVID/Slice.png"].startswith("the name differs from COVID/slice.PNG only in case")
 
 
-@pytest.mark.parametrize("name", [b"line\nbreak.png", b"latin-\xe9.png"])
-def test_names_that_cant_be_written_down_are_refused(source: Path, from_folder: Params, name: bytes) -> None:
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (b"line\nbreak.png", r"line\nbreak.png"),
+        (b"latin-\xe9.png", r"latin-\udce9.png"),
+        ("line\u2028end.png".encode(), r"line\u2028end.png"),
+    ],
+)
+def test_names_that_cant_be_written_down_are_refused(source: Path, from_folder: Params, name: bytes, told: str) -> None:
     try:
         Path(os.fsdecode(os.fsencode(source / "COVID") + b"/" + name)).touch()
     except OSError:
         pytest.skip("this file system refuses such names")
-    refuse(from_folder, "names with undecodable or control characters")
+    assert list(refused_with(from_folder)) == [f"COVID/{told}"]
 
 
-def test_everything_wrong_is_told_at_once(source: Path, from_folder: Params) -> None:
+def test_everything_wrong_with_the_subfolders_is_told_at_once(source: Path, from_folder: Params) -> None:
     (source / "unsure").mkdir()
-    (source / "COVID" / "notes.txt").touch()
-    refuse(from_folder, r"(?s)acquire\.folder 'scans' can't be used:.*'unsure'.*notes\.txt")
+    (source / "lost.png").touch()
+    refuse(from_folder, r"(?s)acquire\.folder 'scans' can't be used:.*'unsure'.*lost\.png")
 
 
 def test_source_within_data_is_refused(params_with: Any) -> None:
@@ -225,3 +267,20 @@ def test_data_set_that_kaggle_refuses_is_no_network_error(monkeypatch: pytest.Mo
     error.response = type("Response", (), {"status_code": 404})()
     kagglehub(monkeypatch, failing(error))
     refuse(params_with({"acquire.source": "kaggle"}), r"acquire\.kaggle_dataset .* refused with HTTP status 404")
+
+
+def test_archive_that_leads_out_of_its_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, params_with: Any, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "archive", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../../outside.png"))
+
+    def download(dataset: str) -> str:
+        # as kagglehub does it
+        with tarfile.open(tmp_path / "archive") as archive:
+            archive.extractall(tmp_path / "cache" / "deep", filter="data")
+        return str(tmp_path / "cache" / "deep")
+
+    kagglehub(monkeypatch, download)
+    refuse(params_with({"acquire.source": "kaggle"}), r"won't unpack its archive \(.*outside the destination")
+    assert not list(tmp_path.rglob("outside.png"))

@@ -100,7 +100,7 @@ def test_truncated_image_is_refused(tmp_path: Path, suffix: str, kept: float) ->
     Image.fromarray(GREY).save(file)
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ImageError, match=rf"a\.{suffix}: can't be decoded|a\.{suffix}: the content is none of"):
+    with pytest.raises(ImageError, match=rf"a\.{suffix}: (can't be decoded|the content is none of|it holds)"):
         read_grey(file, 1)
 
 
@@ -157,7 +157,7 @@ def test_limit_may_be_above_pillows_own(tmp_path: Path, monkeypatch: pytest.Monk
 def test_several_frames_are_refused(tmp_path: Path, suffix: str) -> None:
     image = Image.fromarray(GREY)
     image.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[Image.fromarray(255 - GREY)])
-    with pytest.raises(ImageError, match="holds 2 frames"):
+    with pytest.raises(ImageError, match="holds several frames"):
         read_grey(tmp_path / f"a.{suffix}", 1)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from art.defences.preprocessor import SpatialSmoothing
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ METHODS = {
     "total_variation": {"method": "total_variation", "strength": 0.1, "n_steps": 20},
     "gaussian_noise": {"method": "gaussian_noise", "std": 0.1},
 }
-WITHOUT_GRADIENT = ["jpeg", "bit_depth", "median"]
+WITHOUT_GRADIENT = ["jpeg", "bit_depth"]
 
 
 def noisy(n: int = 3, side: int = 32) -> Tensor:
@@ -53,6 +54,23 @@ def test_the_median_takes_out_a_single_pixel() -> None:
     images = torch.full((1, 1, 9, 9), 0.5)
     images[..., 4, 4] = 1
     assert build_purifier(steps=[METHODS["median"]])(images).unique().tolist() == [0.5]
+
+
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_median_is_that_of_art(window: int) -> None:
+    by_art, _ = SpatialSmoothing(window, channels_first=True, clip_values=(0.0, 1.0))(noisy().numpy())
+    ours = build_purifier(steps=[{"method": "median", "window": window}])(noisy())
+    torch.testing.assert_close(ours, torch.from_numpy(by_art))
+
+
+def test_the_medians_gradient_goes_to_the_pixel_that_is_the_median() -> None:
+    images = noisy(1, 7).double().requires_grad_()
+    median = build_purifier(steps=[METHODS["median"]])
+    assert torch.autograd.gradcheck(median, images, eps=1e-7)
+    median(images)[0, 0, 3, 3].backward()
+    assert images.grad is not None
+    (row, column) = images.grad[0, 0].nonzero()[0].tolist()
+    assert images[0, 0, row, column].item() == median(images)[0, 0, 3, 3].item()
 
 
 def test_noise_has_its_standard_deviation_and_is_another_one_at_every_look() -> None:

@@ -20,6 +20,7 @@ from tasks.report import report
 from tasks.reporting import page
 from tasks.reporting.findings import headline_metrics, headline_of
 from tasks.reporting.results import load_results
+from tasks.reporting.sections.active_learning import active_learning_section
 from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 from tests.conftest import with_overrides
@@ -486,7 +487,7 @@ def test_checks_are_a_table_of_targets_and_what_does_not_pass_is_explained_first
         "autoencoder",
         "retrained autoencoder",
     ]
-    assert matrix.count('<th scope="row">') == 12
+    assert matrix.count('<th scope="row">') == 13
     (transfer,) = re.findall(r"transfer is no stronger than adaptive</th>(.*?)</tr>", matrix)
     assert text_of(transfer).split() == ["–", "PASS", "PASS"]
     assert ">PASS<" not in raised
@@ -514,3 +515,17 @@ def test_unchanged_and_other_data_are_told_in_a_sentence(workspace: Path) -> Non
     elsewhere = results.manifest.assign(path="elsewhere/" + results.manifest["path"])
     other = data_changes_section(replace(results, reference=elsewhere))
     assert other.answer == "These are other data: none of the reference's 63 images is among the 63."
+
+
+def test_of_several_acquisition_functions_those_that_differ_from_random_are_named(workspace: Path) -> None:
+    results = load_results(BENCHMARK)
+    columns = ["acquisition", "quantity", "value", "low", "high", "sd", "n_seeds"]
+    rows = [["random", "clean_area", 0.7, 0.68, 0.72, 0.01, 3]]
+    for name, gain in (("entropy", 0.05), ("bald", 0.0), ("core_set", -0.04)):
+        rows += [[name, f"{kind}_area_gain", gain, gain - 0.01, gain + 0.01, 0.01, 3] for kind in ("clean", "robust")]
+    learning = replace(results.learning, efficiency=pd.DataFrame(rows, columns=columns))
+    section = active_learning_section(replace(results, learning=learning), headline_of(results.robustness))
+    assert section.answer == (
+        "Of 3 acquisition functions, by their mean clean accuracy in points against random, better: "
+        "entropy (+5.0 [+4.0, +6.0]); worse: core set (−4.0 [−5.0, −3.0]); not told from it: 1."
+    )

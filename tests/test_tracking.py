@@ -71,6 +71,45 @@ def test_a_step_that_raises_is_marked_failed_and_its_exception_comes_out(
     assert "outputs_md5" not in run.data.tags
 
 
+SLEEPER = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from tasks.runner import run_step
+from tests.conftest import parse_params, with_overrides
+
+def prepare(params, tracker):
+    tracker.metrics({{"data/n": 3}})
+    print("said", flush=True)
+    time.sleep(600)
+
+run_step(prepare, parse_params(with_overrides({{}})))
+"""
+
+
+def test_the_run_of_a_killed_step_is_ended_by_the_next_step_and_one_that_still_runs_is_not(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
+    def validate(params: Params, tracker: Tracker) -> None:
+        pass
+
+    def status() -> str:
+        run = max(runs_of(client, "prepare"), key=lambda run: run.info.start_time)
+        said = client.get_metric_history(run.info.run_id, "data/n")[-1].timestamp
+        assert run.info.end_time in (None, said)
+        return str(run.info.status)
+
+    with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"said\n"
+        run_step(validate, params_with())
+        assert status() == "RUNNING"
+        process.kill()
+    assert status() == "RUNNING"
+    run_step(validate, params_with())
+    assert status() == "KILLED"
+    assert not list(paths.OPEN_RUNS.iterdir())
+
+
 def test_a_step_finds_its_folder_empty(client: MlflowClient, params_with: Callable[..., Params]) -> None:
     found: list[Path] = []
 
@@ -110,6 +149,23 @@ def test_two_processes_that_begin_at_once_without_a_store_both_find_one(tmp_path
     (experiment,) = client.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
     assert len(client.search_runs([experiment.experiment_id])) == 2
     assert experiment.artifact_location.startswith((tmp_path / "mlartifacts").as_uri())
+
+
+def test_a_kill_while_the_store_is_made_leaves_nothing_that_the_next_step_trips_over(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tasks.tracking import *\nexperiment_id()",
+    ]
+    made = tmp_path / "mlflow.db"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "mlflow.db.partial").exists():
+            assert process.poll() is None
+        process.kill()
+    assert not made.exists()
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert made.exists()
 
 
 def test_what_the_store_would_cut_is_refused(client: MlflowClient, params_with: Callable[..., Params]) -> None:

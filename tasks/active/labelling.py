@@ -49,9 +49,11 @@ def next_query(
     if len(rounds) >= n_rounds or not left:
         return None
 
+    side = data.pixels.shape[2]
+    # images that can't be read end it before the training
+    pixels = _read(params, pool, left, side)
     settings, device = params.active_learning, set_up(params.compute)
     train = data.indices("train")
-    side = data.pixels.shape[2]
     known = np.concatenate(
         [shrunk(data.pixels[train], settings.shrink), _read(params, pool, [file for file, _ in labelled], side)]
     )
@@ -64,7 +66,6 @@ def next_query(
     checkpoint = paths.checkpoint_folder("labelling") / "state.pt"
     model = learner.taught(known, labels, before, seed, checkpoint)
 
-    pixels = _read(params, pool, left, side)
     unlabelled = learner.pool(model, pixels, known, seed)
     chosen, scores = choose(acquisition, unlabelled, min(n_images, len(left)))
     shares = unlabelled.probabilities[chosen]

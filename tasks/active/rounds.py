@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.dataset.folder import files_below, printable, refusals
 from tasks.dataset.images import SUFFIXES, ImageError, read_square
 
 COLUMNS = ("number", "file", "class", "predicted", "confidence", "score")
@@ -60,8 +61,9 @@ def pool_files(pool: Path) -> list[str]:
         raise ValueError(f"{pool} is no folder; name the one that holds the images without labels")
     files = sorted(
         path.relative_to(pool).as_posix()
-        for path in pool.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
+        for path in files_below(pool)
+        # a linked folder may hold images: it is refused with what can't be read
+        if path.suffix.lower() in SUFFIXES or path.is_dir()
     )
     if not files:
         raise ValueError(f"{pool} holds no image (looked for {', '.join(SUFFIXES)})")
@@ -72,10 +74,14 @@ def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float) ->
     """Images as the step ``prepare`` makes them, uint8 ``(N, 1, side, side)``.
 
     Raises:
-        ValueError: images that can't be read, all of them in one message.
+        ValueError: files that can't be read, or are not taken, all of them in one message.
     """
-    pixels, unreadable = np.empty((len(files), 1, side, side), dtype=np.uint8), []
+    refused = refusals([pool / file for file in files], pool)
+    unreadable = [f"{pool / printable(path, pool)}: {reason}" for path, reason in refused.items()]
+    pixels = np.empty((len(files), 1, side, side), dtype=np.uint8)
     for row, file in enumerate(files):
+        if pool / file in refused:
+            continue
         try:
             pixels[row, 0] = read_square(pool / file, side, max_megapixels)
         except ImageError as error:

@@ -43,7 +43,9 @@ def hop_skip_jump(
     found = begin.astype(np.float32)
     with numpy_seeded(seed):
         for row, image in enumerate(images):
-            asked = _Asked(model, torch.from_numpy(image).to(device_of(model)), int(labels[row]), norm, n_queries)
+            device = device_of(model)
+            known = torch.from_numpy(image).to(device), torch.from_numpy(found[row]).to(device)
+            asked = _Asked(model, *known, int(labels[row]), norm, n_queries)
             estimator = estimator_of(asked, images.shape[1:], n_classes, value_range)
             attack = HopSkipJump(
                 estimator,
@@ -56,8 +58,7 @@ def hop_skip_jump(
             label = np.eye(n_classes, dtype=np.float32)[labels[row : row + 1]]
             with suppress(_AllAsked):
                 attack.generate(image[None], label, x_adv_init=found[row : row + 1])
-            if asked.nearest is not None:
-                found[row] = asked.nearest.cpu().numpy()
+            found[row] = asked.nearest.cpu().numpy()
     return found
 
 
@@ -72,12 +73,12 @@ class _Asked(nn.Module):
     ends it.
     """
 
-    def __init__(self, model: nn.Module, image: Tensor, label: int, norm: str, n_queries: int) -> None:
+    def __init__(self, model: nn.Module, image: Tensor, begin: Tensor, label: int, norm: str, n_queries: int) -> None:
         super().__init__()
         self.model, self.image, self.label, self.n_left = model, image, label, n_queries
         self.order = ORDERS[norm]
-        self.nearest: Tensor | None = None
-        self.distance = math.inf
+        self.nearest = begin
+        self.distance = float((begin - image).flatten().norm(self.order))
 
     def forward(self, images: Tensor) -> Tensor:
         if self.n_left < len(images):

@@ -1,20 +1,32 @@
 """Image files: which count as images, and how one is read as grey levels."""
 
+import io
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tasks.dataset.completeness import Incomplete, check_bmp, check_png, check_tiff, complete_jpeg
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes that have 1, 8 or 16 bits a channel."""
 
+MAX_PIXEL_BYTES, MAX_METADATA_BYTES = 16, 2**24
+"""Bytes that a pixel takes in a file, at most, and those of everything else in it: all of it may have to be read."""
+
 TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+
+_reading = Lock()
+"""Held while an image is read: Pillow's limit and Python's warnings belong to all threads."""
 
 
 class ImageError(ValueError):
@@ -41,22 +53,30 @@ def read_image(path: Path, max_megapixels: float) -> GreyImage:
     orientation in EXIF is applied.
 
     Raises:
-        ImageError: no PNG, JPEG, BMP or TIFF; truncated or damaged; more than ``max_megapixels``
-            million pixels (found before decoding); several frames; more than 16 bits a channel.
+        ImageError: no PNG, JPEG, BMP or TIFF; truncated or damaged, as far as the format lets it be known; other pixels
+            than the header claims; more than ``max_megapixels`` million pixels (found before decoding), or bytes than
+            these can need; several frames; more than 16 bits a channel.
     """
     try:
-        if not path.stat().st_size:
+        n_bytes = path.stat().st_size
+        if not n_bytes:
             raise ImageError(f"{path}: the file is empty")
-        with _own_pixel_limit():
-            with Image.open(path, formats=FORMATS) as image:
+        if n_bytes > MAX_PIXEL_BYTES * max_megapixels * 1e6 + MAX_METADATA_BYTES:
+            raise ImageError(f"{path}: {n_bytes} bytes are more than validate.max_megapixels {max_megapixels:g} takes")
+        # not by its path: Pillow then maps the file into memory, and scrambles TIFFs that EXIF turns by a quarter
+        with _reading, _own_pixel_limit(), _metadata_taken_seriously(), path.open("rb") as file:
+            with Image.open(file, formats=FORMATS) as image:
                 _check_header(image, path, max_megapixels)
                 # checksums, which decoding ignores
                 image.verify()
-            with Image.open(path, formats=FORMATS) as image:
+                source = _complete(image, file, n_bytes)
+            with Image.open(source, formats=FORMATS) as image:
                 format_, mode = str(image.format), image.mode
                 return GreyImage(_grey(image), format_, mode)
     except ImageError:
         raise
+    except Incomplete as error:
+        raise ImageError(f"{path}: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: the content is none of {', '.join(FORMATS)}") from None
     except Exception as error:
@@ -88,8 +108,29 @@ def _check_header(image: Image.Image, path: Path, max_megapixels: float) -> None
         )
     if image.mode not in MODES:
         raise ImageError(f"{path}: mode {image.mode} has no fixed range of values; save it with 8 or 16 bits a channel")
-    if (n_frames := getattr(image, "n_frames", 1)) != 1:
-        raise ImageError(f"{path}: holds {n_frames} frames; save each as a file of its own")
+    # not n_frames, which walks through a whole TIFF
+    if getattr(image, "is_animated", False):
+        raise ImageError(f"{path}: holds several frames; save each as a file of its own")
+
+
+def _complete(image: Image.Image, file: BinaryIO, n_bytes: int) -> BinaryIO:
+    """What is to be decoded, once it is known to hold all pixels that the header claims.
+
+    Raises:
+        Incomplete: it holds others.
+    """
+    match image.format:
+        case "PNG":
+            check_png(file)
+        case "JPEG":
+            file.seek(0)
+            return io.BytesIO(complete_jpeg(file.read()))
+        case "BMP":
+            check_bmp(image, n_bytes)
+        case "TIFF":
+            check_tiff(image)
+    file.seek(0)
+    return file
 
 
 def _grey(image: Image.Image) -> np.ndarray:
@@ -109,6 +150,15 @@ def _grey(image: Image.Image) -> np.ndarray:
 
 def _white_is_zero(image: Image.Image) -> bool:
     return bool(image.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO)  # type: ignore[attr-defined]  # TIFF only
+
+
+@contextmanager
+def _metadata_taken_seriously() -> Iterator[None]:
+    """Pillow drops damaged metadata with a warning; the orientation or the colours may have been in them."""
+    with warnings.catch_warnings():
+        for start in (".*orrupt EXIF", "Truncated File", "Tag data larger", "Tag offset too large", "Invalid APNG"):
+            warnings.filterwarnings("error", start, UserWarning)
+        yield
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Manifest:
     table: "pd.DataFrame"
     """The images that decode, with COLUMNS; by class, then in natural order of their paths."""
     unreadable: dict[str, str]
-    """Path and reason of each image that doesn't."""
+    """Path and reason of each file that doesn't, or was not even taken."""
 
 
 def build_manifest(

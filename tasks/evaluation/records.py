@@ -280,7 +280,7 @@ def _gaps(name: str, values: pa.ChunkedArray) -> np.ndarray:
     if name == "reconstruction_error":
         return np.asarray(pc.is_nan(values).fill_null(False))
     if name == "logits" and not values.null_count:
-        of_rows = pc.list_flatten(values).to_numpy().reshape(len(values), -1)
-        gaps: np.ndarray = ~np.isfinite(of_rows).all(axis=1)
-        return gaps
+        of_rows: np.ndarray = pc.list_flatten(values).to_numpy().reshape(len(values), -1)
+        finite: np.ndarray = np.isfinite(of_rows).all(axis=1)
+        return ~finite
     return np.asarray(values.is_null(nan_is_null=True))

@@ -1,10 +1,10 @@
 """The section ``active_learning``: which images are labelled next, by whom, and what is learned from them."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from tasks.params.section import Count, CountOrOff, Fraction, Positive, Section, Share, Training
+from tasks.params.section import Count, CountOrOff, Fraction, Section, Share, Training, check_unit
 
 Acquisition = Literal[
     "random",
@@ -17,6 +17,13 @@ Acquisition = Literal[
     "deepfool",
     "adversarial_entropy",
 ]
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        # which Literal takes for 1
+        raise ValueError("must be a number")
+    return value
 
 
 class Truth(Section):
@@ -63,7 +70,7 @@ class ActiveLearning(Section):
     """How images are chosen; ``random`` is always run beside."""
     n_seeds: Count
     """Runs of each acquisition function; all functions share the starts of these runs."""
-    shrink: Literal[1, 2, 4, 8]
+    shrink: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_not_bool)]
     """``prepare.image_size`` over the size that is learned from; squares of pixels are averaged."""
     start: Start
     query: Fraction
@@ -84,13 +91,14 @@ class ActiveLearning(Section):
     """Who labels."""
     adversarial_copies: bool
     """Whether queried images join the training a second time, attacked as they were queried."""
-    eps: Positive
+    eps: Annotated[float, Field(gt=0, le=255)]
     """Radius of all attacks of this section, as in ``attack.eps``."""
     max_images: CountOrOff
     """Test images that are attacked in each cycle, stratified; 0: all."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
+        check_unit(self.eps)
         if len(set(self.acquisition)) < len(self.acquisition):
             raise ValueError(f"acquisition must not repeat, not {list(self.acquisition)}")
         if "bald" in self.acquisition and not self.dropout:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.params.section import Architecture, Count, CountOrOff, Pgd, Positive, Section, Share, Training
+from tasks.params.section import Architecture, Count, CountOrOff, Pgd, Positive, Section, Share, Training, check_unit
 
 
 class Adversary(Section):
@@ -20,6 +20,7 @@ class Adversary(Section):
     def _eps_in_order(self) -> Self:
         if not self.eps[0] <= self.eps[1] <= 255:
             raise ValueError(f"eps must be a smallest and a largest value up to 255, not {list(self.eps)}")
+        check_unit(self.eps[1])
         return self
 
 
@@ -175,8 +176,14 @@ class MedianSmoothing(Section):
 
     method: Literal["median"]
     """What the step does."""
-    window: Annotated[int, Field(ge=2, le=31)]
-    """Side in pixels."""
+    window: Annotated[int, Field(ge=3, le=31)]
+    """Side in pixels, odd."""
+
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> Self:
+        if self.window % 2 == 0:
+            raise ValueError(f"window must be odd, so that a pixel is in its middle, not {self.window}")
+        return self
 
 
 class TotalVariation(Section):

@@ -20,6 +20,7 @@ from tasks.params.section import (
     Section,
     Share,
     Training,
+    check_unit,
 )
 
 DefenceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -50,7 +51,7 @@ class Acquire(Section):
     """Where the images come from."""
     folder: Annotated[str, Field(min_length=1)]
     """Folder with one subfolder a class, outside ``data/``; read when ``source`` is ``folder``."""
-    kaggle_dataset: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    kaggle_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
     """``owner/name`` of a Kaggle data set; read when ``source`` is ``kaggle``."""
     classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
     """Class names, which are the names of the subfolders; their order gives the label numbers."""
@@ -222,6 +223,9 @@ class Attack(Section):
     def _lists_make_sense(self) -> Self:
         if list(self.eps) != sorted(set(self.eps)):
             raise ValueError(f"eps must rise without repeats, not {list(self.eps)}")
+        check_unit(self.eps[-1])
+        if len(set(self.keep_eps)) < len(self.keep_eps):
+            raise ValueError(f"keep_eps must not repeat, not {list(self.keep_eps)}")
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks must not repeat, not {list(self.attacks)}")
         if self.sweep.n_steps < self.pgd.n_steps:
@@ -253,6 +257,12 @@ class Evasion(Section):
     """Gradient steps; their size over eps is ``attack.pgd.relative_step``."""
     max_images: CountOrOff
     """Of the attacked images, the first so many by seeded choice, stratified; 0: all."""
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        if len(set(self.eps)) < len(self.eps):
+            raise ValueError(f"eps must not repeat, not {list(self.eps)}")
+        return self
 
 
 class Analyze(Section):

@@ -7,9 +7,27 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-CountOrOff = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrOff = Annotated[int, Field(ge=0, lt=2**31)]
 Architecture = Literal["plain", "residual", "unet", "residual_unet", "variational"]
+
+
+FRACTION_OF_RANGE = 0.1
+"""Largest eps below which it must be meant as a fraction of the value range: a tenth of a grey level changes nothing
+that a file of 8 bits keeps, and a tenth of the range is more than is attacked with."""
+
+
+def check_unit(eps: float) -> None:
+    """Refuse a radius that was given as a fraction of the value range, 0.031 where 8 (of 255) is meant.
+
+    Raises:
+        ValueError: the largest eps is below :data:`FRACTION_OF_RANGE`.
+    """
+    if eps < FRACTION_OF_RANGE:
+        raise ValueError(
+            f"eps is in units of 1/255, and {eps:g} looks like a fraction of the value range: write {255 * eps:.3g} "
+            f"for a radius of {eps:g} of images in [0, 1]; the largest must be at least {FRACTION_OF_RANGE:g}"
+        )
 
 
 class Section(BaseModel):

@@ -18,6 +18,7 @@ from tasks import paths
 from tasks.params import Params
 from tasks.tracking.digests import digest_of
 from tasks.tracking.masking import masked
+from tasks.tracking.open_runs import end_killed, noted
 from tasks.tracking.outbox import Journal, now, reason, waiting
 from tasks.tracking.store import Store, is_locked, is_unreachable, tracking_uri
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
@@ -41,7 +42,12 @@ class _RunTracker(Tracker):
         self.opening: dict[str, Any] = {"name": step, "tags": dict(tags), "start_time": now()}
         self.store = Store()
         self.journal: Journal | None = None
+
+    def open(self) -> None:
+        """Begin the run, and end those of this workspace that were killed."""
         self._say("open", **self.opening)
+        if self.journal is None:
+            end_killed(self.store)
 
     def _say(self, call: str, run: str = "", **arguments: Any) -> Any:
         """Call the store for a run (this one), or write the call down; None if it was written down."""
@@ -171,18 +177,20 @@ def open_run(step: str, folder: Path, params: Params, orchestrator: str) -> Iter
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
     tracker = _RunTracker(step, tags)
-    try:
-        flat = params.flat()
-        name, _, defence = step.partition("@")
-        sections = (f"{name}.", f"defences.{defence}.") if defence else (f"{name}.",)
-        own = {key: value for key, value in flat.items() if key.startswith(sections) or "." not in key}
-        tracker.params(flat if step == "report" else own)
-        yield tracker
-        tracker.tags({"outputs_md5": digest_of(folder)})
-    except BaseException as error:
-        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracker.close("FINISHED")
+    with noted(tracker.run):
+        tracker.open()
+        try:
+            flat = params.flat()
+            name, _, defence = step.partition("@")
+            sections = (f"{name}.", f"defences.{defence}.") if defence else (f"{name}.",)
+            own = {key: value for key, value in flat.items() if key.startswith(sections) or "." not in key}
+            tracker.params(flat if step == "report" else own)
+            yield tracker
+            tracker.tags({"outputs_md5": digest_of(folder)})
+        except BaseException as error:
+            tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracker.close("FINISHED")
 
 
 def _save_model(path: str, module: "nn.Module", example: "np.ndarray") -> None:

@@ -49,7 +49,7 @@ class Store:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client; making it makes the tables of an SQLite store.
+        """MLflow's client; the tables of an SQLite store are made if there are none.
 
         Raises:
             ValueError: there is no store of this kind.
@@ -58,7 +58,14 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         try:
-            with _alone_with_sqlite():
+            with _alone_with_sqlite() as file:
+                if file and not file.exists():
+                    # a kill in the middle would leave tables that no MlflowClient can go on from
+                    partial = file.with_name(f"{file.name}.partial")
+                    for left in file.parent.glob(f"{partial.name}*"):
+                        left.unlink()
+                    _ = MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+                    partial.rename(file)
                 return MlflowClient(tracking_uri())
         except MlflowException as error:
             if is_unreachable(error):
@@ -114,6 +121,18 @@ class Store:
     def close(self, run: str, status: str, end_time: int) -> None:
         """End a run: ``FINISHED``, ``FAILED`` or ``KILLED``, at a time in milliseconds since 1970."""
         self.client.set_terminated(self._run_id(run), status, end_time)
+
+    def kill(self, run: str) -> bool:
+        """End a run and its curves as killed, when they were last heard of, if they are open; whether one was."""
+        run_id = self._run_id(run)
+        below = f"tags.`mlflow.parentRunId` = '{run_id}'"
+        there = [*self.client.search_runs([self.experiment_id], below), self.client.get_run(run_id)]
+        left = [each for each in there if each.info.status == "RUNNING"]
+        for each in left:
+            own = each.info.run_id
+            heard = [self.client.get_metric_history(own, key)[-1].timestamp for key in each.data.metrics]
+            self.client.set_terminated(own, "KILLED", max([each.info.start_time, *heard]))
+        return bool(left)
 
     def metrics(self, run: str, points: Sequence[tuple[int, Mapping[str, float]]], time: int) -> None:
         """Metrics at integer steps, logged at a time in milliseconds since 1970."""
@@ -255,15 +274,19 @@ def _status_of(error: Exception) -> int | None:
 
 
 @contextmanager
-def _alone_with_sqlite() -> Iterator[None]:
-    """Whoever looks first into an SQLite store makes its tables; two at once would trip over each other."""
-    uri = tracking_uri()
-    if not uri.startswith("sqlite:///"):
-        yield
+def _alone_with_sqlite() -> Iterator[Path | None]:
+    """Whoever looks first into an SQLite store makes its tables; two at once would trip over each other.
+
+    Yields:
+        its file; None for another kind of store.
+    """
+    kind, _, path = tracking_uri().partition(":///")
+    if kind != "sqlite":
+        yield None
         return
-    with Path(f"{uri.removeprefix('sqlite:///')}.lock").open("w") as file:
+    with Path(f"{path}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield Path(path)
 
 
 def tracking_uri() -> str:

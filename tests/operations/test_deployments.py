@@ -171,6 +171,7 @@ def test_a_run_that_fails_says_where_why_and_what_to_do(api: httpx.Client, works
 def test_seeds_are_runs_of_their_own_with_mean_and_spread_in_one(api: httpx.Client, workspace: Path) -> None:
     write_params(workspace, {})
     run(workspace, "git", "checkout", "--quiet", "--force", "HEAD")
+    run(workspace, "dvc", "checkout", "--quiet")
     flow_run = begin(api, "seeds/seeds", seeds=[0, 1])
     found = ended(api, flow_run)
     assert found["state"]["name"] == "Completed", found["state"]

@@ -90,10 +90,28 @@ def active_learning_section(results: Results, _headline: Headline) -> Section:
         "active-learning",
         "Active learning",
         "Active learning: which images should be labelled?",
-        " ".join(comparison(learning.efficiency, name) for name in _asked(learning)) or _random_alone(learning),
+        _answer(learning),
         [NOTE],
         drawings,
         tables,
+    )
+
+
+def _answer(learning: Learning) -> str:
+    names = _asked(learning)
+    gains = {name: _quantity(learning.efficiency, name, "clean_area_gain") for name in names}
+    if not names:
+        return _random_alone(learning)
+    if len(names) <= 2 or any(math.isnan(gain["low"]) for gain in gains.values()):
+        return " ".join(comparison(learning.efficiency, name) for name in names)
+    better, worse = (
+        [f"{spoken(name)} ({estimate(gain, points)})" for name, gain in gains.items() if sign * gain[end] > 0]
+        for sign, end in ((1, "low"), (-1, "high"))
+    )
+    return (
+        f"Of {len(names)} acquisition functions, by their mean clean accuracy in points against random, better: "
+        f"{', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}; not told from it: "
+        f"{len(names) - len(better) - len(worse)}."
     )
 
 

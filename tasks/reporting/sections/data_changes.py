@@ -15,9 +15,9 @@ NOTE = (
     "data the next reference. Images are told apart by their paths, their contents by their pixels."
 )
 DRIFT = (
-    "How the manifest's numbers moved, the largest first. Distance: Kolmogorov and Smirnov's, the largest difference "
-    "between the shares of images up to a value; its p-value is for independent images, which slices of one patient "
-    "are not, and these are {n} comparisons: read it as a hint."
+    "Distance: Kolmogorov and Smirnov's, the largest difference between the shares of images up to a value; its "
+    "p-value is for independent images, which slices of one patient are not, and these are {n} comparisons: read it as "
+    "a hint."
 )
 
 
@@ -26,7 +26,7 @@ def data_changes_section(results: Results) -> Section:
     before, after = results.reference, results.manifest
     changes = image_changes(before, after)
     n_added, n_removed, n_changed = (int(changes[f"n_{how}"].sum()) for how in ("added", "removed", "changed"))
-    tables = []
+    notes, tables = [NOTE], []
     if not n_added + n_removed + n_changed:
         answer = f"Nothing has changed: the same {len(after)} images as in the reference."
     elif n_removed == len(before):
@@ -38,7 +38,8 @@ def data_changes_section(results: Results) -> Section:
         )
     if n_added + n_removed + n_changed and len(before):
         tables = [_counted(changes), _moved(drift(before, after))]
-    return Section("data-changes", "Changes of the data", "Changes of the data", answer, [NOTE], tables=tables)
+        notes.append(DRIFT.format(n=len(tables[1].rows)))
+    return Section("data-changes", "Changes of the data", "Changes of the data", answer, notes, tables=tables)
 
 
 def _counted(changes: pd.DataFrame) -> Table:
@@ -64,7 +65,7 @@ def _moved(moved: pd.DataFrame) -> Table:
         for row in moved.sort_values("distance", ascending=False, kind="stable").to_dict("records")
     ]
     head = ["number", "median before [5 %, 95 %]", "median now [5 %, 95 %]", "distance", "p"]
-    return Table(DRIFT.format(n=len(rows)), head, rows, is_folded=True)
+    return Table("How the manifest's numbers moved, the largest first.", head, rows, is_folded=True)
 
 
 def _quantiles(row: dict[Hashable, Any], when: str) -> str:

@@ -1,0 +1,57 @@
+"""Runs that are open: a note of each on disk, by which a later step finds those whose process was killed."""
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tasks import paths
+from tasks.tracking.store import Store, is_unreachable
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def noted(run: str) -> Iterator[None]:
+    """Keep a note of a run while it is open; it is locked as long as this process lives.
+
+    Args:
+        run: its key.
+    """
+    paths.OPEN_RUNS.mkdir(parents=True, exist_ok=True)
+    note = paths.OPEN_RUNS / run
+    with note.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            note.unlink()
+
+
+def end_killed(store: Store) -> None:
+    """End the runs of this workspace as killed whose process is gone; where the store is out, a later step does."""
+    for note in sorted(paths.OPEN_RUNS.glob("*")):
+        try:
+            with note.open() as file:
+                if _is_left(file):
+                    # one that is not there waits in the outbox, or was never begun
+                    if store.has(note.name) and store.kill(note.name):
+                        log.info("a run that was killed is ended in the tracking store")
+                    note.unlink()
+        except FileNotFoundError:
+            # its process has just ended, or another step did the same
+            continue
+        except Exception as error:
+            if not is_unreachable(error):
+                raise
+            return
+
+
+def _is_left(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return Path(file.name).exists()
