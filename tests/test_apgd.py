@@ -132,6 +132,18 @@ def test_deepfool_finds_the_smallest_perturbation_of_a_linear_classifier(norm: s
     assert sizes[margins > 0] == pytest.approx(needed, rel=0.02)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_deepfool_leaves_images_without_a_gradient_as_they_are(norm: str) -> None:
+    class Flat(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return 0 * images.flatten(1)[:, :2] + torch.tensor([0.0, 1.0])
+
+    images, labels = torch.rand(3, 1, SIDE, SIDE), torch.tensor([1, 1, 1])
+    adversarial, is_broken = deepfool(Flat(), images, labels, Balls(norm, (0.0, 1.0)), 5)
+    assert torch.equal(adversarial, images)
+    assert not is_broken.any()
+
+
 def test_deepfool_is_as_near_as_arts(three: tuple[nn.Module, Tensor, Tensor]) -> None:
     from art.attacks.evasion import DeepFool
     from art.estimators.classification import PyTorchClassifier
