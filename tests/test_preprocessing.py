@@ -4,12 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from art.defences.preprocessor import SpatialSmoothing
+from art.defences.preprocessor import JpegCompression, SpatialSmoothing
 from scipy.optimize import minimize
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tasks import paths
-from tasks.defences.preprocessing import Noise, TotalVariationDenoiser, build_purifier
+from tasks.attacks.apgd import apgd, negative_margin
+from tasks.attacks.ball import Balls
+from tasks.defences.preprocessing import Noise, SoftJpeg, TotalVariationDenoiser, WithoutGradient, build_purifier
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.models.autoencoder import build_autoencoder
@@ -28,7 +31,6 @@ METHODS = {
     "total_variation": {"method": "total_variation", "strength": 0.1, "n_steps": 20},
     "gaussian_noise": {"method": "gaussian_noise", "std": 0.1},
 }
-WITHOUT_GRADIENT = ["jpeg", "bit_depth"]
 
 
 def noisy(n: int = 3, side: int = 32) -> Tensor:
@@ -80,11 +82,50 @@ def test_noise_has_its_standard_deviation_and_is_another_one_at_every_look() -> 
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("method", WITHOUT_GRADIENT)
-def test_what_has_no_gradient_counts_as_unchanged_backwards(method: str) -> None:
+def test_bit_depth_counts_as_unchanged_backwards() -> None:
     images, weights = noisy().requires_grad_(), noisy(3)
-    (build_purifier(steps=[METHODS[method]])(images) * weights).sum().backward()
+    (build_purifier(steps=[METHODS["bit_depth"]])(images) * weights).sum().backward()
     torch.testing.assert_close(images.grad, weights)
+
+
+@pytest.mark.parametrize("quality", [20, 60, 95])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (21, 35)])
+def test_soft_jpeg_leaves_what_is_on_its_levels_as_it_is(quality: int, height: int, width: int) -> None:
+    compress = build_purifier(steps=[{"method": "jpeg", "quality": quality}])
+    smooth = F.interpolate(noisy(2, 6), (height, width), mode="bicubic").clamp(0.2, 0.8)
+    compressed = compress(smooth)
+    assert (compressed - smooth).abs().max() > 2 / 255
+    whole = slice(height // 8 * 8), slice(width // 8 * 8)
+    # decoders round to whole grey levels, so that coefficients are nearly on their levels
+    difference = (SoftJpeg(quality)(compressed) - compressed)[..., *whole]
+    assert difference.abs().max() < 1 / 255
+
+
+def test_soft_jpeg_has_its_true_gradient() -> None:
+    assert torch.autograd.gradcheck(SoftJpeg(60).double(), noisy(1, 16).double().requires_grad_())
+
+
+def test_jpeg_has_the_value_of_the_file_and_the_gradient_of_soft_jpeg() -> None:
+    images, weights, files = noisy().requires_grad_(), noisy(3), JpegCompression((0.0, 1.0), 60, channels_first=True)
+    compressed = build_purifier(steps=[METHODS["jpeg"]])(images)
+    assert torch.equal(compressed, torch.from_numpy(files(images.detach().numpy())[0]))
+    (found,) = torch.autograd.grad((compressed * weights).sum(), images)
+    (expected,) = torch.autograd.grad((SoftJpeg(60)(images) * weights).sum(), images)
+    assert torch.equal(found, expected)
+
+
+def test_an_attacker_moves_more_through_jpeg_by_its_gradient_than_by_taking_it_for_unchanged() -> None:
+    weights = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    images = F.interpolate(noisy(8, 6), (32, 32), mode="bicubic").clamp(0.2, 0.8)
+
+    def moved_by(likeness: nn.Module | None) -> Tensor:
+        files = JpegCompression((0.0, 1.0), 60, channels_first=True)
+        target = nn.Sequential(WithoutGradient(files, "jpeg", likeness), Linearly(weights)).eval()
+        labels, size = torch.zeros(len(images), dtype=torch.int64), torch.full((len(images), 1, 1, 1), 4 / 255)
+        found, _ = apgd(target, images, labels, size, Balls("linf", (0.0, 1.0)), negative_margin, 30, images)
+        return (target(found) - target(images))[:, 1]
+
+    assert (moved_by(SoftJpeg(60)) > 1.5 * moved_by(None)).all()
 
 
 def test_noise_passes_gradients_where_it_does_not_cut() -> None:
@@ -160,6 +201,18 @@ def test_the_step_writes_a_chain_that_the_attacks_load(
         expected = load_model(paths.AUTOENCODER, build_autoencoder)(expected)
     classifier = load_model(paths.CLASSIFIER, build_classifier)
     torch.testing.assert_close(load_target("jpeg", torch.device("cpu"))(images), classifier(expected))
+
+
+class Linearly(nn.Module):
+    """Logits 100, which no move reaches, and a weighted sum of pixels."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = (images * self.weights).sum(dim=(1, 2, 3))
+        return torch.stack([torch.full_like(score, 100), score], dim=1)
 
 
 class Shifted(nn.Module):

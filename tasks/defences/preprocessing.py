@@ -1,6 +1,7 @@
 """Image processing before a network: ART's preprocessor defences as modules that gradients pass, and our own."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,28 +35,84 @@ class Preprocessed(nn.Sequential):
 
 
 class WithoutGradient(nn.Module):
-    """What has no useful gradient, and counts as unchanged backwards (BPDA; Athalye et al. 2018, arXiv 1802.00420).
+    """What has no useful gradient, and borrows one backwards (BPDA; Athalye et al. 2018, arXiv 1802.00420).
 
     Args:
         transform: of arrays.
         name: by which digests tell one from another.
+        likeness: something like it, whose gradient is borrowed; without it, what comes out counts as what goes in.
     """
 
-    def __init__(self, transform: Transform, name: str) -> None:
+    def __init__(self, transform: Transform, name: str, likeness: nn.Module | None = None) -> None:
         super().__init__()
         self._transform = transform
         self._name = name
+        self.likeness = likeness or nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """Processed images, of the same shape and range."""
         processed, _ = self._transform(images.detach().cpu().numpy())
-        changed = torch.from_numpy(processed.astype(np.float32)).to(images.device).clamp_(0, 1)
+        changed: Tensor = torch.from_numpy(processed.astype(np.float32)).to(images.device).clamp_(0, 1)
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return changed
+        alike: Tensor = self.likeness(images)
         # the value of the one, the gradient of the other
-        return images + (changed - images).detach()
+        return changed + (alike - alike.detach())
 
     def extra_repr(self) -> str:
         """What it is."""
         return self._name
+
+
+class SoftJpeg(nn.Module):
+    """JPEG with a rounding that has a gradient: ``round(x) + (x - round(x))^3`` (Shin and Song 2017).
+
+    From "JPEG-resistant Adversarial Images" (NIPS workshop on machine learning and computer security). A coefficient in
+    the middle between two levels passes a gradient, one that is on its level none: what is found so is found among the
+    changes that survive. An attacker who takes JPEG for unchanged backwards breaks a fraction of the images.
+
+    Args:
+        quality: 1 to 95, from which the levels follow as in libjpeg.
+    """
+
+    BLOCK = 8
+    """Pixels of a block's side (ITU-T T.81, A.3.3)."""
+
+    LUMINANCE = (
+        (16, 11, 10, 16, 24, 40, 51, 61),
+        (12, 12, 14, 19, 26, 58, 60, 55),
+        (14, 13, 16, 24, 40, 57, 69, 56),
+        (14, 17, 22, 29, 51, 87, 80, 62),
+        (18, 22, 37, 56, 68, 109, 103, 77),
+        (24, 35, 55, 64, 81, 104, 113, 92),
+        (49, 64, 78, 87, 103, 121, 120, 101),
+        (72, 92, 95, 98, 112, 100, 103, 99),
+    )
+    """Distances of the levels of each coefficient at quality 50, in grey levels of 255 (ITU-T T.81, table K.1)."""
+
+    cosines: Tensor
+    distances: Tensor
+
+    def __init__(self, quality: int) -> None:
+        super().__init__()
+        place = torch.arange(self.BLOCK, dtype=torch.float64)
+        cosines = torch.cos((2 * place + 1) * place[:, None] * math.pi / (2 * self.BLOCK)) / 2
+        cosines[0] /= math.sqrt(2)
+        percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+        distances = ((torch.tensor(self.LUMINANCE) * percent + 50) // 100).clamp(1, 255)
+        self.register_buffer("cosines", cosines.float(), persistent=False)
+        self.register_buffer("distances", distances.float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images much like compressed ones, ``(N, 1, H, W)``; values may lie a little outside [0, 1]."""
+        n, channels, height, width = images.shape
+        padded = F.pad(images, (0, -width % self.BLOCK, 0, -height % self.BLOCK), mode="replicate")
+        blocks = (255 * padded - 128).unfold(2, self.BLOCK, self.BLOCK).unfold(3, self.BLOCK, self.BLOCK)
+        coefficients = self.cosines @ blocks @ self.cosines.T / self.distances
+        level = coefficients.detach().round()
+        quantised = (level + (coefficients - level) ** 3) * self.distances
+        restored = (self.cosines.T @ quantised @ self.cosines).transpose(3, 4).reshape(n, channels, *padded.shape[2:])
+        return (restored[..., :height, :width] + 128) / 255
 
 
 class Noise(nn.Module):
@@ -180,13 +237,12 @@ def _by_art(step: Jpeg | BitDepth) -> nn.Module:
     from art.defences import preprocessor as art
 
     value_range = (0.0, 1.0)
-    made: Any
     match step:
         case Jpeg():
-            made = art.JpegCompression(value_range, quality=step.quality, channels_first=True)
+            jpeg = art.JpegCompression(value_range, quality=step.quality, channels_first=True)
+            return WithoutGradient(jpeg, str(step), SoftJpeg(step.quality))
         case BitDepth():
-            made = art.FeatureSqueezing(value_range, bit_depth=step.bits)
-    return WithoutGradient(made, str(step))
+            return WithoutGradient(art.FeatureSqueezing(value_range, bit_depth=step.bits), str(step))
 
 
 def build_purifier(
