@@ -86,11 +86,13 @@ def read_costs(params: Params) -> pd.DataFrame:
 def evidence_of(params: Params, tables: dict[str, pd.DataFrame], costs: pd.DataFrame) -> list[Evidence]:
     """What the checks look at, of each target; image processing is known to be no defence."""
     controls = {UNDEFENDED} | {name for name, row in params.defences.items() if isinstance(row, Preprocessing)}
+    outcomes = tables["withstood"]
     return [
         Evidence(
             name=name,
             is_control=name in controls,
             n_looks=int(costs["looks"][name]),
+            bare_withstood=outcomes[outcomes["target"] == UNDEFENDED],
             **{key: of_all[of_all["target"] == name] for key, of_all in tables.items()},
         )
         for name in (UNDEFENDED, *params.benchmark)

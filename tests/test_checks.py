@@ -57,6 +57,7 @@ def outcome(
             name=name,
             is_control=name == "undefended",
             n_looks=n_looks,
+            bare_withstood=tables["withstood"][tables["withstood"]["target"] == "undefended"],
             **{key: of_all[of_all["target"] == name] for key, of_all in tables.items()},
         )
         for name in ("undefended", "autoencoder")
@@ -90,7 +91,7 @@ def probing(probe: str, value: float, share: float = 1.0) -> Callable[[pd.DataFr
 def test_a_sound_evaluation_passes_everything() -> None:
     checks = outcome(SOUND)
     assert list(checks) == [
-        *((BARE, key) for key in CHECKS if key != "transfer"),
+        *((BARE, key) for key in CHECKS if key not in {"transfer", "knowledge"}),
         *((DEFENDED, key) for key in CHECKS if key != "control"),
         (None, "leakage"),
     ]
@@ -230,6 +231,24 @@ def test_transfer_stronger_than_adaptive_is_reported(accuracy: float, status: st
     )[DEFENDED, "transfer"]
     assert check.status == status
     assert "fgsm at eps 1" in check.explanation
+
+
+@pytest.mark.parametrize(("accuracy", "status", "taken"), [(0.575, "WARN", 2.5), (0.5, "PASS", 10.0)])
+def test_a_defence_that_seems_to_help_even_against_who_knows_it_is_reported(
+    accuracy: float, status: str, taken: float
+) -> None:
+    known = {("autoencoder", "adaptive", attack): {1: 0.7, 4: accuracy} for attack in ("fgsm", "pgd")}
+    check = outcome(SOUND | known)[DEFENDED, "knowledge"]
+    assert (check.status, check.figure) == (status, pytest.approx(taken / 100))
+    assert check.explanation.startswith("at eps 4, where it helps most against who does not know it")
+    assert f"from 0.0 to 60.0 %; who knows it takes {taken} points" in check.explanation
+
+
+def test_a_defence_that_helps_nobody_need_not_fear_who_knows_it() -> None:
+    useless = {("autoencoder", threat, "pgd"): {1: 0.4, 4: 0.0} for threat in ("adaptive", "transfer")}
+    check = outcome(SOUND | useless)[DEFENDED, "knowledge"]
+    assert (check.status, check.figure) == ("PASS", 0)
+    assert "nobody is kept off" in check.explanation
 
 
 def test_a_perturbation_outside_its_ball_fails() -> None:

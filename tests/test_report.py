@@ -487,7 +487,7 @@ def test_checks_are_a_table_of_targets_and_what_does_not_pass_is_explained_first
         "autoencoder",
         "retrained autoencoder",
     ]
-    assert matrix.count('<th scope="row">') == 13
+    assert matrix.count('<th scope="row">') == 14
     (transfer,) = re.findall(r"transfer is no stronger than adaptive</th>(.*?)</tr>", matrix)
     assert text_of(transfer).split() == ["–", "PASS", "PASS"]
     assert ">PASS<" not in raised

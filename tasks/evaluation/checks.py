@@ -77,6 +77,8 @@ class Evidence:
     """Rows of the robustness table and of the table of the smallest eps."""
     withstood: pd.DataFrame
     """Which images withstand all attacks (:func:`tasks.evaluation.benchmark.withstood`)."""
+    bare_withstood: pd.DataFrame
+    """The same of the bare classifier."""
 
     def probed(self, probe: str) -> pd.DataFrame:
         """Rows of a probe."""
@@ -222,6 +224,34 @@ def _transfer_no_stronger(of: Evidence) -> Outcome | None:
     return _judge_excess(differences, "accuracy under adaptive is above that under transfer")
 
 
+def _knowing_it_pays(of: Evidence) -> Outcome | None:
+    if of.name == UNDEFENDED:
+        return None
+    of_each = ((of.withstood, "adaptive"), (of.withstood, "transfer"), (of.bare_withstood, "adaptive"))
+    accuracies, counts = [], []
+    for outcomes, threat_model in of_each:
+        by_eps = outcomes[outcomes["threat_model"] == threat_model].groupby("eps")["withstood"]
+        accuracies.append(by_eps.mean())
+        counts.append(by_eps.size())
+    most = int((accuracies[1] - accuracies[2]).argmax())
+    eps = accuracies[1].index[most]
+    (known, right, undefended), (_, n, n_bare) = (
+        [float(each.iloc[most]) for each in of] for of in (accuracies, counts)
+    )
+    low, _ = wilson(round(right * n), n)
+    _, high = wilson(round(undefended * n_bare), n_bare)
+    figure = right - known
+    if right <= high:
+        return Outcome("PASS", figure, "nobody is kept off, whether he knows the defence or not")
+    explanation = (
+        f"at eps {eps:g}, where it helps most against who does not know it, it lifts accuracy from "
+        f"{100 * undefended:.1f} to {100 * right:.1f} %; who knows it takes {100 * figure:.1f} points of that"
+    )
+    if known < low:
+        return Outcome("PASS", figure, explanation)
+    return Outcome("WARN", figure, f"{explanation}, which is within the interval: he may lack a good gradient")
+
+
 def _gradients_are_there(of: Evidence) -> Outcome:
     zero, finite = of.probed("zero_gradient")["value"], of.probed("finite_gradient")["value"]
     none, broken = float((zero == 1).mean()), float((finite == 0).mean())
@@ -328,6 +358,7 @@ CHECKS: dict[str, tuple[str, Callable[[Evidence], Outcome | None]]] = {
     ),
     "noise": ("random noise hurts less than attacks", _noise_hurts_less),
     "transfer": ("transfer is no stronger than adaptive", _transfer_no_stronger),
+    "knowledge": ("who knows the defence finds more than who does not", _knowing_it_pays),
     "gradients": ("gradients are there, and finite", _gradients_are_there),
     "outputs": ("outputs are logits, and steady", _outputs_are_logits_and_steady),
     "ball": ("every adversarial example lies in its ball", _inside_ball),

@@ -324,9 +324,11 @@ def test_a_predictor_that_always_says_the_same_is_flagged_though_nothing_breaks_
         constant.network.head.bias[1] += 26
     paths.defended_classifier("trades").parent.mkdir(parents=True)
     save_model(paths.defended_classifier("trades"), constant, **build_of(paths.CLASSIFIER))
-    queries = {"benchmark": ["trades"], "attack.eps": [4, 32], "attack.suite.n_queries": 20}
+    queries = {"benchmark": ["autoencoder", "trades"], "attack.eps": [4, 32], "attack.suite.n_queries": 20}
     checks = checks_of("trades", params_with(FEW | queries))
     assert checks.pop("constant") == "FAIL"
+    # an attacker gains nothing from knowing it, either
+    assert checks.pop("knowledge") == "WARN"
     assert set(checks.values()) == {"PASS"}
     benchmark = pd.read_csv(paths.BENCHMARK).set_index(["target", "threat_model", "eps"])
     assert benchmark.loc[("trades", "adaptive", 32), ["accuracy", "n_fail"]].tolist() == [0.5, 1]
