@@ -6,7 +6,7 @@ deployment of Prefect, with ``answers: form``, the run is suspended instead, and
 
 import argparse
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from prefect import flow, runtime
 from prefect.artifacts import create_table_artifact
@@ -29,8 +29,8 @@ def active_learning(
     pool: str,
     folder: str = "labels",
     acquisition: Acquisition = "entropy",
-    n_images: int = Field(default=20, ge=1, description="images of each round, at most"),
-    n_rounds: int = Field(default=5, ge=1, le=99, description="rounds, at most"),
+    n_images: Annotated[int, Field(ge=1)] = 20,
+    n_rounds: Annotated[int, Field(ge=1, le=99)] = 5,
     answers: Literal["csv", "form"] = "csv",
 ) -> str:
     """Ask a person for the labels that teach the classifier most, round by round.

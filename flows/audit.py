@@ -14,7 +14,7 @@ import sys
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 from prefect import flow, task
@@ -66,9 +66,7 @@ class Audit:
 
 @flow(name="robustness_audit")
 def robustness_audit(
-    model: str = Field(
-        default=f"{EXPERIMENT}@{registry.CHAMPION}", min_length=3, description="name@alias or name/version"
-    ),
+    model: Annotated[str, Field(min_length=3)] = f"{EXPERIMENT}@{registry.CHAMPION}",
 ) -> str:
     """Attack a registered model with today's attacks on today's data, evaluate and analyse it, and write a report.
 

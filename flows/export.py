@@ -6,6 +6,7 @@
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
@@ -18,10 +19,8 @@ from tasks.tracking import EXPERIMENT
 
 @flow(name="export")
 def export(
-    model: str = Field(
-        default=f"{EXPERIMENT}@{registry.CHAMPION}", min_length=3, description="name@alias or name/version"
-    ),
-    path: str = Field(default="champion.pt2", pattern=r".+\.pt2$", description="of the file that is written"),
+    model: Annotated[str, Field(min_length=3)] = f"{EXPERIMENT}@{registry.CHAMPION}",
+    path: Annotated[str, Field(pattern=r".+\.pt2$")] = "champion.pt2",
 ) -> str:
     """Write a registered model as a ``torch.export`` program, and hold it against the model.
 

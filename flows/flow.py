@@ -10,7 +10,6 @@ from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from pydantic import Field
 
 from flows.spread import Workers, finish_elsewhere
 from flows.workspace import Workspace, flat
@@ -23,7 +22,7 @@ from tasks.tracking import masked
 
 @flow(name="pipeline")
 def pipeline(
-    force: bool = Field(default=False, description="run every step, also those that DVC finds unchanged"),
+    force: bool = False,
     workers: Workers = Workers(),  # noqa: B008  frozen
 ) -> dict[str, str]:
     """Bring every step up to date, independent steps side by side.

@@ -6,6 +6,7 @@
 
 import argparse
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import pandas as pd
 from prefect import flow
@@ -59,16 +60,16 @@ class Decision:
 
 @flow(name="promote")
 def promote(
-    name: str = Field(default=EXPERIMENT, pattern=r"^[\w .-]+$", description="of the registered model"),
-    alpha: float = Field(default=ALPHA, gt=0, lt=0.5, description="significance level of McNemar's test"),
-    back: bool = Field(default=False, description="make the champion before this one champion again"),
+    name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT,
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = ALPHA,
+    back: bool = False,
 ) -> str:
     """Make the candidate champion, if neither its clean nor its adaptive accuracy is significantly worse.
 
     Args:
         name: of the registered model.
-        alpha: significance level.
-        back: compare nothing, and undo the last promotion.
+        alpha: significance level of McNemar's test.
+        back: compare nothing, and make the champion before this one champion again.
 
     Returns:
         What became of it, in a few sentences.

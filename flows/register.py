@@ -8,6 +8,7 @@ import json
 import logging
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 from prefect import flow
@@ -28,8 +29,8 @@ log = logging.getLogger(__name__)
 
 @flow(name="register")
 def register(
-    target: str | None = Field(default=None, description="a defence, or undefended; without it the best defence"),
-    name: str = Field(default=EXPERIMENT, pattern=r"^[\w .-]+$", description="of the registered model"),
+    target: str | None = None,
+    name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT,
 ) -> str:
     """Register a target of this workspace with its card, as ``candidate``.
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -34,17 +34,13 @@ log = logging.getLogger(__name__)
 
 @flow(name="seeds")
 def seeds(
-    seeds: list[int] = Field(  # noqa: B008  Prefect reads it
-        default=[0, 1, 2],
-        min_length=2,
-        max_length=100,
-        description="of everything that is drawn at random; each is a whole run, with params.yaml otherwise as it is",
-    ),
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=2, max_length=100)] = [0, 1, 2],  # noqa: B006  not changed
 ) -> str:
     """Run the pipeline for each seed, and write mean and spread of every headline metric.
 
     Args:
-        seeds: different ones.
+        seeds: of everything that is drawn at random, different ones; each is a whole run, with params.yaml otherwise as
+            it is.
 
     Returns:
         The table's file.
