@@ -14,6 +14,7 @@ from torch import nn
 from tasks import paths
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
+from tasks.attacks.campaign import searched_together
 from tasks.attacks.kept import load_kept
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.targets import load_target
@@ -224,6 +225,25 @@ def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wron
 def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Callable[..., Params]) -> None:
     params = params_with(SMALL)
     assert run(params) == run(params)
+
+
+@pytest.mark.parametrize(
+    ("n_images", "batch_size", "sizes"),
+    [
+        (1, 64, [1]),
+        (59, 64, [59]),
+        (70, 64, [35, 35]),
+        (200, 64, [50, 50, 50, 50]),
+        (1100, 64, [220, 220, 220, 220, 220]),
+        (33, 4, [11, 11, 11]),
+    ],
+)
+def test_searches_are_cut_in_four_where_there_are_enough_images(
+    n_images: int, batch_size: int, sizes: list[int]
+) -> None:
+    parts = searched_together(np.arange(n_images), batch_size)
+    assert [len(part) for part in parts] == sizes
+    assert np.concatenate(parts).tolist() == list(range(n_images))
 
 
 @pytest.mark.parametrize("n_done", [3, 31])

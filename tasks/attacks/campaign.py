@@ -1,6 +1,7 @@
 """The attack on one target: what every part of it works on, and what the parts do."""
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -38,6 +39,11 @@ WHITE_BOX = (SWEEP, SUITE)
 """Searches that see everything; the others ask for scores or labels alone."""
 
 SEARCHED_BATCHES = 4
+"""Batches, at most, that are searched together: while there are more images, batches stay full."""
+SEARCHED_PARTS = 4
+"""Parts, at least, that searches are cut in, so that workers can share the longest piece of the work."""
+FEWEST_SEARCHED = 32
+"""Images that are not cut further for it."""
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +119,7 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
     rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
     target = load_target(name, device)
     batches = in_parts(rows, settings.batch_size)
-    large_batches = in_parts(rows, SEARCHED_BATCHES * settings.batch_size)
+    large_batches = searched_together(rows, settings.batch_size)
     step = ("attack",) if name == UNDEFENDED else ("attack_defence", name)
     shards = Shards(
         paths.checkpoint_folder(*step),
@@ -358,6 +364,12 @@ def joined(parts: list[Observation]) -> Observation:
     """Observations of batches, one after the other, as one."""
     errors = [part.reconstruction_error for part in parts if part.reconstruction_error is not None]
     return Observation(np.concatenate([part.logits for part in parts]), np.concatenate(errors) if errors else None)
+
+
+def searched_together(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Rows cut in parts of nearly the same size, for searches."""
+    as_many_as_full = math.ceil(len(rows) / (SEARCHED_BATCHES * batch_size))
+    return np.array_split(rows, max(as_many_as_full, min(SEARCHED_PARTS, len(rows) // FEWEST_SEARCHED)))
 
 
 def in_parts(rows: np.ndarray, size: int) -> list[np.ndarray]:

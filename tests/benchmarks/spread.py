@@ -1,0 +1,130 @@
+"""The step ``attack`` by two workers: how much of two cores' time is work.
+
+``python -m tests.benchmarks.spread`` in a folder where the pipeline has run: its prepared images and its classifier are
+read, and attacked anew in a workspace of the benchmark's own, with one thread a worker. In every round, one after the
+other:
+
+- ``alone``: one process does all of it;
+- ``limit``: two processes that know nothing of each other do all of it at once, each in a workspace of its own: twice
+  the work, so that half its time is what two cores can do at best;
+- ``threads``, ``dask``: two workers (``flows/spread.py``), then the step, which finds the parts done.
+
+Efficiency is the time alone over twice the time of two workers; against the limit, half the limit's time over theirs.
+Each is a process of its own that has imported everything before its clock runs; what a cluster takes to start counts, a
+Prefect server's start does not.
+
+    python -m tests.benchmarks.spread [--images N] [--rounds N] [--json PATH]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tests.benchmarks.machine import ROOT, describe, machine, write_json
+
+WAYS = ("alone", "limit", "threads", "dask")
+N_WORKERS = 2
+
+
+def make_workspace(folder: Path, source: Path, n_images: int) -> Path:
+    """The source's images and classifier, one thread, nothing attacked yet."""
+    (folder / "data").mkdir(parents=True)
+    for step in ("prepare", "train_classifier"):
+        (folder / "data" / step).symlink_to((source / "data" / step).resolve(), target_is_directory=True)
+    values = YAML(typ="safe").load((source / "params.yaml").read_text(encoding="utf-8"))
+    values["compute"]["threads"] = 1
+    values["attack"]["max_images"] = n_images
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(values, file)
+    return folder
+
+
+def begin(way: str, workspace: Path) -> "subprocess.Popen[str]":
+    """Start the attack in a process of its own, from nothing."""
+    for name in ("data/attack", "checkpoints"):
+        shutil.rmtree(workspace / name, ignore_errors=True)
+    command = [sys.executable, "-m", "tests.benchmarks.spread", "--way", way, "--workspace", str(workspace)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def seconds_of(running: "subprocess.Popen[str]") -> float:
+    """What the process says that it took."""
+    told, _ = running.communicate()
+    if running.returncode:
+        raise SystemExit("the attack failed")
+    return float(json.loads(told.splitlines()[-1]))
+
+
+def measure(way: str, workspace: Path) -> float:
+    """What :func:`begin` starts: the attack in this process, untracked, without its imports."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.spread import Workers, finish_elsewhere
+    from tasks.attack import attack
+    from tasks.params import load_params
+    from tasks.paths import UNDEFENDED
+    from tasks.runner import run_step
+
+    # the runner goes on untracked where mlflow is missing
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # None: as if not installed
+    os.chdir(workspace)
+    params = load_params()
+    if way == "alone":
+        began = time.perf_counter()
+        run_step(attack, params)
+        return time.perf_counter() - began
+    with prefect_test_harness(server_startup_timeout=300):
+        began = time.perf_counter()
+        finish_elsewhere(UNDEFENDED, params, Workers(runner=way, n_workers=N_WORKERS))
+        run_step(attack, params)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--images", type=int, default=200, help="test images attacked, stratified; 0: all (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--workspace", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.way:
+        print(json.dumps(measure(arguments.way, arguments.workspace)))
+        return
+    facts = machine("torch", "prefect", "prefect-dask", "dask")
+    print(describe(facts), flush=True)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as name:
+        first, second = (make_workspace(Path(name) / part, Path.cwd(), arguments.images) for part in ("a", "b"))
+        for _ in range(arguments.rounds):
+            for way in WAYS:
+                running = (
+                    [begin("alone", place) for place in (first, second)] if way == "limit" else [begin(way, first)]
+                )
+                seconds[way].append(max(seconds_of(each) for each in running))
+                print(f"{way:8s} {seconds[way][-1]:7.1f} s", flush=True)
+    figures: dict[str, Any] = {"machine": facts, "images": arguments.images, "seconds": seconds, "efficiency": {}}
+    for way in ("threads", "dask"):
+        rounds = zip(seconds["alone"], seconds["limit"], seconds[way], strict=True)
+        ratios = [(alone / (N_WORKERS * taken), limit / N_WORKERS / taken) for alone, limit, taken in rounds]
+        of_ideal, of_limit = (median(ratio[i] for ratio in ratios) for i in (0, 1))
+        figures["efficiency"][way] = {"of two times one": of_ideal, "of the limit": of_limit}
+        print(f"{way}: {of_ideal:.2f} of twice as fast, {of_limit:.2f} of what two processes can do at once")
+    write_json(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
