@@ -133,9 +133,7 @@ def test_the_run_of_a_step_that_could_not_say_its_end_is_ended_by_the_next_step(
     assert not list(paths.OPEN_RUNS.iterdir())
 
 
-def test_a_note_that_another_step_takes_for_left_is_made_anew(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_note_that_another_step_takes_for_left_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     paths.OPEN_RUNS.mkdir(parents=True)
     note, inside, through = paths.OPEN_RUNS / "run", Event(), Event()
