@@ -1,6 +1,6 @@
 """Where Great Expectations keeps its Data Docs."""
 
-from great_expectations.data_context.store import TupleFilesystemStoreBackend
+from great_expectations.data_context.store.tuple_store_backend import TupleFilesystemStoreBackend
 
 
 class SortedFiles(TupleFilesystemStoreBackend):
