@@ -32,7 +32,7 @@ def noted(run: str) -> Iterator[None]:
             if _is_there(file):
                 break
         yield
-        note.unlink()
+        note.unlink(missing_ok=True)
 
 
 def end_killed(store: Store) -> None:
