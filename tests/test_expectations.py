@@ -1,5 +1,7 @@
 """Expectations of a data set, with the real Great Expectations."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +150,19 @@ def test_data_docs_are_written_with_equal_bytes(faults: tuple[dict[str, Outcome]
     assert "index.html" in pages
     assert any("validations/images" in page and "healthy/5.png" in text for page, text in pages.items())
     assert not any(str(tmp_path) in text for text in pages.values())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_in_which_a_file_system_lists_pages_changes_no_byte(
+    reverse: bool, faults: tuple[dict[str, Outcome], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = os.walk
+
+    def walk_in_order(top: str | Path, **options: bool) -> Iterator[tuple[str, list[str], list[str]]]:
+        for folder, folders, files in walk(top, **options):
+            folders.sort(reverse=reverse)
+            yield folder, folders, sorted(files, reverse=reverse)
+
+    monkeypatch.setattr(os, "walk", walk_in_order)
+    outcomes(faulty_table(), tmp_path, UNREADABLE)
+    assert digest_of(tmp_path) == digest_of(faults[1])

@@ -1,11 +1,12 @@
 """What MLflow hears, in a real SQLite store."""
 
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tasks import paths
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of, open_run
+from tasks.tracking.open_runs import noted
 from tests.conftest import ROOT
 
 
@@ -108,6 +110,48 @@ def test_the_run_of_a_killed_step_is_ended_by_the_next_step_and_one_that_still_r
     run_step(validate, params_with())
     assert status() == "KILLED"
     assert not list(paths.OPEN_RUNS.iterdir())
+
+
+def test_the_run_of_a_step_that_could_not_say_its_end_is_ended_by_the_next_step(
+    client: MlflowClient, params_with: Callable[..., Params]
+) -> None:
+    def evaluate(params: Params, tracker: Tracker) -> None:
+        pass
+
+    def status() -> str:
+        return str(min(runs_of(client, "evaluate"), key=lambda run: run.info.start_time).info.status)
+
+    # no note: the step is interrupted after its run is opened
+    unreadable = paths.OPEN_RUNS / "a folder"
+    unreadable.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        run_step(evaluate, params_with())
+    assert status() == "RUNNING"
+    unreadable.rmdir()
+    run_step(evaluate, params_with())
+    assert status() == "KILLED"
+    assert not list(paths.OPEN_RUNS.iterdir())
+
+
+def test_a_note_that_another_step_takes_for_left_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths.OPEN_RUNS.mkdir(parents=True)
+    note, inside, through = paths.OPEN_RUNS / "run", Event(), Event()
+
+    def step() -> None:
+        with noted("run"):
+            assert note.exists()
+            inside.set()
+        through.set()
+
+    with note.open("w") as file:
+        # as if this step had found the note before that one could lock it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        Thread(target=step, daemon=True).start()
+        assert not inside.wait(0.3)
+        note.unlink()
+    assert through.wait(30)
+    assert not note.exists()
 
 
 def test_a_step_finds_its_folder_empty(client: MlflowClient, params_with: Callable[..., Params]) -> None:

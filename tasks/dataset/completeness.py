@@ -28,10 +28,13 @@ MARKER, AFTER_A_SCAN = (
     re.compile(rb"\xff+([^\x00\xff])"),
     re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]"),
 )
+RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 MAX_SCANS = 100
 """Each scan goes over the whole image, so that a small file with many of them would take minutes."""
-LOOKAHEAD = b"\xff\x00" * 8
-"""What a decoder wants to see behind the last pixel: ones, which are no symbol's code."""
+FILLER = b"\xdb\x6d\xb6" * 20
+"""What a whole scan leaves unread; a scan that ends early takes it for pixels, where it would take no data for grey."""
+FILLERS = FILLER + b"".join(bytes([0xFF, restart]) + FILLER for restart in range(0xD0, 0xD8))
+"""The same for a scan that lacks whole intervals between restarts, whose numbers go round."""
 
 IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION = 256, 257, 258, 259
 STRIP_OFFSETS, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, PLANAR = 273, 277, 278, 279, 284
@@ -104,19 +107,20 @@ def check_tiff(image: Image.Image) -> None:
         _compare(sum(tags[STRIP_BYTE_COUNTS]), row * height * n_planes, row)
 
 
-def complete_jpeg(content: bytes) -> bytes:
-    """The content of a JPEG as it is to be decoded.
+def check_jpeg(content: bytes) -> None:
+    """Look whether the scans of a JPEG hold what its header announces, each to its last pixel.
 
-    If one scan holds all pixels, it ends with the scan: a decoder that misses some then waits for more in vain, where
-    the mark of the end would make it fill them with grey.
+    Where a scan ends early decoders fill the rest with grey, or leave it blurred. Such a scan is found by decoding a
+    second time, with :data:`FILLER` at the end of every scan: it gives other pixels.
 
     Raises:
-        Incomplete: scans are missing that the header announces, or there are hundreds.
+        Incomplete: scans are missing, or end early; or there are hundreds.
     """
     names, n_scans = [], 0
     # bits that are still missing of each coefficient of each component; -1: all
     missing = np.full((1, 64), -1)
-    for marker, segment, end in _jpeg_segments(content):
+    pieces, done = [], 0
+    for marker, segment, start, end in _jpeg_segments(content):
         if marker in FRAMES:
             names = list(segment[6 : 6 + 3 * segment[5] : 3])
             missing = np.full((len(names), 64), -1)
@@ -124,15 +128,23 @@ def complete_jpeg(content: bytes) -> bytes:
             n_scans += 1
             n = segment[0]
             first, last, bits = segment[1 + 2 * n : 4 + 2 * n]
-            if n == len(names) and (first, last, bits) == (0, 63, 0):
-                return content[:end] + LOOKAHEAD
             rows = [names.index(name) for name in segment[1 : 1 + 2 * n : 2]]
             missing[rows, first : last + 1] = bits & 15
+            scan = RESTART.sub(lambda found: FILLER + found[0], content[start:end])
+            pieces += [content[done:start], scan, FILLERS]
+            done = end
     if n_scans > MAX_SCANS:
         raise Incomplete(f"{n_scans} scans are more than any program writes; save it anew")
     if missing.any():
         raise Incomplete("its scans end before the image is whole")
-    return content
+    filled = b"".join([*pieces, content[done:]])
+    if not np.array_equal(_jpeg_pixels(content), _jpeg_pixels(filled)):
+        raise Incomplete("the data of a scan end early")
+
+
+def _jpeg_pixels(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        return np.asarray(image)
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[bytes]:
@@ -152,8 +164,8 @@ def _png_chunks(file: BinaryIO) -> Iterator[bytes]:
         file.seek(4, io.SEEK_CUR)
 
 
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Marker and content of each segment, and where it ends; with a scan, where the pixels after it end."""
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, int, int]]:
+    """Marker and content of each segment, and where it ends; with a scan, where the pixels after it end, too."""
     position = 2
     while (found := MARKER.search(content, position)) and found[1][0] != END_OF_IMAGE:
         marker, start = found[1][0], found.end()
@@ -161,11 +173,11 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, int]]:
         if marker in WITHOUT_LENGTH:
             continue
         position += int.from_bytes(content[start : start + 2], "big")
-        segment = content[start + 2 : position]
+        segment, end = content[start + 2 : position], position
         if marker == START_OF_SCAN:
             after = AFTER_A_SCAN.search(content, position)
             position = after.start() if after else len(content)
-        yield marker, segment, position
+        yield marker, segment, end, position
 
 
 def _compare(stored: int, needed: int, row: int) -> None:

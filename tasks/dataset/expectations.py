@@ -74,6 +74,8 @@ def validate_manifest(
     from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    from tasks.dataset.data_docs import SortedFiles
+
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     tables = {"images": _images_table(manifest), "classes": _classes_table(manifest, classes)}
     checks = list(_checks(tables["images"], tables["classes"], settings))
@@ -86,7 +88,8 @@ def validate_manifest(
             "class_name": "SiteBuilder",
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             "store_backend": {
-                "class_name": "TupleFilesystemStoreBackend",
+                "class_name": SortedFiles.__name__,
+                "module_name": SortedFiles.__module__,
                 "base_directory": str(data_docs.absolute()),
             },
         },

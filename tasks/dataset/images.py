@@ -1,6 +1,5 @@
 """Image files: which count as images, and how one is read as grey levels."""
 
-import io
 import math
 import warnings
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tasks.dataset.completeness import Incomplete, check_bmp, check_png, check_tiff, complete_jpeg
+from tasks.dataset.completeness import Incomplete, check_bmp, check_jpeg, check_png, check_tiff
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -69,8 +68,9 @@ def read_image(path: Path, max_megapixels: float) -> GreyImage:
                 _check_header(image, path, max_megapixels)
                 # checksums, which decoding ignores
                 image.verify()
-                source = _complete(image, file, n_bytes)
-            with Image.open(source, formats=FORMATS) as image:
+                _check_complete(image, file, n_bytes)
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
                 format_, mode = str(image.format), image.mode
                 return GreyImage(_grey(image), format_, mode)
     except ImageError:
@@ -113,8 +113,8 @@ def _check_header(image: Image.Image, path: Path, max_megapixels: float) -> None
         raise ImageError(f"{path}: holds several frames; save each as a file of its own")
 
 
-def _complete(image: Image.Image, file: BinaryIO, n_bytes: int) -> BinaryIO:
-    """What is to be decoded, once it is known to hold all pixels that the header claims.
+def _check_complete(image: Image.Image, file: BinaryIO, n_bytes: int) -> None:
+    """Look whether a file holds the pixels that its header claims.
 
     Raises:
         Incomplete: it holds others.
@@ -124,13 +124,11 @@ def _complete(image: Image.Image, file: BinaryIO, n_bytes: int) -> BinaryIO:
             check_png(file)
         case "JPEG":
             file.seek(0)
-            return io.BytesIO(complete_jpeg(file.read()))
+            check_jpeg(file.read())
         case "BMP":
             check_bmp(image, n_bytes)
         case "TIFF":
             check_tiff(image)
-    file.seek(0)
-    return file
 
 
 def _grey(image: Image.Image) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from tasks import paths
@@ -17,17 +17,22 @@ log = logging.getLogger(__name__)
 def noted(run: str) -> Iterator[None]:
     """Keep a note of a run while it is open; it is locked as long as this process lives.
 
+    After an exception the note stays: whoever finds it looks whether the run could be ended.
+
     Args:
         run: its key.
     """
     paths.OPEN_RUNS.mkdir(parents=True, exist_ok=True)
     note = paths.OPEN_RUNS / run
-    with note.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            note.unlink()
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(note.open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # another step may have taken it for left before it had its lock
+            if _is_there(file):
+                break
+        yield
+        note.unlink(missing_ok=True)
 
 
 def end_killed(store: Store) -> None:
@@ -54,4 +59,9 @@ def _is_left(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return Path(file.name).exists()
+    return _is_there(file)
+
+
+def _is_there(file: IO[str]) -> bool:
+    """Whether this very file still has a name."""
+    return os.fstat(file.fileno()).st_nlink > 0

@@ -185,7 +185,7 @@ def lying() -> Iterator[Mutant]:
         if name in ("taller", "wider"):
             size = struct.pack(">HH", height, width)
             lie = jpeg[: jpeg_size(jpeg)] + size + jpeg[jpeg_size(jpeg) + 4 :]
-            yield Mutant(f"{name}.jpg", lie, reason="can't be decoded .*truncated")
+            yield Mutant(f"{name}.jpg", lie, reason="the data of a scan end early")
     huge = "60000 x 60000 pixels are more than validate.max_megapixels 1 allows"
     yield Mutant("huge.png", png(60_000, 60_000, b""), reason=huge)
     yield Mutant("huge.bmp", patched(patched(bmp, 18, "<i", 60_000), 22, "<i", 60_000), reason=huge)
@@ -196,7 +196,7 @@ def lying() -> Iterator[Mutant]:
     progressive = saved(pixels, "JPEG", progressive=True)
     for kept in (0.4, 0.6):
         closed = jpeg[: int(kept * len(jpeg))] + b"\xff\xd9"
-        yield Mutant(f"{kept} and an end.jpg", closed, reason="can't be decoded .*truncated")
+        yield Mutant(f"{kept} and an end.jpg", closed, reason="the data of a scan end early")
         closed = progressive[: int(kept * len(progressive))] + b"\xff\xd9"
         yield Mutant(f"{kept} and an end, progressive.jpg", closed, reason="scans end before the image is whole")
     runs = patched(patched(saved(Image.fromarray(pixels), "BMP"), 30, "<I", 1), 34, "<I", 0)

@@ -137,6 +137,37 @@ def test_no_bit_of_a_png_that_turns_changes_what_is_read(tmp_path: Path) -> None
     assert n_read == 8 * 8
 
 
+SCAN = re.compile(rb"\xff\xda\x00\x08.{6}((?:[^\xff]|\xff[\x00\xd0-\xd7])*)", re.DOTALL)
+"""Of a grey JPEG: the marker, its header, the data."""
+
+
+@pytest.mark.parametrize(
+    ("options", "n_scans"),
+    [({}, 1), ({"restart_marker_blocks": 5}, 1), ({"progressive": True}, 6)],
+    ids=["baseline", "restarts", "progressive"],
+)
+def test_a_jpeg_of_which_any_scan_ends_early_is_refused(options: dict[str, Any], n_scans: int, tmp_path: Path) -> None:
+    content = saved(picture(3), "JPEG", quality=90, **options)
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert abs(read_grey(tmp_path / "a.jpg", 1).astype(int) - picture(3)).max() <= 6
+    scans = list(SCAN.finditer(content))
+    assert len(scans) == n_scans
+    for scan in scans:
+        for kept in (0.25, 0.5, 0.75, 0.9):
+            cut = content[: scan.start(1) + int(kept * len(scan[1]))] + content[scan.end() :]
+            (tmp_path / "a.jpg").write_bytes(cut)
+            with pytest.raises(ImageError, match="the data of a scan end early"):
+                read_grey(tmp_path / "a.jpg", 1)
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_takes_minutes(tmp_path: Path) -> None:
+    content = saved(picture(3), "JPEG", progressive=True)
+    last = list(SCAN.finditer(content))[-1]
+    (tmp_path / "a.jpg").write_bytes(content[: last.end()] + 200 * last[0] + content[last.end() :])
+    with pytest.raises(ImageError, match="206 scans are more than any program writes"):
+        read_grey(tmp_path / "a.jpg", 1)
+
+
 def test_a_bit_of_a_bmp_that_turns_is_another_image_since_nothing_in_it_tells(tmp_path: Path) -> None:
     pixels = picture(5)
     content = saved(pixels, "BMP")
