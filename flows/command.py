@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any
 
+from prefect.exceptions import ParameterTypeError
+
 from tasks.params import ParamsError, load_params
 from tasks.tracking import masked
 
@@ -25,10 +27,15 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
         # the message that ends the process says it in a sentence
         for traced in ("prefect.flow_runs", "prefect.task_runs"):
             logging.getLogger(traced).setLevel(logging.CRITICAL)
+    # what it logs of a refusal is what the message says
+    logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)
     try:
         load_params()
+        flow.validate_parameters(parameters)
     except ParamsError as error:
         sys.exit(str(error))
+    except ParameterTypeError as error:
+        sys.exit(f"{flow.name}: {error}")
     state = flow(**parameters, return_state=True)
     if not state.is_completed():
         # an exception of ours says it better than the state about it

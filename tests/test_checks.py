@@ -244,6 +244,13 @@ def test_a_defence_that_seems_to_help_even_against_who_knows_it_is_reported(
     assert f"from 0.0 to 60.0 %; who knows it takes {taken} points" in check.explanation
 
 
+def test_who_knows_a_defence_and_does_worse_is_told_so() -> None:
+    known = {("autoencoder", "adaptive", attack): {1: 0.9, 4: 0.8} for attack in ("fgsm", "pgd")}
+    check = outcome(SOUND | known)[DEFENDED, "knowledge"]
+    assert (check.status, check.figure) == ("WARN", pytest.approx(-0.2))
+    assert check.explanation.endswith("from 0.0 to 60.0 %; who knows it does worse by 20.0 points")
+
+
 def test_a_defence_that_helps_nobody_need_not_fear_who_knows_it() -> None:
     useless = {("autoencoder", threat, "pgd"): {1: 0.4, 4: 0.0} for threat in ("adaptive", "transfer")}
     check = outcome(SOUND | useless)[DEFENDED, "knowledge"]

@@ -39,11 +39,14 @@ WHITE_BOX = (SWEEP, SUITE)
 """Searches that see everything; the others ask for scores or labels alone."""
 
 SEARCHED_BATCHES = 4
-"""Batches, at most, that are searched together: while there are more images, batches stay full."""
+"""Batches, at most, that a part of the searches holds: others take the place of images that fall."""
 SEARCHED_PARTS = 4
-"""Parts, at least, that searches are cut in, so that workers can share the longest piece of the work."""
+"""Parts, at least, that searches are cut in, so that workers can share the longest piece of the work.
+
+Of a few hundred images batches then run empty: as much work on a CPU, more calls on a GPU.
+"""
 FEWEST_SEARCHED = 32
-"""Images that are not cut further for it."""
+"""Images that a part holds, at least, where it is cut for workers."""
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,7 @@ class Campaign:
     batches: list[np.ndarray]
     """These rows, as they are attacked at once."""
     large_batches: list[np.ndarray]
-    """These rows, as they are searched together, so that others take the place of those that fall."""
+    """These rows, as they are searched together (:func:`searched_together`)."""
     shards: Shards
     """Where finished parts are kept."""
     clean: Observation

@@ -1,7 +1,8 @@
 """Whether a file holds the pixels that its header claims.
 
-Decoders fill what is missing with grey or black and leave what is too much, without a word. What can be counted without
-decoding is counted here: the bytes of a PNG and an uncompressed BMP, the strips of a TIFF, the scans of a JPEG.
+Decoders fill what is missing with grey or black and leave what is too much, without a word. What can be counted is
+counted here: the bytes of a PNG and an uncompressed BMP, the strips of a TIFF, the scans of a JPEG. Whether a scan of a
+JPEG is whole takes decoding it.
 """
 
 import io

@@ -47,7 +47,7 @@ class WithoutGradient(nn.Module):
         super().__init__()
         self._transform = transform
         self._name = name
-        self.likeness = likeness or nn.Identity()
+        self.likeness = likeness
 
     def forward(self, images: Tensor) -> Tensor:
         """Processed images, of the same shape and range."""
@@ -55,7 +55,7 @@ class WithoutGradient(nn.Module):
         changed: Tensor = torch.from_numpy(processed.astype(np.float32)).to(images.device).clamp_(0, 1)
         if not (torch.is_grad_enabled() and images.requires_grad):
             return changed
-        alike: Tensor = self.likeness(images)
+        alike: Tensor = images if self.likeness is None else self.likeness(images)
         # the value of the one, the gradient of the other
         return changed + (alike - alike.detach())
 

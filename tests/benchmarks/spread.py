@@ -10,8 +10,8 @@ other:
 - ``threads``, ``dask``: two workers (``flows/spread.py``), then the step, which finds the parts done.
 
 Efficiency is the time alone over twice the time of two workers; against the limit, half the limit's time over theirs.
-Each is a process of its own that has imported everything before its clock runs; what a cluster takes to start counts, a
-Prefect server's start does not.
+Each is a process of its own that has imported the step, and torch with it, before its clock runs; what a cluster takes
+to start counts, a Prefect server's start does not.
 
     python -m tests.benchmarks.spread [--images N] [--rounds N] [--json PATH]
 """

@@ -158,6 +158,11 @@ def test_a_jpeg_of_which_any_scan_ends_early_is_refused(options: dict[str, Any],
             (tmp_path / "a.jpg").write_bytes(cut)
             with pytest.raises(ImageError, match="the data of a scan end early"):
                 read_grey(tmp_path / "a.jpg", 1)
+        for restart in re.finditer(rb"\xff[\xd0-\xd7]", scan[1]):
+            before = scan.start(1) + restart.start()
+            (tmp_path / "a.jpg").write_bytes(content[: before - 6] + content[before:])
+            with pytest.raises(ImageError, match="the data of a scan end early"):
+                read_grey(tmp_path / "a.jpg", 1)
 
 
 def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_takes_minutes(tmp_path: Path) -> None:
