@@ -63,8 +63,8 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
     from tasks.models.classifier import build_classifier
     from tasks.models.compute import set_up
     from tasks.models.files import load_model, save_model
-    from tasks.models.objectives import classification_of_noisy, classification_of_purified, denoising
-    from tasks.models.training import build_seeded, fit
+    from tasks.models.objectives import classification, denoising, noisy, purified
+    from tasks.models.training import Seen, as_they_are, build_seeded, fit
 
     assert not isinstance(settings, Autoencoder | Preprocessing)
     device = set_up(params.compute)
@@ -84,6 +84,7 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
     noise, augmentation = params.train_autoencoder, params.train_classifier.augmentation
     classifier = load_model(paths.CLASSIFIER, build_classifier).to(device)
     autoencoder = load_model(paths.AUTOENCODER, build_autoencoder).to(device)
+    seen: Seen = as_they_are
     match settings:
         case DenoisingAutoencoder():
             objective = denoising(noise)
@@ -94,9 +95,11 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
         case JointAutoencoder():
             objective = joint_training(classifier, settings, augmentation)
         case FinetunedClassifier():
-            objective = classification_of_purified(autoencoder, noise, augmentation)
+            seen = purified(autoencoder, noise)
+            objective = classification(augmentation, seen)
         case RandomizedSmoothing():
-            objective = classification_of_noisy(settings.std, augmentation)
+            seen = noisy(settings.std)
+            objective = classification(augmentation, seen)
         case AdversarialTraining() | Trades():
             objective = robust_training(settings, augmentation)
 
@@ -113,6 +116,7 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
         classifier,
         autoencoder,
+        seen=seen,
     )
     save_model(path, trained, **build)
     history.to_csv(paths.defence_history(defence), index=False)

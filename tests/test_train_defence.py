@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tasks import paths
 from tasks.attacks.adversarial_training import examples, feature_guided, joint_training, retraining, robust_training
+from tasks.dataset.prepared import load_prepared
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.models.autoencoder import build_autoencoder
@@ -145,6 +146,30 @@ def test_smoothing_looks_through_noise_at_a_classifier_of_its_own(
     # a standard deviation of 0.25, cut at two of them
     assert float(noisy.std()) == pytest.approx(0.235, abs=0.01)
     assert not torch.equal(noisy, target.purifier(grey))
+
+
+@pytest.mark.parametrize("defence", ["randomized_smoothing", "finetuned_classifier"])
+def test_batch_norm_expects_what_stands_in_front_of_the_classifier(
+    defence: str, workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    run(params_with(SHORT), defence)
+    data, target = load_prepared(), load_target(defence, torch.device("cpu"))
+    assert isinstance(target, Purified)
+    norm = next(module for module in target.classifier.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    inputs: list[Tensor] = []
+    norm.register_forward_hook(lambda _module, given, _output: inputs.append(given[0]))
+    images = torch.from_numpy(data.floats(data.indices("train")))
+    with torch.no_grad():
+        target.classifier(target.purifier(images))
+        target.classifier(images)
+    (shown, as_it_is) = (
+        float((norm.running_var - each.var(dim=(0, 2, 3))).abs().mean() / each.var(dim=(0, 2, 3)).mean())
+        for each in inputs
+    )
+    assert shown < 0.1
+    assert as_it_is > 2 * shown
 
 
 @pytest.mark.parametrize("defence", ["adversarial_training", "trades"])

@@ -7,61 +7,50 @@ from torch.nn import functional as F
 from tasks.models.augmentation import augment
 from tasks.models.autoencoder import VariationalAutoencoder
 from tasks.models.noise import add_noise
-from tasks.models.training import Objective
+from tasks.models.training import Objective, Seen, as_they_are
 from tasks.params import Augmentation, TrainAutoencoder
 
 
-def classification(augmentation: Augmentation) -> Objective:
-    """Cross-entropy and accuracy; images that are trained on are augmented."""
+def classification(augmentation: Augmentation, seen: Seen = as_they_are) -> Objective:
+    """Cross-entropy and accuracy.
+
+    Args:
+        augmentation: of images that are trained on.
+        seen: what the network is shown of images, augmented or not.
+    """
 
     def measure(
         model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
     ) -> dict[str, Tensor]:
         if model.training:
             images = augment(images, augmentation, generator)
-        logits = model(images)
+        logits = model(seen(images, generator))
         return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy(logits, labels)}
 
     return measure
 
 
-def classification_of_purified(purifier: nn.Module, noise: TrainAutoencoder, augmentation: Augmentation) -> Objective:
-    """The same of what a frozen purifier makes of noisy images, as it was trained on them.
+def purified(purifier: nn.Module, noise: TrainAutoencoder) -> Seen:
+    """What a frozen purifier makes of noisy images, as it was trained on them.
 
     After Salman et al. 2020, "Denoised Smoothing" (arXiv 2003.01908), where a classifier is tuned to its denoiser.
     """
 
-    def measure(
-        model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
-    ) -> dict[str, Tensor]:
-        if model.training:
-            images = augment(images, augmentation, generator)
+    def see(images: Tensor, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
-            purified = purifier(add_noise(images, noise.noises, noise.clean_share, generator))
-        logits = model(purified)
-        return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy(logits, labels)}
+            seen: Tensor = purifier(add_noise(images, noise.noises, noise.clean_share, generator))
+        return seen
 
-    return measure
+    return see
 
 
-def classification_of_noisy(std: float, augmentation: Augmentation) -> Objective:
-    """The same of images with Gaussian noise, cut to [0, 1] (Cohen et al. 2019, arXiv 1902.02918, section 3.3).
+def noisy(std: float) -> Seen:
+    """Gaussian noise of a standard deviation, cut to [0, 1] (Cohen et al. 2019, arXiv 1902.02918, section 3.3)."""
 
-    Args:
-        std: standard deviation of the noise.
-        augmentation: of images that are trained on, before the noise.
-    """
+    def see(images: Tensor, generator: torch.Generator) -> Tensor:
+        return (images + torch.empty_like(images).normal_(0, std, generator=generator)).clamp_(0, 1)
 
-    def measure(
-        model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
-    ) -> dict[str, Tensor]:
-        if model.training:
-            images = augment(images, augmentation, generator)
-        noise = torch.empty_like(images).normal_(0, std, generator=generator)
-        logits = model((images + noise).clamp_(0, 1))
-        return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy(logits, labels)}
-
-    return measure
+    return see
 
 
 def denoising(noise: TrainAutoencoder) -> Objective:

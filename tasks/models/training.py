@@ -27,6 +27,15 @@ for what is drawn inside the network; ``model.training`` tells whether to augmen
 epochs that are done once this one is, in (0, 1].
 """
 
+Seen = Callable[[Tensor, torch.Generator], Tensor]
+"""Images ``(B, 1, H, W)`` in [0, 1] to what a network is shown of them; randomness comes from the generator alone."""
+
+
+def as_they_are(images: Tensor, _generator: torch.Generator) -> Tensor:
+    """The images themselves."""
+    return images
+
+
 EVALUATION_BATCH = 128
 STATISTICS_IMAGES = 512
 """Training images on which batch-norm statistics are measured after each epoch."""
@@ -58,14 +67,15 @@ def fit(
     checkpoint: Path,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
     *others: nn.Module,
+    seen: Seen = as_they_are,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train with Adam and keep the best epoch.
 
     The best epoch has the highest validation accuracy, if the objective tells one, and then the lowest validation loss.
 
     What is evaluated and kept is an exponential moving average of the weights (Polyak averaging) whose batch-norm
-    statistics are measured anew on training images: the running statistics of batches of 16 lag so far behind the
-    weights that a naive loop falls to chance now and then.
+    statistics are measured anew on training images, as the network sees them: the running statistics of batches of 16
+    lag so far behind the weights that a naive loop falls to chance now and then.
 
     Args:
         model: network to begin with; it is changed.
@@ -79,6 +89,7 @@ def fit(
         checkpoint: file that is written after every epoch, and from which a killed training goes on.
         on_epoch: called after every epoch with its number from 1 and its metrics.
         others: networks that the objective uses, by which a checkpoint is known too.
+        seen: what the objective shows the network of images, where that is far from the images.
 
     Returns:
         The kept network in evaluation mode on the CPU, and the history: a row an epoch with ``epoch``,
@@ -134,7 +145,8 @@ def fit(
             step = int((~torch.stack(losses).isfinite()).int().argmax())
             raise _diverged(f"the training loss is {losses[step]:g} at step {step + 1}", epoch, settings, checkpoint)
         measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
-        update_bn((images for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged)
+        generator.manual_seed(0)
+        update_bn((seen(images, generator) for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged)
         validation_metrics = evaluate(averaged, objective, batches, rows["validation"])
         # the last step of an epoch may have been the one that went too far
         if not math.isfinite(validation_metrics["loss"]):
