@@ -107,10 +107,11 @@ def test_a_predictor_that_names_one_class_is_reported_however_robust_it_is() -> 
     assert "all of them get one class" in check.explanation
 
 
-def test_a_predictor_that_is_no_better_than_naming_one_class_is_reported() -> None:
-    half = {"clean_correct": lambda records: records["image"] < N / 2}
-    check = outcome(SOUND | {(DEFENDED, "none", "clean"): {0: 0.5}}, **half)[DEFENDED, "constant"]
-    assert (check.status, check.figure) == ("WARN", 0)
+@pytest.mark.parametrize(("share", "status"), [(0.5, "WARN"), (0.55, "WARN"), (0.6, "PASS")])
+def test_a_predictor_that_may_as_well_guess_is_reported(share: float, status: str) -> None:
+    right = {"clean_correct": lambda records: records["image"] < share * N}
+    check = outcome(SOUND | {(DEFENDED, "none", "clean"): {0: share}}, **right)[DEFENDED, "constant"]
+    assert (check.status, check.figure) == (status, pytest.approx(share - 0.5, abs=0.01))
 
 
 @pytest.mark.parametrize(("accuracy", "status"), [(0.45, "WARN"), (0.7, "FAIL")])

@@ -110,7 +110,10 @@ def _tells_classes_apart(of: Evidence) -> Outcome:
     )
     if clean["label"].nunique() > 1 == clean["prediction"].nunique():
         return Outcome("FAIL", right - guessed, f"{explanation}: all of them get one class")
-    return Outcome("PASS" if right > guessed else "WARN", right - guessed, explanation)
+    low, _ = wilson(clean["correct"].sum(), len(clean))
+    if low > guessed:
+        return Outcome("PASS", right - guessed, explanation)
+    return Outcome("WARN", right - guessed, f"{explanation}: within the interval, it may as well guess")
 
 
 def _does_not_rise(of: Evidence) -> Outcome:
