@@ -62,7 +62,14 @@ def started(command: list[str], folder: Path, **environment: str) -> Iterator[tu
     log = folder / "log.txt"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | path | environment, stdout=file, stderr=file, start_new_session=True
+            command,
+            cwd=folder,
+            env=os.environ | path | environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            # shells let what runs in the background ignore Ctrl-C, and so what that starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         yield process, log
