@@ -7,7 +7,6 @@ import argparse
 import logging
 import os
 import sys
-from pathlib import Path
 
 from flows.workspace import Workspace, drop_if_damaged
 
@@ -22,14 +21,14 @@ def verify(workspace: Workspace) -> list[str]:
         What was found and done, a line each; none if everything is as it was recorded.
     """
     found = [
-        f"{_shown(path)}: other bytes than were recorded; removed from the cache"
+        f"{os.path.relpath(path)}: other bytes than were recorded; removed from the cache"
         for path in workspace.cached_objects()
         if drop_if_damaged(path)
     ]
     for path in workspace.unseen_changes():
         for file in [path] if path.is_file() else path.rglob("*"):
             os.utime(file)
-        found.append(f"{_shown(path)}: other bytes than were recorded; DVC sees it now")
+        found.append(f"{os.path.relpath(path)}: other bytes than were recorded; DVC sees it now")
     return found
 
 
@@ -44,10 +43,6 @@ def main() -> None:
         return
     print("\n".join(found))
     sys.exit("Now run dvc repro (or the flow); for data sets of your own, dvc pull or dvc checkout.")
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path)
 
 
 if __name__ == "__main__":

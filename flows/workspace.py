@@ -202,8 +202,7 @@ def altered(out: Output) -> list[Path]:
     # data sets of other stores and of DVC 2 have hashes of other kinds
     if not out.hash_info or out.hash_info.name != "md5" or not out.use_cache or not place.exists():
         return []
-    if not out.hash_info.isdir:
-        return [place] if digest_of(place) != out.hash_info.value else []
+    # a file has no list
     listed = entries(Path(out.cache.oid_to_path(out.hash_info.value)))
     if not listed:
         return [place] if digest_of(place) != out.hash_info.value else []

@@ -12,7 +12,7 @@ from prefect.states import Failed
 from flows.flow import concurrent_steps, is_worth_retrying, load_step
 from flows.workspace import Workspace
 from tasks.params import Params, load_params
-from tests.conftest import ROOT
+from tests.two_steps import make_two_steps
 
 
 @pytest.mark.parametrize(
@@ -38,19 +38,15 @@ class TestWorkspace:
     @pytest.fixture
     def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         """Two steps, the second of which reads what the first wrote, and one that runs for each defence."""
-        shutil.copy(ROOT / "params.yaml", tmp_path)
-        (tmp_path / "dvc.yaml").write_text(
-            "stages:\n"
-            "  first: {cmd: run first, params: [seed], outs: [data/first]}\n"
-            "  second: {cmd: run second, deps: [data/first], outs: [data/second]}\n"
+        make_two_steps(
+            tmp_path,
             "  third:\n"
             "    matrix: {defence: '${benchmark}'}\n"
             "    cmd: run third ${item.defence}\n"
             "    deps: [data/second]\n"
-            "    outs: ['data/third/${item.defence}']\n"
+            "    outs: ['data/third/${item.defence}']\n",
         )
         monkeypatch.chdir(tmp_path)
-        subprocess.run([Path(sys.executable).parent / "dvc", "init", "--no-scm", "--quiet"], check=True)
         return Workspace()
 
     def make(self, step: str, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
+from tasks.evaluation.benchmark import worst_case
 from tasks.evaluation.intervals import wilson
 from tasks.evaluation.perturbations import TOLERANCE, ball_excess
 from tasks.evaluation.records import CLEAN
@@ -252,8 +253,8 @@ def _knowing_it_pays(of: Evidence) -> Outcome | None:
 
 def _withstanding(outcomes: pd.DataFrame, threat_model: str) -> dict[float, float]:
     """Share of images that withstand all attacks of a threat model, by eps."""
-    found = outcomes[outcomes["threat_model"] == threat_model]
-    return {float(eps): float(found.loc[found["eps"] == eps, "withstood"].mean()) for eps in found["eps"].unique()}
+    found = worst_case(outcomes[outcomes["threat_model"] == threat_model])
+    return dict(zip(found["eps"], found["accuracy"], strict=True))
 
 
 def _gradients_are_there(of: Evidence) -> Outcome:

@@ -14,9 +14,9 @@ from flows.verify import verify
 from flows.workspace import Workspace
 from tasks.params import load_params
 from tasks.tracking import digest_of
-from tests.conftest import ROOT
 from tests.operations.test_data_remotes import make_repository
 from tests.test_pipeline import STEPS, TOY, digests, make_workspace, run, write_params
+from tests.two_steps import make_two_steps
 
 
 def turn_a_bit(path: Path) -> None:
@@ -39,16 +39,8 @@ class TestTwoSteps:
     @pytest.fixture
     def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         """Two steps that have run, the second of which reads what the first wrote."""
-        shutil.copy(ROOT / "params.yaml", tmp_path)
-        (tmp_path / "dvc.yaml").write_text(
-            "stages:\n"
-            "  first: {cmd: run first, params: [seed], outs: [data/first]}\n"
-            "  second: {cmd: run second, deps: [data/first], outs: [data/second]}\n"
-        )
+        make_two_steps(tmp_path)
         monkeypatch.chdir(tmp_path)
-        # what dvc init --no-scm makes, without its second
-        (tmp_path / ".dvc").mkdir()
-        (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
         workspace = Workspace()
         for step in ("first", "second"):
             Path("data", step).mkdir(parents=True)
