@@ -1,5 +1,7 @@
-"""How every step is run: what comes out where there is too little memory."""
+"""How every step is run: what comes out where there is too little memory, and how its process ends."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from tasks import paths
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import Tracker
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +46,19 @@ def test_other_errors_stay_what_they_are(params_with: Callable[..., Params]) -> 
     with pytest.raises(RuntimeError, match="another matter"):
         run_step(evaluate, params_with())
     assert paths.EVALUATE.is_dir()
+
+
+END = "import atexit; from tasks.runner import end; atexit.register(print, 'handled'); print('said'); end()"
+
+
+def test_a_process_ends_after_its_exit_handlers_and_with_all_that_it_has_said() -> None:
+    ended = subprocess.run([sys.executable, "-c", END], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("said\nhandled\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, the disk that is always full")
+def test_a_process_that_cannot_say_all_fails() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        ended = subprocess.run([sys.executable, "-c", END], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert ended.returncode != 0
+    assert b"No space left" in ended.stderr

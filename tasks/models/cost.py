@@ -1,14 +1,15 @@
 """What a prediction takes, apart from the machine that it runs on."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from tasks.models.compute import device_of
 
@@ -22,23 +23,23 @@ def cost_of(model: nn.Module, image: np.ndarray) -> dict[str, int]:
         model: takes images, returns logits, of ``n_draws`` looks where it is random.
         image: one, float32 ``(1, 1, H, W)``.
     """
-    # where a function mode listens, torch takes attention apart instead of fusing it into what has no formula
-    with torch.no_grad(), BaseTorchFunctionMode(), _Operations() as operations:
+    # a function mode that listens and the plain kernel: else torch fuses attention, which hides its matrix products
+    with torch.no_grad(), BaseTorchFunctionMode(), sdpa_kernel(SDPBackend.MATH), _Operations() as operations:
         model(torch.from_numpy(image).to(device_of(model)))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "parameters": parameters,
-        "multiply_adds": operations.n_flops // 2,
+        "multiply_adds": operations.multiply_adds,
         "looks": getattr(model, "n_draws", 1),
     }
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's annotation
-    """Counts as torch's ``FlopCounterMode`` does, which imports the compiler: more than a second of every attack."""
+    """Counts as torch's ``FlopCounterMode``, which imports compilers: more than a second of every attack."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's annotation
-        self.n_flops = 0
+        self.multiply_adds = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -49,6 +50,15 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func.overloadpacket):
-            self.n_flops += formula(*args, **(kwargs or {}), out_val=output)
+        aten = torch.ops.aten
+        match func.overloadpacket:
+            case aten.convolution:
+                image, weight, *_ = args
+                is_transposed = args[6]
+                n_images, _, *places = (image if is_transposed else output).shape
+                self.multiply_adds += n_images * math.prod(places) * weight.numel()
+            case aten.mm | aten.bmm:
+                self.multiply_adds += args[0].numel() * args[1].shape[-1]
+            case aten.addmm | aten.baddbmm:
+                self.multiply_adds += args[1].numel() * args[2].shape[-1]
         return output

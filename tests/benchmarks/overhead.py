@@ -5,8 +5,8 @@ command is run once unmeasured, so that files are in the system's cache, and the
 
 Start-up of a stage is what its process takes beside the work: interpreter, imports wherever they happen, what
 libraries set up at their first use (fonts, Data Docs, torch.export), opening the tracking store, and the way out. A
-process like ``python -m tasks.<step>`` runs the step, runs it again, and tells how long the second run took, which had
-nothing but the work to do; start-up is the time of the whole process less twice that. Beside it stands the same of
+process like ``python -m tasks.<step>`` runs the step, tells how long that took the second time, when there was nothing
+but the work to do, and ends; start-up is the time of the whole process less twice that. Beside it stands the same of
 processor time (user and system, all threads), which other work on the machine stretches less. ``--only-stages`` leaves
 the commands with nothing to do out.
 
@@ -36,15 +36,16 @@ MEDIAN_GOAL, SUM_GOAL = 4.0, 45.0
 """Seconds of start-up of a stage in the median, and over all stages."""
 TWICE = """
 import importlib, sys, time
-from tasks.runner import main
+from tasks.params import load_params
+from tasks.runner import end, run_step
 
 name, _, defence = sys.argv[1].partition("@")
-sys.argv = [name, defence] if defence else [name]
 step = getattr(importlib.import_module(f"tasks.{name}"), name)
-main(step)
+run_step(step, load_params(), defence=defence or None)
 began, busy = time.perf_counter(), time.process_time()
-main(step)
+run_step(step, load_params(), defence=defence or None)
 print("second run:", time.perf_counter() - began, time.process_time() - busy)
+end()
 """
 
 
