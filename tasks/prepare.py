@@ -24,7 +24,7 @@ def prepare(params: Params, tracker: Tracker) -> None:
     import pandas as pd
 
     settings, classes = params.prepare, params.acquire.classes
-    table = pd.read_parquet(paths.MANIFEST)[["path", "class", "label", "group", "near_duplicate_group"]]
+    table = pd.read_parquet(paths.MANIFEST, columns=["path", "class", "label", "group", "near_duplicate_group"])
     source = json.loads(paths.SOURCE.read_text(encoding="utf-8"))
 
     labels = table["label"].to_numpy()
