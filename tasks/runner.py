@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -42,8 +43,6 @@ def run_step(step: Step, params: Params, orchestrator: str = "python", defence: 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with open_run(paths.step_of(folder), folder, params, orchestrator) as tracker:
-        # from here on garbage is that of work (tasks/__init__.py), which may hold arrays
-        gc.set_threshold(100_000)
         try:
             if defence is None:
                 step(params, tracker)
@@ -92,6 +91,8 @@ def main(step: Step) -> NoReturn:
         params = load_params()
         if defence is not None and defence not in params.defences:
             raise ValueError(f"{defence!r} is none of the defences in {paths.PARAMS}: {list(params.defences)}")
+        # higher than Python's own, since more is imported; lower than in tasks/__init__.py, since arrays may be garbage
+        gc.set_threshold(100_000)
         run_step(step, params, orchestrator, defence)
     except (ParamsError, ValueError, OSError, MemoryError) as error:
         if os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
@@ -103,8 +104,11 @@ def main(step: Step) -> NoReturn:
 def end() -> NoReturn:
     """End the process as Python does, but for what imports have made: taking it apart is a second of every step.
 
-    What writes at Python's very end, such as ``python -m cProfile``, gets no chance to: profile :func:`run_step`.
+    Threads are waited for, exit handlers run, and what was said is written; files must be closed by then. What writes
+    at Python's very end, such as ``python -m cProfile``, gets no chance to: profile :func:`run_step`.
     """
+    threading._shutdown()  # type: ignore[attr-defined]  # not in typeshed
     atexit._run_exitfuncs()
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(0)

@@ -22,10 +22,10 @@ IMAGE = np.zeros((1, 1, 32, 32), dtype=np.float32)
 
 def test_a_layer_takes_a_product_for_each_weight_and_place() -> None:
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)]
-    layers += [nn.ConvTranspose2d(6, 2, 2, stride=2), nn.Flatten(), nn.Linear(2048, 3)]
-    by_hand = [32 * 32 * 4 * 9, 16 * 16 * 6 * 2 * 9, 16 * 16 * 6 * 2 * 4, 2048 * 3]
+    layers += [nn.ConvTranspose2d(6, 2, 2, stride=2, groups=2), nn.Flatten(), nn.Linear(2048, 3)]
+    by_hand = [32 * 32 * 4 * 9, 16 * 16 * 6 * 2 * 9, 16 * 16 * 6 * 1 * 4, 2048 * 3]
     assert cost_of(nn.Sequential(*layers), IMAGE) == {
-        "parameters": 4 * 10 + 6 * 19 + 2 * 25 + 3 * 2049,
+        "parameters": 4 * 10 + 6 * 19 + 2 * 13 + 3 * 2049,
         "multiply_adds": sum(by_hand),
         "looks": 1,
     }

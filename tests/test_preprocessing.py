@@ -58,7 +58,7 @@ def test_the_median_takes_out_a_single_pixel() -> None:
     assert build_purifier(steps=[METHODS["median"]])(images).unique().tolist() == [0.5]
 
 
-@pytest.mark.parametrize("window", [3, 5])
+@pytest.mark.parametrize("window", [3, 5, 7])
 def test_the_median_is_that_of_art(window: int) -> None:
     by_art, _ = SpatialSmoothing(window, channels_first=True, clip_values=(0.0, 1.0))(noisy().numpy())
     ours = build_purifier(steps=[{"method": "median", "window": window}])(noisy())
@@ -73,6 +73,17 @@ def test_the_medians_gradient_goes_to_the_pixel_that_is_the_median() -> None:
     assert images.grad is not None
     (row, column) = images.grad[0, 0].nonzero()[0].tolist()
     assert images[0, 0, row, column].item() == median(images)[0, 0, 3, 3].item()
+
+
+@pytest.mark.parametrize("window", [3, 5, 7])
+def test_attacks_see_the_same_median_as_predictions_also_of_equal_and_of_missing_values(window: int) -> None:
+    few_levels = (noisy(3, 20)[..., :13] * 4).round() / 4
+    few_levels[0, 0, 9, 9] = torch.nan
+    median = build_purifier(steps=[{"method": "median", "window": window}])
+    predicted, attacked = median(few_levels), median(few_levels.clone().requires_grad_()).detach()
+    assert torch.equal(predicted.isnan(), attacked.isnan())
+    assert int(predicted.isnan().sum()) == window**2
+    assert torch.equal(predicted.nan_to_num(), attacked.nan_to_num())
 
 
 def test_noise_has_its_standard_deviation_and_is_another_one_at_every_look() -> None:

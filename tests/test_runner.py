@@ -48,12 +48,24 @@ def test_other_errors_stay_what_they_are(params_with: Callable[..., Params]) -> 
     assert paths.EVALUATE.is_dir()
 
 
-END = "import atexit; from tasks.runner import end; atexit.register(print, 'handled'); print('said'); end()"
+END = """
+import atexit, threading, time
+from tasks.runner import end
+
+def late():
+    time.sleep(0.2)
+    print("waited for")
+
+atexit.register(print, "handled")
+threading.Thread(target=late).start()
+print("said")
+end()
+"""
 
 
-def test_a_process_ends_after_its_exit_handlers_and_with_all_that_it_has_said() -> None:
+def test_a_process_ends_after_its_threads_and_exit_handlers_and_with_all_that_it_has_said() -> None:
     ended = subprocess.run([sys.executable, "-c", END], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (ended.stdout, ended.stderr) == ("said\nhandled\n", "")
+    assert (ended.stdout, ended.stderr) == ("said\nwaited for\nhandled\n", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, the disk that is always full")

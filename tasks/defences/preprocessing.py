@@ -17,6 +17,9 @@ from tasks.params import BitDepth, GaussianNoise, Jpeg, MedianSmoothing, Step, T
 # where ART keeps its data is nobody's concern
 logging.getLogger("art").setLevel(logging.WARNING)
 
+MOST_EXCHANGED = 25
+"""Neighbours of a pixel of which the median is found by exchanges: as many as the square of their number."""
+
 Transform = Callable[[np.ndarray], tuple[np.ndarray, Any]]
 """Images ``(N, 1, H, W)`` in [0, 1] to images of the same shape, and labels that nobody asks for."""
 
@@ -178,7 +181,8 @@ class MedianFilter(nn.Module):
                 return median
             source = torch.zeros_like(median, dtype=torch.int64)
             for down, right in squares:
-                source = torch.where(mirrored[:, :, down, right] == median, pixels[down, right], source)
+                neighbour = mirrored[:, :, down, right]
+                source = torch.where((neighbour == median) | neighbour.isnan(), pixels[down, right], source)
         return images.flatten(2).gather(2, source.flatten(2)).view_as(images)
 
     def extra_repr(self) -> str:
@@ -187,11 +191,13 @@ class MedianFilter(nn.Module):
 
 
 def _median(arrays: Sequence[Tensor]) -> Tensor:
-    """The median, element by element, of an odd number of arrays, by exchanges alone (Paeth 1990, Graphics Gems).
+    """The median, element by element, of an odd number of arrays; of few by exchanges (Paeth 1990, Graphics Gems).
 
-    Of more than half of the numbers, the median is neither the least nor the greatest: both are forgotten, and another
-    takes their place.
+    Among any ``n // 2 + 2`` of n numbers, one is at most as large as the median of all, and one at least as large: the
+    least and the greatest can be forgotten, and another number takes their place.
     """
+    if len(arrays) > MOST_EXCHANGED:
+        return torch.stack(list(arrays), dim=-1).median(dim=-1).values
     n_held = len(arrays) // 2 + 2
     held, waiting = list(arrays[:n_held]), list(arrays[n_held:])
     while len(held) > 1:

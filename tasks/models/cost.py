@@ -35,7 +35,7 @@ def cost_of(model: nn.Module, image: np.ndarray) -> dict[str, int]:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's annotation
-    """Counts as torch's ``FlopCounterMode``, which imports compilers: more than a second of every attack."""
+    """Counts what torch's ``FlopCounterMode`` does, which imports compilers: more than a second of every attack."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's annotation
@@ -57,6 +57,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
                 is_transposed = args[6]
                 n_images, _, *places = (image if is_transposed else output).shape
                 self.multiply_adds += n_images * math.prod(places) * weight.numel()
+            case aten.linear:
+                # whole on some devices, elsewhere made of those below
+                self.multiply_adds += output.numel() * args[1].shape[-1]
             case aten.mm | aten.bmm:
                 self.multiply_adds += args[0].numel() * args[1].shape[-1]
             case aten.addmm | aten.baddbmm:

@@ -4,9 +4,9 @@ In a toy workspace that ``dvc repro`` has brought up to date (for the first two,
 command is run once unmeasured, so that files are in the system's cache, and then ``--repeats`` times; medians count.
 
 Start-up of a stage is what its process takes beside the work: interpreter, imports wherever they happen, what
-libraries set up at their first use (fonts, Data Docs, torch.export), opening the tracking store, and the way out. A
-process like ``python -m tasks.<step>`` runs the step, tells how long that took the second time, when there was nothing
-but the work to do, and ends; start-up is the time of the whole process less twice that. Beside it stands the same of
+libraries set up at their first use (fonts, Data Docs, torch.export), opening the tracking store, and the way out: the
+time of ``python -m tasks.<step>`` less that of the work, which another process tells that runs the step twice, and the
+second time has nothing but the work to do. Beside it stands the same of
 processor time (user and system, all threads), which other work on the machine stretches less. ``--only-stages`` leaves
 the commands with nothing to do out.
 
@@ -37,7 +37,7 @@ MEDIAN_GOAL, SUM_GOAL = 4.0, 45.0
 TWICE = """
 import importlib, sys, time
 from tasks.params import load_params
-from tasks.runner import end, run_step
+from tasks.runner import run_step
 
 name, _, defence = sys.argv[1].partition("@")
 step = getattr(importlib.import_module(f"tasks.{name}"), name)
@@ -45,7 +45,6 @@ run_step(step, load_params(), defence=defence or None)
 began, busy = time.perf_counter(), time.process_time()
 run_step(step, load_params(), defence=defence or None)
 print("second run:", time.perf_counter() - began, time.process_time() - busy)
-end()
 """
 
 
@@ -61,10 +60,12 @@ def nothing_to_do(workspace: Path, command: list[str], printed: str) -> float:
 def start_up(workspace: Path, step: str) -> dict[str, float]:
     """Seconds of a stage's start-up, and of its work at toy size; ``processor``: user and system time."""
     began, busy = time.perf_counter(), processor_time_of_children()
-    told = run(workspace, sys.executable, "-c", TWICE, step)
+    name, _, defence = step.partition("@")
+    run(workspace, sys.executable, "-m", f"tasks.{name}", *filter(None, [defence]))
     whole, whole_busy = time.perf_counter() - began, processor_time_of_children() - busy
+    told = run(workspace, sys.executable, "-c", TWICE, step)
     work, work_busy = map(float, told.rsplit("second run:", 1)[1].split())
-    return {"start_up": whole - 2 * work, "processor": whole_busy - 2 * work_busy, "work": work}
+    return {"start_up": whole - work, "processor": whole_busy - work_busy, "work": work}
 
 
 def processor_time_of_children() -> float:
