@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import chi2
+from scipy.stats import binomtest, chi2, quantile_test
 
 from tasks.evaluation.benchmark import (
     benchmark_table,
@@ -154,6 +154,19 @@ def test_quartiles_of_the_smallest_perturbation_are_over_images_that_are_right()
     assert (row["q25"], row["median"], row["q75"]) == (11, 21, 31)
     # order statistics of ranks 14 and 27 hold the median of 40 with a probability of 96 %
     assert (row["median_low"], row["median_high"]) == (14, 27)
+
+
+@pytest.mark.parametrize("n", [1, 5, 6, 40, 199, 200])
+def test_exact_statistics_are_those_of_scipy(n: int) -> None:
+    minimal = np.random.default_rng(n).random(n) + 0.1
+    row = minimal_eps_table(pd.DataFrame({"target": "any", "image": range(n), "minimal_eps": minimal})).iloc[0]
+    by_scipy = quantile_test(minimal, p=0.5).confidence_interval()
+    np.testing.assert_array_equal(
+        row[["median_low", "median_high"]].to_numpy(float),
+        [by_scipy.low, by_scipy.high],
+    )
+    for n_right_alone in range(0, n + 1, max(1, n // 7)):
+        assert mcnemar(n_right_alone, n - n_right_alone) == pytest.approx(binomtest(n_right_alone, n).pvalue)
 
 
 def test_a_quartile_that_nothing_found_reaches_is_infinite() -> None:
