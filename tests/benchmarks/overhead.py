@@ -35,10 +35,11 @@ NOTHING_TO_DO = {
 MEDIAN_GOAL, SUM_GOAL = 4.0, 45.0
 """Seconds of start-up of a stage in the median, and over all stages."""
 TWICE = """
-import importlib, sys, time
+import gc, importlib, sys, time
 from tasks.params import load_params
 from tasks.runner import run_step
 
+gc.set_threshold(100_000)  # as the runner's main
 name, _, defence = sys.argv[1].partition("@")
 step = getattr(importlib.import_module(f"tasks.{name}"), name)
 run_step(step, load_params(), defence=defence or None)
