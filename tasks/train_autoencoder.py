@@ -30,6 +30,7 @@ def train_autoencoder(params: Params, tracker: Tracker) -> None:
         settings,
         params.seed,
         device,
+        params.compute.precision,
         paths.checkpoint_folder("train_autoencoder") / "state.pt",
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )

@@ -42,6 +42,7 @@ def train_classifier(params: Params, tracker: Tracker) -> None:
         settings,
         params.seed,
         device,
+        params.compute.precision,
         paths.checkpoint_folder("train_classifier") / "state.pt",
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )

@@ -112,6 +112,7 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
         settings.training,
         params.seed,
         device,
+        params.compute.precision,
         paths.checkpoint_folder("train_defence", defence) / "state.pt",
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
         classifier,

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,27 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks.ball import radius
+from tasks.attacks.campaign import seed_random_defences
 from tasks.attacks.crafting import craft, observe
 from tasks.defences.purified import Purified
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
 from tasks.evaluation.scores import margin
-from tasks.models.autoencoder import build_autoencoder
-from tasks.models.classifier import build_classifier
-from tasks.params import Attack, Params
+from tasks.models.autoencoder import ARCHITECTURES
+from tasks.params import Attack, Params, Step
+from tests.every_target import METHODS, TARGETS, build_target
 from tests.nets import N_PIXELS, SIDE, Linear, ThreeClasses, linear_case
 
 MODES = ["fast", "reference"]
-
-
-def classifier() -> nn.Module:
-    return build_classifier("cnn", n_classes=3, mean=0.5, std=0.3)
-
-
-TARGETS: dict[str, Callable[[], nn.Module]] = {
-    "undefended": classifier,
-    "autoencoder": lambda: Purified(build_autoencoder("plain"), classifier()),
-}
-"""Every kind of target that the step attack meets."""
 
 
 def attacked(
@@ -150,8 +141,7 @@ def test_random_starts_of_the_reference_follow_the_seed(linear: tuple, params_wi
 def test_fast_and_reference_mode_craft_the_same_examples(
     target: str, attack: str, norm: str, params_with: Callable[..., Params]
 ) -> None:
-    torch.manual_seed(0)
-    model = TARGETS[target]().eval().requires_grad_(False)
+    model = build_target(target)
     images = np.random.default_rng(0).uniform(size=(12, 1, 32, 32)).astype(np.float32)
     labels = np.arange(12) % 3
     numbers = {
@@ -165,14 +155,28 @@ def test_fast_and_reference_mode_craft_the_same_examples(
 
     def all_eps(mode: str) -> list[np.ndarray]:
         settings = params_with(numbers | {"attack.mode": mode}).attack
+        seed_random_defences(model, 0)
         return list(craft(model, images, labels, 3, attack, settings, (0.0, 1.0), 0, np.arange(12)))
 
-    for eps, fast, reference in zip((0.5, 2, 8), all_eps("fast"), all_eps("reference"), strict=True):
-        # the sign of a gradient next to zero may turn by rounding; ART adds 1e-7 to the norm that it divides by
-        assert np.abs(fast - reference).mean() < 0.005 * eps / 255
-        assert margin(observe(model, fast).logits, labels) == pytest.approx(
-            margin(observe(model, reference).logits, labels), abs=1e-3
-        )
+    def margins(of: np.ndarray) -> np.ndarray:
+        seed_random_defences(model, 1)
+        return margin(observe(model, of).logits, labels)
+
+    fast, reference = all_eps("fast"), all_eps("reference")
+    # the sign of a gradient next to zero may turn by rounding; ART adds 1e-7 to the norm that it divides by
+    assert np.abs(fast[0] - reference[0]).mean() < 0.005 * 0.5 / 255
+    # from one eps to the next, draws differ; and on the way to the largest, what rounds images drifts apart
+    alike = 0.2 if "noise" in target else 0.05
+    for ours, arts in zip(fast, reference, strict=True):
+        gained = margins(images) - margins(arts)
+        assert gained.min() > 0
+        assert margins(ours) == pytest.approx(margins(arts), abs=alike * gained.max())
+
+
+def test_fast_and_reference_mode_are_compared_on_every_kind_of_purifier() -> None:
+    known = {step.model_fields["method"].annotation.__args__[0] for step in get_args(get_args(Step)[0])}
+    assert set(METHODS) == known
+    assert set(TARGETS) >= known | set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -20,7 +20,7 @@ from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
 from tasks.models.objectives import reconstruct
 from tasks.models.training import TrainingDiverged, build_seeded, fit
-from tasks.params import Augmentation, Noise, TrainClassifier
+from tasks.params import Augmentation, Noise, Precision, TrainClassifier
 from tasks.train_classifier import mean_and_std
 
 SIZE = 32
@@ -233,12 +233,13 @@ class TestTraining:
             checkpoint: str = "checkpoint.pt",
             objective: Any = classify,
             on_epoch: Any = None,
+            precision: Precision = "float32",
         ) -> Any:
             model = build_seeded(lambda: build_classifier("cnn", 2, 0.4, 0.2), seed)
             extra = {"on_epoch": on_epoch} if on_epoch else {}
             return fit(
                 model, objective, **data, settings=chosen, seed=seed, device=torch.device("cpu"),
-                checkpoint=tmp_path / checkpoint, **extra,
+                precision=precision, checkpoint=tmp_path / checkpoint, **extra,
             )  # fmt: skip
 
         return train
@@ -255,6 +256,31 @@ class TestTraining:
         assert kept["validation_loss"] == best["validation_loss"].min()
         kept_loss = F.cross_entropy(logits, torch.from_numpy(data["labels"][rows])).item()
         assert kept_loss == pytest.approx(kept["validation_loss"], rel=1e-4)
+
+    def test_steps_of_bfloat16_learn_as_well_and_keep_everything_else_in_float32(
+        self, train: Any, data: dict[str, Any]
+    ) -> None:
+        seen = []
+
+        def watched(model: Any, *rest: Any) -> dict[str, Tensor]:
+            metrics = classify(model, *rest)
+            seen.append((model.training, torch.is_autocast_enabled("cpu"), metrics["loss"].dtype))
+            return metrics
+
+        model, history = train(settings(epochs=6), precision="bfloat16", objective=watched)
+        exact, _ = train(settings(epochs=6), checkpoint="exact.pt")
+        assert set(seen) == {(True, True, torch.float32), (False, False, torch.float32)}
+        assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
+        assert history["validation_accuracy"].max() == 1
+        ours, theirs = (each.network.head.weight for each in (model, exact))
+        assert not torch.equal(ours, theirs)
+        assert ours == pytest.approx(theirs, abs=0.1 * float(theirs.abs().max()))
+
+    def test_a_checkpoint_of_another_precision_is_not_gone_on_from(self, train: Any) -> None:
+        exact, _ = train(settings(), checkpoint="exact.pt")
+        train(settings(), precision="bfloat16")
+        again, _ = train(settings())
+        assert torch.equal(again.network.head.weight, exact.network.head.weight)
 
     def test_the_same_seed_gives_the_same_weights_and_another_does_not(self, train: Any) -> None:
         first, _ = train(settings(), seed=1, checkpoint="a.pt")
@@ -333,6 +359,18 @@ def test_mean_and_standard_deviation_are_those_of_the_chosen_images_pixels() -> 
     rows = np.array([1, 2, 7])
     expected = pixels[rows].mean() / 255, pixels[rows].std() / 255
     np.testing.assert_allclose(mean_and_std(pixels, rows), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_where_bfloat16_gains_nothing_a_warning_says_so(
+    precision: str, params_with: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compute = params_with({"compute.device": "cpu", "compute.threads": 1, "compute.precision": precision}).compute
+    for capabilities, expected in (({"avx512_f": True}, precision == "bfloat16"), ({"amx_bf16": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known)
+        caplog.clear()
+        assert set_up(compute) == torch.device("cpu")
+        assert ("compute.precision" in caplog.text) == expected
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(params_with: Any) -> None:

@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from tasks.attacks.ball import Balls, radius
+from tasks.attacks.campaign import seed_random_defences
 from tasks.attacks.crafting import craft, observe
 from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
 from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
 from tasks.evaluation.scores import margin
-from tasks.params import Params
+from tasks.params import Params, Precision
+from tests.every_target import TARGETS, build_target
 from tests.nets import N_PIXELS, SIDE, ThreeClasses, linear_case
 
 EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16])
@@ -27,12 +29,13 @@ def swept(
     n_restarts: int = 0,
     seed: int = 0,
     eps: np.ndarray = EPS,
+    precision: Precision = "float32",
 ) -> Sweep:
     radii = np.array([radius(value, norm, images[0].size) for value in eps])
     common = (model, images, labels, radii, Balls(norm, (0.0, 1.0)), batch_size)
     if attack == "fgsm":
         return fgsm_sweep(*common)
-    return pgd_sweep(*common, n_steps, 0.25, n_restarts, seed, np.arange(len(images)))
+    return pgd_sweep(*common, n_steps, 0.25, n_restarts, seed, np.arange(len(images)), precision)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,66 @@ def test_what_breaks_an_image_lies_in_the_ball_that_it_stands_for(
             size = radius(EPS[index], norm, N_PIXELS)
             check_adversarial(found.adversarial[at], norms[at], EPS[index], size, (0.0, 1.0))
     assert len(set(found.broken_at)) > 3
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_with_gradients_of_bfloat16_the_radius_is_still_exact_where_the_gradient_is(norm: str) -> None:
+    model, images, labels, margins = linear_case()
+    # powers of two have no rounding
+    with torch.no_grad():
+        score = model.bias + torch.from_numpy(images).flatten(1) @ model.weights
+        model.weights.copy_(model.weights.sign() * 2.0 ** model.weights.abs().log2().round())
+        model.bias += (score - model.bias - torch.from_numpy(images).flatten(1) @ model.weights).median()
+    margins = margin(observe(model, images).logits, labels)
+    radii = np.array([radius(eps, norm, N_PIXELS) for eps in EPS])
+    expected = np.where(margins < 0, -1, np.searchsorted(radii, margins / model.dual(norm)))
+    found = swept("pgd", model, images, labels, norm, n_steps=40, precision="bfloat16")
+    assert found.broken_at.tolist() == expected.tolist()
+    assert len(set(expected)) >= 4
+
+
+@pytest.mark.parametrize("offset", [-100.0, 100.0])
+def test_what_bfloat16_takes_for_broken_or_for_safe_is_not_believed(offset: float) -> None:
+    model, images, labels, _ = linear_case()
+
+    class Misleading(nn.Module):
+        """In lower precision the logit of class 1 is far off, so that all images are of one class."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            shift = offset * torch.is_autocast_enabled("cpu")
+            logits: torch.Tensor = self.model(given) + shift * torch.tensor([0.0, 1.0])
+            return logits
+
+    true = swept("pgd", model, images, labels, n_steps=5)
+    misled = swept("pgd", Misleading(), images, labels, n_steps=5, precision="bfloat16")
+    assert misled.broken_at.tolist() == true.broken_at.tolist()
+    assert true.n_forward == 0 < misled.n_forward
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gradients_of_bfloat16_break_as_much_on_every_kind_of_target(target: str) -> None:
+    model = build_target(target)
+    images = np.random.default_rng(0).uniform(size=(24, 1, 32, 32)).astype(np.float32)
+    labels = observe(model, images).logits.argmax(axis=1)
+    radii = np.geomspace(2e-4, 0.1, 10)
+
+    def found(precision: Precision) -> Sweep:
+        seed_random_defences(model, 0)
+        rows = np.arange(len(images))
+        return pgd_sweep(model, images, labels, radii, Balls("linf", (0, 1)), 8, 20, 0.25, 1, 0, rows, precision)
+
+    exact, reduced = found("float32"), found("bfloat16")
+    n_correct = [(sweep.broken_at[:, None] > np.arange(len(radii))).sum(axis=0) for sweep in (exact, reduced)]
+    by_luck = 4 if "noise" in target else 1
+    assert (n_correct[1] <= n_correct[0] + by_luck).all()
+    assert n_correct[0][0] > n_correct[0][-1] + 8
+    if "noise" not in target:
+        wrong = observe(model, reduced.adversarial).logits.argmax(axis=1) != labels
+        assert wrong.tolist() == (reduced.broken_at < len(radii)).tolist()
 
 
 @pytest.mark.parametrize("mode", ["fast", "reference"])

@@ -91,6 +91,21 @@ def test_a_defence_is_trained_and_gives_the_same_bytes_twice(
     assert target(torch.rand(2, 1, 32, 32)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("defence", TRAINED)
+def test_in_bfloat16_a_defence_learns_as_in_float32(
+    defence: str, workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    histories, weights = [], []
+    for precision in ("float32", "bfloat16"):
+        files = run(params_with(SHORT | {"compute.precision": precision}), defence)
+        histories.append(pd.read_csv(paths.defence_history(defence)))
+        weights.append({name: file for name, file in files.items() if name.endswith(".safetensors")})
+    assert weights[0] != weights[1]
+    exact, reduced = (history.filter(regex="_loss$").to_numpy() for history in histories)
+    assert exact.size >= 4
+    assert reduced == pytest.approx(exact, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("defence", "path", "begun"),
     [

@@ -20,7 +20,7 @@ from tasks.models.features import head_of
 from tasks.models.files import load_model
 from tasks.models.objectives import classification
 from tasks.models.training import build_seeded, fit
-from tasks.params import ActiveLearning, Attack, Params, TrainClassifier
+from tasks.params import ActiveLearning, Attack, Params, Precision, TrainClassifier
 
 N_JUDGED = 128
 """Labelled images, at most, on which the epoch that is kept is chosen: no label is spent on a validation set."""
@@ -40,6 +40,7 @@ class Learner:
         mean: of the training pixels, in [0, 1].
         std: of the training pixels.
         device: where to compute.
+        precision: in which it learns.
         seed: of attacks on test images.
     """
 
@@ -52,6 +53,7 @@ class Learner:
     mean: float
     std: float
     device: torch.device
+    precision: Precision
     seed: int
 
     def build(self, pretrained: bool) -> nn.Module:
@@ -103,7 +105,8 @@ class Learner:
             return classify(model, images, labels, generator, progress)
 
         splits = {"train": rows, "validation": judged}
-        model, _ = fit(model, objective, pixels, labels, splits, training, seed, self.device, checkpoint)
+        how = training, seed, self.device, self.precision, checkpoint
+        model, _ = fit(model, objective, pixels, labels, splits, *how)
         checkpoint.unlink()
         return model.to(self.device)
 
@@ -186,6 +189,7 @@ def learner_of(params: Params, data: Prepared, pixels: np.ndarray, device: torch
         float(known.mean()),
         float(known.std()),
         device,
+        params.compute.precision,
         params.seed,
     )
     try:

@@ -31,7 +31,7 @@ from tasks.evaluation.records import CLEAN, build_probes, build_records, build_s
 from tasks.evaluation.robustness import SQUARE, SUITE, SWEEP
 from tasks.models.compute import set_up
 from tasks.models.digests import digest_of_arrays, digest_of_model
-from tasks.params import Attack, Params
+from tasks.params import Attack, Params, Precision
 from tasks.paths import UNDEFENDED
 
 HOP_SKIP_JUMP = "hop_skip_jump"
@@ -56,6 +56,7 @@ class Campaign:
     """What every part of the attack on one target works on."""
 
     settings: Attack
+    precision: Precision
     seed: int
     data: Prepared
     name: str
@@ -130,7 +131,7 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
         code=digest_of_code(),
         settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
         seed=params.seed,
-        compute=[str(device), params.compute.threads],
+        compute=[str(device), params.compute.threads, params.compute.precision],
         target=[name, digest_of_model(target)],
     )
     looked = shards.finish(
@@ -147,6 +148,7 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
     milliseconds = float(np.load(looked / "milliseconds.npy", allow_pickle=False))
     return Campaign(
         settings,
+        params.compute.precision,
         params.seed,
         data,
         name,
@@ -247,7 +249,8 @@ def search(campaign: Campaign, attack: str, rows: np.ndarray, before: pa.Table |
     with campaign.naming_images(rows, attack):
         if before is None:
             assert attack == SWEEP, attack
-            broken = swept(case, settings.sweep.n_steps, settings.pgd.relative_step, settings.sweep.n_restarts)
+            how = settings.sweep
+            broken = swept(case, how.n_steps, settings.pgd.relative_step, how.n_restarts, campaign.precision)
         else:
             at = np.searchsorted(grid, before["smallest_eps"].to_numpy()) - 1
             if attack == SUITE:

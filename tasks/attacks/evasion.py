@@ -1,7 +1,7 @@
 """The sweep for the smallest eps as an attack of the Adversarial Robustness Toolbox."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from art.attacks.attack import EvasionAttack
@@ -10,6 +10,7 @@ from art.utils import check_and_transform_label_format
 
 from tasks.attacks.ball import Balls
 from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
+from tasks.params import Precision
 
 NORMS: dict[Any, str] = {np.inf: "linf", "inf": "linf", 2: "l2"}
 """A norm as ART takes it -> its name here."""
@@ -31,11 +32,13 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         num_random_init: random starts of PGD for images that withstand the first.
         batch_size: images a pass.
         seed: of the random starts.
+        precision: ``"float32"`` or ``"bfloat16"``, of convolutions and matrix products in the gradients of PGD; what
+            holds and what breaks is said in float32.
     """
 
     attack_params: ClassVar[list[str]] = [
         *EvasionAttack.attack_params,
-        *("norm", "eps", "max_iter", "relative_step", "num_random_init", "batch_size", "seed"),
+        *("norm", "eps", "max_iter", "relative_step", "num_random_init", "batch_size", "seed", "precision"),
     ]
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
 
@@ -49,6 +52,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         num_random_init: int = 0,
         batch_size: int = 32,
         seed: int = 0,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__(estimator=estimator)
         self.norm = norm
@@ -58,6 +62,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         self.num_random_init = num_random_init
         self.batch_size = batch_size
         self.seed = seed
+        self.precision = precision
         self._check_params()
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
@@ -92,11 +97,13 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         if self.max_iter == 0:
             return fgsm_sweep(*common)
         steps = (self.max_iter, self.relative_step, self.num_random_init)
-        return pgd_sweep(*common, *steps, self.seed, np.arange(len(images)))
+        return pgd_sweep(*common, *steps, self.seed, np.arange(len(images)), self.precision)
 
     def _check_params(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"norm: {self.norm!r} is none of {list(NORMS)}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision: {self.precision!r} is none of {list(get_args(Precision))}")
         rising = bool(self.eps) and list(self.eps) == sorted(set(self.eps))
         if not rising or not 0 < self.eps[0] <= self.eps[-1] < np.inf:
             raise ValueError(f"eps: positive radii that rise are wanted, not {list(self.eps)}")

@@ -22,6 +22,7 @@ from tasks.attacks.square import square
 from tasks.attacks.sweep import Bracket, pgd_sweep
 from tasks.evaluation.perturbations import TOLERANCE, perturbation_norms
 from tasks.models.compute import device_of
+from tasks.params import Precision
 
 Attempt = Callable[[np.ndarray, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Numbers of some images, the images, their labels and radii, to other images and which of these are misclassified."""
@@ -59,10 +60,10 @@ class Broken:
     """What breaks the image there, float32 ``(N, 1, H, W)``; the image itself where nothing does."""
 
 
-def swept(case: Case, n_steps: int, relative_step: float, n_restarts: int) -> Broken:
+def swept(case: Case, n_steps: int, relative_step: float, n_restarts: int, precision: Precision = "float32") -> Broken:
     """What the sweep finds, PGD on the margin: see :func:`tasks.attacks.sweep.pgd_sweep`."""
-    steps = n_steps, relative_step, n_restarts, case.seed, case.rows
-    found = pgd_sweep(case.target, case.images, case.labels, case.radii, case.balls, case.batch_size, *steps)
+    how = n_steps, relative_step, n_restarts, case.seed, case.rows, precision
+    found = pgd_sweep(case.target, case.images, case.labels, case.radii, case.balls, case.batch_size, *how)
     return Broken(found.broken_at, np.full(len(case.rows), "sweep", dtype=object), found.adversarial)
 
 

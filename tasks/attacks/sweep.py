@@ -10,6 +10,8 @@ every smaller one. So no image is attacked at every radius:
   is the attack on each image at the largest radius that it withstands (once, and once more for each restart).
 - Every image of a batch has its own radius and its own number of steps. As one is done, the next takes its place, so
   that batches stay full.
+- Gradients may be of bfloat16, which processors that know it multiply faster. What holds and what breaks is said in
+  float32 alone: of an image that bfloat16 takes for broken, and of one whose steps are spent.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 
 from tasks.attacks.ball import Balls
 from tasks.attacks.gradient import logit_margin, misclassified
-from tasks.models.compute import device_of
+from tasks.models.compute import device_of, in_precision
+from tasks.params import Precision
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class Sweep:
     adversarial: np.ndarray
     """Float32 ``(N, 1, H, W)``: what breaks the image there; the image itself for -1, the last attempt for R."""
     n_forward: int
-    """Images sent forward through the model without a gradient."""
+    """Images sent forward through the model without a gradient, in float32."""
     n_gradient: int
-    """Images sent forward and backward."""
+    """Images sent forward and backward, in the precision that was asked for."""
 
 
 def fgsm_sweep(
@@ -58,7 +61,8 @@ def fgsm_sweep(
     for start in range(0, len(images), batch_size):
         rows = np.arange(start, min(start + batch_size, len(images)))
         origins, target = _on_device(device, images[rows], labels[rows])
-        wrong, margins, gradient = _look(model, origins, target)
+        logits, gradient = _look(model, origins, target)
+        wrong, margins = _wrong(model, origins, target, logits), logit_margin(logits, target)
         guess = _first_order_guess(margins, balls.slope(gradient), radii)
         directions = balls.steepest(gradient)
         rows = rows[~bracket.learn(rows, wrong)]
@@ -88,6 +92,7 @@ def pgd_sweep(
     n_restarts: int,
     seed: int,
     numbers: np.ndarray,
+    precision: Precision = "float32",
 ) -> Sweep:
     """Smallest radius at which projected gradient descent on the margin breaks each image (Madry et al. 2018).
 
@@ -107,22 +112,32 @@ def pgd_sweep(
         n_restarts: random starts, after the first, of images that hold.
         seed: of the random starts.
         numbers: of the images, ``(N,)``; an image's random starts depend on its number and the seed alone.
+        precision: of convolutions and matrix products in the gradients.
 
     Raises:
         NotFinite: a logit is not finite.
     """
     device = device_of(model)
-    bracket, adversarial, n_gradient = Bracket(len(images), radii), images.copy(), 0
+    bracket, adversarial, n_forward, n_gradient = Bracket(len(images), radii), images.copy(), 0, 0
     rows = np.arange(min(batch_size, len(images)))
     n_taken = len(rows)
     steps, restarts = np.zeros_like(rows), np.zeros_like(rows)
     origins, target = _on_device(device, images[rows], labels[rows])
     moved = origins.clone()
     while rows.size:
-        broke, margins, gradient = _look(model, moved, target)
-        n_gradient += len(rows)
         # the first pass over an image is over the image itself
         fresh = bracket.trial[rows] < 0
+        logits, gradient = _look(model, moved, target, precision)
+        n_gradient += len(rows)
+        if precision != "float32":
+            says_safe = (logit_margin(logits, target) > 0).cpu().numpy()
+            doubtful = np.flatnonzero(fresh | (steps == n_steps) | ~says_safe)
+            if doubtful.size:
+                (slots,) = _on_device(device, doubtful)
+                with torch.inference_mode():
+                    logits[slots] = model(moved[slots])
+                n_forward += len(doubtful)
+        broke = _wrong(model, moved, target, logits)
         held = ~broke & ~fresh & (steps == n_steps)
         again = held & (restarts < n_restarts)
         ended = fresh | broke | (held & ~again)
@@ -130,7 +145,7 @@ def pgd_sweep(
         worth_keeping = ~fresh & ended & (broke | bracket.at_last(rows))
         adversarial[rows[worth_keeping]] = moved[torch.from_numpy(worth_keeping)].cpu().numpy()
         if fresh.any():
-            guess = _first_order_guess(margins, balls.slope(gradient), radii)
+            guess = _first_order_guess(logit_margin(logits, target), balls.slope(gradient), radii)
         done = np.zeros(len(rows), dtype=bool)
         done[ended] = bracket.learn(rows[ended], broke[ended])
         starting = fresh & ~done
@@ -162,7 +177,7 @@ def pgd_sweep(
             target = torch.cat([target, new_labels])
             rows = np.append(rows, new)
             steps, restarts = (np.pad(count, (0, len(new))) for count in (steps, restarts))
-    return Sweep(bracket.breaks, adversarial, 0, n_gradient)
+    return Sweep(bracket.breaks, adversarial, n_forward, n_gradient)
 
 
 class Bracket:
@@ -197,14 +212,14 @@ class Bracket:
         return last
 
 
-def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Which images are wrong, bool ``(N,)``; margins ``(N,)``; the gradient ``(N, 1, H, W)`` along which they fall."""
+def _look(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "float32") -> tuple[Tensor, Tensor]:
+    """Logits ``(N, K)``, and the gradient ``(N, 1, H, W)`` along which margins fall, both as float32."""
     with torch.enable_grad():
         variable = images.detach().requires_grad_()
-        logits = model(variable)
-        margins = logit_margin(logits, labels)
-        (gradient,) = torch.autograd.grad(-margins.sum(), variable)
-    return _wrong(model, images, labels, logits.detach()), margins.detach(), gradient
+        with in_precision(precision, images.device):
+            logits = model(variable).float()
+        (gradient,) = torch.autograd.grad(-logit_margin(logits, labels).sum(), variable)
+    return logits.detach(), gradient
 
 
 def _first_order_guess(margins: Tensor, slopes: Tensor, radii: np.ndarray) -> np.ndarray:

@@ -111,10 +111,13 @@ class SoftJpeg(nn.Module):
         n, channels, height, width = images.shape
         padded = F.pad(images, (0, -width % self.BLOCK, 0, -height % self.BLOCK), mode="replicate")
         blocks = (255 * padded - 128).unfold(2, self.BLOCK, self.BLOCK).unfold(3, self.BLOCK, self.BLOCK)
-        coefficients = self.cosines @ blocks @ self.cosines.T / self.distances
-        level = coefficients.detach().round()
-        quantised = (level + (coefficients - level) ** 3) * self.distances
-        restored = (self.cosines.T @ quantised @ self.cosines).transpose(3, 4).reshape(n, channels, *padded.shape[2:])
+        # in bfloat16 a grey level is lost
+        with torch.autocast(images.device.type, enabled=False):
+            coefficients = self.cosines @ blocks @ self.cosines.T / self.distances
+            level = coefficients.detach().round()
+            quantised = (level + (coefficients - level) ** 3) * self.distances
+            restored = self.cosines.T @ quantised @ self.cosines
+        restored = restored.transpose(3, 4).reshape(n, channels, *padded.shape[2:])
         return (restored[..., :height, :width] + 128) / 255
 
 

@@ -115,8 +115,8 @@ class VariationalAutoencoder(PlainAutoencoder):
             Images of the same shape and range; the divergence of the code from the standard normal distribution, in
             units of the squared error: the negative evidence bound is, up to a constant factor, the sum of both.
         """
-        mean = self.encoder(images)
-        log_variance = self.log_variance(mean)
+        mean = self.encoder(images).float()
+        log_variance = self.log_variance(mean).float()
         code = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
         return _image(self.decoder(code), images, False), 2 * self.PIXEL_VARIANCE * divergence / images.numel()
@@ -140,6 +140,7 @@ def _predict_nothing(layer: nn.Module) -> None:
 
 
 def _image(decoded: Tensor, images: Tensor, residual: bool) -> Tensor:
+    decoded = decoded.float()
     return (images - decoded).clamp(0, 1) if residual else decoded.sigmoid()
 
 

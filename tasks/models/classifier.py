@@ -30,7 +30,7 @@ class Normalized(nn.Module):
         output = self.network((images - self.mean) / self.std)
         # torchvision's Inception and GoogLeNet add auxiliary heads while they train
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
-        return logits
+        return logits.float()
 
 
 class ResidualBlock(nn.Module):

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from tasks.models.compute import in_precision
 from tasks.models.digests import digest_of_arrays, digest_of_model
-from tasks.params import Training
+from tasks.params import Precision, Training
 
 Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator, float], dict[str, Tensor]]
 """``(model, images, labels, generator, progress) -> {"loss": scalar, other metrics: scalars}``, means over the batch.
@@ -64,6 +65,7 @@ def fit(
     settings: Training,
     seed: int,
     device: torch.device,
+    precision: Precision,
     checkpoint: Path,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
     *others: nn.Module,
@@ -86,6 +88,7 @@ def fit(
         settings: epochs, batch size, learning rate and the like.
         seed: of the order of images and of the objective's randomness.
         device: where to train.
+        precision: of convolutions and matrix products in steps; the averaged weights are measured in float32.
         checkpoint: file that is written after every epoch, and from which a killed training goes on.
         on_epoch: called after every epoch with its number from 1 and its metrics.
         others: networks that the objective uses, by which a checkpoint is known too.
@@ -106,7 +109,7 @@ def fit(
     n_steps = 0
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     batches = _Batches(pixels, labels, device)
-    fingerprint = _fingerprint(settings, seed, pixels, labels, rows, [model, *others])
+    fingerprint = _fingerprint(settings, seed, precision, pixels, labels, rows, [model, *others])
     history: list[dict[str, Any]] = []
     best = copy.deepcopy(averaged.state_dict())
 
@@ -132,7 +135,8 @@ def fit(
         model.train()
         sums, losses = _Sums(), list[Tensor]()
         for images, batch_labels in batches.full(order, settings.batch_size):
-            metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
+            with in_precision(precision, device):
+                metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
             optimizer.zero_grad()
             metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
             optimizer.step()
@@ -269,6 +273,7 @@ def _diverged(what: str, epoch: int, settings: Training, checkpoint: Path) -> Tr
 def _fingerprint(
     settings: Training,
     seed: int,
+    precision: Precision,
     pixels: np.ndarray,
     labels: np.ndarray,
     rows: dict[str, np.ndarray],
@@ -276,7 +281,8 @@ def _fingerprint(
 ) -> str:
     """What a checkpoint must share with a training that goes on from it."""
     images = digest_of_arrays(pixels, labels, rows["train"], rows["validation"])
-    named = [type(settings).__name__, settings.model_dump(mode="json"), seed, images, *map(digest_of_model, networks)]
+    how = [type(settings).__name__, settings.model_dump(mode="json"), seed, precision]
+    named = [*how, images, *map(digest_of_model, networks)]
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 

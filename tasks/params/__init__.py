@@ -43,6 +43,7 @@ from tasks.params.reading import ParamsError, load_params, parse_params
 from tasks.params.section import (
     Noise,
     Pgd,
+    Precision,
     Section,
     Training,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "Params",
     "ParamsError",
     "Pgd",
+    "Precision",
     "Preprocessing",
     "PseudoLabels",
     "RandomizedSmoothing",

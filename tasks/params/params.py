@@ -17,6 +17,7 @@ from tasks.params.section import (
     Noise,
     Pgd,
     Positive,
+    Precision,
     Section,
     Share,
     Training,
@@ -33,6 +34,9 @@ class Compute(Section):
     """CPU threads that a step uses. Floating-point sums depend on it, so it belongs to the experiment."""
     device: Literal["auto", "cpu", "cuda", "mps"]
     """Where networks run; ``auto`` takes cuda, then mps, then cpu."""
+    precision: Precision
+    """Of convolutions and matrix products while networks are trained, and in the gradients of the sweep. Weights,
+    losses, validation, and what an attack is said to have broken stay in float32."""
 
 
 class Phantom(Section):

@@ -11,6 +11,8 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 CountOrOff = Annotated[int, Field(ge=0, lt=2**31)]
 Architecture = Literal["plain", "residual", "unet", "residual_unet", "variational"]
 
+Precision = Literal["float32", "bfloat16"]
+"""Of products in networks, where these may be less exact than what is said of them."""
 
 FRACTION_OF_RANGE = 0.1
 """Largest eps below which it must be meant as a fraction of the value range: a tenth of a grey level changes nothing

@@ -174,7 +174,7 @@ def load_bundle(folder: Path) -> "nn.Module":
 
     bundle = read_bundle(folder)
     with contextlib.chdir(folder):
-        device = set_up(Compute(threads=bundle.threads, device="auto"))
+        device = set_up(Compute(threads=bundle.threads, device="auto", precision="float32"))
         network: torch.nn.Module = load_target(bundle.target, device)
     return network
 

@@ -3,7 +3,8 @@
 ``python -m tests.benchmarks.sweep`` in a folder where the pipeline has run (its ``data/`` is read). Every contender
 gets the same model with frozen weights, the same images, batch size, eps, steps and step size, and is timed until the
 robust accuracy at every eps is known; contenders take turns in every repeat. PGD makes 40 steps of eps/4, from one
-random start (the sweep from where its search comes from: see ``tasks/attacks/sweep.py``).
+random start (the sweep from where its search comes from: see ``tasks/attacks/sweep.py``). Where the processor has
+products of bfloat16, the sweep runs a second time with gradients of it.
 
 The adversarially trained model is the pipeline's classifier after some epochs of FGSM training from random starts (Wong
 et al. 2020, arXiv 2001.03994) on the same training images, made here.
@@ -18,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from tasks.attacks.evasion import EpsilonSweep
 from tasks.attacks.gradient import loss_gradient
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.defences.targets import load_target
+from tasks.models.compute import in_precision, multiplies_bfloat16
+from tasks.params import Precision
 from tasks.paths import UNDEFENDED
 from tests.benchmarks.machine import describe, machine, write_json
 
@@ -44,6 +48,8 @@ EPS = [value / 255 for value in (0.25, 0.5, 1, 2, 4, 8, 16)]
 BATCH = 16
 N_STEPS = {"pgd": 40, "fgsm": 0}
 RELATIVE_STEP = 0.25
+
+PRECISIONS: list[Precision] = ["float32", "bfloat16"] if multiplies_bfloat16(torch.device("cpu")) else ["float32"]
 
 Correct = list[int]
 """Images that stay classified correctly, for each eps."""
@@ -55,6 +61,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32, help="test images that all contenders attack")
     parser.add_argument("--more", type=int, default=160, help="test images on which the sweep meets its bare passes")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--more-repeats", type=int, default=5, help="rounds of the sweep and its bare passes")
     parser.add_argument("--epochs", type=int, default=10, help="of adversarial training")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
@@ -73,7 +80,9 @@ def main() -> None:
         model = model.to(memory_format=torch.channels_last)
         for attack in N_STEPS:
             figures = compare(model, images[few], labels[few], len(data.classes), attack, arguments.repeats)
-            figures |= over_bare_passes(model, images, labels, len(data.classes), attack, arguments.repeats)
+            figures["over bare passes"] = over_bare_passes(
+                model, images, labels, len(data.classes), attack, arguments.more_repeats
+            )
             found[f"{attack}, {name}"] = figures
             print(f"{attack}, {name}", json.dumps(figures, indent=2), flush=True)
     write_json(arguments.json, found)
@@ -89,50 +98,59 @@ def compare(
         "torchattacks": lambda: by_torchattacks(model, images, labels, attack),
         "foolbox": lambda: by_foolbox(model, images, labels, attack),
     }
-    ours = sweep_of(estimator, attack)
-    seconds: dict[str, list[float]] = {name: [] for name in [*contenders, "sweep"]}
+    others = list(contenders)
+    sweeps = {f"sweep, {precision}": sweep_of(estimator, attack, precision) for precision in precisions_of(attack)}
+    contenders |= {name: partial(by_sweep, sweep, images, labels) for name, sweep in sweeps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     correct: dict[str, Correct] = {}
     for _ in range(repeats):
         for name, contender in contenders.items():
             began = time.perf_counter()
             correct[name] = contender()
             seconds[name].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        found = ours.sweep(images, labels)
-        seconds["sweep"].append(time.perf_counter() - began)
-    correct["sweep"] = [int((found.broken_at > index).sum()) for index in range(len(EPS))]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    fastest = min(contenders, key=lambda name: medians[name])
+    fastest = min(others, key=lambda name: medians[name])
+    strongest = [min(correct[name][index] for name in others) for index in range(len(EPS))]
     return {
-        "times as fast as the fastest other": round(medians[fastest] / medians["sweep"], 2),
         "fastest other": fastest,
+        "times as fast as the fastest other": {name: round(medians[fastest] / medians[name], 2) for name in sweeps},
         "seconds": {name: round(value, 2) for name, value in medians.items()},
         "correct of each": correct,
-        "images more than the strongest other": max(
-            mine - min(correct[name][index] for name in contenders) for index, mine in enumerate(correct["sweep"])
-        ),
+        "images more than the strongest other": {
+            name: max(mine - least for mine, least in zip(correct[name], strongest, strict=True)) for name in sweeps
+        },
     }
 
 
 def over_bare_passes(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, n_classes: int, attack: str, repeats: int
 ) -> dict[str, Any]:
-    """Time of a sweep over that of the passes that it makes by themselves, median over repeats."""
-    ours = sweep_of(estimator_of(model, images, n_classes), attack)
-    ratios = []
-    for _ in range(repeats):
-        before = bare_passes(model, images, labels)
-        began = time.perf_counter()
-        found = ours.sweep(images, labels)
-        seconds = time.perf_counter() - began
-        # passes before and after, so that a change of the machine's speed meets both
-        gradient, forward = np.mean([before, bare_passes(model, images, labels)], axis=0)
-        ratios.append(seconds / (found.n_gradient * gradient + found.n_forward * forward))
-    return {
-        "time over bare passes": round(statistics.median(ratios), 3),
-        "gradients an image": round(found.n_gradient / len(images), 1),
-        "further forward passes an image": round(found.n_forward / len(images), 1),
-    }
+    """Time of a sweep over that of the passes that it makes by themselves, median and all over repeats."""
+    figures: dict[str, Any] = {}
+    for precision in precisions_of(attack):
+        ours = sweep_of(estimator_of(model, images, n_classes), attack, precision)
+        ratios = []
+        for _ in range(repeats):
+            before = bare_passes(model, images, labels, precision)
+            began = time.perf_counter()
+            found = ours.sweep(images, labels)
+            seconds = time.perf_counter() - began
+            # passes before and after, so that a change of the machine's speed meets both
+            after = bare_passes(model, images, labels, precision)
+            gradient, forward = np.mean([before, after], axis=0)
+            ratios.append(seconds / (found.n_gradient * gradient + found.n_forward * forward))
+        figures[f"sweep, {precision}"] = {
+            "time over bare passes": round(statistics.median(ratios), 3),
+            "of each round": [round(ratio, 3) for ratio in ratios],
+            "gradients an image": round(found.n_gradient / len(images), 1),
+            "further forward passes an image": round(found.n_forward / len(images), 1),
+        }
+    return figures
+
+
+def precisions_of(attack: str) -> list[Precision]:
+    """In which the sweep takes gradients; FGSM takes one alone."""
+    return PRECISIONS if attack == "pgd" else ["float32"]
 
 
 def estimator_of(model: nn.Module, images: np.ndarray, n_classes: int) -> PyTorchClassifier:
@@ -141,9 +159,16 @@ def estimator_of(model: nn.Module, images: np.ndarray, n_classes: int) -> PyTorc
     return PyTorchClassifier(model, loss, images.shape[1:], n_classes, clip_values=(0.0, 1.0), device_type="cpu")
 
 
-def sweep_of(estimator: PyTorchClassifier, attack: str) -> EpsilonSweep:
+def sweep_of(estimator: PyTorchClassifier, attack: str, precision: Precision) -> EpsilonSweep:
     """Ours, with the numbers that all contenders share."""
-    return EpsilonSweep(estimator, eps=EPS, max_iter=N_STEPS[attack], relative_step=RELATIVE_STEP, batch_size=BATCH)
+    shared: dict[str, Any] = {"eps": EPS, "max_iter": N_STEPS[attack], "relative_step": RELATIVE_STEP}
+    return EpsilonSweep(estimator, **shared, batch_size=BATCH, precision=precision)
+
+
+def by_sweep(sweep: EpsilonSweep, images: np.ndarray, labels: np.ndarray) -> Correct:
+    """Ours."""
+    found = sweep.sweep(images, labels)
+    return [int((found.broken_at > index).sum()) for index in range(len(EPS))]
 
 
 def by_art(estimator: Any, images: np.ndarray, labels: np.ndarray, n_classes: int, attack: str) -> Correct:
@@ -198,12 +223,15 @@ def by_foolbox(model: nn.Module, images: np.ndarray, labels: np.ndarray, attack:
     return [len(images) - int(n_broken) for n_broken in broken]
 
 
-def bare_passes(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Seconds an image of a forward and backward pass, and of a forward pass alone, in full batches."""
+def bare_passes(model: nn.Module, images: np.ndarray, labels: np.ndarray, precision: Precision) -> tuple[float, float]:
+    """Seconds an image of a forward and backward pass, and of a forward pass alone in float32, in full batches."""
     batches = in_batches(images, labels)
     began = time.perf_counter()
     for batch, target in batches:
-        loss_gradient(model, batch, target)
+        variable = batch.detach().requires_grad_()
+        with in_precision(precision, batch.device):
+            logits = model(variable).float()
+        torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), variable)
     gradient = time.perf_counter() - began
     began = time.perf_counter()
     with torch.inference_mode():

@@ -14,6 +14,8 @@ validation images, for ours also the averaged weights' statistics and the checkp
 One long ``fit`` runs; after each of its epochs come an epoch of (a) and as many bare steps, so that a change of the
 machine's speed meets all three. Ratios are taken within a round, and their medians over the rounds are reported.
 
+Where the processor has products of bfloat16, ours and the bare step run again in that precision; (a) stays in float32.
+
 Goals: ours at least 2 times (a), over whole epochs; at least 0.9 of (b), in training.
 
     python -m tests.benchmarks.training [--json PATH] [--network NAME] [--rounds N] [--patients N]
@@ -41,9 +43,9 @@ from tasks.dataset.phantom import write_phantoms
 from tasks.models import objectives
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
-from tasks.models.compute import set_up
+from tasks.models.compute import in_precision, multiplies_bfloat16, set_up
 from tasks.models.training import fit
-from tasks.params import Params, Training, load_params
+from tasks.params import Params, Precision, Training, load_params
 from tests.benchmarks.machine import ROOT, describe, machine, write_json
 
 GOALS = {"epoch, ours / (a) ordinary": 2.0, "training, ours / (b) bare": 0.9}
@@ -117,10 +119,12 @@ class Ordinary:
 class Bare:
     """Forward, backward and step on one resident batch."""
 
-    def __init__(self, images: Tensor, labels: Tensor, model: nn.Module, loss: Loss, memory_format: Any) -> None:
+    def __init__(
+        self, images: Tensor, labels: Tensor, model: nn.Module, loss: Loss, memory_format: Any, precision: Precision
+    ) -> None:
         self.model = model.train().to(memory_format=memory_format)
         self.images, self.labels = images.contiguous(memory_format=memory_format), labels
-        self.loss = loss
+        self.loss, self.precision = loss, precision
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
         self.seconds_of(3)
 
@@ -128,7 +132,8 @@ class Bare:
         began = time.perf_counter()
         for _ in range(n_steps):
             self.optimizer.zero_grad()
-            loss = self.loss(self.model, self.images, self.labels, self.images)
+            with in_precision(self.precision, self.images.device):
+                loss = self.loss(self.model, self.images, self.labels, self.images)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
             self.optimizer.step()
         return time.perf_counter() - began
@@ -159,7 +164,9 @@ def draw(folder: Path, params: Params, n_patients: int) -> tuple[np.ndarray, np.
     )
 
 
-def compare(network: str, params: Params, n_rounds: int, n_patients: int, folder: Path) -> dict[str, list[float]]:
+def compare(
+    network: str, precision: Precision, params: Params, n_rounds: int, n_patients: int, folder: Path
+) -> dict[str, list[float]]:
     """Images/s of every way in every round; the first round, a warm-up, is left out."""
     pixels, labels, rows = draw(folder / "images", params, n_patients)
     n_images = len(rows["train"])
@@ -187,7 +194,7 @@ def compare(network: str, params: Params, n_rounds: int, n_patients: int, folder
         for n_threads in sorted({own_threads, params.compute.threads})
     }
     bare = {
-        name: Bare(batch, batch_labels, build(), loss, memory_format)
+        name: Bare(batch, batch_labels, build(), loss, memory_format, precision)
         for name, memory_format in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last))
     }
 
@@ -216,13 +223,13 @@ def compare(network: str, params: Params, n_rounds: int, n_patients: int, folder
         torch.set_num_threads(params.compute.threads)
         for name, steps in bare.items():
             speeds[f"training, (b) bare, {name}"].append(n_steps * settings.batch_size / steps.seconds_of(n_steps))
-        print(f"{network}: round {number} of {n_rounds + 1}", flush=True)
+        print(f"{network}, {precision}: round {number} of {n_rounds + 1}", flush=True)
         begun_steps.clear()
         began = time.perf_counter()
 
     rounds = settings.model_copy(update={"epochs": n_rounds + 1})
     checkpoint = folder / "checkpoint" / "state.pt"
-    fit(build(), timed, pixels, labels, rows, rounds, params.seed, device, checkpoint, after_epoch)
+    fit(build(), timed, pixels, labels, rows, rounds, params.seed, device, precision, checkpoint, after_epoch)
     return {"images": [n_images], **{name: values[1:] for name, values in speeds.items()}}
 
 
@@ -275,11 +282,15 @@ def main() -> None:
     facts = machine("torch", "torchvision", "pillow", "numpy")
     print(describe(facts), flush=True)
     figures: dict[str, Any] = {"machine": facts, "threads": params.compute.threads}
+    precisions: list[Precision] = ["float32"]
+    if multiplies_bfloat16(torch.device("cpu")):
+        precisions.append("bfloat16")
     for network in [arguments.network] if arguments.network else ["classifier", "autoencoder"]:
-        with tempfile.TemporaryDirectory() as folder:
-            speeds = compare(network, params, arguments.rounds, n_patients, Path(folder))
-        print("\n".join(lines_of(network, speeds)), flush=True)
-        figures[network] = {"ratios": ratios(speeds), "images_per_second": speeds}
+        for precision in precisions:
+            with tempfile.TemporaryDirectory() as folder:
+                speeds = compare(network, precision, params, arguments.rounds, n_patients, Path(folder))
+            print("\n".join(lines_of(f"{network}, {precision}", speeds)), flush=True)
+            figures[f"{network}, {precision}"] = {"ratios": ratios(speeds), "images_per_second": speeds}
     write_json(arguments.json, figures)
 
 
