@@ -19,13 +19,16 @@ from typing import Any, TypeVar
 import dvc.api
 import networkx
 from dvc.dependency.param import ParamsDependency
+from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import ConfirmRemoveError
-from dvc.lock import LockError
+from dvc.lock import LockError, make_lock
 from dvc.output import Output
 from dvc.repo import Repo
-from dvc.rwlock import rwlock
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, rwlock
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
+from dvc.utils.serialize import YAMLFileCorruptedError
+from dvc.utils.strictyaml import YAMLValidationError
 
 from tasks import paths
 from tasks.params import Params, load_params
@@ -47,11 +50,18 @@ class Workspace:
 
     Its calls may come from several threads. Other processes, ``dvc repro`` among them, are kept out by DVC's own locks;
     where one is at the same files, calls wait, and say for whom.
+
+    DVC writes its own files in place, so that one may be half-written where DVC was killed. Such a file is set aside:
+    results come out of DVC's cache, and claims were those of processes that are no more.
+
+    Raises:
+        ValueError: ``dvc.lock`` holds both sides of a merge.
     """
 
     def __init__(self) -> None:
         self._repo = Repo()
         self._lock = Lock()
+        self._ask(self._set_half_written_aside)
 
     def steps(self) -> dict[str, list[str]]:
         """Every step with the steps that it waits for, in an order in which they can run."""
@@ -157,6 +167,34 @@ class Workspace:
         sections = [name for item in stage.deps if isinstance(item, ParamsDependency) for name in item.params]
         files = [item.def_path for item in stage.deps if not isinstance(item, ParamsDependency)]
         return [path for path in files if not path.startswith("tasks/")] + [f"{paths.PARAMS}: {', '.join(sections)}"]
+
+    def _set_half_written_aside(self) -> None:
+        folder = Path(self._repo.tmp_dir)
+        recorded, claims = Path(self._repo.root_dir) / LOCK_FILE, folder / RWLOCK_FILE
+        with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):
+            half_written = [path for path in (recorded, claims) if path.exists() and not self._is_whole(path)]
+        for path in half_written:
+            kept = folder / f"{path.name}.half-written"
+            path.replace(kept)
+            name, place = (each.relative_to(self._repo.root_dir) for each in (path, kept))
+            log.error("%s was half-written, as by a DVC that was killed: moved to %s", name, place)
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether DVC can read one of its files."""
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if "\n<<<<<<< " in text and path.name == LOCK_FILE:
+            raise ValueError(
+                f"{LOCK_FILE} holds both sides of a merge: take one of them (git checkout --ours {LOCK_FILE}, or "
+                "--theirs), and run again; what ran before comes out of DVC's cache"
+            )
+        try:
+            if path.name == LOCK_FILE:
+                Lockfile(self._repo, str(path)).load()
+            else:
+                json.loads(text)
+        except (YAMLFileCorruptedError, YAMLValidationError, json.JSONDecodeError):
+            return False
+        return True
 
     def _cached(self, step: str) -> list[Path]:
         """Files of DVC's cache that restoring the step would take, so far as they are there."""

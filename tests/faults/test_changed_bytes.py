@@ -62,6 +62,33 @@ class TestTwoSteps:
         assert Path("data/first/out.txt").read_text() == "of first"
         assert verify(workspace) == []
 
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 0.99])
+    def test_a_lock_file_that_dvc_was_killed_over_is_set_aside_and_outputs_come_out_of_the_cache(
+        self, workspace: Workspace, share: float, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        recorded, claims = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
+        whole = recorded.read_text()
+        for path in (recorded, claims):
+            text = path.read_text()
+            path.write_text(text[: int(share * len(text))])
+        again = Workspace()
+        for step in ("first", "second"):
+            if again.changed(step):
+                shutil.rmtree(f"data/{step}")
+                assert again.restore(step)
+        assert not again.anything_changed()
+        assert recorded.read_text() == whole
+        assert ".dvc/tmp/rwlock was half-written" in caplog.text
+        assert Path(".dvc/tmp/rwlock.half-written").exists()
+
+    def test_a_merge_that_was_not_finished_is_not_set_aside(self, workspace: Workspace) -> None:
+        recorded = Path("dvc.lock")
+        both = "schema: '2.0'\n<<<<<<< ours\n" + recorded.read_text()
+        recorded.write_text(both)
+        with pytest.raises(ValueError, match=r"dvc\.lock holds both sides of a merge: take one"):
+            Workspace()
+        assert recorded.read_text() == both
+
     def test_a_step_does_not_read_it(self, workspace: Workspace) -> None:
         turn_a_bit(Path("data/first/out.txt"))
         with pytest.raises(ValueError, match=r"second would read data/first/out\.txt, .*flows\.verify"):

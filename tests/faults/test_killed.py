@@ -79,11 +79,16 @@ def test_a_run_killed_in_every_step_and_at_random_moments_ends_with_the_same_byt
     left = set(STEPS)
     while left:
         known = open_runs(workspace)
+        # as make repro does: DVC may have been killed as it wrote its lock
+        start(workspace, sys.executable, "-m", "flows.verify").communicate()
         repro = start(workspace, "dvc", "repro")
         assert repro.stdout is not None
-        begun = (match[1] for line in repro.stdout if (match := re.search(r"Running stage '(.+)'", line)))
-        step = next((step for step in begun if step in left), None)
-        assert step, f"{left} are through before they could be killed"
+        printed, step = "", None
+        while step not in left:
+            line = repro.stdout.readline()
+            assert line, f"{left} are through before they could be killed:\n{printed}"
+            printed += line
+            step = match[1] if (match := re.search(r"Running stage '(.+)'", line)) else None
         wait_for_a_step(workspace, repro, known)
         time.sleep(moment.uniform(0, 2))
         kill(repro)
