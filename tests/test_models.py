@@ -1,6 +1,8 @@
 """Networks, augmentation, noise and the training loop."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tasks.models.compute import set_up
 from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
 from tasks.models.objectives import reconstruct
-from tasks.models.training import TrainingDiverged, build_seeded, fit
+from tasks.models.training import TrainingDiverged, UncompiledAdam, build_seeded, fit
 from tasks.params import Augmentation, Noise, Precision, TrainClassifier
 from tasks.train_classifier import mean_and_std
 
@@ -275,6 +277,42 @@ class TestTraining:
         ours, theirs = (each.network.head.weight for each in (model, exact))
         assert not torch.equal(ours, theirs)
         assert ours == pytest.approx(theirs, abs=0.1 * float(theirs.abs().max()))
+
+    def test_a_step_is_that_of_torchs_adam_to_the_bit(self) -> None:
+        def trained(kind: Any) -> list[Tensor]:
+            model = build_seeded(lambda: build_classifier("cnn", 2, 0.4, 0.2), 0)
+            optimizer = kind(model.parameters(), lr=0.01, fused=True)
+            images = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+            for number in range(6):
+                if number == 3:
+                    state = optimizer.state_dict()
+                    optimizer = kind(model.parameters(), lr=1, fused=True)
+                    optimizer.load_state_dict(state)
+                optimizer.zero_grad()
+                F.cross_entropy(model(images), torch.arange(8) % 2).backward()
+                optimizer.step()
+            return list(model.parameters())
+
+        assert all(map(torch.equal, trained(UncompiledAdam), trained(torch.optim.Adam)))
+
+    def test_training_does_not_import_torchs_compiler(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, numpy as np, torch\n"
+            "from pathlib import Path\n"
+            "from tasks.models.classifier import build_classifier\n"
+            "from tasks.models.objectives import classification\n"
+            "from tasks.models.training import fit\n"
+            "from tasks.params import load_params\n"
+            "settings = load_params().train_classifier.model_copy(update={'epochs': 1})\n"
+            "pixels, labels = np.zeros((16, 1, 32, 32), dtype=np.uint8), np.arange(16) % 2\n"
+            "rows = {'train': np.arange(16), 'validation': np.arange(16)}\n"
+            "model, objective = build_classifier('cnn', 2, 0.5, 0.2), classification(settings.augmentation)\n"
+            "how = settings, 0, torch.device('cpu'), 'bfloat16', Path(sys.argv[1])\n"
+            "fit(model, objective, pixels, labels, rows, *how)\n"
+            "sys.exit('torch._dynamo' in sys.modules)"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / "state.pt")]
+        assert subprocess.run(command, check=False).returncode == 0
 
     def test_a_checkpoint_of_another_precision_is_not_gone_on_from(self, train: Any) -> None:
         exact, _ = train(settings(), checkpoint="exact.pt")

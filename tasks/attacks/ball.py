@@ -56,7 +56,8 @@ class Balls:
         """
         change = moved.clamp_(*self.value_range).sub_(images)
         if self.norm == "linf":
-            change.clamp_(-radii, radii)
+            # clamp_ with two tensors takes eight times as long
+            change.clamp_min_(-radii).clamp_max_(radii)
         else:
             change.mul_((radii / _l2_norm(change).clamp_min_(torch.finfo(change.dtype).tiny)).clamp_max_(1))
         return change.add_(images)

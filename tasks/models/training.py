@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -47,6 +48,16 @@ _global_rng = Lock()
 
 class TrainingDiverged(ValueError):
     """The loss is no longer finite."""
+
+
+class UncompiledAdam(torch.optim.Adam):
+    """Torch's Adam, bit by bit, without what imports torch's compiler (a second) to keep it away from the methods."""
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 def build_seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -107,7 +118,7 @@ def fit(
     weights: list[Tensor] = list(model.parameters())
     averages: list[Tensor] = list(averaged.parameters())
     n_steps = 0
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    optimizer = UncompiledAdam(model.parameters(), lr=settings.learning_rate, fused=True)
     batches = _Batches(pixels, labels, device)
     fingerprint = _fingerprint(settings, seed, precision, pixels, labels, rows, [model, *others])
     history: list[dict[str, Any]] = []
