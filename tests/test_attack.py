@@ -184,6 +184,21 @@ def test_attacks_work_and_the_adaptive_one_beats_the_transferred(
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "adaptive", "pgd", 0.5]
 
 
+def test_bfloat16_is_for_the_sweep_alone_and_changes_what_it_finds_by_little(
+    workspace: Path, params_with: Callable[..., Params]
+) -> None:
+    exact = run(params_with(SMALL))
+    smallest = read_smallest_eps(BENCHMARK)
+    reduced = run(params_with(SMALL | {"compute.precision": "bfloat16"}))
+    same = {name for name in exact if exact[name] == reduced[name]}
+    assert {name for name in exact if name.endswith(("records.parquet", ".npz", "probes.parquet"))} <= same
+    both = smallest.merge(read_smallest_eps(BENCHMARK), on=["target", "attack", "image"])
+    assert len(both) == len(smallest)
+    swept = both[both["attack"] == "sweep"]
+    assert (swept["smallest_eps_x"] == swept["smallest_eps_y"]).mean() > 0.95
+    assert (swept["minimal_eps_x"] != swept["minimal_eps_y"]).any()
+
+
 def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wrong_as_it_is(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
