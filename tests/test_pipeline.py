@@ -25,7 +25,7 @@ TRAINING = ["train_autoencoder", "train_classifier", "train_defence@retrained_au
 
 TOY: dict[str, Any] = {
     "acquire.phantom": {"n_patients": 24, "n_slices": 3},
-    "compute": {"threads": 1, "device": "cpu"},
+    "compute": {"threads": 1, "device": "cpu", "precision": "float32"},
     "validate.min_images_per_class": 5,
     "prepare.image_size": 64,
     "train_classifier.epochs": 2,

@@ -52,7 +52,7 @@ IMAGES = (1, 8, 32)
 
 def make_workspace(threads: int) -> Params:
     """Untrained networks and a few noisy images as the steps leave them, in the current folder."""
-    params = parse_params(with_overrides({"compute": {"threads": threads, "device": "cpu"}}))
+    params = parse_params(with_overrides({"compute.threads": threads, "compute.device": "cpu"}))
     folders = (paths.VALIDATE, paths.PREPARE, paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER)
     for folder in (*folders, paths.step_folder("train_defence", TARGET)):
         folder.mkdir(parents=True)
