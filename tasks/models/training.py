@@ -144,8 +144,9 @@ def fit(
             group["lr"] = learning_rate
 
         model.train()
-        sums, losses = _Sums(), list[Tensor]()
-        for images, batch_labels in batches.full(order, settings.batch_size):
+        # one tensor for all: a small one of each step would lie between large ones, and the heap would grow
+        sums, losses = _Sums(), torch.zeros(len(order), device=device)
+        for step, (images, batch_labels) in enumerate(batches.full(order, settings.batch_size)):
             with in_precision(precision, device):
                 metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
             optimizer.zero_grad()
@@ -154,10 +155,10 @@ def fit(
             _move_averages(averages, weights, settings.ema_decay, n_steps)
             n_steps += 1
             sums.add(metrics, len(images))
-            losses.append(metrics["loss"].detach())
+            losses[step] = metrics["loss"].detach()
         train_metrics = sums.means()
         if not math.isfinite(train_metrics["loss"]):
-            step = int((~torch.stack(losses).isfinite()).int().argmax())
+            step = int((~losses.isfinite()).int().argmax())
             raise _diverged(f"the training loss is {losses[step]:g} at step {step + 1}", epoch, settings, checkpoint)
         measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
         generator.manual_seed(0)
