@@ -37,7 +37,7 @@ from tests.benchmarks.machine import ROOT, describe, machine, write_json
 
 N_SLICES = 4
 PATIENTS = {1: 24, 4: 96, 16: 384}
-"""Phantom patients at each size; from 4x on every batch of every step is full."""
+"""Phantom patients at each size; from 4x on every step has a full batch (validation two only from 8x on)."""
 IMAGE_SIZE = 96
 MEASURED = ("prepare", "train_classifier", "train_autoencoder", "attack")
 EPS: dict[int, list[float]] = {1: [2], 2: [1, 4], 4: [0.5, 1, 4, 8], 7: [0.25, 0.5, 1, 2, 4, 8, 16]}
