@@ -172,12 +172,13 @@ class Workspace:
         folder = Path(self._repo.tmp_dir)
         recorded, claims = Path(self._repo.root_dir) / LOCK_FILE, folder / RWLOCK_FILE
         with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):
-            half_written = [path for path in (recorded, claims) if path.exists() and not self._is_whole(path)]
-        for path in half_written:
-            kept = folder / f"{path.name}.half-written"
-            path.replace(kept)
-            name, place = (each.relative_to(self._repo.root_dir) for each in (path, kept))
-            log.error("%s was half-written, as by a DVC that was killed: moved to %s", name, place)
+            for path in (recorded, claims):
+                if not path.exists() or self._is_whole(path):
+                    continue
+                kept = folder / f"{path.name}.half-written"
+                path.replace(kept)
+                name, place = (each.relative_to(self._repo.root_dir) for each in (path, kept))
+                log.error("%s was half-written, as by a DVC that was killed: moved to %s", name, place)
 
     def _is_whole(self, path: Path) -> bool:
         """Whether DVC can read one of its files."""

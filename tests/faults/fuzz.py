@@ -185,7 +185,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{given.target}-"))
     print(f"inputs in {folder}", flush=True)
     try:
-        import atheris  # noqa: F401
+        import atheris  # noqa: F401  guided() imports it when it is too late for a message
     except ModuleNotFoundError:
         print(f"without atheris: {at_random(TARGETS[given.target], given.seconds, folder)} inputs read, nothing found")
     else:
