@@ -8,7 +8,8 @@ from tasks.models.autoencoder import build_autoencoder
 from tasks.models.compute import set_up
 from tasks.models.files import save_model
 from tasks.models.objectives import denoising
-from tasks.models.training import build_seeded, fit
+from tasks.models.seeding import build_seeded
+from tasks.models.training import fit
 from tasks.params import Params
 from tasks.tracking import Tracker
 

@@ -64,7 +64,8 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
     from tasks.models.compute import set_up
     from tasks.models.files import load_model, save_model
     from tasks.models.objectives import classification, denoising, noisy, purified
-    from tasks.models.training import Seen, as_they_are, build_seeded, fit
+    from tasks.models.seeding import build_seeded
+    from tasks.models.training import Seen, as_they_are, fit
 
     assert not isinstance(settings, Autoencoder | Preprocessing)
     device = set_up(params.compute)

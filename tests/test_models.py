@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from tasks.models.augmentation import augment
 from tasks.models.autoencoder import ARCHITECTURES, VariationalAutoencoder, build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
+from tasks.models.digests import digest_of_model
 from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
 from tasks.models.objectives import reconstruct
-from tasks.models.training import TrainingDiverged, UncompiledAdam, build_seeded, fit
+from tasks.models.seeding import build_seeded
+from tasks.models.training import TrainingDiverged, UncompiledAdam, fit
 from tasks.params import Augmentation, Noise, Precision, TrainClassifier
 from tasks.train_classifier import mean_and_std
 
@@ -115,7 +118,7 @@ class TestAutoencoder:
         def cost(mean: float, log_variance: float) -> float:
             torch.nn.init.constant_(autoencoder.encoder[-1].bias, mean)
             torch.nn.init.constant_(autoencoder.log_variance.bias, log_variance)
-            return float(autoencoder.draw(images)[1].detach())
+            return float(autoencoder.draw(images, generator())[1].detach())
 
         per_pixel = 2 * autoencoder.PIXEL_VARIANCE * n_codes / (32 * 32)
         assert cost(0, 0) == pytest.approx(0)
@@ -124,9 +127,10 @@ class TestAutoencoder:
 
     def test_a_variational_code_is_drawn_in_training_alone(self, images: Tensor) -> None:
         autoencoder = VariationalAutoencoder()
-        assert torch.equal(reconstruct(autoencoder.eval(), images)[0], reconstruct(autoencoder, images)[0])
-        first, second = reconstruct(autoencoder.train(), images)[0], reconstruct(autoencoder, images)[0]
-        assert not torch.equal(first, second)
+        assert torch.equal(autoencoder.eval()(images), reconstruct(autoencoder, images, generator())[0])
+        draws = [reconstruct(autoencoder.train(), images, generator(seed))[0] for seed in (0, 0, 1)]
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.equal(draws[0], draws[2])
 
 
 class TestFiles:
@@ -277,6 +281,23 @@ class TestTraining:
         ours, theirs = (each.network.head.weight for each in (model, exact))
         assert not torch.equal(ours, theirs)
         assert ours == pytest.approx(theirs, abs=0.1 * float(theirs.abs().max()))
+
+    @pytest.mark.parametrize("architecture", ["cnn", "squeezenet1_1"])
+    def test_trainings_side_by_side_learn_what_each_learns_alone(
+        self, architecture: str, data: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """SqueezeNet drops channels, and dropout draws from the generator that all threads share."""
+
+        def trained(number: int, checkpoint: str) -> str:
+            model = build_seeded(lambda: build_classifier(architecture, 2, 0.4, 0.2), number)
+            how = settings(epochs=6), number, torch.device("cpu"), "float32", tmp_path / checkpoint
+            return digest_of_model(fit(model, classify, *data.values(), *how)[0])
+
+        alone = [trained(number, f"alone-{number}.pt") for number in range(3)]
+        for turn in range(2):
+            with ThreadPoolExecutor(3) as pool:
+                beside = pool.map(trained, range(3), [f"{turn}-{number}.pt" for number in range(3)])
+            assert list(beside) == alone
 
     def test_a_step_is_that_of_torchs_adam_to_the_bit(self) -> None:
         def trained(kind: Any) -> list[Tensor]:

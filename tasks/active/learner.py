@@ -19,7 +19,8 @@ from tasks.models.classifier import build_classifier
 from tasks.models.features import head_of
 from tasks.models.files import load_model
 from tasks.models.objectives import classification
-from tasks.models.training import build_seeded, fit
+from tasks.models.seeding import build_seeded
+from tasks.models.training import fit
 from tasks.params import ActiveLearning, Attack, Params, Precision, TrainClassifier
 
 N_JUDGED = 128

@@ -63,7 +63,7 @@ def retraining(classifier: nn.Module, settings: AttackedAutoencoder, noise: Trai
     def measure(
         model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
     ) -> dict[str, Tensor]:
-        denoised, cost = reconstruct(model, _mixed(classifier, images, labels, settings, noise, generator))
+        denoised, cost = reconstruct(model, _mixed(classifier, images, labels, settings, noise, generator), generator)
         return {"loss": F.mse_loss(denoised, images) + cost}
 
     return measure
@@ -81,7 +81,7 @@ def feature_guided(classifier: nn.Module, settings: FeatureGuidedAutoencoder, no
     def measure(
         model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
     ) -> dict[str, Tensor]:
-        denoised, cost = reconstruct(model, _mixed(classifier, images, labels, settings, noise, generator))
+        denoised, cost = reconstruct(model, _mixed(classifier, images, labels, settings, noise, generator), generator)
         seen = look(denoised)
         with torch.no_grad():
             wanted = look(images)[index]
@@ -110,7 +110,7 @@ def joint_training(classifier: nn.Module, settings: JointAutoencoder, augmentati
         share = _ramped(progress, settings.ramp)
         adversarial = examples(Purified(model, classifier), images, labels, settings.adversary, generator, share)
         # one batch, since batch norm must not tell the two apart
-        denoised, cost = reconstruct(model, torch.cat([images, adversarial]))
+        denoised, cost = reconstruct(model, torch.cat([images, adversarial]), generator)
         clean_logits, logits = classifier(denoised).chunk(2)
         error = F.mse_loss(denoised, torch.cat([images, images]))
         loss = _mean_of_both(clean_logits, logits, labels, settings.clean_weight)

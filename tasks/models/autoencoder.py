@@ -105,11 +105,12 @@ class VariationalAutoencoder(PlainAutoencoder):
         super().__init__()
         self.log_variance = nn.Conv2d(64, 64, 1)
 
-    def draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images from one draw of the code (torch's global generator), and what the draw costs.
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images from one draw of the code, and what the draw costs.
 
         Args:
             images: float32 ``(N, 1, H, W)`` in [0, 1].
+            generator: of the draw, where the images are.
 
         Returns:
             Images of the same shape and range; the divergence of the code from the standard normal distribution, in
@@ -117,7 +118,7 @@ class VariationalAutoencoder(PlainAutoencoder):
         """
         mean = self.encoder(images).float()
         log_variance = self.log_variance(mean).float()
-        code = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+        code = mean + torch.empty_like(mean).normal_(generator=generator) * (log_variance / 2).exp()
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
         return _image(self.decoder(code), images, False), 2 * self.PIXEL_VARIANCE * divergence / images.numel()
 

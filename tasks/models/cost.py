@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,8 +22,8 @@ def cost_of(model: nn.Module, image: np.ndarray) -> dict[str, int]:
         model: takes images, returns logits, of ``n_draws`` looks where it is random.
         image: one, float32 ``(1, 1, H, W)``.
     """
-    # a function mode that listens and the plain kernel: else torch fuses attention, which hides its matrix products
-    with torch.no_grad(), BaseTorchFunctionMode(), sdpa_kernel(SDPBackend.MATH), _Operations() as operations:
+    # where a function mode listens, torch does not fuse a layer of attention, which would hide its matrix products
+    with torch.no_grad(), BaseTorchFunctionMode(), _Operations() as operations:
         model(torch.from_numpy(image).to(device_of(model)))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
@@ -64,4 +63,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
                 self.multiply_adds += args[0].numel() * args[1].shape[-1]
             case aten.addmm | aten.baddbmm:
                 self.multiply_adds += args[1].numel() * args[2].shape[-1]
+            case attention if "scaled_dot_product" in str(attention):
+                # each device has kernels of its own, which take queries (B, H, L, E), keys (B, H, S, E), values
+                queries, keys, values = args[:3]
+                products = math.prod(queries.shape[:3]) * keys.shape[2]
+                self.multiply_adds += products * (queries.shape[3] + values.shape[3])
         return output

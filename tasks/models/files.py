@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,10 @@ def load_model(path: Path, build: Callable[..., "nn.Module"]) -> "nn.Module":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    model = build(**build_of(path))
+    from tasks.models.seeding import build_seeded
+
+    # weights are drawn before they are replaced, and another thread may be drawing those that it keeps
+    model = build_seeded(partial(build, **build_of(path)))
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:

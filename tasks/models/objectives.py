@@ -60,16 +60,16 @@ def denoising(noise: TrainAutoencoder) -> Objective:
         model: nn.Module, images: Tensor, _labels: Tensor, generator: torch.Generator, _progress: float
     ) -> dict[str, Tensor]:
         noisy = add_noise(images, noise.noises, noise.clean_share, generator)
-        denoised, cost = reconstruct(model, noisy)
+        denoised, cost = reconstruct(model, noisy, generator)
         return {"loss": F.mse_loss(denoised, images) + cost}
 
     return measure
 
 
-def reconstruct(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def reconstruct(model: nn.Module, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What an autoencoder makes of images ``(N, 1, H, W)``, and what it pays for its code beside the squared error."""
     if isinstance(model, VariationalAutoencoder) and model.training:
-        return model.draw(images)
+        return model.draw(images, generator)
     return model(images), torch.zeros((), device=images.device)
 
 

@@ -7,8 +7,8 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.optim.swa_utils import update_bn
 
 from tasks.models.compute import in_precision
 from tasks.models.digests import digest_of_arrays, digest_of_model
+from tasks.models.seeding import draws_globally, torch_seeded
 from tasks.params import Precision, Training
 
 Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator, float], dict[str, Tensor]]
@@ -43,7 +44,6 @@ STATISTICS_IMAGES = 512
 """Training images on which batch-norm statistics are measured after each epoch."""
 
 log = logging.getLogger(__name__)
-_global_rng = Lock()
 
 
 class TrainingDiverged(ValueError):
@@ -58,13 +58,6 @@ class UncompiledAdam(torch.optim.Adam):
     state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
-
-
-def build_seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network whose initial weights depend on the seed alone, also when two are built in two threads."""
-    with _global_rng, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
 
 
 def fit(
@@ -123,6 +116,8 @@ def fit(
     fingerprint = _fingerprint(settings, seed, precision, pixels, labels, rows, [model, *others])
     history: list[dict[str, Any]] = []
     best = copy.deepcopy(averaged.state_dict())
+    a_batch, _ = next(batches.full(rows["train"], settings.batch_size))
+    is_random = draws_globally(averaged, seen(a_batch, torch.Generator(device).manual_seed(0)))
 
     if state := _load_checkpoint(checkpoint, fingerprint):
         model.load_state_dict(state["model"])
@@ -138,35 +133,36 @@ def fit(
         generator = torch.Generator(device).manual_seed(epoch_seed)
         order = np.random.default_rng(epoch_seed).permutation(rows["train"])
         learning_rate = _learning_rate(settings, epoch)
-        # dropout, in some of torchvision's networks, and variational codes draw from the global generator
-        torch.manual_seed(epoch_seed)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
-        model.train()
-        # one tensor for all: a small one of each step would lie between large ones, and the heap would grow
-        sums, losses = _Sums(), torch.zeros(len(order), device=device)
-        for step, (images, batch_labels) in enumerate(batches.full(order, settings.batch_size)):
-            with in_precision(precision, device):
-                metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
-            optimizer.zero_grad()
-            metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
-            optimizer.step()
-            _move_averages(averages, weights, settings.ema_decay, n_steps)
-            n_steps += 1
-            sums.add(metrics, len(images))
-            losses[step] = metrics["loss"].detach()
-        train_metrics = sums.means()
-        if not math.isfinite(train_metrics["loss"]):
-            step = int((~losses.isfinite()).int().argmax())
-            raise _diverged(f"the training loss is {losses[step]:g} at step {step + 1}", epoch, settings, checkpoint)
-        measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
-        generator.manual_seed(0)
-        update_bn((seen(images, generator) for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged)
-        validation_metrics = evaluate(averaged, objective, batches, rows["validation"])
-        # the last step of an epoch may have been the one that went too far
-        if not math.isfinite(validation_metrics["loss"]):
-            raise _diverged(f"the validation loss is {validation_metrics['loss']:g}", epoch, settings, checkpoint)
+        with torch_seeded(epoch_seed) if is_random else nullcontext():
+            model.train()
+            # one tensor for all: a small one of each step would lie between large ones, and the heap would grow
+            sums, losses = _Sums(), torch.zeros(len(order), device=device)
+            for step, (images, batch_labels) in enumerate(batches.full(order, settings.batch_size)):
+                with in_precision(precision, device):
+                    metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
+                optimizer.zero_grad()
+                metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
+                optimizer.step()
+                _move_averages(averages, weights, settings.ema_decay, n_steps)
+                n_steps += 1
+                sums.add(metrics, len(images))
+                losses[step] = metrics["loss"].detach()
+            train_metrics = sums.means()
+            if not math.isfinite(train_metrics["loss"]):
+                step = int((~losses.isfinite()).int().argmax())
+                raise _diverged(
+                    f"the training loss is {losses[step]:g} at step {step + 1}", epoch, settings, checkpoint
+                )
+            measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
+            generator.manual_seed(0)
+            update_bn((seen(images, generator) for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged)
+            validation_metrics = evaluate(averaged, objective, batches, rows["validation"])
+            # the last step of an epoch may have been the one that went too far
+            if not math.isfinite(validation_metrics["loss"]):
+                raise _diverged(f"the validation loss is {validation_metrics['loss']:g}", epoch, settings, checkpoint)
 
         row = {"epoch": epoch, "learning_rate": learning_rate}
         row |= {f"train_{name}": value for name, value in train_metrics.items()}
