@@ -48,8 +48,9 @@ log = logging.getLogger(__name__)
 class Workspace:
     """The pipeline in the working folder, as ``dvc.yaml`` and ``dvc.lock`` tell it.
 
-    Its calls may come from several threads. Other processes, ``dvc repro`` among them, are kept out by DVC's own locks;
-    where one is at the same files, calls wait, and say for whom.
+    Its calls may come from several threads, of which one at a time is let at DVC, which is not made for more. Other
+    processes, ``dvc repro`` among them, are kept out by DVC's own locks; where one is at the same files, calls wait,
+    and say for whom.
 
     DVC writes its own files in place, so that one may be half-written where DVC was killed. Such a file is set aside:
     results come out of DVC's cache, and claims were those of processes that are no more.
@@ -66,14 +67,14 @@ class Workspace:
     def steps(self) -> dict[str, list[str]]:
         """Every step with the steps that it waits for, in an order in which they can run."""
         # a data set under `dvc add` or `dvc import-url` is a node of DVC's graph, but no step
-        graph = self._repo.index.graph.subgraph(self._pipeline())
+        graph = self._ask(lambda: self._repo.index.graph.subgraph(self._pipeline()))
         stages = networkx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing)
         return {stage.addressing: sorted(needed.addressing for needed in graph.successors(stage)) for stage in stages}
 
     @contextmanager
     def claimed(self, step: str) -> Iterator[None]:
         """A step's inputs are not written, and its outputs not touched, by another process in the meantime."""
-        stage = self._stage(step)
+        stage = self._ask(lambda: self._stage(step))
         # DVC's own calls within the claim know it by the same words
         words = " ".join(sys.argv)
         read, write = ([str(item.fs_path) for item in items] for items in (stage.deps, stage.outs))
@@ -137,7 +138,8 @@ class Workspace:
         Raises:
             ValueError: a file does not hold the bytes that were recorded.
         """
-        needed = [Path(item.fs_path) for item in self._stage(step).deps if not isinstance(item, ParamsDependency)]
+        deps = self._ask(lambda: self._stage(step).deps)
+        needed = [Path(item.fs_path) for item in deps if not isinstance(item, ParamsDependency)]
         outs = self._ask(lambda: [out for stage in self._pipeline() for out in stage.outs])
         read = [out for out in outs if any(Path(out.fs_path).is_relative_to(item) for item in needed)]
         if found := [path for out in read for path in altered(out)]:
@@ -163,9 +165,9 @@ class Workspace:
 
     def inputs(self, step: str) -> list[str]:
         """What the step reads of other steps, and the sections of the parameters that it depends on."""
-        stage = self._stage(step)
-        sections = [name for item in stage.deps if isinstance(item, ParamsDependency) for name in item.params]
-        files = [item.def_path for item in stage.deps if not isinstance(item, ParamsDependency)]
+        deps = self._ask(lambda: self._stage(step).deps)
+        sections = [name for item in deps if isinstance(item, ParamsDependency) for name in item.params]
+        files = [item.def_path for item in deps if not isinstance(item, ParamsDependency)]
         return [path for path in files if not path.startswith("tasks/")] + [f"{paths.PARAMS}: {', '.join(sections)}"]
 
     def _set_half_written_aside(self) -> None:

@@ -3,10 +3,16 @@
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dvc.dvcfile import ProjectFile
 from prefect.states import Failed
 
 from flows.flow import concurrent_steps, is_worth_retrying, load_step
@@ -32,6 +38,11 @@ def test_steps_at_once_do_not_need_more_threads_than_there_are_cores(
 
 def test_a_step_is_found_by_its_name() -> None:
     assert load_step("evaluate").__module__ == "tasks.evaluate"
+
+
+def claim(workspace: Workspace, step: str) -> None:
+    with workspace.claimed(step):
+        pass
 
 
 class TestWorkspace:
@@ -104,6 +115,27 @@ class TestWorkspace:
         assert workspace.restore("first")
         assert Path("data/first/out.txt").read_text() == "1"
         assert not workspace.changed("first")
+
+    def test_threads_are_let_at_dvc_one_at_a_time(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        load, inside, together = ProjectFile._load, Counter[str](), []
+
+        def watched(file: ProjectFile) -> Any:
+            inside["dvc"] += 1
+            together.append(inside["dvc"])
+            # so long that another thread would come
+            time.sleep(0.05)
+            try:
+                return load(file)
+            finally:
+                inside["dvc"] -= 1
+
+        monkeypatch.setattr(ProjectFile, "_load", watched)
+        calls = [workspace.changed, workspace.inputs, workspace.check_inputs, partial(claim, workspace)]
+        with ThreadPoolExecutor(len(calls)) as pool:
+            for answer in [pool.submit(call, step) for step in workspace.steps() for call in calls]:
+                answer.result()
+        assert len(together) >= len(calls)
+        assert set(together) == {1}
 
     def test_a_step_that_never_ran_cant_be_restored(self, workspace: Workspace) -> None:
         assert not workspace.restore("first")
