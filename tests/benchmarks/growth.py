@@ -36,8 +36,8 @@ from ruamel.yaml import YAML
 from tests.benchmarks.machine import ROOT, describe, machine, write_json
 
 N_SLICES = 4
-PATIENTS = {1: 24, 4: 96, 16: 384}
-"""Phantom patients at each size; from 4x on every step has a full batch (validation two only from 8x on)."""
+PATIENTS = {1: 48, 4: 192, 16: 768}
+"""Phantom patients at each size; from 4x on every step has two full batches, of which one is made beside the other."""
 IMAGE_SIZE = 96
 MEASURED = ("prepare", "train_classifier", "train_autoencoder", "attack")
 EPS: dict[int, list[float]] = {1: [2], 2: [1, 4], 4: [0.5, 1, 4, 8], 7: [0.25, 0.5, 1, 2, 4, 8, 16]}
@@ -61,7 +61,7 @@ def write_params(folder: Path, n_patients: int, eps: list[float]) -> None:
     values["compute"]["device"] = "cpu"
     values["acquire"] |= {"source": "phantom", "phantom": {"n_patients": n_patients, "n_slices": N_SLICES}}
     values["prepare"]["image_size"] = IMAGE_SIZE
-    # so that at 4x images the batches of 128 of validation are full
+    # so that at 4x images two batches of 128 of validation are full
     values["prepare"]["split"]["validation_fraction"] = 0.5
     values["train_classifier"]["epochs"] = values["train_autoencoder"]["epochs"] = 1
     # so that at 4x images what is searched together is as large as it gets
