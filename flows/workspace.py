@@ -23,7 +23,7 @@ from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import ConfirmRemoveError
 from dvc.lock import LockError, make_lock
 from dvc.output import Output
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, rwlock
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
@@ -75,17 +75,23 @@ class Workspace:
     def claimed(self, step: str) -> Iterator[None]:
         """A step's inputs are not written, and its outputs not touched, by another process in the meantime."""
         stage = self._ask(lambda: self._stage(step))
-        # DVC's own calls within the claim know it by the same words
-        words = " ".join(sys.argv)
         read, write = ([str(item.fs_path) for item in items] for items in (stage.deps, stage.outs))
-        claim = rwlock(self._repo.tmp_dir, self._repo.fs, words, read, write, hardlink=False)
-        with ExitStack() as stack:
-            self._ask(lambda: stack.enter_context(claim))
-            try:
-                yield
-            finally:
-                with self._lock:
-                    stack.close()
+        place, words = (self._repo.tmp_dir, self._repo.fs), " ".join(sys.argv)
+
+        def claim() -> ExitStack:
+            with ExitStack() as stack:
+                # readers by names of their own: of the same words DVC counts one, who would go with the first of them
+                stack.enter_context(rwlock(*place, f"{words}: {step}", read, [], hardlink=False))
+                # DVC's own calls within the claim know it by the same words
+                stack.enter_context(rwlock(*place, words, [], write, hardlink=False))
+                return stack.pop_all()
+
+        claimed = self._ask(claim)
+        try:
+            yield
+        finally:
+            with self._lock:
+                claimed.close()
 
     def changed(self, step: str) -> bool:
         """Whether the step's code, parameters, inputs or outputs are not those of its last run."""
@@ -129,8 +135,7 @@ class Workspace:
         """
         if load_params() != params:
             raise RuntimeError(f"params.yaml changed while {step} ran; its result is not recorded. Run again.")
-        with self._lock:
-            self._repo.commit(target=step, force=True)
+        self._ask(lambda: self._repo.commit(target=step, force=True))
 
     def check_inputs(self, step: str) -> None:
         """Hash what the step reads of other steps.
@@ -222,9 +227,8 @@ class Workspace:
         told = False
         while True:
             try:
-                with self._lock, self._repo.lock:
-                    # stages and hashes may have changed since the last question
-                    self._repo._reset()
+                # which also forgets stages and hashes: they may have changed since the last question
+                with self._lock, lock_repo(self._repo):
                     return question()
             except LockError as error:
                 if not told:

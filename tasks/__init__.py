@@ -7,6 +7,9 @@ import sys
 # Threads that wait for each other sleep instead of spinning: beside another busy process a spinning pair of torch
 # threads is many times slower. Read when torch loads its OpenMP library, so it is set before any step imports it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What numpy and SciPy make of matrices depends on the number of threads, which would be that of the machine's cores.
+# Read when they are loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Arrow's own allocator keeps what has been freed, so that memory would grow with the tables. Read when it is loaded.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 if sys.argv[0] == "-m":

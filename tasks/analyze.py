@@ -32,7 +32,7 @@ from tasks.evaluation.portrait import Comparison, Portrait, Tables
 from tasks.evaluation.records import AS_GIVEN, CLEAN, read_records, spoken
 from tasks.evaluation.tables import write_json, write_table
 from tasks.evaluation.verdict import headline_attack, verdict
-from tasks.models.compute import set_up
+from tasks.models.compute import set_up, use_threads
 from tasks.params import Params
 from tasks.paths import UNDEFENDED
 from tasks.tracking import Tracker
@@ -146,7 +146,7 @@ def add_all(scene: Scene, work: list[tuple[str, Callable[[Scene], None]]]) -> No
         do(own)
         return own.comparison.tables
 
-    with threadpool_limits(1), ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(n_workers, initializer=use_threads, initargs=(1,)) as pool:
         # what comes last takes longest, and begins first
         done = {pool.submit(alone, do): name for name, do in reversed(work)}
         try:

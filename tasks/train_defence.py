@@ -46,9 +46,10 @@ def assemble(defence: str, steps: list[dict[str, Any]], n_draws: int, before_aut
     from tasks.defences.preprocessing import build_purifier
     from tasks.models.autoencoder import build_autoencoder
     from tasks.models.files import load_model, save_model
+    from tasks.models.seeding import build_seeded
 
     architecture = build_of(paths.AUTOENCODER)["architecture"] if before_autoencoder else None
-    purifier = build_purifier(architecture, steps, n_draws)
+    purifier = build_seeded(lambda: build_purifier(architecture, steps, n_draws))
     if architecture:
         trained = load_model(paths.AUTOENCODER, build_autoencoder)
         purifier.get_submodule(str(len(steps))).load_state_dict(trained.state_dict())

@@ -1,5 +1,6 @@
 """The flow's small decisions; tests/test_pipeline.py runs it whole."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from typing import Any
 
 import pytest
 from dvc.dvcfile import ProjectFile
+from dvc.lock import LockError
+from dvc.rwlock import rwlock
 from prefect.states import Failed
 
 from flows.flow import concurrent_steps, is_worth_retrying, load_step
-from flows.workspace import Workspace
+from flows.workspace import PATIENCE, Workspace
 from tasks.params import Params, load_params
+from tests.conftest import ROOT
 from tests.two_steps import make_two_steps
 
 
@@ -48,14 +52,15 @@ def claim(workspace: Workspace, step: str) -> None:
 class TestWorkspace:
     @pytest.fixture
     def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-        """Two steps, the second of which reads what the first wrote, and one that runs for each defence."""
+        """Two steps, the second of which reads what the first wrote, one that runs for each defence, and another."""
         make_two_steps(
             tmp_path,
             "  third:\n"
             "    matrix: {defence: '${benchmark}'}\n"
             "    cmd: run third ${item.defence}\n"
             "    deps: [data/second]\n"
-            "    outs: ['data/third/${item.defence}']\n",
+            "    outs: ['data/third/${item.defence}']\n"
+            "  fourth: {cmd: run fourth, deps: [data/second], outs: [data/fourth]}\n",
         )
         monkeypatch.chdir(tmp_path)
         return Workspace()
@@ -67,7 +72,7 @@ class TestWorkspace:
         (folder / "out.txt").write_text(text)
 
     def test_steps_come_with_what_they_wait_for_in_an_order_in_which_they_can_run(self, workspace: Workspace) -> None:
-        steps = [("first", []), ("second", ["first"]), ("third@autoencoder", ["second"])]
+        steps = [("first", []), ("second", ["first"]), ("fourth", ["second"]), ("third@autoencoder", ["second"])]
         assert list(workspace.steps().items()) == steps
 
     def test_a_recorded_step_has_not_changed_until_its_output_or_parameter_does(self, workspace: Workspace) -> None:
@@ -136,6 +141,41 @@ class TestWorkspace:
                 answer.result()
         assert len(together) >= len(calls)
         assert set(together) == {1}
+
+    def test_a_claim_waits_for_that_of_another_process(
+        self, workspace: Workspace, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        code = (
+            "import sys; from flows.workspace import Workspace\n"
+            "with Workspace().claimed('first'): print('claimed', flush=True); sys.stdin.read()"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "claimed\n"
+        with ThreadPoolExecutor(1) as pool:
+            claimed = pool.submit(claim, workspace, "second")
+            # it looks twice, at least
+            time.sleep(1.5 * PATIENCE)
+            assert not claimed.done()
+            process.stdin.close()
+            claimed.result()
+        assert process.wait() == 0
+        (told,) = [record.message for record in caplog.records if record.message.startswith("Waiting")]
+        assert "data/first" in told
+
+    def test_what_two_steps_read_stays_claimed_until_the_last_is_done(self, workspace: Workspace) -> None:
+        repo = workspace._repo
+        with workspace.claimed("third@autoencoder"):
+            with workspace.claimed("fourth"):
+                pass
+            written = [str(Path("data/second").resolve())]
+            other = rwlock(repo.tmp_dir, repo.fs, "dvc repro second", [], written, hardlink=False)
+            with pytest.raises(LockError, match="third@autoencoder"):
+                other.__enter__()
 
     def test_a_step_that_never_ran_cant_be_restored(self, workspace: Workspace) -> None:
         assert not workspace.restore("first")

@@ -19,7 +19,7 @@ from tasks.models.classifier import build_classifier
 from tasks.models.features import head_of
 from tasks.models.files import load_model
 from tasks.models.objectives import classification
-from tasks.models.seeding import build_seeded
+from tasks.models.seeding import build_seeded, torch_seeded
 from tasks.models.training import fit
 from tasks.params import ActiveLearning, Attack, Params, Precision, TrainClassifier
 
@@ -194,7 +194,8 @@ def learner_of(params: Params, data: Prepared, pixels: np.ndarray, device: torch
         params.seed,
     )
     try:
-        learner.build(pretrained=False).train()(torch.zeros(2, 1, *pixels.shape[2:]))
+        with torch_seeded(params.seed):
+            learner.build(pretrained=False).train()(torch.zeros(2, 1, *pixels.shape[2:]))
     except Exception as error:
         # networks refuse small images in many ways
         raise ValueError(

@@ -1,6 +1,7 @@
 """Certified radii: no perturbation within them changes what the vote of many noisy looks predicts."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,9 +72,11 @@ def certified(
     Returns:
         Classes, -1 where abstained, int64 ``(N,)``; radii in units of the value range, 0 where abstained, ``(N,)``.
     """
-    from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
+    import art
 
-    class Smoothed(PyTorchRandomizedSmoothing):  # type: ignore[misc]  # ART is untyped
+    smoothing: Any = art.estimators.certification.randomized_smoothing.PyTorchRandomizedSmoothing
+
+    class Smoothed(smoothing):  # type: ignore[misc]  # ART is untyped
         def _lower_confidence_bound(self, n_class_samples: int, n_total_samples: int) -> float:
             # the same bound (Clopper and Pearson) as from statsmodels, which ART would need for this alone
             interval = binomtest(int(n_class_samples), n_total_samples).proportion_ci(1 - 2 * self.alpha, "exact")

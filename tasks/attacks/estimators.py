@@ -56,9 +56,10 @@ def estimator_of(
         n_classes: K.
         value_range: lowest and highest value of a pixel.
     """
-    from art.estimators.classification import PyTorchClassifier
+    # whole, here and elsewhere: two threads that begin with parts of it would wait for each other
+    import art
 
-    return PyTorchClassifier(
+    return art.estimators.classification.PyTorchClassifier(
         model=_Single(model).eval(),
         loss=nn.CrossEntropyLoss(),
         input_shape=image_shape,

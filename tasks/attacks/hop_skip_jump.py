@@ -38,7 +38,7 @@ def hop_skip_jump(
         n_queries: labels that are asked for, at most, of each image.
         seed: of numpy's global generator, from which ART draws.
     """
-    from art.attacks.evasion import HopSkipJump
+    import art
 
     found = begin.astype(np.float32)
     with numpy_seeded(seed):
@@ -47,7 +47,7 @@ def hop_skip_jump(
             known = torch.from_numpy(image).to(device), torch.from_numpy(found[row]).to(device)
             asked = _Asked(model, *known, int(labels[row]), norm, n_queries)
             estimator = estimator_of(asked, images.shape[1:], n_classes, value_range)
-            attack = HopSkipJump(
+            attack = art.attacks.evasion.HopSkipJump(
                 estimator,
                 norm=ORDERS[norm],
                 max_iter=n_queries,

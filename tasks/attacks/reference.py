@@ -38,20 +38,19 @@ def craft_by_art(
         For each radius the adversarial images, float32 ``(N, 1, H, W)``, within the ball and the value range up to
         rounding.
     """
-    from art.attacks.evasion import FastGradientMethod
-    from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
-        ProjectedGradientDescentPyTorch,
-    )
+    import art
 
+    evasion = art.attacks.evasion
+    descent = evasion.projected_gradient_descent.projected_gradient_descent_pytorch
     estimator = estimator_of(model, images.shape[1:], n_classes, value_range)
     one_hot = np.eye(n_classes, dtype=np.float32)[labels]
     for radius in radii:
         common = {"norm": ORDERS[settings.norm], "eps": radius, "batch_size": settings.batch_size}
         if attack == "fgsm":
-            yield FastGradientMethod(estimator, **common).generate(images, y=one_hot)
+            yield evasion.FastGradientMethod(estimator, **common).generate(images, y=one_hot)
             continue
         assert attack == "pgd", attack
-        pgd = ProjectedGradientDescentPyTorch(
+        pgd = descent.ProjectedGradientDescentPyTorch(
             estimator,
             **common,
             eps_step=settings.pgd.relative_step * radius,

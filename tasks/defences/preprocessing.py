@@ -274,15 +274,17 @@ def module_of(step: Step) -> nn.Module:
 
 
 def _by_art(step: Jpeg | BitDepth) -> nn.Module:
-    from art.defences import preprocessor as art
+    import art
 
     value_range = (0.0, 1.0)
     match step:
         case Jpeg():
-            jpeg = art.JpegCompression(value_range, quality=step.quality, channels_first=True)
+            jpeg = art.defences.preprocessor.JpegCompression(value_range, quality=step.quality, channels_first=True)
             return WithoutGradient(jpeg, str(step), SoftJpeg(step.quality))
         case BitDepth():
-            return WithoutGradient(art.FeatureSqueezing(value_range, bit_depth=step.bits), str(step))
+            return WithoutGradient(
+                art.defences.preprocessor.FeatureSqueezing(value_range, bit_depth=step.bits), str(step)
+            )
 
 
 def build_purifier(

@@ -24,7 +24,7 @@ def set_up(compute: Compute) -> torch.device:
     Raises:
         ValueError: the device that was asked for is not there.
     """
-    torch.set_num_threads(compute.threads)
+    use_threads(compute.threads)
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -42,6 +42,13 @@ def set_up(compute: Compute) -> torch.device:
     if compute.precision == "bfloat16" and not multiplies_bfloat16(device):
         log.warning("compute.precision: this machine has no products of bfloat16; float32 is faster here")
     return device
+
+
+def use_threads(n_threads: int) -> None:
+    """Let torch compute with so many threads in the calling thread."""
+    # at its first look a thread takes the number that any thread set last
+    torch.get_num_threads()
+    torch.set_num_threads(n_threads)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
