@@ -446,6 +446,7 @@ def test_a_random_defence_gives_the_same_bytes_twice(workspace: Path, params_wit
             "defences.noise.n_draws": 2,
             "attack.eps": [4],
             "attack.max_images": 8,
+            "attack.suite.n_label_queries": 60,
             "attack.batch_size": 4,
         }
     )

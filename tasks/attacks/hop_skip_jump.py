@@ -5,13 +5,16 @@ from contextlib import suppress
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.attacks.estimators import ORDERS, estimator_of, numpy_seeded
+from tasks.attacks.gradient import misclassified
 from tasks.models.compute import device_of
 
 FIRST_EVALUATIONS = 24
 """Queries of the first estimate of a direction; later ones take more, by the root of their number (the paper's 100)."""
+BATCH_SIZE = 64
 
 
 def hop_skip_jump(
@@ -27,6 +30,9 @@ def hop_skip_jump(
 ) -> np.ndarray:
     """Misclassified images as near to the originals as so many queries bring them, float32 ``(N, 1, H, W)``.
 
+    A random model may take a start for the label at one look: then it is asked again. A start that is taken for it each
+    time comes back as it is.
+
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode.
         images: float32 ``(N, 1, H, W)`` within the value range.
@@ -35,7 +41,8 @@ def hop_skip_jump(
         n_classes: K.
         norm: that is to be small, ``linf`` or ``l2``.
         value_range: lowest and highest value of a pixel.
-        n_queries: labels that are asked for, at most, of each image.
+        n_queries: labels that are asked for, at most, of each image; without those by which
+            :func:`tasks.attacks.gradient.misclassified` makes sure of what a random model seems to get wrong.
         seed: of numpy's global generator, from which ART draws.
     """
     import art
@@ -52,13 +59,16 @@ def hop_skip_jump(
                 norm=ORDERS[norm],
                 max_iter=n_queries,
                 init_eval=FIRST_EVALUATIONS,
-                batch_size=64,
+                batch_size=BATCH_SIZE,
                 verbose=False,
             )
+            # where a look takes the start for the label, ART would draw others, from a generator that nothing seeds
+            attack.init_size = 0
             label = np.eye(n_classes, dtype=np.float32)[labels[row : row + 1]]
             with suppress(_AllAsked):
-                attack.generate(image[None], label, x_adv_init=found[row : row + 1])
-            found[row] = asked.nearest.cpu().numpy()
+                while True:
+                    attack.generate(image[None], label, x_adv_init=found[row : row + 1])
+            found[row] = asked.nearest().cpu().numpy()
     return found
 
 
@@ -67,7 +77,9 @@ class _AllAsked(Exception):
 
 
 class _Asked(nn.Module):
-    """A target that counts what it is asked about one image, and remembers the nearest that it gets wrong.
+    """A target that counts what it is asked about one image, and remembers what it gets wrong, ever nearer.
+
+    What a random target gets wrong by luck is told ART as the label: it would go on from there, where nothing breaks.
 
     ART's search for the size of a step never ends where the boundary is not smooth (JPEG, few grey levels): the count
     ends it.
@@ -77,7 +89,7 @@ class _Asked(nn.Module):
         super().__init__()
         self.model, self.image, self.label, self.n_left = model, image, label, n_queries
         self.order = ORDERS[norm]
-        self.nearest = begin
+        self.trail = [begin]
         self.distance = float((begin - image).flatten().norm(self.order))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -85,9 +97,21 @@ class _Asked(nn.Module):
             raise _AllAsked
         self.n_left -= len(images)
         logits: Tensor = self.model(images)
+        labels = torch.full((len(images),), self.label, device=images.device)
+        wrong = misclassified(self.model, images, labels, logits)
         distances = (images - self.image).flatten(1).norm(self.order, dim=1)
-        distances[logits.argmax(dim=1) == self.label] = math.inf
+        distances[~wrong] = math.inf
         if distances.min() < self.distance:
             self.distance = float(distances.min())
-            self.nearest = images[distances.argmin()].clone()
-        return logits
+            self.trail.append(images[distances.argmin()].clone())
+        return torch.where(wrong[:, None], logits, F.one_hot(labels, logits.shape[1]))
+
+    def nearest(self) -> Tensor:
+        """The nearest that is wrong; of a random target at further looks, too: of many at the boundary, luck chose."""
+        if getattr(self.model, "n_draws", 1) == 1:
+            return self.trail[-1]
+        latest = torch.stack(self.trail[-BATCH_SIZE:])
+        labels = torch.full((len(latest),), self.label, device=latest.device)
+        with torch.inference_mode():
+            wrong = misclassified(self.model, latest, labels, self.model(latest)).nonzero()[:, 0]
+        return latest[wrong[-1]] if len(wrong) else self.trail[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tasks.attacks.apgd import Loss, apgd, cross_entropy, dlr, negative_margin
 from tasks.attacks.ball import Balls
 from tasks.attacks.deepfool import deepfool, halved
-from tasks.attacks.gradient import misclassified
+from tasks.attacks.gradient import FURTHER_LOOKS
 from tasks.attacks.hop_skip_jump import hop_skip_jump
 from tasks.attacks.square import square
 from tasks.attacks.sweep import Bracket, pgd_sweep
@@ -131,7 +131,7 @@ def by_scores(case: Case, begin: np.ndarray, n_queries: int) -> Broken:
 def by_labels(case: Case, chosen: np.ndarray, is_wrong: np.ndarray, n_queries: int) -> Broken:
     """What HopSkipJump finds, without a look at scores.
 
-    It begins for each image at the nearest of all others that the target takes for another class.
+    It begins for each image at the nearest of all others that the target takes for another class, at every look.
 
     Args:
         case: target and images.
@@ -143,7 +143,8 @@ def by_labels(case: Case, chosen: np.ndarray, is_wrong: np.ndarray, n_queries: i
     flat = case.images.reshape(len(at), -1).astype(np.float64)
     lengths = (flat**2).sum(axis=1)
     distances = lengths[:, None] + lengths - 2 * flat @ flat.T
-    distances[case.labels[:, None] == _predicted(case, case.images)] = np.inf
+    for _ in range(1 + FURTHER_LOOKS if getattr(case.target, "n_draws", 1) > 1 else 1):
+        distances[case.labels[:, None] == _predicted(case, case.images)] = np.inf
     rows = chosen[~is_wrong[chosen] & np.isfinite(distances[chosen]).any(axis=1)]
     if rows.size:
         images, labels = case.images[rows], case.labels[rows]
@@ -151,7 +152,7 @@ def by_labels(case: Case, chosen: np.ndarray, is_wrong: np.ndarray, n_queries: i
         setting = case.n_classes, case.balls.norm, case.balls.value_range
         found = hop_skip_jump(case.target, images, labels, begin, *setting, n_queries, case.seed)
         index = _smallest_index(case, rows, found)
-        kept = _are_wrong(case, found, labels) & (index < len(case.radii))
+        kept = index < len(case.radii)
         at[rows[kept]], adversarial[rows[kept]] = index[kept], found[kept]
     return Broken(at, np.full(len(at), "hop_skip_jump", dtype=object), adversarial)
 
@@ -217,17 +218,6 @@ def _predicted(case: Case, images: np.ndarray) -> np.ndarray:
         logits = torch.cat([case.target(torch.from_numpy(part).to(device)) for part in parts])
     predicted: np.ndarray = logits.argmax(dim=1).cpu().numpy()
     return predicted
-
-
-def _are_wrong(case: Case, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which images ``(n, 1, H, W)`` are misclassified, bool ``(n,)``."""
-    device, wrong = device_of(case.target), np.empty(len(images), dtype=bool)
-    with torch.inference_mode():
-        for start in range(0, len(images), case.batch_size):
-            part = slice(start, start + case.batch_size)
-            batch, of_batch = (torch.from_numpy(of[part]).to(device) for of in (images, labels))
-            wrong[part] = misclassified(case.target, batch, of_batch, case.target(batch)).cpu().numpy()
-    return wrong
 
 
 def _smallest_index(case: Case, rows: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
