@@ -14,6 +14,7 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.models.augmentation import augment
 from tasks.models.autoencoder import ARCHITECTURES, VariationalAutoencoder, build_autoencoder
@@ -22,13 +23,14 @@ from tasks.models.compute import set_up
 from tasks.models.digests import digest_of_model
 from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
-from tasks.models.objectives import reconstruct
+from tasks.models.objectives import classification, denoising, reconstruct
 from tasks.models.seeding import build_seeded
-from tasks.models.training import TrainingDiverged, UncompiledAdam, fit
+from tasks.models.training import TrainingDiverged, UncompiledAdam, _Batches, fit
 from tasks.params import Augmentation, Noise, Precision, TrainClassifier
 from tasks.train_classifier import mean_and_std
 
 SIZE = 32
+KINDS_OF_NOISE = ["gaussian", "uniform", "salt_pepper", "speckle"]
 NO_AUGMENTATION = Augmentation(flip=0, rotation=0, scale=0, translation=0, brightness=0, contrast=0)
 
 
@@ -180,7 +182,7 @@ class TestAugmentation:
 
 
 class TestNoise:
-    @pytest.mark.parametrize("kind", ["gaussian", "uniform", "salt_pepper", "speckle"])
+    @pytest.mark.parametrize("kind", KINDS_OF_NOISE)
     def test_changes_images_within_range(self, kind: Any, images: Tensor) -> None:
         noisy = add_noise(images, (Noise(kind=kind, strength=0.5),), 0.0, generator())
         assert all(not torch.equal(before, after) for before, after in zip(images, noisy, strict=True))
@@ -205,6 +207,13 @@ class TestNoise:
         touched = (add_noise(grey, (Noise(kind="salt_pepper", strength=0.2),), 0.0, generator()) != 0.5).float()
         assert 0.05 < float(touched.mean()) < 0.15
 
+    def test_salt_and_pepper_is_white_and_black_and_nothing_between(self) -> None:
+        grey = torch.full((64, 1, SIZE, SIZE), 0.5)
+        noisy = add_noise(grey, (Noise(kind="salt_pepper", strength=1.0),), 0.0, generator())
+        assert noisy.unique().tolist() == [0, 0.5, 1]
+        white, black = (float((noisy == value).float().mean()) for value in (1, 0))
+        assert white == pytest.approx(black, rel=0.05)
+
     def test_the_clean_share_is_left_as_it_is(self) -> None:
         many = torch.rand(400, 1, 8, 8, generator=generator())
         noisy = add_noise(many, (Noise(kind="gaussian", strength=0.5),), 0.25, generator())
@@ -217,6 +226,26 @@ def classify(
 ) -> dict[str, Tensor]:
     logits = model(images)
     return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for an accelerator: values that are read, sizes that hang on values, copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        aten = torch.ops.aten
+        match func.overloadpacket:
+            case aten._local_scalar_dense | aten.nonzero | aten.masked_select | aten.equal | aten._unique2:
+                self.count += 1
+            case aten.index | aten.index_put | aten.index_put_:
+                self.count += any(index is not None and index.dtype == torch.bool for index in args[1])
+            case aten._to_copy | aten.copy_:
+                self.count += output.device != next(arg for arg in reversed(args) if isinstance(arg, Tensor)).device
+        return output
 
 
 class TestTraining:
@@ -298,6 +327,46 @@ class TestTraining:
             with ThreadPoolExecutor(3) as pool:
                 beside = pool.map(trained, range(3), [f"{turn}-{number}.pt" for number in range(3)])
             assert list(beside) == alone
+
+    @pytest.mark.parametrize("step", ["train_classifier", "train_autoencoder"])
+    def test_the_host_waits_for_an_epoch_as_often_however_many_steps_it_has(
+        self, step: str, data: dict[str, Any], params_with: Any, tmp_path: Path
+    ) -> None:
+        params = params_with(
+            {
+                "train_classifier.augmentation": dict.fromkeys(type(NO_AUGMENTATION).model_fields, 0.1),
+                "train_autoencoder.noises": [{"kind": kind, "strength": 0.1} for kind in KINDS_OF_NOISE],
+            }
+        )
+        build: dict[str, Callable[[], nn.Module]] = {
+            "train_classifier": lambda: build_classifier("cnn", 2, 0.4, 0.2),
+            "train_autoencoder": lambda: build_autoencoder("plain"),
+        }
+        objective = {
+            "train_classifier": classification(params.train_classifier.augmentation),
+            "train_autoencoder": denoising(params.train_autoencoder),
+        }
+
+        def waits(n_images: int) -> int:
+            rows = {"train": np.arange(n_images), "validation": data["rows"]["validation"]}
+            how = settings(epochs=1), 0, torch.device("cpu"), "float32", tmp_path / f"{n_images}.pt"
+            with Waits() as seen:
+                fit(build[step](), objective[step], data["pixels"], data["labels"], rows, *how)
+            return seen.count
+
+        assert waits(8) == waits(48) > 0
+
+    def test_an_accelerator_is_sent_the_order_of_an_epoch_at_once(self, data: dict[str, Any]) -> None:
+        # the device "meta" takes what an accelerator takes, and computes nothing
+        batches = _Batches(data["pixels"], data["labels"], torch.device("meta"))
+
+        def waits(n_images: int) -> int:
+            with Waits() as seen:
+                shapes = [images.shape for images, _ in batches.full(np.arange(n_images), 8)]
+            assert shapes == [(8, 1, SIZE, SIZE)] * (n_images // 8)
+            return seen.count
+
+        assert waits(8) == waits(48) == 1
 
     def test_a_step_is_that_of_torchs_adam_to_the_bit(self) -> None:
         def trained(kind: Any) -> list[Tensor]:

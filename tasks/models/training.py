@@ -214,17 +214,16 @@ class _Batches:
         self.pixels = pixels
 
     def all(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        # sent once for all batches: at every copy to an accelerator the host waits for what is queued there
+        index = torch.from_numpy(rows).to(self.device)
         for start in range(0, len(rows), size):
-            yield self._take(rows[start : start + size])
+            part = slice(start, start + size)
+            chosen = torch.from_numpy(self.pixels[rows[part]]) if self.resident is None else self.resident[index[part]]
+            yield chosen.float().div_(255), self.labels[index[part]]
 
     def full(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of one size; the rest of an epoch is left out, as batch norm wants, unless it is all there is."""
         yield from self.all(rows[: max(len(rows) // size, 1) * size], size)
-
-    def _take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        index = torch.from_numpy(rows).to(self.device)
-        chosen = torch.from_numpy(self.pixels[rows]) if self.resident is None else self.resident[index]
-        return chosen.float().div_(255), self.labels[index]
 
 
 class _Sums:
