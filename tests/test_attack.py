@@ -14,7 +14,7 @@ from torch import nn
 from tasks import paths
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
-from tasks.attacks.campaign import searched_together
+from tasks.attacks.campaign import in_parts
 from tasks.attacks.kept import load_kept
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.targets import load_target
@@ -243,20 +243,19 @@ def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Calla
 
 
 @pytest.mark.parametrize(
-    ("n_images", "batch_size", "sizes"),
+    ("n_images", "size", "sizes"),
     [
-        (1, 64, [1]),
-        (59, 64, [59]),
-        (70, 64, [35, 35]),
+        (1, 256, [1]),
+        (31, 256, [31]),
+        (59, 256, [20, 20, 19]),
+        (200, 256, [50, 50, 50, 50]),
         (200, 64, [50, 50, 50, 50]),
-        (1100, 64, [220, 220, 220, 220, 220]),
-        (33, 4, [11, 11, 11]),
+        (1100, 256, [220, 220, 220, 220, 220]),
+        (33, 16, [11, 11, 11]),
     ],
 )
-def test_searches_are_cut_in_four_where_there_are_enough_images(
-    n_images: int, batch_size: int, sizes: list[int]
-) -> None:
-    parts = searched_together(np.arange(n_images), batch_size)
+def test_images_are_cut_in_four_parts_where_there_are_enough(n_images: int, size: int, sizes: list[int]) -> None:
+    parts = in_parts(np.arange(n_images), size)
     assert [len(part) for part in parts] == sizes
     assert np.concatenate(parts).tolist() == list(range(n_images))
 
@@ -299,8 +298,8 @@ def test_clean_records_cover_every_test_image_however_few_are_attacked(
     ("change", "n_kept"),
     [
         ({"seed": 1}, 0),
-        # neither the look at clean images nor the three searches take so many steps
-        ({"attack.pgd.n_steps": 4}, 4),
+        # neither the look at clean images nor the three searches of two parts take so many steps
+        ({"attack.pgd.n_steps": 4}, 7),
         ({"attack.norm": "l2", "attack.suite.n_queries": 0}, 0),
         # the look is at all test images
         ({"attack.max_images": 16}, 1),
@@ -328,11 +327,11 @@ def test_shards_of_another_defence_never_mix_in(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = params_with(SMALL | {"attack.eps": [4]})
-    # a look at the classifier, 3 searches, 4 crafted shards and probes, then those of the autoencoder
-    kill_after(params, 11)
+    # a look at the classifier, three searches of two parts, 4 crafted shards and two probes, then the autoencoder's
+    kill_after(params, 15)
     save_model(paths.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
     resumed = run(params)
-    assert n_kept_lines(caplog) == 9
+    assert n_kept_lines(caplog) == 13
     assert resumed == run(params)
 
 
@@ -355,12 +354,12 @@ def test_the_size_of_a_batch_changes_no_prediction(
     small = SMALL | {"attack.mode": mode, "attack.pgd.n_restarts": 1 if mode == "fast" else 0}
     run(params_with(small))
     records, smallest = read_records(BENCHMARK), read_smallest_eps(BENCHMARK)
-    run(params_with(small | {"attack.batch_size": 7}))
+    run(params_with(small | {"attack.batch_size": 3}))
     others, others_smallest = read_records(BENCHMARK), read_smallest_eps(BENCHMARK)
     assert (records["image"] == others["image"]).all()
     assert (records["prediction"] == others["prediction"]).all()
     assert records["margin"].to_numpy() == pytest.approx(others["margin"].to_numpy(), abs=1e-3)
-    # 7 images a batch make two parts of the sweep, 16 one
+    # 3 images a batch make three parts of the sweep, 16 two
     pd.testing.assert_frame_equal(smallest, others_smallest)
 
 

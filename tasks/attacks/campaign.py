@@ -40,13 +40,13 @@ WHITE_BOX = (SWEEP, SUITE)
 
 SEARCHED_BATCHES = 4
 """Batches, at most, that a part of the searches holds: others take the place of images that fall."""
-SEARCHED_PARTS = 4
-"""Parts, at least, that searches are cut in, so that workers can share the longest piece of the work.
+FEWEST_PARTS = 4
+"""Parts, at least, that images are cut in, so that workers can share them."""
+FEWEST_IMAGES = 16
+"""That a part holds, at least, where it is cut for workers.
 
 Of a few hundred images batches then run empty: as much work on a CPU, more calls on a GPU.
 """
-FEWEST_SEARCHED = 32
-"""Images that a part holds, at least, where it is cut for workers."""
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Campaign:
     batches: list[np.ndarray]
     """These rows, as they are attacked at once."""
     large_batches: list[np.ndarray]
-    """These rows, as they are searched together (:func:`searched_together`)."""
+    """These rows, as they are searched together."""
     shards: Shards
     """Where finished parts are kept."""
     clean: Observation
@@ -123,7 +123,7 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
     rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
     target = load_target(name, device)
     batches = in_parts(rows, settings.batch_size)
-    large_batches = searched_together(rows, settings.batch_size)
+    large_batches = in_parts(rows, SEARCHED_BATCHES * settings.batch_size)
     step = ("attack",) if name == UNDEFENDED else ("attack_defence", name)
     shards = Shards(
         paths.checkpoint_folder(*step),
@@ -372,12 +372,7 @@ def joined(parts: list[Observation]) -> Observation:
     return Observation(np.concatenate([part.logits for part in parts]), np.concatenate(errors) if errors else None)
 
 
-def searched_together(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Rows cut in parts of nearly the same size, for searches."""
-    as_many_as_full = math.ceil(len(rows) / (SEARCHED_BATCHES * batch_size))
-    return np.array_split(rows, max(as_many_as_full, min(SEARCHED_PARTS, len(rows) // FEWEST_SEARCHED)))
-
-
 def in_parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Rows cut in runs of at most ``size``."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    """Rows cut in parts of nearly the same size: at most ``size`` each, and some for every worker."""
+    as_many_as_full = math.ceil(len(rows) / size)
+    return np.array_split(rows, max(as_many_as_full, min(FEWEST_PARTS, len(rows) // FEWEST_IMAGES)))

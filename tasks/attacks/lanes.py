@@ -105,7 +105,8 @@ def finish_lane(params: Params, name: str, number: int) -> None:
 
 def lanes_of(campaign: Campaign) -> list[Lane]:
     """All lanes, the longest first."""
-    attacks, batches = campaign.settings.attacks, campaign.batches
+    # one gradient is all that FGSM takes
+    attacks, batches = sorted(campaign.settings.attacks, key=lambda kind: kind == "fgsm"), campaign.batches
     return [
         *(partial(finish_searches, campaign, part) for part in campaign.large_batches),
         *(partial(finish_crafting, campaign, kind, batch) for kind in attacks for batch in batches),

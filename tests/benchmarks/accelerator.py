@@ -1,0 +1,137 @@
+"""The study's training and the whole pipeline on an accelerator; where there is none, it says so and measures nothing.
+
+- Training: ``fit`` as ``train_classifier`` calls it, 50 epochs of the CNN on 1985 images of 224 x 224 in batches of 16,
+  from the untrained network to the kept one, without imports; in float32 and, where the device multiplies it, in
+  bfloat16. Pixels are drawn at random, since no time depends on them.
+- Pipeline: every stage of ``dvc.yaml`` in a process of its own and in their order, as DVC calls them, with params.yaml
+  as it is, tracked in a store of its own; on the images of ``--folder`` (one subfolder a class, as ``acquire.folder``),
+  or on as many phantoms.
+
+Goals: 50 epochs in at most 20 s, the pipeline in at most 180 s, both on a card of the class of an H200.
+``--device cpu`` measures the processor in the same way, for who writes here without such a card.
+
+    python -m tests.benchmarks.accelerator [--json PATH] [--device cuda] [--images N] [--epochs N] [--folder FOLDER]
+                                           [--only-training]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ruamel.yaml import YAML
+
+from tasks.models.classifier import build_classifier
+from tasks.models.compute import multiplies_bfloat16, set_up
+from tasks.models.objectives import classification
+from tasks.models.seeding import build_seeded
+from tasks.models.training import fit
+from tasks.params import Params, Precision, load_params
+from tests.benchmarks.machine import ROOT, describe, machine, write_json
+
+TRAINING_GOAL, PIPELINE_GOAL = 20.0, 180.0
+"""Seconds."""
+STUDY_IMAGES, SLICES = 1985, 7
+
+
+def seconds_of_training(params: Params, precision: Precision, n_images: int, n_epochs: int, folder: Path) -> float:
+    """Seconds from an untrained network to the kept one."""
+    settings = params.train_classifier.model_copy(update={"epochs": n_epochs})
+    device = set_up(params.compute)
+    side, rng = params.prepare.image_size, np.random.default_rng(params.seed)
+    pixels = rng.integers(0, 256, (n_images, 1, side, side), dtype=np.uint8)
+    labels = rng.integers(0, 2, n_images)
+    n_validation = round(n_images * params.prepare.split.validation_fraction)
+    rows = {"train": np.arange(n_images), "validation": np.arange(n_validation)}
+    model = build_seeded(lambda: build_classifier("cnn", 2, 0.5, 0.29), params.seed)
+    how = settings, params.seed, device, precision, folder / f"{precision}.pt"
+    began = time.perf_counter()
+    fit(model, classification(settings.augmentation), pixels, labels, rows, *how)
+    return time.perf_counter() - began
+
+
+def stages(params: Params) -> Iterator[list[str]]:
+    """Step, and defence if it runs for each, in the order of ``dvc.yaml``."""
+    for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        yield from ([name, defence] for defence in params.benchmark) if "matrix" in stage else ([name],)
+
+
+def seconds_of_stages(params: Params, device: str, images: Path | None, workspace: Path) -> dict[str, float]:
+    """Seconds of every stage, start-up included."""
+    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["compute"]["device"] = device
+    if images:
+        values["acquire"] |= {"source": "folder", "folder": str(images.resolve())}
+    else:
+        values["acquire"] |= {"source": "phantom", "phantom": {"n_patients": 2481 // SLICES, "n_slices": SLICES}}
+    with (workspace / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(values, file)
+    for name in ("tasks", "images"):
+        (workspace / name).symlink_to(ROOT / name)
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    taken: dict[str, float] = {}
+    for stage in stages(params):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", f"tasks.{stage[0]}", *stage[1:]],
+            cwd=workspace,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        name = "@".join(stage)
+        if done.returncode:
+            raise SystemExit(f"{name} failed:\n{done.stdout}")
+        taken[name] = time.perf_counter() - began
+        print(f"{name:38s} {taken[name]:7.1f} s", flush=True)
+    return taken
+
+
+def verdict(seconds: float, goal: float) -> str:
+    return f"{seconds:7.1f} s  (goal at most {goal:g}: {'met' if seconds <= goal else 'MISSED'})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The study's training and the whole pipeline on an accelerator.")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), default="cuda")
+    parser.add_argument("--images", type=int, default=STUDY_IMAGES, help="trained on (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--folder", type=Path, help="images of the pipeline (default: phantoms)")
+    parser.add_argument("--only-training", action="store_true", help="without the pipeline")
+    arguments = parser.parse_args()
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not there[arguments.device]:
+        print(f"no {arguments.device} on this machine: nothing is measured")
+        return
+    params = load_params(ROOT / "params.yaml")
+    params = params.model_copy(update={"compute": params.compute.model_copy(update={"device": arguments.device})})
+    facts = machine("torch", "numpy")
+    facts["device"] = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
+    print(describe(facts), flush=True)
+    figures: dict[str, Any] = {"machine": facts, "images": arguments.images, "epochs": arguments.epochs, "training": {}}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+        for precision in precisions[: 1 + multiplies_bfloat16(torch.device(arguments.device))]:
+            seconds = seconds_of_training(params, precision, arguments.images, arguments.epochs, folder)
+            figures["training"][precision] = seconds
+            what = f"{arguments.epochs} epochs of {arguments.images} images, {precision}"
+            print(f"{what:38s} {verdict(seconds, TRAINING_GOAL)}", flush=True)
+        if not arguments.only_training:
+            figures["pipeline"] = seconds_of_stages(params, arguments.device, arguments.folder, folder)
+            print(f"{'pipeline':38s} {verdict(sum(figures['pipeline'].values()), PIPELINE_GOAL)}")
+    write_json(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
