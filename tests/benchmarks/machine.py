@@ -7,6 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Instructions of x86 processors on which the speed of networks hangs."""
+
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
 
@@ -14,9 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def machine(*packages: str) -> dict[str, Any]:
     """Processor, cores, memory, Python, and the versions of the named packages."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    # of the first core; the others are alike
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": told.get("model name") or platform.processor() or platform.machine(),
+        "vectors": " ".join(name for name in VECTORS if name in told.get("flags", "").split()),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
