@@ -41,12 +41,12 @@ WHITE_BOX = (SWEEP, SUITE)
 SEARCHED_BATCHES = 4
 """Batches, at most, that a part of the searches holds: others take the place of images that fall."""
 FEWEST_PARTS = 4
-"""Parts, at least, that images are cut in, so that workers can share them."""
-FEWEST_IMAGES = 16
-"""That a part holds, at least, where it is cut for workers.
+"""Parts, at least, that images are cut in, so that workers can share them.
 
-Of a few hundred images batches then run empty: as much work on a CPU, more calls on a GPU.
+Searches of a few hundred images then have fewer images a pass: as much work on a CPU, more calls on a GPU.
 """
+FEWEST_IMAGES = 16
+"""Images that a part holds, at least, where it is cut for workers."""
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def look(target: nn.Module, seed: int, data: Prepared, rows: np.ndarray, batch_s
     """Write what a target makes of images as they are, and how long that takes, to ``folder``."""
     seed_random_defences(target, seed)
     observed, milliseconds = [], []
-    for batch in in_parts(rows, batch_size):
+    for batch in np.array_split(rows, math.ceil(len(rows) / batch_size)):
         images = data.floats(batch)
         began = time.perf_counter()
         observed.append(observe(target, images))
@@ -373,6 +373,6 @@ def joined(parts: list[Observation]) -> Observation:
 
 
 def in_parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Rows cut in parts of nearly the same size: at most ``size`` each, and some for every worker."""
+    """Rows cut in parts of nearly the same size, at most ``size`` each; in four, where each then holds 16 or more."""
     as_many_as_full = math.ceil(len(rows) / size)
     return np.array_split(rows, max(as_many_as_full, min(FEWEST_PARTS, len(rows) // FEWEST_IMAGES)))

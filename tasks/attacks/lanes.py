@@ -105,12 +105,16 @@ def finish_lane(params: Params, name: str, number: int) -> None:
 
 def lanes_of(campaign: Campaign) -> list[Lane]:
     """All lanes, the longest first."""
-    # one gradient is all that FGSM takes
-    attacks, batches = sorted(campaign.settings.attacks, key=lambda kind: kind == "fgsm"), campaign.batches
+    parts, batches = campaign.large_batches, campaign.batches
+    crafting: dict[str, list[Lane]] = {
+        kind: [partial(finish_crafting, campaign, kind, batch) for batch in batches]
+        for kind in campaign.settings.attacks
+    }
     return [
-        *(partial(finish_searches, campaign, part) for part in campaign.large_batches),
-        *(partial(finish_crafting, campaign, kind, batch) for kind in attacks for batch in batches),
-        *(partial(finish_probes, campaign, part) for part in campaign.large_batches),
+        *(partial(finish_searches, campaign, part) for part in parts),
+        *crafting.get("pgd", []),
+        *(partial(finish_probes, campaign, part) for part in parts),
+        *crafting.get("fgsm", []),
     ]
 
 

@@ -34,6 +34,11 @@ def describe(facts: dict[str, Any]) -> str:
     return "  ".join(f"{name} {value}" for name, value in facts.items())
 
 
+def verdict(seconds: float, goal: float) -> str:
+    """Seconds beside what they may be at most."""
+    return f"{seconds:7.2f} s  (goal at most {goal:g}: {'met' if seconds <= goal else 'MISSED'})"
+
+
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
     """Figures as JSON, where a file was asked for."""
     if path:

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.machine import describe, machine, write_json
+from tests.benchmarks.machine import describe, machine, verdict, write_json
 from tests.test_pipeline import STEPS, make_workspace, run
 
 NOTHING_TO_DO = {
@@ -73,10 +73,6 @@ def processor_time_of_children() -> float:
     """Seconds, user and system, of all processes that have been waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def verdict(seconds: float, goal: float) -> str:
-    return f"{seconds:6.2f} s  (goal at most {goal:g}: {'met' if seconds <= goal else 'MISSED'})"
 
 
 def main() -> None:
