@@ -39,7 +39,9 @@ from tests.benchmarks.machine import ROOT, describe, machine, verdict, write_jso
 
 TRAINING_GOAL, PIPELINE_GOAL = 20.0, 180.0
 """Seconds."""
-STUDY_IMAGES, SLICES = 1985, 7
+STUDY_IMAGES, STUDY_EPOCHS = 1985, 50
+ALL_IMAGES, SLICES = 2481, 7
+"""Of the study's data set, and of each phantom patient."""
 
 
 def seconds_of_training(
@@ -73,7 +75,7 @@ def seconds_of_stages(params: Params, device: str, images: Path | None, workspac
     if images:
         values["acquire"] |= {"source": "folder", "folder": str(images.resolve())}
     else:
-        values["acquire"] |= {"source": "phantom", "phantom": {"n_patients": 2481 // SLICES, "n_slices": SLICES}}
+        values["acquire"] |= {"source": "phantom", "phantom": {"n_patients": ALL_IMAGES // SLICES, "n_slices": SLICES}}
     with (workspace / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(values, file)
     (workspace / "tasks").symlink_to(ROOT / "tasks")
@@ -105,7 +107,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--device", choices=("cuda", "mps", "cpu"), default="cuda")
     parser.add_argument("--images", type=int, default=STUDY_IMAGES, help="trained on (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=STUDY_EPOCHS)
     parser.add_argument("--folder", type=Path, help="images of the pipeline (default: phantoms)")
     parser.add_argument("--only-training", action="store_true", help="without the pipeline")
     arguments = parser.parse_args()
@@ -129,7 +131,8 @@ def main() -> None:
             seconds = seconds_of_training(params, device, precision, arguments.images, arguments.epochs, checkpoint)
             figures["training"][precision] = seconds
             what = f"{arguments.epochs} epochs of {arguments.images} images, {precision}"
-            print(f"{what:38s} {verdict(seconds, TRAINING_GOAL)}", flush=True)
+            is_studys = (arguments.images, arguments.epochs) == (STUDY_IMAGES, STUDY_EPOCHS)
+            print(f"{what:38s} {verdict(seconds, TRAINING_GOAL) if is_studys else f'{seconds:7.2f} s'}", flush=True)
         write_json(arguments.json, figures)
         if not arguments.only_training:
             figures["pipeline"] = seconds_of_stages(
