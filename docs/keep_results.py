@@ -16,35 +16,35 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from docs import RESULTS
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import load_params
 from tasks.reporting.gallery import IMAGES
 
 LOCK = Path("dvc.lock")
 FILES = {
-    paths.PARAMS: "params.yaml",
-    paths.DATASET_INFO: "dataset.json",
-    paths.CLASSIFIER_HISTORY: "classifier_history.csv",
-    paths.AUTOENCODER_HISTORY: "autoencoder_history.csv",
-    paths.METRICS: "metrics.json",
-    paths.ROBUSTNESS: "robustness.csv",
-    paths.CONFUSION: "confusion.csv",
-    paths.BENCHMARK: "benchmark.csv",
-    paths.MINIMAL_EPS: "minimal_eps.csv",
-    paths.CERTIFIED: "certified.csv",
-    paths.CHECKS: "checks.json",
-    paths.VERDICT: "verdict.json",
-    paths.ROBUSTNESS_AREA: "robustness_area.csv",
-    paths.CLASSIFICATION: "classification.csv",
-    paths.HEATMAPS: "heatmaps.csv",
-    paths.INTENSITY: "intensity.csv",
-    paths.FEATURES: "features.csv",
-    paths.RESILIENCE: "resilience.csv",
-    paths.DETECTION: "detection.csv",
-    paths.GATE: "gate.csv",
-    paths.CYCLES: "active_learning_cycles.csv",
-    paths.LEARNING_CURVES: "active_learning_curves.csv",
-    paths.LABEL_EFFICIENCY: "active_learning_efficiency.csv",
+    Workspace().params_file: "params.yaml",
+    Workspace().dataset_info: "dataset.json",
+    Workspace().classifier_history: "classifier_history.csv",
+    Workspace().autoencoder_history: "autoencoder_history.csv",
+    Workspace().metrics: "metrics.json",
+    Workspace().robustness: "robustness.csv",
+    Workspace().confusion: "confusion.csv",
+    Workspace().benchmark: "benchmark.csv",
+    Workspace().minimal_eps: "minimal_eps.csv",
+    Workspace().certified_accuracy: "certified.csv",
+    Workspace().checks: "checks.json",
+    Workspace().verdict: "verdict.json",
+    Workspace().robustness_area: "robustness_area.csv",
+    Workspace().classification: "classification.csv",
+    Workspace().heatmaps: "heatmaps.csv",
+    Workspace().intensity: "intensity.csv",
+    Workspace().features: "features.csv",
+    Workspace().resilience: "resilience.csv",
+    Workspace().detection: "detection.csv",
+    Workspace().gate: "gate.csv",
+    Workspace().cycles: "active_learning_cycles.csv",
+    Workspace().learning_curves: "active_learning_curves.csv",
+    Workspace().label_efficiency: "active_learning_efficiency.csv",
 }
 """Where a file is in the workspace -> its name among the kept results."""
 
@@ -61,10 +61,10 @@ def keep_results(name: str) -> Path:
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"{name!r} must be made of a-z, 0-9 and single hyphens, such as stratified-80-20")
-    figures = sorted(paths.FIGURES.glob("*.png"))
+    figures = sorted(Workspace().figures.glob("*.png"))
     missing = [str(path) for path in (*FILES, LOCK) if not path.is_file()]
     if missing or not figures:
-        raise FileNotFoundError(f"{', '.join(missing) or paths.FIGURES} not found: run dvc repro first")
+        raise FileNotFoundError(f"{', '.join(missing) or Workspace().figures} not found: run dvc repro first")
     _check_params()
     files = FILES | _histories()
 
@@ -74,7 +74,7 @@ def keep_results(name: str) -> Path:
     for source, kept in files.items():
         shutil.copyfile(source, folder / kept)
     _forget_where_images_lay(folder / "params.yaml")
-    is_phantom = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))["is_phantom"]
+    is_phantom = json.loads(Workspace().dataset_info.read_text(encoding="utf-8"))["is_phantom"]
     for figure in figures:
         may_be_shown = is_phantom is True or not figure.name.startswith(IMAGES)
         if may_be_shown and figure.stat().st_size <= MAX_FIGURE_BYTES:
@@ -84,7 +84,7 @@ def keep_results(name: str) -> Path:
 
 def _histories() -> dict[Path, str]:
     """Histories of the defences that were trained, as ``FILES`` has those of classifier and autoencoder."""
-    histories = {paths.defence_history(name): f"{name}_history.csv" for name in load_params().benchmark}
+    histories = {Workspace().defence_history(name): f"{name}_history.csv" for name in load_params().benchmark}
     if taken := sorted(kept for path, kept in histories.items() if path.is_file() and kept in FILES.values()):
         raise ValueError(f"{', '.join(taken)} would stand for two histories: call the defence otherwise in params.yaml")
     return {path: kept for path, kept in histories.items() if path.is_file()}
@@ -102,8 +102,8 @@ def _check_params() -> None:
     """Hold params.yaml against the values that DVC wrote down when it made the outputs."""
     yaml = YAML(typ="safe")
     for stage, entry in yaml.load(LOCK)["stages"].items():
-        for key, made_with in entry.get("params", {}).get(str(paths.PARAMS), {}).items():
-            value: Any = yaml.load(paths.PARAMS)
+        for key, made_with in entry.get("params", {}).get(str(Workspace().params_file), {}).items():
+            value: Any = yaml.load(Workspace().params_file)
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
             if value != made_with:

@@ -19,25 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs import RESULTS
-from tasks.evaluation.learning_curves import RANDOM
-from tasks.evaluation.records import spoken
 from tasks.evaluation.robustness import clean_rows
-from tasks.paths import UNDEFENDED
-from tasks.reporting.findings import (
-    Row,
-    attack_name,
-    attacks_of,
-    curves_under,
-    eps_of,
-    eps_text,
-    headline_of,
-    percent,
-    with_interval,
-)
+from tasks.labelling.learning_curves import RANDOM
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import spoken
+from tasks.reporting.findings import Row, attack_name, attacks_of, curves_under, eps_of, headline_of
 from tasks.reporting.results import read_json, read_table
 from tasks.reporting.sections.active_learning import comparison, efficiency_tables
 from tasks.reporting.sections.benchmark import compared
 from tasks.reporting.sections.verdict import elsewhere
+from tasks.statistics.formatting import eps_text, percent, with_interval
 
 DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
 MARKS = re.compile(r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL)

@@ -15,8 +15,9 @@ from prefect.input import RunInput
 from pydantic import Field, create_model
 
 from flows.command import run_flow
-from tasks.active.labelling import next_query
-from tasks.active.rounds import SKIPPED, Query, collect, fill_in, read_rounds
+from tasks.core.workspace import Workspace
+from tasks.labelling.human import SKIPPED, Query, collect, fill_in, read_rounds
+from tasks.labelling.queries import next_query
 from tasks.params import Acquisition, load_params
 
 A_MONTH = 31 * 24 * 3600
@@ -47,9 +48,9 @@ def active_learning(
     Returns:
         What is to be done next, in a sentence.
     """
-    params = load_params()
+    workspace, params = Workspace(), load_params()
     classes = params.acquire.classes
-    while query := next_query(params, Path(pool), Path(folder), acquisition, n_images, n_rounds):
+    while query := next_query(workspace, params, Path(pool), Path(folder), acquisition, n_images, n_rounds):
         publish(query)
         if answers == "csv":
             break

@@ -9,8 +9,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,25 +21,24 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 from ruamel.yaml import YAML
 
-import tasks
 from flows.command import run_flow
-from tasks import paths, registry
+from flows.flow import load_step
+from tasks.core.files import write_json
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.dataset.split import leakage
-from tasks.evaluation.records import spoken
-from tasks.evaluation.tables import write_json
-from tasks.params import Autoencoder, Params, load_params, parse_params
-from tasks.paths import UNDEFENDED
-from tasks.registry import Registered
-from tasks.reporting.findings import eps_text, with_interval
+from tasks.params import UNDEFENDED, Autoencoder, Params, load_params, parse_params
+from tasks.records.vocabulary import spoken
+from tasks.runner import run_step
+from tasks.serving import registry
 from tasks.serving.bundle import Bundle, digests_of_images, read_bundle, read_seen
-from tasks.tracking import AUDITED, EXPERIMENT, experiment_id, tracking_uri
+from tasks.serving.registry import Registered
+from tasks.statistics.formatting import eps_text, with_interval
+from tasks.tracking import EXPERIMENT
 
 AUDITS = Path("audits")
 SEEN = "seen"
 """Split of the images that an audit leaves out."""
-PAGE_ALSO_SHOWS = (paths.VALIDATE, paths.ACTIVE_LEARNING)
-"""What the report wants of the current workspace beside the prepared data; both are about the data alone."""
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +48,13 @@ class Audit:
     """A workspace in which a model is audited."""
 
     model: Registered
-    folder: Path
+    workspace: Workspace
     params: Params
     """What the steps in there run with."""
     n_test: int
     """Test images, all of them unseen."""
     n_left_out: int
     """Of today's test images, those that a model was trained or validated on."""
-
-    def path(self, path: Path) -> Path:
-        """A path of the audit's workspace."""
-        return self.folder / path
 
 
 @flow(name="robustness_audit")
@@ -76,24 +69,24 @@ def robustness_audit(
     Returns:
         What came of it, in a few sentences.
     """
-    params = load_params()
+    workspace, params = Workspace(), load_params()
     found = registry.find(model)
     folder = AUDITS / found.label
     bundle = registry.download(found, renewed(folder / "model"))
-    audit = set_up_audit(found, bundle, folder, params, with_report=True)
+    audit = set_up_audit(workspace, found, bundle, Workspace(folder), params, with_report=True)
     run_audit(audit, with_report=True)
     outcome = outcome_of(audit)
-    registry.note_audit(
-        found, outcome, [audit.path(path) for path in (paths.REPORT_HTML, paths.METRICS, paths.CHECKS, paths.BENCHMARK)]
-    )
+    there = audit.workspace
+    registry.note_audit(found, outcome, [there.report_html, there.metrics, there.checks, there.benchmark])
     create_markdown_artifact(key="audit", markdown=outcome, description=f"Audit of {found.label}")
     return outcome
 
 
 def set_up_audit(
+    workspace: Workspace,
     model: Registered,
     bundle: Path,
-    folder: Path,
+    there: Workspace,
     today: Params,
     also_seen: Set[str] = frozenset(),
     with_report: bool = False,
@@ -104,9 +97,10 @@ def set_up_audit(
     it was trained on out of the validation split, which tells detectors' thresholds.
 
     Args:
+        workspace: the current workspace.
         model: the version that is audited.
         bundle: its files.
-        folder: the workspace.
+        there: the audit's workspace.
         today: parameters of the current workspace; how the networks are made is taken from the bundle.
         also_seen: digests of test images to be left out, too.
         with_report: whether the analyses and the page are wanted, which need more of the current workspace.
@@ -115,12 +109,12 @@ def set_up_audit(
         FileNotFoundError: a step has not run in the current workspace.
         ValueError: the model is for other images, or saw all of today's.
     """
-    about, seen, data = read_bundle(bundle), read_seen(bundle), load_prepared()
-    linked = PAGE_ALSO_SHOWS if with_report else ()
+    about, seen, data = read_bundle(bundle), read_seen(bundle), load_prepared(workspace)
+    linked = (workspace.validate, workspace.active_learning) if with_report else ()
     if missing := [path for path in linked if not path.is_dir()]:
-        step = paths.step_of(missing[0])
+        step = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
-    refuse_other_images(model, about, data)
+    refuse_other_images(workspace, model, about, data)
     digests = pd.Series(digests_of_images(data.pixels), index=data.table.index)
     table, n_left_out = without_seen(data.table, digests, seen, also_seen)
     n_test = int((table["split"] == "test").sum())
@@ -129,29 +123,29 @@ def set_up_audit(
     if not (table["split"] == "validation").any():
         raise ValueError(f"{model.label} was trained on all validation images: none is left for detectors' thresholds")
 
-    renewed(folder / paths.DATA)
+    renewed(there.data)
     for path in linked:
-        shutil.copytree(path, folder / path, copy_function=link_or_copy)
+        shutil.copytree(path, there.root / path.relative_to(workspace.root), copy_function=link_or_copy)
     if with_report:
-        shutil.copyfile(paths.REFERENCE, folder / paths.REFERENCE)
-    shutil.copytree(bundle / paths.DATA, folder / paths.DATA, dirs_exist_ok=True)
-    (folder / paths.PREPARE).mkdir()
-    link_or_copy(str(paths.PIXELS), str(folder / paths.PIXELS))
-    table.to_parquet(folder / paths.SPLIT, index=False)
-    info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
+        shutil.copyfile(workspace.reference, there.reference)
+    shutil.copytree(Workspace(bundle).data, there.data, dirs_exist_ok=True)
+    there.prepare.mkdir()
+    link_or_copy(str(workspace.pixels), str(there.pixels))
+    table.to_parquet(there.split, index=False)
+    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     counts = pd.crosstab(table["split"], table["class"]).reindex(columns=list(data.classes), fill_value=0)
     info["n_images"] = {split: counts.loc[split].to_dict() for split in info["n_images"] if split in counts.index}
     info["leakage"] = leakage(table.assign(split=as_the_model_knows(table["split"], digests, seen["train"])))
-    write_json(info, folder / paths.DATASET_INFO)
+    write_json(info, there.dataset_info)
     params = params_of(about, today)
-    with (folder / paths.PARAMS).open("w", encoding="utf-8") as file:
+    with there.params_file.open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(params.model_dump(mode="json", by_alias=True), file)
-    log.info("%s: %d test images, %d left out that a model has seen", folder, n_test, n_left_out)
-    return Audit(model, folder, params, n_test, n_left_out)
+    log.info("%s: %d test images, %d left out that a model has seen", there.root, n_test, n_left_out)
+    return Audit(model, there, params, n_test, n_left_out)
 
 
 def run_audit(audit: Audit, with_report: bool) -> None:
-    """Run the steps from the attack on, one after the other, each as a Prefect task and a process of its own.
+    """Run the steps from the attack on, one after the other, each as a Prefect task.
 
     Args:
         audit: where.
@@ -161,39 +155,11 @@ def run_audit(audit: Audit, with_report: bool) -> None:
     steps = [("train_defence", name) for name in benchmark if name != target]
     steps += [("attack", ""), *(("attack_defence", name) for name in benchmark), ("evaluate", "")]
     steps += [("analyze", ""), ("report", "")] if with_report else []
-    # made here, so that no step makes it in the audit's folder
-    experiment_id()
     for step, defence in steps:
         name = f"{step}@{defence}" if defence else step
-        as_task: Any = task(name=f"{name} of {audit.folder.name}", cache_policy=NO_CACHE)
-        as_task(run_there)(step, defence, audit.folder, audit.model.label)
-
-
-def run_there(step: str, defence: str, folder: Path, label: str) -> None:
-    """Run a step by its own command in another folder.
-
-    A process of its own, since paths are relative to the working folder, which belongs to all threads of a process.
-
-    Raises:
-        RuntimeError: it failed; the message is its own.
-    """
-    command = [sys.executable, "-m", f"tasks.{step}", *([defence] if defence else [])]
-    code = str(Path(str(tasks.__file__)).resolve().parents[1])
-    search = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": search, "MLFLOW_TRACKING_URI": tracking_uri(), AUDITED: label}
-    # DVC's variable would have the run be called DVC's
-    environment.pop("DVC_STAGE", None)
-    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603  ours  # nosec B603
-        last = ""
-        try:
-            for line in process.stderr or ():
-                sys.stderr.write(line)
-                last = line.strip() or last
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode:
-        raise RuntimeError(f"in {folder}, {last}")
+        as_task: Any = task(name=f"{name} of {audit.workspace.root.name}", cache_policy=NO_CACHE)
+        tags = {"audit": audit.model.label}
+        as_task(run_step)(load_step(step), audit.workspace, audit.params, "prefect", defence or None, tags)
 
 
 def outcome_of(audit: Audit) -> str:
@@ -202,7 +168,7 @@ def outcome_of(audit: Audit) -> str:
     checks = checks_of(audit)
     failed = [check["key"] for check in checks if check["status"] == "FAIL"]
     left_out = f"{audit.n_left_out} test images left out that it was trained or validated on; " * (audit.n_left_out > 0)
-    report = audit.path(paths.REPORT_HTML)
+    report = audit.workspace.report_html
     return (
         f"{audit.model.label} ({spoken(audit.model.target)}): {left_out}right on {with_interval(clean)} of "
         f"{audit.n_test} clean test images, on {with_interval(worst)} of {worst['n']} under the worst of all adaptive "
@@ -213,8 +179,8 @@ def outcome_of(audit: Audit) -> str:
 
 def clean_and_worst(audit: Audit) -> tuple[dict[str, Any], dict[str, Any]]:
     """Rates of the audited target with their intervals: clean, and in the worst case at ``analyze.eps``."""
-    metrics = json.loads(audit.path(paths.METRICS).read_text(encoding="utf-8"))
-    table = pd.read_csv(audit.path(paths.BENCHMARK))
+    metrics = json.loads(audit.workspace.metrics.read_text(encoding="utf-8"))
+    table = pd.read_csv(audit.workspace.benchmark)
     of_target = (table["target"] == audit.model.target) & (table["threat_model"] == "adaptive")
     row = table[of_target & (table["eps"] == audit.params.analyze.eps)].iloc[0]
     return metrics["clean"][audit.model.target], {str(name): value for name, value in row.items()}
@@ -222,11 +188,11 @@ def clean_and_worst(audit: Audit) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def checks_of(audit: Audit) -> list[dict[str, Any]]:
     """Checks of the audited target, and those of the data."""
-    checks = json.loads(audit.path(paths.CHECKS).read_text(encoding="utf-8"))
+    checks = json.loads(audit.workspace.checks.read_text(encoding="utf-8"))
     return [check for check in checks if check["target"] in (audit.model.target, None)]
 
 
-def refuse_other_images(model: Registered, about: Bundle, data: Prepared) -> None:
+def refuse_other_images(workspace: Workspace, model: Registered, about: Bundle, data: Prepared) -> None:
     """Look whether today's images are such as the model takes.
 
     Raises:
@@ -235,7 +201,7 @@ def refuse_other_images(model: Registered, about: Bundle, data: Prepared) -> Non
     wants = {"classes": about.classes, "image size": about.image_size, "value range": about.value_range}
     there = {"classes": data.classes, "image size": data.pixels.shape[-1], "value range": data.value_range}
     if differing := [name for name in wants if wants[name] != there[name]]:
-        told = "; ".join(f"{name} {wants[name]}, and {paths.PREPARE} holds {there[name]}" for name in differing)
+        told = "; ".join(f"{name} {wants[name]}, and {workspace.prepare} holds {there[name]}" for name in differing)
         raise ValueError(f"{model.label} takes {told}: prepare the data as it was trained (acquire.classes, prepare)")
 
 
@@ -272,7 +238,7 @@ def params_of(about: Bundle, today: Params) -> Params:
         values["defences"][about.target] = about.params["defence"]
         # analyses compare with the study's defence, and look through it
         values["benchmark"] = list(dict.fromkeys([*study, about.target]))
-    return parse_params(values, f"today's {paths.PARAMS} with the networks of the model")
+    return parse_params(values, "today's params.yaml with the networks of the model")
 
 
 def link_or_copy(source: str, destination: str) -> None:

@@ -9,7 +9,7 @@ import io
 import sys
 from typing import TYPE_CHECKING
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.comparison import drift, image_changes, write_reference
 from tasks.tracking import masked
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def manifest_at(revision: str) -> "pd.DataFrame":
+def manifest_at(workspace: Workspace, revision: str) -> "pd.DataFrame":
     """The manifest of a version in git.
 
     Raises:
@@ -28,7 +28,7 @@ def manifest_at(revision: str) -> "pd.DataFrame":
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
-    path = paths.MANIFEST.as_posix()
+    path = workspace.manifest.as_posix()
     try:
         with open_at(path, repo=".", rev=revision, mode="rb") as file:
             return pd.read_parquet(io.BytesIO(file.read()))
@@ -38,27 +38,28 @@ def manifest_at(revision: str) -> "pd.DataFrame":
 
 def main() -> None:
     """Print how many images of each class came, went and changed, and how the manifest's numbers moved."""
+    workspace = Workspace()
     parser = argparse.ArgumentParser(prog="python -m flows.data_changes", description=main.__doc__)
     parser.add_argument("revision", nargs="?", default="HEAD", help="a commit, tag or branch; HEAD if none is named")
     parser.add_argument(
-        "--keep", action="store_true", help=f"write {paths.REFERENCE.as_posix()}, with which the report compares"
+        "--keep", action="store_true", help=f"write {workspace.reference.as_posix()}, with which the report compares"
     )
     given = parser.parse_args()
     try:
         import pandas as pd
 
-        if not paths.MANIFEST.is_file():
-            raise ValueError(f"{paths.MANIFEST.as_posix()} is missing: run `dvc repro validate`")
-        after = pd.read_parquet(paths.MANIFEST)
+        if not workspace.manifest.is_file():
+            raise ValueError(f"{workspace.manifest.as_posix()} is missing: run `dvc repro validate`")
+        after = pd.read_parquet(workspace.manifest)
         if given.keep:
-            write_reference(after, paths.REFERENCE)
-            print(f"{paths.REFERENCE.as_posix()}: {len(after)} images. Commit it.")
+            write_reference(after, workspace.reference)
+            print(f"{workspace.reference.as_posix()}: {len(after)} images. Commit it.")
             return
-        before = manifest_at(given.revision)
+        before = manifest_at(workspace, given.revision)
         moved = drift(before, after)
     except ValueError as error:
         sys.exit(f"data_changes: {error}")
-    print(f"{paths.MANIFEST.as_posix()} against {given.revision}\n")
+    print(f"{workspace.manifest.as_posix()} against {given.revision}\n")
     print(image_changes(before, after).to_string(index=False))
     print("\n" + moved[moved["distance"] > 0].to_string(index=False, float_format="{:.3g}".format))
 

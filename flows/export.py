@@ -12,7 +12,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.command import run_flow
-from tasks import registry
+from tasks.serving import registry
 from tasks.serving.export import export_target
 from tasks.tracking import EXPERIMENT
 

@@ -11,11 +11,10 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from flows.dvc_pipeline import DvcPipeline, flat
 from flows.spread import Workers, finish_elsewhere
-from flows.workspace import Workspace, flat
-from tasks import paths
-from tasks.params import Params, load_params
-from tasks.paths import UNDEFENDED
+from tasks.core.workspace import Workspace
+from tasks.params import UNDEFENDED, Params, load_params
 from tasks.runner import Step, run_step
 from tasks.tracking import masked
 
@@ -37,11 +36,10 @@ def pipeline(
     Returns:
         What became of each step: ``unchanged``, ``restored`` or ``ran``.
     """
-    params = load_params()
-    workspace = Workspace()
+    params, workspace, stages = load_params(), Workspace(), DvcPipeline()
     slots = Semaphore(concurrent_steps(params))
     running: dict[str, Any] = {}
-    for step, needed in workspace.steps().items():
+    for step, needed in stages.steps().items():
         as_task: Any = task(
             name=step,
             cache_policy=NO_CACHE,
@@ -51,24 +49,31 @@ def pipeline(
         )
         before = [running[name] for name in needed]
         submit = as_task(bring_up_to_date).submit
-        running[step] = submit(step, workspace, params, slots, force, workers, wait_for=before)
+        running[step] = submit(step, workspace, stages, params, slots, force, workers, wait_for=before)
     for step, future in running.items():
         future.wait()
         if future.state.is_failed() or future.state.is_crashed():
-            publish_failure(step, workspace.inputs(step), future.state)
+            publish_failure(workspace, step, stages.inputs(step), future.state)
     outcome = {step: future.result() for step, future in running.items()}
-    publish_artifacts()
+    publish_artifacts(workspace)
     return outcome
 
 
 def bring_up_to_date(
-    step: str, workspace: Workspace, params: Params, slots: Semaphore, force: bool, workers: Workers
+    step: str,
+    workspace: Workspace,
+    stages: DvcPipeline,
+    params: Params,
+    slots: Semaphore,
+    force: bool,
+    workers: Workers,
 ) -> str:
     """Run a step if DVC says that it has changed, and record the outcome with DVC.
 
     Args:
         step: its name; ``step@defence`` for one that runs for each defence.
-        workspace: asked and told.
+        workspace: its paths.
+        stages: DVC's record of the steps.
         params: all parameters.
         slots: as many steps run at once.
         force: run it in any case.
@@ -77,18 +82,18 @@ def bring_up_to_date(
     Returns:
         ``unchanged``, ``restored`` (outputs of an earlier run, from DVC's cache) or ``ran``.
     """
-    with slots, workspace.claimed(step):
+    with slots, stages.claimed(step):
         if not force:
-            if not workspace.changed(step):
+            if not stages.changed(step):
                 return "unchanged"
-            if workspace.restore(step):
+            if stages.restore(step):
                 return "restored"
-        workspace.check_inputs(step)
+        stages.check_inputs(step)
         name, _, defence = step.partition("@")
         if name in ("attack", "attack_defence") and workers.runner != "in_process":
-            finish_elsewhere(defence or UNDEFENDED, params, workers)
-        run_step(load_step(name), params, "prefect", defence or None)
-        workspace.record(step, params)
+            finish_elsewhere(workspace, defence or UNDEFENDED, params, workers)
+        run_step(load_step(name), workspace, params, "prefect", defence or None)
+        stages.record(step, params)
         return "ran"
 
 
@@ -108,13 +113,13 @@ def is_worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), OSError)
 
 
-def publish_failure(step: str, inputs: list[str], state: State[Any]) -> None:
+def publish_failure(workspace: Workspace, step: str, inputs: list[str], state: State[Any]) -> None:
     """Prefect artifact: what failed, what it read, what to do."""
-    page = failure_page(step, inputs, str(state.message))
+    page = failure_page(workspace, step, inputs, str(state.message))
     create_markdown_artifact(key="failure", markdown=page, description=f"{step} failed")
 
 
-def failure_page(step: str, inputs: list[str], message: str) -> str:
+def failure_page(workspace: Workspace, step: str, inputs: list[str], message: str) -> str:
     """What failed and why, what it read, and what to do, in Markdown."""
     name, _, defence = step.partition("@")
     command = f"CT_ROBUSTNESS_TRACEBACK=1 python -m tasks.{name} {defence}".rstrip()
@@ -124,17 +129,17 @@ def failure_page(step: str, inputs: list[str], message: str) -> str:
         f"## {step} failed",
         f"```\n{told}\n```",
         f"It read: {', '.join(f'`{path}`' for path in inputs)}.",
-        f"What it left in `{paths.step_folder(name, defence)}` is not recorded with DVC: nothing takes it for whole. "
-        "Steps that do not need it went on.",
+        f"What it left in `{workspace.step_folder(name, defence)}` is not recorded with DVC: nothing takes it for "
+        "whole. Steps that do not need it went on.",
         f"To do: mend what the message names; `{command}` shows where it came from. Then run the flow again, or "
         "`dvc repro`: finished steps are not repeated, and training and attacks go on where they were.",
     ]
     return "\n\n".join(lines)
 
 
-def publish_artifacts() -> None:
+def publish_artifacts(workspace: Workspace) -> None:
     """Prefect artifacts: the headline metrics as a table, and a link to the report."""
-    metrics = json.loads(paths.METRICS.read_text(encoding="utf-8"))
+    metrics = json.loads(workspace.metrics.read_text(encoding="utf-8"))
     rows = [{"metric": name, "value": value} for name, value in flat(metrics).items()]
     create_table_artifact(key="headline-metrics", table=rows, description="Headline metrics of the pipeline")
-    create_link_artifact(key="report", link=paths.REPORT_HTML.resolve().as_uri(), link_text="Report")
+    create_link_artifact(key="report", link=workspace.report_html.resolve().as_uri(), link_text="Report")

@@ -5,7 +5,7 @@ import logging
 import sys
 from typing import Any
 
-from flows.workspace import Workspace
+from flows.dvc_pipeline import DvcPipeline
 from tasks.params import ParamsError, load_params
 from tasks.tracking import masked
 
@@ -28,7 +28,7 @@ def main() -> None:
         load_params()
     except ParamsError as error:
         sys.exit(str(error))
-    if not force and not Workspace().anything_changed():
+    if not force and not DvcPipeline().anything_changed():
         print("Nothing to do: DVC finds every step up to date.")
         return
     from flows.flow import pipeline

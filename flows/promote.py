@@ -15,15 +15,16 @@ from pydantic import Field
 
 from flows.audit import AUDITS, Audit, checks_of, renewed, run_audit, set_up_audit
 from flows.command import run_flow
-from tasks import paths, registry
-from tasks.evaluation.intervals import Estimate
-from tasks.evaluation.promotion import Comparison, compare, outcomes_of
-from tasks.evaluation.records import spoken
-from tasks.evaluation.tables import write_json
+from tasks.core.files import write_json
+from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
-from tasks.registry import CANDIDATE, CHAMPION, Registered
-from tasks.reporting.findings import eps_text
+from tasks.records.vocabulary import spoken
+from tasks.serving import registry
 from tasks.serving.bundle import read_seen
+from tasks.serving.promotion import Comparison, compare, outcomes_of
+from tasks.serving.registry import CANDIDATE, CHAMPION, Registered
+from tasks.statistics.formatting import eps_text
+from tasks.statistics.intervals import Estimate
 from tasks.tracking import EXPERIMENT
 
 ALPHA = 0.05
@@ -77,7 +78,7 @@ def promote(
     if back:
         move = registry.champion_back(name)
         return f"version {move.version} of {name} is champion again, version {move.before} no longer"
-    params = load_params()
+    workspace, params = Workspace(), load_params()
     candidate = registry.holder_of(name, CANDIDATE)
     if candidate is None:
         raise ValueError(f"{name} has no {CANDIDATE}: register one first (python -m flows.register)")
@@ -85,10 +86,10 @@ def promote(
     if champion == candidate:
         return f"{candidate.label} is both {CANDIDATE} and {CHAMPION}: nothing to compare, nothing is changed"
 
-    audits = audit_side_by_side(candidate, champion, params)
+    audits = audit_side_by_side(workspace, candidate, champion, params)
     told, page = settle(audits, params, alpha)
     create_markdown_artifact(key="promotion", markdown=page, description=f"{candidate.label} as champion?")
-    return f"{told} See {audits[0].folder / 'promotion.md'}"
+    return f"{told} See {audits[0].workspace.root / 'promotion.md'}"
 
 
 def settle(audits: list[Audit], params: Params, alpha: float) -> tuple[str, str]:
@@ -103,7 +104,7 @@ def settle(audits: list[Audit], params: Params, alpha: float) -> tuple[str, str]
         The decision in a few sentences, and as a page of Markdown.
     """
     decision = decide(audits, params, alpha)
-    told, page, folder = sentence_of(decision), page_of(decision), audits[0].folder
+    told, page, folder = sentence_of(decision), page_of(decision), audits[0].workspace.root
     (folder / "promotion.md").write_text(page, encoding="utf-8")
     write_json(asdict(decision) | {"objections": decision.objections}, folder / "promotion.json")
     registry.note_audit(decision.candidate, told, [folder / "promotion.md", folder / "promotion.json"])
@@ -112,7 +113,9 @@ def settle(audits: list[Audit], params: Params, alpha: float) -> tuple[str, str]
     return told, page
 
 
-def audit_side_by_side(candidate: Registered, champion: Registered | None, params: Params) -> list[Audit]:
+def audit_side_by_side(
+    workspace: Workspace, candidate: Registered, champion: Registered | None, params: Params
+) -> list[Audit]:
     """Audits of the candidate and, if there is one, the champion, on test images that neither has seen."""
     if champion is None:
         models, folders = [candidate], [AUDITS / f"{candidate.label}-alone"]
@@ -127,7 +130,10 @@ def audit_side_by_side(candidate: Registered, champion: Registered | None, param
     ]
     seen = set().union(*(digests for bundle in bundles for digests in read_seen(bundle).values()))
     # both are set up before any is attacked: what can't be compared is found at once
-    audits = [set_up_audit(*of_model, params, seen) for of_model in zip(models, bundles, folders, strict=True)]
+    audits = [
+        set_up_audit(workspace, model, bundle, Workspace(folder), params, seen)
+        for model, bundle, folder in zip(models, bundles, folders, strict=True)
+    ]
     for audit in audits:
         run_audit(audit, with_report=False)
     return audits
@@ -144,11 +150,11 @@ def decide(audits: list[Audit], params: Params, alpha: float) -> Decision:
     eps = params.analyze.eps
     comparisons = []
     if len(audits) == 2:
-        groups = pd.read_parquet(audits[0].path(paths.SPLIT))["group"]
+        groups = pd.read_parquet(audits[0].workspace.split)["group"]
         candidate, champion = (
             outcomes_of(
-                pd.read_parquet(audit.path(paths.records(audit.model.target))),
-                pd.read_parquet(audit.path(paths.smallest_eps(audit.model.target))),
+                pd.read_parquet(audit.workspace.records(audit.model.target)),
+                pd.read_parquet(audit.workspace.smallest_eps(audit.model.target)),
                 audit.model.target,
                 eps,
             )

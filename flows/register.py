@@ -16,10 +16,10 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from flows.command import run_flow
-from flows.workspace import Workspace
-from tasks import paths, registry
-from tasks.params import Params, load_params
-from tasks.paths import UNDEFENDED
+from flows.dvc_pipeline import DvcPipeline
+from tasks.core.workspace import Workspace
+from tasks.params import UNDEFENDED, Params, load_params
+from tasks.serving import registry
 from tasks.serving.bundle import write_bundle
 from tasks.serving.card import card_of
 from tasks.tracking import EXPERIMENT
@@ -42,12 +42,12 @@ def register(
     Returns:
         What became of it, in a sentence.
     """
-    params = load_params()
+    workspace, params = Workspace(), load_params()
     refuse_stale_results()
-    chosen, why = (target, "as asked") if target else best_defence(params)
-    card, summary = card_of(params, chosen)
+    chosen, why = (target, "as asked") if target else best_defence(workspace, params)
+    card, summary = card_of(workspace, params, chosen)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = write_bundle(Path(folder) / "bundle", params, chosen, card)
+        bundle = write_bundle(workspace, Path(folder) / "bundle", params, chosen, card)
         if known := registry.find_version(name, bundle.digest):
             return f"{chosen} ({why}) is registered already: {known.label} has the same weights. Nothing is changed"
         made = registry.register_bundle(Path(folder) / "bundle", name, summary)
@@ -61,32 +61,32 @@ def refuse_stale_results() -> None:
     Raises:
         RuntimeError: DVC says that a step before it, or itself, has changed since it ran.
     """
-    workspace = Workspace()
-    needed, waiting = workspace.steps(), ["evaluate"]
+    pipeline = DvcPipeline()
+    needed, waiting = pipeline.steps(), ["evaluate"]
     before: set[str] = set()
     while waiting:
         step = waiting.pop()
         before.add(step)
         waiting += [name for name in needed.get(step, []) if name not in before]
-    if changed := [step for step in needed if step in before and workspace.changed(step)]:
+    if changed := [step for step in needed if step in before and pipeline.changed(step)]:
         raise RuntimeError(
             f"{', '.join(changed)} changed since {'it' if len(changed) == 1 else 'they'} ran, so the figures may be of "
             "other networks: bring them up to date first (dvc repro evaluate)"
         )
 
 
-def best_defence(params: Params) -> tuple[str, str]:
+def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
     """The defence that keeps most under all adaptive attacks at ``analyze.eps``, and in words why.
 
     Raises:
         FileNotFoundError: the step ``evaluate`` has not run.
         ValueError: none is there that no check fails.
     """
-    if not paths.BENCHMARK.is_file():
-        raise FileNotFoundError(f"{paths.BENCHMARK} not found: run the step evaluate first (dvc repro evaluate)")
-    table, eps = pd.read_csv(paths.BENCHMARK), params.analyze.eps
+    if not workspace.benchmark.is_file():
+        raise FileNotFoundError(f"{workspace.benchmark} not found: run the step evaluate first (dvc repro evaluate)")
+    table, eps = pd.read_csv(workspace.benchmark), params.analyze.eps
     ranked = table[(table["threat_model"] == "adaptive") & (table["eps"] == eps) & (table["target"] != UNDEFENDED)]
-    checks = json.loads(paths.CHECKS.read_text(encoding="utf-8"))
+    checks = json.loads(workspace.checks.read_text(encoding="utf-8"))
     passed_over: list[str] = []
     for row in ranked.sort_values("rank").to_dict("records"):
         failed = [check["key"] for check in checks if check["target"] == row["target"] and check["status"] == "FAIL"]
@@ -96,7 +96,7 @@ def best_defence(params: Params) -> tuple[str, str]:
         passed_over.append(f"{row['target']} left out since it fails {', '.join(failed)}")
         log.warning("%s: its figures can't be believed (docs/checks.md)", passed_over[-1])
     raise ValueError(
-        f"no defence under adaptive attacks at eps {eps:g} in {paths.BENCHMARK} passes its checks: "
+        f"no defence under adaptive attacks at eps {eps:g} in {workspace.benchmark} passes its checks: "
         f"{'; '.join(passed_over) or 'there is none'}"
     )
 

@@ -21,10 +21,11 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows.command import run_flow
-from flows.workspace import metrics_of
-from tasks.evaluation.intervals import over_seeds
-from tasks.evaluation.tables import write_table
+from flows.dvc_pipeline import metrics_of
+from tasks.core.files import write_table
+from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
+from tasks.statistics.intervals import over_seeds
 from tasks.tracking import experiment_id, masked, open_run, tracking_uri
 
 FOLDER = Path("seeds")
@@ -58,7 +59,7 @@ def seeds(
     FOLDER.mkdir(exist_ok=True)
     file = FOLDER / "seeds.csv"
     write_table(table, file)
-    with open_run("seeds", FOLDER, params, "prefect") as tracker:
+    with open_run(Workspace(), "seeds", FOLDER, params, "prefect") as tracker:
         tracker.tags({f"experiment.{seed}": experiment for seed, experiment in experiments.items()})
         for statistic in ("value", "low", "high", "sd"):
             told = table.dropna(subset=[statistic])

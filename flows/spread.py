@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, Field
 
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 
 
@@ -33,12 +34,13 @@ class Workers(BaseModel, frozen=True):
     )
 
 
-def finish_elsewhere(target: str, params: Params, workers: Workers) -> None:
+def finish_elsewhere(workspace: Workspace, target: str, params: Params, workers: Workers) -> None:
     """Let workers finish all parts of the attack on a target; the step then finds them done.
 
     What a worker that dies was at is begun again by another; what it had finished stays.
 
     Args:
+        workspace: where inputs are read and outputs written.
         target: ``undefended``, or the name of a defence.
         params: all parameters.
         workers: not those of the kind ``in_process``, which need no help.
@@ -49,27 +51,26 @@ def finish_elsewhere(target: str, params: Params, workers: Workers) -> None:
     # torch is imported by who attacks
     from tasks.attacks.lanes import count_lanes
 
-    n_lanes = count_lanes(params, target)
+    n_lanes = count_lanes(workspace, params, target)
     finish = finish_lanes.with_options(task_runner=runner_of(workers), flow_run_name=f"attack on {target}")
-    finish(target, params, n_lanes)
+    # workers may have another current folder
+    finish(Workspace(workspace.root.resolve()), target, params, n_lanes)
 
 
 @flow(name="attack_in_parts", validate_parameters=False)
-def finish_lanes(target: str, params: Params, n_lanes: int) -> None:
+def finish_lanes(workspace: Workspace, target: str, params: Params, n_lanes: int) -> None:
     """All parts of the attack on one target, each a task."""
-    running = [finish_one.submit(str(Path.cwd()), target, params, number) for number in range(n_lanes)]
+    running = [finish_one.submit(workspace, target, params, number) for number in range(n_lanes)]
     for future in running:
         future.result()
 
 
 @task(name="part", cache_policy=NO_CACHE)
-def finish_one(folder: str, target: str, params: Params, number: int) -> None:
+def finish_one(workspace: Workspace, target: str, params: Params, number: int) -> None:
     """One part, in a process that may have been started elsewhere."""
     from tasks.attacks.lanes import finish_lane
 
-    if Path.cwd() != Path(folder):
-        os.chdir(folder)
-    finish_lane(params, target, number)
+    finish_lane(workspace, params, target, number)
 
 
 def runner_of(workers: Workers) -> TaskRunner[Any]:

@@ -8,24 +8,24 @@ import logging
 import os
 import sys
 
-from flows.workspace import Workspace, drop_if_damaged
+from flows.dvc_pipeline import DvcPipeline, drop_if_damaged
 
 
-def verify(workspace: Workspace) -> list[str]:
+def verify(pipeline: DvcPipeline) -> list[str]:
     """Make DVC see what is damaged: such files of its cache are removed, such outputs get a new time.
 
     Args:
-        workspace: whose outputs and cache are hashed.
+        pipeline: whose outputs and cache are hashed.
 
     Returns:
         What was found and done, a line each; none if everything is as it was recorded.
     """
     found = [
         f"{os.path.relpath(path)}: other bytes than were recorded; removed from the cache"
-        for path in workspace.cached_objects()
+        for path in pipeline.cached_objects()
         if drop_if_damaged(path)
     ]
-    for path in workspace.unseen_changes():
+    for path in pipeline.unseen_changes():
         for file in [path] if path.is_file() else path.rglob("*"):
             os.utime(file)
         found.append(f"{os.path.relpath(path)}: other bytes than were recorded; DVC sees it now")
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.verify", description=main.__doc__)
     parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    found = verify(Workspace())
+    found = verify(DvcPipeline())
     if not found:
         print("Everything holds the bytes that were recorded.")
         return

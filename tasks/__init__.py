@@ -1,8 +1,6 @@
 """The steps of the pipeline, one module each, and folders of what they share."""
 
-import gc
 import os
-import sys
 
 # Threads that wait for each other sleep instead of spinning: beside another busy process a spinning pair of torch
 # threads is many times slower. Read when torch loads its OpenMP library, so it is set before any step imports it.
@@ -12,7 +10,3 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Arrow's own allocator keeps what has been freed, so that memory would grow with the tables. Read when it is loaded.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-if sys.argv[0] == "-m":
-    # ``python -m tasks.<step>`` imports: a million objects and hardly any garbage. Not looking for it takes half a
-    # second off a step's start; the runner looks again before the work begins.
-    gc.set_threshold(1_000_000)

@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.folder import files_below, is_litter, printable, refusals
 from tasks.dataset.images import SUFFIXES
 from tasks.dataset.phantom import write_phantoms
@@ -17,7 +17,7 @@ from tasks.tracking import Tracker
 log = logging.getLogger(__name__)
 
 
-def acquire(params: Params, tracker: Tracker) -> None:
+def acquire(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Write ``images/<class>/<path as in the source>`` and ``source.json``; the source is never changed.
 
     Files that are not taken, such as links out of the folder, are left to ``validate`` in ``refused.json``: it stops
@@ -32,25 +32,27 @@ def acquire(params: Params, tracker: Tracker) -> None:
         case "phantom":
             name, size = "phantoms", settings.phantom
             write_phantoms(
-                paths.IMAGES, settings.classes, settings.positive_class, size.n_patients, size.n_slices, params.seed
+                workspace.images, settings.classes, settings.positive_class, size.n_patients, size.n_slices, params.seed
             )
         case "folder":
             name = Path(settings.folder).name
-            _copy_images(Path(settings.folder), settings.classes, "acquire.folder")
+            _copy_images(workspace, Path(settings.folder), settings.classes, "acquire.folder")
         case "kaggle":
             name = settings.kaggle_dataset
             downloaded = _download(settings.kaggle_dataset)
-            _copy_images(_folder_of_classes(downloaded, settings.classes), settings.classes, "acquire.kaggle_dataset")
+            _copy_images(
+                workspace, _folder_of_classes(downloaded, settings.classes), settings.classes, "acquire.kaggle_dataset"
+            )
 
-    n_images = {cls: sum(file.is_file() for file in (paths.IMAGES / cls).rglob("*")) for cls in settings.classes}
+    n_images = {cls: sum(file.is_file() for file in (workspace.images / cls).rglob("*")) for cls in settings.classes}
     source = {"source": settings.source, "name": name, "is_phantom": settings.source == "phantom", "n_images": n_images}
-    paths.SOURCE.write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    workspace.source.write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     log.info("%d images (%s): %s", sum(n_images.values()), name, n_images)
-    tracker.dataset(paths.IMAGES, name, "raw")
+    tracker.dataset(workspace.images, name, "raw")
     tracker.metrics({"data/n_images": sum(n_images.values())})
 
 
-def _copy_images(folder: Path, classes: tuple[str, ...], key: str) -> None:
+def _copy_images(workspace: Workspace, folder: Path, classes: tuple[str, ...], key: str) -> None:
     """Copy a folder with one subfolder a class; write down the files that are not taken.
 
     Raises:
@@ -83,13 +85,13 @@ def _copy_images(folder: Path, classes: tuple[str, ...], key: str) -> None:
     for path in everything:
         if path in refused:
             continue
-        target = paths.IMAGES / path.relative_to(folder)
+        target = workspace.images / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     if refused:
         log.warning("not taken, which validate will report: %s", _some(list(refused), folder))
         reasons = {printable(path, folder): reason for path, reason in refused.items()}
-        paths.REFUSED.write_text(json.dumps(reasons, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        workspace.refused.write_text(json.dumps(reasons, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _some(files: list[Path], folder: Path) -> str:

@@ -9,18 +9,18 @@ import pandas as pd
 from scipy.stats import entropy
 from torch import nn
 
-from tasks import paths
-from tasks.active.acquisition import choose, probabilities
-from tasks.active.contact_sheet import write_contact_sheet
-from tasks.active.learner import Learner, learner_of, shrunk
-from tasks.active.oracle import answer, can_answer
-from tasks.active.start import choose_start
-from tasks.attacks.shards import Shards, digest_of_code
+from tasks.core.checkpoints import Shards, digest_of_code
+from tasks.core.digests import digest_of_arrays
+from tasks.core.files import write_table
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, as_floats, choose_stratified, load_prepared
-from tasks.evaluation.learning_curves import ALL_LABELS, curve_table, cycle_table, plot_tables, summary_table
-from tasks.evaluation.tables import write_table
+from tasks.labelling.acquisition import choose, probabilities
+from tasks.labelling.contact_sheet import write_contact_sheet
+from tasks.labelling.learner import Learner, learner_of, shrunk
+from tasks.labelling.learning_curves import ALL_LABELS, curve_table, cycle_table, plot_tables, summary_table
+from tasks.labelling.oracle import answer, can_answer
+from tasks.labelling.start import choose_start
 from tasks.models.compute import set_up
-from tasks.models.digests import digest_of_arrays
 from tasks.models.files import save_model
 from tasks.params import Params
 from tasks.tracking import Tracker
@@ -29,14 +29,14 @@ N_SHOWN = 12
 """Images of each query in the gallery."""
 
 
-def active_learning(params: Params, tracker: Tracker) -> None:
+def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Simulate labelling by every acquisition function, over all seeds; write queries, predictions and curves.
 
     Killed, it goes on with the cycle that it was in.
     """
     settings = params.active_learning
-    tracker.dataset(paths.PREPARE, "prepared", "training")
-    campaign = set_out(params)
+    tracker.dataset(workspace.prepare, "prepared", "training")
+    campaign = set_out(workspace, params)
     runs = []
     for seed in range(settings.n_seeds):
         start = campaign.start(seed)
@@ -53,17 +53,17 @@ def active_learning(params: Params, tracker: Tracker) -> None:
     cycles = cycle_table(tested, queries, pools, campaign.data.positive)
     curves, efficiency = curve_table(cycles), summary_table(cycles)
 
-    queries.to_parquet(paths.QUERIES, index=False)
-    tested.to_parquet(paths.TESTED, index=False)
-    tables = {paths.CYCLES: cycles, paths.LEARNING_CURVES: curves, paths.LABEL_EFFICIENCY: efficiency}
-    paths.ACTIVE_LEARNING_PLOTS.mkdir()
-    for path, table in (tables | plot_tables(curves, paths.ACTIVE_LEARNING_PLOTS)).items():
+    queries.to_parquet(workspace.queries, index=False)
+    tested.to_parquet(workspace.tested, index=False)
+    tables = {workspace.cycles: cycles, workspace.learning_curves: curves, workspace.label_efficiency: efficiency}
+    workspace.active_learning_plots.mkdir()
+    for path, table in (tables | plot_tables(curves, workspace.active_learning_plots)).items():
         write_table(table, path)
     for path in tables:
         tracker.artifact(path)
-    paths.QUERIED_IMAGES.mkdir()
+    workspace.queried_images.mkdir()
     for name in settings.functions:
-        sheet = paths.QUERIED_IMAGES / f"{name}.png"
+        sheet = workspace.queried_images / f"{name}.png"
         of_name = queries[queries["acquisition"] == name]
         if len(of_name):
             of_first_seed = of_name[of_name["seed"] == of_name["seed"].min()]
@@ -254,15 +254,15 @@ class Campaign:
         return int(np.random.SeedSequence([self.learner.seed, *numbers]).generate_state(1)[0])
 
 
-def set_out(params: Params) -> Campaign:
+def set_out(workspace: Workspace, params: Params) -> Campaign:
     """Images in the size that is learned from, and a learner."""
     settings, device = params.active_learning, set_up(params.compute)
-    data = load_prepared()
+    data = load_prepared(workspace)
     train, test = data.indices("train"), data.indices("test")
     pixels = shrunk(data.pixels, settings.shrink)
     learner = learner_of(params, data, pixels[train], device)
     chosen = choose_stratified(data, test, settings.max_images, params.seed)
-    folder = paths.checkpoint_folder("active_learning")
+    folder = workspace.checkpoint_folder("active_learning")
     shards = Shards(
         folder,
         settings.n_seeds * (2 + len(settings.functions) * settings.n_cycles),

@@ -13,28 +13,28 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
-from tasks import paths
-from tasks.attacks.ball import Balls, radius
-from tasks.attacks.detector_aware import evade
-from tasks.attacks.gradient import NotFinite
-from tasks.attacks.kept import load_kept
+from tasks.analysis.claims import headline_attack, verdict
+from tasks.analysis.classification import classification_table, entropy_table, reliability_table, robustness_area
+from tasks.analysis.detection import detection_row, gate_rows, roc_curve, threshold_at
+from tasks.analysis.detector_evasion import evade
+from tasks.analysis.detectors import Detector, detectors
+from tasks.analysis.feature_extractor import Images, Painter
+from tasks.analysis.heatmaps import upsampled
+from tasks.analysis.image_features import Comparison, Portrait, Tables
+from tasks.analysis.intensity import radial_power
+from tasks.analysis.plots import plot_tables
+from tasks.attacks.gradient.balls import Balls, radius
+from tasks.attacks.gradient.descent import NotFinite
+from tasks.core.files import write_json, write_table
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
-from tasks.defences.detectors import Detector, detectors
-from tasks.defences.painter import Images, Painter
 from tasks.defences.targets import load_target
-from tasks.evaluation.classification import classification_table, entropy_table, reliability_table, robustness_area
-from tasks.evaluation.detection import detection_row, gate_rows, roc_curve, threshold_at
-from tasks.evaluation.heatmaps import upsampled
-from tasks.evaluation.intensity import radial_power
-from tasks.evaluation.intervals import bootstrap_counts
-from tasks.evaluation.plots import plot_tables
-from tasks.evaluation.portrait import Comparison, Portrait, Tables
-from tasks.evaluation.records import AS_GIVEN, CLEAN, read_records, spoken
-from tasks.evaluation.tables import write_json, write_table
-from tasks.evaluation.verdict import headline_attack, verdict
 from tasks.models.compute import set_up, use_threads
-from tasks.params import Params
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED, Params
+from tasks.records.adversarial_images import load_kept
+from tasks.records.tables import read_records
+from tasks.records.vocabulary import AS_GIVEN, CLEAN, spoken
+from tasks.statistics.intervals import bootstrap_counts
 from tasks.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -71,22 +71,25 @@ class Scene:
         return self.records[at].sort_values("image")
 
 
-def analyze(params: Params, tracker: Tracker) -> None:
+def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Analyse records and kept images of the step ``attack``: a tidy table for each figure of the study, and a verdict.
 
     Every estimate comes with a 95 % interval; NaN stands where something is not defined.
     """
-    settings, records, data = params.analyze, read_records(params.benchmark), load_prepared()
-    tracker.dataset(paths.PREPARE, "prepared", "analysis")
-    scene = set_scene(params, data, records)
+    settings, records, data = params.analyze, read_records(workspace, params.benchmark), load_prepared(workspace)
+    tracker.dataset(workspace.prepare, "prepared", "analysis")
+    scene = set_scene(workspace, params, data, records)
     crafted = [
-        (f"{attack} on {surrogate} at eps {eps:g}", partial(add_crafted, surrogate=surrogate, attack=attack, eps=eps))
+        (
+            f"{attack} on {surrogate} at eps {eps:g}",
+            partial(add_crafted, workspace, surrogate=surrogate, attack=attack, eps=eps),
+        )
         for surrogate in [UNDEFENDED, *scene.painter.purifiers]
         for attack in params.attack.attacks
         for eps in params.attack.kept_eps
     ]
     evading = [
-        (f"pgd that evades the detector by {name} at eps {eps:g}", partial(add_evasion, name=name, eps=eps))
+        (f"pgd that evades the detector by {name} at eps {eps:g}", partial(add_evasion, workspace, name=name, eps=eps))
         for eps in settings.evasion.eps
         for name in scene.detectors
     ]
@@ -96,35 +99,35 @@ def analyze(params: Params, tracker: Tracker) -> None:
     table = scene.comparison.table
     area = robustness_area(records, scene.comparison.counts)
     tables = {
-        paths.ROBUSTNESS_AREA: area,
-        paths.CLASSIFICATION: classification_table(records, data.positive, scene.comparison.counts),
-        paths.RELIABILITY: reliability_table(records),
-        paths.ENTROPY: entropy_table(records),
-        paths.INTENSITY: table("intensity"),
-        paths.INTENSITY_HISTOGRAMS: table("intensity_histograms"),
-        paths.SPECTRUM: table("spectrum"),
-        paths.HEATMAPS: table("heatmaps"),
-        paths.FEATURES: table("features"),
-        paths.RESILIENCE: table("resilience"),
-        paths.DETECTION: table("detection"),
-        paths.ROC: table("roc"),
-        paths.GATE: table("gate"),
+        workspace.robustness_area: area,
+        workspace.classification: classification_table(records, data.positive, scene.comparison.counts),
+        workspace.reliability: reliability_table(records),
+        workspace.entropy: entropy_table(records),
+        workspace.intensity: table("intensity"),
+        workspace.intensity_histograms: table("intensity_histograms"),
+        workspace.spectrum: table("spectrum"),
+        workspace.heatmaps: table("heatmaps"),
+        workspace.features: table("features"),
+        workspace.resilience: table("resilience"),
+        workspace.detection: table("detection"),
+        workspace.roc: table("roc"),
+        workspace.gate: table("gate"),
     }
-    plots = plot_tables(tables, headline_attack(records), settings.eps)
-    paths.ANALYZE_PLOTS.mkdir()
+    plots = plot_tables(workspace, tables, headline_attack(records), settings.eps)
+    workspace.analyze_plots.mkdir()
     for path, values in (tables | plots).items():
         write_table(values, path)
-    table("embeddings").to_parquet(paths.EMBEDDINGS, index=False)
-    keep_examples(scene)
-    features, detection = tables[paths.FEATURES], tables[paths.DETECTION]
+    table("embeddings").to_parquet(workspace.embeddings, index=False)
+    keep_examples(workspace, scene)
+    features, detection = tables[workspace.features], tables[workspace.detection]
     kinds = {name: params.defences[name].kind for name in params.benchmark}
     claims = verdict(records, features, detection, kinds, settings.eps, partial(resampled, params, data))
-    write_json([asdict(claim) for claim in claims], paths.VERDICT)
+    write_json([asdict(claim) for claim in claims], workspace.verdict)
 
     curves = zip(area["target"], area["threat_model"], area["attack"], area["value"], strict=True)
     tracker.metrics({f"area/{target}_{threat_model}_{attack}": value for target, threat_model, attack, value in curves})
     tracker.tags({f"claim.{number}": f"{each.outcome}: {each.claim}" for number, each in enumerate(claims, start=1)})
-    tracker.artifact(paths.ANALYZE)
+    tracker.artifact(workspace.analyze)
 
 
 def add_all(scene: Scene, work: list[tuple[str, Callable[[Scene], None]]]) -> None:
@@ -161,12 +164,12 @@ def add_all(scene: Scene, work: list[tuple[str, Callable[[Scene], None]]]) -> No
             scene.comparison.tables[table] += rows
 
 
-def set_scene(params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
+def set_scene(workspace: Workspace, params: Params, data: Prepared, records: pd.DataFrame) -> Scene:
     """Networks, detectors fitted to clean training images, their thresholds, and a portrait of clean test images."""
     device = set_up(params.compute)
-    targets = {name: load_target(name, device) for name in params.autoencoders}
+    targets = {name: load_target(workspace, name, device) for name in params.autoencoders}
     purifiers = {name: target.get_submodule("purifier") for name, target in targets.items()}
-    classifier = load_target(UNDEFENDED, device)
+    classifier = load_target(workspace, UNDEFENDED, device)
     painter = Painter(classifier, purifiers, data.pixels.shape[-1], params.attack.batch_size)
     training, validation = data.indices("train"), data.indices("validation")
     detect = detectors(painter.features(images_of(data, training), len(training)), data.labels(training))
@@ -205,13 +208,13 @@ def add_clean(scene: Scene) -> None:
         scene.comparison.add_heatmaps(curve, scene.clean[purifier, "map"], scene.clean[AS_GIVEN, "map"])
 
 
-def add_crafted(scene: Scene, surrogate: str, attack: str, eps: float) -> None:
+def add_crafted(workspace: Workspace, scene: Scene, surrogate: str, attack: str, eps: float) -> None:
     """All analyses of the images of one crafting, by every viewer whom they are meant for.
 
     Heat maps and features are of the headline's attack alone; embeddings show the study's protocol, what was crafted on
     the bare classifier.
     """
-    kept, comparison = load_kept(scene.data, surrogate, attack, eps), scene.comparison
+    kept, comparison = load_kept(workspace, scene.data, surrogate, attack, eps), scene.comparison
     assert np.array_equal(kept.rows, scene.rows)
     # what was crafted on the bare classifier is transferred to every defence; the rest is for its own surrogate
     purifiers = list(scene.painter.purifiers) if surrogate == UNDEFENDED else [surrogate]
@@ -288,7 +291,7 @@ def add_detection(
         scene.comparison.add("gate", point, gate_rows(clean, scores, clean_right, right, of_validation))
 
 
-def add_evasion(scene: Scene, name: str, eps: float) -> None:
+def add_evasion(workspace: Workspace, scene: Scene, name: str, eps: float) -> None:
     """A detector before the bare classifier, and an attacker who knows both.
 
     Who lowers a score as far as it goes gives himself away from the other side; this one makes the classifier err and
@@ -296,7 +299,7 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
     without knowing of the detector.
     """
     settings, data, painter = scene.params.analyze.evasion, scene.data, scene.painter
-    kept = load_kept(data, UNDEFENDED, headline_attack(scene.records), eps)
+    kept = load_kept(workspace, data, UNDEFENDED, headline_attack(scene.records), eps)
     rows = choose_stratified(data, scene.rows, settings.max_images, scene.params.seed)
     chosen = np.searchsorted(scene.rows, rows)
     detect = scene.detectors[name]
@@ -328,7 +331,7 @@ def add_evasion(scene: Scene, name: str, eps: float) -> None:
     add_detection(scene, point, name, np.concatenate(scores), successful, predicted == labels_of, chosen)
 
 
-def keep_examples(scene: Scene) -> None:
+def keep_examples(workspace: Workspace, scene: Scene) -> None:
     """Write pictures of one image a class: clean, attacked and denoised, with heat maps, and what differs between them.
 
     A class is shown by its first image that the attack turns wrong, else by its first. Captions are the predictions on
@@ -341,7 +344,7 @@ def keep_examples(scene: Scene) -> None:
     # argmax is the first success, or the first of all without one
     chosen = np.array([of_class[np.argmax(success[of_class])] for of_class in members])
     clean = scene.data.floats(scene.rows[chosen])
-    attacked = load_kept(scene.data, UNDEFENDED, attack, eps).images(chosen)
+    attacked = load_kept(workspace, scene.data, UNDEFENDED, attack, eps).images(chosen)
 
     as_clean, as_attacked, as_transferred = ("none", CLEAN, 0.0), ("adaptive", attack, eps), ("transfer", attack, eps)
     looks = {"clean": (AS_GIVEN, clean, as_clean), "adversarial": (AS_GIVEN, attacked, as_attacked)}
@@ -369,9 +372,9 @@ def keep_examples(scene: Scene) -> None:
     titles.insert(2, f"perturbation × {factor}")
     seen[titles[2]], captions[titles[2]] = perturbation, ["mid grey: unchanged"] * len(chosen)
 
-    paths.EXAMPLES.parent.mkdir()
+    workspace.examples.parent.mkdir()
     np.savez_compressed(
-        paths.EXAMPLES,
+        workspace.examples,
         attack=np.array(attack),
         eps=np.array(eps),
         rows=names[labels[chosen]],

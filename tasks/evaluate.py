@@ -6,12 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import paths
-from tasks.evaluation.benchmark import benchmark_table, certified_table, minimal_eps_table, withstood, worst_case
+from tasks.core.files import write_json, write_table
+from tasks.core.workspace import Workspace
 from tasks.evaluation.checks import Check, Evidence, run_checks
-from tasks.evaluation.records import CLEAN, read_certified, read_probes, read_records, read_smallest_eps
+from tasks.evaluation.comparison import benchmark_table, certified_table, minimal_eps_table, withstood, worst_case
 from tasks.evaluation.robustness import (
-    POINT,
     by_eps,
     clean_rows,
     confusion_table,
@@ -19,44 +18,49 @@ from tasks.evaluation.robustness import (
     robustness_table,
     smallest_eps_table,
 )
-from tasks.evaluation.tables import write_json, write_table
-from tasks.params import Params, Preprocessing
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED, Params, Preprocessing
+from tasks.records.tables import read_certified, read_probes, read_records, read_smallest_eps
+from tasks.records.vocabulary import CLEAN, POINT
 from tasks.tracking import Tracker
 
 HEADLINE = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
 
 
-def evaluate(params: Params, tracker: Tracker) -> None:
+def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Write the tables of robustness, the ranking, ``metrics.json``, plots' CSV files and the outcome of the checks."""
-    records, smallest = read_records(params.benchmark), read_smallest_eps(params.benchmark)
-    info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
+    records, smallest = read_records(workspace, params.benchmark), read_smallest_eps(workspace, params.benchmark)
+    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     classes, grid = info["classes"], sorted(set(records["eps"]))
     table = robustness_table(records, classes, classes.index(info["positive_class"]))
     searched = smallest_eps_table(smallest, grid[1:], list(table.columns))
     table = pd.concat([table, searched], ignore_index=True)
 
-    paths.PLOTS.mkdir()
-    write_table(table, paths.ROBUSTNESS)
-    write_table(confusion_table(records, classes), paths.CONFUSION)
-    write_table(by_eps(table, "accuracy"), paths.PLOTS / "accuracy_by_eps.csv")
-    write_table(by_eps(table[table["mean_entropy"].notna()], "mean_entropy"), paths.PLOTS / "entropy_by_eps.csv")
+    workspace.plots.mkdir()
+    write_table(table, workspace.robustness)
+    write_table(confusion_table(records, classes), workspace.confusion)
+    write_table(by_eps(table, "accuracy"), workspace.plots / "accuracy_by_eps.csv")
+    write_table(by_eps(table[table["mean_entropy"].notna()], "mean_entropy"), workspace.plots / "entropy_by_eps.csv")
     clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
     predictions = {"actual": clean["label"], "predicted": clean["prediction"]}
     named = pd.DataFrame({name: labels.map(dict(enumerate(classes))) for name, labels in predictions.items()})
-    write_table(named, paths.PLOTS / "confusion.csv")
+    write_table(named, workspace.plots / "confusion.csv")
 
     outcomes = withstood(records, smallest)
-    tables = {"records": records, "smallest": smallest, "probes": read_probes(params.benchmark), "table": table}
-    costs = read_costs(params)
+    tables = {
+        "records": records,
+        "smallest": smallest,
+        "probes": read_probes(workspace, params.benchmark),
+        "table": table,
+    }
+    costs = read_costs(workspace, params)
     checks = run_checks(evidence_of(params, tables | {"withstood": outcomes}, costs), info["leakage"])
-    write_json([dataclasses.asdict(check) for check in checks], paths.CHECKS)
+    write_json([dataclasses.asdict(check) for check in checks], workspace.checks)
     benchmark = benchmark_table(records, outcomes, costs.join(counts_of(checks)))
-    write_table(benchmark, paths.BENCHMARK)
-    write_table(minimal_eps_table(smallest), paths.MINIMAL_EPS)
-    write_table(certified_table(read_certified(params.benchmark), grid), paths.CERTIFIED)
+    write_table(benchmark, workspace.benchmark)
+    write_table(minimal_eps_table(smallest), workspace.minimal_eps)
+    write_table(certified_table(read_certified(workspace, params.benchmark), grid), workspace.certified_accuracy)
     metrics = headline(table, worst_case(outcomes))
-    write_json(metrics, paths.METRICS)
+    write_json(metrics, workspace.metrics)
 
     for target, values in metrics["clean"].items():
         prefix = "" if target == UNDEFENDED else f"{target}_"
@@ -73,13 +77,13 @@ def evaluate(params: Params, tracker: Tracker) -> None:
         found = {f"check.{check.key}": check.status for check in checks if check.target == names["target"]}
         tags = {**names, "norm": str(table["norm"].iloc[0]), **found}
         tracker.curve(" ".join(names.values()), tags, worst_points(points))
-    tracker.artifact(paths.EVALUATE)
+    tracker.artifact(workspace.evaluate)
 
 
-def read_costs(params: Params) -> pd.DataFrame:
+def read_costs(workspace: Workspace, params: Params) -> pd.DataFrame:
     """What a prediction of each target takes, by target."""
     targets = [UNDEFENDED, *params.benchmark]
-    costs = {name: json.loads(paths.cost(name).read_text(encoding="utf-8")) for name in targets}
+    costs = {name: json.loads(workspace.cost(name).read_text(encoding="utf-8")) for name in targets}
     return pd.DataFrame.from_dict(costs, orient="index")
 
 

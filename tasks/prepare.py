@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.images import read_square
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.split import grouped_split, leakage, stratified_split
@@ -15,7 +15,7 @@ from tasks.tracking import Tracker
 log = logging.getLogger(__name__)
 
 
-def prepare(params: Params, tracker: Tracker) -> None:
+def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Write ``pixels.npy`` (uint8 ``(N, 1, H, W)``), ``split.parquet`` and ``dataset.json``.
 
     Raises:
@@ -24,8 +24,8 @@ def prepare(params: Params, tracker: Tracker) -> None:
     import pandas as pd
 
     settings, classes = params.prepare, params.acquire.classes
-    table = pd.read_parquet(paths.MANIFEST, columns=["path", "class", "label", "group", "near_duplicate_group"])
-    source = json.loads(paths.SOURCE.read_text(encoding="utf-8"))
+    table = pd.read_parquet(workspace.manifest, columns=["path", "class", "label", "group", "near_duplicate_group"])
+    source = json.loads(workspace.source.read_text(encoding="utf-8"))
 
     labels = table["label"].to_numpy()
     fractions = settings.split.test_fraction, settings.split.validation_fraction
@@ -37,9 +37,9 @@ def prepare(params: Params, tracker: Tracker) -> None:
     assert settings.split.strategy == "stratified" or not any(leaked.values()), leaked
 
     side = settings.image_size
-    pixels = np.lib.format.open_memmap(paths.PIXELS, mode="w+", dtype=np.uint8, shape=(len(table), 1, side, side))
+    pixels = np.lib.format.open_memmap(workspace.pixels, mode="w+", dtype=np.uint8, shape=(len(table), 1, side, side))
     for row, path in enumerate(table["path"]):
-        pixels[row, 0] = read_square(paths.IMAGES / path, side)
+        pixels[row, 0] = read_square(workspace.images / path, side)
         if (row + 1) % 500 == 0:
             log.info("prepared %d of %d images", row + 1, len(table))
     pixels.flush()
@@ -62,11 +62,11 @@ def prepare(params: Params, tracker: Tracker) -> None:
         "n_images": n_images,
         "leakage": leaked,
     }
-    table.to_parquet(paths.SPLIT, index=False)
-    paths.DATASET_INFO.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    table.to_parquet(workspace.split, index=False)
+    workspace.dataset_info.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     log.info("%s split of %d images: %s; leakage %s", settings.split.strategy, len(table), n_images, leaked)
-    tracker.dataset(paths.PREPARE, source["name"], "prepared")
+    tracker.dataset(workspace.prepare, source["name"], "prepared")
     tracker.metrics({f"data/n_{split}": sum(n_images[split].values()) for split in SPLITS})
     tracker.metrics({f"leakage/{key}": value for key, value in leaked.items()})
 

@@ -1,11 +1,11 @@
 """Step ``report``: what was asked and found, as one HTML page, as Markdown, and as figures."""
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 
 
-def report(params: Params, tracker: Tracker) -> None:
+def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Write ``report.html`` (self-contained), ``report.md`` (for the run's note) and ``figures/*.png``.
 
     Its tracking run stands for the whole pipeline: data set, all parameters, headline metrics, Data Docs, figures, the
@@ -18,26 +18,26 @@ def report(params: Params, tracker: Tracker) -> None:
     from tasks.reporting.sections import sections_of
     from tasks.reporting.sections.benchmark import benchmark_section
 
-    results = load_results(params.benchmark)
+    results = load_results(workspace, params.benchmark)
     headline = headline_of(results.robustness)
     benchmark, sections = benchmark_section(results, headline), sections_of(results, headline)
     gallery = draw(results, headline, [benchmark, *sections])
 
-    paths.FIGURES.mkdir()
+    workspace.figures.mkdir()
     for name, drawn in gallery.items():
-        (paths.FIGURES / f"{name}.png").write_bytes(drawn.png)
+        (workspace.figures / f"{name}.png").write_bytes(drawn.png)
     html = page.html(results, headline, benchmark, sections, gallery, params.flat())
-    paths.REPORT_HTML.write_text(html, encoding="utf-8")
+    workspace.report_html.write_text(html, encoding="utf-8")
     markdown = page.markdown(results, headline, MAX_NOTE_CHARACTERS)
-    paths.REPORT_MARKDOWN.write_text(markdown, encoding="utf-8")
+    workspace.report_markdown.write_text(markdown, encoding="utf-8")
 
-    tracker.dataset(paths.PREPARE, results.dataset_info["name"], "evaluation")
+    tracker.dataset(workspace.prepare, results.dataset_info["name"], "evaluation")
     # one eps, so that the table in which runs are compared stays narrow; all of them are in metrics.json
     tracker.metrics(headline_metrics(results.metrics, headline.eps))
-    for path in (paths.REPORT_HTML, paths.METRICS, paths.CHECKS, paths.BENCHMARK):
+    for path in (workspace.report_html, workspace.metrics, workspace.checks, workspace.benchmark):
         tracker.artifact(path)
-    tracker.artifact(paths.FIGURES, "figures")
-    tracker.artifact(paths.DATA_DOCS, "data_docs")
+    tracker.artifact(workspace.figures, "figures")
+    tracker.artifact(workspace.data_docs, "data_docs")
     tracker.note(markdown)
     tracker.link_steps()
 

@@ -4,27 +4,32 @@
 """
 
 import argparse
-import atexit
-import gc
 import inspect
 import logging
 import os
 import shutil
 import signal
 import sys
-import threading
-from collections.abc import Callable
-from typing import NoReturn
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from tasks import paths
-from tasks.params import Params, ParamsError, load_params
+from tasks.core.workspace import Workspace
+from tasks.params import Params, load_params
 from tasks.tracking import masked, open_run
 
 Step = Callable[..., None]
 """Takes the parameters and a tracker, and the name of a defence if it runs for each."""
 
 
-def run_step(step: Step, params: Params, orchestrator: str = "python", defence: str | None = None) -> None:
+def run_step(
+    step: Step,
+    workspace: Workspace,
+    params: Params,
+    orchestrator: str = "python",
+    defence: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
     """Recreate the step's own folder, open its tracking run, call it, and drop its checkpoints.
 
     The run is marked failed when the step raises, and the exception is let out; checkpoints then stay, and the next
@@ -32,31 +37,33 @@ def run_step(step: Step, params: Params, orchestrator: str = "python", defence: 
 
     Args:
         step: function named like its module and its stage.
+        workspace: where it reads and writes.
         params: all parameters of the pipeline.
         orchestrator: who runs the step (``dvc``, ``prefect``, ``python``); a tag of the run.
-        defence: the one that the step shall run for, if it runs for each.
+        defence: name of the defence, for a step that runs once for each.
+        tags: further tags of the run.
 
     Raises:
         MemoryError: too little of it; with the parameter to lower.
     """
-    folder = paths.step_folder(step.__name__, defence)
+    folder = workspace.step_folder(step.__name__, defence)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with open_run(paths.step_of(folder), folder, params, orchestrator) as tracker:
+    with open_run(workspace, workspace.step_of(folder), folder, params, orchestrator, tags) as tracker:
         try:
             if defence is None:
-                step(params, tracker)
+                step(workspace, params, tracker)
             else:
-                step(params, tracker, defence)
+                step(workspace, params, tracker, defence)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             said = str(error).partition("\n")[0] or type(error).__name__
             raise MemoryError(
                 f"out of memory ({said}); lower {batch_size_of(step.__name__, defence)} in "
-                f"{paths.PARAMS}, or compute where there is more (compute.device)"
+                f"{workspace.params_file}, or compute where there is more (compute.device)"
             ) from error
-    shutil.rmtree(paths.checkpoint_folder(step.__name__, defence), ignore_errors=True)
+    shutil.rmtree(workspace.checkpoint_folder(step.__name__, defence), ignore_errors=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -76,7 +83,7 @@ def batch_size_of(step: str, defence: str | None) -> str:
     }.get(step, "attack.batch_size")
 
 
-def main(step: Step) -> NoReturn:
+def main(step: Step) -> None:
     """Command-line entry of a step: the parameters in params.yaml, progress on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # a polite kill ends like Ctrl-C, so that the tracking run is closed as killed
@@ -88,27 +95,23 @@ def main(step: Step) -> NoReturn:
         parser.add_argument("defence", help="its name in defences of params.yaml")
     defence = vars(parser.parse_args()).get("defence")
     try:
-        params = load_params()
+        workspace, params = Workspace(), load_params()
         if defence is not None and defence not in params.defences:
-            raise ValueError(f"{defence!r} is none of the defences in {paths.PARAMS}: {list(params.defences)}")
-        # higher than Python's own, since more is imported; lower than in tasks/__init__.py, since arrays may be garbage
-        gc.set_threshold(100_000)
-        run_step(step, params, orchestrator, defence)
-    except (ParamsError, ValueError, OSError, MemoryError) as error:
-        if os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
+            raise ValueError(f"{defence!r} is none of the defences in {workspace.params_file}: {list(params.defences)}")
+        run_step(step, workspace, params, orchestrator, defence)
+    except (ValueError, OSError, MemoryError) as error:
+        if os.environ.get("CT_ROBUSTNESS_TRACEBACK") or not is_ours(error):
             raise
         sys.exit(masked(f"{step.__name__}: {error}"))
-    end()
 
 
-def end() -> NoReturn:
-    """End the process as Python does, but for what imports have made: taking it apart is a second of every step.
+def is_ours(error: BaseException) -> bool:
+    """Whether an exception is a message of this project for its user, and not an error inside a library.
 
-    Threads are waited for, exit handlers run, and what was said is written; files must be closed by then. What writes
-    at Python's very end, such as ``python -m cProfile``, gets no chance to: profile :func:`run_step`.
+    OSError and MemoryError name what the user has to change, whoever raises them. Other exceptions are ours if a
+    module of ``tasks`` raised them.
     """
-    threading._shutdown()  # type: ignore[attr-defined]  # not in typeshed
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    if isinstance(error, OSError | MemoryError):
+        return True
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return raised_in.is_relative_to(Path(__file__).resolve().parent)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.compute import set_up
@@ -14,13 +14,13 @@ from tasks.params import Params
 from tasks.tracking import Tracker
 
 
-def train_autoencoder(params: Params, tracker: Tracker) -> None:
+def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Train to give back the originals of noisy images; write the weights and the history."""
     settings = params.train_autoencoder
     device = set_up(params.compute)
-    data = load_prepared()
+    data = load_prepared(workspace)
     rows = {split: data.indices(split) for split in ("train", "validation")}
-    tracker.dataset(paths.PREPARE, "prepared", "training")
+    tracker.dataset(workspace.prepare, "prepared", "training")
 
     model, history = fit(
         build_seeded(lambda: build_autoencoder(settings.architecture), params.seed),
@@ -32,12 +32,12 @@ def train_autoencoder(params: Params, tracker: Tracker) -> None:
         params.seed,
         device,
         params.compute.precision,
-        paths.checkpoint_folder("train_autoencoder") / "state.pt",
+        workspace.checkpoint_folder("train_autoencoder") / "state.pt",
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )
-    save_model(paths.AUTOENCODER, model, architecture=settings.architecture)
-    history.to_csv(paths.AUTOENCODER_HISTORY, index=False)
-    tracker.artifact(paths.AUTOENCODER_HISTORY)
+    save_model(workspace.autoencoder, model, architecture=settings.architecture)
+    history.to_csv(workspace.autoencoder_history, index=False)
+    tracker.artifact(workspace.autoencoder_history)
     tracker.model("autoencoder", model, data.floats(np.arange(2)))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
@@ -17,13 +17,13 @@ from tasks.params import Params
 from tasks.tracking import Tracker
 
 
-def train_classifier(params: Params, tracker: Tracker) -> None:
+def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Train on ``train``, keep the best epoch on ``validation``; write the weights and the history."""
     settings = params.train_classifier
     device = set_up(params.compute)
-    data = load_prepared()
+    data = load_prepared(workspace)
     rows = {split: data.indices(split) for split in ("train", "validation")}
-    tracker.dataset(paths.PREPARE, "prepared", "training")
+    tracker.dataset(workspace.prepare, "prepared", "training")
 
     mean, std = mean_and_std(data.pixels, rows["train"])
     build: dict[str, Any] = {
@@ -44,12 +44,12 @@ def train_classifier(params: Params, tracker: Tracker) -> None:
         params.seed,
         device,
         params.compute.precision,
-        paths.checkpoint_folder("train_classifier") / "state.pt",
+        workspace.checkpoint_folder("train_classifier") / "state.pt",
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )
-    save_model(paths.CLASSIFIER, model, **build)
-    history.to_csv(paths.CLASSIFIER_HISTORY, index=False)
-    tracker.artifact(paths.CLASSIFIER_HISTORY)
+    save_model(workspace.classifier, model, **build)
+    history.to_csv(workspace.classifier_history, index=False)
+    tracker.artifact(workspace.classifier_history)
     tracker.model("classifier", model, data.floats(np.arange(2)))
 
 

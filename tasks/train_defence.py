@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.models.files import build_of, copy_model
 from tasks.params import (
     AdversarialTraining,
@@ -22,41 +22,43 @@ from tasks.params import (
 from tasks.tracking import Tracker
 
 
-def train_defence(params: Params, tracker: Tracker, defence: str) -> None:
+def train_defence(workspace: Workspace, params: Params, tracker: Tracker, defence: str) -> None:
     """Write what a defence is made of: a purifier, a classifier or both, and the history of its training."""
     settings = params.defences[defence]
     match settings:
         case Autoencoder():
-            copy_model(paths.AUTOENCODER, paths.purifier(defence))
+            copy_model(workspace.autoencoder, workspace.purifier(defence))
         case Preprocessing():
             steps = [step.model_dump(mode="json") for step in settings.steps]
-            assemble(defence, steps, settings.n_draws, settings.before == "autoencoder")
+            assemble(workspace, defence, steps, settings.n_draws, settings.before == "autoencoder")
         case RandomizedSmoothing():
-            assemble(defence, [{"method": "gaussian_noise", "std": settings.std}], settings.n_draws)
-            train(params, settings, tracker, defence)
+            assemble(workspace, defence, [{"method": "gaussian_noise", "std": settings.std}], settings.n_draws)
+            train(workspace, params, settings, tracker, defence)
         case FinetunedClassifier():
-            copy_model(paths.AUTOENCODER, paths.purifier(defence))
-            train(params, settings, tracker, defence)
+            copy_model(workspace.autoencoder, workspace.purifier(defence))
+            train(workspace, params, settings, tracker, defence)
         case _:
-            train(params, settings, tracker, defence)
+            train(workspace, params, settings, tracker, defence)
 
 
-def assemble(defence: str, steps: list[dict[str, Any]], n_draws: int, before_autoencoder: bool = False) -> None:
+def assemble(
+    workspace: Workspace, defence: str, steps: list[dict[str, Any]], n_draws: int, before_autoencoder: bool = False
+) -> None:
     """Write a purifier of image processing, with the study's autoencoder behind it if it is asked for."""
     from tasks.defences.preprocessing import build_purifier
     from tasks.models.autoencoder import build_autoencoder
     from tasks.models.files import load_model, save_model
     from tasks.models.seeding import build_seeded
 
-    architecture = build_of(paths.AUTOENCODER)["architecture"] if before_autoencoder else None
+    architecture = build_of(workspace.autoencoder)["architecture"] if before_autoencoder else None
     purifier = build_seeded(lambda: build_purifier(architecture, steps, n_draws))
     if architecture:
-        trained = load_model(paths.AUTOENCODER, build_autoencoder)
+        trained = load_model(workspace.autoencoder, build_autoencoder)
         purifier.get_submodule(str(len(steps))).load_state_dict(trained.state_dict())
-    save_model(paths.purifier(defence), purifier, architecture=architecture, steps=steps, n_draws=n_draws)
+    save_model(workspace.purifier(defence), purifier, architecture=architecture, steps=steps, n_draws=n_draws)
 
 
-def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> None:
+def train(workspace: Workspace, params: Params, settings: Defence, tracker: Tracker, defence: str) -> None:
     """Train the autoencoder or the classifier of a defence, from what the steps before have trained."""
     from tasks.attacks.adversarial_training import feature_guided, joint_training, retraining, robust_training
     from tasks.dataset.prepared import load_prepared
@@ -70,22 +72,22 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
 
     assert not isinstance(settings, Autoencoder | Preprocessing)
     device = set_up(params.compute)
-    data = load_prepared()
-    tracker.dataset(paths.PREPARE, "prepared", "training")
+    data = load_prepared(workspace)
+    tracker.dataset(workspace.prepare, "prepared", "training")
 
     if isinstance(settings, TrainedAutoencoder):
-        path, build = paths.purifier(defence), {"architecture": settings.architecture}
-        if build == build_of(paths.AUTOENCODER):
-            model = load_model(paths.AUTOENCODER, build_autoencoder)
+        path, build = workspace.purifier(defence), {"architecture": settings.architecture}
+        if build == build_of(workspace.autoencoder):
+            model = load_model(workspace.autoencoder, build_autoencoder)
         else:
             model = build_seeded(lambda: build_autoencoder(settings.architecture), params.seed)
     else:
-        path, build = paths.defended_classifier(defence), build_of(paths.CLASSIFIER)
-        model = load_model(paths.CLASSIFIER, build_classifier)
+        path, build = workspace.defended_classifier(defence), build_of(workspace.classifier)
+        model = load_model(workspace.classifier, build_classifier)
 
     noise, augmentation = params.train_autoencoder, params.train_classifier.augmentation
-    classifier = load_model(paths.CLASSIFIER, build_classifier).to(device)
-    autoencoder = load_model(paths.AUTOENCODER, build_autoencoder).to(device)
+    classifier = load_model(workspace.classifier, build_classifier).to(device)
+    autoencoder = load_model(workspace.autoencoder, build_autoencoder).to(device)
     seen: Seen = as_they_are
     match settings:
         case DenoisingAutoencoder():
@@ -115,15 +117,15 @@ def train(params: Params, settings: Defence, tracker: Tracker, defence: str) -> 
         params.seed,
         device,
         params.compute.precision,
-        paths.checkpoint_folder("train_defence", defence) / "state.pt",
+        workspace.checkpoint_folder("train_defence", defence) / "state.pt",
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
         classifier,
         autoencoder,
         seen=seen,
     )
     save_model(path, trained, **build)
-    history.to_csv(paths.defence_history(defence), index=False)
-    tracker.artifact(paths.defence_history(defence))
+    history.to_csv(workspace.defence_history(defence), index=False)
+    tracker.artifact(workspace.defence_history(defence))
     tracker.model(defence, trained, data.floats(data.indices("train")[:2]))
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import asdict, replace
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.expectations import Outcome, validate_manifest
 from tasks.dataset.manifest import build_manifest
 from tasks.params import Params
@@ -20,7 +20,7 @@ class ValidationFailed(ValueError):
     """The data set fails expectations; the message names them and the first files."""
 
 
-def validate(params: Params, tracker: Tracker) -> None:
+def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Write ``manifest.parquet``, ``validation.json`` and Great Expectations' Data Docs, then judge.
 
     Raises:
@@ -28,18 +28,18 @@ def validate(params: Params, tracker: Tracker) -> None:
     """
     settings, classes = params.validate_, params.acquire.classes
     manifest = build_manifest(
-        paths.IMAGES,
+        workspace.images,
         classes,
         settings.max_megapixels,
         settings.near_duplicate_correlation,
         settings.neighbour_correlation,
     )
-    if paths.REFUSED.exists():
-        refused = json.loads(paths.REFUSED.read_text(encoding="utf-8"))
+    if workspace.refused.exists():
+        refused = json.loads(workspace.refused.read_text(encoding="utf-8"))
         manifest = replace(manifest, unreadable=refused | manifest.unreadable)
-    manifest.table.to_parquet(paths.MANIFEST, index=False)
+    manifest.table.to_parquet(workspace.manifest, index=False)
 
-    outcomes = validate_manifest(manifest, classes, settings, paths.DATA_DOCS)
+    outcomes = validate_manifest(manifest, classes, settings, workspace.data_docs)
     errors = [outcome for outcome in outcomes if not outcome.success and outcome.severity == "error"]
     warnings = [outcome for outcome in outcomes if not outcome.success and outcome.severity == "warning"]
     result = {
@@ -47,12 +47,12 @@ def validate(params: Params, tracker: Tracker) -> None:
         "expectations": [asdict(outcome) for outcome in outcomes],
         "unreadable": [{"path": path, "reason": reason} for path, reason in manifest.unreadable.items()],
     }
-    paths.VALIDATION.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    workspace.validation.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    tracker.dataset(paths.IMAGES, "raw", "raw")
-    tracker.artifact(paths.MANIFEST)
-    tracker.artifact(paths.VALIDATION)
-    tracker.artifact(paths.DATA_DOCS, "data_docs")
+    tracker.dataset(workspace.images, "raw", "raw")
+    tracker.artifact(workspace.manifest)
+    tracker.artifact(workspace.validation)
+    tracker.artifact(workspace.data_docs, "data_docs")
     n_images = len(manifest.table)
     tracker.metrics(
         {
@@ -70,7 +70,7 @@ def validate(params: Params, tracker: Tracker) -> None:
         log.warning("suspicious: %s", _told(outcome))
     if errors:
         lines = [
-            f"{len(errors)} of {len(outcomes)} expectations failed; everything is in {paths.VALIDATION.as_posix()}"
+            f"{len(errors)} of {len(outcomes)} expectations failed; everything is in {workspace.validation.as_posix()}"
         ]
         lines += [_told(outcome) for outcome in errors]
         lines += [f"{path}: {reason}" for path, reason in list(manifest.unreadable.items())[:MAX_TOLD]]

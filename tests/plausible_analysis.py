@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 
 ATTACKS = ["fgsm", "pgd"]
 DETECTORS = ["reconstruction error", "entropy", "prediction change", "feature distance"]
@@ -44,25 +44,25 @@ class PlausibleAnalysis:
 
     def write(self) -> None:
         """All tables, into an empty folder."""
-        paths.EXAMPLES.parent.mkdir(parents=True)
+        Workspace().examples.parent.mkdir(parents=True)
         for path, rows in {
-            paths.ROBUSTNESS_AREA: self.area(),
-            paths.CLASSIFICATION: self.classification(),
-            paths.RELIABILITY: self.reliability(),
-            paths.ENTROPY: self.entropy(),
-            paths.INTENSITY: self.intensity(),
-            paths.INTENSITY_HISTOGRAMS: self.histograms(),
-            paths.SPECTRUM: self.spectrum(),
-            paths.HEATMAPS: self.heatmaps(),
-            paths.FEATURES: self.features(),
-            paths.RESILIENCE: self.resilience(),
-            paths.DETECTION: self.detection(),
-            paths.ROC: self.roc(),
-            paths.GATE: self.gate(),
+            Workspace().robustness_area: self.area(),
+            Workspace().classification: self.classification(),
+            Workspace().reliability: self.reliability(),
+            Workspace().entropy: self.entropy(),
+            Workspace().intensity: self.intensity(),
+            Workspace().intensity_histograms: self.histograms(),
+            Workspace().spectrum: self.spectrum(),
+            Workspace().heatmaps: self.heatmaps(),
+            Workspace().features: self.features(),
+            Workspace().resilience: self.resilience(),
+            Workspace().detection: self.detection(),
+            Workspace().roc: self.roc(),
+            Workspace().gate: self.gate(),
         }.items():
             pd.DataFrame(rows).to_csv(path, index=False)
-        self.embeddings().to_parquet(paths.EMBEDDINGS)
-        paths.VERDICT.write_text(json.dumps(self.verdict()), encoding="utf-8")
+        self.embeddings().to_parquet(Workspace().embeddings)
+        Workspace().verdict.write_text(json.dumps(self.verdict()), encoding="utf-8")
         self.examples()
 
     def around(self, value: float, width: float = 0.04) -> dict[str, float]:
@@ -304,7 +304,7 @@ class PlausibleAnalysis:
     def examples(self) -> None:
         side = np.linspace(-1, 1, 32)
         disc = np.exp(-((side[:, None] - 0.3) ** 2 + side**2) / 0.1)
-        pixels = np.load(paths.PIXELS)[self.images[: len(self.classes)], 0] / 255
+        pixels = np.load(Workspace().pixels)[self.images[: len(self.classes)], 0] / 255
         named = [name.replace("_", " ") for name in self.purifiers]
         columns = ["clean", "adversarial", "perturbation × 64"]
         columns += [f"{images}, denoised by {name}" for name in named for images in ("clean", "adversarial")]
@@ -317,7 +317,7 @@ class PlausibleAnalysis:
         captions = [f"predicted {self.classes[0]}"] * len(columns)
         captions[2] = "mid grey: unchanged"
         np.savez_compressed(
-            paths.EXAMPLES,
+            Workspace().examples,
             attack="pgd",
             eps=4.0,
             rows=np.array(self.classes),

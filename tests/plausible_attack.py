@@ -7,8 +7,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import paths
-from tasks.evaluation.records import write_records
+from tasks.core.workspace import Workspace
+from tasks.params import UNDEFENDED
+from tasks.records.tables import write_records
 
 COST = {"parameters": 1000, "multiply_adds": 2000, "looks": 1}
 
@@ -33,7 +34,7 @@ def probes_in(records: pd.DataFrame) -> pd.DataFrame:
     values |= {("spread", 0.0): 0.0, ("steady", 0.0): 1.0, ("probabilities", 0.0): 0.0}
     parts = [clean.assign(probe=probe, eps=eps, value=value) for (probe, eps), value in values.items()]
     parts += [clean.assign(probe="noise", eps=eps, value=clean["correct"].astype(float)) for eps in grid]
-    bare = clean[clean["target"] == paths.UNDEFENDED]
+    bare = clean[clean["target"] == UNDEFENDED]
     parts.append(bare.assign(probe="broken_defence", eps=grid[-1], value=0.0))
     return pd.concat(parts, ignore_index=True).drop(columns="correct")
 
@@ -43,8 +44,8 @@ def write_attacks(records: pa.Table) -> None:
     frame = records.to_pandas()
     smallest, probes = smallest_eps_in(frame), probes_in(frame)
     for target in frame["target"].unique():
-        paths.attack_folder(target).mkdir(parents=True, exist_ok=True)
-        write_records(records.filter(pc.field("target") == target), paths.records(target))
-        for table, path in ((smallest, paths.smallest_eps(target)), (probes, paths.probes(target))):
+        Workspace().attack_folder(target).mkdir(parents=True, exist_ok=True)
+        write_records(records.filter(pc.field("target") == target), Workspace().records(target))
+        for table, path in ((smallest, Workspace().smallest_eps(target)), (probes, Workspace().probes(target))):
             write_records(pa.Table.from_pandas(table[table["target"] == target], preserve_index=False), path)
-        paths.cost(target).write_text(json.dumps(COST))
+        Workspace().cost(target).write_text(json.dumps(COST))

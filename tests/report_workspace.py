@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tasks import paths
+from tasks.core.files import write_table
+from tasks.core.workspace import Workspace
 from tasks.dataset.comparison import write_reference
 from tasks.evaluate import evaluate
-from tasks.evaluation.learning_curves import curve_table, summary_table
-from tasks.evaluation.records import build_records
-from tasks.evaluation.tables import write_table
-from tasks.params import Params
+from tasks.labelling.learning_curves import curve_table, summary_table
+from tasks.params import UNDEFENDED, Params
+from tasks.records.tables import build_records
 from tasks.tracking import Tracker
 from tests.plausible_analysis import PlausibleAnalysis
 from tests.plausible_attack import write_attacks
@@ -49,9 +49,9 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
         has_purifiers: whether the defences change images.
     """
     for step in ("validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate"):
-        paths.step_folder(step).mkdir(parents=True)
+        Workspace().step_folder(step).mkdir(parents=True)
     for step, name in product(("train_defence", "attack_defence"), params.benchmark):
-        paths.step_folder(step, name).mkdir(parents=True)
+        Workspace().step_folder(step, name).mkdir(parents=True)
     n = N_TRAIN + N_TEST
     labels = np.arange(n) % len(CLASSES)
     names = [CLASSES[label] for label in labels]
@@ -60,14 +60,14 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     sizes = {"width": 320 + np.arange(n), "height": 240, "mode": "L", "format": "PNG"}
     looks = {"bytes": 5000, "mean": np.linspace(0.3, 0.6, n), "std": 0.2, "saturated": 0.0, "sha256": names}
     manifest = table.assign(**sizes, **looks)
-    manifest.to_parquet(paths.MANIFEST)
+    manifest.to_parquet(Workspace().manifest)
     # the last image is new, another one has changed, and one is gone
     changed = manifest.iloc[:-1].assign(sha256=lambda rows: ["other", *rows["sha256"][1:]])
-    write_reference(pd.concat([changed, changed.tail(1).assign(path="gone.png")]), paths.REFERENCE)
+    write_reference(pd.concat([changed, changed.tail(1).assign(path="gone.png")]), Workspace().reference)
     table["split"] = ["train"] * N_TRAIN + ["test"] * N_TEST
-    table.to_parquet(paths.SPLIT)
+    table.to_parquet(Workspace().split)
     pixels = np.random.default_rng(0).integers(0, 256, (n, 1, SIDE, SIDE), dtype=np.uint8)
-    np.save(paths.PIXELS, pixels)
+    np.save(Workspace().pixels, pixels)
     by_split = {"train": N_TRAIN, "validation": 0, "test": N_TEST}
     info = {
         "name": "phantoms" if is_phantom else "scans & more",
@@ -83,33 +83,33 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
         "n_images": {split: dict.fromkeys(CLASSES, count // 3) for split, count in by_split.items()},
         "leakage": {"near_duplicate_in_train": 0.0625, "group_in_train": 0.875},
     }
-    paths.DATASET_INFO.write_text(json.dumps(info), encoding="utf-8")
+    Workspace().dataset_info.write_text(json.dumps(info), encoding="utf-8")
     expectation = {"observed": "3.25 %", "allowed": "at most 2 %", "n_unexpected": 2, "examples": ["<b>.png"]}
     outcomes = [("sides", "error", True), ("near_duplicates", "warning", False)]
     expectations = [
         {"name": name, "description": f"About {name}", "severity": severity, "success": success, **expectation}
         for name, severity, success in outcomes
     ]
-    paths.VALIDATION.write_text(json.dumps({"success": True, "expectations": expectations}), encoding="utf-8")
-    paths.DATA_DOCS.mkdir()
-    (paths.DATA_DOCS / "index.html").write_text("<html></html>", encoding="utf-8")
+    Workspace().validation.write_text(json.dumps({"success": True, "expectations": expectations}), encoding="utf-8")
+    Workspace().data_docs.mkdir()
+    (Workspace().data_docs / "index.html").write_text("<html></html>", encoding="utf-8")
     history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "validation_loss": [3.0, 1.5, 2]})
     history = history.assign(learning_rate=1e-3, best=[0, 1, 0])
-    history.to_csv(paths.AUTOENCODER_HISTORY, index=False)
+    history.to_csv(Workspace().autoencoder_history, index=False)
     if "retrained_autoencoder" in params.benchmark:
-        history.to_csv(paths.defence_history("retrained_autoencoder"), index=False)
+        history.to_csv(Workspace().defence_history("retrained_autoencoder"), index=False)
     accuracies = {"train_accuracy": [0.5, 0.6, 0.7], "validation_accuracy": [0.5, 0.875, 0.6]}
-    history.assign(**accuracies).to_csv(paths.CLASSIFIER_HISTORY, index=False)
+    history.assign(**accuracies).to_csv(Workspace().classifier_history, index=False)
 
     rows = np.arange(N_TRAIN, n)
     records = pa.concat_tables(
         records_of(rows, labels[rows], *curve, eps, n_correct)
         for curve, counts in CORRECT.items()
-        if curve[0] in (paths.UNDEFENDED, *params.benchmark)
+        if curve[0] in (UNDEFENDED, *params.benchmark)
         for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
     )
     write_attacks(records)
-    evaluate(params, Tracker())
+    evaluate(Workspace(), params, Tracker())
     purifiers = params.benchmark if has_purifiers else ()
     PlausibleAnalysis(EPS, CLASSES, rows, labels[rows], params.benchmark, purifiers).write()
     write_learning(labels)
@@ -117,7 +117,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
 
 def write_learning(labels: np.ndarray, n_seeds: int = 3, gain: float = 0.02) -> None:
     """Learning curves in which entropy is better than random by ``gain`` everywhere, give or take a hair."""
-    paths.ACTIVE_LEARNING.mkdir()
+    Workspace().active_learning.mkdir()
     rows = []
     for seed, (name, shift) in product(range(n_seeds), (("random", 0.0), ("entropy", gain))):
         for cycle, clean in enumerate((0.6, 0.7, 0.8)):
@@ -127,21 +127,21 @@ def write_learning(labels: np.ndarray, n_seeds: int = 3, gain: float = 0.02) -> 
     metrics = ["labelling_accuracy", "clean_accuracy", "robust_accuracy", "gap", "ece", "pool_entropy"]
     columns = ["acquisition", "seed", "cycle", "n_labelled", *metrics]
     cycles = pd.DataFrame(rows, columns=columns).assign(positive_share=0.5)
-    write_table(cycles, paths.CYCLES)
-    write_table(curve_table(cycles), paths.LEARNING_CURVES)
-    write_table(summary_table(cycles), paths.LABEL_EFFICIENCY)
+    write_table(cycles, Workspace().cycles)
+    write_table(curve_table(cycles), Workspace().learning_curves)
+    write_table(summary_table(cycles), Workspace().label_efficiency)
     asked = product(("random", "entropy"), (1, 2), range(3))
     columns = ["acquisition", "cycle", "image"]
     queries = pd.DataFrame(asked, columns=columns).assign(seed=0, predicted=1, confidence=0.5, score=0.1)
-    queries.assign(label=labels[queries["image"]]).to_parquet(paths.QUERIES)
+    queries.assign(label=labels[queries["image"]]).to_parquet(Workspace().queries)
 
 
 def empty_analysis() -> None:
     """Leave no row in any table of the step ``analyze``."""
-    for path in paths.ANALYZE.glob("*.csv"):
+    for path in Workspace().analyze.glob("*.csv"):
         pd.read_csv(path).iloc[:0].to_csv(path, index=False)
-    pd.read_parquet(paths.EMBEDDINGS).iloc[:0].to_parquet(paths.EMBEDDINGS)
-    paths.VERDICT.write_text("[]", encoding="utf-8")
+    pd.read_parquet(Workspace().embeddings).iloc[:0].to_parquet(Workspace().embeddings)
+    Workspace().verdict.write_text("[]", encoding="utf-8")
 
 
 def records_of(
@@ -163,5 +163,5 @@ def records_of(
         logits(CORRECT[target, "none", "clean"][0]),
         logits(n_correct),
         {"linf": np.full(len(rows), eps / 255), "l2": np.full(len(rows), eps / 10)},
-        np.full(len(rows), 0.01) if target != paths.UNDEFENDED else None,
+        np.full(len(rows), 0.01) if target != UNDEFENDED else None,
     )

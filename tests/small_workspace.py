@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
@@ -59,15 +59,15 @@ def make_small_workspace(folder: Path) -> None:
     """Write prepared images and two small networks trained on them below a folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        of_defences = [paths.step_folder("train_defence", defence) for defence in DEFENCES]
-        for step in (paths.PREPARE, paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER, *of_defences):
+        of_defences = [Workspace().step_folder("train_defence", defence) for defence in DEFENCES]
+        for step in (Workspace().prepare, Workspace().train_classifier, Workspace().train_autoencoder, *of_defences):
             step.mkdir(parents=True)
         pixels, table = draw_images()
-        np.save(paths.PIXELS, pixels)
-        table.to_parquet(paths.SPLIT)
+        np.save(Workspace().pixels, pixels)
+        table.to_parquet(Workspace().split)
         info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
         leakage = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
-        paths.DATASET_INFO.write_text(json.dumps(info | {"leakage": leakage}))
+        Workspace().dataset_info.write_text(json.dumps(info | {"leakage": leakage}))
 
         torch.manual_seed(0)
         torch.set_num_threads(1)
@@ -87,8 +87,8 @@ def make_small_workspace(folder: Path) -> None:
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         parameter.sub_(0.002 * gradient.sign())
-        save_model(paths.CLASSIFIER, classifier, **build)
-        for path in (paths.AUTOENCODER, *map(paths.purifier, DEFENCES)):
+        save_model(Workspace().classifier, classifier, **build)
+        for path in (Workspace().autoencoder, *map(Workspace().purifier, DEFENCES)):
             save_model(path, autoencoder, architecture="plain")
             # each is another one
             with torch.no_grad():

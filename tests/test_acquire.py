@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tasks import paths
 from tasks.acquire import acquire
+from tasks.core.workspace import Workspace
 from tasks.params import Params, ParamsError
 from tasks.tracking import Tracker, digest_of
 
@@ -26,7 +26,7 @@ FILES = {
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    paths.ACQUIRE.mkdir(parents=True)
+    Workspace().acquire.mkdir(parents=True)
     return tmp_path
 
 
@@ -49,8 +49,8 @@ def from_folder(params_with: Any) -> Params:
 
 def acquired() -> dict[str, bytes]:
     return {
-        path.relative_to(paths.IMAGES).as_posix(): path.read_bytes()
-        for path in paths.IMAGES.rglob("*")
+        path.relative_to(Workspace().images).as_posix(): path.read_bytes()
+        for path in Workspace().images.rglob("*")
         if path.is_file()
     }
 
@@ -61,7 +61,7 @@ def test_folder_is_copied_byte_for_byte_and_left_as_it_was(source: Path, from_fo
     names = [f"non-COVID/{file}" for file in FILES["non-COVID"]] + ["COVID/Covid (1).png", "COVID/a#b&c.jpeg"]
     assert acquired() == {name: f"bytes of {name}".encode() for name in names}
     assert digest_of(source) == before
-    assert json.loads(paths.SOURCE.read_text()) == {
+    assert json.loads(Workspace().source.read_text()) == {
         "source": "folder",
         "name": "scans",
         "is_phantom": False,
@@ -80,8 +80,8 @@ def test_files_beside_the_subfolders_are_left_out_and_told(
 
 def refuse(params: Params, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        acquire(params, Tracker())
-    assert not paths.IMAGES.exists(), "nothing is copied from a folder that can't be used"
+        acquire(Workspace(), params, Tracker())
+    assert not Workspace().images.exists(), "nothing is copied from a folder that can't be used"
 
 
 def test_missing_folder_is_refused(from_folder: Params) -> None:
@@ -115,9 +115,9 @@ def test_single_class_is_refused(params_with: Any) -> None:
 
 def refused_with(params: Params) -> dict[str, str]:
     """What is left for validate to report; everything else is copied."""
-    acquire(params, Tracker())
+    acquire(Workspace(), params, Tracker())
     assert len(acquired()) == 6
-    refused: dict[str, str] = json.loads(paths.REFUSED.read_text(encoding="utf-8"))
+    refused: dict[str, str] = json.loads(Workspace().refused.read_text(encoding="utf-8"))
     return refused
 
 
@@ -134,7 +134,7 @@ def test_files_that_are_no_images_are_all_written_down(
 
 def test_where_everything_is_taken_nothing_is_written_about_refusals(source: Path, from_folder: Params) -> None:
     acquire(from_folder, Tracker())
-    assert not paths.REFUSED.exists()
+    assert not Workspace().refused.exists()
 
 
 def test_image_beside_the_subfolders_is_refused(source: Path, from_folder: Params) -> None:
@@ -170,7 +170,7 @@ def test_link_within_the_folder_is_copied_as_a_file(source: Path, from_folder: P
     (source / "COVID" / "link.png").symlink_to(source / "COVID" / "Covid (1).png")
     acquire(from_folder, Tracker())
     assert acquired()["COVID/link.png"] == b"bytes of COVID/Covid (1).png"
-    assert not (paths.IMAGES / "COVID/link.png").is_symlink()
+    assert not (Workspace().images / "COVID/link.png").is_symlink()
 
 
 def test_names_that_differ_only_in_case_are_refused_both(source: Path, from_folder: Params) -> None:
@@ -212,15 +212,15 @@ def test_source_within_data_is_refused(params_with: Any) -> None:
 
 def test_phantoms_are_drawn_and_called_phantoms(params_with: Any) -> None:
     params = params_with({"acquire.phantom.n_patients": 3, "acquire.phantom.n_slices": 2})
-    acquire(params, Tracker())
-    source = json.loads(paths.SOURCE.read_text())
+    acquire(Workspace(), params, Tracker())
+    source = json.loads(Workspace().source.read_text())
     assert source == {
         "source": "phantom",
         "name": "phantoms",
         "is_phantom": True,
         "n_images": {"non-COVID": 4, "COVID": 2},
     }
-    assert all(Image.open(paths.IMAGES / name).mode == "L" for name in acquired())
+    assert all(Image.open(Workspace().images / name).mode == "L" for name in acquired())
 
 
 def kagglehub(monkeypatch: pytest.MonkeyPatch, download: Any) -> None:
@@ -239,9 +239,9 @@ def test_download_is_searched_for_the_class_folders(
     (source.parent / "download" / "version").mkdir(parents=True)
     source.rename(source.parent / "download" / "version" / "images")
     kagglehub(monkeypatch, lambda dataset: str(source.parent / "download"))
-    acquire(params_with({"acquire.source": "kaggle"}), Tracker())
+    acquire(Workspace(), params_with({"acquire.source": "kaggle"}), Tracker())
     assert len(acquired()) == 6
-    assert json.loads(paths.SOURCE.read_text())["name"] == "plameneduardo/sarscov2-ctscan-dataset"
+    assert json.loads(Workspace().source.read_text())["name"] == "plameneduardo/sarscov2-ctscan-dataset"
 
 
 def test_without_kagglehub_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, params_with: Any) -> None:
@@ -259,7 +259,7 @@ def failing(error: Exception) -> Any:
 def test_without_network_the_error_can_be_retried(monkeypatch: pytest.MonkeyPatch, params_with: Any) -> None:
     kagglehub(monkeypatch, failing(OSError(errno.ENETUNREACH, "unreachable")))
     with pytest.raises(ConnectionError, match=r"from Kaggle failed \(OSError\); check the network, or .* folder"):
-        acquire(params_with({"acquire.source": "kaggle"}), Tracker())
+        acquire(Workspace(), params_with({"acquire.source": "kaggle"}), Tracker())
 
 
 def test_data_set_that_kaggle_refuses_is_no_network_error(monkeypatch: pytest.MonkeyPatch, params_with: Any) -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.active.acquisition import SCORES, Pool, choose, probabilities
-from tasks.active.dropout import Dropout
-from tasks.attacks.ball import Balls
+from tasks.attacks.gradient.balls import Balls
+from tasks.labelling.acquisition import SCORES, Pool, choose, probabilities
+from tasks.labelling.dropout import Dropout
 from tests.nets import SIDE, Linear, ThreeClasses, linear_case
 
 FUNCTIONS = [*SCORES, "core_set"]

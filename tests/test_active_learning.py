@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import tasks.active_learning as step
-from tasks import paths
-from tasks.active.learner import shrunk
-from tasks.active.start import choose_start
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
+from tasks.labelling.learner import shrunk
+from tasks.labelling.start import choose_start
 from tasks.params import Params, ParamsError
 from tasks.runner import run_step
 from tasks.tracking import Tracker
@@ -51,21 +51,21 @@ def untracked(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
 
 
 def run(params: Params) -> None:
-    paths.ACTIVE_LEARNING.mkdir(parents=True, exist_ok=True)
+    Workspace().active_learning.mkdir(parents=True, exist_ok=True)
     step.active_learning(params, Tracker())
 
 
 def outputs() -> dict[str, str]:
     return {
-        file.relative_to(paths.ACTIVE_LEARNING).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(paths.ACTIVE_LEARNING.rglob("*"))
+        file.relative_to(Workspace().active_learning).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(Workspace().active_learning.rglob("*"))
         if file.is_file()
     }
 
 
 def test_labels_grow_by_the_query_and_random_runs_beside_from_the_same_start(params: Callable[..., Params]) -> None:
     run(params())
-    cycles, queries = pd.read_csv(paths.CYCLES), pd.read_parquet(paths.QUERIES)
+    cycles, queries = pd.read_csv(Workspace().cycles), pd.read_parquet(Workspace().queries)
     asked = cycles[cycles["acquisition"] != "all labels"]
     assert list(dict.fromkeys(asked["acquisition"])) == ["random", "entropy"]
     for _, of_run in asked.groupby(["acquisition", "seed"]):
@@ -75,7 +75,7 @@ def test_labels_grow_by_the_query_and_random_runs_beside_from_the_same_start(par
     assert len(starts) == 2
     assert (cycles[cycles["acquisition"] == "all labels"]["n_labelled"] == N_TRAIN).all()
     assert not queries.duplicated(["acquisition", "seed", "image"]).any()
-    data = load_prepared()
+    data = load_prepared(Workspace())
     assert set(queries["image"]) <= set(data.indices("train"))
     assert (queries["path"] == data.table["path"].to_numpy()[queries["image"]]).all()
     assert (queries["told"] == queries["label"]).all()
@@ -83,7 +83,7 @@ def test_labels_grow_by_the_query_and_random_runs_beside_from_the_same_start(par
 
 def test_every_accuracy_is_that_of_the_predictions_that_are_kept(params: Callable[..., Params]) -> None:
     run(params())
-    cycles, tested = pd.read_csv(paths.CYCLES), pd.read_parquet(paths.TESTED)
+    cycles, tested = pd.read_csv(Workspace().cycles), pd.read_parquet(Workspace().tested)
     assert (cycles["n_test"] == N_TEST).all()
     assert (cycles["n_attacked"] == 12).all()
     for _, row in cycles.iterrows():
@@ -103,7 +103,7 @@ def test_killed_in_a_cycle_it_goes_on_there_and_gives_the_same_bytes(
     params: Callable[..., Params], killed_in: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = params()
-    run_step(step.active_learning, undisturbed)
+    run_step(step.active_learning, Workspace(), undisturbed)
     expected = outputs()
     fit, made = step.Learner.taught, []
 
@@ -123,37 +123,37 @@ def test_killed_in_a_cycle_it_goes_on_there_and_gives_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(step.Campaign, "finish", dying)
         with pytest.raises(KeyboardInterrupt):
-            run_step(step.active_learning, undisturbed)
+            run_step(step.active_learning, Workspace(), undisturbed)
     n_before = len(made)
-    run_step(step.active_learning, undisturbed)
+    run_step(step.active_learning, Workspace(), undisturbed)
     assert outputs() == expected
     # two seeds: a start, all labels, and two cycles of two functions each; none was trained twice
     assert len(made) == 2 * (1 + 1 + 2 * 2)
     assert 0 < n_before < len(made)
-    assert not paths.checkpoint_folder("active_learning").exists()
+    assert not Workspace().checkpoint_folder("active_learning").exists()
 
 
 def test_another_seed_starts_from_other_images_and_the_same_one_gives_the_same_bytes(
     params: Callable[..., Params], params_with: Callable[..., Params]
 ) -> None:
-    run_step(step.active_learning, params(n_seeds=1, n_cycles=1))
+    run_step(step.active_learning, Workspace(), params(n_seeds=1, n_cycles=1))
     first = outputs()
-    run_step(step.active_learning, params(n_seeds=1, n_cycles=1))
+    run_step(step.active_learning, Workspace(), params(n_seeds=1, n_cycles=1))
     assert outputs() == first
     other = params_with(SMALL | LEARNING | {"active_learning.n_seeds": 1, "active_learning.n_cycles": 1, "seed": 5})
-    run_step(step.active_learning, other)
+    run_step(step.active_learning, Workspace(), other)
     assert outputs() != first
 
 
 def test_a_budget_ends_the_asking_in_the_middle_of_a_query(params: Callable[..., Params]) -> None:
     run(params(budget=N_QUERY + 3, n_cycles=4, n_seeds=1))
-    cycles = pd.read_csv(paths.CYCLES)
+    cycles = pd.read_csv(Workspace().cycles)
     assert list(cycles[cycles["acquisition"] == "entropy"]["n_labelled"]) == [14, 25, 28]
 
 
 def test_the_pool_runs_dry(params: Callable[..., Params]) -> None:
     run(params(query=0.5, n_cycles=4, n_seeds=1))
-    cycles = pd.read_csv(paths.CYCLES)
+    cycles = pd.read_csv(Workspace().cycles)
     of_entropy = cycles[cycles["acquisition"] == "entropy"]
     assert list(of_entropy["n_labelled"]) == [14, 42, 56]
     assert of_entropy["pool_entropy"].isna().tolist() == [False, False, True]
@@ -162,15 +162,15 @@ def test_the_pool_runs_dry(params: Callable[..., Params]) -> None:
 def test_a_noisy_oracle_is_believed(params: Callable[..., Params]) -> None:
     rates = {"none": 1.0, "left": 1.0, "right": 1.0}
     run(params(oracle={"kind": "noisy", "error_rate": rates}, n_seeds=1, n_cycles=1))
-    queries = pd.read_parquet(paths.QUERIES)
+    queries = pd.read_parquet(Workspace().queries)
     assert (queries["told"] != queries["label"]).all()
-    cycles = pd.read_csv(paths.CYCLES)
+    cycles = pd.read_csv(Workspace().cycles)
     assert (cycles.loc[cycles["n_queried"] > 0, "told_accuracy"] == 0).all()
 
 
 def test_pseudo_labels_are_given_to_sure_images_only(params: Callable[..., Params]) -> None:
     run(params(oracle={"kind": "pseudo", "confidence": 0.4}, n_seeds=1))
-    queries = pd.read_parquet(paths.QUERIES)
+    queries = pd.read_parquet(Workspace().queries)
     assert (queries["confidence"] >= 0.4).all()
     assert (queries["told"] == queries["predicted"]).all()
 
@@ -212,26 +212,26 @@ def test_tracking_hears_a_run_an_acquisition_function_with_cycles_as_steps_and_a
             assert all(path.is_file() for path in artifacts)
             self.heard[name] = (tags, points, len(artifacts))
 
-    paths.ACTIVE_LEARNING.mkdir(parents=True)
+    Workspace().active_learning.mkdir(parents=True)
     step.active_learning(params(), Listener())
     assert list(Listener.heard) == ["active learning/random", "active learning/entropy"]
     tags, points, n_artifacts = Listener.heard["active learning/entropy"]
     assert tags == {"acquisition": "entropy"}
     assert [cycle for cycle, _ in points] == [0, 1, 2]
     assert n_artifacts == 1
-    curves = pd.read_csv(paths.LEARNING_CURVES)
+    curves = pd.read_csv(Workspace().learning_curves)
     clean = curves[(curves["acquisition"] == "entropy") & (curves["metric"] == "clean_accuracy")]["value"]
     assert [metrics["learning/clean_accuracy"] for _, metrics in points] == pytest.approx(list(clean))
     assert "efficiency/clean_area_gain" in points[0][1]
-    plot = pd.read_csv(paths.ACTIVE_LEARNING_PLOTS / "clean_accuracy.csv")
+    plot = pd.read_csv(Workspace().active_learning_plots / "clean_accuracy.csv")
     assert list(plot) == ["n_labelled", "entropy", "random"]
     assert list(plot["entropy"]) == pytest.approx(list(clean))
 
 
 def test_a_grouped_start_takes_whole_groups_and_every_class(params: Callable[..., Params]) -> None:
-    table = pd.read_parquet(paths.SPLIT).assign(group=np.arange(96) // 8)
-    table.to_parquet(paths.SPLIT)
-    data = load_prepared()
+    table = pd.read_parquet(Workspace().split).assign(group=np.arange(96) // 8)
+    table.to_parquet(Workspace().split)
+    data = load_prepared(Workspace())
     settings = params(start={"selection": "grouped", "share": 0.2}).active_learning
     train = data.indices("train")
     rows = choose_start(data, train, settings, 3)
@@ -252,7 +252,7 @@ def test_a_classifier_that_can_not_take_small_images_is_one_clear_error(
 
 def test_training_does_not_depend_on_who_else_draws_from_the_global_generator(params: Callable[..., Params]) -> None:
     settings = params(n_seeds=1, n_cycles=1, acquisition=["bald"])
-    run_step(step.active_learning, settings)
+    run_step(step.active_learning, Workspace(), settings)
     expected = outputs()
     fit = step.Learner.taught
 
@@ -262,7 +262,7 @@ def test_training_does_not_depend_on_who_else_draws_from_the_global_generator(pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step.Learner, "taught", disturbed)
-        run_step(step.active_learning, settings)
+        run_step(step.active_learning, Workspace(), settings)
     assert outputs() == expected
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import paths
 from tasks.analyze import analyze
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
-from tasks.evaluation.records import read_records
 from tasks.params import Params, parse_params
+from tasks.records.tables import read_records
 from tasks.tracking import Tracker
 from tests.conftest import with_overrides
 from tests.small_workspace import DEFENCES, SMALL
@@ -34,12 +34,12 @@ def attacked(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copytree(small_workspace / "data", folder / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        paths.ATTACK.mkdir()
+        Workspace().attack.mkdir()
         params = parse_params(with_overrides(ANALYSED))
-        attack(params, Tracker())
+        attack(Workspace(), params, Tracker())
         for defence in DEFENCES:
-            paths.step_folder("attack_defence", defence).mkdir(parents=True)
-            attack_defence(params, Tracker(), defence)
+            Workspace().step_folder("attack_defence", defence).mkdir(parents=True)
+            attack_defence(Workspace(), params, Tracker(), defence)
         run(params)
     return folder
 
@@ -51,10 +51,10 @@ def analysed(attacked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(params: Params, tracker: Tracker | None = None) -> dict[str, bytes]:
-    shutil.rmtree(paths.ANALYZE, ignore_errors=True)
-    paths.ANALYZE.mkdir()
-    analyze(params, tracker or Tracker())
-    return {file.name: file.read_bytes() for file in paths.ANALYZE.rglob("*") if file.is_file()}
+    shutil.rmtree(Workspace().analyze, ignore_errors=True)
+    Workspace().analyze.mkdir()
+    analyze(Workspace(), params, tracker or Tracker())
+    return {file.name: file.read_bytes() for file in Workspace().analyze.rglob("*") if file.is_file()}
 
 
 def test_the_step_gives_the_same_bytes_twice_and_with_more_threads(
@@ -62,7 +62,7 @@ def test_the_step_gives_the_same_bytes_twice_and_with_more_threads(
 ) -> None:
     shutil.copytree(attacked / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    before = {file.name: file.read_bytes() for file in paths.ANALYZE.rglob("*") if file.is_file()}
+    before = {file.name: file.read_bytes() for file in Workspace().analyze.rglob("*") if file.is_file()}
     assert run(params_with(ANALYSED | {"compute.threads": 2})) == before
 
 
@@ -70,12 +70,12 @@ def test_every_crafted_set_is_analysed_by_every_viewer(analysed: Path) -> None:
     curves = [("undefended", "adaptive"), *product(DEFENCES, ("transfer", "adaptive"))]
     points = {(*curve, attack, eps) for curve in curves for attack in ("fgsm", "pgd") for eps in (0.5, 4.0)}
     clean_denoised = {(defence, "none", "clean", 0.0) for defence in DEFENCES}
-    heatmaps = pd.read_csv(paths.HEATMAPS)
+    heatmaps = pd.read_csv(Workspace().heatmaps)
     assert set(zip(*(heatmaps[c] for c in ("target", "threat_model", "attack", "eps")), strict=True)) == {
         *(point for point in points if point[2] == "pgd"),
         *clean_denoised,
     }
-    features = pd.read_csv(paths.FEATURES)
+    features = pd.read_csv(Workspace().features)
     of_classifier = features[features["space"] == "classifier"]
     of_bottleneck = features[features["space"] == "bottleneck"]
     names = ("target", "threat_model", "attack", "eps")
@@ -84,14 +84,14 @@ def test_every_crafted_set_is_analysed_by_every_viewer(analysed: Path) -> None:
     assert set(zip(*(of_bottleneck[c] for c in names), strict=True)) == {
         point for point in of_pgd if point[0] in DEFENCES
     }
-    detection = pd.read_csv(paths.DETECTION)
+    detection = pd.read_csv(Workspace().detection)
     assert set(detection["detector"]) == {"reconstruction error", "entropy", "prediction change", "feature distance"}
     assert set(detection["attack"]) == {"fgsm", "pgd", "pgd and detector"}
     assert len(detection) == 4 * (3 * 2 * 2 + 1)
 
 
 def test_the_perturbation_of_fgsm_has_the_error_that_its_size_gives(analysed: Path) -> None:
-    resilience = pd.read_csv(paths.RESILIENCE)
+    resilience = pd.read_csv(Workspace().resilience)
     of_fgsm = resilience[(resilience["attack"] == "fgsm") & (resilience["images"] == "adversarial")]
     mse = of_fgsm[of_fgsm["metric"] == "mse"].set_index(["surrogate", "eps"])["value"]
     for (_, eps), value in mse.items():
@@ -101,7 +101,13 @@ def test_the_perturbation_of_fgsm_has_the_error_that_its_size_gives(analysed: Pa
 
 
 def test_intervals_hold_their_values_and_say_so_where_nothing_is_defined(analysed: Path) -> None:
-    for path in (paths.CLASSIFICATION, paths.HEATMAPS, paths.FEATURES, paths.RESILIENCE, paths.ROBUSTNESS_AREA):
+    for path in (
+        Workspace().classification,
+        Workspace().heatmaps,
+        Workspace().features,
+        Workspace().resilience,
+        Workspace().robustness_area,
+    ):
         table = pd.read_csv(path)
         bounded = table.dropna(subset=["low", "high"])
         assert (bounded["low"] <= bounded["high"]).all(), path
@@ -112,8 +118,8 @@ def test_intervals_hold_their_values_and_say_so_where_nothing_is_defined(analyse
 
 
 def test_accuracies_are_those_of_the_records(analysed: Path) -> None:
-    records = read_records(DEFENCES)
-    classification = pd.read_csv(paths.CLASSIFICATION)
+    records = read_records(Workspace(), DEFENCES)
+    classification = pd.read_csv(Workspace().classification)
     accuracy = classification[classification["metric"] == "accuracy"]
     points = ["target", "threat_model", "attack", "eps"]
     by_point = records.groupby(points)["correct"].mean()
@@ -121,7 +127,7 @@ def test_accuracies_are_those_of_the_records(analysed: Path) -> None:
 
 
 def test_an_attacker_who_knows_the_detector_is_detected_less(analysed: Path) -> None:
-    detection = pd.read_csv(paths.DETECTION)
+    detection = pd.read_csv(Workspace().detection)
     at = detection[(detection["surrogate"] == "undefended") & (detection["eps"] == 4)]
     # of all images: where one attack breaks others than the other, AUROCs of what each has broken are of two sets
     auroc = at.pivot(index="detector", columns="attack", values="auroc")
@@ -142,14 +148,14 @@ def test_attacks_on_detectors_may_be_of_fewer_images(
     shutil.copytree(attacked / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     run(params_with(ANALYSED | {"analyze.evasion": {"eps": [4], "n_steps": 1, "max_images": 12}}))
-    detection = pd.read_csv(paths.DETECTION)
+    detection = pd.read_csv(Workspace().detection)
     assert set(detection["n"][detection["attack"] == "pgd and detector"]) == {12}
     assert set(detection["n"][detection["attack"] == "pgd"]) == {32}
 
 
 def test_embeddings_place_every_image_clean_and_adversarial(analysed: Path) -> None:
-    embeddings = pd.read_parquet(paths.EMBEDDINGS)
-    rows = load_prepared().indices("test")
+    embeddings = pd.read_parquet(Workspace().embeddings)
+    rows = load_prepared(Workspace()).indices("test")
     places = embeddings.groupby(["space", "target", "threat_model", "attack", "eps", "method", "origin"])
     assert len(places) == 3 * 2 * 2 * 2
     for _, group in places:
@@ -158,7 +164,7 @@ def test_embeddings_place_every_image_clean_and_adversarial(analysed: Path) -> N
 
 
 def test_the_examples_show_every_class_clean_attacked_and_denoised(analysed: Path) -> None:
-    with np.load(paths.EXAMPLES, allow_pickle=False) as examples:
+    with np.load(Workspace().examples, allow_pickle=False) as examples:
         assert examples["rows"].tolist() == ["none", "left", "right"]
         assert (str(examples["attack"]), float(examples["eps"])) == ("pgd", 4)
         assert examples["images"].shape == (3, 7, 32, 32)
@@ -181,7 +187,7 @@ def test_the_examples_show_every_class_clean_attacked_and_denoised(analysed: Pat
 
 
 def test_every_claim_has_an_outcome_that_its_interval_gives(analysed: Path) -> None:
-    claims = json.loads(paths.VERDICT.read_text())
+    claims = json.loads(Workspace().verdict.read_text())
     assert len(claims) >= 7
     for claim in claims:
         assert claim["outcome"] in {"holds", "does not hold"} or claim["outcome"].startswith("can't be told ")
@@ -192,7 +198,7 @@ def test_an_attack_that_kept_no_images_of_an_eps_is_named(
 ) -> None:
     shutil.copytree(attacked / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    (paths.perturbations("autoencoder") / "pgd-eps4.npz").unlink()
+    (Workspace().perturbations("autoencoder") / "pgd-eps4.npz").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"pgd-eps4.npz not found: add 4 to attack.keep_eps and run .* attack_defence@auto"
     ):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks.apgd import Loss, _checkpoints, apgd, cross_entropy, dlr, negative_margin
-from tasks.attacks.ball import Balls
 from tasks.attacks.deepfool import deepfool
+from tasks.attacks.gradient.balls import Balls
 from tests.nets import SIDE, ThreeClasses, linear_case
 
 LOSSES = {"cross_entropy": cross_entropy, "margin": negative_margin, "dlr": dlr}

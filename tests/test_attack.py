@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-from tasks import paths
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
 from tasks.attacks.campaign import in_parts
-from tasks.attacks.kept import load_kept
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.targets import load_target
-from tasks.evaluation.records import read_records, read_smallest_eps
-from tasks.evaluation.scores import entropy, margin
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
 from tasks.params import Params
+from tasks.records.adversarial_images import load_kept
+from tasks.records.scores import entropy, margin
+from tasks.records.tables import read_records, read_smallest_eps
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
 from tests.small_workspace import SIDE, SMALL
@@ -31,16 +31,21 @@ from tests.small_workspace import SIDE, SMALL
 
 def run(params: Params) -> dict[str, bytes]:
     """Both steps in empty folders of their own, as the runner calls them; what they wrote, by name."""
-    for folder in (paths.ATTACK, paths.ATTACK_DEFENCE):
+    for folder in (Workspace().attack, Workspace().attack_defence):
         shutil.rmtree(folder, ignore_errors=True)
-    paths.ATTACK.mkdir()
-    attack(params, Tracker())
+    Workspace().attack.mkdir()
+    attack(Workspace(), params, Tracker())
     for defence in params.benchmark:
-        paths.step_folder("attack_defence", defence).mkdir(parents=True)
-        attack_defence(params, Tracker(), defence)
+        Workspace().step_folder("attack_defence", defence).mkdir(parents=True)
+        attack_defence(Workspace(), params, Tracker(), defence)
     shutil.rmtree("checkpoints")
-    files = [file for folder in (paths.ATTACK, paths.ATTACK_DEFENCE) for file in folder.rglob("*") if file.is_file()]
-    return {file.relative_to(paths.DATA).as_posix(): file.read_bytes() for file in files}
+    files = [
+        file
+        for folder in (Workspace().attack, Workspace().attack_defence)
+        for file in folder.rglob("*")
+        if file.is_file()
+    ]
+    return {file.relative_to(Workspace().data).as_posix(): file.read_bytes() for file in files}
 
 
 def shards() -> list[Path]:
@@ -52,7 +57,7 @@ BENCHMARK = ["autoencoder"]
 
 
 def load_both() -> dict[str, nn.Module]:
-    return {name: load_target(name, torch.device("cpu")) for name in ("undefended", *BENCHMARK)}
+    return {name: load_target(Workspace(), name, torch.device("cpu")) for name in ("undefended", *BENCHMARK)}
 
 
 class KillAfter(logging.Handler):
@@ -70,16 +75,16 @@ class KillAfter(logging.Handler):
 
 @pytest.fixture
 def kill_after(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Params, int], None]]:
-    caplog.set_level(logging.INFO, logger="tasks.attacks.shards")
+    caplog.set_level(logging.INFO, logger="tasks.core.checkpoints")
 
     def run_and_kill(params: Params, n_lines: int) -> None:
         handler = KillAfter(n_lines)
-        logging.getLogger("tasks.attacks.shards").addHandler(handler)
+        logging.getLogger("tasks.core.checkpoints").addHandler(handler)
         try:
             with pytest.raises(KeyboardInterrupt):
                 run(params)
         finally:
-            logging.getLogger("tasks.attacks.shards").removeHandler(handler)
+            logging.getLogger("tasks.core.checkpoints").removeHandler(handler)
         caplog.clear()
 
     return run_and_kill
@@ -109,7 +114,7 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         "attack_defence/autoencoder/records.parquet",
         "attack_defence/autoencoder/smallest_eps.parquet",
     ]
-    records = read_records(BENCHMARK)
+    records = read_records(Workspace(), BENCHMARK)
     points = ["target", "threat_model", "attack", "eps"]
     expected = [("undefended", "none", "clean", 0.0)]
     expected += [("undefended", "adaptive", kind, eps) for kind in ("fgsm", "pgd") for eps in (0.5, 4.0)]
@@ -121,7 +126,7 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         for eps in (0.5, 4.0)
     ]
     assert list(records.groupby(points, sort=False).groups) == expected
-    test_rows = load_prepared().indices("test").tolist()
+    test_rows = load_prepared(Workspace()).indices("test").tolist()
     for _, group in records.groupby(points):
         assert group["image"].tolist() == test_rows
 
@@ -130,7 +135,7 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SMALL))
-    data, targets, records = load_prepared(), load_both(), read_records(BENCHMARK)
+    data, targets, records = load_prepared(Workspace()), load_both(), read_records(Workspace(), BENCHMARK)
     by_point = records.set_index(["target", "threat_model", "attack", "eps"]).sort_index()
 
     for target, threat_model, surrogate in (
@@ -138,7 +143,7 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
         ("autoencoder", "transfer", "undefended"),
         ("autoencoder", "adaptive", "autoencoder"),
     ):
-        kept = load_kept(data, surrogate, "pgd", 4)
+        kept = load_kept(Workspace(), data, surrogate, "pgd", 4)
         rows, adversarial = kept.rows, kept.images()
         group = by_point.loc[(target, threat_model, "pgd", 4.0)]
         logits = np.stack(group["logits"])
@@ -178,7 +183,7 @@ def test_attacks_work_and_the_adaptive_one_beats_the_transferred(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SMALL))
-    margins = read_records(BENCHMARK).groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
+    margins = read_records(Workspace(), BENCHMARK).groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "none", "clean", 0] - 0.1
     assert margins["autoencoder", "adaptive", "pgd", 4] < margins["autoencoder", "transfer", "pgd", 4]
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "adaptive", "pgd", 0.5]
@@ -188,11 +193,11 @@ def test_bfloat16_is_for_the_sweep_alone_and_changes_what_it_finds_by_little(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     exact = run(params_with(SMALL))
-    smallest = read_smallest_eps(BENCHMARK)
+    smallest = read_smallest_eps(Workspace(), BENCHMARK)
     reduced = run(params_with(SMALL | {"compute.precision": "bfloat16"}))
     same = {name for name in exact if exact[name] == reduced[name]}
     assert {name for name in exact if name.endswith(("records.parquet", ".npz", "probes.parquet"))} <= same
-    both = smallest.merge(read_smallest_eps(BENCHMARK), on=["target", "attack", "image"])
+    both = smallest.merge(read_smallest_eps(Workspace(), BENCHMARK), on=["target", "attack", "image"])
     assert len(both) == len(smallest)
     swept = both[both["attack"] == "sweep"]
     assert (swept["smallest_eps_x"] == swept["smallest_eps_y"]).mean() > 0.95
@@ -203,7 +208,7 @@ def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wron
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SMALL | {"attack.sweep.n_steps": 10}))
-    records, smallest = read_records(BENCHMARK), read_smallest_eps(BENCHMARK)
+    records, smallest = read_records(Workspace(), BENCHMARK), read_smallest_eps(Workspace(), BENCHMARK)
     searches = {attack: of.set_index(["target", "image"]) for attack, of in smallest.groupby("attack", sort=False)}
     assert {attack: set(of["threat_model"]) for attack, of in searches.items()} == {
         "sweep": {"adaptive"},
@@ -285,8 +290,8 @@ def test_clean_records_cover_every_test_image_however_few_are_attacked(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with({**SMALL, "attack.max_images": 4}))
-    records = read_records(BENCHMARK)
-    test_rows = load_prepared().indices("test").tolist()
+    records = read_records(Workspace(), BENCHMARK)
+    test_rows = load_prepared(Workspace()).indices("test").tolist()
     for kind, group in records.groupby(["target", "attack", "threat_model", "eps"]):
         assert (group["image"].tolist() == test_rows) if kind[1] == "clean" else (len(group) == 4)
     clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
@@ -331,7 +336,7 @@ def test_shards_of_another_defence_never_mix_in(
     params = params_with(SMALL | {"attack.eps": [4]})
     # a look at the classifier, three searches of two parts, 4 crafted shards and two probes, then the autoencoder's
     kill_after(params, 15)
-    save_model(paths.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
+    save_model(Workspace().purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
     resumed = run(params)
     assert n_kept_lines(caplog) == 13
     assert resumed == run(params)
@@ -355,9 +360,9 @@ def test_the_size_of_a_batch_changes_no_prediction(
     # ART's random starts follow its batches
     small = SMALL | {"attack.mode": mode, "attack.pgd.n_restarts": 1 if mode == "fast" else 0}
     run(params_with(small))
-    records, smallest = read_records(BENCHMARK), read_smallest_eps(BENCHMARK)
+    records, smallest = read_records(Workspace(), BENCHMARK), read_smallest_eps(Workspace(), BENCHMARK)
     run(params_with(small | {"attack.batch_size": 3}))
-    others, others_smallest = read_records(BENCHMARK), read_smallest_eps(BENCHMARK)
+    others, others_smallest = read_records(Workspace(), BENCHMARK), read_smallest_eps(Workspace(), BENCHMARK)
     assert (records["image"] == others["image"]).all()
     assert (records["prediction"] == others["prediction"]).all()
     assert records["margin"].to_numpy() == pytest.approx(others["margin"].to_numpy(), abs=1e-3)
@@ -367,7 +372,7 @@ def test_the_size_of_a_batch_changes_no_prediction(
 
 def test_l2_perturbations_lie_in_their_ball(workspace: Path, params_with: Callable[..., Params]) -> None:
     run(params_with(SMALL | {"attack.norm": "l2", "attack.suite.n_queries": 0, "attack.suite.n_label_queries": 60}))
-    records = read_records(BENCHMARK)
+    records = read_records(Workspace(), BENCHMARK)
     attacked = records[records["attack"] != "clean"]
     assert attacked["radius"].to_numpy() == pytest.approx(attacked["eps"] / 255 * SIDE)
     assert (attacked["l2"] <= attacked["radius"] * (1 + 1e-5)).all()
@@ -375,11 +380,11 @@ def test_l2_perturbations_lie_in_their_ball(workspace: Path, params_with: Callab
 
 
 def test_a_model_with_broken_weights_is_named(workspace: Path, params_with: Callable[..., Params]) -> None:
-    build = json.loads(paths.CLASSIFIER.with_suffix(".json").read_text())
+    build = json.loads(Workspace().classifier.with_suffix(".json").read_text())
     broken = build_classifier(**build)
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
-    save_model(paths.CLASSIFIER, broken, **build)
+    save_model(Workspace().classifier, broken, **build)
     with pytest.raises(ValueError, match=r"32 of 32 images have logits that are not finite.* target undefended"):
         run(params_with(SMALL))
 
@@ -415,8 +420,8 @@ def test_the_chosen_images_follow_the_seed_and_fewer_are_a_part_of_more() -> Non
 
 
 def test_a_data_set_without_test_images_is_refused(workspace: Path, params_with: Callable[..., Params]) -> None:
-    table = pd.read_parquet(paths.SPLIT)
-    table.assign(split=table["split"].replace("test", "train")).to_parquet(paths.SPLIT)
+    table = pd.read_parquet(Workspace().split)
+    table.assign(split=table["split"].replace("test", "train")).to_parquet(Workspace().split)
     with pytest.raises(ValueError, match=r"raise prepare.split.test_fraction"):
         run(params_with(SMALL))
 
@@ -424,13 +429,13 @@ def test_a_data_set_without_test_images_is_refused(workspace: Path, params_with:
 def test_images_of_another_attack_are_not_transferred(workspace: Path, params_with: Callable[..., Params]) -> None:
     run(params_with(SMALL))
     with pytest.raises(ValueError, match=r"fgsm-eps0.5.npz is of other images: run the step attack again"):
-        attack_defence(params_with(SMALL | {"attack.max_images": 8}), Tracker(), "autoencoder")
+        attack_defence(Workspace(), params_with(SMALL | {"attack.max_images": 8}), Tracker(), "autoencoder")
 
 
 def test_labels_alone_are_asked_for_of_some_images(workspace: Path, params_with: Callable[..., Params]) -> None:
     few = {"attack.suite.n_label_queries": 100, "attack.suite.max_label_images": 6, "attack.eps": [4, 16]}
     run(params_with(SMALL | few))
-    smallest = read_smallest_eps(BENCHMARK)
+    smallest = read_smallest_eps(Workspace(), BENCHMARK)
     for _, of_target in smallest.groupby("target"):
         by_labels = of_target[of_target["attack"] == "hop_skip_jump"].set_index("image")
         assert len(by_labels) == 6
@@ -451,6 +456,6 @@ def test_a_random_defence_gives_the_same_bytes_twice(workspace: Path, params_wit
             "attack.batch_size": 4,
         }
     )
-    paths.purifier("noise").parent.mkdir()
-    train_defence(params, Tracker(), "noise")
+    Workspace().purifier("noise").parent.mkdir()
+    train_defence(Workspace(), params, Tracker(), "noise")
     assert run(params) == run(params)

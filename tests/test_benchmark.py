@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, chi2, quantile_test
 
-from tasks.evaluation.benchmark import (
+from tasks.evaluation.comparison import (
     benchmark_table,
     certified_table,
     mcnemar,

@@ -3,8 +3,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tasks.evaluation.calibration import brier_scores, expected_calibration_error, reliability_curve
-from tasks.evaluation.intervals import bootstrap, bootstrap_counts, wilson
+from tasks.statistics.calibration import brier_scores, expected_calibration_error, reliability_curve
+from tasks.statistics.intervals import bootstrap, bootstrap_counts, wilson
 
 ONCE = np.ones((1, 20_000), dtype=np.float32)
 

@@ -8,10 +8,10 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from tasks import paths
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
 from tasks.attacks.certification import ABSTAINED, certified
+from tasks.core.workspace import Workspace
 from tasks.params import Params, RandomizedSmoothing
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
@@ -96,17 +96,17 @@ def test_noise_is_cut_to_the_range_of_images_before_they_are_classified(params_w
 
 def test_the_step_certifies_some_of_the_attacked_images(workspace: Path, params_with: Callable[..., Params]) -> None:
     params = params_with(SMOOTHED)
-    paths.ATTACK.mkdir()
-    attack(params, Tracker())
+    Workspace().attack.mkdir()
+    attack(Workspace(), params, Tracker())
     for step in ("train_defence", "attack_defence"):
-        paths.step_folder(step, "randomized_smoothing").mkdir(parents=True)
-    train_defence(params, Tracker(), "randomized_smoothing")
-    attack_defence(params, Tracker(), "randomized_smoothing")
-    first = paths.certified("randomized_smoothing").read_bytes()
-    found = pd.read_parquet(paths.certified("randomized_smoothing"))
+        Workspace().step_folder(step, "randomized_smoothing").mkdir(parents=True)
+    train_defence(Workspace(), params, Tracker(), "randomized_smoothing")
+    attack_defence(Workspace(), params, Tracker(), "randomized_smoothing")
+    first = Workspace().certified("randomized_smoothing").read_bytes()
+    found = pd.read_parquet(Workspace().certified("randomized_smoothing"))
     assert list(found) == ["image", "path", "label", "target", "prediction", "certified_eps"]
     assert len(found) == 8
-    attacked = pd.read_parquet(paths.smallest_eps("randomized_smoothing"))["image"]
+    attacked = pd.read_parquet(Workspace().smallest_eps("randomized_smoothing"))["image"]
     assert set(found["image"]) < set(attacked)
     assert found["prediction"].isin([-1, 0, 1, 2]).all()
     assert ((found["certified_eps"] == 0) == (found["prediction"] == ABSTAINED)).all()
@@ -114,5 +114,5 @@ def test_the_step_certifies_some_of_the_attacked_images(workspace: Path, params_
     # the root mean square of a change of 0.05 times at most the quantile that 100 samples vouch for
     assert (found["certified_eps"] <= 0.05 * norm.ppf(0.001 ** (1 / 100)) * 255 / SIDE + 1e-6).all()
 
-    attack_defence(params, Tracker(), "randomized_smoothing")
-    assert paths.certified("randomized_smoothing").read_bytes() == first
+    attack_defence(Workspace(), params, Tracker(), "randomized_smoothing")
+    assert Workspace().certified("randomized_smoothing").read_bytes() == first

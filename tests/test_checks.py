@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 
-from tasks.evaluation.benchmark import withstood
 from tasks.evaluation.checks import CHECKS, Check, Evidence, run_checks
+from tasks.evaluation.comparison import withstood
 from tasks.evaluation.robustness import robustness_table
 from tests.conftest import ROOT
 from tests.plausible_attack import probes_in, smallest_eps_in

@@ -11,14 +11,14 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from tasks.evaluation.classification import (
+from tasks.analysis.classification import (
     classification_table,
     entropy_table,
     reliability_table,
     robustness_area,
 )
-from tasks.evaluation.intervals import bootstrap_counts
-from tasks.evaluation.scores import entropy
+from tasks.records.scores import entropy
+from tasks.statistics.intervals import bootstrap_counts
 
 CLEAN = ("undefended", "none", "clean", 0.0)
 METRICS = ["accuracy", "top1_error", "loss", "precision", "recall", "f1", "auroc", "ece", "brier", "mean_entropy"]

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.ball import radius
 from tasks.attacks.campaign import seed_random_defences
 from tasks.attacks.crafting import craft, observe
+from tasks.attacks.gradient.balls import radius
 from tasks.defences.purified import Purified
-from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
-from tasks.evaluation.scores import margin
 from tasks.models.autoencoder import ARCHITECTURES
 from tasks.params import Attack, Params, Step
+from tasks.records.perturbation_norms import check_adversarial, perturbation_norms
+from tasks.records.scores import margin
 from tests.every_target import METHODS, TARGETS, build_target
 from tests.nets import N_PIXELS, SIDE, Linear, ThreeClasses, linear_case
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED
 
 CPU = torch.device("cpu")
 
@@ -19,12 +19,12 @@ CPU = torch.device("cpu")
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module]:
     """An untrained classifier and autoencoder, saved in a workspace."""
     monkeypatch.chdir(tmp_path)
-    paths.TRAIN_CLASSIFIER.mkdir(parents=True)
-    paths.purifier("autoencoder").parent.mkdir(parents=True)
+    Workspace().train_classifier.mkdir(parents=True)
+    Workspace().purifier("autoencoder").parent.mkdir(parents=True)
     build = {"architecture": "cnn", "n_classes": 3, "mean": 0.4, "std": 0.2}
     classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
-    save_model(paths.CLASSIFIER, classifier, **build)
-    save_model(paths.purifier("autoencoder"), autoencoder, architecture="plain")
+    save_model(Workspace().classifier, classifier, **build)
+    save_model(Workspace().purifier("autoencoder"), autoencoder, architecture="plain")
     return classifier.eval(), autoencoder.eval()
 
 
@@ -32,20 +32,22 @@ def test_a_target_is_the_classifier_or_that_with_a_defence_in_front_of_it(models
     classifier, autoencoder = models
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(load_target(UNDEFENDED, CPU)(images), classifier(images))
-        torch.testing.assert_close(load_target("autoencoder", CPU)(images), classifier(autoencoder(images)))
+        torch.testing.assert_close(load_target(Workspace(), UNDEFENDED, CPU)(images), classifier(images))
+        torch.testing.assert_close(
+            load_target(Workspace(), "autoencoder", CPU)(images), classifier(autoencoder(images))
+        )
 
 
 def test_targets_are_frozen_and_in_evaluation_mode(models: tuple[nn.Module, nn.Module]) -> None:
     for name in (UNDEFENDED, "autoencoder"):
-        target = load_target(name, CPU)
+        target = load_target(Workspace(), name, CPU)
         assert not any(module.training for module in target.modules())
         assert not any(parameter.requires_grad for parameter in target.parameters())
 
 
 def test_gradients_reach_the_image_through_the_defence(models: tuple[nn.Module, nn.Module]) -> None:
     images = torch.rand(2, 1, 32, 32, requires_grad=True)
-    target = load_target("autoencoder", CPU)
+    target = load_target(Workspace(), "autoencoder", CPU)
     assert isinstance(target, Purified)
     target(images)[:, 0].sum().backward()
     assert images.grad is not None
@@ -54,9 +56,9 @@ def test_gradients_reach_the_image_through_the_defence(models: tuple[nn.Module, 
 
 @pytest.mark.parametrize(
     ("path", "step"),
-    [(paths.CLASSIFIER, "train_classifier"), (paths.purifier("autoencoder"), "train_defence@autoencoder")],
+    [(Workspace().classifier, "train_classifier"), (Workspace().purifier("autoencoder"), "train_defence@autoencoder")],
 )
 def test_a_missing_model_names_its_step(models: tuple[nn.Module, nn.Module], path: Path, step: str) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"run the step {step} first"):
-        load_target("autoencoder", CPU)
+        load_target(Workspace(), "autoencoder", CPU)

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, roc_auc_score
 
-from tasks.evaluation.detection import auroc, detection_row, gate_rows, roc_curve, threshold_at
-from tasks.evaluation.intervals import bootstrap_counts, wilson
+from tasks.analysis.detection import auroc, detection_row, gate_rows, roc_curve, threshold_at
+from tasks.statistics.intervals import bootstrap_counts, wilson
 
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40).map(np.array)
 NAN = float("nan")

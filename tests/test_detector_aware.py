@@ -6,11 +6,11 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from tasks.attacks.ball import Balls, radius
-from tasks.attacks.detector_aware import evade
-from tasks.attacks.gradient import pgd, starts
-from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
+from tasks.analysis.detector_evasion import evade
+from tasks.attacks.gradient.balls import Balls, radius
+from tasks.attacks.gradient.descent import pgd, starts
 from tasks.params import Pgd
+from tasks.records.perturbation_norms import check_adversarial, perturbation_norms
 from tests.nets import N_PIXELS, SIDE, ThreeClasses, linear_case
 
 DIRECTION = np.random.default_rng(3).normal(size=N_PIXELS).astype(np.float32)

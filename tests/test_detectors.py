@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.defences.detectors import FeatureDistance, detectors
-from tasks.defences.seen import Seen
-from tasks.evaluation.scores import entropy
+from tasks.analysis.detectors import FeatureDistance, detectors
+from tasks.analysis.input_transforms import Seen
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.features import Features
+from tasks.records.scores import entropy
 
 
 class Halving(nn.Module):

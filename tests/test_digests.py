@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.models.digests import digest_of_arrays, digest_of_model
+from tasks.core.digests import digest_of_arrays, digest_of_model
 
 
 def test_arrays_differ_by_value_shape_and_type() -> None:

@@ -3,7 +3,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
-from tasks.evaluation.embeddings import N_COMPONENTS, pca, tsne
+from tasks.analysis.embeddings import N_COMPONENTS, pca, tsne
 
 
 def blobs(n: int = 60, d: int = 80, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

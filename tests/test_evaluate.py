@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.evaluate import evaluate
 from tasks.evaluation.checks import CHECKS
-from tasks.evaluation.records import build_records
 from tasks.params import Params
+from tasks.records.tables import build_records
 from tasks.tracking import Tracker
 from tests.plausible_attack import write_attacks
 
@@ -88,27 +88,29 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Call
     monkeypatch.chdir(tmp_path)
 
     def run(classes: list[str]) -> Notebook:
-        for step in (paths.PREPARE, paths.EVALUATE):
+        for step in (Workspace().prepare, Workspace().evaluate):
             step.mkdir(parents=True, exist_ok=True)
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
         info["leakage"] = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
-        paths.DATASET_INFO.write_text(json.dumps(info))
+        Workspace().dataset_info.write_text(json.dumps(info))
         write_attacks(make_records(len(classes)))
         notebook = Notebook()
-        evaluate(params_with(), notebook)
+        evaluate(Workspace(), params_with(), notebook)
         return notebook
 
     return run
 
 
 def read_metrics() -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads(paths.METRICS.read_text())
+    metrics: dict[str, Any] = json.loads(Workspace().metrics.read_text())
     return metrics
 
 
 def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
-    files = sorted(path.relative_to(paths.EVALUATE).as_posix() for path in paths.EVALUATE.rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(Workspace().evaluate).as_posix() for path in Workspace().evaluate.rglob("*") if path.is_file()
+    )
     assert files == [
         "benchmark.csv",
         "certified.csv",
@@ -154,7 +156,7 @@ def test_metrics_hold_what_the_records_say(evaluated: Evaluated) -> None:
     assert metrics["robust"]["undefended"]["adaptive"]["worst"]["eps_2"] == accuracy[2]
     assert metrics["robust"]["undefended"]["adaptive"]["sweep"]["eps_2"] == accuracy[2]
     assert metrics["robust"]["autoencoder"]["transfer"]["pgd"]["eps_2"] == accuracy[3]
-    table = pd.read_csv(paths.ROBUSTNESS)
+    table = pd.read_csv(Workspace().robustness)
     assert len(table) == 2 + 3 * 2 * 2 + 2 * 2
     pgd = table[(table["target"] == "undefended") & (table["attack"] == "pgd") & (table["eps"] == 2)].iloc[0]
     assert pgd["accuracy"] == pytest.approx(accuracy[2], abs=1e-6)
@@ -169,13 +171,13 @@ def test_the_worst_counts_what_only_the_sweep_broke(
 ) -> None:
     evaluated(["non-COVID", "COVID"])
     before = read_metrics()["robust"]["undefended"]["adaptive"]["worst"]
-    found = pd.read_parquet(paths.smallest_eps("undefended"))
+    found = pd.read_parquet(Workspace().smallest_eps("undefended"))
     held = found[(found["target"] == "undefended") & (found["smallest_eps"] == 2)].index[:3]
     found.loc[held, "smallest_eps"] = 0.25
-    found.to_parquet(paths.smallest_eps("undefended"))
-    shutil.rmtree(paths.EVALUATE)
-    paths.EVALUATE.mkdir()
-    evaluate(params_with(), Tracker())
+    found.to_parquet(Workspace().smallest_eps("undefended"))
+    shutil.rmtree(Workspace().evaluate)
+    Workspace().evaluate.mkdir()
+    evaluate(Workspace(), params_with(), Tracker())
     after = read_metrics()["robust"]["undefended"]["adaptive"]["worst"]
     assert after["eps_0.25"] == pytest.approx(before["eps_0.25"] - 3 / N, abs=1e-5)
     assert after["eps_2"] == before["eps_2"]
@@ -183,7 +185,7 @@ def test_the_worst_counts_what_only_the_sweep_broke(
 
 def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
-    accuracy = pd.read_csv(paths.PLOTS / "accuracy_by_eps.csv")
+    accuracy = pd.read_csv(Workspace().plots / "accuracy_by_eps.csv")
     assert accuracy["eps"].tolist() == [0, 0.25, 2]
     assert accuracy.columns.tolist() == [
         "eps",
@@ -197,7 +199,7 @@ def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> 
         "autoencoder/adaptive/sweep",
     ]
     assert accuracy.iloc[0, 1:].nunique() == 1
-    confusion = pd.read_csv(paths.PLOTS / "confusion.csv")
+    confusion = pd.read_csv(Workspace().plots / "confusion.csv")
     assert confusion.columns.tolist() == ["actual", "predicted"]
     assert len(confusion) == N
     metrics = read_metrics()["clean"]["undefended"]
@@ -206,10 +208,10 @@ def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> 
 
 def test_three_classes_are_evaluated_with_their_names_and_macro_averages(evaluated: Evaluated) -> None:
     evaluated(["healthy", "other", "COVID"])
-    table = pd.read_csv(paths.ROBUSTNESS)
+    table = pd.read_csv(Workspace().robustness)
     of_records = table[table["attack"] != "sweep"]
     assert of_records[["precision_macro", "recall_macro", "f1_macro"]].notna().all(axis=None)
-    counts = pd.read_csv(paths.CONFUSION)
+    counts = pd.read_csv(Workspace().confusion)
     assert set(counts["actual"]) == set(counts["predicted"]) == {"healthy", "other", "COVID"}
     assert (counts.groupby(["target", "threat_model", "attack", "eps"])["n"].sum() == N).all()
 
@@ -249,12 +251,12 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
         assert all(isinstance(value, float) and np.isfinite(value) for value in values.values())
     assert {"robust/attack_success_rate", "robust/mean_reconstruction_error"} <= set(points[1][1])
     assert "robust/mean_reconstruction_error" not in notebook.curves["undefended adaptive pgd"][1][1][1]
-    assert notebook.artifacts == [paths.EVALUATE]
+    assert notebook.artifacts == [Workspace().evaluate]
 
 
 def test_checks_are_written_for_every_target_with_status_figure_and_explanation(evaluated: Evaluated) -> None:
     notebook = evaluated(["non-COVID", "COVID"])
-    checks = json.loads(paths.CHECKS.read_text())
+    checks = json.loads(Workspace().checks.read_text())
     for check in checks:
         assert list(check) == ["target", "key", "name", "status", "figure", "explanation"]
         assert check["status"] in {"PASS", "WARN", "FAIL"}
@@ -272,7 +274,7 @@ def test_checks_are_written_for_every_target_with_status_figure_and_explanation(
 
 def test_every_target_has_a_run_of_its_worst_case_which_says_how_its_checks_ended(evaluated: Evaluated) -> None:
     notebook = evaluated(["non-COVID", "COVID"])
-    benchmark = pd.read_csv(paths.BENCHMARK).set_index(["target", "threat_model", "eps"])
+    benchmark = pd.read_csv(Workspace().benchmark).set_index(["target", "threat_model", "eps"])
     for target, threat_models in (("undefended", ["adaptive"]), ("autoencoder", ["transfer", "adaptive"])):
         for threat_model in threat_models:
             tags, points = notebook.curves[f"{target} {threat_model} worst"]
@@ -289,10 +291,10 @@ def test_every_target_has_a_run_of_its_worst_case_which_says_how_its_checks_ende
 def test_the_step_gives_the_same_bytes_twice(evaluated: Evaluated) -> None:
     def outputs() -> dict[str, bytes]:
         evaluated(["non-COVID", "COVID"])
-        found = {path.as_posix(): path.read_bytes() for path in paths.EVALUATE.rglob("*") if path.is_file()}
+        found = {path.as_posix(): path.read_bytes() for path in Workspace().evaluate.rglob("*") if path.is_file()}
         for path in found:
             Path(path).unlink()
-        paths.PLOTS.rmdir()
+        Workspace().plots.rmdir()
         return found
 
     assert outputs() == outputs()
@@ -303,4 +305,4 @@ def test_records_are_needed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="run the step attack first"):
-        evaluate(params_with(), Tracker())
+        evaluate(Workspace(), params_with(), Tracker())

@@ -18,8 +18,8 @@ from dvc.lock import LockError
 from dvc.rwlock import rwlock
 from prefect.states import Failed
 
+from flows.dvc_pipeline import PATIENCE, DvcPipeline
 from flows.flow import concurrent_steps, is_worth_retrying, load_step
-from flows.workspace import PATIENCE, Workspace
 from tasks.params import Params, load_params
 from tests.conftest import ROOT
 from tests.two_steps import make_two_steps
@@ -44,14 +44,14 @@ def test_a_step_is_found_by_its_name() -> None:
     assert load_step("evaluate").__module__ == "tasks.evaluate"
 
 
-def claim(workspace: Workspace, step: str) -> None:
+def claim(workspace: DvcPipeline, step: str) -> None:
     with workspace.claimed(step):
         pass
 
 
 class TestWorkspace:
     @pytest.fixture
-    def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DvcPipeline:
         """Two steps, the second of which reads what the first wrote, one that runs for each defence, and another."""
         make_two_steps(
             tmp_path,
@@ -63,7 +63,7 @@ class TestWorkspace:
             "  fourth: {cmd: run fourth, deps: [data/second], outs: [data/fourth]}\n",
         )
         monkeypatch.chdir(tmp_path)
-        return Workspace()
+        return DvcPipeline()
 
     def make(self, step: str, text: str) -> None:
         folder = Path("data") / step.replace("@", "/")
@@ -71,11 +71,11 @@ class TestWorkspace:
         folder.mkdir(parents=True)
         (folder / "out.txt").write_text(text)
 
-    def test_steps_come_with_what_they_wait_for_in_an_order_in_which_they_can_run(self, workspace: Workspace) -> None:
+    def test_steps_come_with_what_they_wait_for_in_an_order_in_which_they_can_run(self, workspace: DvcPipeline) -> None:
         steps = [("first", []), ("second", ["first"]), ("fourth", ["second"]), ("third@autoencoder", ["second"])]
         assert list(workspace.steps().items()) == steps
 
-    def test_a_recorded_step_has_not_changed_until_its_output_or_parameter_does(self, workspace: Workspace) -> None:
+    def test_a_recorded_step_has_not_changed_until_its_output_or_parameter_does(self, workspace: DvcPipeline) -> None:
         assert workspace.changed("first")
         self.make("first", "1")
         workspace.record("first", load_params())
@@ -83,7 +83,7 @@ class TestWorkspace:
         self.make("first", "2")
         assert workspace.changed("first")
 
-    def test_a_step_that_ran_before_with_the_same_parameters_is_restored(self, workspace: Workspace) -> None:
+    def test_a_step_that_ran_before_with_the_same_parameters_is_restored(self, workspace: DvcPipeline) -> None:
         for step in workspace.steps():
             self.make(step, "1")
             workspace.record(step, load_params())
@@ -94,7 +94,7 @@ class TestWorkspace:
             assert (Path("data") / output / "out.txt").read_text() == "1"
             assert not workspace.changed(step)
 
-    def test_outputs_of_other_parameters_come_back_as_they_were_recorded(self, workspace: Workspace) -> None:
+    def test_outputs_of_other_parameters_come_back_as_they_were_recorded(self, workspace: DvcPipeline) -> None:
         text = Path("params.yaml").read_text(encoding="utf-8")
         for seed in (0, 1):
             Path("params.yaml").write_text(text.replace("seed: 0 ", f"seed: {seed} "), encoding="utf-8")
@@ -111,7 +111,7 @@ class TestWorkspace:
             assert (Path("data") / output / "out.txt").read_text() == "seed 0"
 
     def test_what_a_failed_run_left_does_not_keep_an_earlier_one_from_being_restored(
-        self, workspace: Workspace
+        self, workspace: DvcPipeline
     ) -> None:
         self.make("first", "1")
         workspace.record("first", load_params())
@@ -121,7 +121,9 @@ class TestWorkspace:
         assert Path("data/first/out.txt").read_text() == "1"
         assert not workspace.changed("first")
 
-    def test_threads_are_let_at_dvc_one_at_a_time(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_threads_are_let_at_dvc_one_at_a_time(
+        self, workspace: DvcPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         load, inside, together = ProjectFile._load, Counter[str](), []
 
         def watched(file: ProjectFile) -> Any:
@@ -145,21 +147,23 @@ class TestWorkspace:
     @pytest.mark.parametrize(
         ("held", "call", "told"),
         [
-            ("Workspace().claimed('first')", lambda workspace: claim(workspace, "second"), "data/first"),
-            ("Workspace()._repo.lock", lambda workspace: workspace.record("first", load_params()), "lock"),
+            ("DvcPipeline().claimed('first')", lambda workspace: claim(workspace, "second"), "data/first"),
+            ("DvcPipeline()._repo.lock", lambda workspace: workspace.record("first", load_params()), "lock"),
         ],
         ids=["claim", "record"],
     )
     def test_where_another_process_is_at_the_same_calls_wait_and_say_so(
         self,
         held: str,
-        call: Callable[[Workspace], None],
+        call: Callable[[DvcPipeline], None],
         told: str,
-        workspace: Workspace,
+        workspace: DvcPipeline,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         self.make("first", "1")
-        code = f"import sys; from flows.workspace import Workspace\nwith {held}: print(flush=True); sys.stdin.read()"
+        code = (
+            f"import sys; from flows.dvc_pipeline import DvcPipeline\nwith {held}: print(flush=True); sys.stdin.read()"
+        )
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -178,7 +182,7 @@ class TestWorkspace:
         (waiting,) = [record.message for record in caplog.records if record.message.startswith("Waiting")]
         assert told in waiting
 
-    def test_what_two_steps_read_stays_claimed_until_the_last_is_done(self, workspace: Workspace) -> None:
+    def test_what_two_steps_read_stays_claimed_until_the_last_is_done(self, workspace: DvcPipeline) -> None:
         repo = workspace._repo
         with workspace.claimed("third@autoencoder"):
             with workspace.claimed("fourth"):
@@ -188,10 +192,10 @@ class TestWorkspace:
             with pytest.raises(LockError, match="third@autoencoder"):
                 other.__enter__()
 
-    def test_a_step_that_never_ran_cant_be_restored(self, workspace: Workspace) -> None:
+    def test_a_step_that_never_ran_cant_be_restored(self, workspace: DvcPipeline) -> None:
         assert not workspace.restore("first")
 
-    def test_anything_has_changed_until_every_step_is_recorded(self, workspace: Workspace) -> None:
+    def test_anything_has_changed_until_every_step_is_recorded(self, workspace: DvcPipeline) -> None:
         for step in workspace.steps():
             assert workspace.anything_changed()
             self.make(step, "1")
@@ -200,7 +204,7 @@ class TestWorkspace:
         self.make("second", "2")
         assert workspace.anything_changed()
 
-    def test_parameters_that_changed_while_a_step_ran_are_not_recorded(self, workspace: Workspace) -> None:
+    def test_parameters_that_changed_while_a_step_ran_are_not_recorded(self, workspace: DvcPipeline) -> None:
         params = load_params()
         self.make("first", "1")
         text = Path("params.yaml").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.evaluation.heatmaps import Heatmaps, heatmap_correlation, is_blank, top_iou, upsampled
+from tasks.analysis.heatmaps import Heatmaps, heatmap_correlation, is_blank, top_iou, upsampled
 from tasks.models.classifier import build_classifier
 from tasks.models.features import Features, head_of, last_feature_map
 

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, wasserstein_distance
 
-from tasks.evaluation.intensity import (
+from tasks.analysis.intensity import (
     histograms,
     intensity_distances,
     level_shares,
     radial_power,
     ring_frequencies,
 )
-from tasks.evaluation.intervals import bootstrap_counts
+from tasks.statistics.intervals import bootstrap_counts
 
 CLASSES = ["non-COVID", "COVID"]
 SCALE = np.float32(255)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from tasks.evaluation.intervals import (
+from tasks.statistics.intervals import (
     bootstrap,
     bootstrap_counts,
     over_seeds,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import paths
-from tasks.attacks.kept import as_kept, kept_path, load_kept, merge_perturbations, save_perturbations
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
+from tasks.records.adversarial_images import as_kept, kept_path, load_kept, merge_perturbations, save_perturbations
 
 
 def prepared(seed: int = 0) -> Prepared:
@@ -23,7 +23,7 @@ def prepared(seed: int = 0) -> Prepared:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for target in ("undefended", "autoencoder"):
-        paths.perturbations(target).mkdir(parents=True)
+        Workspace().perturbations(target).mkdir(parents=True)
 
 
 def attacked(data: Prepared, seed: int, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,8 +39,10 @@ def attacked(data: Prepared, seed: int, size: float) -> tuple[np.ndarray, np.nda
 def test_kept_images_are_off_by_at_most_one_in_254_of_the_largest_change(seed: int, size: float) -> None:
     data = prepared(seed)
     rows, images, adversarial = attacked(data, seed, size)
-    save_perturbations(kept_path("undefended", "pgd", 0.25), as_kept(data, rows, images, adversarial, "linf"))
-    loaded = load_kept(data, "undefended", "pgd", 0.25)
+    save_perturbations(
+        kept_path(Workspace(), "undefended", "pgd", 0.25), as_kept(data, rows, images, adversarial, "linf")
+    )
+    loaded = load_kept(Workspace(), data, "undefended", "pgd", 0.25)
     assert loaded.rows.tolist() == rows.tolist()
     kept = loaded.images()
     assert (loaded.images(slice(1, 3)) == kept[1:3]).all()
@@ -67,8 +69,10 @@ def test_an_image_that_was_not_changed_stays_as_it_was() -> None:
     data = prepared()
     rows = np.array([1, 3])
     images = data.floats(rows)
-    save_perturbations(kept_path("autoencoder", "fgsm", 2), as_kept(data, rows, images, images.copy(), "linf"))
-    assert (load_kept(data, "autoencoder", "fgsm", 2).images() == images).all()
+    save_perturbations(
+        kept_path(Workspace(), "autoencoder", "fgsm", 2), as_kept(data, rows, images, images.copy(), "linf")
+    )
+    assert (load_kept(Workspace(), data, "autoencoder", "fgsm", 2).images() == images).all()
 
 
 def test_a_pixel_takes_a_byte_at_most_and_equal_images_give_equal_bytes() -> None:
@@ -106,4 +110,4 @@ def test_merged_parts_hold_what_the_parts_held_in_their_order() -> None:
 
 def test_images_that_were_not_kept_name_the_parameter() -> None:
     with pytest.raises(FileNotFoundError, match=r"attack/.*/pgd-eps4.npz not found: add 4 to attack.keep_eps"):
-        load_kept(prepared(), "undefended", "pgd", 4.0)
+        load_kept(Workspace(), prepared(), "undefended", "pgd", 4.0)

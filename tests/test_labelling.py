@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from tasks.active.rounds import LabelError, collect, fill_in, pool_files, read_pool, read_rounds
+from tasks.core.workspace import Workspace
+from tasks.labelling.human import LabelError, collect, fill_in, pool_files, read_pool, read_rounds
 from tests.conftest import ROOT, with_overrides
 from tests.small_workspace import CLASSES, SMALL
 from tests.test_active_learning import LEARNING
@@ -115,10 +116,10 @@ def wait_for(look: Callable[[], Any]) -> Any:
 
 
 def begun(pool: Path) -> Path:
-    from tasks.active.labelling import next_query
+    from tasks.labelling.queries import next_query
     from tasks.params import load_params
 
-    query = next_query(load_params(), pool, Path("labels"), "random", 3, 2)
+    query = next_query(Workspace(), load_params(), pool, Path("labels"), "random", 3, 2)
     assert query is not None
     return query.table
 
@@ -196,7 +197,7 @@ def test_a_file_that_is_no_utf8_is_named(pool: Path) -> None:
 
 
 def test_a_label_that_is_taken_back_in_an_earlier_round_is_asked_for_again(pool: Path) -> None:
-    from tasks.active.labelling import next_query
+    from tasks.labelling.queries import next_query
     from tasks.params import load_params
 
     begun(pool)
@@ -204,4 +205,4 @@ def test_a_label_that_is_taken_back_in_an_earlier_round_is_asked_for_again(pool:
     fill_in(read_rounds(Path("labels"), classes)[0], ["left"] * 3, classes)
     begun(pool)
     first = fill_in(read_rounds(Path("labels"), classes)[0], ["left", "", "left"], classes)
-    assert next_query(load_params(), pool, Path("labels"), "random", 3, 2) == first
+    assert next_query(Workspace(), load_params(), pool, Path("labels"), "random", 3, 2) == first

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.evaluation.intervals import wilson
-from tasks.evaluation.learning_curves import curve_table, cycle_table, summary_table
+from tasks.labelling.learning_curves import curve_table, cycle_table, summary_table
+from tasks.statistics.intervals import wilson
 
 
 def cycles_of(curves: dict[tuple[str, int], list[float]], full: float = 0.8) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import precision_recall_fscore_support
 
-from tasks.evaluation.metrics import confusion_matrix, precision_recall_f1
+from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
 
 
 def test_confusion_counts_true_classes_in_rows() -> None:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tasks.core.digests import digest_of_model
 from tasks.models.augmentation import augment
 from tasks.models.autoencoder import ARCHITECTURES, VariationalAutoencoder, build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import set_up
-from tasks.models.digests import digest_of_model
 from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
 from tasks.models.objectives import classification, denoising, reconstruct

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.active.oracle import answer, can_answer
+from tasks.labelling.oracle import answer, can_answer
 from tasks.params import NoisyOracle, PseudoLabels, Truth
 
 CLASSES = ("a", "b", "c")

@@ -19,7 +19,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of
@@ -41,7 +41,7 @@ def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mlflo
     # these tests are about what follows from an outage, not about how long it takes to notice
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
-    paths.DATA.mkdir()
+    Workspace().data.mkdir()
     return MlflowClient(tracking_uri=store)
 
 
@@ -51,23 +51,23 @@ def runs_of(client: MlflowClient, filter_string: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], filter_string))
 
 
-def train_classifier(params: Params, tracker: Tracker) -> None:
+def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Say one of everything."""
-    (paths.TRAIN_CLASSIFIER / "history.csv").write_bytes(b"epoch,loss\n1,0.5\n")
-    (paths.TRAIN_CLASSIFIER / "deep" / "er").mkdir(parents=True)
-    (paths.TRAIN_CLASSIFIER / "deep" / "er" / "weights.bin").write_bytes(bytes(range(256)))
-    tracker.dataset(paths.TRAIN_CLASSIFIER, "prepared", "training")
+    (Workspace().train_classifier / "history.csv").write_bytes(b"epoch,loss\n1,0.5\n")
+    (Workspace().train_classifier / "deep" / "er").mkdir(parents=True)
+    (Workspace().train_classifier / "deep" / "er" / "weights.bin").write_bytes(bytes(range(256)))
+    tracker.dataset(Workspace().train_classifier, "prepared", "training")
     for epoch in range(3):
         tracker.metrics({"train/loss": 1 / (epoch + 3), "train/odd": float("nan")}, epoch)
     tracker.params({"extra": "ε = 1/255"})
     tracker.tags({"check.ball": "PASS"})
-    tracker.artifact(paths.TRAIN_CLASSIFIER / "history.csv")
-    tracker.artifact(paths.TRAIN_CLASSIFIER / "deep", "kept")
+    tracker.artifact(Workspace().train_classifier / "history.csv")
+    tracker.artifact(Workspace().train_classifier / "deep", "kept")
     tracker.curve(
         "undefended",
         {"target": "undefended"},
         [(250, {"robust/accuracy": 0.5}), (1000, {"robust/accuracy": np.float64(0.25)})],
-        [paths.TRAIN_CLASSIFIER / "history.csv"],
+        [Workspace().train_classifier / "history.csv"],
     )
     tracker.model("classifier", torch.nn.Flatten(), np.zeros((2, 1, 2, 2), np.float32))
     tracker.note("what happened")
@@ -107,7 +107,7 @@ def test_a_step_without_its_server_finishes_says_so_and_what_is_sent_later_is_wh
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = time.time() * 1000
-    run_step(train_classifier, params_with())
+    run_step(train_classifier, Workspace(), params_with())
     after = time.time() * 1000
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("tasks")]
     assert "the tracking store can't be reached" in warning
@@ -119,7 +119,7 @@ def test_a_step_without_its_server_finishes_says_so_and_what_is_sent_later_is_wh
     (sent,) = runs_of(client, "tags.step = 'train_classifier'")
     assert before <= sent.info.start_time <= sent.info.end_time <= after
 
-    run_step(train_classifier, params_with())
+    run_step(train_classifier, Workspace(), params_with())
     direct, _ = runs_of(client, "tags.step = 'train_classifier'")
     assert direct.info.start_time > sent.info.end_time
     assert told(client, sent) == told(client, direct)
@@ -140,7 +140,7 @@ def test_what_is_sent_twice_is_there_once(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    run_step(train_classifier, params_with({"seed": 7}))
+    run_step(train_classifier, Workspace(), params_with({"seed": 7}))
     # as if the first attempt had been cut off before it could delete what it had sent
     shutil.copytree(outbox(), tmp_path / "again")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
@@ -158,11 +158,11 @@ def test_what_is_sent_twice_is_there_once(
 def test_a_failed_step_is_sent_as_failed(
     client: MlflowClient, store: str, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def validate(params: Params, tracker: Tracker) -> None:
+    def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         raise ValueError("no images")
 
     with pytest.raises(ValueError, match="no images"):
-        run_step(validate, params_with())
+        run_step(validate, Workspace(), params_with())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert sync(moved=True)
     (run,) = runs_of(client, "tags.step = 'validate'")
@@ -179,12 +179,12 @@ from pathlib import Path
 from tasks.runner import run_step
 from tests.conftest import parse_params, with_overrides
 
-def prepare(params, tracker):
+def prepare(workspace: Workspace, params, tracker):
     tracker.metrics({{"data/n": 3}}, 250)
     print("said", flush=True)
     time.sleep(600)
 
-run_step(prepare, parse_params(with_overrides({{}})))
+run_step(prepare, Workspace(), parse_params(with_overrides({{}})))
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -206,19 +206,19 @@ run_step(prepare, parse_params(with_overrides({{}})))
 def test_a_report_is_linked_to_runs_that_came_to_the_store_with_it(
     client: MlflowClient, store: str, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(params: Params, tracker: Tracker) -> None:
-        (paths.EVALUATE / "seed.txt").write_text("unlike any other")
+    def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        (Workspace().evaluate / "seed.txt").write_text("unlike any other")
 
-    def report(params: Params, tracker: Tracker) -> None:
+    def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.link_steps()
 
-    run_step(evaluate, params_with())
+    run_step(evaluate, Workspace(), params_with())
     # the store is back, but what the report is about waits: so the report waits, too
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    run_step(report, params_with())
+    run_step(report, Workspace(), params_with())
     assert len(waiting()) == 2
     assert sync(moved=True)
-    (made,) = runs_of(client, f"tags.outputs_md5 = '{digest_of(paths.EVALUATE)}'")
+    (made,) = runs_of(client, f"tags.outputs_md5 = '{digest_of(Workspace().evaluate)}'")
     (run,) = runs_of(client, "tags.step = 'report'")
     assert run.data.tags["run.evaluate"] == made.info.run_id
     assert run.info.status == "FINISHED"
@@ -231,12 +231,12 @@ def test_a_run_goes_to_no_other_store_than_the_one_it_was_meant_for(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def prepare(params: Params, tracker: Tracker) -> None:
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         pass
 
     meant_for = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", meant_for.replace("//", "//name:secret@"))
-    run_step(prepare, params_with())
+    run_step(prepare, Workspace(), params_with())
     assert "secret" not in caplog.text
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert not sync()
@@ -254,10 +254,10 @@ def test_a_run_goes_to_no_other_store_than_the_one_it_was_meant_for(
 def test_a_store_that_is_still_out_leaves_everything_where_it_is(
     client: MlflowClient, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def prepare(params: Params, tracker: Tracker) -> None:
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.metrics({"x": 1})
 
-    run_step(prepare, params_with())
+    run_step(prepare, Workspace(), params_with())
     (folder,) = waiting()
     kept = (folder / "journal.jsonl").read_bytes()
     command = [sys.executable, "-m", "tasks.tracking", "sync"]
@@ -278,10 +278,10 @@ def test_with_nothing_to_send_the_command_says_so_and_asks_no_store(client: Mlfl
 def test_a_journal_that_another_command_is_sending_is_left_to_it(
     client: MlflowClient, store: str, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(params: Params, tracker: Tracker) -> None:
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         pass
 
-    run_step(prepare, params_with())
+    run_step(prepare, Workspace(), params_with())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     (folder,) = waiting()
     with (folder / "journal.jsonl").open() as other:
@@ -294,10 +294,10 @@ def test_a_journal_that_another_command_is_sending_is_left_to_it(
 def test_a_mistake_of_the_step_is_no_outage(
     client: MlflowClient, store: str, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(params: Params, tracker: Tracker) -> None:
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.metrics({"a name that MLflow refuses @": 1})
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     with pytest.raises(MlflowException, match="Invalid value"):
-        run_step(prepare, params_with())
+        run_step(prepare, Workspace(), params_with())
     assert not waiting()

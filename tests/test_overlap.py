@@ -8,9 +8,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from tasks.evaluation import overlap as module
-from tasks.evaluation.intervals import bootstrap_counts
-from tasks.evaluation.overlap import gram, group_folds, mmd, overlap, squared_distances
+from tasks.analysis import feature_overlap as module
+from tasks.analysis.feature_overlap import gram, group_folds, mmd, overlap, squared_distances
+from tasks.statistics.intervals import bootstrap_counts
 
 N, D = 121, 40
 LABELS = np.arange(N) % 2

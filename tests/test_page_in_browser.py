@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import parse_params
 from tasks.report import report
 from tasks.reporting import figures
@@ -34,9 +34,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.setattr(figures, "png", lambda figure: PIXEL)
         patch.setattr(figures.ConstrainedLayoutEngine, "execute", lambda engine, figure: None)
         write_workspace(params, is_phantom=True)
-        paths.REPORT.mkdir()
-        report(params, Tracker())
-        return Path(paths.REPORT_HTML).resolve().as_uri()
+        Workspace().report.mkdir()
+        report(Workspace(), params, Tracker())
+        return Path(Workspace().report_html).resolve().as_uri()
 
 
 class Visit:

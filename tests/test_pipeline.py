@@ -277,7 +277,7 @@ def test_a_logged_model_gives_the_same_logits_as_the_saved_one(
     import numpy as np
     import torch
 
-    from tasks import paths
+    from tasks.core.workspace import Workspace
     from tasks.models.classifier import build_classifier
     from tasks.models.files import load_model
 
@@ -287,4 +287,4 @@ def test_a_logged_model_gives_the_same_logits_as_the_saved_one(
     model_id = run.outputs.model_outputs[0].model_id
     images = torch.from_numpy(np.random.default_rng(0).random((3, 1, 64, 64), dtype=np.float32))
     logged = mlflow.pytorch.load_model(f"models:/{model_id}")
-    torch.testing.assert_close(logged(images), load_model(paths.CLASSIFIER, build_classifier)(images))
+    torch.testing.assert_close(logged(images), load_model(Workspace().classifier, build_classifier)(images))

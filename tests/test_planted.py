@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks import paths
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
 from tasks.attacks import campaign
+from tasks.core.workspace import Workspace
 from tasks.evaluate import evaluate
 from tasks.evaluation.checks import Check
 from tasks.params import Params
@@ -34,17 +34,17 @@ class RoundedWithoutBpda(nn.Module):
 
 def evaluated(params: Params) -> dict[tuple[str | None, str], Check]:
     """Checks by target and key, after all targets were attacked."""
-    paths.ATTACK.mkdir()
-    attack(params, Tracker())
+    Workspace().attack.mkdir()
+    attack(Workspace(), params, Tracker())
     for defence in params.benchmark:
-        if not paths.step_folder("train_defence", defence).exists():
-            paths.step_folder("train_defence", defence).mkdir()
-            train_defence(params, Tracker(), defence)
-        paths.step_folder("attack_defence", defence).mkdir(parents=True)
-        attack_defence(params, Tracker(), defence)
-    paths.EVALUATE.mkdir()
-    evaluate(params, Tracker())
-    checks = [Check(**values) for values in json.loads(paths.CHECKS.read_text())]
+        if not Workspace().step_folder("train_defence", defence).exists():
+            Workspace().step_folder("train_defence", defence).mkdir()
+            train_defence(Workspace(), params, Tracker(), defence)
+        Workspace().step_folder("attack_defence", defence).mkdir(parents=True)
+        attack_defence(Workspace(), params, Tracker(), defence)
+    Workspace().evaluate.mkdir()
+    evaluate(Workspace(), params, Tracker())
+    checks = [Check(**values) for values in json.loads(Workspace().checks.read_text())]
     return {(check.target, check.key): check for check in checks}
 
 
@@ -57,8 +57,8 @@ def test_masked_gradients_are_caught_and_bpda_unmasks_them(
         assert honest["bit_depth", key].status == "PASS", honest["bit_depth", key]
 
     for step in ("attack", "attack_defence", "evaluate"):
-        rename = paths.DATA / f"honest_{step}"
-        (paths.DATA / step).rename(rename)
+        rename = Workspace().data / f"honest_{step}"
+        (Workspace().data / step).rename(rename)
     load = campaign.load_target
 
     def load_masked(name: str, device: torch.device) -> nn.Module:
@@ -105,9 +105,9 @@ def too_far(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("too_far")
 def test_a_perturbation_outside_the_ball_ends_the_step(workspace: Path, params_with: Callable[..., Params]) -> None:
-    paths.ATTACK.mkdir()
+    Workspace().attack.mkdir()
     with pytest.raises(AssertionError, match="perturbations leave the ball of eps 4"):
-        attack(params_with(FOUND), Tracker())
+        attack(Workspace(), params_with(FOUND), Tracker())
 
 
 @pytest.mark.usefixtures("too_far")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.manifest import build_manifest
 from tasks.dataset.prepared import SPLITS, load_prepared
 from tasks.params import Params
@@ -43,11 +43,13 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFra
 def workspace(manifest: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder, table = manifest
-    for step in (paths.ACQUIRE, paths.VALIDATE, paths.PREPARE):
+    for step in (Workspace().acquire, Workspace().validate, Workspace().prepare):
         step.mkdir(parents=True)
-    paths.IMAGES.symlink_to(folder)
-    table.to_parquet(paths.MANIFEST, index=False)
-    paths.SOURCE.write_text(json.dumps({"source": "folder", "name": "scans", "is_phantom": False, "n_images": {}}))
+    Workspace().images.symlink_to(folder)
+    table.to_parquet(Workspace().manifest, index=False)
+    Workspace().source.write_text(
+        json.dumps({"source": "folder", "name": "scans", "is_phantom": False, "n_images": {}})
+    )
 
 
 @pytest.fixture
@@ -69,8 +71,8 @@ def params_of(params_with: Any) -> Any:
 @pytest.mark.parametrize("strategy", ["stratified", "grouped"])
 def test_every_image_is_in_one_split_in_the_order_of_the_manifest(strategy: str, params_of: Any) -> None:
     prepare(params_of(strategy), Tracker())
-    data = load_prepared()
-    assert data.table["path"].tolist() == pd.read_parquet(paths.MANIFEST)["path"].tolist()
+    data = load_prepared(Workspace())
+    assert data.table["path"].tolist() == pd.read_parquet(Workspace().manifest)["path"].tolist()
     rows = np.concatenate([data.indices(split) for split in SPLITS])
     assert sorted(rows) == list(range(90))
     assert {split: len(data.indices(split)) for split in SPLITS} == {"train": 58, "validation": 14, "test": 18} or (
@@ -82,15 +84,15 @@ def test_every_image_is_in_one_split_in_the_order_of_the_manifest(strategy: str,
 def test_pixels_are_the_image_shrunk_with_antialiasing(params_of: Any) -> None:
     """A fine checkerboard becomes grey; picking pixels would leave black and white."""
     board = (255 * (np.indices((64, 64)).sum(axis=0) % 2)).astype(np.uint8)
-    path = pd.read_parquet(paths.MANIFEST)["path"][4]
-    original = paths.IMAGES / path
+    path = pd.read_parquet(Workspace().manifest)["path"][4]
+    original = Workspace().images / path
     content = original.read_bytes()
     try:
         Image.fromarray(board).save(original)
         prepare(params_of("stratified"), Tracker())
     finally:
         original.write_bytes(content)
-    data = load_prepared()
+    data = load_prepared(Workspace())
     assert data.pixels.shape == (90, 1, 32, 32)
     assert data.pixels.dtype == np.uint8
     assert abs(data.pixels[4, 0].astype(int) - 128).max() <= 3
@@ -99,7 +101,7 @@ def test_pixels_are_the_image_shrunk_with_antialiasing(params_of: Any) -> None:
 
 def test_floats_are_grey_over_255(params_of: Any) -> None:
     prepare(params_of("stratified"), Tracker())
-    data = load_prepared()
+    data = load_prepared(Workspace())
     floats = data.floats(np.array([3, 0]))
     assert (floats.dtype, floats.shape) == (np.float32, (2, 1, 32, 32))
     np.testing.assert_allclose(floats, data.pixels[[3, 0]] / 255, rtol=1e-6)
@@ -110,7 +112,7 @@ def test_floats_are_grey_over_255(params_of: Any) -> None:
 
 def test_stratified_split_leaks_and_says_how_much(params_of: Any) -> None:
     prepare(params_of("stratified"), Tracker())
-    info = json.loads(paths.DATASET_INFO.read_text())
+    info = json.loads(Workspace().dataset_info.read_text())
     assert info["strategy"] == "stratified"
     assert info["leakage"]["group_in_train"] > 0.5
     assert info["n_images"]["test"] == {"non-COVID": 9, "COVID": 9}
@@ -119,9 +121,9 @@ def test_stratified_split_leaks_and_says_how_much(params_of: Any) -> None:
 
 def test_grouped_split_does_not_leak(params_of: Any) -> None:
     prepare(params_of("grouped"), Tracker())
-    info = json.loads(paths.DATASET_INFO.read_text())
+    info = json.loads(Workspace().dataset_info.read_text())
     assert info["leakage"] == {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
-    table = pd.read_parquet(paths.SPLIT)
+    table = pd.read_parquet(Workspace().split)
     assert table.groupby("group")["split"].nunique().max() == 1
     assert table.groupby("near_duplicate_group")["split"].nunique().max() == 1
     patients = table["path"].str.extract(r"/(\d+) ")[0]
@@ -137,8 +139,10 @@ def test_impossible_split_is_refused_before_any_image_is_read(params_of: Any, mo
 def test_second_run_gives_equal_bytes_and_another_seed_another_split(params_of: Any, params_with: Any) -> None:
     digests = []
     for params in (params_of("grouped"), params_of("grouped"), params_of("grouped").model_copy(update={"seed": 1})):
-        prepare(params, Tracker())
-        digests.append((digest_of(paths.SPLIT), digest_of(paths.PIXELS), digest_of(paths.DATASET_INFO)))
+        prepare(Workspace(), params, Tracker())
+        digests.append(
+            (digest_of(Workspace().split), digest_of(Workspace().pixels), digest_of(Workspace().dataset_info))
+        )
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0]
     assert digests[0][1] == digests[2][1]
@@ -146,4 +150,4 @@ def test_second_run_gives_equal_bytes_and_another_seed_another_split(params_of: 
 
 def test_loading_before_the_step_has_run_says_so() -> None:
     with pytest.raises(FileNotFoundError, match=r"pixels\.npy not found: run the step prepare first"):
-        load_prepared()
+        load_prepared(Workspace())

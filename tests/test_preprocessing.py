@@ -9,15 +9,15 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import paths
 from tasks.attacks.apgd import apgd, negative_margin
-from tasks.attacks.ball import Balls
+from tasks.attacks.gradient.balls import Balls
+from tasks.core.digests import digest_of_model
+from tasks.core.workspace import Workspace
 from tasks.defences.preprocessing import Noise, SoftJpeg, TotalVariationDenoiser, WithoutGradient, build_purifier
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
-from tasks.models.digests import digest_of_model
 from tasks.models.files import load_model
 from tasks.params import Params
 from tasks.tracking import Tracker
@@ -204,14 +204,14 @@ def test_the_step_writes_a_chain_that_the_attacks_load(
     before: str, workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     params = params_with(SMALL | {"defences.jpeg.before": before})
-    paths.purifier("jpeg").parent.mkdir()
-    train_defence(params, Tracker(), "jpeg")
+    Workspace().purifier("jpeg").parent.mkdir()
+    train_defence(Workspace(), params, Tracker(), "jpeg")
     images = noisy()
     expected = build_purifier(steps=[params.defences["jpeg"].model_dump()["steps"][0]])(images)
     if before == "autoencoder":
-        expected = load_model(paths.AUTOENCODER, build_autoencoder)(expected)
-    classifier = load_model(paths.CLASSIFIER, build_classifier)
-    torch.testing.assert_close(load_target("jpeg", torch.device("cpu"))(images), classifier(expected))
+        expected = load_model(Workspace().autoencoder, build_autoencoder)(expected)
+    classifier = load_model(Workspace().classifier, build_classifier)
+    torch.testing.assert_close(load_target(Workspace(), "jpeg", torch.device("cpu"))(images), classifier(expected))
 
 
 class Linearly(nn.Module):

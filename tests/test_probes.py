@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.ball import Balls
+from tasks.attacks.gradient.balls import Balls
 from tasks.attacks.probes import HUGE_EPS, probe, probe_broken_defence
 from tasks.attacks.suite import Case
 from tests.nets import linear_case

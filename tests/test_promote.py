@@ -11,11 +11,12 @@ from mlflow import MlflowClient
 
 from flows.audit import Audit
 from flows.promote import settle
-from tasks import paths, registry
-from tasks.evaluation.promotion import compare, outcomes_of
-from tasks.evaluation.tables import write_json
+from tasks.core.files import write_json
+from tasks.core.workspace import Workspace
 from tasks.params import Params
-from tasks.registry import CHAMPION, Registered
+from tasks.serving import registry
+from tasks.serving.promotion import compare, outcomes_of
+from tasks.serving.registry import CHAMPION, Registered
 from tests.bundles import complete_workspace
 
 NAME, TARGET, EPS, N = "toy", "autoencoder", 4.0, 40
@@ -50,7 +51,7 @@ def plant(
 ) -> Audit:
     """The audit of a model that is right on these of N images, as they are and under attack."""
     audit = Audit(model, Path("audits") / model.label, params, N, n_left_out)
-    for path in (paths.records(TARGET), paths.SPLIT, paths.CHECKS):
+    for path in (Workspace().records(TARGET), Workspace().split, Workspace().checks):
         audit.path(path).parent.mkdir(parents=True, exist_ok=True)
     images = np.arange(N)
     is_clean, holds = np.isin(images, clean), np.isin(images, adaptive) & np.isin(images, clean)
@@ -59,14 +60,16 @@ def plant(
     # what the recorded attack leaves, the search breaks
     attacked = pd.DataFrame({**shared, "threat_model": "adaptive", "attack": "pgd", "eps": EPS, "correct": is_clean})
     searched = {"threat_model": "adaptive", "attack": "sweep", "smallest_eps": np.where(holds, np.inf, EPS)}
-    pd.concat([unchanged, attacked]).to_parquet(audit.path(paths.records(TARGET)))
-    pd.DataFrame({"image": images, "target": TARGET, **searched}).to_parquet(audit.path(paths.smallest_eps(TARGET)))
-    pd.DataFrame({"group": images // 2}).to_parquet(audit.path(paths.SPLIT))
+    pd.concat([unchanged, attacked]).to_parquet(audit.path(Workspace().records(TARGET)))
+    pd.DataFrame({"image": images, "target": TARGET, **searched}).to_parquet(
+        audit.path(Workspace().smallest_eps(TARGET))
+    )
+    pd.DataFrame({"group": images // 2}).to_parquet(audit.path(Workspace().split))
     checks = [{"target": TARGET, "key": "ball", "status": "PASS", "explanation": "fine"}]
     checks += [{"target": TARGET, "key": key, "status": "FAIL", "explanation": f"about {key}"} for key in failing]
     checks += [{"target": "undefended", "key": "pgd", "status": "FAIL", "explanation": "of another"}]
     checks += [{"target": None, "key": "leakage", "status": "WARN", "explanation": "relatives"}]
-    write_json(checks, audit.path(paths.CHECKS))
+    write_json(checks, audit.path(Workspace().checks))
     return audit
 
 
@@ -165,7 +168,7 @@ def test_others_images_are_not_compared() -> None:
 def test_an_eps_that_was_not_attacked_is_refused(versions: list[Registered], params: Params) -> None:
     audit = plant(versions[0], params, range(30), range(20))
     records, smallest = (
-        pd.read_parquet(audit.path(path)) for path in (paths.records(TARGET), paths.smallest_eps(TARGET))
+        pd.read_parquet(audit.path(path)) for path in (Workspace().records(TARGET), Workspace().smallest_eps(TARGET))
     )
     with pytest.raises(ValueError, match="autoencoder was not attacked at eps 3"):
         outcomes_of(records, smallest, TARGET, 3.0)

@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import paths
-from tasks.evaluation.perturbations import ball_excess, check_adversarial, perturbation_norms
-from tasks.evaluation.records import build_records, read_records, schema, write_records
+from tasks.core.workspace import Workspace
+from tasks.records.perturbation_norms import ball_excess, check_adversarial, perturbation_norms
+from tasks.records.tables import build_records, read_records, schema, write_records
 
 CURVE = {"target": "autoencoder", "threat_model": "adaptive", "attack": "pgd", "norm": "linf"}
 
@@ -33,12 +33,12 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where records of the bare classifier and of one defence go."""
     monkeypatch.chdir(tmp_path)
     for target in ("undefended", "autoencoder"):
-        paths.attack_folder(target).mkdir(parents=True)
+        Workspace().attack_folder(target).mkdir(parents=True)
 
 
 def test_records_come_back_as_they_were_written() -> None:
-    write_records(three_images(), paths.records("undefended"))
-    frame = read_records([])
+    write_records(three_images(), Workspace().records("undefended"))
+    frame = read_records(Workspace(), [])
     assert list(frame.columns) == schema(3).names
     assert frame["image"].tolist() == [3, 5, 8]
     assert frame["path"].tolist() == ["COVID/a (1).png", "COVID/b.png", "non-COVID/c.png"]
@@ -62,14 +62,16 @@ def test_success_counts_only_images_that_were_classified_correctly() -> None:
 def test_reconstruction_error_is_null_without_a_purifier() -> None:
     records = three_images(reconstruction_error=None)
     assert records["reconstruction_error"].null_count == 3
-    write_records(records, paths.records("undefended"))
-    assert read_records([])["reconstruction_error"].isna().all()
+    write_records(records, Workspace().records("undefended"))
+    assert read_records(Workspace(), [])["reconstruction_error"].isna().all()
 
 
 def test_records_of_all_targets_come_one_after_the_other() -> None:
-    write_records(three_images(reconstruction_error=None), paths.records("undefended"))
-    write_records(three_images(), paths.records("autoencoder"))
-    assert read_records(["autoencoder"])["reconstruction_error"].isna().tolist() == [True] * 3 + [False] * 3
+    write_records(three_images(reconstruction_error=None), Workspace().records("undefended"))
+    write_records(three_images(), Workspace().records("autoencoder"))
+    assert (
+        read_records(Workspace(), ["autoencoder"])["reconstruction_error"].isna().tolist() == [True] * 3 + [False] * 3
+    )
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
@@ -87,10 +89,10 @@ def test_logits_that_are_not_finite_are_refused_by_name(broken: float) -> None:
 
 def test_missing_records_name_the_step() -> None:
     with pytest.raises(FileNotFoundError, match="run the step attack first"):
-        read_records(["autoencoder"])
-    write_records(three_images(), paths.records("undefended"))
+        read_records(Workspace(), ["autoencoder"])
+    write_records(three_images(), Workspace().records("undefended"))
     with pytest.raises(FileNotFoundError, match="run the step attack_defence@autoencoder first"):
-        read_records(["autoencoder"])
+        read_records(Workspace(), ["autoencoder"])
 
 
 def test_norms_of_known_perturbations() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks import paths, registry
-from tasks.registry import Registered
+from tasks.core.workspace import Workspace
+from tasks.serving import registry
 from tasks.serving.bundle import BUNDLE, EXAMPLES, read_bundle
+from tasks.serving.registry import Registered
 from tests.bundles import bundle_of, complete_workspace, write_results
 
 NAME = "toy"
@@ -73,7 +74,7 @@ def test_a_downloaded_bundle_is_the_one_that_was_registered(
     versions: list[Registered], store: Path, tmp_path: Path
 ) -> None:
     folder = registry.download(versions[0], tmp_path / "downloaded")
-    for file in (BUNDLE, EXAMPLES, paths.CLASSIFIER, paths.purifier("autoencoder")):
+    for file in (BUNDLE, EXAMPLES, Workspace().classifier, Workspace().purifier("autoencoder")):
         assert (folder / file).read_bytes() == (store / "bundles" / "autoencoder" / file).read_bytes()
 
 
@@ -142,7 +143,7 @@ class TestChoice:
         from flows.register import best_defence
 
         write_results({"undefended": (30, []), "retrained_autoencoder": (24, []), "autoencoder": (16, [])})
-        chosen, why = best_defence(self.params)
+        chosen, why = best_defence(Workspace(), self.params)
         assert chosen == "retrained_autoencoder"
         assert "75.0 % right" in why
 
@@ -150,7 +151,7 @@ class TestChoice:
         from flows.register import best_defence
 
         write_results({"retrained_autoencoder": (24, ["noise"]), "autoencoder": (16, [])})
-        chosen, why = best_defence(self.params)
+        chosen, why = best_defence(Workspace(), self.params)
         assert chosen == "autoencoder"
         assert "retrained_autoencoder left out since it fails noise" in why
 
@@ -159,7 +160,7 @@ class TestChoice:
 
         write_results({"undefended": (30, []), "autoencoder": (16, ["ball", "noise"])})
         with pytest.raises(ValueError, match="autoencoder left out since it fails noise, ball"):
-            best_defence(self.params)
+            best_defence(Workspace(), self.params)
 
 
 def test_results_of_other_networks_are_not_registered(workspace: Path) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import Params, parse_params
 from tasks.report import report
 from tasks.reporting import page
@@ -73,8 +73,8 @@ def phantom_workspace(tmp_path_factory: pytest.TempPathFactory, params: Params) 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         write_workspace(params, is_phantom=True)
-        paths.REPORT.mkdir()
-        report(params, notebook)
+        Workspace().report.mkdir()
+        report(Workspace(), params, notebook)
     return workspace, notebook
 
 
@@ -87,7 +87,7 @@ def workspace(phantom_workspace: tuple[Path, Notebook], monkeypatch: pytest.Monk
 
 @pytest.fixture
 def html(workspace: Path) -> str:
-    return paths.REPORT_HTML.read_text(encoding="utf-8")
+    return Workspace().report_html.read_text(encoding="utf-8")
 
 
 def without_scripts(html: str) -> str:
@@ -200,7 +200,7 @@ def test_verdict_has_a_row_a_claim_with_its_outcome(html: str) -> None:
         ("OPEN", "can't be told from 60 images"),
         ("OPEN", "can't be told from 60 images"),
     ]
-    markdown = paths.REPORT_MARKDOWN.read_text(encoding="utf-8")
+    markdown = Workspace().report_markdown.read_text(encoding="utf-8")
     assert (
         "| Clean and adversarial features overlap | they overlap in its pictures | 0.550 [0.500, 0.600] (" in markdown
     )
@@ -212,9 +212,9 @@ def test_a_table_without_rows_is_told_in_a_sentence(
     monkeypatch.chdir(tmp_path)
     write_workspace(params, is_phantom=True)
     empty_analysis()
-    paths.REPORT.mkdir()
-    report(params, Tracker())
-    html = paths.REPORT_HTML.read_text(encoding="utf-8")
+    Workspace().report.mkdir()
+    report(Workspace(), params, Tracker())
+    html = Workspace().report_html.read_text(encoding="utf-8")
     text = text_of(html)
     for sentence in (
         "No claim of the study was put to the test in this run.",
@@ -240,7 +240,7 @@ def test_page_shows_data_validation_training_and_checks(html: str) -> None:
     assert "Of the classifier's 3 epochs, epoch 2 was kept (validation loss 1.5, accuracy 87.5 %)" in text
     assert "Of the retrained autoencoder's 3 epochs, epoch 2 was kept (validation loss 1.5)." in text
     assert "Passing all of them proves nothing; failing one says where to look." in text
-    for check in json.loads(paths.CHECKS.read_text(encoding="utf-8")):
+    for check in json.loads(Workspace().checks.read_text(encoding="utf-8")):
         target = (check["target"] or "data").replace("_", " ")
         assert f"{check['status']} {target} {check['name']}" in text
     assert "Not for diagnosis" in text
@@ -254,28 +254,28 @@ def test_page_lists_every_parameter(html: str, params: Params) -> None:
 
 def test_phantoms_are_called_phantoms(html: str) -> None:
     assert "These are phantoms (computer-drawn), not patients." in html
-    assert "phantoms (computer-drawn), not patients" in paths.REPORT_MARKDOWN.read_text(encoding="utf-8")
+    assert "phantoms (computer-drawn), not patients" in Workspace().report_markdown.read_text(encoding="utf-8")
 
 
 def test_patients_are_not_called_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params) -> None:
     monkeypatch.chdir(tmp_path)
     write_workspace(params, is_phantom=False)
     empty_analysis()
-    paths.REPORT.mkdir()
-    report(params, Tracker())
-    html = paths.REPORT_HTML.read_text(encoding="utf-8")
+    Workspace().report.mkdir()
+    report(Workspace(), params, Tracker())
+    html = Workspace().report_html.read_text(encoding="utf-8")
     assert "computer-drawn" not in html
     assert "scans &amp; more" in html
-    assert "computer-drawn" not in paths.REPORT_MARKDOWN.read_text(encoding="utf-8")
+    assert "computer-drawn" not in Workspace().report_markdown.read_text(encoding="utf-8")
 
 
 def test_one_defence_alone_is_told_without_comparing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     params = params_of(["autoencoder"])
     write_workspace(params, is_phantom=True)
-    paths.REPORT.mkdir()
-    report(params, Tracker())
-    html = paths.REPORT_HTML.read_text(encoding="utf-8")
+    Workspace().report.mkdir()
+    report(Workspace(), params, Tracker())
+    html = Workspace().report_html.read_text(encoding="utf-8")
     text = text_of(html)
     assert (
         "With the autoencoder it is right on 65.0 % [52.4, 75.8] when the attacker ignores the defence "
@@ -297,14 +297,14 @@ def test_a_defence_that_purifies_nothing_has_no_rows_where_purifiers_are_compare
     monkeypatch.chdir(tmp_path)
     params = params_of(["autoencoder"])
     write_workspace(params, is_phantom=True, has_purifiers=False)
-    paths.REPORT.mkdir()
-    report(params, Tracker())
-    text = text_of(paths.REPORT_HTML.read_text(encoding="utf-8"))
+    Workspace().report.mkdir()
+    report(Workspace(), params, Tracker())
+    text = text_of(Workspace().report_html.read_text(encoding="utf-8"))
     assert "No defence of this run purifies images." in text
     assert "(Wasserstein distance). Wasserstein distance:" in text
     assert "purifier's bottleneck" not in text
     assert "autoencoder, adaptive" in text
-    assert not (paths.FIGURES / "resilience-restored.png").exists()
+    assert not (Workspace().figures / "resilience-restored.png").exists()
 
 
 def test_pictures_say_at_which_eps_they_were_made(html: str) -> None:
@@ -316,21 +316,21 @@ def test_pictures_say_at_which_eps_they_were_made(html: str) -> None:
 
 def test_reporting_twice_gives_the_same_bytes(workspace: Path, params: Params) -> None:
     def outputs() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in sorted(paths.REPORT.rglob("*")) if path.is_file()}
+        return {str(path): path.read_bytes() for path in sorted(Workspace().report.rglob("*")) if path.is_file()}
 
     first = outputs()
-    paths.REPORT.rename(workspace / "before")
-    paths.REPORT.mkdir()
-    report(params, Tracker())
+    Workspace().report.rename(workspace / "before")
+    Workspace().report.mkdir()
+    report(Workspace(), params, Tracker())
     assert outputs() == first
     assert len(first) == 54
 
 
 def test_figures_are_images_of_their_names(workspace: Path) -> None:
-    names = {path.stem for path in paths.FIGURES.iterdir()}
+    names = {path.stem for path in Workspace().figures.iterdir()}
     assert {"robustness-fgsm", "robustness-pgd", "classifier-loss", "images-classes", "images-attack"} <= names
     assert "defence-retrained_autoencoder-loss" in names
-    for path in paths.FIGURES.iterdir():
+    for path in Workspace().figures.iterdir():
         with Image.open(path) as image:
             assert image.format == "PNG"
             assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
@@ -344,21 +344,21 @@ def test_tracker_hears_data_set_headline_metrics_artifacts_and_note(phantom_work
     assert notebook.heard["robust/undefended_adaptive_pgd_eps_1"] == pytest.approx(0.1)
     assert notebook.heard["robust/autoencoder_transfer_fgsm_eps_1"] == pytest.approx(0.7)
     assert not any(key.endswith("eps_4") for key in notebook.heard)
-    assert notebook.datasets == [(paths.PREPARE, "phantoms", "evaluation")]
+    assert notebook.datasets == [(Workspace().prepare, "phantoms", "evaluation")]
     assert notebook.artifacts == {
-        paths.REPORT_HTML: "",
-        paths.METRICS: "",
-        paths.CHECKS: "",
-        paths.BENCHMARK: "",
-        paths.FIGURES: "figures",
-        paths.DATA_DOCS: "data_docs",
+        Workspace().report_html: "",
+        Workspace().metrics: "",
+        Workspace().checks: "",
+        Workspace().benchmark: "",
+        Workspace().figures: "figures",
+        Workspace().data_docs: "data_docs",
     }
-    assert notebook.text == (workspace / paths.REPORT_MARKDOWN).read_text(encoding="utf-8")
+    assert notebook.text == (workspace / Workspace().report_markdown).read_text(encoding="utf-8")
     assert notebook.linked
 
 
 def test_markdown_tables_keep_their_columns_whatever_classes_are_called(workspace: Path) -> None:
-    lines = paths.REPORT_MARKDOWN.read_text(encoding="utf-8").splitlines()
+    lines = Workspace().report_markdown.read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert any(row.startswith("| 0 (clean) | 95.0 % [86.3, 98.3] | 75.0 % [62.8, 84.2] | 75.0 % [62") for row in rows)
     assert any(row.startswith("| 1 | 10.0 % [4.7, 20.1] | 65.0 % [52.4, 75.8] | 15.0 % [8.1, 26.1] |") for row in rows)
@@ -371,7 +371,7 @@ def test_markdown_tables_keep_their_columns_whatever_classes_are_called(workspac
 
 
 def test_markdown_stays_below_the_limit_of_notes_and_says_so(workspace: Path) -> None:
-    results = load_results(BENCHMARK)
+    results = load_results(Workspace(), BENCHMARK)
     headline = headline_of(results.robustness)
     whole = page.markdown(results, headline, MAX_NOTE_CHARACTERS)
     assert len(whole) < MAX_NOTE_CHARACTERS
@@ -383,12 +383,14 @@ def test_markdown_stays_below_the_limit_of_notes_and_says_so(workspace: Path) ->
         assert whole.startswith(f"{kept}\n")
 
 
-@pytest.mark.parametrize("path", [paths.VALIDATION, paths.SPLIT, paths.ROBUSTNESS, paths.FEATURES])
+@pytest.mark.parametrize(
+    "path", [Workspace().validation, Workspace().split, Workspace().robustness, Workspace().features]
+)
 def test_a_missing_file_is_named_with_the_step_to_run(workspace: Path, params: Params, path: Path) -> None:
     hidden = path.rename(workspace / "hidden")
     try:
         with pytest.raises(FileNotFoundError, match=f"^{path} not found: run the step {path.parts[1]} first"):
-            report(params, Tracker())
+            report(Workspace(), params, Tracker())
     finally:
         hidden.rename(path)
 
@@ -508,7 +510,7 @@ def test_what_changed_in_the_data_since_the_reference_is_told(html: str) -> None
 
 
 def test_unchanged_and_other_data_are_told_in_a_sentence(workspace: Path) -> None:
-    results = load_results(BENCHMARK)
+    results = load_results(Workspace(), BENCHMARK)
     same = data_changes_section(replace(results, reference=results.manifest))
     assert same.answer == "Nothing has changed: the same 63 images as in the reference."
     assert not same.tables
@@ -518,7 +520,7 @@ def test_unchanged_and_other_data_are_told_in_a_sentence(workspace: Path) -> Non
 
 
 def test_of_several_acquisition_functions_those_that_differ_from_random_are_named(workspace: Path) -> None:
-    results = load_results(BENCHMARK)
+    results = load_results(Workspace(), BENCHMARK)
     columns = ["acquisition", "quantity", "value", "low", "high", "sd", "n_seeds"]
     rows = [["random", "clean_area", 0.7, 0.68, 0.72, 0.01, 3]]
     for name, gain in (("entropy", 0.05), ("bald", 0.0), ("core_set", -0.04)):

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from tasks.evaluation.intervals import bootstrap_counts
-from tasks.evaluation.resilience import image_quality, quality_estimates, recovery_correlation, removed_share
+from tasks.analysis.resilience import image_quality, quality_estimates, recovery_correlation, removed_share
+from tasks.statistics.intervals import bootstrap_counts
 
 
 def images_of(n_images: int, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from docs import RESULTS, keep_results, write_tables
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tests.conftest import ROOT, VALUES
 
 # target, threat model, attack, eps, accuracy and its interval, precision, recall, f1
@@ -33,11 +33,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{path.name}\n", encoding="utf-8")
     write_info(is_phantom=False)
-    pd.DataFrame(POINTS, columns=COLUMNS).assign(n=500, norm="linf").to_csv(paths.ROBUSTNESS, index=False)
-    paths.FIGURES.mkdir(parents=True)
+    pd.DataFrame(POINTS, columns=COLUMNS).assign(n=500, norm="linf").to_csv(Workspace().robustness, index=False)
+    Workspace().figures.mkdir(parents=True)
     for name in ("robustness-pgd.png", "images-attack.png", "images-classes.png"):
-        (paths.FIGURES / name).write_bytes(b"PNG")
-    write_yaml(paths.PARAMS, VALUES)
+        (Workspace().figures / name).write_bytes(b"PNG")
+    write_yaml(Workspace().params_file, VALUES)
     params = {"seed": VALUES["seed"], "attack": VALUES["attack"], "prepare.split": VALUES["prepare"]["split"]}
     write_yaml(Path("dvc.lock"), {"stages": {"attack": {"params": {"params.yaml": params}}, "evaluate": {}}})
     return tmp_path
@@ -46,7 +46,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_info(is_phantom: bool, n_test: int = 500) -> None:
     leakage = {"near_duplicate_in_train": 0.1, "group_in_train": 0.825}
     info = {"is_phantom": is_phantom, "leakage": leakage, "n_images": {"test": {"a": 100, "b": n_test - 100}}}
-    paths.DATASET_INFO.write_text(json.dumps(info), encoding="utf-8")
+    Workspace().dataset_info.write_text(json.dumps(info), encoding="utf-8")
 
 
 def write_yaml(path: Path, values: object) -> None:
@@ -68,23 +68,23 @@ def test_numbers_are_kept_byte_for_byte(workspace: Path) -> None:
     folder = keep_results.keep_results("stratified-80-20")
     assert folder == Path("docs/results/stratified-80-20")
     for source, kept in keep_results.FILES.items():
-        if source != paths.PARAMS:
+        if source != Workspace().params_file:
             assert (folder / kept).read_bytes() == source.read_bytes()
     assert (folder / "figures/robustness-pgd.png").read_bytes() == b"PNG"
 
 
 def test_histories_of_trained_defences_are_kept_by_name() -> None:
-    write_yaml(paths.PARAMS, {**VALUES, "benchmark": ["autoencoder", "retrained_autoencoder"]})
-    history = paths.defence_history("retrained_autoencoder")
+    write_yaml(Workspace().params_file, {**VALUES, "benchmark": ["autoencoder", "retrained_autoencoder"]})
+    history = Workspace().defence_history("retrained_autoencoder")
     history.parent.mkdir(parents=True)
     history.write_text("epoch\n1\n", encoding="utf-8")
     folder = keep_results.keep_results("run")
     assert (folder / "retrained_autoencoder_history.csv").read_text(encoding="utf-8") == "epoch\n1\n"
-    assert (folder / "autoencoder_history.csv").read_bytes() == paths.AUTOENCODER_HISTORY.read_bytes()
+    assert (folder / "autoencoder_history.csv").read_bytes() == Workspace().autoencoder_history.read_bytes()
 
 
 def test_a_history_never_takes_the_place_of_another() -> None:
-    history = paths.defence_history("autoencoder")
+    history = Workspace().defence_history("autoencoder")
     history.parent.mkdir(parents=True)
     history.write_text("epoch\n1\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"autoencoder_history.csv would stand for two histories"):
@@ -93,7 +93,7 @@ def test_a_history_never_takes_the_place_of_another() -> None:
 
 def test_parameters_are_kept_without_the_place_of_the_images() -> None:
     params = {**VALUES, "acquire": {**VALUES["acquire"], "folder": "/home/someone/sars-cov-2-ct"}}
-    write_yaml(paths.PARAMS, params)
+    write_yaml(Workspace().params_file, params)
     kept = YAML(typ="safe").load(keep_results.keep_results("run") / "params.yaml")
     assert kept == {**VALUES, "acquire": {**VALUES["acquire"], "folder": "sars-cov-2-ct"}}
 
@@ -104,7 +104,7 @@ def test_figures_that_show_images_of_patients_are_not_kept() -> None:
 
 
 def test_figures_too_large_for_a_repository_are_not_kept() -> None:
-    (paths.FIGURES / "embeddings.png").write_bytes(bytes(keep_results.MAX_FIGURE_BYTES + 1))
+    (Workspace().figures / "embeddings.png").write_bytes(bytes(keep_results.MAX_FIGURE_BYTES + 1))
     kept = [path.name for path in keep_results.keep_results("real").rglob("*.png")]
     assert kept == ["robustness-pgd.png"]
 
@@ -118,7 +118,7 @@ def test_figures_that_show_phantoms_are_kept() -> None:
 def test_keeping_again_replaces_what_was_kept() -> None:
     folder = keep_results.keep_results("run")
     (folder / "figures/old.png").write_bytes(b"")
-    paths.METRICS.write_text("new", encoding="utf-8")
+    Workspace().metrics.write_text("new", encoding="utf-8")
     keep_results.keep_results("run")
     assert not (folder / "figures/old.png").exists()
     assert (folder / "metrics.json").read_text(encoding="utf-8") == "new"
@@ -131,7 +131,7 @@ def test_a_name_that_is_no_simple_name_is_refused(name: str) -> None:
     assert not RESULTS.exists()
 
 
-@pytest.mark.parametrize("path", [paths.METRICS, paths.CHECKS, Path("dvc.lock"), paths.FIGURES])
+@pytest.mark.parametrize("path", [Workspace().metrics, Workspace().checks, Path("dvc.lock"), Workspace().figures])
 def test_missing_outputs_are_named_and_nothing_that_was_kept_is_lost(path: Path) -> None:
     folder = keep_results.keep_results("run")
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -141,7 +141,7 @@ def test_missing_outputs_are_named_and_nothing_that_was_kept_is_lost(path: Path)
 
 
 def test_results_of_other_parameters_are_refused() -> None:
-    write_yaml(paths.PARAMS, {**VALUES, "attack": {**VALUES["attack"], "eps": [1]}})
+    write_yaml(Workspace().params_file, {**VALUES, "attack": {**VALUES["attack"], "eps": [1]}})
     with pytest.raises(ValueError, match=r"attack in params\.yaml is not what the stage attack ran with"):
         keep_results.keep_results("run")
 
@@ -262,7 +262,7 @@ def test_verdict_table_has_a_row_a_claim(monkeypatch: pytest.MonkeyPatch) -> Non
         claim | {"value": 0.61234, "low": 0.5, "high": 0.69, "outcome": "holds"},
         claim | {"value": None, "low": None, "high": None, "outcome": "can't be told from 4 images"},
     ]
-    paths.VERDICT.write_text(json.dumps(judged), encoding="utf-8")
+    Workspace().verdict.write_text(json.dumps(judged), encoding="utf-8")
     keep_results.keep_results("stratified")
     write_documents("<!-- table: verdict stratified -->\n<!-- end table -->\n")
     run(monkeypatch)

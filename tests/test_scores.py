@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tasks.evaluation.scores import entropy, margin
+from tasks.records.scores import entropy, margin
 
 
 def test_entropy_of_known_distributions() -> None:

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tasks import paths, registry
+from tasks.core.workspace import Workspace
 from tasks.dataset.images import ImageError, read_square
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.preprocessing import Noise
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
-from tasks.serving import export
+from tasks.serving import export, registry
 from tasks.serving.bundle import EXAMPLES, digests_of_images, load_bundle, read_bundle, read_seen
 from tasks.serving.card import INTENDED_USE, card_of
 from tasks.serving.export import export_target
@@ -59,21 +59,21 @@ def predictor(bundle: Path) -> Predictor:
 
 class TestBundle:
     def test_holds_the_very_target_and_no_pickle(self, bundle: Path, workspace: Path) -> None:
-        images = torch.from_numpy(load_prepared().floats(np.arange(5)))
+        images = torch.from_numpy(load_prepared(Workspace()).floats(np.arange(5)))
         with torch.no_grad():
-            assert torch.equal(load_bundle(bundle)(images), load_target("autoencoder", CPU)(images))
+            assert torch.equal(load_bundle(bundle)(images), load_target(Workspace(), "autoencoder", CPU)(images))
         suffixes = {file.suffix for file in bundle.rglob("*") if file.is_file()}
         assert suffixes <= {".json", ".md", ".npy", ".safetensors", ".csv"}
         assert Path.cwd() == workspace
 
     def test_knows_which_images_it_was_trained_and_validated_on(self, bundle: Path, workspace: Path) -> None:
-        data, seen = load_prepared(), read_seen(bundle)
+        data, seen = load_prepared(Workspace()), read_seen(bundle)
         for split in ("train", "validation"):
             assert seen[split] == set(digests_of_images(data.pixels[data.indices(split)]))
         assert not set(digests_of_images(data.pixels[data.indices("test")])) & (seen["train"] | seen["validation"])
 
     def test_at_most_the_share_of_clean_validation_images_is_flagged(self, bundle: Path, workspace: Path) -> None:
-        data, detector = load_prepared(), read_bundle(bundle).detector
+        data, detector = load_prepared(Workspace()), read_bundle(bundle).detector
         assert detector is not None
         _, scores = look_at_all(load_bundle(bundle), data.floats(data.indices("validation")))
         assert scores is not None
@@ -183,16 +183,16 @@ class TestCard:
     def test_tells_the_figures_of_the_tables_and_what_it_is_not_for(self, workspace: Path) -> None:
         params = complete_workspace()
         write_results({"autoencoder": (24, []), "retrained_autoencoder": (16, ["noise"])})
-        card, summary = card_of(params, "autoencoder")
+        card, summary = card_of(Workspace(), params, "autoencoder")
         assert "75.0 %" in summary
         assert INTENDED_USE in summary
         assert len(summary) < registry.MAX_DESCRIPTION
         for part in ("leakage: 0.0 %", "56 train, 8 validation, 32 test", "| worst of all, adaptive | 4 | 32 | 75.0 %"):
             assert part in card
         assert "**FAIL**" not in card
-        assert "**FAIL** about noise: about noise" in card_of(params, "retrained_autoencoder")[0]
+        assert "**FAIL** about noise: about noise" in card_of(Workspace(), params, "retrained_autoencoder")[0]
         with pytest.raises(ValueError, match="has no 'jpeg'"):
-            card_of(params, "jpeg")
+            card_of(Workspace(), params, "jpeg")
 
 
 class TestExport:
@@ -284,6 +284,6 @@ class TestServer:
 
 
 def test_examples_of_a_bundle_are_validation_images(bundle: Path, workspace: Path) -> None:
-    data = load_prepared()
+    data = load_prepared(Workspace())
     np.testing.assert_array_equal(np.load(bundle / EXAMPLES), data.pixels[data.indices("validation")[:8]])
-    assert (bundle / paths.CLASSIFIER).is_file()
+    assert (bundle / Workspace().classifier).is_file()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.attacks.shards import Shards, digest_of_code
+from tasks.core.checkpoints import Shards, digest_of_code
 
 
 def write_whole(folder: Path) -> None:

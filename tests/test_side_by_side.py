@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.models.compute import use_threads
 from tasks.params import Params
 from tasks.tracking import Tracker
@@ -55,9 +55,9 @@ def test_a_step_leaves_torchs_generator_to_the_thread_that_has_seeded_it(
     """What is drawn under the lock is taken back with it; what were drawn without would be seen."""
     params, (name, _, defence) = params_with(SMALL | overrides), step.partition("@")
     if name == "attack_defence":
-        paths.step_folder("attack").mkdir(parents=True)
+        Workspace().step_folder("attack").mkdir(parents=True)
         import_module("tasks.attack").attack(params, Tracker())
-    paths.step_folder(name, defence).mkdir(parents=True, exist_ok=True)
+    Workspace().step_folder(name, defence).mkdir(parents=True, exist_ok=True)
     before = torch.get_rng_state()
     getattr(import_module(f"tasks.{name}"), name)(params, Tracker(), *filter(None, [defence]))
     assert torch.equal(torch.get_rng_state(), before)

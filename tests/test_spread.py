@@ -13,9 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from flows.spread import Workers, finish_elsewhere
-from tasks import paths
 from tasks.attack import attack
 from tasks.attacks.lanes import count_lanes
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tests.small_workspace import SMALL
@@ -36,20 +36,20 @@ def params(params_with: Callable[..., Params]) -> Params:
 
 def outputs() -> dict[str, bytes]:
     return {
-        file.relative_to(paths.ATTACK).as_posix(): file.read_bytes()
-        for file in sorted(paths.ATTACK.rglob("*"))
+        file.relative_to(Workspace().attack).as_posix(): file.read_bytes()
+        for file in sorted(Workspace().attack.rglob("*"))
         if file.is_file()
     }
 
 
 def shards() -> set[str]:
-    return {shard.name for shard in paths.checkpoint_folder("attack").iterdir() if len(shard.name) == 32}
+    return {shard.name for shard in Workspace().checkpoint_folder("attack").iterdir() if len(shard.name) == 32}
 
 
 def kill_first_worker(killed: list[int]) -> None:
     """Wait until a process other than this one is at a part, and kill it."""
     while not killed:
-        for partial in paths.checkpoint_folder("attack").glob("*.partial"):
+        for partial in Workspace().checkpoint_folder("attack").glob("*.partial"):
             process = int(partial.name.split("-")[-2])
             if process != os.getpid():
                 os.kill(process, signal.SIGKILL)
@@ -64,29 +64,29 @@ def kill_first_worker(killed: list[int]) -> None:
 def test_whoever_does_the_work_the_same_bytes_come_out(
     runner: str, workspace: Path, params: Params, server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="tasks.attacks.shards")
-    run_step(attack, params)
+    caplog.set_level(logging.INFO, logger="tasks.core.checkpoints")
+    run_step(attack, Workspace(), params)
     alone = outputs()
-    shutil.rmtree(paths.ATTACK)
+    shutil.rmtree(Workspace().attack)
 
     killed: list[int] = []
     kind, _, fault = runner.partition(", ")
     if fault:
-        paths.checkpoint_folder("attack").mkdir(parents=True)
+        Workspace().checkpoint_folder("attack").mkdir(parents=True)
         threading.Thread(target=kill_first_worker, args=(killed,), daemon=True).start()
-    finish_elsewhere("undefended", params, Workers.model_validate({"runner": kind, "n_workers": 2}))
+    finish_elsewhere(Workspace(), "undefended", params, Workers.model_validate({"runner": kind, "n_workers": 2}))
     assert bool(killed) == bool(fault)
     assert len(shards()) == N_SHARDS
 
     caplog.clear()
-    run_step(attack, params)
+    run_step(attack, Workspace(), params)
     assert outputs() == alone
     assert sum("kept from a run before" in line for line in caplog.messages) == N_SHARDS
 
 
 def test_lanes_cover_every_shard(workspace: Path, params: Params) -> None:
     # a part's three searches are one lane, and the look is none
-    assert count_lanes(params, "undefended") == N_SHARDS - 1 - 2 * 2
+    assert count_lanes(Workspace(), params, "undefended") == N_SHARDS - 1 - 2 * 2
 
 
 @pytest.mark.parametrize("wrong", [{"runner": "spark"}, {"n_workers": 0}, {"n_workers": 1.5}])

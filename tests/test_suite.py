@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.ball import Balls, radius
+from tasks.attacks.gradient.balls import Balls, radius
 from tasks.attacks.hop_skip_jump import hop_skip_jump
 from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
 from tests.nets import N_PIXELS, SIDE, Linear, ThreeClasses, linear_case

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attacks.ball import Balls, radius
 from tasks.attacks.campaign import seed_random_defences
 from tasks.attacks.crafting import craft, observe
+from tasks.attacks.gradient.balls import Balls, radius
 from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
-from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
-from tasks.evaluation.scores import margin
 from tasks.params import Params, Precision
+from tasks.records.perturbation_norms import check_adversarial, perturbation_norms
+from tasks.records.scores import margin
 from tests.every_target import TARGETS, build_target
 from tests.nets import N_PIXELS, SIDE, ThreeClasses, linear_case
 

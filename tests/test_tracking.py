@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of, open_run
@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.chdir(tmp_path)
-    paths.DATA.mkdir()
+    Workspace().data.mkdir()
     return MlflowClient(tracking_uri=store)
 
 
@@ -44,15 +44,15 @@ def runs_of(client: MlflowClient, step: str) -> list[Any]:
 def test_a_run_carries_its_own_parameters_the_digest_of_its_outputs_and_its_end(
     client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
-    def prepare(params: Params, tracker: Tracker) -> None:
-        (paths.PREPARE / "out.txt").write_text("1")
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        (Workspace().prepare / "out.txt").write_text("1")
         tracker.metrics({"data/n": 3}, step=250)
 
-    run_step(prepare, params_with(), "prefect")
+    run_step(prepare, Workspace(), params_with(), "prefect")
     (run,) = runs_of(client, "prepare")
     assert run.info.status == "FINISHED"
     assert run.data.tags["orchestrator"] == "prefect"
-    assert run.data.tags["outputs_md5"] == digest_of(paths.PREPARE)
+    assert run.data.tags["outputs_md5"] == digest_of(Workspace().prepare)
     assert run.data.params["prepare.split.strategy"] == "stratified"
     assert "attack.norm" not in run.data.params
     assert [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "data/n")] == [
@@ -63,11 +63,11 @@ def test_a_run_carries_its_own_parameters_the_digest_of_its_outputs_and_its_end(
 def test_a_step_that_raises_is_marked_failed_and_its_exception_comes_out(
     client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
-    def validate(params: Params, tracker: Tracker) -> None:
+    def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         raise ValueError("no images")
 
     with pytest.raises(ValueError, match="no images"):
-        run_step(validate, params_with())
+        run_step(validate, Workspace(), params_with())
     (run,) = runs_of(client, "validate")
     assert run.info.status == "FAILED"
     assert "outputs_md5" not in run.data.tags
@@ -79,19 +79,19 @@ sys.path.insert(0, {str(ROOT)!r})
 from tasks.runner import run_step
 from tests.conftest import parse_params, with_overrides
 
-def prepare(params, tracker):
+def prepare(workspace: Workspace, params, tracker):
     tracker.metrics({{"data/n": 3}})
     print("said", flush=True)
     time.sleep(600)
 
-run_step(prepare, parse_params(with_overrides({{}})))
+run_step(prepare, Workspace(), parse_params(with_overrides({{}})))
 """
 
 
 def test_the_run_of_a_killed_step_is_ended_by_the_next_step_and_one_that_still_runs_is_not(
     client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
-    def validate(params: Params, tracker: Tracker) -> None:
+    def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         pass
 
     def status() -> str:
@@ -103,43 +103,43 @@ def test_the_run_of_a_killed_step_is_ended_by_the_next_step_and_one_that_still_r
     with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"said\n"
-        run_step(validate, params_with())
+        run_step(validate, Workspace(), params_with())
         assert status() == "RUNNING"
         process.kill()
     assert status() == "RUNNING"
-    run_step(validate, params_with())
+    run_step(validate, Workspace(), params_with())
     assert status() == "KILLED"
-    assert not list(paths.OPEN_RUNS.iterdir())
+    assert not list(Workspace().open_runs.iterdir())
 
 
 def test_the_run_of_a_step_that_could_not_say_its_end_is_ended_by_the_next_step(
     client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
-    def evaluate(params: Params, tracker: Tracker) -> None:
+    def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         pass
 
     def status() -> str:
         return str(min(runs_of(client, "evaluate"), key=lambda run: run.info.start_time).info.status)
 
     # no note: the step is interrupted after its run is opened
-    unreadable = paths.OPEN_RUNS / "a folder"
+    unreadable = Workspace().open_runs / "a folder"
     unreadable.mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
-        run_step(evaluate, params_with())
+        run_step(evaluate, Workspace(), params_with())
     assert status() == "RUNNING"
     unreadable.rmdir()
-    run_step(evaluate, params_with())
+    run_step(evaluate, Workspace(), params_with())
     assert status() == "KILLED"
-    assert not list(paths.OPEN_RUNS.iterdir())
+    assert not list(Workspace().open_runs.iterdir())
 
 
 def test_a_note_that_another_step_takes_for_left_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    paths.OPEN_RUNS.mkdir(parents=True)
-    note, inside, through = paths.OPEN_RUNS / "run", Event(), Event()
+    Workspace().open_runs.mkdir(parents=True)
+    note, inside, through = Workspace().open_runs / "run", Event(), Event()
 
     def step() -> None:
-        with noted("run"):
+        with noted(Workspace(), "run"):
             assert note.exists()
             inside.set()
         through.set()
@@ -157,18 +157,18 @@ def test_a_note_that_another_step_takes_for_left_is_made_anew(monkeypatch: pytes
 def test_a_step_finds_its_folder_empty(client: MlflowClient, params_with: Callable[..., Params]) -> None:
     found: list[Path] = []
 
-    def attack(params: Params, tracker: Tracker) -> None:
-        found.extend(paths.ATTACK.iterdir())
-        (paths.ATTACK / "left.txt").write_text("x")
+    def attack(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        found.extend(Workspace().attack.iterdir())
+        (Workspace().attack / "left.txt").write_text("x")
 
-    run_step(attack, params_with())
-    run_step(attack, params_with())
+    run_step(attack, Workspace(), params_with())
+    run_step(attack, Workspace(), params_with())
     assert found == []
 
 
 def test_runs_in_two_threads_do_not_mix(client: MlflowClient, params_with: Callable[..., Params]) -> None:
     def log_many(name: str) -> None:
-        with open_run(name, paths.DATA, params_with(), "python") as tracker:
+        with open_run(Workspace(), name, Workspace().data, params_with(), "python") as tracker:
             for step in range(20):
                 tracker.metrics({"x/value": hash(name) % 1000}, step)
 
@@ -213,7 +213,7 @@ def test_a_kill_while_the_store_is_made_leaves_nothing_that_the_next_step_trips_
 
 
 def test_what_the_store_would_cut_is_refused(client: MlflowClient, params_with: Callable[..., Params]) -> None:
-    with open_run("long", paths.DATA, params_with(), "python") as tracker:
+    with open_run(Workspace(), "long", Workspace().data, params_with(), "python") as tracker:
         with pytest.raises(ValueError, match=r"parameters \['x'\] are longer than the 6000"):
             tracker.params({"x": "a" * 6001})
         with pytest.raises(ValueError, match="note of 8001 characters"):
@@ -223,17 +223,17 @@ def test_what_the_store_would_cut_is_refused(client: MlflowClient, params_with: 
 def test_links_point_to_the_run_that_made_what_is_there_now(
     client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
-    def evaluate(params: Params, tracker: Tracker) -> None:
-        (paths.EVALUATE / "seed.txt").write_text(str(params.seed))
+    def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        (Workspace().evaluate / "seed.txt").write_text(str(params.seed))
 
-    def report(params: Params, tracker: Tracker) -> None:
+    def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.link_steps()
 
     made = {}
     for seed in (1, 2, 1):
-        run_step(evaluate, params_with({"seed": seed}))
+        run_step(evaluate, Workspace(), params_with({"seed": seed}))
         made[seed] = runs_of(client, "evaluate")[0].info.run_id
-    run_step(report, params_with())
+    run_step(report, Workspace(), params_with())
     (run,) = runs_of(client, "report")
     assert run.data.tags["run.evaluate"] == made[1]
     assert "run.report" not in run.data.tags
@@ -242,19 +242,19 @@ def test_links_point_to_the_run_that_made_what_is_there_now(
 def test_the_reports_run_lists_the_models_of_the_runs_that_made_what_is_there_now(
     client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
-    def train_classifier(params: Params, tracker: Tracker) -> None:
-        (paths.TRAIN_CLASSIFIER / "weights").write_text(str(params.seed))
+    def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        (Workspace().train_classifier / "weights").write_text(str(params.seed))
         tracker.model("classifier", torch.nn.Flatten(), np.zeros((2, 1, 2, 2), np.float32))
 
-    def report(params: Params, tracker: Tracker) -> None:
+    def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.link_steps()
 
     for seed in (1, 2):
-        run_step(train_classifier, params_with({"seed": seed}))
+        run_step(train_classifier, Workspace(), params_with({"seed": seed}))
     newest = runs_of(client, "train_classifier")[0]
     assert len(newest.outputs.model_outputs) == 1
     for _ in range(2):
-        run_step(report, params_with())
+        run_step(report, Workspace(), params_with())
     for run in runs_of(client, "report")[:2]:
         assert [model.model_id for model in run.outputs.model_outputs] == [newest.outputs.model_outputs[0].model_id]
     made = client.search_logged_models([newest.info.experiment_id])
@@ -265,13 +265,13 @@ def test_the_reports_run_lists_the_models_of_the_runs_that_made_what_is_there_no
 def test_a_step_whose_run_is_in_another_store_is_named_and_does_no_harm(
     client: MlflowClient, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def report(params: Params, tracker: Tracker) -> None:
+    def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.link_steps()
 
-    paths.PREPARE.mkdir()
-    (paths.PREPARE / "out.txt").write_text("from DVC's cache")
+    Workspace().prepare.mkdir()
+    (Workspace().prepare / "out.txt").write_text("from DVC's cache")
     caplog.set_level("INFO", logger="tasks.tracking")
-    run_step(report, params_with())
+    run_step(report, Workspace(), params_with())
     assert caplog.messages == ["no run in the tracking store made what is in data/prepare now: not linked"]
     run = runs_of(client, "report")[0]
     assert run.info.status == "FINISHED"
@@ -281,25 +281,25 @@ def test_a_step_whose_run_is_in_another_store_is_named_and_does_no_harm(
 def test_the_report_does_not_link_to_the_run_of_an_earlier_report(
     client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
-    def report(params: Params, tracker: Tracker) -> None:
-        (paths.REPORT / "report.html").write_text("as before")
+    def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        (Workspace().report / "report.html").write_text("as before")
         tracker.link_steps()
 
     for _ in range(2):
-        run_step(report, params_with())
+        run_step(report, Workspace(), params_with())
     assert not any("run.report" in run.data.tags for run in runs_of(client, "report"))
 
 
 def test_a_data_set_is_known_by_dvcs_digest(client: MlflowClient, params_with: Callable[..., Params]) -> None:
-    paths.PREPARE.mkdir()
-    (paths.PREPARE / "pixels.npy").write_bytes(b"1")
-    with open_run("data", paths.DATA, params_with(), "python") as tracker:
-        tracker.dataset(paths.PREPARE, "phantoms", "evaluation")
+    Workspace().prepare.mkdir()
+    (Workspace().prepare / "pixels.npy").write_bytes(b"1")
+    with open_run(Workspace(), "data", Workspace().data, params_with(), "python") as tracker:
+        tracker.dataset(Workspace().prepare, "phantoms", "evaluation")
     (found,) = runs_of(client, "data")[0].inputs.dataset_inputs
-    assert (found.dataset.name, found.dataset.digest + ".dir") == ("phantoms", digest_of(paths.PREPARE))
+    assert (found.dataset.name, found.dataset.digest + ".dir") == ("phantoms", digest_of(Workspace().prepare))
     assert {tag.key: tag.value for tag in found.tags} == {
         "mlflow.data.context": "evaluation",
-        "dvc_md5": digest_of(paths.PREPARE),
+        "dvc_md5": digest_of(Workspace().prepare),
     }
 
 
@@ -329,18 +329,18 @@ def test_steps_that_name_the_same_new_data_set_at_once_all_keep_it(
     client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
     n_rounds, n_steps = 5, 4
-    paths.PREPARE.mkdir()
+    Workspace().prepare.mkdir()
 
-    def attack(params: Params, tracker: Tracker) -> None:
+    def attack(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         for number in range(n_rounds):
             together.wait(timeout=300)
-            tracker.dataset(paths.PREPARE, f"new {number}", "attack")
+            tracker.dataset(Workspace().prepare, f"new {number}", "attack")
 
     def at_once(number: int) -> None:
-        folder = paths.DATA / f"step_{number}"
+        folder = Workspace().data / f"step_{number}"
         folder.mkdir()
-        with open_run("attack", folder, params_with(), "python") as tracker:
-            attack(params_with(), tracker)
+        with open_run(Workspace(), "attack", folder, params_with(), "python") as tracker:
+            attack(Workspace(), params_with(), tracker)
 
     together = Barrier(n_steps)
     threads = [Thread(target=at_once, args=(number,)) for number in range(n_steps)]

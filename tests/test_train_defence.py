@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks import paths
 from tasks.attacks.adversarial_training import examples, feature_guided, joint_training, retraining, robust_training
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
@@ -48,11 +48,11 @@ STILL = {f"defences.{name}.training.learning_rate": 1e-12 for name in TRAINED}
 
 
 def run(params: Params, defence: str) -> dict[str, bytes]:
-    folder = paths.step_folder("train_defence", defence)
+    folder = Workspace().step_folder("train_defence", defence)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    train_defence(params, Tracker(), defence)
-    shutil.rmtree(paths.checkpoint_folder("train_defence", defence), ignore_errors=True)
+    train_defence(Workspace(), params, Tracker(), defence)
+    shutil.rmtree(Workspace().checkpoint_folder("train_defence", defence), ignore_errors=True)
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -76,7 +76,7 @@ def test_the_studys_autoencoder_stands_in_front_as_it_was_trained(
 ) -> None:
     files = run(params_with(SMALL), "autoencoder")
     assert sorted(files) == ["purifier.json", "purifier.safetensors"]
-    assert files["purifier.safetensors"] == paths.AUTOENCODER.read_bytes()
+    assert files["purifier.safetensors"] == Workspace().autoencoder.read_bytes()
 
 
 @pytest.mark.parametrize("defence", TRAINED)
@@ -86,8 +86,8 @@ def test_a_defence_is_trained_and_gives_the_same_bytes_twice(
     params = params_with(SHORT)
     files = run(params, defence)
     assert run(params, defence) == files
-    assert len(pd.read_csv(paths.defence_history(defence))) == 2
-    target = load_target(defence, torch.device("cpu"))
+    assert len(pd.read_csv(Workspace().defence_history(defence))) == 2
+    target = load_target(Workspace(), defence, torch.device("cpu"))
     assert target(torch.rand(2, 1, 32, 32)).shape == (2, 3)
 
 
@@ -98,7 +98,7 @@ def test_in_bfloat16_a_defence_learns_as_in_float32(
     histories, weights = [], []
     for precision in ("float32", "bfloat16"):
         files = run(params_with(SHORT | {"compute.precision": precision}), defence)
-        histories.append(pd.read_csv(paths.defence_history(defence)))
+        histories.append(pd.read_csv(Workspace().defence_history(defence)))
         weights.append({name: file for name, file in files.items() if name.endswith(".safetensors")})
     assert weights[0] != weights[1]
     exact, reduced = (history.filter(regex="_loss$").to_numpy() for history in histories)
@@ -109,18 +109,18 @@ def test_in_bfloat16_a_defence_learns_as_in_float32(
 @pytest.mark.parametrize(
     ("defence", "path", "begun"),
     [
-        ("retrained_autoencoder", paths.purifier("retrained_autoencoder"), paths.AUTOENCODER),
-        ("finetuned_classifier", paths.defended_classifier("finetuned_classifier"), paths.CLASSIFIER),
-        ("randomized_smoothing", paths.defended_classifier("randomized_smoothing"), paths.CLASSIFIER),
-        ("adversarial_training", paths.defended_classifier("adversarial_training"), paths.CLASSIFIER),
-        ("trades", paths.defended_classifier("trades"), paths.CLASSIFIER),
+        ("retrained_autoencoder", Workspace().purifier("retrained_autoencoder"), Workspace().autoencoder),
+        ("finetuned_classifier", Workspace().defended_classifier("finetuned_classifier"), Workspace().classifier),
+        ("randomized_smoothing", Workspace().defended_classifier("randomized_smoothing"), Workspace().classifier),
+        ("adversarial_training", Workspace().defended_classifier("adversarial_training"), Workspace().classifier),
+        ("trades", Workspace().defended_classifier("trades"), Workspace().classifier),
     ],
 )
 def test_training_begins_with_what_the_steps_before_have_trained(
     defence: str, path: Path, begun: Path, workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SHORT | STILL), defence)
-    build = build_autoencoder if begun == paths.AUTOENCODER else build_classifier
+    build = build_autoencoder if begun == Workspace().autoencoder else build_classifier
     before = dict(load_model(begun, build).named_parameters())
     for name, weights in load_model(path, build).named_parameters():
         torch.testing.assert_close(weights, before[name], rtol=0, atol=1e-6)
@@ -131,7 +131,7 @@ def test_an_autoencoder_of_another_architecture_begins_with_its_own_weights(
 ) -> None:
     run(params_with(SHORT | STILL | {"defences.joint_autoencoder.architecture": "residual"}), "joint_autoencoder")
     images = torch.rand(2, 1, 32, 32)
-    purifier = load_model(paths.purifier("joint_autoencoder"), build_autoencoder)
+    purifier = load_model(Workspace().purifier("joint_autoencoder"), build_autoencoder)
     # untrained, a residual one changes nothing
     torch.testing.assert_close(purifier(images), images)
 
@@ -140,12 +140,12 @@ def test_a_classifier_is_tuned_behind_the_studys_autoencoder(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     files = run(params_with(SHORT), "finetuned_classifier")
-    assert files["purifier.safetensors"] == paths.AUTOENCODER.read_bytes()
-    assert files["classifier.safetensors"] != paths.CLASSIFIER.read_bytes()
-    target = load_target("finetuned_classifier", torch.device("cpu"))
+    assert files["purifier.safetensors"] == Workspace().autoencoder.read_bytes()
+    assert files["classifier.safetensors"] != Workspace().classifier.read_bytes()
+    target = load_target(Workspace(), "finetuned_classifier", torch.device("cpu"))
     images = torch.rand(2, 1, 32, 32)
-    autoencoder = load_model(paths.AUTOENCODER, build_autoencoder)
-    tuned = load_model(paths.defended_classifier("finetuned_classifier"), build_classifier)
+    autoencoder = load_model(Workspace().autoencoder, build_autoencoder)
+    tuned = load_model(Workspace().defended_classifier("finetuned_classifier"), build_classifier)
     torch.testing.assert_close(target(images), tuned(autoencoder(images)))
 
 
@@ -153,7 +153,7 @@ def test_smoothing_looks_through_noise_at_a_classifier_of_its_own(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SHORT | {"defences.randomized_smoothing.n_draws": 3}), "randomized_smoothing")
-    target = load_target("randomized_smoothing", torch.device("cpu"))
+    target = load_target(Workspace(), "randomized_smoothing", torch.device("cpu"))
     assert isinstance(target, Purified)
     assert target.n_draws == 3
     grey = torch.full((4, 1, 32, 32), 0.5)
@@ -168,7 +168,7 @@ def test_batch_norm_expects_what_stands_in_front_of_the_classifier(
     defence: str, workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SHORT), defence)
-    data, target = load_prepared(), load_target(defence, torch.device("cpu"))
+    data, target = load_prepared(Workspace()), load_target(Workspace(), defence, torch.device("cpu"))
     assert isinstance(target, Purified)
     norm = next(module for module in target.classifier.modules() if isinstance(module, nn.BatchNorm2d))
     assert norm.running_mean is not None
@@ -193,7 +193,7 @@ def test_robust_training_leaves_nothing_in_front_of_the_classifier(
 ) -> None:
     files = run(params_with(SHORT), defence)
     assert sorted(files) == ["classifier.json", "classifier.safetensors", "history.csv"]
-    assert not isinstance(load_target(defence, torch.device("cpu")), Purified)
+    assert not isinstance(load_target(Workspace(), defence, torch.device("cpu")), Purified)
 
 
 def test_a_training_against_another_classifier_does_not_go_on_from_a_killed_one(
@@ -201,14 +201,14 @@ def test_a_training_against_another_classifier_does_not_go_on_from_a_killed_one(
 ) -> None:
     caplog.set_level(logging.INFO)
     params = params_with(SHORT)
-    train_defence(params, Tracker(), "retrained_autoencoder")
-    train_defence(params, Tracker(), "retrained_autoencoder")
+    train_defence(Workspace(), params, Tracker(), "retrained_autoencoder")
+    train_defence(Workspace(), params, Tracker(), "retrained_autoencoder")
     assert "resumed after epoch 2" in caplog.text
 
     caplog.clear()
     other = build_classifier(architecture="cnn", n_classes=3, mean=0.45, std=0.1)
-    save_model(paths.CLASSIFIER, other, architecture="cnn", n_classes=3, mean=0.45, std=0.1)
-    train_defence(params, Tracker(), "retrained_autoencoder")
+    save_model(Workspace().classifier, other, architecture="cnn", n_classes=3, mean=0.45, std=0.1)
+    train_defence(Workspace(), params, Tracker(), "retrained_autoencoder")
     assert "resumed" not in caplog.text
 
 
@@ -218,7 +218,7 @@ def test_the_first_part_of_a_batch_is_adversarial_in_its_ball_and_the_rest_is_no
 ) -> None:
     params = params_with({"train_autoencoder.clean_share": 0.9})
     settings = settings_with(params_with, **{"adversarial_share": share, "adversary.eps": [4, 4]})
-    classifier = load_model(paths.CLASSIFIER, build_classifier)
+    classifier = load_model(Workspace().classifier, build_classifier)
     images, labels = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
     given = Given()
     loss = retraining(classifier, settings, params.train_autoencoder)(
@@ -239,7 +239,9 @@ def test_every_batch_meets_other_examples_and_the_same_generator_the_same(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     settings = settings_with(params_with, **{"adversary.eps": [0.25, 8]})
-    measure = retraining(load_model(paths.CLASSIFIER, build_classifier), settings, params_with().train_autoencoder)
+    measure = retraining(
+        load_model(Workspace().classifier, build_classifier), settings, params_with().train_autoencoder
+    )
     images, labels = torch.full((4, 1, 32, 32), 0.5), torch.arange(4) % 3
     given = Given()
 
@@ -353,7 +355,7 @@ def test_a_guided_autoencoder_is_judged_by_what_the_classifier_sees(
     params = params_with({"defences.feature_guided_autoencoder.guide": guide})
     settings = params.defences["feature_guided_autoencoder"]
     assert isinstance(settings, FeatureGuidedAutoencoder)
-    classifier = load_model(paths.CLASSIFIER, build_classifier)
+    classifier = load_model(Workspace().classifier, build_classifier)
     measure = feature_guided(classifier, settings, params.train_autoencoder)
     images, labels, given = torch.rand(4, 1, 32, 32), torch.arange(4) % 3, Given()
     found = measure(given, images, labels, torch.Generator().manual_seed(0), 1.0)

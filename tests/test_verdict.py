@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.evaluation.intervals import bootstrap_counts
-from tasks.evaluation.verdict import Claim, verdict, won_back
+from tasks.analysis.claims import Claim, verdict, won_back
+from tasks.statistics.intervals import bootstrap_counts
 
 N = 200
 COUNTS = bootstrap_counts(np.arange(N), 500, 0)

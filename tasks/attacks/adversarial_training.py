@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.attacks.ball import Balls, radius
-from tasks.attacks.gradient import pgd
+from tasks.attacks.gradient.balls import Balls, radius
+from tasks.attacks.gradient.descent import pgd
 from tasks.defences.purified import Purified
 from tasks.models.augmentation import augment
 from tasks.models.features import Features

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.attacks.ball import Balls
-from tasks.attacks.gradient import logit_margin, misclassified
+from tasks.attacks.gradient.balls import Balls
+from tasks.attacks.gradient.descent import logit_margin, misclassified
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits ``(N, K)`` and true classes ``(N,)`` to what the attack raises, ``(N,)``."""

@@ -15,24 +15,23 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from tasks import paths
-from tasks.attacks.ball import Balls, radius
 from tasks.attacks.crafting import Observation, craft, observe
-from tasks.attacks.gradient import NotFinite
-from tasks.attacks.kept import as_kept, kept_path, load_kept, save_perturbations
+from tasks.attacks.gradient.balls import Balls, radius
+from tasks.attacks.gradient.descent import NotFinite
 from tasks.attacks.probes import HUGE_EPS, probe, probe_broken_defence
-from tasks.attacks.shards import Shards, digest_of_code
 from tasks.attacks.suite import Broken, Case, by_labels, by_scores, shortened, swept, white_box
+from tasks.core.checkpoints import Shards, digest_of_code
+from tasks.core.digests import digest_of_arrays, digest_of_model
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.preprocessing import Noise
 from tasks.defences.targets import load_target
-from tasks.evaluation.perturbations import check_adversarial, perturbation_norms
-from tasks.evaluation.records import CLEAN, build_probes, build_records, build_smallest_eps, write_records
-from tasks.evaluation.robustness import SQUARE, SUITE, SWEEP
 from tasks.models.compute import set_up
-from tasks.models.digests import digest_of_arrays, digest_of_model
-from tasks.params import Attack, Params, Precision
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED, Attack, Params, Precision
+from tasks.records.adversarial_images import as_kept, kept_path, load_kept, save_perturbations
+from tasks.records.perturbation_norms import check_adversarial, perturbation_norms
+from tasks.records.tables import build_probes, build_records, build_smallest_eps, write_records
+from tasks.records.vocabulary import CLEAN, SQUARE, SUITE, SWEEP
 
 HOP_SKIP_JUMP = "hop_skip_jump"
 WHITE_BOX = (SWEEP, SUITE)
@@ -100,10 +99,11 @@ class Campaign:
             ) from error
 
 
-def set_up_campaign(params: Params, name: str) -> Campaign:
+def set_up_campaign(workspace: Workspace, params: Params, name: str) -> Campaign:
     """Load the target, choose the images, and look at what it makes of all test images, however few are attacked.
 
     Args:
+        workspace: where inputs are read and outputs written.
         params: all parameters.
         name: ``undefended``, or that of a defence.
 
@@ -116,17 +116,17 @@ def set_up_campaign(params: Params, name: str) -> Campaign:
     if device.type == "mps" and settings.mode == "reference":
         log.info("ART knows no mps device: attacking on the CPU")
         device = torch.device("cpu")
-    data = load_prepared()
+    data = load_prepared(workspace)
     test_rows = data.indices("test")
     if len(test_rows) == 0:
         raise ValueError("no test images to attack: raise prepare.split.test_fraction")
     rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
-    target = load_target(name, device)
+    target = load_target(workspace, name, device)
     batches = in_parts(rows, settings.batch_size)
     large_batches = in_parts(rows, SEARCHED_BATCHES * settings.batch_size)
     step = ("attack",) if name == UNDEFENDED else ("attack_defence", name)
     shards = Shards(
-        paths.checkpoint_folder(*step),
+        workspace.checkpoint_folder(*step),
         1 + len(settings.attacks) * len(batches) + (1 + len(searches_of(settings))) * len(large_batches),
         code=digest_of_code(),
         settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
@@ -191,12 +191,12 @@ def digest_of_images(data: Prepared, rows: np.ndarray) -> list[str]:
     return [digest_of_arrays(rows, data.pixels[rows], data.labels(rows)), *data.table["path"].iloc[rows]]
 
 
-def transfer(campaign: Campaign, kind: str, eps: float) -> pa.Table:
+def transfer(workspace: Workspace, campaign: Campaign, kind: str, eps: float) -> pa.Table:
     """Records of what the target makes of the images that were crafted on the undefended classifier."""
     seed_random_defences(campaign.target, campaign.seed)
-    kept = load_kept(campaign.data, UNDEFENDED, kind, eps)
+    kept = load_kept(workspace, campaign.data, UNDEFENDED, kind, eps)
     if not np.array_equal(kept.rows, campaign.rows):
-        raise ValueError(f"{kept_path(UNDEFENDED, kind, eps)} is of other images: run the step attack again")
+        raise ValueError(f"{kept_path(workspace, UNDEFENDED, kind, eps)} is of other images: run the step attack again")
     observed, rounded, norms = [], [], []
     for start in range(0, len(kept.rows), campaign.settings.batch_size):
         part = slice(start, start + campaign.settings.batch_size)

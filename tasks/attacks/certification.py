@@ -9,14 +9,14 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from tasks import paths
-from tasks.attacks.ball import radius
 from tasks.attacks.estimators import numpy_seeded
+from tasks.attacks.gradient.balls import radius
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import choose_stratified, load_prepared
 from tasks.defences.targets import load_target
-from tasks.evaluation.records import CERTIFIED, write_records
 from tasks.models.compute import device_of, set_up
 from tasks.params import Params, RandomizedSmoothing
+from tasks.records.tables import CERTIFIED, write_records
 from tasks.tracking import Tracker
 
 ABSTAINED = -1
@@ -29,13 +29,15 @@ MAX_PASS = 128
 log = logging.getLogger(__name__)
 
 
-def certify_target(params: Params, tracker: Tracker, name: str, settings: RandomizedSmoothing) -> None:
+def certify_target(
+    workspace: Workspace, params: Params, tracker: Tracker, name: str, settings: RandomizedSmoothing
+) -> None:
     """Write the certified radius of some of the attacked images: a row an image, see ``records.CERTIFIED``."""
     device = set_up(params.compute)
-    data = load_prepared()
+    data = load_prepared(workspace)
     rows = choose_stratified(data, data.indices("test"), params.attack.max_images, params.seed)
     rows = choose_stratified(data, rows, settings.certification.max_images, params.seed)
-    base = load_target(name, device).get_submodule("classifier")
+    base = load_target(workspace, name, device).get_submodule("classifier")
     prediction, radii = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
     for start in range(0, len(rows), params.attack.batch_size):
         part = slice(start, start + params.attack.batch_size)
@@ -50,8 +52,8 @@ def certify_target(params: Params, tracker: Tracker, name: str, settings: Random
         "prediction": prediction,
         "certified_eps": radii / radius(1, "l2", data.pixels[0].size),
     }
-    write_records(pa.table(table, schema=CERTIFIED), paths.certified(name))
-    tracker.artifact(paths.certified(name))
+    write_records(pa.table(table, schema=CERTIFIED), workspace.certified(name))
+    tracker.artifact(workspace.certified(name))
 
 
 def certified(

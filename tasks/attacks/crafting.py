@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.attacks.ball import Balls, radius
-from tasks.attacks.gradient import fgsm, pgd
+from tasks.attacks.gradient.balls import Balls, radius
+from tasks.attacks.gradient.descent import fgsm, pgd
 from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
 from tasks.params import Attack

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.ball import Balls
-from tasks.attacks.gradient import logit_margin, misclassified
+from tasks.attacks.gradient.balls import Balls
+from tasks.attacks.gradient.descent import logit_margin, misclassified
 
 OVERSHOOT = 0.02
 """By which a step goes beyond the boundary of the linear model."""

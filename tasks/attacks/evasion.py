@@ -8,7 +8,7 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from art.utils import check_and_transform_label_format
 
-from tasks.attacks.ball import Balls
+from tasks.attacks.gradient.balls import Balls
 from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
 from tasks.params import Precision
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.attacks.estimators import ORDERS, estimator_of, numpy_seeded
-from tasks.attacks.gradient import misclassified
+from tasks.attacks.gradient.descent import misclassified
 from tasks.models.compute import device_of
 
 FIRST_EVALUATIONS = 24
@@ -42,7 +42,7 @@ def hop_skip_jump(
         norm: that is to be small, ``linf`` or ``l2``.
         value_range: lowest and highest value of a pixel.
         n_queries: labels that are asked for, at most, of each image; without those by which
-            :func:`tasks.attacks.gradient.misclassified` makes sure of what a random model seems to get wrong.
+            :func:`tasks.attacks.gradient.descent.misclassified` makes sure of what a random model seems to get wrong.
         seed: of numpy's global generator, from which ART draws.
     """
     import art

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import paths
 from tasks.attacks.campaign import (
     WHITE_BOX,
     Campaign,
@@ -23,13 +22,13 @@ from tasks.attacks.campaign import (
     set_up_campaign,
     transfer,
 )
-from tasks.attacks.kept import kept_path, merge_perturbations
-from tasks.evaluation.records import write_records
-from tasks.evaluation.robustness import SWEEP
-from tasks.evaluation.tables import write_json
+from tasks.core.files import write_json
+from tasks.core.workspace import Workspace
 from tasks.models.cost import cost_of
-from tasks.params import Params
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED, Params
+from tasks.records.adversarial_images import kept_path, merge_perturbations
+from tasks.records.tables import write_records
+from tasks.records.vocabulary import SWEEP
 from tasks.tracking import Tracker
 
 PROBES = "probes"
@@ -38,7 +37,7 @@ Lane = Callable[[], dict[str, Path]]
 """Finishes shards of some images, each of which may need the one before; their folders by attack (or ``probes``)."""
 
 
-def attack_target(params: Params, tracker: Tracker, name: str) -> None:
+def attack_target(workspace: Workspace, params: Params, tracker: Tracker, name: str) -> None:
     """Attack a target end to end (``adaptive``), a defended one also by what was crafted without it (``transfer``).
 
     What is transferred is what the step ``attack`` kept. A stronger PGD looks for the smallest eps that breaks each
@@ -49,6 +48,7 @@ def attack_target(params: Params, tracker: Tracker, name: str) -> None:
     (:func:`finish_lane`) is not done again.
 
     Args:
+        workspace: where inputs are read and outputs written.
         params: all parameters.
         tracker: hears of the data set and of the records.
         name: ``undefended``, or that of a defence.
@@ -57,12 +57,12 @@ def attack_target(params: Params, tracker: Tracker, name: str) -> None:
         ValueError: there are no test images, or those of the step ``attack`` were others.
         FileNotFoundError: a model, or what is to be transferred, is missing.
     """
-    tracker.dataset(paths.PREPARE, "prepared", "attack")
-    campaign = set_up_campaign(params, name)
+    tracker.dataset(workspace.prepare, "prepared", "attack")
+    campaign = set_up_campaign(workspace, params, name)
     settings = campaign.settings
     tables = [clean_records(campaign)]
     if name != UNDEFENDED:
-        tables += [transfer(campaign, kind, eps) for kind in settings.attacks for eps in settings.eps]
+        tables += [transfer(workspace, campaign, kind, eps) for kind in settings.attacks for eps in settings.eps]
 
     finished: dict[str, list[Path]] = defaultdict(list)
     for lane in lanes_of(campaign):
@@ -73,34 +73,37 @@ def attack_target(params: Params, tracker: Tracker, name: str) -> None:
         records = joined(finished[kind], "records.parquet")
         tables.append(records.sort_by([("eps", "ascending"), ("image", "ascending")]))
         for eps in campaign.kept_eps:
-            kept_path(name, kind, eps).parent.mkdir(exist_ok=True)
-            merge_perturbations([shard / f"eps{eps:g}.npz" for shard in finished[kind]], kept_path(name, kind, eps))
+            kept_path(workspace, name, kind, eps).parent.mkdir(exist_ok=True)
+            merge_perturbations(
+                [shard / f"eps{eps:g}.npz" for shard in finished[kind]], kept_path(workspace, name, kind, eps)
+            )
     searched = [shard for attack in searches_of(settings) for shard in finished[attack]]
-    write_records(pa.concat_tables(tables), paths.records(name))
-    write_records(joined(searched, "smallest_eps.parquet"), paths.smallest_eps(name))
-    write_records(joined(finished[PROBES], "probes.parquet"), paths.probes(name))
+    write_records(pa.concat_tables(tables), workspace.records(name))
+    write_records(joined(searched, "smallest_eps.parquet"), workspace.smallest_eps(name))
+    write_records(joined(finished[PROBES], "probes.parquet"), workspace.probes(name))
     cost = cost_of(campaign.target, campaign.data.floats(campaign.rows[:1]))
-    write_json(cost, paths.cost(name))
+    write_json(cost, workspace.cost(name))
     tracker.metrics({f"cost/{key}": value for key, value in cost.items()})
     tracker.metrics({"cost/milliseconds_an_image": campaign.milliseconds})
-    for path in (paths.records(name), paths.smallest_eps(name), paths.probes(name)):
+    for path in (workspace.records(name), workspace.smallest_eps(name), workspace.probes(name)):
         tracker.artifact(path)
 
 
-def count_lanes(params: Params, name: str) -> int:
+def count_lanes(workspace: Workspace, params: Params, name: str) -> int:
     """How many lanes :func:`finish_lane` knows for a target."""
-    return len(lanes_of(set_up_campaign(params, name)))
+    return len(lanes_of(set_up_campaign(workspace, params, name)))
 
 
-def finish_lane(params: Params, name: str, number: int) -> None:
+def finish_lane(workspace: Workspace, params: Params, name: str, number: int) -> None:
     """Finish one lane of the attack on a target, anywhere where the workspace is the working folder.
 
     Args:
+        workspace: where inputs are read and outputs written.
         params: all parameters.
         name: ``undefended``, or that of a defence.
         number: from 0 to ``count_lanes`` - 1; the longest come first.
     """
-    lanes_of(set_up_campaign(params, name))[number]()
+    lanes_of(set_up_campaign(workspace, params, name))[number]()
 
 
 def lanes_of(campaign: Campaign) -> list[Lane]:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.attacks.gradient import loss_gradient
+from tasks.attacks.gradient.descent import loss_gradient
 from tasks.attacks.suite import Case
 from tasks.attacks.sweep import pgd_sweep
 from tasks.defences.preprocessing import WithoutGradient

@@ -6,8 +6,8 @@ import numpy as np
 from torch import nn
 
 from tasks.attacks.estimators import ORDERS, estimator_of, numpy_seeded
-from tasks.evaluation.scores import margin
 from tasks.params import Attack
+from tasks.records.scores import margin
 
 
 def craft_by_art(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.gradient import logit_margin, misclassified
+from tasks.attacks.gradient.descent import logit_margin, misclassified
 
 FIRST_SHARE = 0.8
 """Of the pixels, that the first squares cover; it is halved after each of ``HALVED``."""

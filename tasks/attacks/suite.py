@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks.apgd import Loss, apgd, cross_entropy, dlr, negative_margin
-from tasks.attacks.ball import Balls
 from tasks.attacks.deepfool import deepfool, halved
-from tasks.attacks.gradient import FURTHER_LOOKS
+from tasks.attacks.gradient.balls import Balls
+from tasks.attacks.gradient.descent import FURTHER_LOOKS
 from tasks.attacks.hop_skip_jump import hop_skip_jump
 from tasks.attacks.square import square
 from tasks.attacks.sweep import Bracket, pgd_sweep
-from tasks.evaluation.perturbations import TOLERANCE, perturbation_norms
 from tasks.models.compute import device_of
 from tasks.params import Precision
+from tasks.records.perturbation_norms import TOLERANCE, perturbation_norms
 
 Attempt = Callable[[np.ndarray, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Numbers of some images, the images, their labels and radii, to other images and which of these are misclassified."""

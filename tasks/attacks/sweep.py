@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.ball import Balls
-from tasks.attacks.gradient import logit_margin, misclassified
+from tasks.attacks.gradient.balls import Balls
+from tasks.attacks.gradient.descent import logit_margin, misclassified
 from tasks.models.compute import device_of, in_precision
 from tasks.params import Precision
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def as_floats(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(pixels, dtype=np.float32) / np.float32(255)
 
 
-def load_prepared() -> Prepared:
+def load_prepared(workspace: Workspace) -> Prepared:
     """The output of the step ``prepare`` in this workspace.
 
     Raises:
@@ -74,14 +74,14 @@ def load_prepared() -> Prepared:
     """
     import pandas as pd
 
-    if missing := [path for path in (paths.PIXELS, paths.SPLIT, paths.DATASET_INFO) if not path.is_file()]:
+    if missing := [path for path in (workspace.pixels, workspace.split, workspace.dataset_info) if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]} not found: run the step prepare first (dvc repro prepare)")
-    info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
+    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     try:
-        pixels = np.load(paths.PIXELS, mmap_mode="r", allow_pickle=False)
+        pixels = np.load(workspace.pixels, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{paths.PIXELS} holds no array of pixels: run the step prepare again") from error
-    table = pd.read_parquet(paths.SPLIT)
+        raise ValueError(f"{workspace.pixels} holds no array of pixels: run the step prepare again") from error
+    table = pd.read_parquet(workspace.split)
     assert len(pixels) == len(table)
     low, high = info["value_range"]
     return Prepared(

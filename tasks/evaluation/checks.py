@@ -12,12 +12,12 @@ from typing import Literal
 
 import pandas as pd
 
-from tasks.evaluation.benchmark import worst_case
-from tasks.evaluation.intervals import wilson
-from tasks.evaluation.perturbations import TOLERANCE, ball_excess
-from tasks.evaluation.records import CLEAN
-from tasks.evaluation.robustness import SWEEP, curves_of
-from tasks.paths import UNDEFENDED
+from tasks.evaluation.comparison import worst_case
+from tasks.evaluation.robustness import curves_of
+from tasks.params import UNDEFENDED
+from tasks.records.perturbation_norms import TOLERANCE, ball_excess
+from tasks.records.vocabulary import CLEAN, SWEEP
+from tasks.statistics.intervals import wilson
 
 FALLEN = 0.01
 """Accuracy at most, where an attack must break everything."""
@@ -77,7 +77,7 @@ class Evidence:
     table: pd.DataFrame
     """Rows of the robustness table and of the table of the smallest eps."""
     withstood: pd.DataFrame
-    """Which images withstand all attacks (:func:`tasks.evaluation.benchmark.withstood`)."""
+    """Which images withstand all attacks (:func:`tasks.evaluation.comparison.withstood`)."""
     bare_withstood: pd.DataFrame
     """The same of the bare classifier."""
 

@@ -5,18 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.evaluation.intervals import wilson
-from tasks.evaluation.metrics import confusion_matrix, precision_recall_f1
-from tasks.evaluation.records import CLEAN
-
-CURVE = ["target", "threat_model", "attack"]
-"""What names a curve: robustness against eps."""
-
-SWEEP, SUITE, SQUARE = SEARCHES = ("sweep", "suite", "square")
-"""Attacks of the rows that come from the smallest eps that breaks each image."""
-
-POINT = [*CURVE, "norm", "eps"]
-"""What names a point of a curve."""
+from tasks.records.vocabulary import CLEAN, CURVE, POINT
+from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
+from tasks.statistics.intervals import wilson
 
 
 def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -> pd.DataFrame:

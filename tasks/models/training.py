@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from tasks.core.digests import digest_of_arrays, digest_of_model
 from tasks.models.compute import in_precision
-from tasks.models.digests import digest_of_arrays, digest_of_model
 from tasks.models.seeding import draws_globally, torch_seeded
 from tasks.params import Precision, Training
 

@@ -6,6 +6,7 @@ names every offending dotted key and what is allowed there.
 
 from tasks.params.active_learning import Acquisition, ActiveLearning, NoisyOracle, Oracle, PseudoLabels, Truth
 from tasks.params.defences import (
+    UNDEFENDED,
     AdversarialTraining,
     Adversary,
     AttackedAutoencoder,
@@ -49,6 +50,7 @@ from tasks.params.section import (
 )
 
 __all__ = [
+    "UNDEFENDED",
     "Acquire",
     "Acquisition",
     "ActiveLearning",

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from tasks.params.section import Architecture, Count, CountOrOff, Pgd, Positive, Section, Share, Training, check_unit
 
+UNDEFENDED = "undefended"
+"""Name of the bare classifier among the targets of attacks, and the surrogate of transfer attacks."""
+
 
 class Adversary(Section):
     """Adversarial examples that a training crafts as it goes, other ones in each batch."""

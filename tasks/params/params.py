@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks import paths
 from tasks.params.active_learning import ActiveLearning, NoisyOracle
-from tasks.params.defences import Autoencoder, Defence, TrainedAutoencoder
+from tasks.params.defences import UNDEFENDED, Autoencoder, Defence, TrainedAutoencoder
 from tasks.params.section import (
     Architecture,
     Count,
@@ -77,8 +76,8 @@ class Acquire(Section):
     @classmethod
     def _not_in_data(cls, folder: str) -> str:
         # the folders in there are emptied before their steps run
-        if Path(folder).resolve().is_relative_to(paths.DATA.resolve()):
-            raise ValueError(f"must lie outside {paths.DATA}/, where only steps write")
+        if Path(folder).resolve().is_relative_to(Path("data").resolve()):
+            raise ValueError("must lie outside data/, where only steps write")
         return folder
 
     @model_validator(mode="after")
@@ -302,8 +301,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _defences_are_known(self) -> Self:
-        if paths.UNDEFENDED in self.defences:
-            raise ValueError(f"defences.{paths.UNDEFENDED}: this is the name of the bare classifier; choose another")
+        if UNDEFENDED in self.defences:
+            raise ValueError(f"defences.{UNDEFENDED}: this is the name of the bare classifier; choose another")
         if unknown := [name for name in self.benchmark if name not in self.defences]:
             raise ValueError(f"benchmark: {unknown} must be among the names in defences, {list(self.defences)}")
         if len(set(self.benchmark)) < len(self.benchmark):

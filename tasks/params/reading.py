@@ -11,7 +11,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
-from tasks import paths
 from tasks.params.params import Params
 
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 100_000
@@ -23,7 +22,7 @@ class ParamsError(ValueError):
     """The parameters can't be used; the message says where, why, and what is allowed."""
 
 
-def load_params(path: Path = paths.PARAMS) -> Params:
+def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check the parameters.
 
     Raises:

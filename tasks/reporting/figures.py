@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from tasks.reporting.findings import eps_text
 from tasks.reporting.panels import PALETTE, Panel
+from tasks.statistics.formatting import eps_text
 
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,

@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.evaluation.records import CLEAN, spoken
-from tasks.evaluation.robustness import SEARCHES, SQUARE, SUITE, SWEEP, clean_rows, curves_of
-from tasks.evaluation.verdict import headline_attack
-from tasks.paths import UNDEFENDED
+from tasks.analysis.claims import headline_attack
+from tasks.evaluation.robustness import clean_rows, curves_of
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import CLEAN, SEARCHES, SQUARE, SUITE, SWEEP, spoken
+from tasks.statistics.formatting import eps_text, points, with_interval
 
 ATTACK_NAMES = {"fgsm": "FGSM", "pgd": "PGD", SWEEP: "PGD sweep", SUITE: "white-box suite", SQUARE: "Square attack"}
 ATTACKERS = {
@@ -175,28 +176,3 @@ def curve_name(target: str, threat_model: str) -> str:
 def attack_name(attack: str) -> str:
     """``pgd`` as people write it."""
     return ATTACK_NAMES.get(attack, attack)
-
-
-def percent(share: float) -> str:
-    """``0.9321`` as ``93.2 %``."""
-    return f"{100 * share:.1f} %"
-
-
-def points(difference: float) -> str:
-    """A difference of two shares in percentage points: ``0.052`` as ``5.2 points``."""
-    return f"{100 * difference:.1f} points"
-
-
-def with_interval(row: Row, quantity: str = "accuracy") -> str:
-    """A rate of a row with its 95 % interval: ``93.2 % [90.6, 95.1]``."""
-    return f"{percent(row[quantity])} {interval(row, quantity)}"
-
-
-def interval(row: Row, quantity: str = "accuracy") -> str:
-    """The 95 % interval of a rate of a row, in per cent: ``[90.6, 95.1]``."""
-    return f"[{100 * row[f'{quantity}_low']:.1f}, {100 * row[f'{quantity}_high']:.1f}]"
-
-
-def eps_text(eps: float) -> str:
-    """ε in units of 1/255 without needless digits: ``0.25``, ``8``."""
-    return f"{eps:g}"

@@ -10,15 +10,15 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from tasks.evaluation.records import CLEAN, spoken
-from tasks.evaluation.robustness import SQUARE, SUITE, SWEEP
+from tasks.records.vocabulary import CLEAN, SQUARE, SUITE, SWEEP, spoken
 from tasks.reporting import examples, figures, pictures
 from tasks.reporting.examples import PERTURBATION, UnderAttack, by_purifier, shared_out
-from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of, eps_text
+from tasks.reporting.findings import Curve, Headline, attack_name, attacks_of, curves_under, eps_of
 from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import IMAGES as IMAGES
 from tasks.reporting.sections.section import Drawing, Section, lines_drawing, picture_drawings
+from tasks.statistics.formatting import eps_text
 
 NOTES = {
     SWEEP: "More steps and restarts; of each image the smallest ε that breaks it counts. ",

@@ -15,9 +15,10 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from tasks.dataset.prepared import Prepared
-from tasks.evaluation.records import CLEAN
-from tasks.reporting.findings import attack_name, curve_name, eps_text
+from tasks.records.vocabulary import CLEAN
+from tasks.reporting.findings import attack_name, curve_name
 from tasks.reporting.panels import PALETTE, Line, Panel
+from tasks.statistics.formatting import eps_text
 
 SCRIPT = Path(__file__).with_name("interactive.js")
 SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "triangle-left"]

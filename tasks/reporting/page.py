@@ -10,26 +10,16 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.dataset.prepared import SPLITS
-from tasks.evaluation.records import spoken
+from tasks.records.vocabulary import spoken
 from tasks.reporting import interactive
-from tasks.reporting.findings import (
-    ATTACKERS,
-    Headline,
-    attack_name,
-    attacks_of,
-    curves_under,
-    eps_of,
-    eps_text,
-    interval,
-    percent,
-    with_interval,
-)
+from tasks.reporting.findings import ATTACKERS, Headline, attack_name, attacks_of, curves_under, eps_of
 from tasks.reporting.gallery import Drawn, confusions, trainings
 from tasks.reporting.results import Results
 from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.reporting.sections.features import SPACES
 from tasks.reporting.sections.section import Section, estimate, fixed, point_of
 from tasks.reporting.sections.verdict import area_sentence, area_table, badge_of, elsewhere, verdict_sentence
+from tasks.statistics.formatting import eps_text, interval, percent, with_interval
 
 OUTCOMES = ("FAIL", "WARN", "PASS")
 PLAIN_METRICS = {

@@ -10,11 +10,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from tasks.evaluation.records import CLEAN
+from tasks.records.vocabulary import CLEAN
 from tasks.reporting.examples import Pictures
 from tasks.reporting.figures import MARKERS, STYLE, laid_out, shorten
-from tasks.reporting.findings import eps_text
 from tasks.reporting.panels import PALETTE
+from tasks.statistics.formatting import eps_text
 
 HEAT = "inferno"
 """Perceptually uniform, and readable for the colour-blind and in grey."""

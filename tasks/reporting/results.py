@@ -8,49 +8,51 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.comparison import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
-from tasks.evaluation.records import AS_GIVEN, read_records, read_smallest_eps
+from tasks.records.tables import read_records, read_smallest_eps
+from tasks.records.vocabulary import AS_GIVEN
 from tasks.reporting.examples import UnderAttack, read_examples
 
 INPUTS = (
-    paths.MANIFEST,
-    paths.VALIDATION,
-    paths.DATA_DOCS / "index.html",
-    paths.DATASET_INFO,
-    paths.SPLIT,
-    paths.PIXELS,
-    paths.CLASSIFIER_HISTORY,
-    paths.AUTOENCODER_HISTORY,
-    paths.ROBUSTNESS,
-    paths.CONFUSION,
-    paths.BENCHMARK,
-    paths.MINIMAL_EPS,
-    paths.CERTIFIED,
-    paths.METRICS,
-    paths.CHECKS,
-    paths.ROBUSTNESS_AREA,
-    paths.CLASSIFICATION,
-    paths.RELIABILITY,
-    paths.ENTROPY,
-    paths.INTENSITY,
-    paths.INTENSITY_HISTOGRAMS,
-    paths.SPECTRUM,
-    paths.HEATMAPS,
-    paths.FEATURES,
-    paths.EMBEDDINGS,
-    paths.RESILIENCE,
-    paths.DETECTION,
-    paths.ROC,
-    paths.GATE,
-    paths.VERDICT,
-    paths.EXAMPLES,
-    paths.CYCLES,
-    paths.LEARNING_CURVES,
-    paths.LABEL_EFFICIENCY,
-    paths.QUERIES,
+    "manifest",
+    "validation",
+    "data_docs",
+    "dataset_info",
+    "split",
+    "pixels",
+    "classifier_history",
+    "autoencoder_history",
+    "robustness",
+    "confusion",
+    "benchmark",
+    "minimal_eps",
+    "certified_accuracy",
+    "metrics",
+    "checks",
+    "robustness_area",
+    "classification",
+    "reliability",
+    "entropy",
+    "intensity",
+    "intensity_histograms",
+    "spectrum",
+    "heatmaps",
+    "features",
+    "embeddings",
+    "resilience",
+    "detection",
+    "roc",
+    "gate",
+    "verdict",
+    "examples",
+    "cycles",
+    "learning_curves",
+    "label_efficiency",
+    "queries",
 )
+"""Files of a :class:`Workspace` that the report needs."""
 
 TEXTS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
 TEXTS += ["class", "metric", "images", "of", "purifier", "space", "detector"]
@@ -59,7 +61,7 @@ TEXTS += ["class", "metric", "images", "of", "purifier", "space", "detector"]
 
 @dataclass(frozen=True)
 class Learning:
-    """Tables of the step ``active_learning``; :mod:`tasks.evaluation.learning_curves` says what their columns are."""
+    """Tables of the step ``active_learning``; :mod:`tasks.labelling.learning_curves` says what their columns are."""
 
     cycles: pd.DataFrame
     curves: pd.DataFrame
@@ -119,63 +121,64 @@ class Results:
     learning: Learning
 
 
-def load_results(benchmark: Sequence[str]) -> Results:
+def load_results(workspace: Workspace, benchmark: Sequence[str]) -> Results:
     """Read everything that the report is about.
 
     Args:
+        workspace: where inputs are read and outputs written.
         benchmark: names of the defences.
 
     Raises:
         FileNotFoundError: a step has not run, or there is no reference.
     """
-    if missing := [path for path in INPUTS if not path.is_file()]:
-        step = paths.step_of(missing[0])
+    if missing := [path for path in (getattr(workspace, name) for name in INPUTS) if not path.exists()]:
+        step = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
-    if not paths.REFERENCE.is_file():
-        raise FileNotFoundError(f"{paths.REFERENCE} not found: write it by `python -m flows.data_changes --keep`")
+    if not workspace.reference.is_file():
+        raise FileNotFoundError(f"{workspace.reference} not found: write it by `python -m flows.data_changes --keep`")
     return Results(
-        validation=read_json(paths.VALIDATION),
-        manifest=pd.read_parquet(paths.MANIFEST),
-        reference=read_reference(paths.REFERENCE),
-        data=load_prepared(),
-        dataset_info=read_json(paths.DATASET_INFO),
-        classifier_history=pd.read_csv(paths.CLASSIFIER_HISTORY),
-        autoencoder_history=pd.read_csv(paths.AUTOENCODER_HISTORY),
+        validation=read_json(workspace.validation),
+        manifest=pd.read_parquet(workspace.manifest),
+        reference=read_reference(workspace.reference),
+        data=load_prepared(workspace),
+        dataset_info=read_json(workspace.dataset_info),
+        classifier_history=pd.read_csv(workspace.classifier_history),
+        autoencoder_history=pd.read_csv(workspace.autoencoder_history),
         defence_histories={
-            name: pd.read_csv(path) for name in benchmark if (path := paths.defence_history(name)).is_file()
+            name: pd.read_csv(path) for name in benchmark if (path := workspace.defence_history(name)).is_file()
         },
-        records=read_records(benchmark),
-        robustness=read_table(paths.ROBUSTNESS),
-        confusion=read_table(paths.CONFUSION),
-        benchmark=read_table(paths.BENCHMARK),
-        smallest_eps=read_smallest_eps(benchmark),
-        minimal_eps=read_table(paths.MINIMAL_EPS),
-        certified=read_table(paths.CERTIFIED),
-        metrics=read_json(paths.METRICS),
-        checks=read_json(paths.CHECKS),
+        records=read_records(workspace, benchmark),
+        robustness=read_table(workspace.robustness),
+        confusion=read_table(workspace.confusion),
+        benchmark=read_table(workspace.benchmark),
+        smallest_eps=read_smallest_eps(workspace, benchmark),
+        minimal_eps=read_table(workspace.minimal_eps),
+        certified=read_table(workspace.certified_accuracy),
+        metrics=read_json(workspace.metrics),
+        checks=read_json(workspace.checks),
         analysis=Analysis(
-            robustness_area=read_table(paths.ROBUSTNESS_AREA),
-            classification=read_table(paths.CLASSIFICATION),
-            reliability=read_table(paths.RELIABILITY),
-            entropy=read_table(paths.ENTROPY),
-            intensity=read_table(paths.INTENSITY),
-            intensity_histograms=read_table(paths.INTENSITY_HISTOGRAMS),
-            spectrum=read_table(paths.SPECTRUM),
-            heatmaps=read_table(paths.HEATMAPS),
-            features=read_table(paths.FEATURES),
-            embeddings=pd.read_parquet(paths.EMBEDDINGS),
-            resilience=read_table(paths.RESILIENCE),
-            detection=read_table(paths.DETECTION),
-            roc=read_table(paths.ROC),
-            gate=read_table(paths.GATE),
-            verdict=read_json(paths.VERDICT),
-            examples=read_examples(paths.EXAMPLES),
+            robustness_area=read_table(workspace.robustness_area),
+            classification=read_table(workspace.classification),
+            reliability=read_table(workspace.reliability),
+            entropy=read_table(workspace.entropy),
+            intensity=read_table(workspace.intensity),
+            intensity_histograms=read_table(workspace.intensity_histograms),
+            spectrum=read_table(workspace.spectrum),
+            heatmaps=read_table(workspace.heatmaps),
+            features=read_table(workspace.features),
+            embeddings=pd.read_parquet(workspace.embeddings),
+            resilience=read_table(workspace.resilience),
+            detection=read_table(workspace.detection),
+            roc=read_table(workspace.roc),
+            gate=read_table(workspace.gate),
+            verdict=read_json(workspace.verdict),
+            examples=read_examples(workspace.examples),
         ),
         learning=Learning(
-            cycles=read_table(paths.CYCLES),
-            curves=read_table(paths.LEARNING_CURVES),
-            efficiency=read_table(paths.LABEL_EFFICIENCY),
-            queries=pd.read_parquet(paths.QUERIES),
+            cycles=read_table(workspace.cycles),
+            curves=read_table(workspace.learning_curves),
+            efficiency=read_table(workspace.label_efficiency),
+            queries=pd.read_parquet(workspace.queries),
         ),
     )
 

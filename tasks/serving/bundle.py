@@ -14,7 +14,6 @@ The bare classifier and the autoencoder are always there: transfer attacks are c
 through the other.
 """
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -23,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks import paths
-from tasks.evaluation.detection import threshold_at
-from tasks.params import Params, Section
-from tasks.paths import UNDEFENDED
+from tasks.analysis.detection import threshold_at
+from tasks.core.workspace import Workspace
+from tasks.params import UNDEFENDED, Params, Section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,10 +79,11 @@ class Bundle(Section):
     """None where the target has no purifier to look through."""
 
 
-def write_bundle(folder: Path, params: Params, target: str, card: str) -> Bundle:
+def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str, card: str) -> Bundle:
     """Write a target of this workspace as a bundle.
 
     Args:
+        workspace: where inputs are read and outputs written.
         folder: a new one.
         params: all parameters.
         target: ``undefended``, or the name of a defence that is trained.
@@ -96,20 +95,20 @@ def write_bundle(folder: Path, params: Params, target: str, card: str) -> Bundle
     """
     import pandas as pd
 
+    from tasks.core.digests import digest_of_model
     from tasks.dataset.prepared import load_prepared
     from tasks.defences.targets import load_target
     from tasks.models.compute import set_up
-    from tasks.models.digests import digest_of_model
 
-    data = load_prepared()
-    network = load_target(target, set_up(params.compute))
-    steps = [paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER]
-    steps += [] if target == UNDEFENDED else [paths.step_folder("train_defence", target)]
-    if missing := [path for path in (*steps, paths.MANIFEST) if not path.exists()]:
-        step_name = paths.step_of(missing[0])
+    data = load_prepared(workspace)
+    network = load_target(workspace, target, set_up(params.compute))
+    steps = [workspace.train_classifier, workspace.train_autoencoder]
+    steps += [] if target == UNDEFENDED else [workspace.step_folder("train_defence", target)]
+    if missing := [path for path in (*steps, workspace.manifest) if not path.exists()]:
+        step_name = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step_name} first (dvc repro {step_name})")
-    info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
-    sizes = pd.read_parquet(paths.MANIFEST).set_index("path").loc[data.table["path"].iloc[data.indices("train")]]
+    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+    sizes = pd.read_parquet(workspace.manifest).set_index("path").loc[data.table["path"].iloc[data.indices("train")]]
     ratios = sizes["width"] / sizes["height"]
     row = None if target == UNDEFENDED else params.defences[target].model_dump(mode="json")
     of_training = params.model_dump(mode="json", include={"seed", "train_classifier", "train_autoencoder"})
@@ -130,7 +129,7 @@ def write_bundle(folder: Path, params: Params, target: str, card: str) -> Bundle
     )
     folder.mkdir(parents=True)
     for step in steps:
-        shutil.copytree(step, folder / step)
+        shutil.copytree(step, folder / step.relative_to(workspace.root))
     (folder / BUNDLE).write_text(bundle.model_dump_json(indent=2) + "\n", encoding="utf-8")
     seen = {split: digests_of_images(data.pixels[data.indices(split)]) for split in ("train", "validation")}
     (folder / SEEN).write_text(json.dumps(seen, indent=0) + "\n", encoding="utf-8")
@@ -162,10 +161,7 @@ def read_seen(folder: Path) -> dict[str, set[str]]:
 
 
 def load_bundle(folder: Path) -> "nn.Module":
-    """A bundle's target as :func:`tasks.defences.targets.load_target` gives it, on the device that is there.
-
-    Changes the working folder for a moment: not for a thread beside others.
-    """
+    """A bundle's target as :func:`tasks.defences.targets.load_target` gives it, on the device that is there."""
     import torch
 
     from tasks.defences.targets import load_target
@@ -173,9 +169,8 @@ def load_bundle(folder: Path) -> "nn.Module":
     from tasks.params import Compute
 
     bundle = read_bundle(folder)
-    with contextlib.chdir(folder):
-        device = set_up(Compute(threads=bundle.threads, device="auto", precision="float32"))
-        network: torch.nn.Module = load_target(bundle.target, device)
+    device = set_up(Compute(threads=bundle.threads, device="auto", precision="float32"))
+    network: torch.nn.Module = load_target(Workspace(folder), bundle.target, device)
     return network
 
 

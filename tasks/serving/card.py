@@ -6,11 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import paths
-from tasks.evaluation.records import spoken
-from tasks.params import Params
-from tasks.paths import UNDEFENDED
-from tasks.reporting.findings import eps_text, percent, with_interval
+from tasks.core.workspace import Workspace
+from tasks.params import UNDEFENDED, Params
+from tasks.records.vocabulary import spoken
+from tasks.statistics.formatting import eps_text, percent, with_interval
 
 INTENDED_USE = (
     "For research on the robustness of classifiers. Not for diagnosis: it was never compared with a radiologist, and "
@@ -18,27 +17,28 @@ INTENDED_USE = (
 )
 
 
-def card_of(params: Params, target: str) -> tuple[str, str]:
+def card_of(workspace: Workspace, params: Params, target: str) -> tuple[str, str]:
     """The card of a target in Markdown, and what it comes to, in a few sentences.
 
     Raises:
         FileNotFoundError: the step ``evaluate`` has not run.
         ValueError: it did not evaluate this target at ``analyze.eps``.
     """
-    needed = (paths.DATASET_INFO, paths.METRICS, paths.BENCHMARK, paths.CHECKS)
+    needed = (workspace.dataset_info, workspace.metrics, workspace.benchmark, workspace.checks)
     if missing := [path for path in needed if not path.is_file()]:
-        step = paths.step_of(missing[0])
+        step = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
     data, metrics, all_checks = (
-        json.loads(path.read_text(encoding="utf-8")) for path in (paths.DATASET_INFO, paths.METRICS, paths.CHECKS)
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (workspace.dataset_info, workspace.metrics, workspace.checks)
     )
-    benchmark = pd.read_csv(paths.BENCHMARK)
+    benchmark = pd.read_csv(workspace.benchmark)
     rows = benchmark[benchmark["target"] == target]
     headline = rows[(rows["threat_model"] == "adaptive") & (rows["eps"] == params.analyze.eps)]
     if target not in metrics["clean"] or headline.empty:
         raise ValueError(
-            f"{paths.BENCHMARK} has no {target!r} at eps {eps_text(params.analyze.eps)}: name it in benchmark of "
-            f"{paths.PARAMS}, and run the step evaluate (dvc repro evaluate)"
+            f"{workspace.benchmark} has no {target!r} at eps {eps_text(params.analyze.eps)}: name it in benchmark of "
+            f"{workspace.params_file}, and run the step evaluate (dvc repro evaluate)"
         )
     clean, worst = metrics["clean"][target], headline.iloc[0].to_dict()
     checks = [check for check in all_checks if check["target"] in (target, None)]

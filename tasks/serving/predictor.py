@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from tasks.analysis.detectors import change_of_probabilities
 from tasks.dataset.images import ImageError, as_square, read_grey
 from tasks.dataset.prepared import as_floats
-from tasks.defences.detectors import change_of_probabilities
 from tasks.defences.preprocessing import Noise
 from tasks.defences.purified import Purified
-from tasks.evaluation.scores import entropy
 from tasks.models.compute import device_of
+from tasks.records.scores import entropy
 from tasks.serving.bundle import Bundle, load_bundle, read_bundle
 
 BATCH = 32
@@ -215,7 +215,7 @@ def look(target: nn.Module, images: torch.Tensor) -> tuple[np.ndarray, np.ndarra
     """Logits of a batch, and by how much purifying changes the predicted probabilities.
 
     That is what the classifier behind the purifier makes of the images, against what it makes of the purified ones
-    (:func:`tasks.defences.detectors.prediction_change`).
+    (:func:`tasks.analysis.detectors.prediction_change`).
 
     Args:
         target: in evaluation mode.

@@ -7,12 +7,11 @@ reached, the outbox. ``store.py``: MLflow's store. ``outbox.py``: what waits on 
 
 from tasks.tracking.digests import digest_of
 from tasks.tracking.masking import masked
-from tasks.tracking.run import AUDITED, open_run
+from tasks.tracking.run import open_run
 from tasks.tracking.store import EXPERIMENT, experiment_id, tracking_uri
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
 
 __all__ = [
-    "AUDITED",
     "EXPERIMENT",
     "MAX_NOTE_CHARACTERS",
     "MAX_PARAM_CHARACTERS",

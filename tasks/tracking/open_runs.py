@@ -7,23 +7,24 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.tracking.store import Store, is_unreachable
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def noted(run: str) -> Iterator[None]:
+def noted(workspace: Workspace, run: str) -> Iterator[None]:
     """Keep a note of a run while it is open; it is locked as long as this process lives.
 
     After an exception the note stays: whoever finds it looks whether the run could be ended.
 
     Args:
+        workspace: where inputs are read and outputs written.
         run: its key.
     """
-    paths.OPEN_RUNS.mkdir(parents=True, exist_ok=True)
-    note = paths.OPEN_RUNS / run
+    workspace.open_runs.mkdir(parents=True, exist_ok=True)
+    note = workspace.open_runs / run
     with ExitStack() as stack:
         while True:
             file = stack.enter_context(note.open("w"))
@@ -35,9 +36,9 @@ def noted(run: str) -> Iterator[None]:
         note.unlink(missing_ok=True)
 
 
-def end_killed(store: Store) -> None:
+def end_killed(workspace: Workspace, store: Store) -> None:
     """End the runs of this workspace as killed whose process is gone; where the store is out, a later step does."""
-    for note in sorted(paths.OPEN_RUNS.glob("*")):
+    for note in sorted(workspace.open_runs.glob("*")):
         try:
             with note.open() as file:
                 if _is_left(file):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 import subprocess
 import tempfile
 import threading
@@ -14,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.tracking.digests import digest_of
 from tasks.tracking.masking import masked
@@ -27,16 +26,14 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-AUDITED = "CT_ROBUSTNESS_AUDIT"
-"""Environment variable: the model version whose audit a step belongs to; a tag of its run."""
-
 log = logging.getLogger(__name__)
 
 
 class _RunTracker(Tracker):
     """Turns what a step says into calls of the store, on paper if need be."""
 
-    def __init__(self, step: str, tags: Mapping[str, str]) -> None:
+    def __init__(self, workspace: Workspace, step: str, tags: Mapping[str, str]) -> None:
+        self.workspace = workspace
         self.step = step
         self.run = uuid.uuid4().hex
         self.opening: dict[str, Any] = {"name": step, "tags": dict(tags), "start_time": now()}
@@ -47,7 +44,7 @@ class _RunTracker(Tracker):
         """Begin the run, and end those of this workspace that were killed."""
         self._say("open", **self.opening)
         if self.journal is None:
-            end_killed(self.store)
+            end_killed(self.workspace, self.store)
 
     def _say(self, call: str, run: str = "", **arguments: Any) -> Any:
         """Call the store for a run (this one), or write the call down; None if it was written down."""
@@ -145,13 +142,13 @@ class _RunTracker(Tracker):
         self._say("tags", values={"mlflow.note.content": markdown})
 
     def link_steps(self) -> None:
-        steps = {paths.step_of(folder): folder for folder in paths.outputs()}
+        steps = {self.workspace.step_of(folder): folder for folder in self.workspace.outputs()}
         digests = {step: digest_of(folder) for step, folder in steps.items() if step != self.step}
         missing = self._say("link", digests=digests)
         for step in missing or []:
             log.info(
                 "no run in the tracking store made what is in %s now: not linked",
-                paths.DATA.joinpath(*step.split("@")).as_posix(),
+                self.workspace.data.joinpath(*step.split("@")).as_posix(),
             )
         if missing and self.journal is None and waiting():
             # they may be the ones that are missed: this run shall be sent after them
@@ -160,7 +157,14 @@ class _RunTracker(Tracker):
 
 
 @contextmanager
-def open_run(step: str, folder: Path, params: Params, orchestrator: str) -> Iterator[Tracker]:
+def open_run(
+    workspace: Workspace,
+    step: str,
+    folder: Path,
+    params: Params,
+    orchestrator: str,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[Tracker]:
     """Tracking run of one step: opened, tagged with the digest of ``folder`` at the end, failed on an exception.
 
     Where the store is out, or goes out, a warning says so, the step goes on, and what it says waits in the outbox.
@@ -171,13 +175,11 @@ def open_run(step: str, folder: Path, params: Params, orchestrator: str) -> Iter
         yield Tracker()
         return
 
-    tags = {"step": step, "orchestrator": orchestrator, "kind": "step"}
-    if audited := os.environ.get(AUDITED):
-        tags["audit"] = audited
+    tags = {"step": step, "orchestrator": orchestrator, "kind": "step", **(tags or {})}
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
-    tracker = _RunTracker(step, tags)
-    with noted(tracker.run):
+    tracker = _RunTracker(workspace, step, tags)
+    with noted(workspace, tracker.run):
         tracker.open()
         try:
             flat = params.flat()

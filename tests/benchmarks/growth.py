@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
+from tasks.core.workspace import Workspace
 from tests.benchmarks.machine import ROOT, describe, machine, write_json
 
 N_SLICES = 4
@@ -96,13 +97,13 @@ def measure(step: str, workspace: Path, warm_up: Path | None) -> dict[str, float
     function = getattr(import_module(f"tasks.{step}"), step)
     if warm_up:
         os.chdir(warm_up)
-        run_step(function, load_params())
+        run_step(function, Workspace(), load_params())
     os.chdir(workspace)
     params = load_params()
     seconds: list[float] = []
     while not seconds or (warm_up and sum(seconds) < ENOUGH_SECONDS):
         began = time.perf_counter()
-        run_step(function, params)
+        run_step(function, Workspace(), params)
         seconds.append(time.perf_counter() - began)
     # kibibytes on Linux, bytes on macOS
     unit = 1 if sys.platform == "darwin" else 1024

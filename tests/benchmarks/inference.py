@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.targets import load_target
 from tasks.models.compute import set_up
 from tasks.models.cost import cost_of
-from tasks.params import load_params
+from tasks.params import UNDEFENDED, load_params
 from tests.benchmarks.machine import describe, machine, write_json
 
 BATCHES = (1, 64)
@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     device = set_up(load_params().compute)
-    data = load_prepared()
-    names = [paths.UNDEFENDED, *sorted(folder.name for folder in paths.TRAIN_DEFENCE.glob("*"))]
-    targets = {name: load_target(name, device) for name in names}
+    data = load_prepared(Workspace())
+    names = [UNDEFENDED, *sorted(folder.name for folder in Workspace().train_defence.glob("*"))]
+    targets = {name: load_target(Workspace(), name, device) for name in names}
     images = torch.from_numpy(data.floats(data.indices("test")[: max(BATCHES)])).to(device)
     seconds: dict[tuple[str, int], list[float]] = {(name, size): [] for name in targets for size in BATCHES}
     with torch.inference_mode():

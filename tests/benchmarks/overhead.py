@@ -42,9 +42,9 @@ from tasks.runner import run_step
 gc.set_threshold(100_000)  # as the runner's main
 name, _, defence = sys.argv[1].partition("@")
 step = getattr(importlib.import_module(f"tasks.{name}"), name)
-run_step(step, load_params(), defence=defence or None)
+run_step(step, Workspace(), load_params(), defence=defence or None)
 began, busy = time.perf_counter(), time.process_time()
-run_step(step, load_params(), defence=defence or None)
+run_step(step, Workspace(), load_params(), defence=defence or None)
 print("second run:", time.perf_counter() - began, time.process_time() - busy)
 """
 

@@ -35,11 +35,12 @@ import requests
 import torch
 from PIL import Image
 
-from tasks import paths, registry
+from tasks.core.workspace import Workspace
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
 from tasks.params import Params, parse_params
+from tasks.serving import registry
 from tasks.serving.bundle import load_bundle, write_bundle
 from tasks.serving.predictor import Predictor, look_at_all
 from tests.benchmarks.machine import describe, machine, write_json
@@ -53,21 +54,23 @@ IMAGES = (1, 8, 32)
 def make_workspace(threads: int) -> Params:
     """Untrained networks and a few noisy images as the steps leave them, in the current folder."""
     params = parse_params(with_overrides({"compute.threads": threads, "compute.device": "cpu"}))
-    folders = (paths.VALIDATE, paths.PREPARE, paths.TRAIN_CLASSIFIER, paths.TRAIN_AUTOENCODER)
-    for folder in (*folders, paths.step_folder("train_defence", TARGET)):
+    folders = (Workspace().validate, Workspace().prepare, Workspace().train_classifier, Workspace().train_autoencoder)
+    for folder in (*folders, Workspace().step_folder("train_defence", TARGET)):
         folder.mkdir(parents=True)
     n = 16
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "label": np.arange(n) % 2, "group": np.arange(n)})
     table["class"] = [params.acquire.classes[label] for label in table["label"]]
-    table.assign(width=400, height=300).to_parquet(paths.MANIFEST)
+    table.assign(width=400, height=300).to_parquet(Workspace().manifest)
     table["split"] = ["train", "validation"] * (n // 2)
-    table.to_parquet(paths.SPLIT)
-    np.save(paths.PIXELS, np.random.default_rng(0).integers(0, 256, (n, 1, SIDE, SIDE), dtype=np.uint8))
+    table.to_parquet(Workspace().split)
+    np.save(Workspace().pixels, np.random.default_rng(0).integers(0, 256, (n, 1, SIDE, SIDE), dtype=np.uint8))
     info = {"name": "noise", "classes": params.acquire.classes, "positive_class": params.acquire.positive_class}
-    paths.DATASET_INFO.write_text(json.dumps(info | {"value_range": [0.0, 1.0], "is_phantom": True}), encoding="utf-8")
+    Workspace().dataset_info.write_text(
+        json.dumps(info | {"value_range": [0.0, 1.0], "is_phantom": True}), encoding="utf-8"
+    )
     build: dict[str, Any] = {"architecture": "cnn", "n_classes": 2, "mean": 0.5, "std": 0.3}
-    save_model(paths.CLASSIFIER, build_classifier(**build), **build)
-    for path in (paths.AUTOENCODER, paths.purifier(TARGET)):
+    save_model(Workspace().classifier, build_classifier(**build), **build)
+    for path in (Workspace().autoencoder, Workspace().purifier(TARGET)):
         save_model(path, build_autoencoder("plain"), architecture="plain")
     return params
 
@@ -157,7 +160,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        write_bundle(folder / "bundle", make_workspace(arguments.threads), TARGET, "# measured\n")
+        write_bundle(Workspace(), folder / "bundle", make_workspace(arguments.threads), TARGET, "# measured\n")
         registry.move_champion(registry.register_bundle(folder / "bundle", NAME, "measured"), "to be measured")
         predictor, network, file = Predictor.load(folder / "bundle"), load_bundle(folder / "bundle"), image_file(0)
         prepared = np.random.default_rng(0).random((1, 1, SIDE, SIDE), dtype=np.float32)

@@ -71,8 +71,8 @@ def measure(way: str, workspace: Path) -> float:
 
     from flows.spread import Workers, finish_elsewhere
     from tasks.attack import attack
-    from tasks.params import load_params
-    from tasks.paths import UNDEFENDED
+    from tasks.core.workspace import Workspace
+    from tasks.params import UNDEFENDED, load_params
     from tasks.runner import run_step
 
     # the runner goes on untracked where mlflow is missing
@@ -81,12 +81,12 @@ def measure(way: str, workspace: Path) -> float:
     params = load_params()
     if way == "alone":
         began = time.perf_counter()
-        run_step(attack, params)
+        run_step(attack, Workspace(), params)
         return time.perf_counter() - began
     with prefect_test_harness(server_startup_timeout=300):
         began = time.perf_counter()
-        finish_elsewhere(UNDEFENDED, params, Workers(runner=way, n_workers=N_WORKERS))
-        run_step(attack, params)
+        finish_elsewhere(Workspace(), UNDEFENDED, params, Workers(runner=way, n_workers=N_WORKERS))
+        run_step(attack, Workspace(), params)
         return time.perf_counter() - began
 
 

@@ -37,12 +37,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks.evasion import EpsilonSweep
-from tasks.attacks.gradient import loss_gradient
+from tasks.attacks.gradient.descent import loss_gradient
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.defences.targets import load_target
 from tasks.models.compute import in_precision, multiplies_bfloat16, set_up
-from tasks.params import Compute, Precision
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED, Compute, Precision
 from tests.benchmarks.machine import describe, machine, write_json
 
 EPS = [value / 255 for value in (0.25, 0.5, 1, 2, 4, 8, 16)]
@@ -69,11 +69,11 @@ def main() -> None:
     arguments = parser.parse_args()
     # threads and allocator as the pipeline's steps have them, for all contenders
     set_up(Compute(threads=2, device="cpu", precision="float32"))
-    data = load_prepared()
+    data = load_prepared(Workspace())
     rows = np.random.default_rng(0).permutation(data.indices("test"))[: arguments.more]
     images, labels = data.floats(rows), data.labels(rows)
     few = slice(0, arguments.images)
-    bare, trained = (load_target(UNDEFENDED, torch.device("cpu")) for _ in range(2))
+    bare, trained = (load_target(Workspace(), UNDEFENDED, torch.device("cpu")) for _ in range(2))
     models = {UNDEFENDED: bare, "adversarially trained": adversarially_trained(trained, data, arguments.epochs)}
     facts = machine("torch", "numpy", "adversarial-robustness-toolbox", "torchattacks", "foolbox")
     print(describe(facts))

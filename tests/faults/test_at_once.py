@@ -53,13 +53,13 @@ sys.path.insert(0, {str(ROOT)!r})
 from tasks.runner import run_step
 from tests.conftest import parse_params, with_overrides
 
-def prepare(params, tracker):
+def prepare(workspace: Workspace, params, tracker):
     for step in range(100):
         tracker.metrics({{f"data/{{sys.argv[1]}}": step}}, step)
     for number in range(10):
         tracker.curve(f"curve {{number}}", {{"number": str(number)}}, [(0, {{"robust/accuracy": 0.5}})])
 
-run_step(prepare, parse_params(with_overrides({{}})))
+run_step(prepare, Workspace(), parse_params(with_overrides({{}})))
 """
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     processes = []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.dvc_pipeline import DvcPipeline
 from flows.verify import verify
-from flows.workspace import Workspace
 from tasks.params import load_params
 from tasks.tracking import digest_of
 from tests.operations.test_data_remotes import make_repository
@@ -37,11 +37,11 @@ def cached(folder: Path, digest: str) -> Path:
 
 class TestTwoSteps:
     @pytest.fixture
-    def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    def workspace(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DvcPipeline:
         """Two steps that have run, the second of which reads what the first wrote."""
         make_two_steps(tmp_path)
         monkeypatch.chdir(tmp_path)
-        workspace = Workspace()
+        workspace = DvcPipeline()
         for step in ("first", "second"):
             Path("data", step).mkdir(parents=True)
             Path("data", step, "out.txt").write_text(f"of {step}")
@@ -49,11 +49,11 @@ class TestTwoSteps:
         assert not workspace.anything_changed()
         return workspace
 
-    def test_where_nothing_is_wrong_nothing_is_found(self, workspace: Workspace) -> None:
+    def test_where_nothing_is_wrong_nothing_is_found(self, workspace: DvcPipeline) -> None:
         assert verify(workspace) == []
         workspace.check_inputs("second")
 
-    def test_an_output_is_found_and_then_seen_by_dvc(self, workspace: Workspace) -> None:
+    def test_an_output_is_found_and_then_seen_by_dvc(self, workspace: DvcPipeline) -> None:
         turn_a_bit(Path("data/first/out.txt"))
         assert not workspace.changed("first"), "DVC does not see it"
         assert verify(workspace) == ["data/first/out.txt: other bytes than were recorded; DVC sees it now"]
@@ -64,14 +64,14 @@ class TestTwoSteps:
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 0.99])
     def test_a_lock_file_that_dvc_was_killed_over_is_set_aside_and_outputs_come_out_of_the_cache(
-        self, workspace: Workspace, share: float, caplog: pytest.LogCaptureFixture
+        self, workspace: DvcPipeline, share: float, caplog: pytest.LogCaptureFixture
     ) -> None:
         recorded, claims = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
         whole = recorded.read_text()
         for path in (recorded, claims):
             text = path.read_text()
             path.write_text(text[: int(share * len(text))])
-        again = Workspace()
+        again = DvcPipeline()
         for step in ("first", "second"):
             if again.changed(step):
                 shutil.rmtree(f"data/{step}")
@@ -81,22 +81,22 @@ class TestTwoSteps:
         assert ".dvc/tmp/rwlock was half-written" in caplog.text
         assert Path(".dvc/tmp/rwlock.half-written").exists()
 
-    def test_a_merge_that_was_not_finished_is_not_set_aside(self, workspace: Workspace) -> None:
+    def test_a_merge_that_was_not_finished_is_not_set_aside(self, workspace: DvcPipeline) -> None:
         recorded = Path("dvc.lock")
         both = "schema: '2.0'\n<<<<<<< ours\n" + recorded.read_text()
         recorded.write_text(both)
         with pytest.raises(ValueError, match=r"dvc\.lock holds both sides of a merge: take one"):
-            Workspace()
+            DvcPipeline()
         assert recorded.read_text() == both
 
-    def test_a_step_does_not_read_it(self, workspace: Workspace) -> None:
+    def test_a_step_does_not_read_it(self, workspace: DvcPipeline) -> None:
         turn_a_bit(Path("data/first/out.txt"))
         with pytest.raises(ValueError, match=r"second would read data/first/out\.txt, .*flows\.verify"):
             workspace.check_inputs("second")
         workspace.check_inputs("first")
 
     @pytest.mark.parametrize("what", ["file", "list"])
-    def test_a_cached_object_is_not_restored_and_the_step_runs_again(self, workspace: Workspace, what: str) -> None:
+    def test_a_cached_object_is_not_restored_and_the_step_runs_again(self, workspace: DvcPipeline, what: str) -> None:
         digest = digest_of(Path("data/first/out.txt")) if what == "file" else digest_of(Path("data/first"))
         turn_a_bit(cached(Path(), digest))
         shutil.rmtree("data/first")
@@ -113,14 +113,14 @@ class TestTwoSteps:
         assert workspace.restore("first")
 
     @pytest.mark.parametrize("what", ["file", "list"])
-    def test_a_cached_object_is_found_while_the_output_is_whole(self, workspace: Workspace, what: str) -> None:
+    def test_a_cached_object_is_found_while_the_output_is_whole(self, workspace: DvcPipeline, what: str) -> None:
         digest = digest_of(Path("data/first/out.txt")) if what == "file" else digest_of(Path("data/first"))
         turn_a_bit(cached(Path(), digest))
         (told,) = verify(workspace)
         assert told.endswith(f"{digest[2:]}: other bytes than were recorded; removed from the cache")
         assert Path("data/first/out.txt").read_text() == "of first"
 
-    def test_an_output_whose_list_of_files_is_lost_is_found(self, workspace: Workspace) -> None:
+    def test_an_output_whose_list_of_files_is_lost_is_found(self, workspace: DvcPipeline) -> None:
         turn_a_bit(Path("data/first/out.txt"))
         cached(Path(), digest_of(Path("data/second"))).unlink()
         turn_a_bit(Path("data/second/out.txt"))

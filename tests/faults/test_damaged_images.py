@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import paths
 from tasks.acquire import acquire
-from tasks.active.rounds import pool_files, read_pool
+from tasks.core.workspace import Workspace
 from tasks.dataset.folder import printable
 from tasks.dataset.images import SUFFIXES, ImageError, as_square, read_grey
+from tasks.labelling.human import pool_files, read_pool
 from tasks.tracking import Tracker
 from tasks.validate import ValidationFailed, validate
 from tests.conftest import ROOT
@@ -58,15 +58,15 @@ def test_each_is_decoded_rightly_under_its_label_or_refused_by_name_and_reason_i
     params = params_with(
         {"acquire.source": "folder", "acquire.folder": "scans", "validate.max_megapixels": 1, "validate.min_side": 32}
     )
-    for folder in (paths.ACQUIRE, paths.VALIDATE):
+    for folder in (Workspace().acquire, Workspace().validate):
         folder.mkdir(parents=True)
-    acquire(params, Tracker())
+    acquire(Workspace(), params, Tracker())
     with pytest.raises(ValidationFailed) as caught:
-        validate(params, Tracker())
+        validate(Workspace(), params, Tracker())
 
-    report = json.loads(paths.VALIDATION.read_text(encoding="utf-8"))
+    report = json.loads(Workspace().validation.read_text(encoding="utf-8"))
     refused = {entry["path"]: entry["reason"] for entry in report["unreadable"]}
-    table = pd.read_parquet(paths.MANIFEST).set_index("path")
+    table = pd.read_parquet(Workspace().manifest).set_index("path")
     assert not set(refused) & set(table.index)
     assert set(refused) | set(table.index) == {told_as(mutant) for mutant in found}
     for mutant in found:
@@ -75,7 +75,7 @@ def test_each_is_decoded_rightly_under_its_label_or_refused_by_name_and_reason_i
             assert re.search(mutant.reason, refused[name]), f"{name}: {refused[name]}"
             continue
         assert (table.loc[name, "class"], CLASSES[table.loc[name, "label"]]) == (class_of(mutant), class_of(mutant))
-        difference = read_grey(paths.IMAGES / name).astype(int) - mutant.pixels
+        difference = read_grey(Workspace().images / name).astype(int) - mutant.pixels
         assert abs(difference).max() <= mutant.tolerance, name
         if not mutant.tolerance:
             shape = f"{mutant.pixels.shape[0]} {mutant.pixels.shape[1]} ".encode()

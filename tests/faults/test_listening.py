@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from tasks import registry
+from tasks.serving import registry
 from tests.bundles import bundle_of
 from tests.conftest import ROOT
 from tests.operations.servers import free_port, wait_for

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from flows.flow import failure_page
-from tasks import paths
 from tasks.acquire import acquire
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.serving.card import card_of
 from tasks.tracking import Tracker
@@ -44,18 +44,18 @@ def test_data_docs_show_names_of_files_and_classes_as_text(
             "validate.min_images_per_class": 100,
         }
     )
-    paths.ACQUIRE.mkdir(parents=True)
-    acquire(params, Tracker())
-    paths.VALIDATE.mkdir()
+    Workspace().acquire.mkdir(parents=True)
+    acquire(Workspace(), params, Tracker())
+    Workspace().validate.mkdir()
     with pytest.raises(ValidationFailed) as raised:
-        validate(params, Tracker())
-    pages = [page.read_text(encoding="utf-8") for page in paths.DATA_DOCS.rglob("*.html")]
+        validate(Workspace(), params, Tracker())
+    pages = [page.read_text(encoding="utf-8") for page in Workspace().data_docs.rglob("*.html")]
     assert not [code for code in CODE for page in pages if code in page]
     for name in CLASSES:
         assert any(name.replace("<", "&lt;").replace(">", "&gt;") in page for page in pages)
     # messages and files that are no pages name them as they are
     assert f"{CLASSES[0]}/broken {FILE}.png" in str(raised.value)
-    told = json.loads(paths.VALIDATION.read_text(encoding="utf-8"))["expectations"]
+    told = json.loads(Workspace().validation.read_text(encoding="utf-8"))["expectations"]
     examples = {each["name"]: each["examples"] for each in told}
     assert examples["not_blank"] == [f"{name}/blank {FILE}.png" for name in CLASSES]
     assert examples["class_size"] == CLASSES
@@ -64,17 +64,19 @@ def test_data_docs_show_names_of_files_and_classes_as_text(
 def test_a_model_card_shows_names_of_classes_and_data_sets_as_text(workspace: Path) -> None:
     params = complete_workspace()
     write_results({"autoencoder": (24, [])})
-    info = json.loads(paths.DATASET_INFO.read_text(encoding="utf-8"))
+    info = json.loads(Workspace().dataset_info.read_text(encoding="utf-8"))
     evil = {"classes": [*CLASSES, "c"], "positive_class": CLASSES[1], "name": CLASSES[0]}
-    paths.DATASET_INFO.write_text(json.dumps(info | evil), encoding="utf-8")
-    card, summary = card_of(params, "autoencoder")
+    Workspace().dataset_info.write_text(json.dumps(info | evil), encoding="utf-8")
+    card, summary = card_of(Workspace(), params, "autoencoder")
     assert not [code for code in CODE for text in (card, summary) if code in text]
     assert "trained on &lt;img src=x onerror=alert(1)&gt;." in summary
     assert "(positive: &lt;script&gt;alert(2))" in card
 
 
 def test_a_failure_is_told_in_a_block_that_no_name_can_end() -> None:
-    page = failure_page("validate", ["data/acquire"], "a```b\n<script>alert(1)</script> at http://me:pw@host/x")
+    page = failure_page(
+        Workspace(), "validate", ["data/acquire"], "a```b\n<script>alert(1)</script> at http://me:pw@host/x"
+    )
     before, block, after = page.split("```")
     assert "<script>" in block
     assert "<script>" not in before + after

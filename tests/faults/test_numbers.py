@@ -15,21 +15,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks import paths
 from tasks import train_classifier as step
-from tasks.active.acquisition import probabilities
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
 from tasks.attacks import campaign
-from tasks.attacks.kept import load_kept
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.targets import load_target
 from tasks.evaluate import evaluate
-from tasks.evaluation.records import read_records
+from tasks.labelling.acquisition import probabilities
 from tasks.models.classifier import build_classifier
 from tasks.models.files import build_of, load_model, save_model
 from tasks.models.training import TrainingDiverged
 from tasks.params import Params
+from tasks.records.adversarial_images import load_kept
+from tasks.records.tables import read_records
 from tasks.serving.predictor import Predictor
 from tasks.tracking import Tracker
 from tests.bundles import bundle_of
@@ -98,19 +98,19 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[nn.Module
 
 
 def attack_all(params: Params) -> None:
-    paths.ATTACK.mkdir()
-    attack(params, Tracker())
+    Workspace().attack.mkdir()
+    attack(Workspace(), params, Tracker())
     for defence in params.benchmark:
-        paths.step_folder("attack_defence", defence).mkdir(parents=True)
-        attack_defence(params, Tracker(), defence)
+        Workspace().step_folder("attack_defence", defence).mkdir(parents=True)
+        attack_defence(Workspace(), params, Tracker(), defence)
 
 
 def checks_of(target: str, params: Params) -> dict[str, str]:
     """Key to status, after the real steps."""
     attack_all(params)
-    paths.EVALUATE.mkdir()
-    evaluate(params, Tracker())
-    checks = json.loads(paths.CHECKS.read_text(encoding="utf-8"))
+    Workspace().evaluate.mkdir()
+    evaluate(Workspace(), params, Tracker())
+    checks = json.loads(Workspace().checks.read_text(encoding="utf-8"))
     return {check["key"]: check["status"] for check in checks if check["target"] == target}
 
 
@@ -135,10 +135,10 @@ class TestTrainingThatDiverges:
 
     def trained(self, params: Params) -> bytes:
         """The weights; the checkpoint stays where the step raises, as the runner has it."""
-        paths.CLASSIFIER.unlink(missing_ok=True)
+        Workspace().classifier.unlink(missing_ok=True)
         step.train_classifier(params, Tracker())
         shutil.rmtree(CHECKPOINT.parent)
-        return paths.CLASSIFIER.read_bytes()
+        return Workspace().classifier.read_bytes()
 
     @pytest.fixture
     def undisturbed(self, workspace: Path, params_with: Callable[..., Params]) -> bytes:
@@ -154,7 +154,7 @@ class TestTrainingThatDiverges:
     def test_it_stops_with_epoch_step_and_what_to_do(self, stopped: str) -> None:
         assert "the training loss is nan at step 2 of epoch 3 of 4; lower learning_rate (0.0001)" in stopped
         assert f"{CHECKPOINT} keeps the state after epoch 2" in stopped
-        assert not paths.CLASSIFIER.exists()
+        assert not Workspace().classifier.exists()
 
     def test_the_checkpoint_is_that_of_the_last_good_epoch_and_the_same_training_goes_on_from_it(
         self, stopped: str, undisturbed: bytes, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
@@ -227,10 +227,10 @@ class TestNotANumber:
 
     def test_a_served_model_with_broken_weights_gives_no_answer(self, workspace: Path, tmp_path: Path) -> None:
         folder = bundle_of("undefended", tmp_path / "bundles")
-        broken = load_model(folder / paths.CLASSIFIER, build_classifier)
+        broken = load_model(folder / Workspace().classifier, build_classifier)
         with torch.no_grad():
             next(broken.parameters()).fill_(torch.nan)
-        save_model(folder / paths.CLASSIFIER, broken, **build_of(folder / paths.CLASSIFIER))
+        save_model(folder / Workspace().classifier, broken, **build_of(folder / Workspace().classifier))
         with pytest.raises(RuntimeError, match="undefended gives no finite numbers"):
             Predictor.load(folder).predict_arrays(np.zeros((SIDE, SIDE)))
 
@@ -273,9 +273,12 @@ class TestNotANumberOnDisk:
     @pytest.mark.parametrize(
         ("path", "column"),
         [
-            *((paths.records, name) for name in ("logits", "entropy", "margin", "eps", "linf", "reconstruction_error")),
-            *((paths.smallest_eps, name) for name in ("smallest_eps", "minimal_eps")),
-            (paths.probes, "value"),
+            *(
+                (Workspace().records, name)
+                for name in ("logits", "entropy", "margin", "eps", "linf", "reconstruction_error")
+            ),
+            *((Workspace().smallest_eps, name) for name in ("smallest_eps", "minimal_eps")),
+            (Workspace().probes, "value"),
         ],
     )
     def test_a_table_with_one_is_refused_with_file_column_and_image(
@@ -284,51 +287,51 @@ class TestNotANumberOnDisk:
         file = path("autoencoder")
         table = pq.read_table(file)
         pq.write_table(planted_in(table, column, 5), file)
-        paths.EVALUATE.mkdir()
+        Workspace().evaluate.mkdir()
         with pytest.raises(ValueError, match=f"no number in {column} of 1 rows") as raised:
-            evaluate(params, Tracker())
+            evaluate(Workspace(), params, Tracker())
         assert str(file) in str(raised.value)
         assert f"that of {table['path'][5]} the first: run the step attack_defence@autoencoder again" in str(
             raised.value
         )
 
     def test_an_adversarial_image_is_refused_with_its_path(self) -> None:
-        file = paths.perturbations("undefended") / "pgd-eps4.npz"
+        file = Workspace().perturbations("undefended") / "pgd-eps4.npz"
         with np.load(file, allow_pickle=False) as kept:
             arrays = dict(kept)
         arrays["scale"][3] = np.nan
         np.savez(file, **arrays)
         with pytest.raises(ValueError, match=r"1 images are not finite.*run the step attack again") as raised:
-            load_kept(load_prepared(), "undefended", "pgd", 4)
+            load_kept(Workspace(), load_prepared(Workspace()), "undefended", "pgd", 4)
         assert f"{file}: " in str(raised.value)
         assert f"{PATH} the first" in str(raised.value)
 
     def test_none_is_written(self) -> None:
         for target in ("undefended", "autoencoder"):
-            for path in (paths.records(target), paths.smallest_eps(target), paths.probes(target)):
+            for path in (Workspace().records(target), Workspace().smallest_eps(target), Workspace().probes(target)):
                 assert (
                     not pd.read_parquet(path)
                     .drop(columns="reconstruction_error", errors="ignore")
                     .isna()
                     .any(axis=None)
                 )
-        assert len(read_records(["autoencoder"]))
+        assert len(read_records(Workspace(), ["autoencoder"]))
 
 
 def test_a_predictor_that_always_says_the_same_is_flagged_though_nothing_breaks_it(
     workspace: Path, params_with: Callable[..., Params]
 ) -> None:
-    constant = load_target("undefended", torch.device("cpu"))
+    constant = load_target(Workspace(), "undefended", torch.device("cpu"))
     with torch.no_grad():
         # gradients are all there, and lead nowhere within the grid
         constant.network.head.bias[1] += 26
-    paths.defended_classifier("trades").parent.mkdir(parents=True)
-    save_model(paths.defended_classifier("trades"), constant, **build_of(paths.CLASSIFIER))
+    Workspace().defended_classifier("trades").parent.mkdir(parents=True)
+    save_model(Workspace().defended_classifier("trades"), constant, **build_of(Workspace().classifier))
     queries = {"benchmark": ["autoencoder", "trades"], "attack.eps": [4, 32], "attack.suite.n_queries": 20}
     checks = checks_of("trades", params_with(FEW | queries))
     assert checks.pop("constant") == "FAIL"
     # an attacker gains nothing from knowing it, either
     assert checks.pop("knowledge") == "WARN"
     assert set(checks.values()) == {"PASS"}
-    benchmark = pd.read_csv(paths.BENCHMARK).set_index(["target", "threat_model", "eps"])
+    benchmark = pd.read_csv(Workspace().benchmark).set_index(["target", "threat_model", "eps"])
     assert benchmark.loc[("trades", "adaptive", 32), ["accuracy", "n_fail"]].tolist() == [0.5, 1]

@@ -19,13 +19,14 @@ import torch
 from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 
-from tasks import paths, registry
-from tasks.attacks.kept import load_kept
+from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.targets import load_target
-from tasks.evaluation.records import read_records
 from tasks.models.classifier import build_classifier
 from tasks.params import Params
+from tasks.records.adversarial_images import load_kept
+from tasks.records.tables import read_records
+from tasks.serving import registry
 from tasks.serving.bundle import BUNDLE, EXAMPLES
 from tasks.serving.export import export_target
 from tasks.serving.predictor import Predictor
@@ -165,45 +166,45 @@ def test_in_place_of_a_checkpoint_it_is_refused_with_what_to_do(
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(save({"fingerprint": Malicious(trace)}))
     with pytest.raises(ValueError, match=f"^{checkpoint} is damaged, or no checkpoint .*: delete it"):
-        train_classifier(params_with(SMALL), Tracker())
+        train_classifier(Workspace(), params_with(SMALL), Tracker())
 
 
 @pytest.mark.parametrize("save", [pickle.dumps, as_torch_saves])
 def test_in_place_of_weights_it_is_refused_by_name(save: Callable[[Any], bytes], workspace: Path, trace: Path) -> None:
-    paths.CLASSIFIER.write_bytes(save(Malicious(trace)))
-    with pytest.raises(ValueError, match=f"^{paths.CLASSIFIER} holds no weights of this network"):
-        load_target("undefended", CPU)
+    Workspace().classifier.write_bytes(save(Malicious(trace)))
+    with pytest.raises(ValueError, match=f"^{Workspace().classifier} holds no weights of this network"):
+        load_target(Workspace(), "undefended", CPU)
 
 
 def test_in_place_of_how_a_network_is_built_it_is_refused_by_name(workspace: Path, planted: bytes) -> None:
-    path = paths.CLASSIFIER.with_suffix(".json")
+    path = Workspace().classifier.with_suffix(".json")
     path.write_bytes(planted)
     with pytest.raises(ValueError, match=f"^{path} is no JSON"):
-        load_target("undefended", CPU)
+        load_target(Workspace(), "undefended", CPU)
 
 
 @pytest.mark.parametrize("save", [pickle.dumps, as_numpy_saves])
 def test_in_place_of_pixels_it_is_refused_by_name(save: Callable[[Any], bytes], workspace: Path, trace: Path) -> None:
-    paths.PIXELS.write_bytes(save(Malicious(trace)))
-    with pytest.raises(ValueError, match=f"^{paths.PIXELS} holds no array of pixels: run the step prepare again"):
-        load_prepared()
+    Workspace().pixels.write_bytes(save(Malicious(trace)))
+    with pytest.raises(ValueError, match=f"^{Workspace().pixels} holds no array of pixels: run the step prepare again"):
+        load_prepared(Workspace())
 
 
 def test_in_place_of_kept_images_it_is_refused_by_name(workspace: Path, trace: Path) -> None:
-    file = paths.perturbations("undefended") / "pgd-eps4.npz"
+    file = Workspace().perturbations("undefended") / "pgd-eps4.npz"
     file.parent.mkdir(parents=True)
     with zipfile.ZipFile(file, "w") as archive:
         for name in ("rows", "scale", "q"):
             archive.writestr(f"{name}.npy", as_numpy_saves(Malicious(trace)))
     with pytest.raises(ValueError, match=f"^{file} is damaged: run the step attack again"):
-        load_kept(load_prepared(), "undefended", "pgd", 4)
+        load_kept(Workspace(), load_prepared(Workspace()), "undefended", "pgd", 4)
 
 
 def test_in_place_of_records_it_is_refused_by_name(workspace: Path, planted: bytes) -> None:
-    paths.ATTACK.mkdir()
-    paths.records("undefended").write_bytes(planted)
-    with pytest.raises(ValueError, match=f"^{paths.records('undefended')} is damaged: run the step attack again"):
-        read_records([])
+    Workspace().attack.mkdir()
+    Workspace().records("undefended").write_bytes(planted)
+    with pytest.raises(ValueError, match=f"^{Workspace().records('undefended')} is damaged: run the step attack again"):
+        read_records(Workspace(), [])
 
 
 def test_in_a_tables_metadata_it_is_not_looked_at(workspace: Path, trace: Path) -> None:
@@ -214,9 +215,9 @@ def test_in_a_tables_metadata_it_is_not_looked_at(workspace: Path, trace: Path) 
     }
     field = pa.field("label", pa.int64(), metadata=hidden)
     table = pa.table([pa.array([1]), pa.array(["a.png"])], schema=pa.schema([field, ("path", pa.string())]))
-    paths.ATTACK.mkdir()
-    pq.write_table(table, paths.records("undefended"))
-    assert read_records([])["label"].tolist() == [1]
+    Workspace().attack.mkdir()
+    pq.write_table(table, Workspace().records("undefended"))
+    assert read_records(Workspace(), [])["label"].tolist() == [1]
 
 
 class TestBundle:
@@ -224,7 +225,7 @@ class TestBundle:
     def bundle(self, workspace: Path, tmp_path: Path) -> Path:
         return bundle_of("autoencoder", tmp_path / "bundles")
 
-    @pytest.mark.parametrize("file", [BUNDLE, paths.CLASSIFIER, paths.purifier("autoencoder")])
+    @pytest.mark.parametrize("file", [BUNDLE, Workspace().classifier, Workspace().purifier("autoencoder")])
     def test_in_place_of_a_file_it_is_refused_by_name(self, bundle: Path, file: Path, planted: bytes) -> None:
         (bundle / file).write_bytes(planted)
         with pytest.raises(ValueError, match=file.name):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import paths
 from tasks.acquire import acquire
 from tasks.analyze import analyze
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.prepare import prepare
 from tasks.tracking import Tracker
@@ -38,7 +38,7 @@ Step = Callable[..., None]
 
 def made_by(step: Step, params: Params, *defence: str) -> dict[str, str]:
     """What a step writes into its emptied folder: SHA-256 by file."""
-    folder = paths.step_folder(step.__name__, *defence)
+    folder = Workspace().step_folder(step.__name__, *defence)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     step(params, Tracker(), *defence)

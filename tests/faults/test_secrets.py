@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import paths, registry
+from tasks.core.workspace import Workspace
 from tasks.params import Params
+from tasks.serving import registry
 from tasks.tracking import masked, open_run, tracking_uri
 from tasks.tracking.outbox import sync, waiting
 from tests.operations.servers import mlflow_server
@@ -72,7 +73,7 @@ def refusing() -> Iterator[tuple[str, list[str]]]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    paths.DATA.mkdir()
+    Workspace().data.mkdir()
     # what is set from an address is forgotten afterwards
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "")
@@ -85,7 +86,10 @@ def test_a_servers_password_reaches_it_and_no_message(
     address, shown = refusing
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}%21@{address}")
     refused = f"^the tracking store at http://{address} refuses user and password: set MLFLOW_TRACKING_USERNAME"
-    with pytest.raises(ValueError, match=refused) as raised, open_run("prepare", paths.DATA, params_with(), "python"):
+    with (
+        pytest.raises(ValueError, match=refused) as raised,
+        open_run(Workspace(), "prepare", Workspace().data, params_with(), "python"),
+    ):
         pass
     assert tracking_uri() == f"http://{address}"
     assert set(shown) == {"Basic " + base64.b64encode(f"me:{SECRET}!".encode()).decode()}
@@ -97,7 +101,7 @@ def test_a_password_is_in_no_journal_and_no_warning_of_an_outage(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:a@{SECRET}@127.0.0.1:9")
-    with open_run("prepare", paths.DATA, params_with(), "python") as tracker:
+    with open_run(Workspace(), "prepare", Workspace().data, params_with(), "python") as tracker:
         tracker.metrics({"data/n": 1})
     (folder,) = waiting()
     assert not sync()
@@ -113,7 +117,10 @@ def test_an_address_that_no_store_has_is_refused_without_its_password(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me:{SECRET}@127.0.0.1/x")
     told = rf"^MLFLOW_TRACKING_URI can't be used: .*unsupported URI '{scheme}://127\.0\.0\.1/x'"
-    with pytest.raises(ValueError, match=told) as raised, open_run("prepare", paths.DATA, params_with(), "python"):
+    with (
+        pytest.raises(ValueError, match=told) as raised,
+        open_run(Workspace(), "prepare", Workspace().data, params_with(), "python"),
+    ):
         pass
     assert raised.value.__cause__ is None
     with pytest.raises(ValueError, match=told):
@@ -192,7 +199,7 @@ class TestEverythingThatIsWritten:
 
     def test_there_was_something_to_look_through(self, place: Path) -> None:
         workspace = place / "workspace"
-        for path in (paths.REPORT_HTML, Path("dvc.lock"), Path(".prefect/prefect.db")):
+        for path in (Workspace().report_html, Path("dvc.lock"), Path(".prefect/prefect.db")):
             assert (workspace / path).stat().st_size > 1000
         assert (place / "server" / "store.db").stat().st_size > 1000
         assert len([*(workspace / "tracking-outbox").glob("*/journal.jsonl")]) == 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 def client(server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     monkeypatch.chdir(tmp_path)
-    paths.DATA.mkdir()
+    Workspace().data.mkdir()
     return MlflowClient(tracking_uri=server.address)
 
 
@@ -68,21 +68,21 @@ def test_two_pipelines_that_begin_at_once_on_an_empty_server_lose_nothing(
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tasks import paths
+from tasks.core import paths
 from tasks.runner import run_step
 from tests.conftest import parse_params, with_overrides
 
-def prepare(params, tracker):
-    (paths.PREPARE / "seed.bin").write_bytes(bytes([params.seed]) * 100_000)
-    tracker.dataset(paths.PARAMS, "the same for both", "raw")
+def prepare(workspace: Workspace, params, tracker):
+    (Workspace().prepare / "seed.bin").write_bytes(bytes([params.seed]) * 100_000)
+    tracker.dataset(Workspace().params_file, "the same for both", "raw")
     for step in range(50):
         tracker.metrics({{"x/value": params.seed, "x/step": step}}, step)
     for number in range(5):
         tracker.curve(f"curve {{number}}", {{"number": str(number)}}, [(s, {{"robust/accuracy": s}}) for s in range(9)])
-    tracker.artifact(paths.PREPARE / "seed.bin")
+    tracker.artifact(Workspace().prepare / "seed.bin")
 
 for _ in range(2):
-    run_step(prepare, parse_params(with_overrides({{"seed": int(sys.argv[1])}})))
+    run_step(prepare, Workspace(), parse_params(with_overrides({{"seed": int(sys.argv[1])}})))
 """
     pipelines = []
     for seed in (1, 2):
@@ -108,7 +108,7 @@ for _ in range(2):
 def test_a_server_killed_in_mid_run_costs_seconds_and_loses_nothing(
     server: MlflowServer, client: MlflowClient, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_step(train_classifier, params_with())
+    run_step(train_classifier, Workspace(), params_with())
     (whole,) = runs_of(client, "tags.step = 'train_classifier'")
     expected = told(client, whole)
 
@@ -116,11 +116,11 @@ def test_a_server_killed_in_mid_run_costs_seconds_and_loses_nothing(
         tracker.metrics({"before/outage": 1}, 5)
         tracker.model("early", torch.nn.Flatten(), np.zeros((2, 1, 2, 2), np.float32))
         server.kill()
-        train_classifier(params, tracker)
+        train_classifier(Workspace(), params, tracker)
 
     train_in_an_outage.__name__ = "train_classifier"
     begun = time.monotonic()
-    run_step(train_in_an_outage, params_with({"seed": 11}))
+    run_step(train_in_an_outage, Workspace(), params_with({"seed": 11}))
     seconds = time.monotonic() - begun
     assert "python -m tasks.tracking sync" in caplog.text
     # the model alone takes some; MLflow by itself would have waited four minutes
@@ -144,14 +144,14 @@ def test_a_server_killed_in_mid_run_costs_seconds_and_loses_nothing(
 def test_a_server_that_hangs_is_given_up_within_half_a_minute(
     server: MlflowServer, client: MlflowClient, params_with: Callable[..., Params]
 ) -> None:
-    def prepare(params: Params, tracker: Tracker) -> None:
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         server.signal(signal.SIGSTOP)
         for step in range(100):
             tracker.metrics({"x": step}, step)
 
     begun = time.monotonic()
     try:
-        run_step(prepare, params_with({"seed": 12}))
+        run_step(prepare, Workspace(), params_with({"seed": 12}))
         seconds = time.monotonic() - begun
     finally:
         server.signal(signal.SIGCONT)
@@ -174,9 +174,9 @@ def test_wherever_the_wire_is_cut_nothing_is_lost_and_nothing_is_there_twice(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", wire.address)
     first = 1000 if answer_lost else 100
     # the first run of all makes the experiment, too
-    run_step(train_classifier, params_with({"seed": first - 1}))
+    run_step(train_classifier, Workspace(), params_with({"seed": first - 1}))
     wire.cut(None)
-    run_step(train_classifier, params_with({"seed": first}))
+    run_step(train_classifier, Workspace(), params_with({"seed": first}))
     n_requests = wire.n_passed
     assert n_requests > 20
     (whole,) = runs_of(client, f"params.seed = '{first}' and tags.kind = 'step'")
@@ -184,7 +184,7 @@ def test_wherever_the_wire_is_cut_nothing_is_lost_and_nothing_is_there_twice(
     for cut in range(n_requests):
         seed = first + 1 + cut
         wire.cut(after=cut, answer_lost=answer_lost)
-        run_step(train_classifier, params_with({"seed": seed}))
+        run_step(train_classifier, Workspace(), params_with({"seed": seed}))
         wire.cut(None)
         assert len(waiting()) == 1, cut
         assert sync(), cut

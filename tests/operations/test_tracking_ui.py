@@ -15,7 +15,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 import tasks.report as steps
-from tasks import paths
+from tasks.core.workspace import Workspace
 from tasks.params import Params, parse_params
 from tasks.reporting.findings import headline_metrics
 from tasks.runner import run_step
@@ -39,10 +39,10 @@ DEFENCES = "defences-80-20"
 def evaluate(name: str) -> Any:
     """A step that says of kept results what ``evaluate`` says: a curve for each target, threat model and attack."""
 
-    def evaluate(params: Params, tracker: Tracker) -> None:
+    def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         table = pd.read_csv(RESULTS / name / "robustness.csv")
         attacked = table[table["attack"] != "clean"]
-        (paths.EVALUATE / "kept.txt").write_text(name)
+        (Workspace().evaluate / "kept.txt").write_text(name)
         for (target, threat_model, attack), points in attacked.groupby(["target", "threat_model", "attack"]):
             tracker.curve(
                 f"{target} {threat_model} {attack}",
@@ -59,7 +59,7 @@ def evaluate(name: str) -> Any:
 def report(name: str) -> Any:
     """A step that says the headline metrics of kept results, as ``report`` does."""
 
-    def report(params: Params, tracker: Tracker) -> None:
+    def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         metrics = json.loads((RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
         tracker.metrics(headline_metrics(metrics, 1))
         tracker.tags({"kept": name})
@@ -86,9 +86,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Mlflo
         params = parse_params(
             with_overrides({"attack.eps": list(EPS), "prepare.image_size": SIDE, "benchmark": BENCHMARK})
         )
-        shutil.rmtree(paths.DATA)
+        shutil.rmtree(Workspace().data)
         write_workspace(params, is_phantom=True)
-        run_step(steps.report, params, "dvc")
+        run_step(steps.report, Workspace(), params, "dvc")
         yield server.address, MlflowClient(tracking_uri=server.address)
 
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from tasks.evaluation.learning_curves import ALL_LABELS, RANDOM
-from tasks.evaluation.records import spoken
+from tasks.labelling.learning_curves import ALL_LABELS, RANDOM
+from tasks.records.vocabulary import spoken
 from tasks.reporting import pictures
 from tasks.reporting.examples import Pictures
 from tasks.reporting.findings import Headline
@@ -184,7 +184,7 @@ def efficiency_tables(efficiency: pd.DataFrame) -> list[Table]:
     """What labels are worth, and how many are needed; a row for each acquisition function.
 
     Args:
-        efficiency: of :func:`tasks.evaluation.learning_curves.summary_table`.
+        efficiency: of :func:`tasks.labelling.learning_curves.summary_table`.
     """
     seeds = int(efficiency["n_seeds"].max())
     of = f"mean of {seeds} {'seeds with 95 % intervals (Student)' if seeds > 1 else 'seed'}"

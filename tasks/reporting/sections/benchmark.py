@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pandas as pd
 
-from tasks.evaluation.records import spoken
-from tasks.paths import UNDEFENDED
-from tasks.reporting.findings import ATTACKERS, Headline, eps_text, with_interval
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import spoken
+from tasks.reporting.findings import ATTACKERS, Headline
 from tasks.reporting.panels import Line, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import Drawing, Section, Table, estimate, lines_drawing, plain, share
+from tasks.statistics.formatting import eps_text, with_interval
 
 SIGNIFICANT = 0.05
 """McNemar's p-value below which two targets are said to differ."""

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from tasks.evaluation.records import CLEAN, spoken
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import CLEAN, spoken
 from tasks.reporting.findings import Headline, curve_name
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel
 from tasks.reporting.results import Results

@@ -5,13 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import paths
 from tasks.dataset.comparison import ALL, drift, image_changes
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import Section, Table, plain
 
 NOTE = (
-    f"Against {paths.REFERENCE.as_posix()}, which is in git; `python -m flows.data_changes --keep` makes the present "
+    "Against data/reference.csv, which is in git; `python -m flows.data_changes --keep` makes the present "
     "data the next reference. Images are told apart by their paths, their contents by their pixels."
 )
 DRIFT = (

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from tasks.evaluation.records import spoken
-from tasks.paths import UNDEFENDED
-from tasks.reporting.findings import Headline, attack_name, eps_text
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import spoken
+from tasks.reporting.findings import Headline, attack_name
 from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
@@ -22,6 +22,7 @@ from tasks.reporting.sections.section import (
     point_of,
     share,
 )
+from tasks.statistics.formatting import eps_text
 
 KNOWING = " and detector"
 """How attacks are called that lower the detector's score as well."""

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from tasks.evaluation.verdict import TELLING_AUROC
+from tasks.analysis.claims import TELLING_AUROC
 from tasks.reporting import pictures
 from tasks.reporting.findings import Headline, attack_name, curve_name
 from tasks.reporting.panels import Panel, lines_by_curve, over_eps

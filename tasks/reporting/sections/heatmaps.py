@@ -4,7 +4,7 @@ import pandas as pd
 
 from tasks.reporting import pictures
 from tasks.reporting.examples import PERTURBATION, UnderAttack, shared_out
-from tasks.reporting.findings import Headline, attack_name, eps_text
+from tasks.reporting.findings import Headline, attack_name
 from tasks.reporting.panels import lines_by_curve, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
@@ -19,6 +19,7 @@ from tasks.reporting.sections.section import (
     point_of,
     undefended_and_defended,
 )
+from tasks.statistics.formatting import eps_text
 
 METRICS = {"correlation": ("correlation", fixed(2)), "iou": ("overlap (IoU)", fixed(2))}
 COUNTS = {"n": "images", "n_blank": "blank maps"}

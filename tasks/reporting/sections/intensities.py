@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from tasks.evaluation.records import AS_GIVEN, CLEAN, spoken
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import AS_GIVEN, CLEAN, spoken
 from tasks.reporting import pictures
 from tasks.reporting.examples import UnderAttack, by_purifier, shared_out
-from tasks.reporting.findings import Headline, attack_name, eps_text
+from tasks.reporting.findings import Headline, attack_name
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.sections.section import (
@@ -23,6 +23,7 @@ from tasks.reporting.sections.section import (
     picture_drawings,
     point_of,
 )
+from tasks.statistics.formatting import eps_text
 
 ALL = "all"
 MAX_CLASSES = 3

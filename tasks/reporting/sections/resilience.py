@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.evaluation.records import AS_GIVEN, CLEAN, spoken
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import AS_GIVEN, CLEAN, spoken
 from tasks.reporting.findings import Headline
 from tasks.reporting.panels import Panel, over_eps
 from tasks.reporting.results import Results

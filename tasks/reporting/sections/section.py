@@ -8,11 +8,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tasks.evaluation.records import CLEAN, spoken
-from tasks.paths import UNDEFENDED
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import CLEAN, spoken
 from tasks.reporting import figures, interactive
-from tasks.reporting.findings import Headline, attack_name, curve_name, eps_text
+from tasks.reporting.findings import Headline, attack_name, curve_name
 from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps
+from tasks.statistics.formatting import eps_text
 
 IMAGES = "images-"
 """How the names of figures begin that show images of the data set, whose licence they come under."""

@@ -1,0 +1,186 @@
+"""Tables of classification at every point of the records, with bootstrap intervals over the images.
+
+All of them are about the images that were attacked, clean rows too, so that curves compare the same images.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+
+from tasks.records.vocabulary import CLEAN, CURVE
+from tasks.statistics.calibration import brier_scores, expected_calibration_error, reliability_curve
+from tasks.statistics.intervals import (
+    Statistic,
+    bootstrap,
+    resampled_auroc,
+    resampled_mean,
+    resampled_ratio,
+    share_estimate,
+)
+
+
+def classification_table(records: pd.DataFrame, positive: int, counts: np.ndarray) -> pd.DataFrame:
+    """Metrics at every point, in the order of the records: target, threat_model, attack, eps, metric, value, low, high.
+
+    Metrics: ``accuracy``; ``loss`` (cross-entropy, nats); ``precision``, ``recall``, ``f1`` of the positive class, 0
+    where there is nothing to divide by; ``top1_error``; ``auroc`` of the positive class, of more than two classes the
+    mean over each against the rest, NaN where a class is missing; ``ece`` and ``brier`` as :mod:`calibration` defines
+    them; ``mean_entropy`` (nats). ``low`` and ``high`` bound the 95 % percentile interval, of accuracy and error no
+    narrower than Wilson's. All points share the resamples.
+
+    Args:
+        records: as written by the step attack.
+        positive: label of the positive class.
+        counts: how often each attacked image, in rising order, is drawn in each resample, ``(R, N)``.
+
+    Raises:
+        ValueError: points of the records are about different images.
+    """
+    rows = []
+    for point, group in _points(records):
+        correct = group["correct"].to_numpy()
+        shares = {"accuracy": correct, "top1_error": ~correct}
+        rows += [{**point, "metric": name, **share_estimate(hits, counts)._asdict()} for name, hits in shares.items()]
+        for metric, statistic in _statistics(group, positive).items():
+            rows.append({**point, "metric": metric, **bootstrap(statistic, counts)._asdict()})
+    return pd.DataFrame(rows)
+
+
+def reliability_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Reliability curve of every point: target, threat_model, attack, eps, and columns of ``reliability_curve``.
+
+    Args:
+        records: as written by the step attack.
+
+    Raises:
+        ValueError: points of the records are about different images.
+    """
+    parts = []
+    for point, group in _points(records):
+        confidence = np.exp(_log_probabilities(group)).max(axis=1)
+        parts.append(_labelled(point, reliability_curve(confidence, group["correct"].to_numpy())))
+    return pd.concat(parts, ignore_index=True)
+
+
+def entropy_table(records: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
+    """Histograms of the entropy of correct and of wrong predictions at every point.
+
+    Columns: target, threat_model, attack, eps, ``entropy_low`` and ``entropy_high`` (edges of a bin in nats),
+    ``n_correct``, ``n_wrong``. The bins are of equal width over [0, ln K].
+
+    Args:
+        records: as written by the step attack.
+        n_bins: bins a histogram.
+
+    Raises:
+        ValueError: points of the records are about different images.
+    """
+    parts = []
+    for point, group in _points(records):
+        edges = np.linspace(0, np.log(len(group["logits"].iloc[0])), n_bins + 1)
+        # rounding may lift the entropy of a uniform softmax above ln K
+        entropy, correct = group["entropy"].clip(upper=edges[-1]).to_numpy(), group["correct"].to_numpy()
+        columns = {
+            "entropy_low": edges[:-1],
+            "entropy_high": edges[1:],
+            "n_correct": np.histogram(entropy[correct], edges)[0],
+            "n_wrong": np.histogram(entropy[~correct], edges)[0],
+        }
+        parts.append(_labelled(point, pd.DataFrame(columns)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def robustness_area(records: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
+    """Area under accuracy against log2 of eps over its width: target, threat_model, attack, value, low, high.
+
+    By the trapezoidal rule, from the smallest to the largest eps of the records, clean images left out: the mean
+    accuracy over the octaves of the grid, in [0, 1]. With a single eps it is the accuracy there. ``low`` and ``high``
+    bound the 95 % percentile interval; all curves share the resamples.
+
+    Args:
+        records: as written by the step attack.
+        counts: how often each attacked image, in rising order, is drawn in each resample, ``(R, N)``.
+
+    Raises:
+        ValueError: points of the records are about different images.
+    """
+    curves: dict[tuple[str, ...], dict[float, np.ndarray]] = defaultdict(dict)
+    for point, group in _points(records):
+        if point["attack"] != CLEAN:
+            curves[tuple(point[name] for name in CURVE)][point["eps"]] = group["correct"].to_numpy()
+    rows = []
+    for curve, correct_at in curves.items():
+        grid = sorted(correct_at)
+        correct = np.column_stack([correct_at[eps] for eps in grid])
+        area = bootstrap(partial(resampled_mean, correct @ _trapezoid_weights(np.log2(grid))), counts)
+        rows.append({**dict(zip(CURVE, curve, strict=True)), **area._asdict()})
+    return pd.DataFrame(rows)
+
+
+def _points(records: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Every point in the order of the records, with its records of the attacked images, by rising image."""
+    attacked = np.unique(records.loc[records["attack"] != CLEAN, "image"])
+    names = [*CURVE, "eps"]
+    for values, group in records[records["image"].isin(attacked)].groupby(names, sort=False):
+        point = dict(zip(names, values, strict=True))
+        ordered = group.sort_values("image")
+        if not np.array_equal(ordered["image"], attacked):
+            raise ValueError(
+                f"{'/'.join(map(str, values))} has {len(group)} records, but {len(attacked)} images were attacked, "
+                "which must be the same at every point: run the step attack again"
+            )
+        yield point, ordered
+
+
+def _labelled(point: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([pd.DataFrame(point, index=table.index), table], axis=1)
+
+
+def _log_probabilities(group: pd.DataFrame) -> np.ndarray:
+    values: np.ndarray = log_softmax(np.stack(group["logits"].to_list()).astype(np.float64), axis=1)
+    return values
+
+
+def _statistics(group: pd.DataFrame, positive: int) -> dict[str, Statistic]:
+    """Each metric as a function of the counts."""
+    log_probabilities = _log_probabilities(group)
+    probabilities = np.exp(log_probabilities)
+    labels, correct = group["label"].to_numpy(), group["correct"].to_numpy()
+    actual, predicted = labels == positive, group["prediction"].to_numpy() == positive
+    hits = actual & predicted
+    confidence = probabilities.max(axis=1)
+    return {
+        "loss": partial(resampled_mean, -log_probabilities[np.arange(len(labels)), labels]),
+        "precision": partial(resampled_ratio, hits, predicted, otherwise=0),
+        "recall": partial(resampled_ratio, hits, actual, otherwise=0),
+        "f1": partial(resampled_ratio, 2 * hits, actual.astype(int) + predicted, otherwise=0),
+        "auroc": partial(_auroc, log_probabilities, labels, positive),
+        "ece": partial(expected_calibration_error, confidence, correct),
+        "brier": partial(resampled_mean, brier_scores(probabilities, labels)),
+        "mean_entropy": partial(resampled_mean, group["entropy"].to_numpy()),
+    }
+
+
+def _auroc(log_probabilities: np.ndarray, labels: np.ndarray, positive: int, counts: np.ndarray) -> np.ndarray:
+    n_classes = log_probabilities.shape[1]
+    if n_classes == 2:
+        # the logit margin, which does not round to a tie where the softmax does
+        margins = log_probabilities[:, positive] - log_probabilities[:, 1 - positive]
+        return resampled_auroc(margins, labels == positive, counts)
+    areas = [resampled_auroc(log_probabilities[:, k], labels == k, counts) for k in range(n_classes)]
+    mean: np.ndarray = np.mean(areas, axis=0)
+    return mean
+
+
+def _trapezoid_weights(x: np.ndarray) -> np.ndarray:
+    """Weights ``(E,)`` of the values at rising ``x`` whose sum is their mean over its width."""
+    if len(x) == 1:
+        return np.ones(1)
+    steps = np.diff(x)
+    weights: np.ndarray = (np.append(steps, 0) + np.append(0, steps)) / (2 * steps.sum())
+    return weights

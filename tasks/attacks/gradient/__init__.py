@@ -1,0 +1,1 @@
+"""Balls, loss gradients, FGSM and PGD: what attacks and adversarial training share."""

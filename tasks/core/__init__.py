@@ -1,0 +1,1 @@
+"""The workspace's paths, checkpoints, digests and files: what every package builds on."""

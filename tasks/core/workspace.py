@@ -1,0 +1,170 @@
+"""Every path of a workspace: the folder that holds ``params.yaml`` and ``data/``.
+
+A step owns one folder, ``data/<step>``, and writes nowhere else but to its checkpoints.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.params import UNDEFENDED
+
+DEFENCE_STEPS = ("train_defence", "attack_defence")
+"""Steps that run once for each defence and own one folder for each."""
+
+
+class _Below:
+    """A path below the root of a workspace."""
+
+    def __init__(self, relative: str) -> None:
+        self.relative = relative
+
+    def __get__(self, workspace: "Workspace", owner: type["Workspace"]) -> Path:
+        return workspace.root / self.relative
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths of a workspace.
+
+    Args:
+        root: folder that holds ``params.yaml`` and ``data/``; by default the current folder.
+    """
+
+    root: Path = Path()
+
+    params_file = _Below("params.yaml")
+    open_runs = _Below("checkpoints/open_runs")
+    """Tracking runs of steps that have not ended."""
+    data = _Below("data")
+    reference = _Below("data/reference.csv")
+    """Image digests of the data version that the report compares with; in git."""
+
+    acquire = _Below("data/acquire")
+    images = _Below("data/acquire/images")
+    source = _Below("data/acquire/source.json")
+    refused = _Below("data/acquire/refused.json")
+    """Path and reason of each refused file; absent if none was refused."""
+
+    validate = _Below("data/validate")
+    manifest = _Below("data/validate/manifest.parquet")
+    validation = _Below("data/validate/validation.json")
+    data_docs = _Below("data/validate/data_docs")
+
+    prepare = _Below("data/prepare")
+    pixels = _Below("data/prepare/pixels.npy")
+    split = _Below("data/prepare/split.parquet")
+    dataset_info = _Below("data/prepare/dataset.json")
+
+    train_classifier = _Below("data/train_classifier")
+    classifier = _Below("data/train_classifier/classifier.safetensors")
+    classifier_history = _Below("data/train_classifier/history.csv")
+
+    train_autoencoder = _Below("data/train_autoencoder")
+    autoencoder = _Below("data/train_autoencoder/autoencoder.safetensors")
+    autoencoder_history = _Below("data/train_autoencoder/history.csv")
+
+    train_defence = _Below("data/train_defence")
+    attack = _Below("data/attack")
+    attack_defence = _Below("data/attack_defence")
+
+    evaluate = _Below("data/evaluate")
+    metrics = _Below("data/evaluate/metrics.json")
+    robustness = _Below("data/evaluate/robustness.csv")
+    confusion = _Below("data/evaluate/confusion.csv")
+    benchmark = _Below("data/evaluate/benchmark.csv")
+    minimal_eps = _Below("data/evaluate/minimal_eps.csv")
+    certified_accuracy = _Below("data/evaluate/certified.csv")
+    checks = _Below("data/evaluate/checks.json")
+    plots = _Below("data/evaluate/plots")
+
+    analyze = _Below("data/analyze")
+    robustness_area = _Below("data/analyze/robustness_area.csv")
+    classification = _Below("data/analyze/classification.csv")
+    reliability = _Below("data/analyze/reliability.csv")
+    entropy = _Below("data/analyze/entropy.csv")
+    intensity = _Below("data/analyze/intensity.csv")
+    intensity_histograms = _Below("data/analyze/intensity_histograms.csv")
+    spectrum = _Below("data/analyze/spectrum.csv")
+    heatmaps = _Below("data/analyze/heatmaps.csv")
+    examples = _Below("data/analyze/examples/examples.npz")
+    features = _Below("data/analyze/features.csv")
+    embeddings = _Below("data/analyze/embeddings.parquet")
+    resilience = _Below("data/analyze/resilience.csv")
+    detection = _Below("data/analyze/detection.csv")
+    roc = _Below("data/analyze/roc.csv")
+    gate = _Below("data/analyze/gate.csv")
+    verdict = _Below("data/analyze/verdict.json")
+    analyze_plots = _Below("data/analyze/plots")
+
+    active_learning = _Below("data/active_learning")
+    queries = _Below("data/active_learning/queries.parquet")
+    tested = _Below("data/active_learning/tested.parquet")
+    cycles = _Below("data/active_learning/cycles.csv")
+    learning_curves = _Below("data/active_learning/learning_curves.csv")
+    label_efficiency = _Below("data/active_learning/label_efficiency.csv")
+    queried_images = _Below("data/active_learning/queried")
+    active_learning_plots = _Below("data/active_learning/plots")
+
+    report = _Below("data/report")
+    report_html = _Below("data/report/report.html")
+    report_markdown = _Below("data/report/report.md")
+    figures = _Below("data/report/figures")
+
+    def attack_folder(self, target: str) -> Path:
+        """Output folder of the attack on a target."""
+        return self.attack if target == UNDEFENDED else self.attack_defence / target
+
+    def records(self, target: str) -> Path:
+        """Records of a target: one row for each image, threat model, attack and eps."""
+        return self.attack_folder(target) / "records.parquet"
+
+    def smallest_eps(self, target: str) -> Path:
+        """The smallest eps that breaks each image of a target."""
+        return self.attack_folder(target) / "smallest_eps.parquet"
+
+    def probes(self, target: str) -> Path:
+        """Results of the small experiments on a target that the checks read."""
+        return self.attack_folder(target) / "probes.parquet"
+
+    def cost(self, target: str) -> Path:
+        """Parameters and multiply-adds of one prediction of a target."""
+        return self.attack_folder(target) / "cost.json"
+
+    def certified(self, target: str) -> Path:
+        """Certified radius of each image; only for targets that are certified."""
+        return self.attack_folder(target) / "certified.parquet"
+
+    def perturbations(self, surrogate: str) -> Path:
+        """Folder of the perturbations that were computed on a target."""
+        return self.attack_folder(surrogate) / "perturbations"
+
+    def purifier(self, defence: str) -> Path:
+        """Weights of the purifier of a defence, if it has one."""
+        return self.train_defence / defence / "purifier.safetensors"
+
+    def defended_classifier(self, defence: str) -> Path:
+        """Weights of the classifier that a defence trained, if it trains one."""
+        return self.train_defence / defence / "classifier.safetensors"
+
+    def defence_history(self, defence: str) -> Path:
+        """Epochs of a defence's training; absent if the defence trains nothing."""
+        return self.train_defence / defence / "history.csv"
+
+    def step_of(self, path: Path) -> str:
+        """Name in DVC of the step that writes a path below ``data/``: ``evaluate``, ``attack_defence@jpeg``."""
+        step, *rest = path.relative_to(self.data).parts
+        return f"{step}@{rest[0]}" if step in DEFENCE_STEPS else step
+
+    def outputs(self) -> list[Path]:
+        """Output folders that exist; for steps that run for each defence, one folder for each defence."""
+        own = [path for path in self.data.iterdir() if path.name not in DEFENCE_STEPS]
+        of_defences = [path for step in DEFENCE_STEPS for path in (self.data / step).glob("*")]
+        return sorted(path for path in own + of_defences if path.is_dir())
+
+    def step_folder(self, step: str, defence: str | None = None) -> Path:
+        """Output folder of a step; for a step that runs for each defence, the folder of that defence."""
+        return self.data / step / (defence or "")
+
+    def checkpoint_folder(self, step: str, defence: str | None = None) -> Path:
+        """Folder of the checkpoints from which a killed step resumes."""
+        return self.root / "checkpoints" / step / (defence or "")

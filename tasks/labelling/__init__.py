@@ -1,0 +1,1 @@
+"""Active learning: the simulated experiment, and the queries that a person answers."""

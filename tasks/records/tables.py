@@ -1,0 +1,272 @@
+"""The tidy records of robustness: one row for each image, target, threat model, attack and eps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.core.workspace import Workspace
+from tasks.params import UNDEFENDED
+from tasks.records.scores import entropy, margin
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CERTIFIED = pa.schema(
+    {
+        "image": pa.int32(),
+        "path": pa.string(),
+        "label": pa.int32(),
+        "target": pa.string(),
+        "prediction": pa.int32(),
+        "certified_eps": pa.float64(),
+    }
+)
+"""Columns of certified radii: ``prediction`` is -1 where the smoothed classifier abstained, and ``certified_eps`` 0; it
+is in 1/255 of the value range, as ``attack.eps`` counts an L2 ball."""
+
+
+def schema(n_classes: int) -> pa.Schema:
+    """Columns of the records, for K classes.
+
+    ``image`` is the row of the prepared data set's table; ``eps`` is in 1/255 of the value range; ``radius``,
+    ``linf`` and ``l2`` (norms of the perturbation) are in units of the value range; ``norm`` is that of the step's
+    balls, for clean rows too; ``entropy`` is in nats; ``margin`` is the true logit minus the largest other; ``success``
+    means that a correctly classified image is no longer so; ``correct_8bit`` is ``correct`` of the image rounded to 8
+    bits, which is what a PNG keeps; ``reconstruction_error`` is null without a purifier.
+    """
+    columns = {
+        "image": pa.int32(),
+        "path": pa.string(),
+        "label": pa.int32(),
+        "target": pa.string(),
+        "threat_model": pa.string(),
+        "attack": pa.string(),
+        "norm": pa.string(),
+        "eps": pa.float64(),
+        "radius": pa.float64(),
+        "prediction": pa.int32(),
+        "logits": pa.list_(pa.float32(), n_classes),
+        "entropy": pa.float64(),
+        "margin": pa.float64(),
+        "correct": pa.bool_(),
+        "clean_correct": pa.bool_(),
+        "success": pa.bool_(),
+        "correct_8bit": pa.bool_(),
+        "linf": pa.float64(),
+        "l2": pa.float64(),
+        "reconstruction_error": pa.float64(),
+    }
+    return pa.schema([pa.field(name, kind, nullable=name == "reconstruction_error") for name, kind in columns.items()])
+
+
+def build_records(
+    rows: np.ndarray,
+    image_paths: np.ndarray,
+    labels: np.ndarray,
+    curve: dict[str, str],
+    eps: float,
+    radius: float,
+    logits: np.ndarray,
+    clean_logits: np.ndarray,
+    logits_8bit: np.ndarray,
+    norms: dict[str, np.ndarray],
+    reconstruction_error: np.ndarray | None,
+) -> pa.Table:
+    """Records of N images at one point of one curve.
+
+    Args:
+        rows: rows of the prepared data set's table, ``(N,)``.
+        image_paths: their paths, ``(N,)``.
+        labels: true classes, ``(N,)``.
+        curve: target, threat_model, attack and norm.
+        eps: in 1/255 of the value range.
+        radius: of the ball, in units of the value range.
+        logits: of the target on the images as attacked, float32 ``(N, K)``.
+        clean_logits: of the target on the images unchanged, float32 ``(N, K)``.
+        logits_8bit: of the target on the attacked images rounded to 8 bits, float32 ``(N, K)``.
+        norms: ``linf`` and ``l2`` of the perturbations, ``(N,)`` each.
+        reconstruction_error: ``(N,)``, or None without a purifier.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    finite = np.isfinite(logits).all(axis=1) & np.isfinite(logits_8bit).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{(~finite).sum()} of {len(rows)} images have logits that are not finite, {image_paths[~finite][0]} the "
+            f"first; {', '.join(f'{name} {value}' for name, value in curve.items())}, eps {eps:g}. "
+            f"Train the models again, with a lower learning rate"
+        )
+    n_images, n_classes = logits.shape
+    prediction = logits.argmax(axis=1)
+    correct = prediction == labels
+    clean_correct = clean_logits.argmax(axis=1) == labels
+    columns = {
+        "image": rows,
+        "path": image_paths,
+        "label": labels,
+        **{name: [value] * n_images for name, value in curve.items()},
+        "eps": np.full(n_images, eps),
+        "radius": np.full(n_images, radius),
+        "prediction": prediction,
+        "logits": pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel(), pa.float32()), n_classes),
+        "entropy": entropy(logits),
+        "margin": margin(logits, labels),
+        "correct": correct,
+        "clean_correct": clean_correct,
+        "success": clean_correct & ~correct,
+        "correct_8bit": logits_8bit.argmax(axis=1) == labels,
+        **norms,
+        "reconstruction_error": [None] * n_images if reconstruction_error is None else reconstruction_error,
+    }
+    return pa.table(columns, schema=schema(n_classes))
+
+
+def build_smallest_eps(
+    rows: np.ndarray,
+    image_paths: np.ndarray,
+    labels: np.ndarray,
+    curve: dict[str, str],
+    eps: np.ndarray,
+    found_by: np.ndarray,
+    minimal_eps: np.ndarray,
+) -> pa.Table:
+    """The smallest eps of the grid that breaks each of N images: a row an image, target and attack.
+
+    Args:
+        rows: rows of the prepared data set's table, ``(N,)``.
+        image_paths: their paths, ``(N,)``.
+        labels: true classes, ``(N,)``.
+        curve: ``target``, ``threat_model``, ``attack`` and ``norm``, the same for all images.
+        eps: in 1/255 of the value range, ``(N,)``; 0 for what is wrong as it is, infinite for what no eps breaks.
+        found_by: of an attack that is made of several, the one that broke the image there, ``(N,)``.
+        minimal_eps: size of the smallest perturbation found, in 1/255, ``(N,)``; 0 and infinite as ``eps``.
+    """
+    columns = {
+        "image": pa.array(rows, pa.int32()),
+        "path": pa.array(image_paths, pa.string()),
+        "label": pa.array(labels, pa.int32()),
+        **{name: pa.array([value] * len(rows), pa.string()) for name, value in curve.items()},
+        "smallest_eps": pa.array(eps, pa.float64()),
+        "found_by": pa.array(found_by, pa.string()),
+        "minimal_eps": pa.array(minimal_eps, pa.float64()),
+    }
+    return pa.table(columns)
+
+
+def build_probes(
+    rows: np.ndarray, image_paths: np.ndarray, target: str, found: Mapping[tuple[str, float], np.ndarray]
+) -> pa.Table:
+    """What small experiments on a target found: a row an image, probe and eps; ``value`` is what the probe measures.
+
+    Args:
+        rows: of N images in the prepared data set's table, ``(N,)``.
+        image_paths: their paths, ``(N,)``.
+        target: its name.
+        found: name of a probe and eps -> a number for each image, ``(N,)``.
+    """
+    columns = {
+        "image": pa.array(np.tile(rows, len(found)), pa.int32()),
+        "path": pa.array(np.tile(image_paths, len(found)), pa.string()),
+        "target": pa.array([target] * len(rows) * len(found), pa.string()),
+        "probe": pa.array([name for name, _ in found for _ in rows], pa.string()),
+        "eps": pa.array([eps for _, eps in found for _ in rows], pa.float64()),
+        "value": pa.array(np.concatenate(list(found.values())), pa.float64()),
+    }
+    return pa.table(columns)
+
+
+def write_records(records: pa.Table, path: Path) -> None:
+    """Write records as Parquet; the same records give the same bytes.
+
+    Raises:
+        ValueError: a number is missing or NaN; with the image's path.
+    """
+    refuse_gaps(records, path, "train the models again, with a lower learning rate")
+    pq.write_table(records.combine_chunks(), path, compression="zstd")
+
+
+def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
+    """Records of the undefended classifier and of these defences; ``logits`` holds an array ``(K,)`` a row.
+
+    Nulls are NaN.
+
+    Raises:
+        FileNotFoundError: a target was not attacked.
+    """
+    return _read(workspace, [workspace.records(target) for target in (UNDEFENDED, *defences)])
+
+
+def read_smallest_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
+    """The smallest eps that breaks each image, of the undefended classifier and of these defences.
+
+    Raises:
+        FileNotFoundError: a target was not attacked.
+    """
+    return _read(workspace, [workspace.smallest_eps(target) for target in (UNDEFENDED, *defences)])
+
+
+def read_probes(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
+    """What small experiments found, of the undefended classifier and of these defences.
+
+    Raises:
+        FileNotFoundError: a target was not attacked.
+    """
+    return _read(workspace, [workspace.probes(target) for target in (UNDEFENDED, *defences)])
+
+
+def read_certified(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
+    """Certified radii of those of these defences that have them: no row where none has."""
+    files = [path for path in map(workspace.certified, defences) if path.is_file()]
+    return _read(workspace, files) if files else CERTIFIED.empty_table().to_pandas()
+
+
+def _read(workspace: Workspace, files: list[Path]) -> "pd.DataFrame":
+    if missing := [file for file in files if not file.is_file()]:
+        step = workspace.step_of(missing[0])
+        raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
+    frame: pd.DataFrame = pa.concat_tables(_read_table(workspace, file) for file in files).to_pandas()
+    return frame
+
+
+def _read_table(workspace: Workspace, file: Path) -> pa.Table:
+    advice = f"run the step {workspace.step_of(file)} again"
+    try:
+        table = pq.read_table(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} is damaged: {advice}") from error
+    refuse_gaps(table, file, advice)
+    return table
+
+
+def refuse_gaps(table: pa.Table, file: Path, advice: str) -> None:
+    """Look for what no table may be made of: means pass over NaN without a word.
+
+    Args:
+        table: records, smallest eps, probes or certified radii.
+        file: where they are, or will be.
+        advice: what to do.
+
+    Raises:
+        ValueError: a value is missing or NaN, but for the reconstruction error, which may be missing.
+    """
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        if (gaps := _gaps(name, values)).any():
+            first = table["path"][int(gaps.argmax())]
+            raise ValueError(f"{file}: no number in {name} of {gaps.sum()} rows, that of {first} the first: {advice}")
+
+
+def _gaps(name: str, values: pa.ChunkedArray) -> np.ndarray:
+    """Where a column has no value, bool ``(N,)``."""
+    if name == "reconstruction_error":
+        return np.asarray(pc.is_nan(values).fill_null(False))
+    if name == "logits" and not values.null_count:
+        of_rows: np.ndarray = pc.list_flatten(values).to_numpy().reshape(len(values), -1)
+        finite: np.ndarray = np.isfinite(of_rows).all(axis=1)
+        return ~finite
+    return np.asarray(values.is_null(nan_is_null=True))

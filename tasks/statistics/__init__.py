@@ -1,0 +1,1 @@
+"""Intervals, tests and measures of classification, from arrays alone."""
