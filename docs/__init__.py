@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-RESULTS = Path("docs/results")
+RESULTS = Path("docs/evidence/results")
 """A folder a kept run."""

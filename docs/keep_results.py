@@ -1,6 +1,6 @@
 """Keep the numbers and figures of the present workspace: ``python -m docs.keep_results NAME``.
 
-They go to ``docs/results/NAME/``, from which ``python -m docs.write_tables`` writes the documents' tables. Figures that
+They go to ``docs/evidence/results/NAME/``, from which ``python -m docs.write_tables`` writes the documents' tables. Figures that
 show images are kept for phantoms only; the licence of other data sets is theirs to give. A figure that is too large for
 a repository (embeddings, with their thousands of points) stays in the report.
 """
@@ -52,7 +52,7 @@ MAX_FIGURE_BYTES = 400_000
 
 
 def keep_results(name: str) -> Path:
-    """Copy what is small to ``docs/results/<name>/``, in place of what is there, and return that folder.
+    """Copy what is small to ``docs/evidence/results/<name>/``, in place of what is there, and return that folder.
 
     Raises:
         ValueError: ``name`` is no simple name, params.yaml is not what the outputs were made with, or a trained defence
@@ -112,7 +112,7 @@ def _check_params() -> None:
 
 def main() -> None:
     """Command-line entry."""
-    parser = argparse.ArgumentParser(description="Keep the present results under docs/results/NAME.")
+    parser = argparse.ArgumentParser(description="Keep the present results under docs/evidence/results/NAME.")
     parser.add_argument("name", help="such as stratified-80-20")
     try:
         print(keep_results(parser.parse_args().name))

@@ -1,4 +1,4 @@
-"""Write ``docs/licences.md`` from what the installed packages of ``requirements.lock`` say of themselves.
+"""Write ``docs/evidence/licences.md`` from what the installed packages of ``requirements.lock`` say of themselves.
 
 ``python -m docs.write_licences``, in an environment that was made of the lock file.
 """
@@ -9,7 +9,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 LOCK = Path("requirements.lock")
-PAGE = Path("docs/licences.md")
+PAGE = Path("docs/evidence/licences.md")
 
 NOT_HERE = "not installed here"
 PERMISSIVE = re.compile(
@@ -43,7 +43,7 @@ TOLD_ELSEWHERE = {"huey": "MIT", "skops": "MIT", "cuda-toolkit": "NVIDIA"}
 
 HEAD = """# Licences
 
-This project is under the Apache License 2.0 ([LICENSE](../LICENSE)). Its files hold no code of others, and it passes
+This project is under the Apache License 2.0 (`LICENSE`). Its files hold no code of others, and it passes
 no package on: who installs it gets the packages of `requirements.lock` from their makers. What it writes may hold some:
 the report's page holds plotly.js (MIT, its notice is in the page), and Great Expectations' Data Docs their own styles
 and fonts.

@@ -9,7 +9,7 @@ A table stands between two marks, and what stands between them is replaced::
 column a curve; ``finding RUN`` is the finding in a sentence or two; ``verdict RUN`` is what becomes of the study's
 claims; ``benchmark RUN EPS ...`` ranks the defences by the worst case for each image at these ε;
 ``learning RUN`` is what labels are worth by acquisition function, and ``learned RUN`` the same in sentences. RUN is a
-folder of ``docs/results/``.
+folder of ``docs/evidence/results/``.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tasks.reporting.sections.benchmark import compared
 from tasks.reporting.sections.verdict import elsewhere
 from tasks.statistics.formatting import eps_text, percent, with_interval
 
-DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
+DOCUMENTS = (Path("README.md"), Path("docs/evidence/results.md"))
 MARKS = re.compile(r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL)
 STUDY = ["the study", "", "", "93.23 %", "", "", ""]
 
@@ -188,7 +188,7 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def main() -> None:
     """Command-line entry."""
-    parser = argparse.ArgumentParser(description="Write the documents' tables from docs/results/.")
+    parser = argparse.ArgumentParser(description="Write the documents' tables from docs/evidence/results/.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
     check = parser.parse_args().check
     try:
