@@ -57,12 +57,12 @@ format: $(STAMP)  ## Put code into shape
 	ruff check --fix .
 	ruff format .
 
-# Every script of tests/benchmarks that is one: measured figures go to docs/performance/.
+# Every script of tests/benchmarks that is one: measured figures go to docs/evidence/performance/.
 bench: $(STAMP)  ## Run the benchmarks one after the other
 	uv pip install --quiet --no-deps --target $(VENV)/benchmarks --requirements tests/benchmarks/requirements.txt
 	set -e; export PYTHONPATH=$(VENV)/benchmarks; for script in $$(grep -l '__main__' tests/benchmarks/*.py); do \
 		name=$$(basename $$script .py); echo "== $$name"; \
-		python -m tests.benchmarks.$$name --json docs/performance/$$name.json; \
+		python -m tests.benchmarks.$$name --json docs/evidence/performance/$$name.json; \
 	done
 
 ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback
@@ -74,6 +74,14 @@ serve: $(STAMP)  ## Prefect's server, the deployments and a worker, on loopback
 
 lock: $(STAMP)  ## Resolve the dependencies of pyproject.toml anew
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
+	$(MAKE) --no-print-directory environment.yaml
+
+# Stages depend on this file, so that a new version of a library that computes makes trainings and attacks stale.
+environment.yaml: requirements.lock
+	printf '# Versions of the libraries that compute; written by make lock from requirements.lock.\n' > $@
+	awk -F'==' '/^(adversarial-robustness-toolbox|numpy|pillow|scikit-learn|scipy|torch|torchvision)==/ \
+		{ versions[$$1] = versions[$$1] (versions[$$1] ? ", " : "") $$2 } \
+		END { for (name in versions) printf "%s: \"%s\"\n", name, versions[name] }' requirements.lock | sort >> $@
 
 clean:  ## Remove the environment and caches, not the results
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

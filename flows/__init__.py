@@ -1,1 +1,1 @@
-"""When steps run: chained, scheduled, spread over workers."""
+"""Prefect flows: the pipeline, audits, the registry, labelling; and the commands around DVC."""

@@ -1,7 +1,7 @@
-"""The flow ``robustness_audit``: a registered model under today's attacks, on today's data.
+"""The flow ``robustness_audit``: attack and evaluate a registered model with current data and parameters.
 
-``python -m flows.audit ct-robustness@champion`` makes a workspace of its own below ``audits/``, in which the networks
-are those of the model, data and parameters those of the current workspace, and runs the existing steps there.
+``python -m flows.audit ct-robustness@champion`` creates a workspace below ``audits/`` and runs the steps there. The
+networks come from the registered model; data and parameters come from the current workspace.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from flows.command import run_flow
+from flows.command import log_progress, run_flow
 from flows.flow import load_step
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
@@ -38,7 +38,7 @@ from tasks.tracking import EXPERIMENT
 
 AUDITS = Path("audits")
 SEEN = "seen"
-"""Split of the images that an audit leaves out."""
+"""Split of the images that an audit leaves out, because a model was trained or validated on them."""
 
 log = logging.getLogger(__name__)
 
@@ -50,110 +50,116 @@ class Audit:
     model: Registered
     workspace: Workspace
     params: Params
-    """What the steps in there run with."""
+    """Parameters of the steps in this workspace."""
     n_test: int
-    """Test images, all of them unseen."""
+    """Test images; the model was not trained or validated on any of them."""
     n_left_out: int
-    """Of today's test images, those that a model was trained or validated on."""
+    """Test images of the current workspace that are left out."""
 
 
 @flow(name="robustness_audit")
 def robustness_audit(
     model: Annotated[str, Field(min_length=3)] = f"{EXPERIMENT}@{registry.CHAMPION}",
 ) -> str:
-    """Attack a registered model with today's attacks on today's data, evaluate and analyse it, and write a report.
+    """Attack a registered model with the current attacks on the current data, evaluate it, and write a report.
 
     Args:
         model: ``name@alias`` or ``name/version``.
 
     Returns:
-        What came of it, in a few sentences.
+        The result in a few sentences.
     """
-    workspace, params = Workspace(), load_params()
-    found = registry.find(model)
-    folder = AUDITS / found.label
-    bundle = registry.download(found, renewed(folder / "model"))
-    audit = set_up_audit(workspace, found, bundle, Workspace(folder), params, with_report=True)
+    log_progress()
+    params, version = load_params(), registry.find(model)
+    workspace = Workspace(AUDITS / version.label)
+    bundle = registry.download(version, renewed(workspace.root / "model"))
+    audit = set_up_audit(Workspace(), version, bundle, workspace, params, with_report=True)
     run_audit(audit, with_report=True)
     outcome = outcome_of(audit)
-    there = audit.workspace
-    registry.note_audit(found, outcome, [there.report_html, there.metrics, there.checks, there.benchmark])
-    create_markdown_artifact(key="audit", markdown=outcome, description=f"Audit of {found.label}")
+    files = [workspace.report_html, workspace.metrics, workspace.checks, workspace.benchmark]
+    registry.log_audit(version, outcome, files)
+    create_markdown_artifact(key="audit", markdown=outcome, description=f"Audit of {version.label}")
     return outcome
 
 
 def set_up_audit(
-    workspace: Workspace,
+    current: Workspace,
     model: Registered,
     bundle: Path,
-    there: Workspace,
-    today: Params,
-    also_seen: Set[str] = frozenset(),
+    workspace: Workspace,
+    params: Params,
+    also_left_out: Set[str] = frozenset(),
     with_report: bool = False,
 ) -> Audit:
-    """Make the workspace of an audit; what an earlier one left there goes, but for its checkpoints.
+    """Create the workspace of an audit. Results of an earlier audit there are removed, checkpoints are kept.
 
-    Test images that the model was trained or validated on are turned out of the test split, and validation images that
-    it was trained on out of the validation split, which tells detectors' thresholds.
+    The test split loses the images that the model was trained or validated on. The validation split, which sets the
+    thresholds of detectors, loses the images that the model was trained on.
 
     Args:
-        workspace: the current workspace.
-        model: the version that is audited.
-        bundle: its files.
-        there: the audit's workspace.
-        today: parameters of the current workspace; how the networks are made is taken from the bundle.
-        also_seen: digests of test images to be left out, too.
-        with_report: whether the analyses and the page are wanted, which need more of the current workspace.
+        current: the current workspace; it does not change.
+        model: the version to audit.
+        bundle: folder of its files.
+        workspace: the new workspace.
+        params: parameters of the current workspace. Those of the networks are replaced by the bundle's.
+        also_left_out: digests of further test images to leave out.
+        with_report: whether analyses and report will run; they need more results of the current workspace.
 
     Raises:
         FileNotFoundError: a step has not run in the current workspace.
-        ValueError: the model is for other images, or saw all of today's.
+        ValueError: the model takes other images, or no test or validation image is left.
     """
-    about, seen, data = read_bundle(bundle), read_seen(bundle), load_prepared(workspace)
-    linked = (workspace.validate, workspace.active_learning) if with_report else ()
+    about, seen, data = read_bundle(bundle), read_seen(bundle), load_prepared(current)
+    linked = (current.validate, current.active_learning) if with_report else ()
     if missing := [path for path in linked if not path.is_dir()]:
-        step = workspace.step_of(missing[0])
-        raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
-    refuse_other_images(workspace, model, about, data)
+        step = current.step_of(missing[0])
+        raise FileNotFoundError(f"{missing[0]} not found. Run the step {step} first: dvc repro {step}")
+    check_images(current, model, about, data)
     digests = pd.Series(digests_of_images(data.pixels), index=data.table.index)
-    table, n_left_out = without_seen(data.table, digests, seen, also_seen)
+    table, n_left_out = without_seen(data.table, digests, seen, also_left_out)
     n_test = int((table["split"] == "test").sum())
     if not n_test:
-        raise ValueError(f"{model.label} was trained or validated on all {n_left_out} test images: none is left")
+        raise ValueError(
+            f"no test images are left for {model.label}: it was trained or validated on all {n_left_out}. "
+            "Add new images, or audit another model."
+        )
     if not (table["split"] == "validation").any():
-        raise ValueError(f"{model.label} was trained on all validation images: none is left for detectors' thresholds")
+        raise ValueError(
+            f"no validation images are left for {model.label}: it was trained on all of them. Detectors need them for "
+            "their thresholds. Add new images, or audit another model."
+        )
 
-    renewed(there.data)
+    renewed(workspace.data)
     for path in linked:
-        shutil.copytree(path, there.root / path.relative_to(workspace.root), copy_function=link_or_copy)
+        shutil.copytree(path, workspace.root / path.relative_to(current.root), copy_function=link_or_copy)
     if with_report:
-        shutil.copyfile(workspace.reference, there.reference)
-    shutil.copytree(Workspace(bundle).data, there.data, dirs_exist_ok=True)
-    there.prepare.mkdir()
-    link_or_copy(str(workspace.pixels), str(there.pixels))
-    table.to_parquet(there.split, index=False)
-    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+        shutil.copyfile(current.reference, workspace.reference)
+    shutil.copytree(Workspace(bundle).data, workspace.data, dirs_exist_ok=True)
+    workspace.prepare.mkdir()
+    link_or_copy(str(current.pixels), str(workspace.pixels))
+    table.to_parquet(workspace.split, index=False)
+    info = json.loads(current.dataset_info.read_text(encoding="utf-8"))
     counts = pd.crosstab(table["split"], table["class"]).reindex(columns=list(data.classes), fill_value=0)
     info["n_images"] = {split: counts.loc[split].to_dict() for split in info["n_images"] if split in counts.index}
-    info["leakage"] = leakage(table.assign(split=as_the_model_knows(table["split"], digests, seen["train"])))
-    write_json(info, there.dataset_info)
-    params = params_of(about, today)
-    with there.params_file.open("w", encoding="utf-8") as file:
+    info["leakage"] = leakage(table.assign(split=split_of_model(table["split"], digests, seen["train"])))
+    write_json(info, workspace.dataset_info)
+    params = params_of(about, params)
+    with workspace.params_file.open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(params.model_dump(mode="json", by_alias=True), file)
-    log.info("%s: %d test images, %d left out that a model has seen", there.root, n_test, n_left_out)
-    return Audit(model, there, params, n_test, n_left_out)
+    log.info("%s: %d test images, %d left out", workspace.root, n_test, n_left_out)
+    return Audit(model, workspace, params, n_test, n_left_out)
 
 
 def run_audit(audit: Audit, with_report: bool) -> None:
-    """Run the steps from the attack on, one after the other, each as a Prefect task.
+    """Run the steps from the attack on in order, each as a Prefect task.
 
     Args:
-        audit: where.
-        with_report: also the analyses and the page.
+        audit: its workspace and parameters.
+        with_report: run the analyses and write the report, too.
     """
-    benchmark, target = audit.params.benchmark, audit.model.target
-    steps = [("train_defence", name) for name in benchmark if name != target]
-    steps += [("attack", ""), *(("attack_defence", name) for name in benchmark), ("evaluate", "")]
+    defences, target = audit.params.benchmark, audit.model.target
+    steps = [("train_defence", name) for name in defences if name != target]
+    steps += [("attack", ""), *(("attack_defence", name) for name in defences), ("evaluate", "")]
     steps += [("analyze", ""), ("report", "")] if with_report else []
     for step, defence in steps:
         name = f"{step}@{defence}" if defence else step
@@ -163,22 +169,21 @@ def run_audit(audit: Audit, with_report: bool) -> None:
 
 
 def outcome_of(audit: Audit) -> str:
-    """What an audit found, in a few sentences."""
+    """The result of an audit in a few sentences."""
     clean, worst = clean_and_worst(audit)
     checks = checks_of(audit)
     failed = [check["key"] for check in checks if check["status"] == "FAIL"]
-    left_out = f"{audit.n_left_out} test images left out that it was trained or validated on; " * (audit.n_left_out > 0)
-    report = audit.workspace.report_html
+    seen = f" {audit.n_left_out} test images were left out, because the model was trained or validated on them."
     return (
-        f"{audit.model.label} ({spoken(audit.model.target)}): {left_out}right on {with_interval(clean)} of "
-        f"{audit.n_test} clean test images, on {with_interval(worst)} of {worst['n']} under the worst of all adaptive "
-        f"attacks at eps {eps_text(audit.params.analyze.eps)}/255. Of {len(checks)} checks "
-        f"{'none fails' if not failed else 'these fail: ' + ', '.join(failed)}. Report: {report}"
+        f"{audit.model.label} ({spoken(audit.model.target)}): clean accuracy {with_interval(clean)} "
+        f"(n = {audit.n_test}), worst-case accuracy under adaptive attacks {with_interval(worst)} (n = {worst['n']}) "
+        f"at eps {eps_text(audit.params.analyze.eps)}/255.{seen * (audit.n_left_out > 0)} "
+        f"Failed checks: {', '.join(failed) or 'none'} (of {len(checks)}). Report: {audit.workspace.report_html}"
     )
 
 
 def clean_and_worst(audit: Audit) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rates of the audited target with their intervals: clean, and in the worst case at ``analyze.eps``."""
+    """Clean accuracy of the target, and its worst-case accuracy at ``analyze.eps``, with intervals."""
     metrics = json.loads(audit.workspace.metrics.read_text(encoding="utf-8"))
     table = pd.read_csv(audit.workspace.benchmark)
     of_target = (table["target"] == audit.model.target) & (table["threat_model"] == "adaptive")
@@ -187,62 +192,68 @@ def clean_and_worst(audit: Audit) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def checks_of(audit: Audit) -> list[dict[str, Any]]:
-    """Checks of the audited target, and those of the data."""
+    """Checks of the target and of the data."""
     checks = json.loads(audit.workspace.checks.read_text(encoding="utf-8"))
     return [check for check in checks if check["target"] in (audit.model.target, None)]
 
 
-def refuse_other_images(workspace: Workspace, model: Registered, about: Bundle, data: Prepared) -> None:
-    """Look whether today's images are such as the model takes.
+def check_images(current: Workspace, model: Registered, about: Bundle, data: Prepared) -> None:
+    """Check that the model takes the images of the current workspace.
 
     Raises:
-        ValueError: they are not.
+        ValueError: classes, image size or value range differ.
     """
-    wants = {"classes": about.classes, "image size": about.image_size, "value range": about.value_range}
-    there = {"classes": data.classes, "image size": data.pixels.shape[-1], "value range": data.value_range}
-    if differing := [name for name in wants if wants[name] != there[name]]:
-        told = "; ".join(f"{name} {wants[name]}, and {workspace.prepare} holds {there[name]}" for name in differing)
-        raise ValueError(f"{model.label} takes {told}: prepare the data as it was trained (acquire.classes, prepare)")
+    taken = {"classes": about.classes, "image size": about.image_size, "value range": about.value_range}
+    found = {"classes": data.classes, "image size": data.pixels.shape[-1], "value range": data.value_range}
+    if differing := [name for name in taken if taken[name] != found[name]]:
+        wrong = "; ".join(f"{name} {found[name]}, but {model.label} takes {taken[name]}" for name in differing)
+        raise ValueError(
+            f"{current.prepare} has {wrong}. Prepare the images as for the training of the model (acquire.classes, "
+            "prepare)."
+        )
 
 
 def without_seen(
-    table: pd.DataFrame, digests: "pd.Series[str]", seen: dict[str, set[str]], also_seen: Set[str]
+    table: pd.DataFrame, digests: "pd.Series[str]", seen: dict[str, set[str]], also_left_out: Set[str]
 ) -> tuple[pd.DataFrame, int]:
-    """The prepared table with what may not count turned out of its split, and how many test images that are.
+    """Move the images that a model has seen to the split ``seen``.
 
     Args:
         table: of the prepared data set.
         digests: of its images.
-        seen: digests of what the model was trained and validated on.
-        also_seen: of test images to be left out, too.
+        seen: digests of the images that the model was trained and validated on.
+        also_left_out: digests of further test images to leave out.
+
+    Returns:
+        The table, and the number of test images that were moved.
     """
     is_test, is_validation = (table["split"] == split for split in ("test", "validation"))
-    out = is_test & digests.isin(seen["train"] | seen["validation"] | set(also_seen))
-    split = table["split"].mask(out | (is_validation & digests.isin(seen["train"])), SEEN)
-    return table.assign(split=split), int(out.sum())
+    left_out = is_test & digests.isin(seen["train"] | seen["validation"] | set(also_left_out))
+    split = table["split"].mask(left_out | (is_validation & digests.isin(seen["train"])), SEEN)
+    return table.assign(split=split), int(left_out.sum())
 
 
-def as_the_model_knows(split: "pd.Series[str]", digests: "pd.Series[str]", trained_on: Set[str]) -> "pd.Series[str]":
-    """The split with those as ``train`` that the model itself was trained on, whatever they are today."""
+def split_of_model(split: "pd.Series[str]", digests: "pd.Series[str]", trained_on: Set[str]) -> "pd.Series[str]":
+    """The split for the measurement of leakage: ``train`` are the images that the model itself was trained on."""
     return split.where(split == "test", digests.isin(trained_on).map({True: "train", False: SEEN}))
 
 
-def params_of(about: Bundle, today: Params) -> Params:
-    """Today's parameters, but for how the model's networks were made."""
-    values = today.model_dump(mode="json", by_alias=True)
+def params_of(about: Bundle, params: Params) -> Params:
+    """The current parameters, with those of the model's networks from the bundle."""
+    values = params.model_dump(mode="json", by_alias=True)
     values |= {name: about.params[name] for name in ("train_classifier", "train_autoencoder")}
-    study = [name for name in today.benchmark if isinstance(today.defences[name], Autoencoder)][:1]
+    # the analyses need one denoising autoencoder, also if the audited target is another defence
+    autoencoder = [name for name in params.benchmark if isinstance(params.defences[name], Autoencoder)][:1]
     if about.target == UNDEFENDED:
-        values["benchmark"] = study
+        values["benchmark"] = autoencoder
     else:
         values["defences"][about.target] = about.params["defence"]
-        # analyses compare with the study's defence, and look through it
-        values["benchmark"] = list(dict.fromkeys([*study, about.target]))
-    return parse_params(values, "today's params.yaml with the networks of the model")
+        values["benchmark"] = list(dict.fromkeys([*autoencoder, about.target]))
+    return parse_params(values, "params.yaml with the networks of the model")
 
 
 def link_or_copy(source: str, destination: str) -> None:
-    """A hard link where the file system has them: images are many and never changed."""
+    """Make a hard link if the file system supports it, else a copy: images are many and never changed."""
     try:
         os.link(Path(source).resolve(), destination)
     except OSError:
@@ -250,15 +261,15 @@ def link_or_copy(source: str, destination: str) -> None:
 
 
 def renewed(folder: Path) -> Path:
-    """The folder, empty."""
+    """Create a folder, or empty it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def main() -> None:
-    """Command line of the flow."""
-    parser = argparse.ArgumentParser(prog="python -m flows.audit", description="Audit a registered model.")
+    """Audit a registered model."""
+    parser = argparse.ArgumentParser(prog="python -m flows.audit", description=main.__doc__)
     parser.add_argument("model", help="name@alias or name/version, such as ct-robustness@champion")
     print(run_flow(robustness_audit, **vars(parser.parse_args())))
 

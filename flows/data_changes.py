@@ -1,7 +1,8 @@
-"""``python -m flows.data_changes``: what changed in the data against a version in git, the last one if none is named.
+"""Compare the data with an earlier version: ``python -m flows.data_changes [REVISION]``.
 
-It is about the manifests that ``validate`` wrote; the earlier one comes out of DVC's cache or its remote. The report,
-whose inputs are files, compares with the reference instead, a file in git: ``--keep`` makes the present data that.
+The command compares the manifest of the step ``validate`` with the manifest of a git revision, which comes from DVC's
+cache or remote. The report compares with ``data/reference.csv`` instead; ``--keep`` writes this file from the present
+manifest.
 """
 
 import argparse
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def manifest_at(workspace: Workspace, revision: str) -> "pd.DataFrame":
-    """The manifest of a version in git.
+    """Read the manifest of a git revision.
 
     Raises:
-        ValueError: there is no such version, it has none, or neither cache nor remote have it.
+        ValueError: the revision or its manifest does not exist, or neither DVC's cache nor its remote has the file.
     """
     import pandas as pd
     from dvc.api import open as open_at
@@ -33,35 +34,42 @@ def manifest_at(workspace: Workspace, revision: str) -> "pd.DataFrame":
         with open_at(path, repo=".", rev=revision, mode="rb") as file:
             return pd.read_parquet(io.BytesIO(file.read()))
     except (DvcException, SCMError, OSError) as error:
-        raise ValueError(masked(f"no {path} of {revision} in git, DVC's cache or its remote: {error}")) from None
+        raise ValueError(
+            masked(
+                f"{path} of the revision {revision} not found: {error}. The revision must exist, and DVC's cache or "
+                "remote must have the file. Name another revision, or run `dvc fetch --all-commits`."
+            )
+        ) from None
 
 
 def main() -> None:
-    """Print how many images of each class came, went and changed, and how the manifest's numbers moved."""
+    """Print added, rechanges and changed images of each class, and how the distributions of the manifest changed."""
     workspace = Workspace()
     parser = argparse.ArgumentParser(prog="python -m flows.data_changes", description=main.__doc__)
-    parser.add_argument("revision", nargs="?", default="HEAD", help="a commit, tag or branch; HEAD if none is named")
+    parser.add_argument("revision", nargs="?", default="HEAD", help="a commit, tag or branch (default: %(default)s)")
     parser.add_argument(
-        "--keep", action="store_true", help=f"write {workspace.reference.as_posix()}, with which the report compares"
+        "--keep",
+        action="store_true",
+        help=f"write {workspace.reference.as_posix()}, the version that the report compares with",
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
         import pandas as pd
 
         if not workspace.manifest.is_file():
-            raise ValueError(f"{workspace.manifest.as_posix()} is missing: run `dvc repro validate`")
+            raise ValueError(f"{workspace.manifest.as_posix()} not found. Run the step first: dvc repro validate")
         after = pd.read_parquet(workspace.manifest)
-        if given.keep:
+        if arguments.keep:
             write_reference(after, workspace.reference)
             print(f"{workspace.reference.as_posix()}: {len(after)} images. Commit it.")
             return
-        before = manifest_at(workspace, given.revision)
-        moved = drift(before, after)
+        before = manifest_at(workspace, arguments.revision)
+        changes = drift(before, after)
     except ValueError as error:
         sys.exit(f"data_changes: {error}")
-    print(f"{workspace.manifest.as_posix()} against {given.revision}\n")
+    print(f"{workspace.manifest.as_posix()} against {arguments.revision}\n")
     print(image_changes(before, after).to_string(index=False))
-    print("\n" + moved[moved["distance"] > 0].to_string(index=False, float_format="{:.3g}".format))
+    print("\n" + changes[changes["distance"] > 0].to_string(index=False, float_format="{:.3g}".format))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The flow ``export``: a registered model as one file for ``torch.export.load``.
+"""The flow ``export``: write a registered model as one file for ``torch.export.load``.
 
 ``python -m flows.export ct-robustness@champion champion.pt2``
 """
@@ -22,26 +22,26 @@ def export(
     model: Annotated[str, Field(min_length=3)] = f"{EXPERIMENT}@{registry.CHAMPION}",
     path: Annotated[str, Field(pattern=r".+\.pt2$")] = "champion.pt2",
 ) -> str:
-    """Write a registered model as a ``torch.export`` program, and hold it against the model.
+    """Write a registered model as a ``torch.export`` program, and compare its logits with those of the model.
 
     Args:
         model: ``name@alias`` or ``name/version``.
-        path: of the file, ``.pt2``.
+        path: path of the new file, ``*.pt2``.
 
     Returns:
-        What was written, and how much it differs.
+        A summary in one sentence.
     """
     found = registry.find(model)
     with tempfile.TemporaryDirectory() as folder:
         difference = export_target(registry.download(found, Path(folder)), Path(path))
-    return f"{found.label} ({found.target}) is in {path}; no logit differs by more than {difference:.1e}"
+    return f"{path} holds {found.label} ({found.target}). The largest difference of a logit is {difference:.1e}."
 
 
 def main() -> None:
-    """Command line of the flow."""
-    parser = argparse.ArgumentParser(prog="python -m flows.export", description="Export a registered model.")
+    """Write a registered model as one file for torch.export.load."""
+    parser = argparse.ArgumentParser(prog="python -m flows.export", description=main.__doc__)
     parser.add_argument("model", help="name@alias or name/version, such as ct-robustness@champion")
-    parser.add_argument("path", help="of the file that is written, .pt2")
+    parser.add_argument("path", help="path of the new file, *.pt2")
     print(run_flow(export, **vars(parser.parse_args())))
 
 

@@ -1,8 +1,10 @@
-"""The flow ``pipeline``: what ``dvc repro`` runs, with Prefect's concurrency, retries and artifacts."""
+"""The flow ``pipeline``: the steps that ``dvc repro`` would run, with Prefect's concurrency, retries and artifacts."""
 
 import importlib
 import json
+import logging
 import os
+from dataclasses import dataclass
 from threading import Semaphore
 from typing import Any
 
@@ -11,12 +13,18 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from flows.command import log_progress
 from flows.dvc_pipeline import DvcPipeline, flat
-from flows.spread import Workers, finish_elsewhere
+from flows.workers import Workers, compute_parts
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
 from tasks.runner import Step, run_step
 from tasks.tracking import masked
+
+N_RETRIES = {"acquire": 2}
+"""Retries of a step after an error of the network or the file system."""
+
+log = logging.getLogger(__name__)
 
 
 @flow(name="pipeline")
@@ -24,121 +32,123 @@ def pipeline(
     force: bool = False,
     workers: Workers = Workers(),  # noqa: B008  frozen
 ) -> dict[str, str]:
-    """Bring every step up to date, independent steps side by side.
+    """Bring every result up to date. Independent steps run side by side.
 
-    Two runs in one workspace take turns at every step, and so do a run and ``dvc repro``. If a step fails, an artifact
-    says which, what it read, and what to do.
+    Two runs in one workspace take turns at every step, and so do a run and ``dvc repro``. If a step fails, the artifact
+    ``failure`` names the step, its inputs and the next action.
 
     Args:
-        force: run every step, also those that DVC finds unchanged.
-        workers: who does the work of the steps that attack.
+        force: run every step, also unchanged ones.
+        workers: workers that share the steps attack and attack_defence.
 
     Returns:
-        What became of each step: ``unchanged``, ``restored`` or ``ran``.
+        The outcome of each step: ``unchanged``, ``restored`` or ``ran``.
     """
+    log_progress()
     params, workspace, stages = load_params(), Workspace(), DvcPipeline()
-    slots = Semaphore(concurrent_steps(params))
+    job = Job(workspace, stages, params, Semaphore(concurrent_steps(params)), force, workers)
     running: dict[str, Any] = {}
     for step, needed in stages.steps().items():
         as_task: Any = task(
             name=step,
             cache_policy=NO_CACHE,
-            retries=2 if step == "acquire" else 0,
+            retries=N_RETRIES.get(step, 0),
             retry_delay_seconds=5,
             retry_condition_fn=is_worth_retrying,
         )
         before = [running[name] for name in needed]
-        submit = as_task(bring_up_to_date).submit
-        running[step] = submit(step, workspace, stages, params, slots, force, workers, wait_for=before)
+        running[step] = as_task(bring_up_to_date).submit(step, job, wait_for=before)
     for step, future in running.items():
         future.wait()
         if future.state.is_failed() or future.state.is_crashed():
             publish_failure(workspace, step, stages.inputs(step), future.state)
     outcome = {step: future.result() for step, future in running.items()}
-    publish_artifacts(workspace)
+    publish_results(workspace)
     return outcome
 
 
-def bring_up_to_date(
-    step: str,
-    workspace: Workspace,
-    stages: DvcPipeline,
-    params: Params,
-    slots: Semaphore,
-    force: bool,
-    workers: Workers,
-) -> str:
-    """Run a step if DVC says that it has changed, and record the outcome with DVC.
+@dataclass(frozen=True)
+class Job:
+    """One run of the pipeline."""
+
+    workspace: Workspace
+    stages: DvcPipeline
+    params: Params
+    slots: Semaphore
+    """One for each step that may run at the same time."""
+    force: bool
+    workers: Workers
+
+
+def bring_up_to_date(step: str, job: Job) -> str:
+    """Run a step if DVC finds a change, and record its outputs with DVC.
 
     Args:
-        step: its name; ``step@defence`` for one that runs for each defence.
-        workspace: its paths.
-        stages: DVC's record of the steps.
-        params: all parameters.
-        slots: as many steps run at once.
-        force: run it in any case.
-        workers: who does its work, if it attacks.
+        step: ``step`` or ``step@defence``.
+        job: the run of the pipeline.
 
     Returns:
         ``unchanged``, ``restored`` (outputs of an earlier run, from DVC's cache) or ``ran``.
     """
-    with slots, stages.claimed(step):
-        if not force:
+    stages = job.stages
+    with job.slots, stages.claimed(step):
+        if not job.force:
             if not stages.changed(step):
                 return "unchanged"
             if stages.restore(step):
                 return "restored"
         stages.check_inputs(step)
         name, _, defence = step.partition("@")
-        if name in ("attack", "attack_defence") and workers.runner != "in_process":
-            finish_elsewhere(workspace, defence or UNDEFENDED, params, workers)
-        run_step(load_step(name), workspace, params, "prefect", defence or None)
-        stages.record(step, params)
+        if name in ("attack", "attack_defence") and job.workers.runner != "in_process":
+            compute_parts(job.workspace, defence or UNDEFENDED, job.params, job.workers)
+        run_step(load_step(name), job.workspace, job.params, "prefect", defence or None)
+        stages.record(step, job.params)
         return "ran"
 
 
 def load_step(name: str) -> Step:
-    """The step's function, named like its module."""
+    """The function of a step. It has the name of its module."""
     function: Step = getattr(importlib.import_module(f"tasks.{name}"), name)
     return function
 
 
 def concurrent_steps(params: Params) -> int:
-    """Steps at once, so that their threads together are no more than the cores."""
+    """Number of steps that run at the same time: together they have at most one thread for each core."""
     return max(1, (os.cpu_count() or 1) // params.compute.threads)
 
 
 def is_worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
-    """Network and file-system trouble may pass; a wrong parameter or a broken image does not."""
+    """Whether a step failed by an error of the network or the file system, which may not occur again."""
     return isinstance(state.result(raise_on_failure=False), OSError)
 
 
 def publish_failure(workspace: Workspace, step: str, inputs: list[str], state: State[Any]) -> None:
-    """Prefect artifact: what failed, what it read, what to do."""
+    """Log the failure of a step and publish the artifact ``failure``."""
+    log.error("%s failed: %s", step, masked(str(state.message)))
     page = failure_page(workspace, step, inputs, str(state.message))
     create_markdown_artifact(key="failure", markdown=page, description=f"{step} failed")
 
 
 def failure_page(workspace: Workspace, step: str, inputs: list[str], message: str) -> str:
-    """What failed and why, what it read, and what to do, in Markdown."""
+    """The message of a failed step, its inputs and the next action, in Markdown."""
     name, _, defence = step.partition("@")
     command = f"CT_ROBUSTNESS_TRACEBACK=1 python -m tasks.{name} {defence}".rstrip()
-    # a name of a file in the message may hold what would end the block
-    told = masked(message).replace("```", "'''")
+    # the message can contain a file name that would close the block
+    shown = masked(message).replace("```", "'''")
     lines = [
         f"## {step} failed",
-        f"```\n{told}\n```",
-        f"It read: {', '.join(f'`{path}`' for path in inputs)}.",
-        f"What it left in `{workspace.step_folder(name, defence)}` is not recorded with DVC: nothing takes it for "
-        "whole. Steps that do not need it went on.",
-        f"To do: mend what the message names; `{command}` shows where it came from. Then run the flow again, or "
-        "`dvc repro`: finished steps are not repeated, and training and attacks go on where they were.",
+        f"```\n{shown}\n```",
+        f"Inputs: {', '.join(f'`{path}`' for path in inputs)}.",
+        f"DVC has no record of the files in `{workspace.step_folder(name, defence)}`, so no later step uses them. "
+        "Steps that do not need this step continued.",
+        f"Next action: correct the cause. `{command}` prints the traceback. Then run the flow or `dvc repro` again. "
+        "Finished steps are not repeated. Training and attacks resume from their checkpoints.",
     ]
     return "\n\n".join(lines)
 
 
-def publish_artifacts(workspace: Workspace) -> None:
-    """Prefect artifacts: the headline metrics as a table, and a link to the report."""
+def publish_results(workspace: Workspace) -> None:
+    """Publish the headline metrics as a table artifact, and a link to the report."""
     metrics = json.loads(workspace.metrics.read_text(encoding="utf-8"))
     rows = [{"metric": name, "value": value} for name, value in flat(metrics).items()]
     create_table_artifact(key="headline-metrics", table=rows, description="Headline metrics of the pipeline")

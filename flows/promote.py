@@ -1,7 +1,7 @@
-"""The flow ``promote``: the candidate takes the champion's place, if it is not worse where it counts.
+"""The flow ``promote``: make the candidate champion, if it is not significantly worse than the champion.
 
-``python -m flows.promote`` audits both on the same images, compares, and moves the alias ``champion`` or says why not;
-``python -m flows.promote --back`` makes the champion before this one champion again.
+``python -m flows.promote`` audits both on the same images, compares them, and moves the alias ``champion`` or gives the
+reasons against it. ``python -m flows.promote --back`` returns to the champion before.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from flows.audit import AUDITS, Audit, checks_of, renewed, run_audit, set_up_audit
-from flows.command import run_flow
+from flows.command import log_progress, run_flow
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
@@ -32,31 +32,31 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to become of the candidate."""
+    """The comparison of a candidate with the champion, and its outcome."""
 
     candidate: Registered
     champion: Registered | None
     alpha: float
     eps: float
-    """In 1/255: of the adaptive attacks."""
+    """Eps of the adaptive attacks, in units of 1/255."""
     n_left_out: int
     """Test images that one of the two was trained or validated on."""
     comparisons: list[Comparison]
-    """Clean and adaptive; none without a champion."""
+    """Clean and adaptive; empty without a champion."""
     failed: dict[str, str]
-    """Checks of the candidate that fail: key to explanation."""
+    """Failed checks of the candidate: key to explanation."""
 
     @property
     def objections(self) -> list[str]:
-        """Why the candidate may not be champion; none if it may."""
+        """Reasons why the candidate does not become champion."""
         worse = [
-            f"its {each.what} accuracy is significantly worse: {_shown(each.candidate)} against "
-            f"{_shown(each.champion)}, {each.n_right_alone} : {each.n_wrong_alone} images that only one gets right, "
-            f"p = {each.p_value:.2g}"
+            f"its {each.condition} accuracy is significantly worse: {_text(each.candidate)} against "
+            f"{_text(each.champion)}, correct by only one of the two {each.n_right_alone} : "
+            f"{each.n_wrong_alone}, p = {each.p_value:.2g}"
             for each in self.comparisons
             if each.is_worse(self.alpha)
         ]
-        return worse + [f"its check {key} fails: {explanation}" for key, explanation in self.failed.items()]
+        return worse + [f"failed check {key}: {explanation}" for key, explanation in self.failed.items()]
 
 
 @flow(name="promote")
@@ -68,35 +68,37 @@ def promote(
     """Make the candidate champion, if neither its clean nor its adaptive accuracy is significantly worse.
 
     Args:
-        name: of the registered model.
+        name: name of the registered model.
         alpha: significance level of McNemar's test.
-        back: compare nothing, and make the champion before this one champion again.
+        back: compare nothing, and return to the champion before the present one.
 
     Returns:
-        What became of it, in a few sentences.
+        The outcome in a few sentences.
     """
+    log_progress()
     if back:
-        move = registry.champion_back(name)
-        return f"version {move.version} of {name} is champion again, version {move.before} no longer"
-    workspace, params = Workspace(), load_params()
-    candidate = registry.holder_of(name, CANDIDATE)
+        move = registry.restore_champion(name)
+        return f"Version {move.version} of {name} is champion again, in place of version {move.before}."
+    params, candidate = load_params(), registry.version_with(name, CANDIDATE)
     if candidate is None:
-        raise ValueError(f"{name} has no {CANDIDATE}: register one first (python -m flows.register)")
-    champion = registry.holder_of(name, CHAMPION)
+        raise ValueError(f"{name} has no {CANDIDATE}. Register a model first: python -m flows.register")
+    champion = registry.version_with(name, CHAMPION)
     if champion == candidate:
-        return f"{candidate.label} is both {CANDIDATE} and {CHAMPION}: nothing to compare, nothing is changed"
+        return f"{candidate.label} is {CANDIDATE} and {CHAMPION}. There is nothing to compare."
 
-    audits = audit_side_by_side(workspace, candidate, champion, params)
-    told, page = settle(audits, params, alpha)
-    create_markdown_artifact(key="promotion", markdown=page, description=f"{candidate.label} as champion?")
-    return f"{told} See {audits[0].workspace.root / 'promotion.md'}"
+    audits = audit_both(Workspace(), candidate, champion, params)
+    outcome, page = settle(audits, params, alpha)
+    create_markdown_artifact(key="promotion", markdown=page, description=f"Promotion of {candidate.label}")
+    return f"{outcome} See {audits[0].workspace.root / 'promotion.md'}"
 
 
 def settle(audits: list[Audit], params: Params, alpha: float) -> tuple[str, str]:
-    """Decide, write down why beside the candidate's audit and in the registry, and move the alias if nothing objects.
+    """Decide on the candidate, and move the alias ``champion`` if there is no objection.
+
+    The decision is written beside the candidate's audit and to the registry.
 
     Args:
-        audits: the candidate's first; their steps up to ``evaluate`` have run.
+        audits: of the candidate and, if there is one, the champion; their steps up to ``evaluate`` have run.
         params: of the current workspace.
         alpha: significance level.
 
@@ -104,19 +106,17 @@ def settle(audits: list[Audit], params: Params, alpha: float) -> tuple[str, str]
         The decision in a few sentences, and as a page of Markdown.
     """
     decision = decide(audits, params, alpha)
-    told, page, folder = sentence_of(decision), page_of(decision), audits[0].workspace.root
+    outcome, page, folder = outcome_of(decision), page_of(decision), audits[0].workspace.root
     (folder / "promotion.md").write_text(page, encoding="utf-8")
     write_json(asdict(decision) | {"objections": decision.objections}, folder / "promotion.json")
-    registry.note_audit(decision.candidate, told, [folder / "promotion.md", folder / "promotion.json"])
+    registry.log_audit(decision.candidate, outcome, [folder / "promotion.md", folder / "promotion.json"])
     if not decision.objections:
-        registry.move_champion(decision.candidate, told)
-    return told, page
+        registry.move_champion(decision.candidate, outcome)
+    return outcome, page
 
 
-def audit_side_by_side(
-    workspace: Workspace, candidate: Registered, champion: Registered | None, params: Params
-) -> list[Audit]:
-    """Audits of the candidate and, if there is one, the champion, on test images that neither has seen."""
+def audit_both(current: Workspace, candidate: Registered, champion: Registered | None, params: Params) -> list[Audit]:
+    """Audit the candidate and, if there is one, the champion, on test images that neither of them has seen."""
     if champion is None:
         models, folders = [candidate], [AUDITS / f"{candidate.label}-alone"]
     else:
@@ -129,9 +129,9 @@ def audit_side_by_side(
         registry.download(model, renewed(folder / "model")) for model, folder in zip(models, folders, strict=True)
     ]
     seen = set().union(*(digests for bundle in bundles for digests in read_seen(bundle).values()))
-    # both are set up before any is attacked: what can't be compared is found at once
+    # both are set up before an attack runs, so that models that cannot be compared are refused at once
     audits = [
-        set_up_audit(workspace, model, bundle, Workspace(folder), params, seen)
+        set_up_audit(current, model, bundle, Workspace(folder), params, seen)
         for model, bundle, folder in zip(models, bundles, folders, strict=True)
     ]
     for audit in audits:
@@ -140,10 +140,10 @@ def audit_side_by_side(
 
 
 def decide(audits: list[Audit], params: Params, alpha: float) -> Decision:
-    """Compare what the audits of the candidate and, if there is one, the champion found.
+    """Compare the results of the candidate with those of the champion.
 
     Args:
-        audits: the candidate's first; their steps up to ``evaluate`` have run.
+        audits: of the candidate and, if there is one, the champion; their steps up to ``evaluate`` have run.
         params: of the current workspace.
         alpha: significance level.
     """
@@ -161,8 +161,10 @@ def decide(audits: list[Audit], params: Params, alpha: float) -> Decision:
             for audit in audits
         )
         comparisons = [
-            compare(what, candidate[what], champion[what], groups, params.analyze.n_resamples, params.seed)
-            for what in candidate
+            compare(
+                condition, candidate[condition], champion[condition], groups, params.analyze.n_resamples, params.seed
+            )
+            for condition in candidate
         ]
     failed = {check["key"]: check["explanation"] for check in checks_of(audits[0]) if check["status"] == "FAIL"}
     return Decision(
@@ -176,66 +178,70 @@ def decide(audits: list[Audit], params: Params, alpha: float) -> Decision:
     )
 
 
-def sentence_of(decision: Decision) -> str:
-    """What was decided, and why."""
+def outcome_of(decision: Decision) -> str:
+    """The decision and its reasons in a few sentences."""
     candidate, champion = decision.candidate.label, decision.champion
     if decision.objections:
-        stays = f"{champion.label} stays" if champion else "there is still none"
+        stays = f"{champion.label} stays champion" if champion else "there is no champion"
         return f"{candidate} does not become champion, {stays}: {'; '.join(decision.objections)}."
     if champion is None:
-        return f"{candidate} becomes champion: there was none to compare it with, and none of its checks fails."
-    differences = ", ".join(
-        f"{each.what} {_shown(each.candidate)} against {_shown(each.champion)} (p = {each.p_value:.2g})"
+        return f"{candidate} becomes champion: there is no other champion, and none of its checks failed."
+    accuracies = ", ".join(
+        f"{each.condition} {_text(each.candidate)} against {_text(each.champion)} (p = {each.p_value:.2g})"
         for each in decision.comparisons
     )
     return (
-        f"{candidate} becomes champion in place of {champion.label}: no check fails, and neither accuracy is "
-        f"significantly worse on the same {decision.comparisons[0].n} images: {differences}."
+        f"{candidate} becomes champion in place of {champion.label}: none of its checks failed, and no accuracy is "
+        f"significantly worse (n = {decision.comparisons[0].n}): {accuracies}."
     )
 
 
 def page_of(decision: Decision) -> str:
     """The comparison in Markdown."""
     candidate, champion = decision.candidate, decision.champion
-    against = f"{champion.label} ({spoken(champion.target)}), champion" if champion else "no champion yet"
+    other = f"the champion {champion.label} ({spoken(champion.target)})" if champion else "no champion"
+    models = "one of the two models" if champion else "the model"
     lines = [
-        f"# {candidate.label} ({spoken(candidate.target)}), candidate, against {against}",
+        f"# The candidate {candidate.label} ({spoken(candidate.target)}) against {other}",
         "",
-        sentence_of(decision),
+        outcome_of(decision),
         "",
-        f"Adaptive: the worst of all adaptive attacks for each image at ε = {eps_text(decision.eps)}/255. Worse: "
-        f"McNemar's exact test, two-sided, at {decision.alpha:g}. Test images left out since "
-        f"{'one of the two' if champion else 'it'} was trained or validated on them: {decision.n_left_out}.",
+        f"The adaptive accuracy is the worst case of each image over all adaptive attacks at ε = "
+        f"{eps_text(decision.eps)}/255. The p-values are those of McNemar's exact two-sided test; the significance "
+        f"level is {decision.alpha:g}. {decision.n_left_out} test images were left out, because {models} was trained "
+        "or validated on them.",
         "",
     ]
     if decision.comparisons:
         lines += [
-            "| accuracy | images | candidate [95 %] | champion [95 %] | difference [95 %] | only candidate : only "
-            "champion | p | |",
+            "| accuracy | images | candidate [95 %] | champion [95 %] | difference [95 %] | correct by candidate only "
+            ": by champion only | p | |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         lines += [
-            f"| {each.what} | {each.n} | {_shown(each.candidate)} | {_shown(each.champion)} | {_shown(each.difference)}"
-            f" | {each.n_right_alone} : {each.n_wrong_alone} | {each.p_value:.3g} | "
+            f"| {each.condition} | {each.n} | {_text(each.candidate)} | {_text(each.champion)} | "
+            f"{_text(each.difference)} | {each.n_right_alone} : {each.n_wrong_alone} | {each.p_value:.3g} | "
             f"{'**worse**' if each.is_worse(decision.alpha) else 'not worse'} |"
             for each in decision.comparisons
         ]
         lines.append("")
-    lines += [f"- check **{key}** fails: {explanation}" for key, explanation in decision.failed.items()]
-    lines += ["" if decision.failed else "No check of the candidate fails.", ""]
+    lines += [f"- Failed check **{key}**: {explanation}" for key, explanation in decision.failed.items()]
+    lines += ["" if decision.failed else "No check of the candidate failed.", ""]
     return "\n".join(lines)
 
 
-def _shown(estimate: Estimate) -> str:
+def _text(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def main() -> None:
-    """Command line of the flow."""
-    parser = argparse.ArgumentParser(prog="python -m flows.promote", description="Make the candidate champion.")
-    parser.add_argument("--name", default=EXPERIMENT, help="of the registered model (%(default)s)")
-    parser.add_argument("--alpha", default=ALPHA, type=float, help="significance level (%(default)s)")
-    parser.add_argument("--back", action="store_true", help="make the champion before this one champion again")
+    """Make the candidate champion, or return to the champion before."""
+    parser = argparse.ArgumentParser(prog="python -m flows.promote", description=main.__doc__)
+    parser.add_argument("--name", default=EXPERIMENT, help="name of the registered model (default: %(default)s)")
+    parser.add_argument(
+        "--alpha", default=ALPHA, type=float, help="significance level of McNemar's test (default: %(default)s)"
+    )
+    parser.add_argument("--back", action="store_true", help="return to the champion before the present one")
     print(run_flow(promote, **vars(parser.parse_args())))
 
 

@@ -1,6 +1,7 @@
-"""The flow ``register``: the best defended model of this workspace becomes a version in MLflow's registry.
+"""The flow ``register``: register the best defended model of this workspace in MLflow's model registry.
 
-``python -m flows.register`` chooses by the table that ``evaluate`` wrote; ``--target NAME`` takes another one.
+``python -m flows.register`` selects the best defence of the comparison; ``--target NAME`` registers another
+target.
 """
 
 import argparse
@@ -15,13 +16,14 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from flows.command import run_flow
+from flows.command import log_progress, run_flow
 from flows.dvc_pipeline import DvcPipeline
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
 from tasks.serving import registry
 from tasks.serving.bundle import write_bundle
 from tasks.serving.card import card_of
+from tasks.statistics.formatting import eps_text, percent
 from tasks.tracking import EXPERIMENT
 
 log = logging.getLogger(__name__)
@@ -32,34 +34,36 @@ def register(
     target: str | None = None,
     name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT,
 ) -> str:
-    """Register a target of this workspace with its card, as ``candidate``.
+    """Register a target of this workspace with its model card, under the alias ``candidate``.
 
     Args:
-        target: a defence, or ``undefended``; without it the defence that keeps most in the worst case of all adaptive
-            attacks at ``analyze.eps``, of those that no check fails.
-        name: of the registered model.
+        target: a defence, or ``undefended``. By default the defence with the highest worst-case accuracy under adaptive
+            attacks at ``analyze.eps``, among those without a failed check.
+        name: name of the registered model.
 
     Returns:
-        What became of it, in a sentence.
+        The outcome in one sentence.
     """
+    log_progress()
     workspace, params = Workspace(), load_params()
     refuse_stale_results()
-    chosen, why = (target, "as asked") if target else best_defence(workspace, params)
+    chosen, reason = (target, "as requested") if target else best_defence(workspace, params)
     card, summary = card_of(workspace, params, chosen)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = write_bundle(workspace, Path(folder) / "bundle", params, chosen, card)
-        if known := registry.find_version(name, bundle.digest):
-            return f"{chosen} ({why}) is registered already: {known.label} has the same weights. Nothing is changed"
-        made = registry.register_bundle(Path(folder) / "bundle", name, summary)
-    create_markdown_artifact(key="model-card", markdown=card, description=f"Card of {made.label}")
-    return f"{chosen} ({why}) is registered as version {made.version} of {name}, alias {registry.CANDIDATE}"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "bundle"
+        bundle = write_bundle(workspace, folder, params, chosen, card)
+        if existing := registry.find_version(name, bundle.digest):
+            return f"{chosen} ({reason}) is not registered again: {existing.label} has the same weights."
+        version = registry.register_bundle(folder, name, summary)
+    create_markdown_artifact(key="model-card", markdown=card, description=f"Model card of {version.label}")
+    return f"{chosen} ({reason}) is registered as version {version.version} of {name}, alias {registry.CANDIDATE}."
 
 
 def refuse_stale_results() -> None:
-    """Look whether what ``evaluate`` wrote is about the networks that are there.
+    """Check that the results of ``evaluate`` belong to the present models.
 
     Raises:
-        RuntimeError: DVC says that a step before it, or itself, has changed since it ran.
+        RuntimeError: DVC reports a change of ``evaluate`` or of a step before it.
     """
     pipeline = DvcPipeline()
     needed, waiting = pipeline.steps(), ["evaluate"]
@@ -70,42 +74,45 @@ def refuse_stale_results() -> None:
         waiting += [name for name in needed.get(step, []) if name not in before]
     if changed := [step for step in needed if step in before and pipeline.changed(step)]:
         raise RuntimeError(
-            f"{', '.join(changed)} changed since {'it' if len(changed) == 1 else 'they'} ran, so the figures may be of "
-            "other networks: bring them up to date first (dvc repro evaluate)"
+            f"the results may belong to other models: DVC reports changes of {', '.join(changed)}. "
+            "Bring the results up to date first: dvc repro evaluate"
         )
 
 
 def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
-    """The defence that keeps most under all adaptive attacks at ``analyze.eps``, and in words why.
+    """The defence with the highest worst-case accuracy under adaptive attacks at ``analyze.eps``, and the reason.
+
+    Defences with a failed check are left out.
 
     Raises:
         FileNotFoundError: the step ``evaluate`` has not run.
-        ValueError: none is there that no check fails.
+        ValueError: every defence has a failed check.
     """
     if not workspace.benchmark.is_file():
-        raise FileNotFoundError(f"{workspace.benchmark} not found: run the step evaluate first (dvc repro evaluate)")
+        raise FileNotFoundError(f"{workspace.benchmark} not found. Run the step evaluate first: dvc repro evaluate")
     table, eps = pd.read_csv(workspace.benchmark), params.analyze.eps
     ranked = table[(table["threat_model"] == "adaptive") & (table["eps"] == eps) & (table["target"] != UNDEFENDED)]
     checks = json.loads(workspace.checks.read_text(encoding="utf-8"))
-    passed_over: list[str] = []
+    left_out: list[str] = []
     for row in ranked.sort_values("rank").to_dict("records"):
         failed = [check["key"] for check in checks if check["target"] == row["target"] and check["status"] == "FAIL"]
         if not failed:
-            kept = f"the best defence, {100 * row['accuracy']:.1f} % right under adaptive attacks at eps {eps:g}"
-            return row["target"], ", ".join([kept, *passed_over])
-        passed_over.append(f"{row['target']} left out since it fails {', '.join(failed)}")
-        log.warning("%s: its figures can't be believed (docs/checks.md)", passed_over[-1])
+            accuracy = f"accuracy under adaptive attacks {percent(row['accuracy'])} at eps {eps_text(eps)}"
+            return row["target"], "; ".join([f"the best defence, {accuracy}", *left_out])
+        left_out.append(f"{row['target']} left out, failed checks: {', '.join(failed)}")
+        log.warning("%s (docs/reference/checks.md)", left_out[-1])
     raise ValueError(
-        f"no defence under adaptive attacks at eps {eps:g} in {workspace.benchmark} passes its checks: "
-        f"{'; '.join(passed_over) or 'there is none'}"
+        f"{workspace.benchmark} has no defence without a failed check at eps {eps_text(eps)}: "
+        f"{'; '.join(left_out) or 'no defence was evaluated'}. See docs/reference/checks.md, or register a target "
+        "explicitly (--target)."
     )
 
 
 def main() -> None:
-    """Command line of the flow."""
-    parser = argparse.ArgumentParser(prog="python -m flows.register", description="Register a defended model.")
-    parser.add_argument("--target", help="a defence, or undefended (the best defence)")
-    parser.add_argument("--name", default=EXPERIMENT, help="of the registered model (%(default)s)")
+    """Register a target of this workspace."""
+    parser = argparse.ArgumentParser(prog="python -m flows.register", description=main.__doc__)
+    parser.add_argument("--target", help="a defence, or undefended (default: the best defence)")
+    parser.add_argument("--name", default=EXPERIMENT, help="name of the registered model (default: %(default)s)")
     print(run_flow(register, **vars(parser.parse_args())))
 
 

@@ -1,6 +1,6 @@
-"""The flow ``seeds``: the whole way once for each seed, and how much its numbers depend on it.
+"""The flow ``seeds``: run the pipeline for each seed, and compute mean and spread of the headline metrics.
 
-``python -m flows.seeds 0 1 2`` runs each seed as an experiment of DVC; the workspace keeps its own results.
+``python -m flows.seeds 0 1 2`` runs each seed as a DVC experiment. The results in the workspace do not change.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from flows.command import run_flow
+from flows.command import log_progress, run_flow
 from flows.dvc_pipeline import metrics_of
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
@@ -40,19 +40,19 @@ def seeds(
     """Run the pipeline for each seed, and write mean and spread of every headline metric.
 
     Args:
-        seeds: of everything that is drawn at random, different ones; each is a whole run, with params.yaml otherwise as
-            it is.
+        seeds: values of the parameter seed, all different. The other parameters are those of params.yaml.
 
     Returns:
-        The table's file.
+        The file of the table.
 
     Raises:
-        ValueError: a seed that is there twice.
+        ValueError: a seed occurs twice.
     """
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must differ, not {seeds}")
+        raise ValueError(f"seeds: {seeds} has a repeated value. All seeds must differ. Remove the repeated ones.")
+    log_progress()
     params = load_params()
-    # made here, so that artifacts of the runs elsewhere are kept here
+    # created here, so that the artifacts of the experiments, which run in temporary folders, are stored here
     experiment_id()
     experiments = {seed: run_seed(seed, params) for seed in seeds}
     table = seeds_table({seed: metrics_of(experiment) for seed, experiment in experiments.items()})
@@ -62,11 +62,11 @@ def seeds(
     with open_run(Workspace(), "seeds", FOLDER, params, "prefect") as tracker:
         tracker.tags({f"experiment.{seed}": experiment for seed, experiment in experiments.items()})
         for statistic in ("value", "low", "high", "sd"):
-            told = table.dropna(subset=[statistic])
+            known = table.dropna(subset=[statistic])
             name = "mean" if statistic == "value" else statistic
-            tracker.metrics({f"{m}.{name}": v for m, v in zip(told["metric"], told[statistic], strict=True)})
+            tracker.metrics({f"{m}.{name}": v for m, v in zip(known["metric"], known[statistic], strict=True)})
         tracker.artifact(file)
-    # pandas' own JSON has nothing where a number is missing
+    # NaN is no JSON; pandas writes null
     rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
     create_table_artifact(key="seeds", table=rows, description=f"Mean and spread over the seeds {seeds}")
     return str(file)
@@ -74,26 +74,30 @@ def seeds(
 
 @task(name="seed", cache_policy=NO_CACHE)
 def run_seed(seed: int, params: Params) -> str:
-    """Run the pipeline with this seed as an experiment of DVC, unless there is one; its name.
+    """Run the pipeline with this seed as a DVC experiment, unless the experiment exists, and return its name.
 
     Raises:
         RuntimeError: DVC failed.
     """
-    words = json.dumps(params.model_dump(mode="json") | {"seed": seed}, sort_keys=True)
-    name = f"seed-{seed}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    values = json.dumps(params.model_dump(mode="json") | {"seed": seed}, sort_keys=True)
+    name = f"seed-{seed}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
     if name in run_dvc("exp", "list", "--name-only").split():
-        log.info("%s is there already", name)
-    else:
-        run_dvc("exp", "run", "--temp", "--name", name, "--set-param", f"seed={seed}")
+        log.info("The experiment %s exists already", name)
+        return name
+    run_dvc("exp", "run", "--temp", "--name", name, "--set-param", f"seed={seed}")
     return name
 
 
 def seeds_table(metrics: dict[int, dict[str, float]]) -> pd.DataFrame:
-    """A row for each metric: ``value`` (mean), ``low`` and ``high`` (Student's 95 %), ``sd``, then each seed's own.
+    """Mean and spread of each metric over seeds.
 
     Args:
-        metrics: by seed and name; the same names for all. Ends of intervals (``_low``, ``_high``), which are of the
-            images of one run, are left out.
+        metrics: by seed and name, with the same names for all seeds. Ends of intervals (``_low``, ``_high``) are left
+            out: they describe the images of one run.
+
+    Returns:
+        A row for each metric: ``value`` (mean), ``low`` and ``high`` (Student's 95 % interval), ``sd``, and one column
+        for each seed.
     """
     rows = []
     for metric in metrics[next(iter(metrics))]:
@@ -106,15 +110,15 @@ def seeds_table(metrics: dict[int, dict[str, float]]) -> pd.DataFrame:
 
 
 def run_dvc(*arguments: str) -> str:
-    """DVC's own command line, of this environment; what it printed.
+    """Run DVC's command line of this environment, and return its output.
 
     Raises:
-        RuntimeError: it failed; with the last lines that it printed.
+        RuntimeError: DVC failed. The message has the last lines of the output.
     """
     dvc = Path(sys.executable).parent / "dvc"
-    # a run elsewhere keeps its runs here
+    # an experiment in a temporary folder logs to the store of this folder
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri()}
-    done = subprocess.run(  # noqa: S603  arguments are ours, seeds whole numbers  # nosec B603
+    done = subprocess.run(  # noqa: S603  a list of arguments, no shell  # nosec B603
         [dvc, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     if done.returncode:
@@ -124,9 +128,9 @@ def run_dvc(*arguments: str) -> str:
 
 
 def main() -> None:
-    """Run the pipeline for each seed, and print mean and spread of its numbers."""
+    """Run the pipeline for each seed, and print mean and spread of the headline metrics."""
     parser = argparse.ArgumentParser(prog="python -m flows.seeds", description=main.__doc__)
-    parser.add_argument("seeds", nargs="*", default=[0, 1, 2], type=int, help="different ones (0 1 2)")
+    parser.add_argument("seeds", nargs="*", default=[0, 1, 2], type=int, help="different seeds (default: 0 1 2)")
     table = run_flow(seeds, **vars(parser.parse_args()))
     print(Path(table).read_text(encoding="utf-8"), end="")
 

@@ -1,6 +1,7 @@
-"""Whether outputs and DVC's cache hold the bytes that were recorded: ``python -m flows.verify``.
+"""Find silent corruption of outputs and of DVC's cache: ``python -m flows.verify``.
 
-DVC looks at times and sizes, and would go on with a byte that turned on a disk. This reads everything.
+DVC detects a change of a file by its time, size and inode, and it does not hash what it restores from its cache. So a
+byte that changes on the disk stays unnoticed. This command hashes everything.
 """
 
 import argparse
@@ -8,41 +9,34 @@ import logging
 import os
 import sys
 
-from flows.dvc_pipeline import DvcPipeline, drop_if_damaged
+from flows.dvc_pipeline import DvcPipeline, relative
 
 
 def verify(pipeline: DvcPipeline) -> list[str]:
-    """Make DVC see what is damaged: such files of its cache are removed, such outputs get a new time.
-
-    Args:
-        pipeline: whose outputs and cache are hashed.
+    """Remove damaged files from DVC's cache, and give corrupted outputs a new time, so that DVC detects the change.
 
     Returns:
-        What was found and done, a line each; none if everything is as it was recorded.
+        One line for each corrupted file or output; empty if everything holds the recorded bytes.
     """
-    found = [
-        f"{os.path.relpath(path)}: other bytes than were recorded; removed from the cache"
-        for path in pipeline.cached_objects()
-        if drop_if_damaged(path)
-    ]
-    for path in pipeline.unseen_changes():
+    found = [f"{relative(path)}: removed from the cache" for path in pipeline.remove_damaged_objects()]
+    for path in pipeline.silent_corruption():
         for file in [path] if path.is_file() else path.rglob("*"):
             os.utime(file)
-        found.append(f"{os.path.relpath(path)}: other bytes than were recorded; DVC sees it now")
+        found.append(f"{relative(path)}: DVC detects the change now")
     return found
 
 
 def main() -> None:
-    """Read all outputs and DVC's cache; what does not hold the recorded bytes is made anew by the next run."""
+    """Hash all outputs and DVC's cache. The next run restores or repeats what does not hold the recorded bytes."""
     parser = argparse.ArgumentParser(prog="python -m flows.verify", description=main.__doc__)
     parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     found = verify(DvcPipeline())
     if not found:
-        print("Everything holds the bytes that were recorded.")
+        print("Everything holds the recorded bytes.")
         return
-    print("\n".join(found))
-    sys.exit("Now run dvc repro (or the flow); for data sets of your own, dvc pull or dvc checkout.")
+    print("These files do not hold the recorded bytes:\n" + "\n".join(found))
+    sys.exit("Run dvc repro or the flow. For your own data sets run dvc pull or dvc checkout.")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Step ``attack``: adversarial examples of the undefended classifier, by every attack at every eps."""
+"""Step ``attack``: attacks on the undefended classifier, by every attack at every eps."""
 
-from tasks.attacks.lanes import attack_target
+from tasks.attacks.attack_run import AttackRun
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params
 from tasks.tracking import Tracker
 
 
 def attack(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Attack the bare classifier end to end, and record what it makes of each adversarial example.
+    """Attack the undefended classifier end to end, and record its prediction for each adversarial example.
 
-    They are kept, too: defences are shown them, and the analyses look at them.
+    The perturbations are saved as well: they are transferred to the defences, and the analyses read them.
     """
-    attack_target(workspace, params, tracker, UNDEFENDED)
+    tracker.dataset(workspace.prepare, "prepared", "attack")
+    run = AttackRun.load(workspace, params, UNDEFENDED)
+    run.execute(workspace, tracker)
 
 
 if __name__ == "__main__":

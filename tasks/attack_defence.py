@@ -1,18 +1,20 @@
-"""Step ``attack_defence``: one defence under attack, by who does not know of it and by who does."""
+"""Step ``attack_defence``: one defence under transfer and adaptive attacks."""
 
-from tasks.attacks.lanes import attack_target
+from tasks.attacks.attack_run import AttackRun
 from tasks.core.workspace import Workspace
 from tasks.params import Params, RandomizedSmoothing
 from tasks.tracking import Tracker
 
 
 def attack_defence(workspace: Workspace, params: Params, tracker: Tracker, defence: str) -> None:
-    """Attack a defended classifier, and record what it makes of each adversarial example.
+    """Attack a defended classifier, and record its prediction for each adversarial example.
 
-    ``transfer``: by what the step ``attack`` crafted on the bare classifier; ``adaptive``: end to end through the
-    defence. Where predictions can be certified, the radii are written as well.
+    ``transfer``: the adversarial examples that the step ``attack`` computed on the undefended classifier; ``adaptive``:
+    attacks end to end through the defence. A defence that can be certified also gets its certified radii.
     """
-    attack_target(workspace, params, tracker, defence)
+    tracker.dataset(workspace.prepare, "prepared", "attack")
+    run = AttackRun.load(workspace, params, defence)
+    run.execute(workspace, tracker)
     settings = params.defences[defence]
     if isinstance(settings, RandomizedSmoothing):
         from tasks.attacks.certification import certify_target

@@ -1,6 +1,6 @@
-"""The one way in which every step is run: by its DVC stage, by a flow, by hand.
+"""Runs a step: for its DVC stage, for a flow, or by hand.
 
-``python -m tasks.<step>``, or ``python -m tasks.<step> <defence>``, calls :func:`main`; a flow wraps :func:`run_step`.
+``python -m tasks.<step>`` and ``python -m tasks.<step> <defence>`` call :func:`main`; flows call :func:`run_step`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tasks.params import Params, load_params
 from tasks.tracking import masked, open_run
 
 Step = Callable[..., None]
-"""Takes the parameters and a tracker, and the name of a defence if it runs for each."""
+"""Takes the workspace, the parameters and a tracker, and the name of a defence if it runs once for each defence."""
 
 
 def run_step(
@@ -30,21 +30,21 @@ def run_step(
     defence: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Recreate the step's own folder, open its tracking run, call it, and drop its checkpoints.
+    """Empty the output folder of a step, open its tracking run, call the step, and remove its checkpoints.
 
-    The run is marked failed when the step raises, and the exception is let out; checkpoints then stay, and the next
-    run of the step goes on from them.
+    If the step raises an exception, the run is marked as failed, and the checkpoints stay: the next run of the step
+    resumes from them.
 
     Args:
-        step: function named like its module and its stage.
-        workspace: where it reads and writes.
+        step: function with the name of its module and its stage.
+        workspace: where the step reads and writes.
         params: all parameters of the pipeline.
-        orchestrator: who runs the step (``dvc``, ``prefect``, ``python``); a tag of the run.
-        defence: name of the defence, for a step that runs once for each.
+        orchestrator: a tag of the run: ``dvc``, ``prefect`` or ``python``.
+        defence: name of the defence, for a step that runs once for each defence.
         tags: further tags of the run.
 
     Raises:
-        MemoryError: too little of it; with the parameter to lower.
+        MemoryError: out of memory; the message names the parameter to lower.
     """
     folder = workspace.step_folder(step.__name__, defence)
     shutil.rmtree(folder, ignore_errors=True)
@@ -58,23 +58,23 @@ def run_step(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            said = str(error).partition("\n")[0] or type(error).__name__
+            cause = str(error).partition("\n")[0] or type(error).__name__
             raise MemoryError(
-                f"out of memory ({said}); lower {batch_size_of(step.__name__, defence)} in "
-                f"{workspace.params_file}, or compute where there is more (compute.device)"
+                f"out of memory: {cause}. Lower {batch_size_key(step.__name__, defence)} in {workspace.params_file}, "
+                "or set compute.device to a device with more memory."
             ) from error
     shutil.rmtree(workspace.checkpoint_folder(step.__name__, defence), ignore_errors=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, of the machine or of its GPU; torch has no one class for it."""
+    """Whether an error means that the machine or its GPU is out of memory. Torch has several classes for it."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("can't allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
     )
 
 
-def batch_size_of(step: str, defence: str | None) -> str:
-    """Dotted key of the parameter that decides how many images a step holds at once."""
+def batch_size_key(step: str, defence: str | None) -> str:
+    """Dotted key of the batch size of a step."""
     return {
         "train_classifier": "train_classifier.batch_size",
         "train_autoencoder": "train_autoencoder.batch_size",
@@ -84,31 +84,43 @@ def batch_size_of(step: str, defence: str | None) -> str:
 
 
 def main(step: Step) -> None:
-    """Command-line entry of a step: the parameters in params.yaml, progress on standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # a polite kill ends like Ctrl-C, so that the tracking run is closed as killed
+    """Run a step from the command line, with the parameters of params.yaml and progress on standard error."""
+    log_to_stderr()
+    # SIGTERM ends like Ctrl-C, so that the tracking run ends as killed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # DVC sets this variable for the commands of its stages
     orchestrator = "dvc" if "DVC_STAGE" in os.environ else "python"
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{step.__name__}", description=inspect.getdoc(step))
     if "defence" in inspect.signature(step).parameters:
-        parser.add_argument("defence", help="its name in defences of params.yaml")
+        parser.add_argument("defence", help="a name in defences of params.yaml")
     defence = vars(parser.parse_args()).get("defence")
     try:
         workspace, params = Workspace(), load_params()
         if defence is not None and defence not in params.defences:
-            raise ValueError(f"{defence!r} is none of the defences in {workspace.params_file}: {list(params.defences)}")
+            raise ValueError(
+                f"defence: {defence!r}. {workspace.params_file} has {', '.join(params.defences)}. Choose one of them, "
+                "or add it to defences."
+            )
         run_step(step, workspace, params, orchestrator, defence)
     except (ValueError, OSError, MemoryError) as error:
-        if os.environ.get("CT_ROBUSTNESS_TRACEBACK") or not is_ours(error):
+        if os.environ.get("CT_ROBUSTNESS_TRACEBACK") or not is_message(error):
             raise
         sys.exit(masked(f"{step.__name__}: {error}"))
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether an exception is a message of this project for its user, and not an error inside a library.
+def log_to_stderr() -> None:
+    """Print the log lines of steps and flows, and only warnings of other packages."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("dvc", "httpx", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # read when mlflow is imported
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
-    OSError and MemoryError name what the user has to change, whoever raises them. Other exceptions are ours if a
+
+def is_message(error: BaseException) -> bool:
+    """Whether an exception is a message for the user, and not an error inside a library, which needs a traceback.
+
+    OSError and MemoryError are messages: they name what the user has to change. Other exceptions are messages if a
     module of ``tasks`` raised them.
     """
     if isinstance(error, OSError | MemoryError):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.models.autoencoder import build_autoencoder
@@ -22,6 +23,12 @@ def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) ->
     rows = {split: data.indices(split) for split in ("train", "validation")}
     tracker.dataset(workspace.prepare, "prepared", "training")
 
+    checkpoints = Checkpoints(
+        workspace.checkpoint_folder("train_autoencoder"),
+        ("models", "dataset/prepared.py", "train_autoencoder.py"),
+        parameters=params.of_step("train_autoencoder"),
+        device=str(device),
+    )
     model, history = fit(
         build_seeded(lambda: build_autoencoder(settings.architecture), params.seed),
         denoising(settings),
@@ -32,7 +39,7 @@ def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) ->
         params.seed,
         device,
         params.compute.precision,
-        workspace.checkpoint_folder("train_autoencoder") / "state.pt",
+        checkpoints,
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )
     save_model(workspace.autoencoder, model, architecture=settings.architecture)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.models.classifier import build_classifier
@@ -34,6 +35,12 @@ def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> 
     }
     untrained = build_seeded(lambda: build_classifier(pretrained=settings.pretrained, **build), params.seed)
 
+    checkpoints = Checkpoints(
+        workspace.checkpoint_folder("train_classifier"),
+        ("models", "dataset/prepared.py", "train_classifier.py"),
+        parameters=params.of_step("train_classifier"),
+        device=str(device),
+    )
     model, history = fit(
         untrained,
         classification(settings.augmentation),
@@ -44,7 +51,7 @@ def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> 
         params.seed,
         device,
         params.compute.precision,
-        workspace.checkpoint_folder("train_classifier") / "state.pt",
+        checkpoints,
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )
     save_model(workspace.classifier, model, **build)

@@ -61,6 +61,7 @@ def assemble(
 def train(workspace: Workspace, params: Params, settings: Defence, tracker: Tracker, defence: str) -> None:
     """Train the autoencoder or the classifier of a defence, from what the steps before have trained."""
     from tasks.attacks.adversarial_training import feature_guided, joint_training, retraining, robust_training
+    from tasks.core.checkpoints import Checkpoints
     from tasks.dataset.prepared import load_prepared
     from tasks.models.autoencoder import build_autoencoder
     from tasks.models.classifier import build_classifier
@@ -68,7 +69,7 @@ def train(workspace: Workspace, params: Params, settings: Defence, tracker: Trac
     from tasks.models.files import load_model, save_model
     from tasks.models.objectives import classification, denoising, noisy, purified
     from tasks.models.seeding import build_seeded
-    from tasks.models.training import Seen, as_they_are, fit
+    from tasks.models.training import InputTransform, fit, no_transform
 
     assert not isinstance(settings, Autoencoder | Preprocessing)
     device = set_up(params.compute)
@@ -88,7 +89,7 @@ def train(workspace: Workspace, params: Params, settings: Defence, tracker: Trac
     noise, augmentation = params.train_autoencoder, params.train_classifier.augmentation
     classifier = load_model(workspace.classifier, build_classifier).to(device)
     autoencoder = load_model(workspace.autoencoder, build_autoencoder).to(device)
-    seen: Seen = as_they_are
+    input_transform: InputTransform = no_transform
     match settings:
         case DenoisingAutoencoder():
             objective = denoising(noise)
@@ -99,14 +100,21 @@ def train(workspace: Workspace, params: Params, settings: Defence, tracker: Trac
         case JointAutoencoder():
             objective = joint_training(classifier, settings, augmentation)
         case FinetunedClassifier():
-            seen = purified(autoencoder, noise)
-            objective = classification(augmentation, seen)
+            input_transform = purified(autoencoder, noise)
+            objective = classification(augmentation, input_transform)
         case RandomizedSmoothing():
-            seen = noisy(settings.std)
-            objective = classification(augmentation, seen)
+            input_transform = noisy(settings.std)
+            objective = classification(augmentation, input_transform)
         case AdversarialTraining() | Trades():
             objective = robust_training(settings, augmentation)
 
+    code = ("attacks/adversarial_training.py", "attacks/gradient", "dataset/prepared.py", "defences", "models")
+    checkpoints = Checkpoints(
+        workspace.checkpoint_folder("train_defence", defence),
+        (*code, "train_defence.py"),
+        parameters=params.of_step("train_defence", defence),
+        device=str(device),
+    )
     trained, history = fit(
         model.requires_grad_(True),
         objective,
@@ -117,11 +125,11 @@ def train(workspace: Workspace, params: Params, settings: Defence, tracker: Trac
         params.seed,
         device,
         params.compute.precision,
-        workspace.checkpoint_folder("train_defence", defence) / "state.pt",
+        checkpoints,
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
         classifier,
         autoencoder,
-        seen=seen,
+        input_transform=input_transform,
     )
     save_model(path, trained, **build)
     history.to_csv(workspace.defence_history(defence), index=False)

@@ -1,4 +1,4 @@
-"""Small, untrained targets with a purifier of every kind, and none, in front of the same classifier."""
+"""Small untrained targets: the same classifier without a purifier and with a purifier of every kind."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ PURIFIERS: dict[str, dict[str, Any]] = {
     "median_jpeg_plain": {"architecture": "plain", "steps": [METHODS["median"], METHODS["jpeg"]]},
 }
 TARGETS = ["undefended", *PURIFIERS]
-"""A defence that trains a classifier is of the form of ``undefended``, smoothing of the form of ``averaged_noise``."""
+"""Defences that train a classifier have the form of ``undefended``; smoothing has the form of ``averaged_noise``."""
 
 
 def build_target(name: str) -> nn.Module:
@@ -37,11 +37,11 @@ def build_target(name: str) -> nn.Module:
     if name in PURIFIERS:
         purifier = build_purifier(**PURIFIERS[name])
         for layer in purifier.modules():
-            # as torch fills them, next to nothing of an image comes through all of them
+            # with the initial weights of torch, the output of all layers hardly depends on the image
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(layer.weight)
         target = Purified(purifier, target, purifier.n_draws if isinstance(purifier, Preprocessed) else 1)
     target.eval().requires_grad_(False)
-    # an untrained network leans towards one class
+    # an untrained network predicts nearly the same class for all images
     head.bias -= target(torch.rand(32, 1, 32, 32)).mean(dim=0)
     return target

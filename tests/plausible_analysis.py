@@ -1,4 +1,4 @@
-"""Tables such as the step ``analyze`` writes: small and plausible, drawn from a seeded generator, not measured."""
+"""Synthetic outputs of the step ``analyze``, drawn from a seeded random generator."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ DETECTORS = ["reconstruction error", "entropy", "prediction change", "feature di
 
 
 class PlausibleAnalysis:
-    """Writes every table of ``data/analyze/``.
+    """Tables of ``data/analyze/`` with plausible values.
 
     Args:
-        eps: the grid, rising.
-        classes: names by label.
-        images: rows of the prepared table that were attacked.
-        labels: of these images.
+        eps: the grid, ascending.
+        classes: class names in the order of the labels.
+        images: rows of the attacked images in the prepared table.
+        labels: their labels.
         defences: names.
-        purifiers: those of the defences that have one.
-        seed: of all that is drawn.
+        purifiers: names of the defences with a purifier.
+        seed: of the random generator.
     """
 
     def __init__(
@@ -42,59 +42,60 @@ class PlausibleAnalysis:
         self.curves = [("undefended", "adaptive"), *product(defences, ("transfer", "adaptive"))]
         self.random = np.random.default_rng(seed)
 
-    def write(self) -> None:
-        """All tables, into an empty folder."""
-        Workspace().examples.parent.mkdir(parents=True)
+    def write(self, workspace: Workspace | None = None) -> None:
+        """Write all outputs to a workspace without outputs of this step, by default to the current folder."""
+        workspace = workspace or Workspace()
+        workspace.examples.parent.mkdir(parents=True)
         for path, rows in {
-            Workspace().robustness_area: self.area(),
-            Workspace().classification: self.classification(),
-            Workspace().reliability: self.reliability(),
-            Workspace().entropy: self.entropy(),
-            Workspace().intensity: self.intensity(),
-            Workspace().intensity_histograms: self.histograms(),
-            Workspace().spectrum: self.spectrum(),
-            Workspace().heatmaps: self.heatmaps(),
-            Workspace().features: self.features(),
-            Workspace().resilience: self.resilience(),
-            Workspace().detection: self.detection(),
-            Workspace().roc: self.roc(),
-            Workspace().gate: self.gate(),
+            workspace.robustness_area: self.area(),
+            workspace.classification: self.classification(),
+            workspace.reliability: self.reliability(),
+            workspace.entropy: self.entropy(),
+            workspace.intensity: self.intensity(),
+            workspace.intensity_histograms: self.histograms(),
+            workspace.spectrum: self.spectrum(),
+            workspace.heatmaps: self.heatmaps(),
+            workspace.features: self.features(),
+            workspace.resilience: self.resilience(),
+            workspace.detection: self.detection(),
+            workspace.roc: self.roc(),
+            workspace.gate: self.gate(),
         }.items():
             pd.DataFrame(rows).to_csv(path, index=False)
-        self.embeddings().to_parquet(Workspace().embeddings)
-        Workspace().verdict.write_text(json.dumps(self.verdict()), encoding="utf-8")
-        self.examples()
+        self.embeddings().to_parquet(workspace.embeddings)
+        workspace.verdict.write_text(json.dumps(self.claims()), encoding="utf-8")
+        np.savez_compressed(workspace.examples, **self.examples(np.load(workspace.pixels)))
 
-    def around(self, value: float, width: float = 0.04) -> dict[str, float]:
-        """An estimate with its interval."""
+    def estimate(self, value: float, width: float = 0.04) -> dict[str, float]:
+        """Draw an estimate near a value, with its interval."""
         value += self.random.normal(0, width / 4)
         return {"value": value, "low": value - width, "high": value + width}
 
-    def attacked(self) -> Iterator[dict[str, Any]]:
+    def attack_points(self) -> Iterator[dict[str, Any]]:
         for (target, threat_model), attack, eps in product(self.curves, ATTACKS, self.eps):
             yield {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
 
     def area(self) -> list[dict[str, Any]]:
         return [
-            {"target": target, "threat_model": threat_model, "attack": attack, **self.around(0.4)}
+            {"target": target, "threat_model": threat_model, "attack": attack, **self.estimate(0.4)}
             for (target, threat_model), attack in product(self.curves, ATTACKS)
         ]
 
     def points(self) -> list[dict[str, Any]]:
         clean = [{"target": t, "threat_model": "none", "attack": "clean", "eps": 0.0} for t in self.targets]
-        return [*clean, *self.attacked()]
+        return [*clean, *self.attack_points()]
 
     def classification(self) -> list[dict[str, Any]]:
         typical = {"accuracy": 0.9, "loss": 0.4, "precision": 0.9, "recall": 0.9, "f1": 0.9, "top1_error": 0.1}
         typical |= {"auroc": 0.95, "ece": 0.05, "brier": 0.1, "mean_entropy": 0.2}
         rows = []
         for point in self.points():
-            fall = min(1.0, point["eps"] / 2)
+            weight = min(1.0, point["eps"] / 2)
             for metric, value in typical.items():
-                worse = (
+                worst = (
                     1 - value if metric in ("accuracy", "precision", "recall", "f1", "auroc") else 1.5 * (value + 0.2)
                 )
-                rows.append({**point, "metric": metric, **self.around(value + fall * (worse - value))})
+                rows.append({**point, "metric": metric, **self.estimate(value + weight * (worst - value))})
         return rows
 
     def reliability(self) -> list[dict[str, Any]]:
@@ -124,8 +125,8 @@ class PlausibleAnalysis:
                 )
         return rows
 
-    def seen(self) -> Iterator[dict[str, Any]]:
-        """Denoised clean images, then adversarial and denoised ones by surrogate, attack and ε."""
+    def image_sets(self) -> Iterator[dict[str, Any]]:
+        """Denoised clean images, then adversarial and denoised images for each surrogate, attack and eps."""
         for purifier in self.purifiers:
             clean = {"surrogate": "undefended", "attack": "clean", "eps": 0.0}
             yield {**clean, "images": "denoised", "purifier": purifier}
@@ -138,12 +139,14 @@ class PlausibleAnalysis:
 
     def intensity(self) -> list[dict[str, Any]]:
         rows = []
-        for point, name in product(self.seen(), ["all", *self.classes]):
+        for point, name in product(self.image_sets(), ["all", *self.classes]):
             blur = 2.0 if point["images"] == "denoised" else 0.0
             rows.append(
-                {**point, "class": name, "metric": "wasserstein", **self.around(blur + 0.4 * point["eps"], 0.1)}
+                {**point, "class": name, "metric": "wasserstein", **self.estimate(blur + 0.4 * point["eps"], 0.1)}
             )
-            rows.append({**point, "class": name, "metric": "ks", **self.around(blur / 40 + 0.02 * point["eps"], 0.005)})
+            rows.append(
+                {**point, "class": name, "metric": "ks", **self.estimate(blur / 40 + 0.02 * point["eps"], 0.005)}
+            )
         return rows
 
     def histograms(self) -> list[dict[str, Any]]:
@@ -151,7 +154,7 @@ class PlausibleAnalysis:
         widths = {"clean": 30, "adversarial": 33, "denoised": 25}
         level = np.arange(256)
         rows = []
-        for point, (label, name) in product([clean, *self.seen()], enumerate(["all", *self.classes])):
+        for point, (label, name) in product([clean, *self.image_sets()], enumerate(["all", *self.classes])):
             peaks = [np.exp(-(((level - at) / widths[point["images"]]) ** 2)) for at in (70 + 10 * label, 170)]
             share = (peaks[0] + 0.6 * peaks[1]) * self.random.uniform(0.95, 1.05, 256)
             share[0] = 8.0
@@ -180,7 +183,7 @@ class PlausibleAnalysis:
     def heatmaps(self) -> list[dict[str, Any]]:
         counts = {"n": len(self.images), "n_blank": 2}
         return [
-            {**point, "metric": metric, **self.around(0.9 / (1 + point["eps"])), **counts}
+            {**point, "metric": metric, **self.estimate(0.9 / (1 + point["eps"])), **counts}
             for point, metric in product(self.points()[1:], ("correlation", "iou"))
         ]
 
@@ -189,31 +192,31 @@ class PlausibleAnalysis:
         classes = {"class_auroc_clean": 0.95, "class_auroc_adversarial": 0.8}
         classes |= {"class_silhouette_clean": 0.4, "class_silhouette_adversarial": 0.2}
         rows = []
-        for space, point in product(("classifier", "bottleneck"), self.attacked()):
+        for space, point in product(("classifier", "bottleneck"), self.attack_points()):
             if space == "bottleneck" and point["target"] not in self.purifiers:
                 continue
-            apart = 0.45 * min(1.0, point["eps"] / 4) * (1 if space == "classifier" else 0.4)
+            shift = 0.45 * min(1.0, point["eps"] / 4) * (1 if space == "classifier" else 0.4)
             for metric, value in (typical | classes).items():
-                moved = value if metric in classes else value + (-apart if metric == "mmd_p_value" else apart)
-                row = {"space": space, **point, "metric": metric, **self.around(moved)}
+                moved = value if metric in classes else value + (-shift if metric == "mmd_p_value" else shift)
+                row = {"space": space, **point, "metric": metric, **self.estimate(moved)}
                 rows.append(row | ({"low": np.nan, "high": np.nan} if metric == "mmd_p_value" else {}))
         return rows
 
     def embeddings(self) -> pd.DataFrame:
         parts = []
-        seen = [
+        curves = [
             ("classifier", "undefended", "adaptive"),
             *(("bottleneck", name, "transfer") for name in self.purifiers),
         ]
-        for (space, target, threat_model), eps, method in product(seen, self.eps, ("pca", "tsne")):
+        for (space, target, threat_model), eps, method in product(curves, self.eps, ("pca", "tsne")):
             for origin, shift in (("clean", 0.0), ("adversarial", 0.4 * eps)):
-                place = self.random.normal(0, 1, (len(self.images), 2)) + 2 * self.labels[:, None]
+                coordinates = self.random.normal(0, 1, (len(self.images), 2)) + 2 * self.labels[:, None]
                 columns = {
                     "image": self.images,
                     "origin": origin,
                     "label": self.labels,
-                    "x": place[:, 0] + shift,
-                    "y": place[:, 1],
+                    "x": coordinates[:, 0] + shift,
+                    "y": coordinates[:, 1],
                 }
                 point = {"space": space, "target": target, "threat_model": threat_model, "attack": "pgd", "eps": eps}
                 parts.append(pd.DataFrame({**point, "method": method, **columns}))
@@ -221,35 +224,36 @@ class PlausibleAnalysis:
 
     def resilience(self) -> list[dict[str, Any]]:
         rows = []
-        for point in self.seen():
+        for point in self.image_sets():
             mse = (point["eps"] / 255) ** 2 + (1e-3 if point["images"] == "denoised" else 0)
             rows.append({**point, "metric": "mse", "value": mse, "low": 0.9 * mse, "high": 1.1 * mse})
-            rows.append({**point, "metric": "psnr", **self.around(-10 * np.log10(mse), 0.5)})
-            rows.append({**point, "metric": "ssim", **self.around(0.99 - 30 * mse, 0.005)})
+            rows.append({**point, "metric": "psnr", **self.estimate(-10 * np.log10(mse), 0.5)})
+            rows.append({**point, "metric": "ssim", **self.estimate(0.99 - 30 * mse, 0.005)})
             if point["attack"] != "clean" and point["images"] == "denoised":
-                rows.append({**point, "metric": "removed", **self.around(0.6 - 0.05 * point["eps"])})
+                rows.append({**point, "metric": "removed", **self.estimate(0.6 - 0.05 * point["eps"])})
                 if point["surrogate"] == "undefended":
-                    rows.append({**point, "metric": "recovery_correlation", **self.around(-0.1)})
-                    rows.append({**point, "metric": "residual_correlation", **self.around(-0.4)})
+                    rows.append({**point, "metric": "recovery_correlation", **self.estimate(-0.1)})
+                    rows.append({**point, "metric": "residual_correlation", **self.estimate(-0.4)})
         return rows
 
-    def detected(self) -> Iterator[tuple[dict[str, Any], float]]:
+    def detection_points(self) -> Iterator[tuple[dict[str, Any], float]]:
+        """Points of the detectors, and the difference between their AUROC and 0.5."""
         points = [*product(self.targets, ATTACKS, self.eps), *product(["undefended"], ["pgd and detector"], [1.0, 4.0])]
         for (at, detector), (surrogate, attack, eps) in product(enumerate(DETECTORS), points):
-            skill = 0.0 if attack.endswith("detector") else 0.1 * (at + 1) * min(1.0, eps / 2)
-            yield {"detector": detector, "surrogate": surrogate, "attack": attack, "eps": eps}, skill
+            separation = 0.0 if attack.endswith("detector") else 0.1 * (at + 1) * min(1.0, eps / 2)
+            yield {"detector": detector, "surrogate": surrogate, "attack": attack, "eps": eps}, separation
 
     def detection(self) -> list[dict[str, Any]]:
         rows = []
-        for point, skill in self.detected():
+        for point, separation in self.detection_points():
             row: dict[str, Any] = {**point, "n": len(self.images), "threshold": 0.123}
             for name, value in (
-                ("auroc", 0.5 + skill),
+                ("auroc", 0.5 + separation),
                 ("false_positive_rate", 0.06),
-                ("detection_rate", 0.06 + skill),
+                ("detection_rate", 0.06 + separation),
             ):
                 row |= {name: value, f"{name}_low": value - 0.05, f"{name}_high": value + 0.05}
-            successful = {"value": 0.1 + skill, "low": skill, "high": 0.2 + skill}
+            successful = {"value": 0.1 + separation, "low": separation, "high": 0.2 + separation}
             row |= {
                 f"detection_rate_successful{end}": successful[key]
                 for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
@@ -260,19 +264,19 @@ class PlausibleAnalysis:
     def roc(self) -> list[dict[str, Any]]:
         rates = np.linspace(0, 1, 21)
         return [
-            {**point, "false_positive_rate": x, "true_positive_rate": x ** (1 / (1 + 5 * skill))}
-            for point, skill in self.detected()
+            {**point, "false_positive_rate": x, "true_positive_rate": x ** (1 / (1 + 5 * separation))}
+            for point, separation in self.detection_points()
             for x in rates
         ]
 
     def gate(self) -> list[dict[str, Any]]:
         rows = []
-        for point, skill in self.detected():
+        for point, separation in self.detection_points():
             if point["surrogate"] != "undefended":
                 continue
             for aimed in (0.0, 0.05, 0.2, 0.5):
-                rejected = min(1.0, aimed * (1 + 4 * skill))
-                value = 0.4 + 0.4 * skill * rejected
+                rejected = min(1.0, aimed * (1 + 4 * separation))
+                value = 0.4 + 0.4 * separation * rejected
                 row = {**point, "aimed": aimed, "threshold": 1 - aimed, "rejected_clean": aimed, "rejected": rejected}
                 row |= {"clean_accuracy": 0.95, "n_passed": round((1 - rejected) * len(self.images))}
                 row |= {"accuracy": value, "accuracy_low": value - 0.1, "accuracy_high": value + 0.1}
@@ -280,7 +284,7 @@ class PlausibleAnalysis:
                 rows.append(row | {"harm": harm, "harm_low": harm - 0.05, "harm_high": harm + 0.05})
         return rows
 
-    def verdict(self) -> list[dict[str, Any]]:
+    def claims(self) -> list[dict[str, Any]]:
         n = len(self.images)
         common = {
             "study": "they overlap in its pictures",
@@ -301,10 +305,10 @@ class PlausibleAnalysis:
             )
         ]
 
-    def examples(self) -> None:
+    def examples(self, pixels: np.ndarray) -> dict[str, Any]:
         side = np.linspace(-1, 1, 32)
         disc = np.exp(-((side[:, None] - 0.3) ** 2 + side**2) / 0.1)
-        pixels = np.load(Workspace().pixels)[self.images[: len(self.classes)], 0] / 255
+        shown = pixels[self.images[: len(self.classes)], 0] / 255
         named = [name.replace("_", " ") for name in self.purifiers]
         columns = ["clean", "adversarial", "perturbation × 64"]
         columns += [f"{images}, denoised by {name}" for name in named for images in ("clean", "adversarial")]
@@ -312,20 +316,19 @@ class PlausibleAnalysis:
         differences = ["adversarial − clean × 64"]
         for name in named:
             differences += [f"clean, denoised by {name} − clean × 4", f"denoised by {name}: adversarial − clean × 99"]
-        images = np.repeat(pixels[:, None], len(columns), axis=1)
+        images = np.repeat(shown[:, None], len(columns), axis=1)
         images[:, 2] = 0.5 + 0.3 * self.random.choice([-1, 1], images[:, 2].shape)
         captions = [f"predicted {self.classes[0]}"] * len(columns)
         captions[2] = "mid grey: unchanged"
-        np.savez_compressed(
-            Workspace().examples,
-            attack="pgd",
-            eps=4.0,
-            rows=np.array(self.classes),
-            images=images.astype(np.float16),
-            columns=np.array(columns),
-            captions=np.array([captions] * len(self.classes)),
-            maps=np.broadcast_to(disc, (len(images), len(mapped), 32, 32)).astype(np.float16),
-            mapped=np.array(mapped),
-            differences=np.repeat(images[:, 2:3], len(differences), axis=1).astype(np.float16),
-            difference_columns=np.array(differences),
-        )
+        return {
+            "attack": "pgd",
+            "eps": 4.0,
+            "rows": np.array(self.classes),
+            "images": images.astype(np.float16),
+            "columns": np.array(columns),
+            "captions": np.array([captions] * len(self.classes)),
+            "maps": np.broadcast_to(disc, (len(images), len(mapped), 32, 32)).astype(np.float16),
+            "mapped": np.array(mapped),
+            "differences": np.repeat(images[:, 2:3], len(differences), axis=1).astype(np.float16),
+            "difference_columns": np.array(differences),
+        }

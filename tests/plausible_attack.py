@@ -1,4 +1,4 @@
-"""What steps that attack leave beside their records, made up to go with them."""
+"""Made-up outputs of the attack steps that are consistent with given records."""
 
 import json
 import math
@@ -15,7 +15,7 @@ COST = {"parameters": 1000, "multiply_adds": 2000, "looks": 1}
 
 
 def smallest_eps_in(records: pd.DataFrame) -> pd.DataFrame:
-    """What a sweep would write that breaks exactly what adaptive PGD breaks in these records."""
+    """The result of a sweep that breaks exactly the images that adaptive PGD breaks in these records."""
     clean = records[records["attack"] == "clean"][["image", "label", "target", "norm", "correct"]]
     adaptive = records[(records["threat_model"] == "adaptive") & (records["attack"] == "pgd") & ~records["correct"]]
     broken = adaptive.groupby(["target", "image"])["eps"].min().rename("smallest_eps")
@@ -27,7 +27,7 @@ def smallest_eps_in(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def probes_in(records: pd.DataFrame) -> pd.DataFrame:
-    """What probes of sound targets would find: noise changes nothing, and a huge perturbation breaks everything."""
+    """Diagnostics of targets without masked gradients: noise breaks no image, an unbounded attack breaks all."""
     clean = records[records["attack"] == "clean"][["image", "target", "correct"]]
     grid = sorted(set(records["eps"]) - {0.0})
     values = {("huge", 127.5): 0.0, ("zero_gradient", 0.0): 0.125, ("finite_gradient", 0.0): 1.0}
@@ -40,12 +40,13 @@ def probes_in(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_attacks(records: pa.Table) -> None:
-    """Records of every target in them, and what goes with these, where the steps leave them."""
+    """Write records of every target, and consistent other outputs, in the current folder as the steps do."""
+    workspace = Workspace()
     frame = records.to_pandas()
     smallest, probes = smallest_eps_in(frame), probes_in(frame)
     for target in frame["target"].unique():
-        Workspace().attack_folder(target).mkdir(parents=True, exist_ok=True)
-        write_records(records.filter(pc.field("target") == target), Workspace().records(target))
-        for table, path in ((smallest, Workspace().smallest_eps(target)), (probes, Workspace().probes(target))):
+        workspace.attack_folder(target).mkdir(parents=True, exist_ok=True)
+        write_records(records.filter(pc.field("target") == target), workspace.records(target))
+        for table, path in ((smallest, workspace.smallest_eps(target)), (probes, workspace.probes(target))):
             write_records(pa.Table.from_pandas(table[table["target"] == target], preserve_index=False), path)
-        Workspace().cost(target).write_text(json.dumps(COST))
+        workspace.cost(target).write_text(json.dumps(COST))

@@ -1,4 +1,4 @@
-"""A workspace whose numbers are known, as the earlier steps leave it, for tests of the report."""
+"""Write a workspace with known numbers, as the earlier steps leave it, for tests of the report."""
 
 import json
 from itertools import product
@@ -21,8 +21,8 @@ from tests.plausible_attack import write_attacks
 CLASSES = ["<script>alert(1)</script>", "NA", "a|b $\\frac"]
 N_TRAIN, N_TEST, SIDE = 3, 60, 32
 EPS = (0.25, 1.0, 4.0)
-BENCHMARK = ["autoencoder", "retrained_autoencoder"]
-# correct images out of 60
+DEFENCES = ["autoencoder", "retrained_autoencoder"]
+# correctly classified images of 60
 CORRECT = {
     ("undefended", "none", "clean"): [57],
     ("autoencoder", "none", "clean"): [45],
@@ -41,12 +41,12 @@ CORRECT = {
 
 
 def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True) -> None:
-    """What the earlier steps leave; 60 test images of three classes, of which CORRECT says how many are right.
+    """Write the outputs of the earlier steps for 60 test images of three classes, with the accuracies of CORRECT.
 
     Args:
-        params: with a benchmark of defences that are in CORRECT.
+        params: parameters; their selected defences are in CORRECT.
         is_phantom: whether the images are computer-drawn.
-        has_purifiers: whether the defences change images.
+        has_purifiers: whether the defences have a purifier.
     """
     for step in ("validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate"):
         Workspace().step_folder(step).mkdir(parents=True)
@@ -61,7 +61,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     looks = {"bytes": 5000, "mean": np.linspace(0.3, 0.6, n), "std": 0.2, "saturated": 0.0, "sha256": names}
     manifest = table.assign(**sizes, **looks)
     manifest.to_parquet(Workspace().manifest)
-    # the last image is new, another one has changed, and one is gone
+    # the last image is new, another image has other pixels, and one image is missing
     changed = manifest.iloc[:-1].assign(sha256=lambda rows: ["other", *rows["sha256"][1:]])
     write_reference(pd.concat([changed, changed.tail(1).assign(path="gone.png")]), Workspace().reference)
     table["split"] = ["train"] * N_TRAIN + ["test"] * N_TEST
@@ -116,7 +116,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
 
 
 def write_learning(labels: np.ndarray, n_seeds: int = 3, gain: float = 0.02) -> None:
-    """Learning curves in which entropy is better than random by ``gain`` everywhere, give or take a hair."""
+    """Write learning curves in which entropy is better than random by about ``gain`` in every cycle."""
     Workspace().active_learning.mkdir()
     rows = []
     for seed, (name, shift) in product(range(n_seeds), (("random", 0.0), ("entropy", gain))):
@@ -126,7 +126,7 @@ def write_learning(labels: np.ndarray, n_seeds: int = 3, gain: float = 0.02) -> 
     rows += [["all labels", seed, 0, 60, np.nan, 0.8, 0.4, 0.4, 0.1, np.nan] for seed in range(n_seeds)]
     metrics = ["labelling_accuracy", "clean_accuracy", "robust_accuracy", "gap", "ece", "pool_entropy"]
     columns = ["acquisition", "seed", "cycle", "n_labelled", *metrics]
-    cycles = pd.DataFrame(rows, columns=columns).assign(positive_share=0.5)
+    cycles = pd.DataFrame(rows, columns=columns).assign(positive_share=0.5, n_test=N_TEST, n_attacked=N_TEST)
     write_table(cycles, Workspace().cycles)
     write_table(curve_table(cycles), Workspace().learning_curves)
     write_table(summary_table(cycles), Workspace().label_efficiency)
@@ -137,7 +137,7 @@ def write_learning(labels: np.ndarray, n_seeds: int = 3, gain: float = 0.02) -> 
 
 
 def empty_analysis() -> None:
-    """Leave no row in any table of the step ``analyze``."""
+    """Remove all rows from the tables of the step ``analyze``."""
     for path in Workspace().analyze.glob("*.csv"):
         pd.read_csv(path).iloc[:0].to_csv(path, index=False)
     pd.read_parquet(Workspace().embeddings).iloc[:0].to_parquet(Workspace().embeddings)
@@ -148,9 +148,9 @@ def records_of(
     rows: np.ndarray, labels: np.ndarray, target: str, threat_model: str, attack: str, eps: float, n_correct: int
 ) -> pa.Table:
     def logits(n_correct: int) -> np.ndarray:
-        right = np.eye(len(CLASSES), dtype=np.float32)[labels]
-        wrong = np.eye(len(CLASSES), dtype=np.float32)[(labels + 1) % len(CLASSES)]
-        return np.where(np.arange(len(labels))[:, None] < n_correct, right, wrong)
+        correct = np.eye(len(CLASSES), dtype=np.float32)[labels]
+        incorrect = np.eye(len(CLASSES), dtype=np.float32)[(labels + 1) % len(CLASSES)]
+        return np.where(np.arange(len(labels))[:, None] < n_correct, correct, incorrect)
 
     return build_records(
         rows,

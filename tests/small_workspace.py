@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,7 +35,7 @@ SMALL = {
 
 
 def draw_images() -> tuple[np.ndarray, pd.DataFrame]:
-    """96 noisy images of three classes: no bright half, the left one, the right one; the last third are for tests."""
+    """96 noisy images of three classes: no half is brighter, the left half, or the right half; a third is for tests."""
     rng = np.random.default_rng(0)
     labels = np.tile([0, 1, 2, 1], 24)
     pixels = rng.normal(110, 25, (96, 1, SIDE, SIDE))
@@ -57,39 +56,38 @@ def draw_images() -> tuple[np.ndarray, pd.DataFrame]:
 
 def make_small_workspace(folder: Path) -> None:
     """Write prepared images and two small networks trained on them below a folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        of_defences = [Workspace().step_folder("train_defence", defence) for defence in DEFENCES]
-        for step in (Workspace().prepare, Workspace().train_classifier, Workspace().train_autoencoder, *of_defences):
-            step.mkdir(parents=True)
-        pixels, table = draw_images()
-        np.save(Workspace().pixels, pixels)
-        table.to_parquet(Workspace().split)
-        info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
-        leakage = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
-        Workspace().dataset_info.write_text(json.dumps(info | {"leakage": leakage}))
+    workspace = Workspace(folder)
+    defence_folders = [workspace.step_folder("train_defence", defence) for defence in DEFENCES]
+    for step in (workspace.prepare, workspace.train_classifier, workspace.train_autoencoder, *defence_folders):
+        step.mkdir(parents=True)
+    pixels, table = draw_images()
+    np.save(workspace.pixels, pixels)
+    table.to_parquet(workspace.split)
+    info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
+    leakage = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
+    workspace.dataset_info.write_text(json.dumps(info | {"leakage": leakage}))
 
-        torch.manual_seed(0)
-        torch.set_num_threads(1)
-        images = torch.from_numpy(pixels[:32]).float() / 255
-        labels = torch.from_numpy(table["label"].to_numpy(copy=True)[:32])
-        build: dict[str, Any] = {"architecture": "cnn", "n_classes": 3, "mean": 0.45, "std": 0.1}
-        classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
-        trainings: list[tuple[nn.Module, Callable[[nn.Module], Tensor]]] = [
-            (classifier, lambda model: functional.cross_entropy(model(images), labels)),
-            (autoencoder, lambda model: functional.mse_loss(model(images + 0.1 * torch.randn_like(images)), images)),
-        ]
-        for model, loss_of in trainings:
-            parameters = list(model.parameters())
-            for _ in range(25):
-                # sign descent: torch's optimisers take seconds to import
-                gradients = torch.autograd.grad(loss_of(model), parameters)
-                with torch.no_grad():
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.sub_(0.002 * gradient.sign())
-        save_model(Workspace().classifier, classifier, **build)
-        for path in (Workspace().autoencoder, *map(Workspace().purifier, DEFENCES)):
-            save_model(path, autoencoder, architecture="plain")
-            # each is another one
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    images = torch.from_numpy(pixels[:32]).float() / 255
+    labels = torch.from_numpy(table["label"].to_numpy(copy=True)[:32])
+    build: dict[str, Any] = {"architecture": "cnn", "n_classes": 3, "mean": 0.45, "std": 0.1}
+    classifier, autoencoder = build_classifier(**build), build_autoencoder("plain")
+    trainings: list[tuple[nn.Module, Callable[[nn.Module], Tensor]]] = [
+        (classifier, lambda model: functional.cross_entropy(model(images), labels)),
+        (autoencoder, lambda model: functional.mse_loss(model(images + 0.1 * torch.randn_like(images)), images)),
+    ]
+    for model, loss_of in trainings:
+        parameters = list(model.parameters())
+        for _ in range(25):
+            # sign descent: the optimisers of torch take seconds to import
+            gradients = torch.autograd.grad(loss_of(model), parameters)
             with torch.no_grad():
-                next(autoencoder.parameters()).mul_(0.9)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.sub_(0.002 * gradient.sign())
+    save_model(workspace.classifier, classifier, **build)
+    for path in (workspace.autoencoder, *map(workspace.purifier, DEFENCES)):
+        save_model(path, autoencoder, architecture="plain")
+        # each purifier has other weights
+        with torch.no_grad():
+            next(autoencoder.parameters()).mul_(0.9)

@@ -1,4 +1,4 @@
-"""Acquisition functions ask about what they say they ask about."""
+"""Acquisition functions: known answers, determinism and ranking."""
 
 from dataclasses import replace
 
@@ -7,20 +7,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.gradient.balls import Balls
-from tasks.labelling.acquisition import SCORES, Pool, choose, probabilities
+from tasks.attacks.gradient.norm_ball import NormBall
+from tasks.labelling.acquisition import (
+    SCORE_FUNCTIONS,
+    Pool,
+    entropy,
+    k_center_greedy,
+    least_confidence,
+    mutual_information,
+    predict_probabilities,
+    select_query,
+    smallest_margin,
+)
 from tasks.labelling.dropout import Dropout
 from tests.nets import SIDE, Linear, ThreeClasses, linear_case
 
-FUNCTIONS = [*SCORES, "core_set"]
+FUNCTIONS = [*SCORE_FUNCTIONS, "core_set"]
 
 
 def pool_of(model: nn.Module, images: np.ndarray, norm: str = "linf", seed: int = 0, batch_size: int = 16) -> Pool:
-    return Pool(model.eval(), images[4:], images[:4], Balls(norm, (0.0, 1.0)), 0.01, 4, batch_size, seed)
+    """The first four images are labelled, the others are not."""
+    return Pool(model.eval(), images[4:], images[:4], NormBall(norm, (0.0, 1.0)), 0.01, 4, batch_size, seed)
 
 
-class Dropping(nn.Module):
-    """Three logits behind dropout."""
+class WithDropout(nn.Module):
+    """Three logits after dropout of the pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,82 +49,74 @@ def images() -> np.ndarray:
 
 
 @pytest.mark.parametrize("acquisition", FUNCTIONS)
-def test_as_many_different_images_are_chosen_as_were_asked_for_the_same_ones_twice(
+def test_a_query_has_distinct_images_with_descending_scores_and_is_reproducible(
     acquisition: str, images: np.ndarray
 ) -> None:
-    pool = pool_of(Dropping(), images)
-    chosen, scores = choose(acquisition, pool, 7)
+    pool = pool_of(WithDropout(), images)
+    chosen, scores = select_query(acquisition, pool, 7)
     assert len(set(chosen)) == 7
     assert chosen.min() >= 0
     assert chosen.max() < 40
     assert (np.diff(scores) <= 0).all()
-    again, _ = choose(acquisition, pool, 7)
+    again, _ = select_query(acquisition, pool, 7)
     assert (chosen == again).all()
 
 
 @pytest.mark.parametrize("acquisition", [name for name in FUNCTIONS if name not in {"random", "bald"}])
-def test_choices_do_not_depend_on_the_size_of_batches(acquisition: str, images: np.ndarray) -> None:
-    whole, _ = choose(acquisition, pool_of(ThreeClasses(), images, batch_size=64), 10)
-    parts, _ = choose(acquisition, pool_of(ThreeClasses(), images, batch_size=7), 10)
+def test_the_query_does_not_depend_on_the_batch_size(acquisition: str, images: np.ndarray) -> None:
+    whole, _ = select_query(acquisition, pool_of(ThreeClasses(), images, batch_size=64), 10)
+    parts, _ = select_query(acquisition, pool_of(ThreeClasses(), images, batch_size=7), 10)
     assert (whole == parts).all()
 
 
-def test_another_seed_chooses_others_at_random_and_the_same_by_entropy(images: np.ndarray) -> None:
+def test_the_seed_changes_a_random_query_and_no_entropy_query(images: np.ndarray) -> None:
     first, second = (pool_of(ThreeClasses(), images, seed=seed) for seed in (0, 1))
-    assert (choose("random", first, 10)[0] != choose("random", second, 10)[0]).any()
-    assert (choose("entropy", first, 10)[0] == choose("entropy", second, 10)[0]).all()
+    assert (select_query("random", first, 10)[0] != select_query("random", second, 10)[0]).any()
+    assert (select_query("entropy", first, 10)[0] == select_query("entropy", second, 10)[0]).all()
 
 
-def test_uncertain_images_come_first_and_of_two_classes_all_three_scores_ask_the_same() -> None:
-    model, images, _, _ = linear_case()
-    pool = pool_of(model, images)
-    distance = np.abs(probabilities(model, images[4:], 16)[:, 0] - 0.5)
-    nearest = np.argsort(distance)[:9]
-    for acquisition in ("entropy", "margin", "least_confidence"):
-        assert (choose(acquisition, pool, 9)[0] == nearest).all(), acquisition
+def test_uncertainty_scores_have_their_known_values() -> None:
+    probabilities = np.array([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.1, 0.7, 0.2], [1 / 3, 1 / 3, 1 / 3]])
+    expected = [1.5 * np.log(2), 0, -(0.1 * np.log(0.1) + 0.7 * np.log(0.7) + 0.2 * np.log(0.2)), np.log(3)]
+    assert entropy(probabilities) == pytest.approx(expected, abs=1e-12)
+    assert smallest_margin(probabilities) == pytest.approx([0.75, 0, 0.5, 1], abs=1e-12)
+    assert least_confidence(probabilities) == pytest.approx([0.5, 0, 0.3, 2 / 3], abs=1e-12)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("acquisition", ["adversarial_margin", "deepfool"])
-def test_on_a_linear_classifier_adversarial_scores_are_the_distance_to_the_boundary(
-    acquisition: str, norm: str
-) -> None:
-    model, images, _, margins = linear_case()
-    pool = pool_of(model, images, norm)
-    chosen, scores = choose(acquisition, pool, 36)
-    distances = np.abs(margins[4:]) / model.dual(norm)
-    # DeepFool steps a little over the boundary and halves the way back; the last digits are float32's
-    assert -scores == pytest.approx(distances[chosen], rel=0.03, abs=1e-6)
-    assert (np.diff(scores) <= 0).all()
+def test_mutual_information_has_its_known_values() -> None:
+    """Equal passes: 0. Opposite certain passes: log 2. Otherwise: entropy of the mean minus mean of the entropies."""
+    passes = np.array(
+        [[[0.3, 0.7], [1.0, 0.0], [0.2, 0.8], [0.5, 0.5]], [[0.3, 0.7], [0.0, 1.0], [0.6, 0.4], [0.9, 0.1]]]
+    )
+    scores = mutual_information(passes)
+    # certain passes are clipped to a probability of 1e-7
+    assert scores[:2] == pytest.approx([0, np.log(2)], abs=2e-6)
+    assert scores[2:] == pytest.approx((entropy(passes.mean(axis=0)) - entropy_mean(passes))[2:], abs=1e-9)
 
 
-def test_deepfool_ranks_last_what_it_can_not_change() -> None:
-    class Sure(Linear):
-        def forward(self, images: Tensor) -> Tensor:
-            return torch.stack([torch.ones(len(images)), images.flatten(1).sum(dim=1) * 0], dim=1)
-
-    _, images, _, _ = linear_case()
-    _, scores = choose("deepfool", pool_of(Sure(np.ones(SIDE * SIDE), 0.0), images), 3)
-    assert (scores == -np.inf).all()
+def entropy_mean(passes: np.ndarray) -> np.ndarray:
+    mean: np.ndarray = np.mean([entropy(probabilities) for probabilities in passes], axis=0)
+    return mean
 
 
-def test_bald_asks_where_passes_with_dropout_disagree_and_leaves_the_model_as_it_was(images: np.ndarray) -> None:
-    model = Dropping()
-    pool = pool_of(model, images)
-    scores = SCORES["bald"](pool)
-    assert (scores > 0).all()
-    assert not any(module.training for module in model.modules())
-    torch.manual_seed(5)
-    # whoever else draws from torch's global generator
-    assert (SCORES["bald"](pool) == scores).all()
-    model.dropout.p = 1e-12
-    assert SCORES["bald"](pool) == pytest.approx(np.zeros(40), abs=1e-12)
+def test_k_center_greedy_takes_the_image_farthest_from_all_labelled_and_chosen_ones() -> None:
+    """On a line with 0 labelled, 10 comes first, then 5 in the middle of both, then 2."""
+    line = np.array([[1], [2], [10], [5], [9]], dtype=np.float32)
+    chosen, distances = k_center_greedy(line, np.zeros((1, 1), dtype=np.float32), 3, seed=0)
+    assert line[chosen, 0].tolist() == [10, 5, 2]
+    assert distances.tolist() == [10, 5, 2]
 
 
-def test_core_set_takes_what_is_farthest_from_all_that_is_labelled_or_chosen() -> None:
-    """Features on a line: 0 is labelled, so 10 comes first, then 5, in the middle of both."""
+def test_k_center_greedy_chooses_at_random_among_equal_distances_and_never_twice() -> None:
+    features, labelled = np.ones((20, 2), dtype=np.float32), np.zeros((1, 2), dtype=np.float32)
+    orders = [k_center_greedy(features, labelled, 20, seed)[0] for seed in (0, 1, 0)]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert (orders[0] != orders[1]).any()
+    assert (orders[0] == orders[2]).all()
 
-    class Position(nn.Module):
+
+def test_core_set_uses_penultimate_features() -> None:
+    class FirstPixel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.head = nn.Linear(1, 2)
@@ -122,18 +125,67 @@ def test_core_set_takes_what_is_farthest_from_all_that_is_labelled_or_chosen() -
             logits: Tensor = self.head(images[:, 0, 0, :1])
             return logits
 
-    at = np.array([0, 1, 2, 10, 5, 9], dtype=np.float32)
-    images = np.broadcast_to(at[:, None, None, None], (6, 1, 2, 2)).copy()
-    pool = replace(pool_of(Position(), images), images=images[1:], labelled=images[:1])
-    chosen, scores = choose("core_set", pool, 3)
-    assert at[1:][chosen].tolist() == [10, 5, 2]
-    assert scores.tolist() == [10, 5, 2]
+    line = np.array([0, 1, 2, 10, 5, 9], dtype=np.float32)
+    images = np.broadcast_to(line[:, None, None, None], (6, 1, 2, 2)).copy()
+    pool = replace(pool_of(FirstPixel(), images), images=images[1:], labelled=images[:1])
+    chosen, _ = select_query("core_set", pool, 3)
+    assert line[1:][chosen].tolist() == [10, 5, 2]
 
 
-def test_attacked_entropy_asks_about_what_the_attack_makes_doubtful() -> None:
-    """The attack takes a fixed amount off every margin, so what is left near zero is wanted most."""
+def test_with_two_classes_all_uncertainty_scores_select_the_predictions_nearest_to_one_half() -> None:
+    model, images, _, _ = linear_case()
+    pool = pool_of(model, images)
+    distances = np.abs(predict_probabilities(model, images[4:], 16)[:, 0] - 0.5)
+    nearest = np.argsort(distances)[:9]
+    for acquisition in ("entropy", "margin", "least_confidence"):
+        assert (select_query(acquisition, pool, 9)[0] == nearest).all(), acquisition
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("acquisition", ["adversarial_margin", "deepfool"])
+def test_on_a_linear_classifier_adversarial_scores_are_minus_the_distance_to_the_boundary(
+    acquisition: str, norm: str
+) -> None:
+    model, images, _, margins = linear_case()
+    pool = pool_of(model, images, norm)
+    chosen, scores = select_query(acquisition, pool, 36)
+    distances = np.abs(margins[4:]) / model.dual(norm)
+    # DeepFool overshoots the boundary a little and then bisects; images are float32
+    assert -scores == pytest.approx(distances[chosen], rel=0.03, abs=1e-6)
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_the_deepfool_score_of_an_unchangeable_prediction_is_minus_infinity() -> None:
+    class Constant(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([torch.ones(len(images)), images.flatten(1).sum(dim=1) * 0], dim=1)
+
+    _, images, _, _ = linear_case()
+    _, scores = select_query("deepfool", pool_of(Constant(np.ones(SIDE * SIDE), 0.0), images), 3)
+    assert (scores == -np.inf).all()
+
+
+def test_bald_scores_are_positive_with_dropout_and_zero_without(images: np.ndarray) -> None:
+    model = WithDropout()
+    pool = pool_of(model, images)
+    assert (SCORE_FUNCTIONS["bald"](pool) > 0).all()
+    model.dropout.p = 1e-12
+    assert SCORE_FUNCTIONS["bald"](pool) == pytest.approx(np.zeros(40), abs=1e-12)
+
+
+def test_bald_restores_evaluation_mode_and_does_not_depend_on_torchs_global_generator(images: np.ndarray) -> None:
+    model = WithDropout()
+    pool = pool_of(model, images)
+    scores = SCORE_FUNCTIONS["bald"](pool)
+    assert not any(module.training for module in model.modules())
+    torch.manual_seed(5)
+    assert (SCORE_FUNCTIONS["bald"](pool) == scores).all()
+
+
+def test_adversarial_entropy_selects_images_whose_adversarial_example_is_near_the_boundary() -> None:
+    """On a linear classifier FGSM reduces every margin by the same amount."""
     model, images, _, margins = linear_case()
     pool = pool_of(model, images)
-    chosen, _ = choose("adversarial_entropy", pool, 5)
-    left = np.abs(np.abs(margins[4:]) - 0.01 * model.dual("linf"))
-    assert (chosen == np.argsort(left)[:5]).all()
+    chosen, _ = select_query("adversarial_entropy", pool, 5)
+    margins_under_attack = np.abs(np.abs(margins[4:]) - 0.01 * model.dual("linf"))
+    assert (chosen == np.argsort(margins_under_attack)[:5]).all()

@@ -1,4 +1,4 @@
-"""The step active_learning on the small workspace: what it writes, and that a kill loses nothing."""
+"""The step active_learning on the small workspace: its outputs, errors, and resume after a kill."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-import tasks.active_learning as step
+from tasks.active_learning import active_learning
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
-from tasks.labelling.learner import shrunk
-from tasks.labelling.start import choose_start
+from tasks.labelling.initial_set import choose_initial_set
+from tasks.labelling.learner import Learner, downsample
 from tasks.params import Params, ParamsError
 from tasks.runner import run_step
 from tasks.tracking import Tracker
@@ -35,7 +35,7 @@ LEARNING: dict[str, Any] = {
     "acquire.classes": ["none", "left", "right"],
     "acquire.positive_class": "left",
 }
-N_TRAIN, N_TEST, N_START, N_QUERY = 56, 32, 14, 11
+N_TRAIN, N_TEST, N_INITIAL, N_QUERY = 56, 32, 14, 11
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def params(params_with: Callable[..., Params]) -> Callable[..., Params]:
 
 
 @pytest.fixture(autouse=True)
-def untracked(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+def own_tracking_store(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
 
 
 def run(params: Params) -> None:
     Workspace().active_learning.mkdir(parents=True, exist_ok=True)
-    step.active_learning(params, Tracker())
+    active_learning(Workspace(), params, Tracker())
 
 
 def outputs() -> dict[str, str]:
@@ -63,16 +63,16 @@ def outputs() -> dict[str, str]:
     }
 
 
-def test_labels_grow_by_the_query_and_random_runs_beside_from_the_same_start(params: Callable[..., Params]) -> None:
+def test_each_cycle_adds_one_query_and_all_functions_share_the_initial_cycle(params: Callable[..., Params]) -> None:
     run(params())
     cycles, queries = pd.read_csv(Workspace().cycles), pd.read_parquet(Workspace().queries)
-    asked = cycles[cycles["acquisition"] != "all labels"]
-    assert list(dict.fromkeys(asked["acquisition"])) == ["random", "entropy"]
-    for _, of_run in asked.groupby(["acquisition", "seed"]):
-        assert list(of_run["n_labelled"]) == [N_START, N_START + N_QUERY, N_START + 2 * N_QUERY]
-        assert list(of_run["n_labelled"] + of_run["n_pool"]) == [N_TRAIN] * 3
-    starts = asked[asked["cycle"] == 0].drop(columns="acquisition").drop_duplicates()
-    assert len(starts) == 2
+    learned = cycles[cycles["acquisition"] != "all labels"]
+    assert list(dict.fromkeys(learned["acquisition"])) == ["random", "entropy"]
+    for _, cycles_of_run in learned.groupby(["acquisition", "seed"]):
+        assert list(cycles_of_run["n_labelled"]) == [N_INITIAL, N_INITIAL + N_QUERY, N_INITIAL + 2 * N_QUERY]
+        assert list(cycles_of_run["n_labelled"] + cycles_of_run["n_pool"]) == [N_TRAIN] * 3
+    initial = learned[learned["cycle"] == 0].drop(columns="acquisition").drop_duplicates()
+    assert len(initial) == 2
     assert (cycles[cycles["acquisition"] == "all labels"]["n_labelled"] == N_TRAIN).all()
     assert not queries.duplicated(["acquisition", "seed", "image"]).any()
     data = load_prepared(Workspace())
@@ -81,85 +81,77 @@ def test_labels_grow_by_the_query_and_random_runs_beside_from_the_same_start(par
     assert (queries["told"] == queries["label"]).all()
 
 
-def test_every_accuracy_is_that_of_the_predictions_that_are_kept(params: Callable[..., Params]) -> None:
+def test_accuracies_are_computed_from_the_saved_predictions(params: Callable[..., Params]) -> None:
     run(params())
-    cycles, tested = pd.read_csv(Workspace().cycles), pd.read_parquet(Workspace().tested)
+    cycles, predictions = pd.read_csv(Workspace().cycles), pd.read_parquet(Workspace().tested)
     assert (cycles["n_test"] == N_TEST).all()
     assert (cycles["n_attacked"] == 12).all()
     for _, row in cycles.iterrows():
         key = ["acquisition", "seed", "cycle"]
-        of = tested[(tested[key] == row[key]).all(axis=1)]
-        assert row["clean_accuracy"] == pytest.approx((of["predicted"] == of["label"]).mean())
-        assert row["robust_accuracy"] == pytest.approx(of["robust"].mean())
-        # what withstands is right without an attack, too
-        assert (of.loc[of["robust"] == 1, "predicted"] == of.loc[of["robust"] == 1, "label"]).all()
+        rows = predictions[(predictions[key] == row[key]).all(axis=1)]
+        assert row["clean_accuracy"] == pytest.approx((rows["predicted"] == rows["label"]).mean())
+        assert row["robust_accuracy"] == pytest.approx(rows["robust"].mean())
+        # an image that is correct under attack is also correct without attack
+        robust = rows[rows["robust"] == 1]
+        assert (robust["predicted"] == robust["label"]).all()
         assert row["gap"] >= 0
 
 
-@pytest.mark.parametrize(
-    "killed_in", ["random, seed 0, cycle 2", "entropy, seed 1, cycle 1", "all labels, seed 0, cycle 0"]
-)
-def test_killed_in_a_cycle_it_goes_on_there_and_gives_the_same_bytes(
-    params: Callable[..., Params], killed_in: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("n_trainings", [2, 5, 9], ids=["random, cycle 2", "all labels", "entropy, second seed"])
+def test_a_killed_step_resumes_in_its_cycle_and_gives_the_same_bytes(
+    params: Callable[..., Params], n_trainings: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = params()
-    run_step(step.active_learning, Workspace(), undisturbed)
+    settings = params()
+    run_step(active_learning, Workspace(), settings)
     expected = outputs()
-    fit, made = step.Learner.taught, []
+    train, finished = Learner.train, []
 
-    def taught(*arguments: Any) -> Any:
-        made.append(1)
-        return fit(*arguments)
+    def counted(*arguments: Any) -> Any:
+        model = train(*arguments)
+        finished.append(1)
+        return model
 
-    finish = step.Campaign.finish
-
-    def dying(self: Any, taught: Any, *more: Any) -> Any:
-        name = f"{taught.acquisition or 'start'}, seed {taught.seed}, cycle {taught.cycle}"
-        if name == killed_in:
+    def killed(*arguments: Any) -> Any:
+        if len(finished) == n_trainings:
             raise KeyboardInterrupt
-        return finish(self, taught, *more)
+        return counted(*arguments)
 
-    monkeypatch.setattr(step.Learner, "taught", taught)
-    with monkeypatch.context() as patch:
-        patch.setattr(step.Campaign, "finish", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run_step(step.active_learning, Workspace(), undisturbed)
-    n_before = len(made)
-    run_step(step.active_learning, Workspace(), undisturbed)
+    monkeypatch.setattr(Learner, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_step(active_learning, Workspace(), settings)
+    monkeypatch.setattr(Learner, "train", counted)
+    run_step(active_learning, Workspace(), settings)
     assert outputs() == expected
-    # two seeds: a start, all labels, and two cycles of two functions each; none was trained twice
-    assert len(made) == 2 * (1 + 1 + 2 * 2)
-    assert 0 < n_before < len(made)
+    # two seeds with an initial cycle, all labels, and two cycles of two functions; each is trained once
+    assert len(finished) == 2 * (1 + 1 + 2 * 2)
     assert not Workspace().checkpoint_folder("active_learning").exists()
 
 
-def test_another_seed_starts_from_other_images_and_the_same_one_gives_the_same_bytes(
-    params: Callable[..., Params], params_with: Callable[..., Params]
-) -> None:
-    run_step(step.active_learning, Workspace(), params(n_seeds=1, n_cycles=1))
+def test_outputs_depend_on_the_seed_alone(params: Callable[..., Params], params_with: Callable[..., Params]) -> None:
+    run_step(active_learning, Workspace(), params(n_seeds=1, n_cycles=1))
     first = outputs()
-    run_step(step.active_learning, Workspace(), params(n_seeds=1, n_cycles=1))
+    run_step(active_learning, Workspace(), params(n_seeds=1, n_cycles=1))
     assert outputs() == first
     other = params_with(SMALL | LEARNING | {"active_learning.n_seeds": 1, "active_learning.n_cycles": 1, "seed": 5})
-    run_step(step.active_learning, Workspace(), other)
+    run_step(active_learning, Workspace(), other)
     assert outputs() != first
 
 
-def test_a_budget_ends_the_asking_in_the_middle_of_a_query(params: Callable[..., Params]) -> None:
+def test_the_last_query_is_reduced_to_the_rest_of_the_budget(params: Callable[..., Params]) -> None:
     run(params(budget=N_QUERY + 3, n_cycles=4, n_seeds=1))
     cycles = pd.read_csv(Workspace().cycles)
     assert list(cycles[cycles["acquisition"] == "entropy"]["n_labelled"]) == [14, 25, 28]
 
 
-def test_the_pool_runs_dry(params: Callable[..., Params]) -> None:
+def test_a_run_ends_when_the_pool_is_empty(params: Callable[..., Params]) -> None:
     run(params(query=0.5, n_cycles=4, n_seeds=1))
     cycles = pd.read_csv(Workspace().cycles)
-    of_entropy = cycles[cycles["acquisition"] == "entropy"]
-    assert list(of_entropy["n_labelled"]) == [14, 42, 56]
-    assert of_entropy["pool_entropy"].isna().tolist() == [False, False, True]
+    entropy_run = cycles[cycles["acquisition"] == "entropy"]
+    assert list(entropy_run["n_labelled"]) == [14, 42, 56]
+    assert entropy_run["pool_entropy"].isna().tolist() == [False, False, True]
 
 
-def test_a_noisy_oracle_is_believed(params: Callable[..., Params]) -> None:
+def test_the_labels_of_a_noisy_oracle_are_recorded(params: Callable[..., Params]) -> None:
     rates = {"none": 1.0, "left": 1.0, "right": 1.0}
     run(params(oracle={"kind": "noisy", "error_rate": rates}, n_seeds=1, n_cycles=1))
     queries = pd.read_parquet(Workspace().queries)
@@ -168,54 +160,59 @@ def test_a_noisy_oracle_is_believed(params: Callable[..., Params]) -> None:
     assert (cycles.loc[cycles["n_queried"] > 0, "told_accuracy"] == 0).all()
 
 
-def test_pseudo_labels_are_given_to_sure_images_only(params: Callable[..., Params]) -> None:
+def test_pseudo_labels_are_assigned_to_confident_predictions_only(params: Callable[..., Params]) -> None:
     run(params(oracle={"kind": "pseudo", "confidence": 0.4}, n_seeds=1))
     queries = pd.read_parquet(Workspace().queries)
     assert (queries["confidence"] >= 0.4).all()
     assert (queries["told"] == queries["predicted"]).all()
 
 
-def test_pseudo_labels_that_no_image_can_have_are_one_clear_error(params: Callable[..., Params]) -> None:
-    with pytest.raises(ValueError, match=r"active_learning.oracle: nothing was queried.*lower it"):
+def test_a_confidence_that_no_prediction_reaches_is_an_error(params: Callable[..., Params]) -> None:
+    with pytest.raises(ValueError, match=r"active_learning.oracle.confidence is too high.*: 0.999999\..*Lower it"):
         run(params(oracle={"kind": "pseudo", "confidence": 0.999999}, n_seeds=1))
 
 
-def test_adversarial_copies_of_what_was_queried_are_trained_on(
+def test_an_initial_set_of_all_training_images_is_an_error(params: Callable[..., Params]) -> None:
+    pd.read_parquet(Workspace().split).assign(group=0).to_parquet(Workspace().split)
+    with pytest.raises(ValueError, match=r"active_learning.start leaves no image in the pool: 56 of 56 .* Lower"):
+        run(params(start={"selection": "grouped", "share": 0.25}))
+
+
+def test_adversarial_copies_of_queried_images_are_added_to_the_training(
     params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
-    taught = step.Learner.taught
+    trained: list[tuple[np.ndarray, np.ndarray]] = []
+    train = Learner.train
 
-    def watch(self: Any, pixels: np.ndarray, labels: np.ndarray, *more: Any) -> Any:
-        seen.append((pixels, labels))
-        return taught(self, pixels, labels, *more)
+    def recorded(self: Any, pixels: np.ndarray, labels: np.ndarray, *others: Any) -> Any:
+        trained.append((pixels, labels))
+        return train(self, pixels, labels, *others)
 
-    monkeypatch.setattr(step.Learner, "taught", watch)
+    monkeypatch.setattr(Learner, "train", recorded)
     run(params(adversarial_copies=True, n_seeds=1, n_cycles=2))
-    start, first, second = seen[:3]
-    assert [len(labels) for _, labels in (start, first, second)] == [14, 14 + 2 * 11, 14 + 4 * 11]
+    initial, first, second = trained[:3]
+    assert [len(labels) for _, labels in (initial, first, second)] == [14, 14 + 2 * 11, 14 + 4 * 11]
     originals, copies = second[0][14:36], second[0][36:]
     assert (second[1][14:36] == second[1][36:]).all()
-    change = np.abs(originals.astype(int) - copies)
-    assert change.max() == 4
-    # what was attacked in the first cycle is not attacked anew
+    assert np.abs(originals.astype(int) - copies).max() == 4
+    # copies of the first cycle are kept in the second
     assert (copies[:11] == first[0][25:]).all()
 
 
-def test_tracking_hears_a_run_an_acquisition_function_with_cycles_as_steps_and_a_gallery(
+def test_each_acquisition_function_is_tracked_as_a_curve_over_its_cycles_with_a_gallery(
     params: Callable[..., Params],
 ) -> None:
-    class Listener(Tracker):
-        heard: dict[str, Any] = {}  # noqa: RUF012  read by the test alone
+    class CurveRecorder(Tracker):
+        curves: dict[str, Any] = {}  # noqa: RUF012  read by this test alone
 
         def curve(self, name: str, tags: Any, points: Any, artifacts: Any = ()) -> None:
             assert all(path.is_file() for path in artifacts)
-            self.heard[name] = (tags, points, len(artifacts))
+            self.curves[name] = (tags, points, len(artifacts))
 
     Workspace().active_learning.mkdir(parents=True)
-    step.active_learning(params(), Listener())
-    assert list(Listener.heard) == ["active learning/random", "active learning/entropy"]
-    tags, points, n_artifacts = Listener.heard["active learning/entropy"]
+    active_learning(Workspace(), params(), CurveRecorder())
+    assert list(CurveRecorder.curves) == ["active learning/random", "active learning/entropy"]
+    tags, points, n_artifacts = CurveRecorder.curves["active learning/entropy"]
     assert tags == {"acquisition": "entropy"}
     assert [cycle for cycle, _ in points] == [0, 1, 2]
     assert n_artifacts == 1
@@ -228,48 +225,48 @@ def test_tracking_hears_a_run_an_acquisition_function_with_cycles_as_steps_and_a
     assert list(plot["entropy"]) == pytest.approx(list(clean))
 
 
-def test_a_grouped_start_takes_whole_groups_and_every_class(params: Callable[..., Params]) -> None:
+def test_a_grouped_initial_set_has_whole_groups_and_every_class(params: Callable[..., Params]) -> None:
     table = pd.read_parquet(Workspace().split).assign(group=np.arange(96) // 8)
     table.to_parquet(Workspace().split)
     data = load_prepared(Workspace())
     settings = params(start={"selection": "grouped", "share": 0.2}).active_learning
     train = data.indices("train")
-    rows = choose_start(data, train, settings, 3)
+    rows = choose_initial_set(data, train, settings, 3)
     groups = data.table["group"].to_numpy()
     assert set(rows) == set(train[np.isin(groups[train], groups[rows])])
     assert len(rows) >= 0.2 * len(train)
     assert set(data.labels(rows)) == {0, 1, 2}
-    assert set(choose_start(data, train, settings, 4)) != set(rows)
+    assert set(choose_initial_set(data, train, settings, 4)) != set(rows)
 
 
-def test_a_classifier_that_can_not_take_small_images_is_one_clear_error(
+def test_an_architecture_that_does_not_accept_the_downsampled_images_is_an_error(
     params_with: Callable[..., Params],
 ) -> None:
-    small = params_with(SMALL | LEARNING | {"train_classifier.architecture": "alexnet"})
-    with pytest.raises(ValueError, match=r"active_learning.shrink 2: .*'alexnet' can't take images of 16 x 16 pixels"):
-        run(small)
+    settings = params_with(SMALL | LEARNING | {"train_classifier.architecture": "alexnet"})
+    with pytest.raises(ValueError, match=r"'alexnet' does not accept .* active_learning.shrink 2: 16 x 16 pixels"):
+        run(settings)
 
 
-def test_training_does_not_depend_on_who_else_draws_from_the_global_generator(params: Callable[..., Params]) -> None:
+def test_training_does_not_depend_on_torchs_global_generator(params: Callable[..., Params]) -> None:
     settings = params(n_seeds=1, n_cycles=1, acquisition=["bald"])
-    run_step(step.active_learning, Workspace(), settings)
+    run_step(active_learning, Workspace(), settings)
     expected = outputs()
-    fit = step.Learner.taught
+    train = Learner.train
 
     def disturbed(self: Any, *arguments: Any) -> Any:
         torch.rand(3)
-        return fit(self, *arguments)
+        return train(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step.Learner, "taught", disturbed)
-        run_step(step.active_learning, Workspace(), settings)
+        patch.setattr(Learner, "train", disturbed)
+        run_step(active_learning, Workspace(), settings)
     assert outputs() == expected
 
 
-def test_squares_of_pixels_are_averaged() -> None:
+def test_downsampling_averages_squares_of_pixels() -> None:
     pixels = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4)
-    assert shrunk(pixels, 2)[0, 0].tolist() == [[2, 4], [10, 12]]
-    assert (shrunk(pixels, 1) == pixels).all()
+    assert downsample(pixels, 2)[0, 0].tolist() == [[2, 4], [10, 12]]
+    assert (downsample(pixels, 1) == pixels).all()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +282,7 @@ def test_squares_of_pixels_are_averaged() -> None:
         ({"max_images": 2}, "active_learning.max_images: 2 images can't stand for 3 classes"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_with_what_is_allowed(
+def test_invalid_settings_are_an_error_that_names_the_parameter(
     params: Callable[..., Params], overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ParamsError, match=message):

@@ -1,13 +1,20 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
+from threading import Event
+from time import sleep
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from tasks.analysis.dvc_plots import pivot_curves
+from tasks.analysis.examples import amplify, choose_examples
+from tasks.analysis.parallel import collect_in_threads
 from tasks.analyze import analyze
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
@@ -19,152 +26,136 @@ from tasks.tracking import Tracker
 from tests.conftest import with_overrides
 from tests.small_workspace import DEFENCES, SMALL
 
-ANALYSED = SMALL | {
+OVERRIDES = SMALL | {
     "benchmark": DEFENCES,
     "attack.keep_eps": [],
     "analyze.n_resamples": 100,
     "analyze.evasion": {"eps": [4], "n_steps": 20, "max_images": 0},
 }
+POINT = ["target", "threat_model", "attack", "eps"]
 
 
 @pytest.fixture(scope="module")
-def attacked(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which the steps attack and analyze have run."""
+def analysed(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace in which the attack steps and the step analyze have run; tests only read it."""
     folder = tmp_path_factory.mktemp("analysed")
     shutil.copytree(small_workspace / "data", folder / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        Workspace().attack.mkdir()
-        params = parse_params(with_overrides(ANALYSED))
-        attack(Workspace(), params, Tracker())
-        for defence in DEFENCES:
-            Workspace().step_folder("attack_defence", defence).mkdir(parents=True)
-            attack_defence(Workspace(), params, Tracker(), defence)
-        run(params)
-    return folder
+    workspace, params = Workspace(folder), parse_params(with_overrides(OVERRIDES))
+    workspace.attack.mkdir()
+    attack(workspace, params, Tracker())
+    for defence in DEFENCES:
+        workspace.step_folder("attack_defence", defence).mkdir(parents=True)
+        attack_defence(workspace, params, Tracker(), defence)
+    run_analyze(workspace, params)
+    return workspace
 
 
 @pytest.fixture
-def analysed(attacked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(attacked)
-    return attacked
+def writable(analysed: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of that workspace."""
+    shutil.copytree(analysed.data, tmp_path / "data")
+    return Workspace(tmp_path)
 
 
-def run(params: Params, tracker: Tracker | None = None) -> dict[str, bytes]:
-    shutil.rmtree(Workspace().analyze, ignore_errors=True)
-    Workspace().analyze.mkdir()
-    analyze(Workspace(), params, tracker or Tracker())
-    return {file.name: file.read_bytes() for file in Workspace().analyze.rglob("*") if file.is_file()}
+def output_bytes(workspace: Workspace) -> dict[str, bytes]:
+    files = [file for file in workspace.analyze.rglob("*") if file.is_file()]
+    return {file.relative_to(workspace.analyze).as_posix(): file.read_bytes() for file in files}
 
 
-def test_the_step_gives_the_same_bytes_twice_and_with_more_threads(
-    attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+def run_analyze(workspace: Workspace, params: Params) -> dict[str, bytes]:
+    shutil.rmtree(workspace.analyze, ignore_errors=True)
+    workspace.analyze.mkdir()
+    analyze(workspace, params, Tracker())
+    return output_bytes(workspace)
+
+
+def points_of(table: pd.DataFrame) -> set[tuple[object, ...]]:
+    return set(table[POINT].itertuples(index=False, name=None))
+
+
+def test_outputs_have_the_same_bytes_in_a_second_run_with_more_threads(
+    analysed: Workspace, writable: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    shutil.copytree(attacked / "data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    before = {file.name: file.read_bytes() for file in Workspace().analyze.rglob("*") if file.is_file()}
-    assert run(params_with(ANALYSED | {"compute.threads": 2})) == before
+    assert run_analyze(writable, params_with(OVERRIDES | {"compute.threads": 2})) == output_bytes(analysed)
 
 
-def test_every_crafted_set_is_analysed_by_every_viewer(analysed: Path) -> None:
+def test_every_set_of_adversarial_images_is_analysed_for_every_target(analysed: Workspace) -> None:
     curves = [("undefended", "adaptive"), *product(DEFENCES, ("transfer", "adaptive"))]
-    points = {(*curve, attack, eps) for curve in curves for attack in ("fgsm", "pgd") for eps in (0.5, 4.0)}
-    clean_denoised = {(defence, "none", "clean", 0.0) for defence in DEFENCES}
-    heatmaps = pd.read_csv(Workspace().heatmaps)
-    assert set(zip(*(heatmaps[c] for c in ("target", "threat_model", "attack", "eps")), strict=True)) == {
-        *(point for point in points if point[2] == "pgd"),
-        *clean_denoised,
-    }
-    features = pd.read_csv(Workspace().features)
-    of_classifier = features[features["space"] == "classifier"]
-    of_bottleneck = features[features["space"] == "bottleneck"]
-    names = ("target", "threat_model", "attack", "eps")
-    of_pgd = {point for point in points if point[2] == "pgd"}
-    assert set(zip(*(of_classifier[c] for c in names), strict=True)) == of_pgd
-    assert set(zip(*(of_bottleneck[c] for c in names), strict=True)) == {
-        point for point in of_pgd if point[0] in DEFENCES
-    }
-    detection = pd.read_csv(Workspace().detection)
+    pgd = {(*curve, "pgd", eps) for curve in curves for eps in (0.5, 4.0)}
+    clean = {(defence, "none", "clean", 0.0) for defence in DEFENCES}
+    assert points_of(pd.read_csv(analysed.heatmaps)) == pgd | clean
+    features = pd.read_csv(analysed.features)
+    assert points_of(features[features["space"] == "classifier"]) == pgd
+    assert points_of(features[features["space"] == "bottleneck"]) == {point for point in pgd if point[0] in DEFENCES}
+    detection = pd.read_csv(analysed.detection)
     assert set(detection["detector"]) == {"reconstruction error", "entropy", "prediction change", "feature distance"}
     assert set(detection["attack"]) == {"fgsm", "pgd", "pgd and detector"}
     assert len(detection) == 4 * (3 * 2 * 2 + 1)
 
 
-def test_the_perturbation_of_fgsm_has_the_error_that_its_size_gives(analysed: Path) -> None:
-    resilience = pd.read_csv(Workspace().resilience)
+def test_the_error_of_fgsm_images_follows_from_eps(analysed: Workspace) -> None:
+    resilience = pd.read_csv(analysed.resilience)
     of_fgsm = resilience[(resilience["attack"] == "fgsm") & (resilience["images"] == "adversarial")]
     mse = of_fgsm[of_fgsm["metric"] == "mse"].set_index(["surrogate", "eps"])["value"]
     for (_, eps), value in mse.items():
         assert value == pytest.approx((eps / 255) ** 2, rel=0.02)
-    kept = resilience[(resilience["attack"] == "clean") & (resilience["metric"] == "mse")]
-    assert (kept["value"] > mse.max()).all()
+    denoised = resilience[(resilience["attack"] == "clean") & (resilience["metric"] == "mse")]
+    assert (denoised["value"] > mse.max()).all()
 
 
-def test_intervals_hold_their_values_and_say_so_where_nothing_is_defined(analysed: Path) -> None:
-    for path in (
-        Workspace().classification,
-        Workspace().heatmaps,
-        Workspace().features,
-        Workspace().resilience,
-        Workspace().robustness_area,
-    ):
-        table = pd.read_csv(path)
-        bounded = table.dropna(subset=["low", "high"])
-        assert (bounded["low"] <= bounded["high"]).all(), path
-        if "metric" in bounded:
-            # a calibration error is above 0 in every resample, and Wasserstein distances likewise
-            bounded = bounded[bounded["metric"] != "ece"]
-        assert ((bounded["low"] <= bounded["value"] + 1e-6) & (bounded["value"] <= bounded["high"] + 1e-6)).all(), path
+@pytest.mark.parametrize("name", ["classification", "heatmaps", "features", "resilience", "robustness_area"])
+def test_intervals_contain_their_values(analysed: Workspace, name: str) -> None:
+    table = pd.read_csv(analysed.analyze / f"{name}.csv").dropna(subset=["low", "high"])
+    assert (table["low"] <= table["high"]).all()
+    if "metric" in table:
+        # resampling increases a calibration error
+        table = table[table["metric"] != "ece"]
+    assert ((table["low"] <= table["value"] + 1e-6) & (table["value"] <= table["high"] + 1e-6)).all()
 
 
-def test_accuracies_are_those_of_the_records(analysed: Path) -> None:
-    records = read_records(Workspace(), DEFENCES)
-    classification = pd.read_csv(Workspace().classification)
-    accuracy = classification[classification["metric"] == "accuracy"]
-    points = ["target", "threat_model", "attack", "eps"]
-    by_point = records.groupby(points)["correct"].mean()
-    assert accuracy.set_index(points)["value"].to_dict() == pytest.approx(by_point.to_dict(), abs=1e-5)
+def test_accuracies_equal_those_of_the_records(analysed: Workspace) -> None:
+    classification = pd.read_csv(analysed.classification)
+    accuracy = classification[classification["metric"] == "accuracy"].set_index(POINT)["value"]
+    expected = read_records(analysed, DEFENCES).groupby(POINT)["correct"].mean()
+    assert accuracy.to_dict() == pytest.approx(expected.to_dict(), abs=1e-5)
 
 
-def test_an_attacker_who_knows_the_detector_is_detected_less(analysed: Path) -> None:
-    detection = pd.read_csv(Workspace().detection)
-    at = detection[(detection["surrogate"] == "undefended") & (detection["eps"] == 4)]
-    # of all images: where one attack breaks others than the other, AUROCs of what each has broken are of two sets
-    auroc = at.pivot(index="detector", columns="attack", values="auroc")
-    # a detector that is told apart from the other side is no worse
-    told_apart = (auroc - 0.5).abs().mean()
-    assert told_apart["pgd and detector"] < told_apart["pgd"]
+def test_an_adaptive_attack_lowers_detection(analysed: Workspace) -> None:
+    detection = pd.read_csv(analysed.detection)
+    at_eps = detection[(detection["surrogate"] == "undefended") & (detection["eps"] == 4)]
+    # over all images, because the two attacks do not succeed on the same images
+    auroc = at_eps.pivot(index="detector", columns="attack", values="auroc")
+    separation = (auroc - 0.5).abs().mean()
+    assert separation["pgd and detector"] < separation["pgd"]
     for rate in ("detection_rate", "detection_rate_successful"):
-        found = at.pivot(index="detector", columns="attack", values=rate).mean()
-        assert found["pgd and detector"] < found["pgd"]
-    # he begins where the other one ended
-    n_broken = at.pivot(index="detector", columns="attack", values="n_successful")
-    assert (n_broken["pgd and detector"] >= n_broken["pgd"]).all()
+        rates = at_eps.pivot(index="detector", columns="attack", values=rate).mean()
+        assert rates["pgd and detector"] < rates["pgd"]
+    # the adaptive attack starts from the result of the other
+    n_successful = at_eps.pivot(index="detector", columns="attack", values="n_successful")
+    assert (n_successful["pgd and detector"] >= n_successful["pgd"]).all()
 
 
-def test_attacks_on_detectors_may_be_of_fewer_images(
-    attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+def test_the_number_of_images_for_adaptive_attacks_on_detectors_can_be_limited(
+    writable: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    shutil.copytree(attacked / "data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    run(params_with(ANALYSED | {"analyze.evasion": {"eps": [4], "n_steps": 1, "max_images": 12}}))
-    detection = pd.read_csv(Workspace().detection)
+    run_analyze(writable, params_with(OVERRIDES | {"analyze.evasion": {"eps": [4], "n_steps": 1, "max_images": 12}}))
+    detection = pd.read_csv(writable.detection)
     assert set(detection["n"][detection["attack"] == "pgd and detector"]) == {12}
     assert set(detection["n"][detection["attack"] == "pgd"]) == {32}
 
 
-def test_embeddings_place_every_image_clean_and_adversarial(analysed: Path) -> None:
-    embeddings = pd.read_parquet(Workspace().embeddings)
-    rows = load_prepared(Workspace()).indices("test")
-    places = embeddings.groupby(["space", "target", "threat_model", "attack", "eps", "method", "origin"])
-    assert len(places) == 3 * 2 * 2 * 2
-    for _, group in places:
+def test_embeddings_contain_every_image_clean_and_adversarial(analysed: Workspace) -> None:
+    embeddings = pd.read_parquet(analysed.embeddings)
+    rows = load_prepared(analysed).indices("test")
+    groups = embeddings.groupby(["space", *POINT, "method", "origin"])
+    assert len(groups) == 3 * 2 * 2 * 2
+    for _, group in groups:
         assert group["image"].tolist() == rows.tolist()
         assert np.isfinite(group[["x", "y"]].to_numpy()).all()
 
 
-def test_the_examples_show_every_class_clean_attacked_and_denoised(analysed: Path) -> None:
-    with np.load(Workspace().examples, allow_pickle=False) as examples:
+def test_examples_show_every_class_clean_adversarial_and_denoised(analysed: Workspace) -> None:
+    with np.load(analysed.examples, allow_pickle=False) as examples:
         assert examples["rows"].tolist() == ["none", "left", "right"]
         assert (str(examples["attack"]), float(examples["eps"])) == ("pgd", 4)
         assert examples["images"].shape == (3, 7, 32, 32)
@@ -179,27 +170,81 @@ def test_the_examples_show_every_class_clean_attacked_and_denoised(analysed: Pat
         assert examples["maps"].shape == (3, 4, 32, 32)
         assert examples["mapped"].tolist() == [0, 1, 4, 6]
         assert examples["differences"].shape == (3, 5, 32, 32)
-        shown, factor = examples["images"].astype(np.float64), int(perturbation.split(" × ")[1])
-        # half floats are off by 1/4096 near 1, twice
-        assert shown[:, 2] == pytest.approx(0.5 + factor * (shown[:, 1] - shown[:, 0]), abs=0.001 + factor / 2048)
+        images, factor = examples["images"].astype(np.float64), int(perturbation.split(" × ")[1])
+        # near 1, float16 is off by up to 1/4096, for each of two images
+        assert images[:, 2] == pytest.approx(0.5 + factor * (images[:, 1] - images[:, 0]), abs=0.001 + factor / 2048)
         for name in ("images", "maps", "differences"):
             assert 0 <= examples[name].min() <= examples[name].max() <= 1
 
 
-def test_every_claim_has_an_outcome_that_its_interval_gives(analysed: Path) -> None:
-    claims = json.loads(Workspace().verdict.read_text())
+def test_every_claim_has_an_outcome(analysed: Workspace) -> None:
+    claims = json.loads(analysed.verdict.read_text(encoding="utf-8"))
     assert len(claims) >= 7
     for claim in claims:
         assert claim["outcome"] in {"holds", "does not hold"} or claim["outcome"].startswith("can't be told ")
 
 
-def test_an_attack_that_kept_no_images_of_an_eps_is_named(
-    attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+def test_missing_perturbations_raise_an_error_that_names_the_file_and_the_step(
+    writable: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    shutil.copytree(attacked / "data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    (Workspace().perturbations("autoencoder") / "pgd-eps4.npz").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"pgd-eps4.npz not found: add 4 to attack.keep_eps and run .* attack_defence@auto"
-    ):
-        run(params_with(ANALYSED))
+    writable.perturbation_file("autoencoder", "pgd", 4).unlink()
+    with pytest.raises(FileNotFoundError, match=r"pgd-eps4.npz not found.*attack.keep_eps.*attack_defence@auto"):
+        run_analyze(writable, params_with(OVERRIDES))
+
+
+def test_an_example_is_the_first_image_of_its_class_with_a_successful_attack() -> None:
+    labels, success = np.array([1, 0, 0, 1, 2]), np.array([False, False, True, False, True])
+    assert choose_examples(labels, success).tolist() == [2, 0, 4]
+
+
+def test_amplified_differences_use_the_whole_range() -> None:
+    difference = np.array([[[[-0.1, 0.0, 0.05]]]])
+    amplified, factor = amplify(difference)
+    assert factor == 5
+    assert amplified == pytest.approx(0.5 + 5 * difference)
+
+
+def test_curves_become_columns() -> None:
+    rows = [("a", "", 1.0, 5), ("a", "b", 1.0, 6), ("a", "", 0.5, 7), ("a", "b", np.nan, 8)]
+    table = pivot_curves(
+        pd.DataFrame(rows, columns=["target", "purifier", "eps", "value"]), "eps", ["target", "purifier"], "value"
+    )
+    assert list(table.columns) == ["eps", "a", "a/b"]
+    assert table.iloc[1].tolist() == [1, 5, 6]
+    assert table.iloc[0, :2].tolist() == [0.5, 7]
+
+
+def test_results_of_threads_are_in_the_order_of_the_work() -> None:
+    last_is_done = Event()
+
+    def first() -> list[str]:
+        assert last_is_done.wait(60)
+        return ["first", "second"]
+
+    def last() -> list[str]:
+        last_is_done.set()
+        return ["last"]
+
+    assert collect_in_threads({"a": first, "b": last}, 2) == ["first", "second", "last"]
+
+
+def test_each_thread_computes_with_one_torch_thread() -> None:
+    assert collect_in_threads({"a": lambda: [torch.get_num_threads()]}, 1) == [1]
+
+
+def test_an_error_in_a_thread_is_raised_and_cancels_the_rest() -> None:
+    started = []
+
+    def slow(number: int) -> list[int]:
+        sleep(0.02)
+        started.append(number)
+        return [number]
+
+    def broken() -> list[int]:
+        raise ValueError("broken")
+
+    # the last function starts first
+    work = {str(number): partial(slow, number) for number in range(50)} | {"broken": broken}
+    with pytest.raises(ValueError, match="broken"):
+        collect_in_threads(work, 1)
+    assert len(started) < 50

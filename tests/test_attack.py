@@ -1,6 +1,8 @@
+import inspect
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from torch import nn
 
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
-from tasks.attacks.campaign import in_parts
+from tasks.attacks import attack_run
+from tasks.attacks.attack_run import _split
+from tasks.attacks.gradient import pgd as pgd_module
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.targets import load_target
@@ -21,51 +25,54 @@ from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
 from tasks.params import Params
-from tasks.records.adversarial_images import load_kept
+from tasks.records.adversarial_images import load_perturbations
 from tasks.records.scores import entropy, margin
 from tasks.records.tables import read_records, read_smallest_eps
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
+from tests.conftest import ROOT
 from tests.small_workspace import SIDE, SMALL
 
+DEFENCES = ["autoencoder"]
 
-def run(params: Params) -> dict[str, bytes]:
-    """Both steps in empty folders of their own, as the runner calls them; what they wrote, by name."""
-    for folder in (Workspace().attack, Workspace().attack_defence):
+
+@pytest.fixture
+def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
+    """A copy of the small workspace, which is not the current folder."""
+    shutil.copytree(small_workspace / "data", tmp_path / "data")
+    return Workspace(tmp_path)
+
+
+def run(workspace: Workspace, params: Params) -> dict[str, bytes]:
+    """Run both steps in empty folders, as the runner does; the written files by name."""
+    folders = (workspace.attack, workspace.attack_defence)
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    Workspace().attack.mkdir()
-    attack(Workspace(), params, Tracker())
+    workspace.attack.mkdir()
+    attack(workspace, params, Tracker())
     for defence in params.benchmark:
-        Workspace().step_folder("attack_defence", defence).mkdir(parents=True)
-        attack_defence(Workspace(), params, Tracker(), defence)
-    shutil.rmtree("checkpoints")
-    files = [
-        file
-        for folder in (Workspace().attack, Workspace().attack_defence)
-        for file in folder.rglob("*")
-        if file.is_file()
-    ]
-    return {file.relative_to(Workspace().data).as_posix(): file.read_bytes() for file in files}
+        workspace.step_folder("attack_defence", defence).mkdir(parents=True)
+        attack_defence(workspace, params, Tracker(), defence)
+    shutil.rmtree(workspace.root / "checkpoints")
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    return {file.relative_to(workspace.data).as_posix(): file.read_bytes() for file in files}
 
 
-def shards() -> list[Path]:
+def checkpoints_in(workspace: Workspace) -> list[Path]:
     """Finished parts of both steps."""
-    return [shard for shard in Path("checkpoints").glob("**/*") if len(shard.name) == 32]
+    return [path for path in (workspace.root / "checkpoints").glob("**/*") if len(path.name) == 32]
 
 
-BENCHMARK = ["autoencoder"]
+def load_targets(workspace: Workspace) -> dict[str, nn.Module]:
+    return {name: load_target(workspace, name, torch.device("cpu")) for name in ("undefended", *DEFENCES)}
 
 
-def load_both() -> dict[str, nn.Module]:
-    return {name: load_target(Workspace(), name, torch.device("cpu")) for name in ("undefended", *BENCHMARK)}
+class InterruptAfter(logging.Handler):
+    """Interrupts the step at its n-th progress message."""
 
-
-class KillAfter(logging.Handler):
-    """Interrupts the step at its n-th line of progress."""
-
-    def __init__(self, n_lines: int) -> None:
+    def __init__(self, n_messages: int) -> None:
         super().__init__()
-        self.n_left = n_lines
+        self.n_left = n_messages
 
     def emit(self, record: logging.LogRecord) -> None:
         self.n_left -= 1
@@ -74,30 +81,77 @@ class KillAfter(logging.Handler):
 
 
 @pytest.fixture
-def kill_after(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Params, int], None]]:
+def interrupt_after(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Params, int], None]]:
     caplog.set_level(logging.INFO, logger="tasks.core.checkpoints")
 
-    def run_and_kill(params: Params, n_lines: int) -> None:
-        handler = KillAfter(n_lines)
+    def run_and_interrupt(params: Params, n_messages: int) -> None:
+        handler = InterruptAfter(n_messages)
         logging.getLogger("tasks.core.checkpoints").addHandler(handler)
         try:
             with pytest.raises(KeyboardInterrupt):
-                run(params)
+                run(workspace, params)
         finally:
             logging.getLogger("tasks.core.checkpoints").removeHandler(handler)
         caplog.clear()
 
-    return run_and_kill
+    return run_and_interrupt
 
 
-def n_kept_lines(caplog: pytest.LogCaptureFixture) -> int:
-    return sum("kept from a run before" in line for line in caplog.messages)
+def n_resumed(caplog: pytest.LogCaptureFixture) -> int:
+    """Number of parts that were resumed from a checkpoint."""
+    return sum("resumed from a checkpoint" in message for message in caplog.messages)
+
+
+def modules_on_the_stack(called: Callable[..., Any]) -> list[str]:
+    """Modules of ``tasks/`` from the step to a function that it calls, once for consecutive frames of a module."""
+    files = [inspect.getfile(called)]
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        files.append(frame.f_code.co_filename)
+    own = [Path(file).relative_to(ROOT / "tasks") for file in files if Path(file).is_relative_to(ROOT / "tasks")]
+    names = [path.as_posix() for path in reversed(own)]
+    return [name for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+
+
+def test_an_attack_passes_few_modules_from_the_step_to_its_gradients_and_records(
+    workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks: dict[str, list[str]] = {}
+
+    def traced(name: str, function: Callable[..., Any], is_wanted: Callable[..., bool]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if is_wanted(*arguments):
+                stacks[name] = modules_on_the_stack(function)
+            return function(*arguments)
+
+        return call
+
+    def is_of_crafted(_table: Any, path: Path) -> bool:
+        # records of crafted images are first written to the unfinished folder of a part
+        return path.name == "records.parquet" and path.parent.suffix == ".partial"
+
+    write, gradient = attack_run.write_records, pgd_module.loss_gradient
+    monkeypatch.setattr(attack_run, "write_records", traced("records", write, is_of_crafted))
+    monkeypatch.setattr(pgd_module, "loss_gradient", traced("gradient", gradient, lambda *_: True))
+    workspace.attack.mkdir()
+    attack(workspace, params_with(SMALL | {"attack.attacks": ["pgd"]}), Tracker())
+
+    checkpoints = "core/checkpoints.py"
+    for modules in stacks.values():
+        assert modules[:2] == ["attack.py", "attacks/attack_run.py"]
+        assert len(set(modules)) <= 8
+        # only the module that starts a part appears twice: checkpoints call it back
+        around = modules.index(checkpoints)
+        assert modules[around - 1] == modules[around + 1]
+        once = modules[:around] + modules[around + 2 :]
+        assert len(set(once)) == len(once)
+    assert len(set(stacks["records"]) | set(stacks["gradient"])) <= 8
 
 
 def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
-    workspace: Path, params_with: Callable[..., Params]
+    workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    files = run(params_with(SMALL))
+    files = run(workspace, params_with(SMALL))
     assert sorted(files) == [
         "attack/cost.json",
         "attack/perturbations/fgsm-eps0.5.npz",
@@ -114,7 +168,7 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         "attack_defence/autoencoder/records.parquet",
         "attack_defence/autoencoder/smallest_eps.parquet",
     ]
-    records = read_records(Workspace(), BENCHMARK)
+    records = read_records(workspace, DEFENCES)
     points = ["target", "threat_model", "attack", "eps"]
     expected = [("undefended", "none", "clean", 0.0)]
     expected += [("undefended", "adaptive", kind, eps) for kind in ("fgsm", "pgd") for eps in (0.5, 4.0)]
@@ -126,16 +180,16 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         for eps in (0.5, 4.0)
     ]
     assert list(records.groupby(points, sort=False).groups) == expected
-    test_rows = load_prepared(Workspace()).indices("test").tolist()
+    test_rows = load_prepared(workspace).indices("test").tolist()
     for _, group in records.groupby(points):
         assert group["image"].tolist() == test_rows
 
 
-def test_records_say_what_the_target_makes_of_the_adversarial_images(
-    workspace: Path, params_with: Callable[..., Params]
+def test_records_equal_the_predictions_of_the_target_on_the_saved_adversarial_images(
+    workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    run(params_with(SMALL))
-    data, targets, records = load_prepared(Workspace()), load_both(), read_records(Workspace(), BENCHMARK)
+    run(workspace, params_with(SMALL))
+    data, targets, records = load_prepared(workspace), load_targets(workspace), read_records(workspace, DEFENCES)
     by_point = records.set_index(["target", "threat_model", "attack", "eps"]).sort_index()
 
     for target, threat_model, surrogate in (
@@ -143,8 +197,8 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
         ("autoencoder", "transfer", "undefended"),
         ("autoencoder", "adaptive", "autoencoder"),
     ):
-        kept = load_kept(Workspace(), data, surrogate, "pgd", 4)
-        rows, adversarial = kept.rows, kept.images()
+        perturbations = load_perturbations(workspace, data, surrogate, "pgd", 4)
+        rows, adversarial = perturbations.rows, perturbations.images()
         group = by_point.loc[(target, threat_model, "pgd", 4.0)]
         logits = np.stack(group["logits"])
         with torch.no_grad():
@@ -179,36 +233,36 @@ def test_records_say_what_the_target_makes_of_the_adversarial_images(
     assert (clean["correct_8bit"] == clean["correct"]).all()
 
 
-def test_attacks_work_and_the_adaptive_one_beats_the_transferred(
-    workspace: Path, params_with: Callable[..., Params]
+def test_attacks_lower_the_margin_and_the_adaptive_attack_is_stronger_than_the_transfer_attack(
+    workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    run(params_with(SMALL))
-    margins = read_records(Workspace(), BENCHMARK).groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
+    run(workspace, params_with(SMALL))
+    margins = read_records(workspace, DEFENCES).groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "none", "clean", 0] - 0.1
     assert margins["autoencoder", "adaptive", "pgd", 4] < margins["autoencoder", "transfer", "pgd", 4]
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "adaptive", "pgd", 0.5]
 
 
-def test_bfloat16_is_for_the_sweep_alone_and_changes_what_it_finds_by_little(
-    workspace: Path, params_with: Callable[..., Params]
+def test_bfloat16_changes_the_sweep_alone_and_hardly_its_results(
+    workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    exact = run(params_with(SMALL))
-    smallest = read_smallest_eps(Workspace(), BENCHMARK)
-    reduced = run(params_with(SMALL | {"compute.precision": "bfloat16"}))
+    exact = run(workspace, params_with(SMALL))
+    smallest = read_smallest_eps(workspace, DEFENCES)
+    reduced = run(workspace, params_with(SMALL | {"compute.precision": "bfloat16"}))
     same = {name for name in exact if exact[name] == reduced[name]}
     assert {name for name in exact if name.endswith(("records.parquet", ".npz", "probes.parquet"))} <= same
-    both = smallest.merge(read_smallest_eps(Workspace(), BENCHMARK), on=["target", "attack", "image"])
+    both = smallest.merge(read_smallest_eps(workspace, DEFENCES), on=["target", "attack", "image"])
     assert len(both) == len(smallest)
-    swept = both[both["attack"] == "sweep"]
-    assert (swept["smallest_eps_x"] == swept["smallest_eps_y"]).mean() > 0.95
-    assert (swept["minimal_eps_x"] != swept["minimal_eps_y"]).any()
+    from_sweep = both[both["attack"] == "sweep"]
+    assert (from_sweep["smallest_eps_x"] == from_sweep["smallest_eps_y"]).mean() > 0.95
+    assert (from_sweep["minimal_eps_x"] != from_sweep["minimal_eps_y"]).any()
 
 
-def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wrong_as_it_is(
-    workspace: Path, params_with: Callable[..., Params]
+def test_the_smallest_eps_is_consistent_with_the_records_of_the_attacks(
+    workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    run(params_with(SMALL | {"attack.sweep.n_steps": 10}))
-    records, smallest = read_records(Workspace(), BENCHMARK), read_smallest_eps(Workspace(), BENCHMARK)
+    run(workspace, params_with(SMALL | {"attack.sweep.n_steps": 10}))
+    records, smallest = read_records(workspace, DEFENCES), read_smallest_eps(workspace, DEFENCES)
     searches = {attack: of.set_index(["target", "image"]) for attack, of in smallest.groupby("attack", sort=False)}
     assert {attack: set(of["threat_model"]) for attack, of in searches.items()} == {
         "sweep": {"adaptive"},
@@ -232,7 +286,7 @@ def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wron
         assert (minimal <= smallest_of_grid + 1e-3).all()
         assert ((minimal == 0) == (smallest_of_grid == 0)).all()
         assert (np.isinf(minimal) == np.isinf(smallest_of_grid)).all()
-        # a perturbation that can't be shortened is the exception
+        # few perturbations cannot shrink
         in_grid = (smallest_of_grid > 0) & np.isfinite(smallest_of_grid)
         assert in_grid.any()
         assert (minimal < smallest_of_grid)[in_grid].mean() > 0.5
@@ -242,9 +296,9 @@ def test_the_smallest_eps_breaks_what_the_attacks_break_and_nothing_that_is_wron
     assert 0 < (found > 4).mean() < 1
 
 
-def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Callable[..., Params]) -> None:
+def test_the_step_gives_the_same_bytes_twice(workspace: Workspace, params_with: Callable[..., Params]) -> None:
     params = params_with(SMALL)
-    assert run(params) == run(params)
+    assert run(workspace, params) == run(workspace, params)
 
 
 @pytest.mark.parametrize(
@@ -261,37 +315,37 @@ def test_the_step_gives_the_same_bytes_twice(workspace: Path, params_with: Calla
         (33, 16, [11, 11, 11]),
     ],
 )
-def test_images_are_cut_in_four_parts_where_there_are_enough(n_images: int, size: int, sizes: list[int]) -> None:
-    parts = in_parts(np.arange(n_images), size)
+def test_images_are_split_into_four_parts_of_at_least_16_images(n_images: int, size: int, sizes: list[int]) -> None:
+    parts = _split(np.arange(n_images), size)
     assert [len(part) for part in parts] == sizes
     assert np.concatenate(parts).tolist() == list(range(n_images))
 
 
 @pytest.mark.parametrize("n_done", [3, 31])
-def test_a_killed_attack_goes_on_where_it_was_and_gives_the_same_bytes(
+def test_an_interrupted_attack_resumes_and_gives_the_same_bytes(
     n_done: int,
     monkeypatch: pytest.MonkeyPatch,
-    workspace: Path,
+    workspace: Workspace,
     params_with: Callable[..., Params],
-    kill_after: Callable[[Params, int], None],
+    interrupt_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # of each of two targets a look, three searches of two parts, 8 crafted shards, probes of two parts
+    # for each of two targets: clean predictions, three searches of two parts, 8 crafted parts, diagnostics of two parts
     params = params_with(SMALL | {"attack.batch_size": 8, "attack.max_images": 30})
-    monkeypatch.setattr("tasks.attacks.campaign.SEARCHED_BATCHES", 2)
-    undisturbed = run(params)
-    kill_after(params, n_done)
-    assert len(shards()) == n_done
-    assert run(params) == undisturbed
-    assert n_kept_lines(caplog) == n_done
+    monkeypatch.setattr("tasks.attacks.attack_run.MAX_SEARCH_BATCHES", 2)
+    uninterrupted = run(workspace, params)
+    interrupt_after(params, n_done)
+    assert len(checkpoints_in(workspace)) == n_done
+    assert run(workspace, params) == uninterrupted
+    assert n_resumed(caplog) == n_done
 
 
-def test_clean_records_cover_every_test_image_however_few_are_attacked(
-    workspace: Path, params_with: Callable[..., Params]
+def test_clean_records_cover_every_test_image_if_only_some_are_attacked(
+    workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    run(params_with({**SMALL, "attack.max_images": 4}))
-    records = read_records(Workspace(), BENCHMARK)
-    test_rows = load_prepared(Workspace()).indices("test").tolist()
+    run(workspace, params_with({**SMALL, "attack.max_images": 4}))
+    records = read_records(workspace, DEFENCES)
+    test_rows = load_prepared(workspace).indices("test").tolist()
     for kind, group in records.groupby(["target", "attack", "threat_model", "eps"]):
         assert (group["image"].tolist() == test_rows) if kind[1] == "clean" else (len(group) == 4)
     clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
@@ -302,91 +356,90 @@ def test_clean_records_cover_every_test_image_however_few_are_attacked(
 
 
 @pytest.mark.parametrize(
-    ("change", "n_kept"),
+    ("change", "n_expected"),
     [
         ({"seed": 1}, 0),
-        # neither the look at clean images nor the three searches of two parts take so many steps
+        # clean predictions and the three searches of two parts do not depend on it
         ({"attack.pgd.n_steps": 4}, 7),
         ({"attack.norm": "l2", "attack.suite.n_queries": 0}, 0),
-        # the look is at all test images
+        # clean predictions are of all test images
         ({"attack.max_images": 16}, 1),
     ],
 )
-def test_shards_of_other_parameters_never_mix_in(
+def test_checkpoints_of_other_parameters_are_not_used(
     change: dict[str, Any],
-    n_kept: int,
-    workspace: Path,
+    n_expected: int,
+    workspace: Workspace,
     params_with: Callable[..., Params],
-    kill_after: Callable[[Params, int], None],
+    interrupt_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     small = SMALL | {"attack.eps": [4]}
-    undisturbed = run(params_with(small | change))
-    kill_after(params_with(small), 8)
-    assert run(params_with(small | change)) == undisturbed
-    assert n_kept_lines(caplog) == n_kept
+    uninterrupted = run(workspace, params_with(small | change))
+    interrupt_after(params_with(small), 8)
+    assert run(workspace, params_with(small | change)) == uninterrupted
+    assert n_resumed(caplog) == n_expected
 
 
-def test_shards_of_another_defence_never_mix_in(
-    workspace: Path,
+def test_checkpoints_of_other_weights_of_a_defence_are_not_used(
+    workspace: Workspace,
     params_with: Callable[..., Params],
-    kill_after: Callable[[Params, int], None],
+    interrupt_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = params_with(SMALL | {"attack.eps": [4]})
-    # a look at the classifier, three searches of two parts, 4 crafted shards and two probes, then the autoencoder's
-    kill_after(params, 15)
-    save_model(Workspace().purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
-    resumed = run(params)
-    assert n_kept_lines(caplog) == 13
-    assert resumed == run(params)
+    # clean predictions, three searches of two parts, 4 crafted parts and two diagnostics of the classifier, then the
+    # first parts of the autoencoder
+    interrupt_after(params, 15)
+    save_model(workspace.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
+    resumed = run(workspace, params)
+    assert n_resumed(caplog) == 13
+    assert resumed == run(workspace, params)
 
 
-def test_more_attacks_keep_what_a_killed_run_with_fewer_had_finished(
-    workspace: Path,
+def test_checkpoints_of_an_interrupted_run_with_fewer_attacks_are_used(
+    workspace: Workspace,
     params_with: Callable[..., Params],
-    kill_after: Callable[[Params, int], None],
+    interrupt_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kill_after(params_with(SMALL | {"attack.attacks": ["fgsm"]}), 3)
-    run(params_with(SMALL | {"attack.attacks": ["fgsm", "pgd"]}))
-    assert n_kept_lines(caplog) == 3
+    interrupt_after(params_with(SMALL | {"attack.attacks": ["fgsm"]}), 3)
+    run(workspace, params_with(SMALL | {"attack.attacks": ["fgsm", "pgd"]}))
+    assert n_resumed(caplog) == 3
 
 
-@pytest.mark.parametrize("mode", ["fast", "reference"])
-def test_the_size_of_a_batch_changes_no_prediction(
-    mode: str, workspace: Path, params_with: Callable[..., Params]
-) -> None:
-    # ART's random starts follow its batches
-    small = SMALL | {"attack.mode": mode, "attack.pgd.n_restarts": 1 if mode == "fast" else 0}
-    run(params_with(small))
-    records, smallest = read_records(Workspace(), BENCHMARK), read_smallest_eps(Workspace(), BENCHMARK)
-    run(params_with(small | {"attack.batch_size": 3}))
-    others, others_smallest = read_records(Workspace(), BENCHMARK), read_smallest_eps(Workspace(), BENCHMARK)
+def test_the_batch_size_does_not_change_predictions(workspace: Workspace, params_with: Callable[..., Params]) -> None:
+    run(workspace, params_with(SMALL))
+    records, smallest = read_records(workspace, DEFENCES), read_smallest_eps(workspace, DEFENCES)
+    run(workspace, params_with(SMALL | {"attack.batch_size": 3}))
+    others, others_smallest = read_records(workspace, DEFENCES), read_smallest_eps(workspace, DEFENCES)
     assert (records["image"] == others["image"]).all()
     assert (records["prediction"] == others["prediction"]).all()
     assert records["margin"].to_numpy() == pytest.approx(others["margin"].to_numpy(), abs=1e-3)
-    # 3 images a batch make three parts of the sweep, 16 two
+    # batches of 3 images make three parts of the sweep, batches of 16 two
     pd.testing.assert_frame_equal(smallest, others_smallest)
 
 
-def test_l2_perturbations_lie_in_their_ball(workspace: Path, params_with: Callable[..., Params]) -> None:
-    run(params_with(SMALL | {"attack.norm": "l2", "attack.suite.n_queries": 0, "attack.suite.n_label_queries": 60}))
-    records = read_records(Workspace(), BENCHMARK)
+def test_l2_perturbations_lie_in_their_ball(workspace: Workspace, params_with: Callable[..., Params]) -> None:
+    run(
+        workspace,
+        params_with(SMALL | {"attack.norm": "l2", "attack.suite.n_queries": 0, "attack.suite.n_label_queries": 60}),
+    )
+    records = read_records(workspace, DEFENCES)
     attacked = records[records["attack"] != "clean"]
     assert attacked["radius"].to_numpy() == pytest.approx(attacked["eps"] / 255 * SIDE)
     assert (attacked["l2"] <= attacked["radius"] * (1 + 1e-5)).all()
     assert (attacked["linf"] > attacked["eps"] / 255).all()
 
 
-def test_a_model_with_broken_weights_is_named(workspace: Path, params_with: Callable[..., Params]) -> None:
-    build = json.loads(Workspace().classifier.with_suffix(".json").read_text())
+def test_the_error_about_nan_weights_names_the_target(workspace: Workspace, params_with: Callable[..., Params]) -> None:
+    build = json.loads(workspace.classifier.with_suffix(".json").read_text())
     broken = build_classifier(**build)
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
-    save_model(Workspace().classifier, broken, **build)
+    save_model(workspace.classifier, broken, **build)
     with pytest.raises(ValueError, match=r"32 of 32 images have logits that are not finite.* target undefended"):
-        run(params_with(SMALL))
+        run(workspace, params_with(SMALL))
 
 
 def prepared_with(labels: list[int]) -> Prepared:
@@ -394,13 +447,13 @@ def prepared_with(labels: list[int]) -> Prepared:
     return Prepared(np.zeros((len(labels), 1, 1, 1)), table, ("a", "b", "c"), 0, (0.0, 1.0), True)
 
 
-def test_all_test_images_are_attacked_without_a_bound() -> None:
+def test_all_test_images_are_chosen_without_a_limit() -> None:
     data = prepared_with([0, 1] + [0, 1, 2] * 4)
     assert choose_stratified(data, data.indices("test"), 0, seed=0).tolist() == list(range(2, 14))
     assert choose_stratified(data, data.indices("test"), 12, seed=0).tolist() == list(range(2, 14))
 
 
-def test_a_bound_keeps_the_proportions_of_the_classes() -> None:
+def test_chosen_images_have_the_proportions_of_the_classes() -> None:
     data = prepared_with([0, 1] + [0] * 60 + [1] * 30 + [2] * 10)
     for n_images in (10, 20, 50):
         rows = choose_stratified(data, data.indices("test"), n_images, seed=3)
@@ -410,7 +463,7 @@ def test_a_bound_keeps_the_proportions_of_the_classes() -> None:
     assert np.bincount(data.labels(choose_stratified(data, data.indices("test"), 3, seed=3))).tolist() == [1, 1, 1]
 
 
-def test_the_chosen_images_follow_the_seed_and_fewer_are_a_part_of_more() -> None:
+def test_chosen_images_depend_on_the_seed_and_fewer_are_a_subset_of_more() -> None:
     data = prepared_with([0, 1] + [0, 1, 2] * 30)
     rows = data.indices("test")
     few, many = (choose_stratified(data, rows, n_images, seed=1).tolist() for n_images in (12, 40))
@@ -419,32 +472,36 @@ def test_the_chosen_images_follow_the_seed_and_fewer_are_a_part_of_more() -> Non
     assert few != choose_stratified(data, rows, 12, seed=2).tolist()
 
 
-def test_a_data_set_without_test_images_is_refused(workspace: Path, params_with: Callable[..., Params]) -> None:
-    table = pd.read_parquet(Workspace().split)
-    table.assign(split=table["split"].replace("test", "train")).to_parquet(Workspace().split)
-    with pytest.raises(ValueError, match=r"raise prepare.split.test_fraction"):
-        run(params_with(SMALL))
+def test_a_data_set_without_test_images_raises_an_error(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    table = pd.read_parquet(workspace.split)
+    table.assign(split=table["split"].replace("test", "train")).to_parquet(workspace.split)
+    with pytest.raises(ValueError, match=r"Raise prepare.split.test_fraction"):
+        run(workspace, params_with(SMALL))
 
 
-def test_images_of_another_attack_are_not_transferred(workspace: Path, params_with: Callable[..., Params]) -> None:
-    run(params_with(SMALL))
-    with pytest.raises(ValueError, match=r"fgsm-eps0.5.npz is of other images: run the step attack again"):
-        attack_defence(Workspace(), params_with(SMALL | {"attack.max_images": 8}), Tracker(), "autoencoder")
+def test_perturbations_of_other_images_are_not_transferred(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    run(workspace, params_with(SMALL))
+    with pytest.raises(ValueError, match=r"fgsm-eps0.5.npz holds other images. Run the step attack again"):
+        attack_defence(workspace, params_with(SMALL | {"attack.max_images": 8}), Tracker(), "autoencoder")
 
 
-def test_labels_alone_are_asked_for_of_some_images(workspace: Path, params_with: Callable[..., Params]) -> None:
+def test_hop_skip_jump_attacks_the_chosen_images(workspace: Workspace, params_with: Callable[..., Params]) -> None:
     few = {"attack.suite.n_label_queries": 100, "attack.suite.max_label_images": 6, "attack.eps": [4, 16]}
-    run(params_with(SMALL | few))
-    smallest = read_smallest_eps(Workspace(), BENCHMARK)
+    run(workspace, params_with(SMALL | few))
+    smallest = read_smallest_eps(workspace, DEFENCES)
     for _, of_target in smallest.groupby("target"):
-        by_labels = of_target[of_target["attack"] == "hop_skip_jump"].set_index("image")
-        assert len(by_labels) == 6
-        assert set(by_labels["threat_model"]) == {"black_box"}
-        suite = of_target[of_target["attack"] == "suite"].set_index("image").loc[by_labels.index]
-        assert ((by_labels["smallest_eps"] == 0) == (suite["smallest_eps"] == 0)).all()
+        hop_skip_jump = of_target[of_target["attack"] == "hop_skip_jump"].set_index("image")
+        assert len(hop_skip_jump) == 6
+        assert set(hop_skip_jump["threat_model"]) == {"black_box"}
+        suite = of_target[of_target["attack"] == "suite"].set_index("image").loc[hop_skip_jump.index]
+        assert ((hop_skip_jump["smallest_eps"] == 0) == (suite["smallest_eps"] == 0)).all()
 
 
-def test_a_random_defence_gives_the_same_bytes_twice(workspace: Path, params_with: Callable[..., Params]) -> None:
+def test_a_random_defence_gives_the_same_bytes_twice(workspace: Workspace, params_with: Callable[..., Params]) -> None:
     params = params_with(
         SMALL
         | {
@@ -456,6 +513,6 @@ def test_a_random_defence_gives_the_same_bytes_twice(workspace: Path, params_wit
             "attack.batch_size": 4,
         }
     )
-    Workspace().purifier("noise").parent.mkdir()
-    train_defence(Workspace(), params, Tracker(), "noise")
-    assert run(params) == run(params)
+    workspace.purifier("noise").parent.mkdir()
+    train_defence(workspace, params, Tracker(), "noise")
+    assert run(workspace, params) == run(workspace, params)

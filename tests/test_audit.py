@@ -1,38 +1,40 @@
-"""A registered model audited in a workspace of its own: on images that it has not seen, by the real steps."""
+"""The audit of a registered model, in a workspace of its own and on images that the model has not seen."""
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from flows.audit import outcome_of, run_audit, set_up_audit
+from flows.audit import Audit, outcome_of, run_audit, set_up_audit
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.params import load_params
 from tasks.serving.bundle import SEEN, digests_of_images, read_bundle
 from tasks.serving.registry import Registered
-from tests.bundles import bundle_of, complete_workspace
+from tests.bundles import bundle_of, copy_completed
 
 TARGET = "retrained_autoencoder"
-AUDIT = Path("audits") / "toy-v1"
 
 
-def moved_into_bundle(target: str, workspace: Path) -> Path:
-    """A target of the small workspace, whose networks are in a bundle then and not in the workspace any more."""
-    complete_workspace()
-    folder = bundle_of(target, workspace / "bundles")
-    for step in (Workspace().train_classifier, Workspace().train_autoencoder, Workspace().train_defence):
+@pytest.fixture
+def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
+    return copy_completed(small_workspace, tmp_path)
+
+
+def moved_to_bundle(workspace: Workspace, target: str) -> Path:
+    """Write a target as a bundle, and remove all networks from the workspace."""
+    folder = bundle_of(workspace, target, workspace.root / "bundles")
+    for step in (workspace.train_classifier, workspace.train_autoencoder, workspace.train_defence):
         shutil.rmtree(step)
     return folder
 
 
 @pytest.fixture
-def bundle(workspace: Path) -> Path:
-    return moved_into_bundle(TARGET, workspace)
+def bundle(workspace: Workspace) -> Path:
+    return moved_to_bundle(workspace, TARGET)
 
 
 @pytest.fixture
@@ -41,157 +43,186 @@ def model(bundle: Path) -> Registered:
     return Registered("toy", 1, about.target, about.digest)
 
 
-def make_seen(bundle: Path, train: np.ndarray, validation: np.ndarray) -> None:
-    """Let the bundle's target have been trained and validated on these rows of the workspace."""
-    pixels = load_prepared(Workspace()).pixels
+@pytest.fixture
+def audited(workspace: Workspace) -> Workspace:
+    """The workspace of the audit."""
+    return Workspace(workspace.root / "audits" / "toy-v1")
+
+
+def write_seen(workspace: Workspace, bundle: Path, train: list[int], validation: list[int]) -> None:
+    """Declare rows of the prepared data as the training and validation images of the bundle's target."""
+    pixels = load_prepared(workspace).pixels
     seen = {"train": digests_of_images(pixels[train]), "validation": digests_of_images(pixels[validation])}
     (bundle / SEEN).write_text(json.dumps(seen))
 
 
-def test_on_the_data_it_was_trained_on_nothing_is_left_out(bundle: Path, model: Registered) -> None:
-    audit = set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
+def rows(workspace: Workspace, split: str) -> list[int]:
+    return [int(row) for row in load_prepared(workspace).indices(split)]
+
+
+def set_up(
+    workspace: Workspace,
+    audited: Workspace,
+    model: Registered,
+    bundle: Path,
+    also_left_out: frozenset[str] = frozenset(),
+) -> Audit:
+    return set_up_audit(workspace, model, bundle, audited, load_params(workspace.params_file), also_left_out)
+
+
+def test_no_image_is_left_out_if_the_test_images_are_those_of_the_training(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    audit = set_up(workspace, audited, model, bundle)
     assert (audit.n_test, audit.n_left_out) == (32, 0)
-    pd.testing.assert_frame_equal(pd.read_parquet(AUDIT / Workspace().split), pd.read_parquet(Workspace().split))
+    pd.testing.assert_frame_equal(pd.read_parquet(audited.split), pd.read_parquet(workspace.split))
 
 
-def test_test_images_that_it_has_seen_are_left_out_and_counted(bundle: Path, model: Registered) -> None:
-    data = load_prepared(Workspace())
-    test, validation = data.indices("test"), data.indices("validation")
-    make_seen(bundle, np.r_[data.indices("train"), test[:5], validation[:2]], np.r_[validation[2:], test[5:8]])
-    audit = set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
+def test_seen_test_images_are_left_out_and_counted(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    train, validation, test = (rows(workspace, split) for split in ("train", "validation", "test"))
+    write_seen(workspace, bundle, train + test[:5] + validation[:2], validation[2:] + test[5:8])
+    audit = set_up(workspace, audited, model, bundle)
     assert (audit.n_test, audit.n_left_out) == (24, 8)
-    split = pd.read_parquet(AUDIT / Workspace().split)["split"]
-    assert list(np.flatnonzero(split == "test")) == list(test[8:])
-    # what it was merely validated on still tells thresholds, what it was trained on does not
-    assert list(np.flatnonzero(split == "validation")) == list(validation[2:])
-    info = json.loads((AUDIT / Workspace().dataset_info).read_text())
+    assert rows(audited, "test") == test[8:]
+    # images that the model was only validated on still set the thresholds of detectors
+    assert rows(audited, "validation") == validation[2:]
+    info = json.loads(audited.dataset_info.read_text())
     assert sum(info["n_images"]["test"].values()) == 24
 
 
-def test_images_that_another_model_has_seen_are_left_out_too(bundle: Path, model: Registered) -> None:
-    data = load_prepared(Workspace())
-    others = set(digests_of_images(data.pixels[data.indices("test")[-3:]]))
-    audit = set_up_audit(Workspace(), model, bundle, AUDIT, load_params(), others)
+def test_test_images_that_another_model_has_seen_are_left_out_too(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    data = load_prepared(workspace)
+    others = frozenset(digests_of_images(data.pixels[data.indices("test")[-3:]]))
+    audit = set_up(workspace, audited, model, bundle, others)
     assert (audit.n_test, audit.n_left_out) == (29, 3)
 
 
-def test_the_current_workspace_is_not_written_to(bundle: Path, model: Registered, workspace: Path) -> None:
-    make_seen(bundle, load_prepared(Workspace()).indices("test")[:5], np.array([], dtype=int))
-    before = {file: file.read_bytes() for file in sorted(Workspace().data.rglob("*")) if file.is_file()}
-    set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
-    assert {file: file.read_bytes() for file in sorted(Workspace().data.rglob("*")) if file.is_file()} == before
-    assert Path.cwd() == workspace
+def test_the_current_workspace_does_not_change(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    write_seen(workspace, bundle, rows(workspace, "test")[:5], [])
+    before = {file: file.read_bytes() for file in sorted(workspace.data.rglob("*")) if file.is_file()}
+    set_up(workspace, audited, model, bundle)
+    assert {file: file.read_bytes() for file in sorted(workspace.data.rglob("*")) if file.is_file()} == before
 
 
-def test_leakage_is_told_of_the_images_that_the_model_itself_was_trained_on(bundle: Path, model: Registered) -> None:
-    data = load_prepared(Workspace())
-    table = data.table.copy()
-    # the first four test images are of the group of what is validation today, and training for the model
-    table.loc[data.indices("test")[:4], "group"] = table.loc[data.indices("validation")[0], "group"]
-    table.to_parquet(Workspace().split)
-    make_seen(bundle, data.indices("validation")[:1], np.array([], dtype=int))
-    set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
-    leakage = json.loads((AUDIT / Workspace().dataset_info).read_text())["leakage"]
+def test_leakage_is_measured_against_the_training_images_of_the_model(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    validation, test = rows(workspace, "validation"), rows(workspace, "test")
+    table = pd.read_parquet(workspace.split)
+    # the group of four test images has one more image: now in validation, in training for the model
+    table.loc[test[:4], "group"] = table.loc[validation[0], "group"]
+    table.to_parquet(workspace.split)
+    write_seen(workspace, bundle, validation[:1], [])
+    set_up(workspace, audited, model, bundle)
+    leakage = json.loads(audited.dataset_info.read_text())["leakage"]
     assert leakage == {"near_duplicate_in_train": 0.0, "group_in_train": 4 / 32}
 
 
 @pytest.mark.parametrize(
     ("split", "message"),
-    [("test", "all 32 test images: none is left"), ("validation", "all validation images: none is left")],
+    [
+        ("test", "no test images are left for toy-v1: it was trained or validated on all 32"),
+        ("validation", "no validation images are left for toy-v1"),
+    ],
 )
-def test_an_audit_without_images_is_refused(bundle: Path, model: Registered, split: str, message: str) -> None:
-    make_seen(bundle, load_prepared(Workspace()).indices(split), np.array([], dtype=int))
+def test_an_audit_without_images_is_refused(
+    split: str, message: str, workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    write_seen(workspace, bundle, rows(workspace, split), [])
     with pytest.raises(ValueError, match=message):
-        set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
+        set_up(workspace, audited, model, bundle)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("classes", ["left", "none", "right"], r"toy-v1 takes classes .* holds \('left', 'none', 'right'\)"),
-        ("value_range", [0.0, 255.0], "value range"),
+        ("classes", ["left", "none", "right"], r"has classes \('left', 'none', 'right'\), but toy-v1 takes \('none'"),
+        ("value_range", [0.0, 255.0], r"has value range \(0\.0, 255\.0\), but toy-v1 takes \(0\.0, 1\.0\)"),
     ],
 )
-def test_images_that_are_not_for_it_are_refused(
-    bundle: Path, model: Registered, key: str, value: list[str], message: str
+def test_images_with_other_classes_or_values_are_refused(
+    key: str, value: list[str], message: str, workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
 ) -> None:
-    info = json.loads(Workspace().dataset_info.read_text())
-    Workspace().dataset_info.write_text(json.dumps(info | {key: value}))
+    info = json.loads(workspace.dataset_info.read_text())
+    workspace.dataset_info.write_text(json.dumps(info | {key: value}))
     with pytest.raises(ValueError, match=message):
-        set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
+        set_up(workspace, audited, model, bundle)
 
 
-def test_images_of_another_size_are_refused(bundle: Path, model: Registered) -> None:
-    np.save(Workspace().pixels, np.load(Workspace().pixels)[:, :, ::2, ::2])
-    with pytest.raises(ValueError, match="image size 32, and data/prepare holds 16"):
-        set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
+def test_images_of_another_size_are_refused(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    np.save(workspace.pixels, np.load(workspace.pixels)[:, :, ::2, ::2])
+    with pytest.raises(ValueError, match="data/prepare has image size 16, but toy-v1 takes 32"):
+        set_up(workspace, audited, model, bundle)
 
 
-def test_how_networks_are_made_is_told_by_the_model_and_all_else_by_today(bundle: Path, model: Registered) -> None:
-    today = load_params()
-    changed = today.model_copy(
+def test_parameters_of_the_networks_come_from_the_model_and_all_others_from_params_yaml(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    now = load_params(workspace.params_file)
+    changed = now.model_copy(
         update={
-            "train_classifier": today.train_classifier.model_copy(update={"epochs": 7}),
-            "attack": today.attack.model_copy(update={"eps": (4.0, 6.0)}),
+            "train_classifier": now.train_classifier.model_copy(update={"epochs": 7}),
+            "attack": now.attack.model_copy(update={"eps": (4.0, 6.0)}),
             "benchmark": ("autoencoder",),
         }
     )
-    audit = set_up_audit(Workspace(), model, bundle, AUDIT, changed)
-    assert audit.params.train_classifier == today.train_classifier
+    audit = set_up_audit(workspace, model, bundle, audited, changed)
+    assert audit.params.train_classifier == now.train_classifier
     assert audit.params.attack.eps == (4, 6)
     assert audit.params.benchmark == ("autoencoder", TARGET)
-    assert load_params(AUDIT / Workspace().params_file) == audit.params
+    assert load_params(audited.params_file) == audit.params
 
 
-def test_a_report_wants_what_the_page_also_shows(bundle: Path, model: Registered) -> None:
-    with pytest.raises(FileNotFoundError, match="data/active_learning not found: run the step active_learning first"):
-        set_up_audit(Workspace(), model, bundle, AUDIT, load_params(), with_report=True)
+def test_an_audit_with_report_needs_the_other_results_that_the_report_shows(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    params = load_params(workspace.params_file)
+    with pytest.raises(FileNotFoundError, match=r"data/active_learning not found\. Run the step active_learning first"):
+        set_up_audit(workspace, model, bundle, audited, params, with_report=True)
 
 
 class TestSteps:
-    """The real steps, each in its own process, of the study's defence: the fewest that there are."""
+    """The real steps, on the study's defence, which needs the fewest of them."""
 
     @pytest.fixture
-    def bundle(self, workspace: Path) -> Path:
-        return moved_into_bundle("autoencoder", workspace)
+    def bundle(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.root / 'mlflow.db'}")
+        return moved_to_bundle(workspace, "autoencoder")
 
-    @pytest.fixture(scope="class")
-    def server(self) -> Iterator[None]:
-        from prefect.testing.utilities import prefect_test_harness
-
-        with prefect_test_harness(server_startup_timeout=300):
-            yield
-
-    def test_they_run_in_the_audit_and_say_what_they_found(
-        self, server: None, bundle: Path, model: Registered, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    def test_the_steps_run_in_the_audits_workspace(
+        self, server: str, workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
     ) -> None:
         from mlflow import MlflowClient
         from prefect import flow
 
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
-        make_seen(bundle, load_prepared(Workspace()).indices("test")[:2], np.array([], dtype=int))
-        audit = set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
+        write_seen(workspace, bundle, rows(workspace, "test")[:2], [])
+        audit = set_up(workspace, audited, model, bundle)
         flow(name="attack_and_evaluate")(run_audit)(audit, with_report=False)
-        records = pd.read_parquet(audit.path(Workspace().records("autoencoder")))
-        assert set(records["image"]) == set(load_prepared(Workspace()).indices("test")[2:])
+        records = pd.read_parquet(audited.records("autoencoder"))
+        assert set(records["image"]) == set(rows(workspace, "test")[2:])
+        assert not (workspace.data / "attack").exists()
         outcome = outcome_of(audit)
-        assert "2 test images left out" in outcome
-        assert "of 30 clean test images" in outcome
-        assert not (Workspace().data / "attack").exists()
-        assert Path.cwd() == workspace
+        assert "(n = 30)" in outcome
+        assert "2 test images were left out" in outcome
         client = MlflowClient()
         runs = client.search_runs([client.get_experiment_by_name("ct-robustness").experiment_id])
-        assert {"attack", "attack_defence@autoencoder", "evaluate"} <= {
-            run.data.tags.get("step") for run in runs if run.data.tags.get("audit") == "toy-v1"
-        }
+        steps = {run.data.tags.get("step") for run in runs if run.data.tags.get("audit") == "toy-v1"}
+        assert {"attack", "attack_defence@autoencoder", "evaluate"} <= steps
 
-    def test_one_that_fails_ends_the_audit_with_its_own_message(
-        self, server: None, bundle: Path, model: Registered, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    def test_a_failed_step_ends_the_audit_with_its_own_error(
+        self, server: str, workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
     ) -> None:
         from prefect import flow
 
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
-        audit = set_up_audit(Workspace(), model, bundle, AUDIT, load_params())
-        (AUDIT / Workspace().pixels).unlink()
-        with pytest.raises(RuntimeError, match=r"attack: data/prepare/pixels.npy not found: run the step prepare"):
+        audit = set_up(workspace, audited, model, bundle)
+        audited.pixels.unlink()
+        with pytest.raises(FileNotFoundError, match=r"audits/toy-v1/data/prepare/pixels\.npy"):
             flow(name="fails")(run_audit)(audit, with_report=False)

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
-from tasks.attacks.certification import ABSTAINED, certified
+from tasks.attacks.certification import ABSTAIN, certified
 from tasks.core.workspace import Workspace
 from tasks.params import Params, RandomizedSmoothing
 from tasks.tracking import Tracker
@@ -29,8 +30,8 @@ SMOOTHED = SMALL | {
 }
 
 
-class Brighter(nn.Module):
-    """Class 1 where the first pixel is brighter than one half, the other pixels being nothing to it."""
+class FirstPixel(nn.Module):
+    """Class 1 where the first pixel is brighter than one half; the other pixels have no effect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ def settings_of(params: Params) -> RandomizedSmoothing:
     return settings
 
 
-def test_radii_are_those_of_the_boundary_where_the_noise_decides(params_with: Callable[..., Params]) -> None:
+def test_radii_of_a_linear_classifier_equal_the_distances_of_the_boundary(params_with: Callable[..., Params]) -> None:
     n_samples = 10_000
     changes = {
         "defences.randomized_smoothing.std": 0.2,
@@ -57,62 +58,65 @@ def test_radii_are_those_of_the_boundary_where_the_noise_decides(params_with: Ca
     images = np.full((4, 1, 2, 2), 0.5, dtype=np.float32)
     distances = np.array([0.1, -0.2, 0.3, 0.0])
     images[:, 0, 0, 0] += distances
-    classes, radii = certified(Brighter(), images, 2, settings_of(params_with(changes)), [3])
+    classes, radii = certified(FirstPixel(), images, 2, settings_of(params_with(changes)), [3])
     assert classes[:3].tolist() == [1, 0, 1]
-    # Cohen et al. 2019, equation 3: for a linear boundary the radius is the distance, up to the bound on the share
+    # Cohen et al. 2019, equation 3: for a linear boundary the radius is the distance, up to the confidence bound
     assert radii[:3] == pytest.approx(np.abs(distances[:3]), abs=0.02)
     assert (radii[:3] < np.abs(distances[:3])).all()
-    assert classes[3] == ABSTAINED
+    assert classes[3] == ABSTAIN
     assert radii[3] == 0
 
 
-def test_a_radius_is_never_larger_than_the_number_of_samples_can_vouch_for(params_with: Callable[..., Params]) -> None:
+def test_the_radius_is_bounded_by_the_number_of_samples(params_with: Callable[..., Params]) -> None:
     settings = settings_of(params_with({"defences.randomized_smoothing.std": 0.05}))
     images = np.ones((1, 1, 2, 2), dtype=np.float32)
-    classes, radii = certified(Brighter(), images, 2, settings, [0])
+    classes, radii = certified(FirstPixel(), images, 2, settings, [0])
     assert classes.tolist() == [1]
-    # all of n samples agree: the share is at least failure ** (1 / n)
+    # if all of n samples agree, the probability is at least failure ** (1 / n)
     lowest = settings.certification.failure ** (1 / settings.certification.n_samples)
     assert radii[0] == pytest.approx(0.05 * norm.ppf(lowest), rel=1e-6)
 
 
-def test_noise_is_cut_to_the_range_of_images_before_they_are_classified(params_with: Callable[..., Params]) -> None:
-    class Inside(nn.Module):
+def test_noisy_images_are_clipped_to_the_value_range_before_classification(params_with: Callable[..., Params]) -> None:
+    class InRange(nn.Module):
         """Class 1 where all pixels lie in [0, 1]."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.none = nn.Parameter(torch.zeros(()))
+            self.zero = nn.Parameter(torch.zeros(()))
 
         def forward(self, images: Tensor) -> Tensor:
             inside = ((images >= 0) & (images <= 1)).all(dim=(1, 2, 3)).float()
-            return torch.stack([1 - inside, inside], dim=1) + self.none
+            return torch.stack([1 - inside, inside], dim=1) + self.zero
 
     settings = settings_of(params_with({"defences.randomized_smoothing.std": 0.5}))
-    classes, radii = certified(Inside(), np.full((1, 1, 4, 4), 0.9, dtype=np.float32), 2, settings, [0])
+    classes, radii = certified(InRange(), np.full((1, 1, 4, 4), 0.9, dtype=np.float32), 2, settings, [0])
     assert classes.tolist() == [1]
     assert radii[0] > 0.5
 
 
-def test_the_step_certifies_some_of_the_attacked_images(workspace: Path, params_with: Callable[..., Params]) -> None:
-    params = params_with(SMOOTHED)
-    Workspace().attack.mkdir()
-    attack(Workspace(), params, Tracker())
+def test_the_step_certifies_some_of_the_attacked_images(
+    small_workspace: Path, tmp_path: Path, params_with: Callable[..., Params]
+) -> None:
+    shutil.copytree(small_workspace / "data", tmp_path / "data")
+    workspace, params = Workspace(tmp_path), params_with(SMOOTHED)
+    workspace.attack.mkdir()
+    attack(workspace, params, Tracker())
     for step in ("train_defence", "attack_defence"):
-        Workspace().step_folder(step, "randomized_smoothing").mkdir(parents=True)
-    train_defence(Workspace(), params, Tracker(), "randomized_smoothing")
-    attack_defence(Workspace(), params, Tracker(), "randomized_smoothing")
-    first = Workspace().certified("randomized_smoothing").read_bytes()
-    found = pd.read_parquet(Workspace().certified("randomized_smoothing"))
+        workspace.step_folder(step, "randomized_smoothing").mkdir(parents=True)
+    train_defence(workspace, params, Tracker(), "randomized_smoothing")
+    attack_defence(workspace, params, Tracker(), "randomized_smoothing")
+    first = workspace.certified("randomized_smoothing").read_bytes()
+    found = pd.read_parquet(workspace.certified("randomized_smoothing"))
     assert list(found) == ["image", "path", "label", "target", "prediction", "certified_eps"]
     assert len(found) == 8
-    attacked = pd.read_parquet(Workspace().smallest_eps("randomized_smoothing"))["image"]
+    attacked = pd.read_parquet(workspace.smallest_eps("randomized_smoothing"))["image"]
     assert set(found["image"]) < set(attacked)
     assert found["prediction"].isin([-1, 0, 1, 2]).all()
-    assert ((found["certified_eps"] == 0) == (found["prediction"] == ABSTAINED)).all()
+    assert ((found["certified_eps"] == 0) == (found["prediction"] == ABSTAIN)).all()
     assert (found["certified_eps"] > 0).any()
-    # the root mean square of a change of 0.05 times at most the quantile that 100 samples vouch for
+    # a root-mean-square change of 0.05 times the largest quantile that 100 samples certify
     assert (found["certified_eps"] <= 0.05 * norm.ppf(0.001 ** (1 / 100)) * 255 / SIDE + 1e-6).all()
 
-    attack_defence(Workspace(), params, Tracker(), "randomized_smoothing")
-    assert Workspace().certified("randomized_smoothing").read_bytes() == first
+    attack_defence(workspace, params, Tracker(), "randomized_smoothing")
+    assert workspace.certified("randomized_smoothing").read_bytes() == first

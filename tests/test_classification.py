@@ -62,12 +62,12 @@ def ordinary(n: int, n_resamples: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_metrics_equal_those_of_scikit_learn(n_classes: int) -> None:
+def test_metrics_equal_scikit_learn(n_classes: int) -> None:
     parts, expected = [], {}
     for seed, point in enumerate([CLEAN, pgd(1.0)]):
         labels, logits = drawn(90, n_classes, shift=1 - seed, seed=seed)
         parts.append(records_at(point, labels, logits))
-        # the records keep float32
+        # the records store float32
         probabilities, actual = softmax(np.float64(np.float32(logits)), axis=1), labels == 1
         predicted = logits.argmax(axis=1) == 1
         accuracy = float((logits.argmax(axis=1) == labels).mean())
@@ -93,7 +93,7 @@ def test_metrics_equal_those_of_scikit_learn(n_classes: int) -> None:
     assert ((inside["low"] < inside["value"]) & (inside["value"] < inside["high"])).all()
 
 
-def test_clean_rows_are_of_the_attacked_images_in_whatever_order_they_come() -> None:
+def test_clean_rows_cover_the_attacked_images_in_any_order() -> None:
     labels, logits = drawn(40, 2, shift=1, seed=0)
     few = np.array([31, 2, 17, 8])
     of_few = records_at(CLEAN, labels[few], logits[few], few)
@@ -101,12 +101,12 @@ def test_clean_rows_are_of_the_attacked_images_in_whatever_order_they_come() -> 
     table = classification_table(pd.concat([records_at(CLEAN, labels, logits), attacked]), 1, ordinary(4, 50))
     of_all = classification_table(pd.concat([of_few, attacked]), 1, ordinary(4, 50))
     pd.testing.assert_frame_equal(table, of_all)
-    # the same predictions and the same resamples: the two points agree in their intervals too
+    # equal predictions and equal resamples give equal intervals
     clean, after = (table.loc[table["eps"] == eps, ["value", "low", "high"]].to_numpy() for eps in (0, 1))
     assert clean == pytest.approx(after, nan_ok=True)
 
 
-def test_auroc_is_nan_where_a_class_is_missing_and_precision_0_where_none_is_predicted() -> None:
+def test_auroc_is_nan_without_a_class_and_precision_is_0_without_positive_predictions() -> None:
     labels = np.zeros(6, dtype=int)
     logits = correct_logits(labels, [True] * 6)
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
@@ -116,7 +116,7 @@ def test_auroc_is_nan_where_a_class_is_missing_and_precision_0_where_none_is_pre
     assert table.loc[(1.0, "accuracy")][["value", "low", "high"]].tolist() == [1, pytest.approx(0.6097, abs=1e-4), 1]
 
 
-def test_auroc_tells_saturated_predictions_apart() -> None:
+def test_auroc_orders_saturated_predictions() -> None:
     labels = np.array([0, 0, 1, 1])
     logits = np.column_stack([np.zeros(4), [50.0, 60, 70, 80]])
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
@@ -126,17 +126,17 @@ def test_auroc_tells_saturated_predictions_apart() -> None:
     assert below.loc[(0.0, "auroc"), "value"] == 1
 
 
-def test_points_of_different_images_are_refused() -> None:
+def test_points_with_different_images_raise_an_error() -> None:
     labels, logits = drawn(6, 2, shift=1, seed=0)
     records = pd.concat([records_at(CLEAN, labels, logits), records_at(pgd(1.0), labels, logits)])
     missing = pd.concat([records, records_at(pgd(2.0), labels[:5], logits[:5])])
-    with pytest.raises(ValueError, match=r"undefended/adaptive/pgd/2.0 has 5 records, but 6 images"):
+    with pytest.raises(ValueError, match=r"records of undefended/adaptive/pgd/2.0 is 5, but 6 images"):
         classification_table(missing, 1, ordinary(6, 10))
-    with pytest.raises(ValueError, match=r"undefended/adaptive/pgd/2.0 has 5 records, but 6 images"):
+    with pytest.raises(ValueError, match=r"records of undefended/adaptive/pgd/2.0 is 5, but 6 images"):
         robustness_area(missing, ordinary(6, 10))
 
 
-def test_reliability_has_the_curve_of_every_point() -> None:
+def test_every_point_has_a_reliability_curve() -> None:
     labels = np.array([0, 1, 0, 1])
     sure = correct_logits(labels, [True, True, True, False])
     records = pd.concat([records_at(CLEAN, labels, sure), records_at(pgd(1.0), labels, np.zeros((4, 2)))])
@@ -148,7 +148,7 @@ def test_reliability_has_the_curve_of_every_point() -> None:
     assert filled["confidence"].to_dict() == pytest.approx({0.0: 1 / (1 + np.exp(-4)), 1.0: 0.5})
 
 
-def test_entropies_are_counted_by_correctness_up_to_the_largest_possible() -> None:
+def test_entropy_histograms_are_split_by_correctness_and_end_at_the_maximum() -> None:
     labels = np.array([0, 1, 0, 1])
     logits = np.array([[0, 0], [0, 0], [60, 0], [60, 0]])
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
@@ -161,7 +161,7 @@ def test_entropies_are_counted_by_correctness_up_to_the_largest_possible() -> No
     assert at_one["n_wrong"].tolist() == [1, 0, 0, 1]
 
 
-def test_area_is_the_mean_accuracy_over_octaves() -> None:
+def test_the_area_is_the_mean_accuracy_over_octaves() -> None:
     labels = np.array([0, 1, 0, 1])
     accuracies = {1.0: [True] * 4, 2.0: [True, True, False, False], 8.0: [False] * 4}
     parts = [records_at(CLEAN, labels, correct_logits(labels, [True] * 4))]
@@ -175,7 +175,7 @@ def test_area_is_the_mean_accuracy_over_octaves() -> None:
     assert 1 / 6 <= area.loc[0, "low"] < area.loc[0, "value"] < area.loc[0, "high"] <= 4 / 6
 
 
-def test_like_slices_make_intervals_wider() -> None:
+def test_groups_of_similar_images_make_intervals_wider() -> None:
     labels, logits = drawn(90, 2, shift=1, seed=0)
     correct = np.repeat(np.arange(30) % 3 > 0, 3)
     logits = correct_logits(labels, correct)
@@ -189,7 +189,7 @@ def test_like_slices_make_intervals_wider() -> None:
     assert widths[3] / widths[1] == pytest.approx(3**0.5, rel=0.15)
 
 
-def test_area_of_a_single_eps_is_the_accuracy() -> None:
+def test_the_area_for_a_single_eps_is_the_accuracy() -> None:
     labels = np.array([0, 1, 0, 1])
     logits = correct_logits(labels, [True, True, True, False])
     area = robustness_area(

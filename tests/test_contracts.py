@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from tasks.core.workspace import DEFENCE_STEPS, Workspace
 from tasks.params import Params
+from tasks.params.params import STEP_PARAMS
 from tests.conftest import ROOT, VALUES
 
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -30,6 +31,11 @@ CANNOT_CHANGE_AN_OUTPUT = {
         for name in ("__init__", "digests", "masking", "open_runs", "outbox", "run", "store", "tracker")
     },
 }
+
+
+def own_params(stage: str) -> list[str]:
+    """Entries of a stage's ``params`` that are keys of params.yaml."""
+    return [entry for entry in STAGES[stage].get("params", []) if isinstance(entry, str)]
 
 
 def step_modules() -> set[str]:
@@ -128,7 +134,7 @@ def test_a_stage_depends_on_the_parameters_that_its_code_reads(name: str) -> Non
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
     }
-    listed = {entry.split(".")[0] for entry in STAGES[name].get("params", [])}
+    listed = {entry.split(".")[0] for entry in own_params(name)}
     if "flat" in read:
         assert listed == {field.removesuffix("_") for field in Params.model_fields}
     else:
@@ -137,7 +143,7 @@ def test_a_stage_depends_on_the_parameters_that_its_code_reads(name: str) -> Non
 
 def test_every_parameter_belongs_to_a_stage(params_with: Any) -> None:
     flat = params_with().flat()
-    written = [entry for stage in STAGES.values() for entry in stage.get("params", [])]
+    written = [entry for name in STAGES for entry in own_params(name)]
     named = {entry.replace("${item.defence}", defence) for entry in written for defence in VALUES["defences"]}
     listed = sorted(named)
     for key in flat:
@@ -156,3 +162,24 @@ def test_nothing_of_ours_names_a_registry_or_a_download_address_in_the_lock_file
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     assert "://" not in lock
     assert "--index-url" not in lock
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_step_params_are_the_params_of_the_stage_in_dvc_yaml(name: str) -> None:
+    assert list(STEP_PARAMS[name]) == own_params(name)
+
+
+@pytest.mark.parametrize("name", ["train_classifier", "train_autoencoder", "train_defence", "attack", "attack_defence"])
+def test_a_new_version_of_a_library_makes_trainings_and_attacks_stale(name: str) -> None:
+    environment = YAML(typ="safe").load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
+    (listed,) = [entry["environment.yaml"] for entry in STAGES[name]["params"] if isinstance(entry, dict)]
+    assert {"numpy", "torch", "torchvision"} <= set(listed) <= set(environment)
+
+
+def test_environment_yaml_has_the_versions_of_the_lock_file() -> None:
+    locked: dict[str, list[str]] = {}
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        name, _, version = line.partition("==")
+        locked.setdefault(name, []).append(version)
+    environment = YAML(typ="safe").load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
+    assert environment == {name: ", ".join(locked[name]) for name in environment}

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, roc_auc_score
 
-from tasks.analysis.detection import auroc, detection_row, gate_rows, roc_curve, threshold_at
+from tasks.analysis.detection import detection_row, gate_rows, roc_curve, threshold_at
 from tasks.statistics.intervals import bootstrap_counts, wilson
 
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40).map(np.array)
@@ -15,27 +15,22 @@ def labelled(clean: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, np
     return np.repeat([0, 1], [len(clean), len(adversarial)]), np.concatenate([clean, adversarial])
 
 
-@given(SCORES, SCORES)
-def test_area_equals_that_of_scikit_learn_with_ties(clean: np.ndarray, adversarial: np.ndarray) -> None:
-    assert auroc(clean, adversarial) == pytest.approx(roc_auc_score(*labelled(clean, adversarial)))
+def auroc(clean: np.ndarray, adversarial: np.ndarray) -> float:
+    return float(roc_auc_score(*labelled(clean, adversarial)))
 
 
 @given(SCORES, SCORES)
-def test_area_is_that_under_the_curve_and_mirrors(clean: np.ndarray, adversarial: np.ndarray) -> None:
+def test_the_area_under_the_curve_is_the_auroc(clean: np.ndarray, adversarial: np.ndarray) -> None:
     assert auc(*roc_curve(clean, adversarial)) == pytest.approx(auroc(clean, adversarial))
-    assert auroc(adversarial, clean) == pytest.approx(1 - auroc(clean, adversarial))
 
 
-def test_known_areas() -> None:
-    assert auroc(np.array([1, 2]), np.array([3, np.inf])) == 1
-    assert auroc(np.array([1, 2]), np.array([1, 2])) == 0.5
-    assert auroc(np.array([1, 2, 3]), np.array([2.5, 0])) == pytest.approx(2 / 6)
+def test_infinite_scores_have_a_curve() -> None:
+    assert auc(*roc_curve(np.array([1.0, 2]), np.array([3, np.inf]))) == 1
 
 
 @pytest.mark.parametrize("pair", [([1, NAN], [1]), ([1], [NAN]), ([], [1]), ([1], [])])
-def test_an_undefined_score_or_an_empty_side_has_no_area_and_no_curve(pair: tuple[list[float], list[float]]) -> None:
+def test_a_nan_score_or_an_empty_side_gives_no_curve(pair: tuple[list[float], list[float]]) -> None:
     clean, adversarial = (np.array(side, dtype=float) for side in pair)
-    assert np.isnan(auroc(clean, adversarial))
     assert [len(rates) for rates in roc_curve(clean, adversarial)] == [0, 0]
 
 
@@ -44,12 +39,12 @@ def test_curve_of_four_images() -> None:
     assert list(zip(false, true, strict=True)) == [(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
 
 
-def test_equal_scores_draw_the_diagonal() -> None:
+def test_equal_scores_give_the_diagonal() -> None:
     assert [rates.tolist() for rates in roc_curve(np.ones(9), np.ones(5))] == [[0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3])
-def test_a_long_curve_is_thinned_to_points_of_the_exact_one(shift: float) -> None:
+def test_a_long_curve_is_reduced_to_points_of_the_exact_curve(shift: float) -> None:
     rng = np.random.default_rng(0)
     clean, adversarial = rng.standard_normal(1500), rng.standard_normal(1200) + shift
     false, true = roc_curve(clean, adversarial)
@@ -61,7 +56,7 @@ def test_a_long_curve_is_thinned_to_points_of_the_exact_one(shift: float) -> Non
     exact = np.array([[(clean >= each).mean(), (adversarial >= each).mean()] for each in thresholds])
     points = np.stack([false, true], axis=1)[1:]
     assert (np.abs(points[:, None] - exact).sum(axis=2).min(axis=1) < 1e-9).all()
-    # no point of the exact curve is far from the drawn line
+    # no point of the exact curve is far from the reduced curve
     assert np.abs(np.interp(exact.sum(axis=1), false + true, false) - exact[:, 0]).max() < 0.0101
     assert auc(false, true) == pytest.approx(auroc(clean, adversarial), abs=0.005)
 
@@ -70,13 +65,13 @@ def test_a_long_curve_is_thinned_to_points_of_the_exact_one(shift: float) -> Non
 def test_at_most_the_given_share_lies_above_the_threshold(clean: np.ndarray, rate: float) -> None:
     threshold = threshold_at(clean, rate)
     assert (clean > threshold).mean() <= rate + 1e-9
-    # the next smaller score would let more than the share above it
+    # more than the share would be above the next smaller score
     if (smaller := clean[clean < threshold]).size:
         assert (clean > smaller.max()).mean() > rate
 
 
 @pytest.mark.parametrize(("n", "rate", "n_above"), [(100, 0.05, 5), (100, 0.29, 29), (99, 0.05, 4), (10, 0.05, 0)])
-def test_distinct_scores_use_the_share_to_the_full(n: int, rate: float, n_above: int) -> None:
+def test_without_ties_the_whole_share_is_flagged(n: int, rate: float, n_above: int) -> None:
     scores = np.random.default_rng(0).permutation(n).astype(float)
     assert (scores > threshold_at(scores, rate)).sum() == n_above
 
@@ -87,27 +82,27 @@ def test_ties_at_the_threshold_are_not_flagged() -> None:
     assert threshold_at(scores, 0.1) == 0
 
 
-def test_an_undefined_validation_score_leaves_no_threshold() -> None:
+def test_a_nan_validation_score_gives_a_nan_threshold() -> None:
     assert np.isnan(threshold_at(np.array([1.0, NAN])))
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1, NAN])
-def test_impossible_shares_are_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match=r"false_positive_rate must lie in \[0, 1\)"):
+def test_false_positive_rates_outside_the_range_raise_an_error(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"false_positive_rate: .*\[0, 1\) is allowed"):
         threshold_at(np.ones(3), rate)
 
 
-def test_a_threshold_needs_images() -> None:
-    with pytest.raises(ValueError, match="at least 1 validation image"):
+def test_a_threshold_without_validation_images_raises_an_error() -> None:
+    with pytest.raises(ValueError, match="no validation images"):
         threshold_at(np.empty(0))
 
 
-def test_row_of_a_known_detector() -> None:
+def test_rates_and_areas_of_a_known_detector() -> None:
     clean, adversarial = np.arange(10.0), np.arange(10.0) + 5
     successful = np.arange(10) >= 4
     row = detection_row(clean, adversarial, successful, 8.0, bootstrap_counts(np.arange(10), 500, seed=0))
     assert (row["n"], row["n_successful"], row["threshold"]) == (10, 6, 8)
-    # above 8 are: 9 of the clean, 9 to 14 of the adversarial, which are those of the successful
+    # above 8: the clean score 9, and the adversarial scores 9 to 14, whose attacks are all successful
     for name, n_flagged, n in (
         ("false_positive_rate", 1, 10),
         ("detection_rate", 6, 10),
@@ -116,7 +111,7 @@ def test_row_of_a_known_detector() -> None:
         low, high = wilson(n_flagged, n)
         assert row[name] == n_flagged / n
         assert (row[f"{name}_low"], row[f"{name}_high"]) == (low, high)
-    # of 90 pairs of different images, an adversarial one ties with the clean one 5 above it and beats those below
+    # 90 pairs of different images; an adversarial score ties with the clean score 5 above and exceeds the smaller ones
     assert row["auroc"] == pytest.approx((sum(min(i + 5, 10) for i in range(10)) - 10 + 0.5 * 5) / 90)
     assert row["auroc_successful"] == pytest.approx(14 / 15 + 1 / 15 * 0.5 + 0.5 / 30, abs=0.04)
     assert 0.5 < row["auroc_low"] < row["auroc"] < row["auroc_high"] <= 1
@@ -124,7 +119,7 @@ def test_row_of_a_known_detector() -> None:
 
 @settings(max_examples=20)
 @given(st.data())
-def test_area_is_the_share_of_ordered_pairs_of_different_images(data: st.DataObject) -> None:
+def test_the_auroc_is_the_share_of_correctly_ordered_pairs_of_different_images(data: st.DataObject) -> None:
     clean = data.draw(SCORES)
     adversarial = data.draw(st.lists(st.floats(-3, 3), min_size=len(clean), max_size=len(clean)).map(np.array))
     counts = bootstrap_counts(np.arange(len(clean)), 12, seed=data.draw(st.integers(0, 99)))
@@ -140,8 +135,8 @@ def test_area_is_the_share_of_ordered_pairs_of_different_images(data: st.DataObj
         assert [row["auroc_low"], row["auroc_high"]] == pytest.approx(bounds)
 
 
-def test_a_change_too_small_to_tell_is_guessing_with_an_interval_about_it() -> None:
-    # each adversarial score beats exactly its own twin and those below
+def test_a_tiny_change_of_all_scores_gives_an_auroc_of_one_half() -> None:
+    # each adversarial score exceeds its clean version and the smaller scores
     clean = np.random.default_rng(0).standard_normal(100) * 10
     counts = bootstrap_counts(np.arange(100), 300, seed=0)
     row = detection_row(clean, clean + 1e-9, np.ones(100, dtype=bool), 0.0, counts)
@@ -150,7 +145,7 @@ def test_a_change_too_small_to_tell_is_guessing_with_an_interval_about_it() -> N
     assert row["auroc_high"] == pytest.approx(0.5, abs=1e-6)
 
 
-def test_no_successful_attack_has_no_rate() -> None:
+def test_rates_of_successful_attacks_are_undefined_without_any() -> None:
     counts = bootstrap_counts(np.arange(4), 10, seed=0)
     row = detection_row(np.zeros(4), np.ones(4), np.zeros(4, dtype=bool), 0.5, counts)
     names = ["detection_rate_successful", "detection_rate_successful_low", "detection_rate_successful_high"]
@@ -158,30 +153,30 @@ def test_no_successful_attack_has_no_rate() -> None:
     assert (row["auroc"], row["detection_rate"], row["n_successful"]) == (1, 1, 0)
 
 
-def test_an_undefined_score_takes_only_what_needs_it() -> None:
+def test_a_nan_score_makes_only_its_own_metrics_undefined() -> None:
     adversarial = np.array([1.0, NAN, 1.0])
     counts = bootstrap_counts(np.arange(3), 10, seed=0)
     row = detection_row(np.zeros(3), adversarial, np.array([True, False, True]), 0.5, counts)
     undefined = {name for name, value in row.items() if np.isnan(value)}
-    # of two images, one pair of different ones each way: no interval in most resamples
+    # with two images, most resamples contain no pair of different images
     undefined -= {"auroc_successful_low", "auroc_successful_high"}
     assert undefined == {f"{name}{end}" for name in ("auroc", "detection_rate") for end in ("", "_low", "_high")}
     assert row["auroc_successful"] == row["detection_rate_successful"] == 1
 
 
-def test_without_a_threshold_there_are_areas_but_no_rates() -> None:
+def test_a_nan_threshold_leaves_areas_but_no_rates() -> None:
     counts = bootstrap_counts(np.arange(3), 50, seed=0)
     row = detection_row(np.zeros(3), np.ones(3), np.ones(3, dtype=bool), NAN, counts)
     assert row["auroc"] == 1
     assert np.isnan([row["false_positive_rate"], row["detection_rate"], row["detection_rate_successful"]]).all()
 
 
-def test_a_gate_turns_away_what_lies_above_the_threshold_of_the_validation_images() -> None:
+def test_a_gate_rejects_images_above_the_threshold_of_the_validation_images() -> None:
     validation = np.arange(100.0)
     clean = np.array([10.0, 50.0, 97.0, 99.0])
-    attacked = np.array([20.0, 96.0, 98.0, 200.0])
-    right, attacked_right = np.array([True, True, False, True]), np.array([True, False, False, True])
-    rows = gate_rows(clean, attacked, right, attacked_right, validation).set_index("aimed")
+    adversarial = np.array([20.0, 96.0, 98.0, 200.0])
+    clean_correct, correct = np.array([True, True, False, True]), np.array([True, False, False, True])
+    rows = gate_rows(clean, adversarial, clean_correct, correct, validation).set_index("aimed")
     none, gate = rows.loc[0.0], rows.loc[0.05]
     assert none[["rejected_clean", "rejected", "clean_accuracy", "accuracy", "harm"]].tolist() == [
         0,
@@ -190,7 +185,7 @@ def test_a_gate_turns_away_what_lies_above_the_threshold_of_the_validation_image
         2 / 4,
         2 / 4,
     ]
-    # 5 of the 100 validation images lie above 94
+    # 5 of the 100 validation images are above 94
     assert gate["threshold"] == 94
     assert gate[["rejected_clean", "rejected", "n_passed"]].tolist() == [2 / 4, 3 / 4, 1]
     assert gate[["clean_accuracy", "accuracy", "harm"]].tolist() == [1, 1, 0]
@@ -199,7 +194,7 @@ def test_a_gate_turns_away_what_lies_above_the_threshold_of_the_validation_image
     assert (rows["rejected"].diff().dropna() >= 0).all()
 
 
-def test_nothing_is_said_of_what_passes_a_gate_that_turns_all_away() -> None:
+def test_accuracy_is_undefined_behind_a_gate_that_rejects_all_images() -> None:
     row = gate_rows(np.ones(3), np.full(3, 9.0), np.ones(3, bool), np.zeros(3, bool), np.arange(3.0)).iloc[-1]
     assert row["n_passed"] == 0
     assert np.isnan(row[["accuracy", "accuracy_low", "accuracy_high"]].astype(float)).all()

@@ -1,4 +1,4 @@
-"""Figures show the numbers that they are given, and the same figure gives the same bytes."""
+"""Figures draw the given numbers, and the same figure has the same bytes."""
 
 import re
 from itertools import pairwise
@@ -9,10 +9,11 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tasks.reporting import figures, pictures
-from tasks.reporting.examples import Pictures, by_purifier, shared_out
-from tasks.reporting.gallery import entropy_panel, robustness_panel
+from tasks.reporting import figures, image_figures
+from tasks.reporting.examples import ImageGrid, group_by_purifier, split_into_figures
 from tasks.reporting.panels import PALETTE, Line, Panel, over_eps
+from tasks.reporting.sections.accuracy import robustness_panel
+from tasks.reporting.sections.entropy import entropy_panel
 
 EPS = [0.25, 1.0, 4.0]
 ACCURACY = {
@@ -64,23 +65,23 @@ def lines_of(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines}
 
 
-def test_loss_draws_both_losses_and_marks_the_kept_epoch(history: pd.DataFrame) -> None:
+def test_loss_figure_has_both_losses_and_marks_the_best_epoch(history: pd.DataFrame) -> None:
     figure = figures.loss(history, "classifier")
     assert lines_of(figure) == {
         "training": ([1, 2, 3], [0.9, 0.5, 0.3]),
         "validation": ([1, 2, 3], [0.8, 0.4, 0.6]),
-        "kept epoch": ([2], [0.4]),
+        "best epoch": ([2], [0.4]),
     }
     assert (figure.axes[0].get_title(), figure.axes[0].get_ylabel()) == ("classifier", "loss")
 
 
-def test_accuracy_is_drawn_in_per_cent(history: pd.DataFrame) -> None:
+def test_accuracy_figure_is_in_per_cent(history: pd.DataFrame) -> None:
     lines = lines_of(figures.accuracy(history, "classifier"))
     assert lines["training"] == ([1, 2, 3], [50, 75, 87.5])
-    assert lines["kept epoch"] == ([2], [90])
+    assert lines["best epoch"] == ([2], [90])
 
 
-def test_robustness_draws_every_curve_from_its_clean_accuracy_on(table: pd.DataFrame) -> None:
+def test_robustness_curves_start_at_the_clean_accuracy(table: pd.DataFrame) -> None:
     lines = lines_of(robustness(table))
     assert list(lines) == ["undefended", "autoencoder, transfer", "autoencoder, adaptive"]
     for (eps, accuracy), expected in zip(lines.values(), ACCURACY.values(), strict=True):
@@ -88,7 +89,7 @@ def test_robustness_draws_every_curve_from_its_clean_accuracy_on(table: pd.DataF
         assert accuracy == pytest.approx([0.9, *expected])
 
 
-def test_robustness_bands_are_the_intervals(table: pd.DataFrame) -> None:
+def test_bands_of_robustness_curves_are_the_intervals(table: pd.DataFrame) -> None:
     band = robustness(table).axes[0].collections[0].get_paths()[0].vertices
     for eps, accuracy in zip(EPS, ACCURACY["undefended", "adaptive"], strict=True):
         edges = np.asarray(band)[np.asarray(band)[:, 0] == eps, 1]
@@ -96,7 +97,7 @@ def test_robustness_bands_are_the_intervals(table: pd.DataFrame) -> None:
         assert edges.max() == pytest.approx(1.1 * accuracy)
 
 
-def test_clean_has_its_own_place_left_of_a_logarithmic_axis(table: pd.DataFrame) -> None:
+def test_eps_axis_is_logarithmic_with_a_tick_for_clean_images_on_the_left(table: pd.DataFrame) -> None:
     axes = robustness(table).axes[0]
     assert list(axes.get_xticks()) == [0, *EPS]
     places = axes.transData.transform([(eps, 0.0) for eps in (0, *EPS)])[:, 0]
@@ -105,7 +106,7 @@ def test_clean_has_its_own_place_left_of_a_logarithmic_axis(table: pd.DataFrame)
     assert 0.3 < steps[0] / steps[1] < 1.5
 
 
-def test_targets_differ_in_colour_and_marker_and_threat_models_in_line_and_fill(table: pd.DataFrame) -> None:
+def test_targets_differ_in_colour_and_marker_and_threat_models_in_dash_and_fill(table: pd.DataFrame) -> None:
     lines = robustness(table).axes[0].lines
     assert [to_hex(line.get_color()).upper() for line in lines] == [PALETTE[0], PALETTE[1], PALETTE[1]]
     assert [line.get_marker() for line in lines] == ["o", "s", "s"]
@@ -113,13 +114,13 @@ def test_targets_differ_in_colour_and_marker_and_threat_models_in_line_and_fill(
     assert [line.get_markerfacecolor() == "white" for line in lines] == [False, True, False]
 
 
-def test_as_many_targets_as_anyone_asks_for_are_told_apart() -> None:
+def test_twenty_targets_have_different_styles() -> None:
     lines = [Line(f"{style}", np.zeros(1), np.zeros(1), style) for style in range(20)]
     drawn = figures.lines([Panel("x", "y", lines)]).axes[0].lines
     assert len({(line.get_color(), line.get_marker()) for line in drawn}) == 20
 
 
-def test_legends_stay_within_the_figure_and_leave_the_axes_their_place() -> None:
+def test_legends_stay_within_the_figure_and_do_not_shrink_the_axes() -> None:
     def axes_height(n_lines: int) -> float:
         lines = [Line(f"a defence with a long name, number {n}", np.zeros(1), np.zeros(1), n) for n in range(n_lines)]
         figure = figures.lines([Panel("x", "y", lines)])
@@ -130,12 +131,12 @@ def test_legends_stay_within_the_figure_and_leave_the_axes_their_place() -> None
     assert axes_height(17) > 0.9 * axes_height(4)
 
 
-def test_entropy_draws_mean_entropy(table: pd.DataFrame) -> None:
+def test_entropy_figure_has_the_mean_entropy(table: pd.DataFrame) -> None:
     lines = lines_of(figures.lines([entropy_panel(table, "pgd", STYLES)]))
     assert lines["autoencoder, adaptive"] == ([0, *EPS], pytest.approx([0.45, 0.35, 0.125, 0.05]))
 
 
-def test_confusion_writes_counts_and_shares_of_the_actual_class() -> None:
+def test_confusion_matrix_has_counts_and_shares_of_the_actual_class() -> None:
     axes = figures.confusion(np.array([[3, 1], [0, 8]]), ["healthy", "$ill$"]).axes[0]
     assert [text.get_text() for text in axes.texts] == ["3\n75.0 %", "1\n25.0 %", "0\n0.0 %", "8\n100.0 %"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["healthy", "$ill$"]
@@ -143,15 +144,15 @@ def test_confusion_writes_counts_and_shares_of_the_actual_class() -> None:
     assert axes.yaxis_inverted()
 
 
-def test_confusion_of_a_class_without_images_has_empty_rows() -> None:
+def test_confusion_matrix_of_a_class_without_images_has_zeros() -> None:
     axes = figures.confusion(np.array([[2, 0], [0, 0]]), ["a", "b"]).axes[0]
     assert [text.get_text() for text in axes.texts][2:] == ["0\n0.0 %", "0\n0.0 %"]
 
 
 def test_image_grid_shows_the_pixels_on_one_grey_scale() -> None:
     images = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
-    shown = Pictures(images, ["a", "b"], ["x", "y", "z"], [["1", "2", "3"], ["4", "5", "6"]])
-    figure = pictures.image_grid(shown)
+    shown = ImageGrid(images, ["a", "b"], ["x", "y", "z"], [["1", "2", "3"], ["4", "5", "6"]])
+    figure = image_figures.image_grid(shown)
     assert len(figure.axes) == 6
     for axes, image in zip(figure.axes, images.reshape(6, 8, 8), strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), image)
@@ -164,13 +165,13 @@ def test_image_grid_shows_the_pixels_on_one_grey_scale() -> None:
     ("n_purifiers", "expected"),
     [(0, ["abc"]), (1, ["abcde"]), (2, ["abcdefg"]), (3, ["abcdefg", "hi"]), (6, ["abcdefg", "hijklm", "no"])],
 )
-def test_columns_fill_figures_that_can_be_read_and_a_purifiers_stay_together(
+def test_columns_are_split_into_figures_and_columns_of_a_purifier_stay_together(
     n_purifiers: int, expected: list[str]
 ) -> None:
-    shown = Pictures(
+    shown = ImageGrid(
         np.zeros((1, 3 + 2 * n_purifiers, 2, 2)), ["row"], list("abcdefghijklmno"[: 3 + 2 * n_purifiers]), []
     )
-    parts = [shown.part(columns) for columns in shared_out(by_purifier(shown, n_first=3))]
+    parts = [shown.part(columns) for columns in split_into_figures(group_by_purifier(shown, n_first=3))]
     assert ["".join(part.columns) for part in parts] == expected
 
 
@@ -181,7 +182,7 @@ def test_the_same_figure_gives_the_same_bytes(table: pd.DataFrame) -> None:
     assert b"Software" not in figures.png(first)
 
 
-def test_svg_refers_to_nothing_outside_and_keeps_its_ids_to_itself() -> None:
+def test_svg_has_no_external_references_and_unique_ids() -> None:
     drawing = figures.svg(figures.confusion(np.eye(2, dtype=int), ["<script>", "a & b --> $\\frac"]), "matrix")
     assert drawing.startswith("<svg viewBox=")
     assert "http" not in drawing
@@ -204,14 +205,14 @@ def test_a_curve_has_the_same_style_in_every_figure(table: pd.DataFrame) -> None
     assert styles("sweep").items() < styles("pgd").items()
 
 
-def test_eps_has_no_place_for_clean_images_where_no_line_has_them() -> None:
+def test_eps_axis_has_no_tick_for_clean_images_if_no_line_has_them() -> None:
     line = Line("a", np.array(EPS), np.array([1.0, 2, 3]))
     axes = figures.lines([over_eps("distance", [line])]).axes[0]
     assert list(axes.get_xticks()) == EPS
     assert axes.get_xlim()[0] > 0
 
 
-def test_panels_stand_side_by_side_under_one_legend() -> None:
+def test_panels_have_one_common_legend() -> None:
     line = Line("only", np.array([0.0, 1]), np.array([0.0, 1]))
     panels = [Panel("x", "y", [line, Line("other", line.x, line.y, style=1)]) for _ in range(4)]
     figure = figures.lines(panels, n_columns=3)
@@ -228,21 +229,21 @@ def test_logarithmic_axes_are_labelled_without_tex() -> None:
     assert "mathdefault" not in drawing
 
 
-def test_heat_lies_over_the_images_that_have_a_map_and_is_transparent_where_cold() -> None:
+def test_heat_maps_cover_their_images_and_are_transparent_at_zero() -> None:
     images = np.full((1, 4, 8, 8), 0.5, dtype=np.float16)
     maps = np.zeros((1, 4, 4), dtype=np.float16)
     maps[0, 1, 2] = 1
-    shown = Pictures(images, ["a"], ["x", "y", "perturbation × 9", "z"], [["1", "2", "", "3"]])
-    *grid, bar = pictures.image_grid(shown, {0: maps, 1: maps, 3: maps}).axes
+    shown = ImageGrid(images, ["a"], ["x", "y", "perturbation × 9", "z"], [["1", "2", "", "3"]])
+    *grid, bar = image_figures.image_grid(shown, {0: maps, 1: maps, 3: maps}).axes
     assert [len(axes.images) for axes in grid] == [2, 2, 1, 2]
     opacity = np.asarray(grid[0].images[1].get_alpha())
-    assert opacity[1, 2] == pytest.approx(pictures.MAX_OPACITY)
-    assert opacity.sum() == pytest.approx(pictures.MAX_OPACITY)
+    assert opacity[1, 2] == pytest.approx(image_figures.MAX_OPACITY)
+    assert opacity.sum() == pytest.approx(image_figures.MAX_OPACITY)
     assert grid[0].images[1].get_extent() == [-0.5, 7.5, 7.5, -0.5]
-    assert bar.get_ylabel() == "evidence for the prediction,\nshare of the map's largest"
+    assert bar.get_ylabel() == "Grad-CAM for the predicted class,\nrelative to the maximum"
 
 
-def test_embeddings_have_a_row_a_method_and_a_column_an_eps() -> None:
+def test_embeddings_have_one_row_for_each_method_and_one_column_for_each_eps() -> None:
     points = [
         (method, eps, origin, label)
         for method in ("pca", "tsne")
@@ -251,7 +252,7 @@ def test_embeddings_have_a_row_a_method_and_a_column_an_eps() -> None:
         for label in (0, 1)
     ]
     table = pd.DataFrame(points, columns=["method", "eps", "origin", "label"]).assign(x=1.0, y=2.0)
-    figure = pictures.embeddings(table, ["<a>", "b"])
+    figure = image_figures.embeddings(table, ["<a>", "b"])
     assert [axes.get_title() for axes in figure.axes] == ["ε = 1/255", "ε = 4/255", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["PCA", "", "t-SNE", ""]
     clean, attacked = figure.axes[0].collections[:2]

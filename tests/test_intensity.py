@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from tasks.analysis.intensity import (
+    histogram_table,
     histograms,
     intensity_distances,
     level_shares,
@@ -29,7 +30,7 @@ def distances(clean: np.ndarray, changed: np.ndarray, labels: np.ndarray, n_resa
     return table.set_index(["class", "metric"])
 
 
-def test_grey_levels_lie_in_the_middle_of_bins() -> None:
+def test_grey_levels_are_at_the_centres_of_bins() -> None:
     levels = np.arange(256, dtype=np.float32).reshape(1, 1, 16, 16) / SCALE
     for shift in (-0.1, 0, 0.1):
         counts = histograms(np.clip(levels + np.float32(shift / 255), 0, 1))
@@ -41,7 +42,7 @@ def test_grey_levels_lie_in_the_middle_of_bins() -> None:
     )
 
 
-def test_every_image_has_its_own_histogram() -> None:
+def test_each_image_has_a_histogram() -> None:
     images = np.stack([np.zeros((1, 4, 4)), np.ones((1, 4, 4))]).astype(np.float32)
     counts = histograms(images, bins_per_level=1)
     assert counts[0, 0] == counts[1, 255] == 16
@@ -49,14 +50,14 @@ def test_every_image_has_its_own_histogram() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-0.01, 1.01, np.nan])
-def test_pixels_out_of_range_are_refused(wrong: float) -> None:
+def test_pixels_outside_the_range_raise_an_error(wrong: float) -> None:
     images = np.full((2, 1, 4, 4), 0.5, dtype=np.float32)
     images[1, 0, 0, 0] = wrong
-    with pytest.raises(ValueError, match="image 1 spans"):
+    with pytest.raises(ValueError, match="pixels of image 1 of a batch are in"):
         histograms(images)
 
 
-def test_level_shares_are_those_of_the_levels() -> None:
+def test_level_shares_are_the_shares_of_the_pixels() -> None:
     images = eight_bit(3)
     shares = level_shares(histograms(images))
     levels = np.rint(images * 255).astype(int).ravel()
@@ -67,7 +68,13 @@ def test_level_shares_are_those_of_the_levels() -> None:
     assert level_shares(histograms(third, bins_per_level=3))[11] == 1
 
 
-def test_a_shift_of_all_pixels_is_their_wasserstein_distance() -> None:
+def test_classes_without_images_have_no_histogram() -> None:
+    table = histogram_table(histograms(eight_bit(3)), np.zeros(3, dtype=int), CLASSES)
+    assert table.groupby("class")["share"].sum().to_dict() == pytest.approx({"all": 1, "non-COVID": 1})
+    assert table["level"].tolist() == [*range(256)] * 2
+
+
+def test_the_wasserstein_distance_of_a_shift_is_the_shift() -> None:
     clean = eight_bit(4, low=20, high=200)
     table = distances(clean, clean + np.float32(2.25 / 255), np.array([0, 1, 0, 1]))
     moved = table.xs("wasserstein", level="metric")
@@ -75,7 +82,7 @@ def test_a_shift_of_all_pixels_is_their_wasserstein_distance() -> None:
     assert list(moved.index) == ["all", *CLASSES]
 
 
-def test_distances_equal_those_of_scipy() -> None:
+def test_distances_equal_scipy() -> None:
     clean, changed = eight_bit(5), eight_bit(5, low=30, seed=1)
     labels = np.array([0, 1, 1, 0, 1])
     table = distances(clean, changed, labels)
@@ -85,30 +92,30 @@ def test_distances_equal_those_of_scipy() -> None:
         assert table.loc[(name, "ks"), "value"] == pytest.approx(ks_2samp(before, after).statistic)
 
 
-def test_equal_images_have_no_distance() -> None:
+def test_the_distance_of_equal_images_is_zero() -> None:
     clean = eight_bit(4)
     assert (distances(clean, clean.copy(), np.array([0, 0, 1, 1])).to_numpy() == 0).all()
 
 
-def test_the_interval_is_about_the_images_that_could_have_been_drawn() -> None:
+def test_the_interval_reflects_the_spread_between_images() -> None:
     clean = eight_bit(60, low=20, high=200)
     shifts = np.random.default_rng(1).normal(3, 1, size=(60, 1, 1, 1)).astype(np.float32)
     table = distances(clean, clean + shifts / SCALE, np.arange(60) % 2, n_resamples=1000)
     for name, of in [("all", slice(None)), ("non-COVID", slice(0, None, 2)), ("COVID", slice(1, None, 2))]:
         value, low, high = table.loc[(name, "wasserstein")]
-        # all pixels of an image move alike, so the distance is the mean shift
+        # all pixels of an image have the same shift, so the distance is the mean shift
         mean, half = shifts[of].mean(), 1.96 * shifts[of].std() / np.sqrt(len(shifts[of]))
         assert (value, low, high) == pytest.approx((mean, mean - half, mean + half), abs=0.05)
 
 
-def test_a_class_without_images_has_no_distance() -> None:
+def test_the_distance_of_a_class_without_images_is_undefined() -> None:
     table = distances(eight_bit(3), eight_bit(3, seed=1), np.zeros(3, dtype=int))
     assert table.loc["COVID"].isna().all(axis=None)
     assert table.loc["all"].to_numpy() == pytest.approx(table.loc["non-COVID"].to_numpy())
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 81)])
-def test_a_grating_lands_in_the_ring_of_its_frequency(shape: tuple[int, int]) -> None:
+def test_the_power_of_a_grating_is_in_the_ring_of_its_frequency(shape: tuple[int, int]) -> None:
     height, width = shape
     rows, columns = np.mgrid[:height, :width]
     # 8 periods down and 12 across
@@ -121,7 +128,7 @@ def test_a_grating_lands_in_the_ring_of_its_frequency(shape: tuple[int, int]) ->
     assert abs(ring_frequencies(8)[ring] - frequency) <= 0.5 / 8 / 2
 
 
-def test_white_noise_has_its_variance_in_every_ring() -> None:
+def test_the_power_of_white_noise_is_its_variance_in_every_ring() -> None:
     noise = np.random.default_rng(0).normal(scale=0.1, size=(50, 1, 64, 64)).astype(np.float32)
     power = radial_power(noise)
     assert power.shape == (50, 16)
@@ -129,11 +136,11 @@ def test_white_noise_has_its_variance_in_every_ring() -> None:
 
 
 @given(height=st.integers(8, 17), width=st.integers(8, 17), seed=st.integers(0, 99))
-def test_rings_hold_what_the_whole_transform_holds_up_to_half_a_cycle(height: int, width: int, seed: int) -> None:
+def test_rings_equal_means_over_the_full_transform_up_to_half_a_cycle(height: int, width: int, seed: int) -> None:
     image = np.random.default_rng(seed).normal(size=(1, 1, height, width)).astype(np.float32)
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     density = np.abs(np.fft.fft2(image[0, 0])) ** 2 / image.size
-    # Parseval, of the definition that the rings are held against
+    # Parseval's theorem for the reference
     assert density.mean() == pytest.approx(np.square(image).mean(), rel=1e-5)
     single = radial_power(image, n_rings=1)[0, 0]
     assert single == pytest.approx(density[radius <= 0.5 + 1e-12].mean(), rel=1e-4)
@@ -144,6 +151,6 @@ def test_rings_hold_what_the_whole_transform_holds_up_to_half_a_cycle(height: in
 
 
 @pytest.mark.parametrize("n_rings", [0, 9])
-def test_rings_without_frequencies_are_refused(n_rings: int) -> None:
-    with pytest.raises(ValueError, match="n_rings must lie between 1 and 8 for 16 x 20 pixels"):
+def test_rings_without_frequencies_raise_an_error(n_rings: int) -> None:
+    with pytest.raises(ValueError, match=rf"n_rings: {n_rings}\. 1 to 8 are allowed for 16 x 20 pixels"):
         radial_power(np.zeros((1, 1, 16, 20), dtype=np.float32), n_rings)

@@ -1,4 +1,4 @@
-"""What the page's script is given: the panels' numbers, the embeddings' points, and JSON that stays data."""
+"""Data of the interactive figures: numbers of the panels, points of the embeddings, and safe JSON."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ def data() -> Prepared:
     return Prepared(pixels, table, CLASSES, 0, (0.0, 1.0), is_phantom=True)
 
 
-def test_a_line_keeps_its_numbers_its_band_and_its_escaped_name() -> None:
+def test_a_line_has_its_numbers_its_band_and_its_escaped_name() -> None:
     line = Line("<b> & co", np.array([0, 0.5, 1]), np.array([0.9, np.nan, 0.123456]), low=np.zeros(3), high=np.ones(3))
     low, high, shown = interactive.line_plot(over_eps("accuracy", [line], y_scale="share"))["data"]
     assert shown["name"] == "&lt;b&gt; &amp; co"
@@ -36,20 +36,20 @@ def test_a_line_keeps_its_numbers_its_band_and_its_escaped_name() -> None:
     assert low["hoverinfo"] == high["hoverinfo"] == "skip"
 
 
-def test_what_is_dashed_has_hollow_markers() -> None:
+def test_dashed_lines_have_hollow_markers() -> None:
     lines = [Line(name, np.ones(1), np.ones(1), 1, dash) for name, dash in (("a", "solid"), ("b", "dashed"))]
     traces = interactive.line_plot(over_eps("accuracy", lines))["data"]
     assert [trace["marker"]["symbol"] for trace in traces] == ["square", "square-open"]
     assert traces[0]["line"]["color"] == traces[1]["line"]["color"]
 
 
-def test_eps_is_labelled_as_it_is_and_stands_by_its_logarithm() -> None:
+def test_eps_axis_has_the_values_as_labels_at_their_logarithms() -> None:
     line = Line("a", np.array([0, 0.25, 4]), np.zeros(3))
     axis = interactive.line_plot(over_eps("accuracy", [line]))["layout"]["xaxis"]
     assert dict(zip(axis["ticktext"], axis["tickvals"], strict=True)) == {"0<br>clean": -3, "0.25": -2, "4": 2}
 
 
-def test_chance_and_diagonal_are_guides_below_the_lines() -> None:
+def test_chance_level_and_diagonal_are_shapes_below_the_lines() -> None:
     line = Line("a", np.zeros(1), np.zeros(1))
     panel = Panel("x", "y", [line], x_scale="share", diagonal=True, level=0.5)
     diagonal, level = interactive.line_plot(panel)["layout"]["shapes"]
@@ -82,11 +82,11 @@ def explored(data: Prepared) -> dict[str, Any]:
     return interactive.explorer(embeddings, pd.DataFrame(records), data, {"classifier": "last layer"}, ("pgd", 4.0))
 
 
-def test_every_point_of_an_embedding_knows_its_image_and_prediction(data: Prepared) -> None:
+def test_every_point_of_an_embedding_has_its_image_and_prediction(data: Prepared) -> None:
     found = explored(data)
     assert found["paths"] == ["b.png", "d.png"]
     assert found["labels"] == [1, 1]
-    # both views show the same points
+    # both views show the same images
     assert found["members"] == [{"image": [0, 1, 0, 1], "adversarial": [0, 0, 1, 1]}]
     view = found["views"][1]
     assert view["prediction"] == [1, 1, 0, 0]
@@ -95,7 +95,7 @@ def test_every_point_of_an_embedding_knows_its_image_and_prediction(data: Prepar
     assert found["first"] == {"features": "last layer: undefended", "attack": "PGD", "method": "PCA", "eps": "4"}
 
 
-def test_the_sprite_holds_each_image_in_its_place(data: Prepared) -> None:
+def test_the_sprite_has_each_image_at_its_position(data: Prepared) -> None:
     kind, _, content = explored(data)["sprite"].partition(",")
     assert kind == "data:image/jpeg;base64"
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
@@ -104,7 +104,7 @@ def test_the_sprite_holds_each_image_in_its_place(data: Prepared) -> None:
     assert np.abs(sheet[:, 64:].astype(int) - 240).max() < 4
 
 
-def test_json_cannot_end_the_element_it_stands_in() -> None:
+def test_json_cannot_end_its_script_element() -> None:
     value = {"<!--": "</script><script>alert(1)</script>", "&": [1.5, None]}
     text = interactive.as_json(value)
     assert not set("<>&") & set(text)
@@ -113,7 +113,7 @@ def test_json_cannot_end_the_element_it_stands_in() -> None:
         interactive.as_json(math.nan)
 
 
-def test_scripts_can_stand_in_a_page() -> None:
+def test_scripts_cannot_end_their_element() -> None:
     plotly, ours = interactive.scripts()
     assert "plotly.js v" in plotly[:200]
     assert "</script" not in plotly + ours

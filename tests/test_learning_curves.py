@@ -1,4 +1,4 @@
-"""Tables of active learning, from cycles whose numbers are known."""
+"""Tables of active learning: values computed from cycles with known accuracies."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from tasks.statistics.intervals import wilson
 
 
 def cycles_of(curves: dict[tuple[str, int], list[float]], full: float = 0.8) -> pd.DataFrame:
-    """Cycles with 10, 20, 30, ... labels and these clean accuracies; robust ones are half of them."""
+    """Cycles with 10, 20, 30, ... labels and these clean accuracies; the robust accuracies are half of them."""
     rows = [
         {"acquisition": name, "seed": seed, "cycle": cycle, "n_labelled": 10 * (cycle + 1), "clean_accuracy": clean}
         for (name, seed), accuracies in curves.items()
@@ -31,7 +31,7 @@ def quantity(summary: pd.DataFrame, acquisition: str, name: str) -> "pd.Series[f
     return row
 
 
-def test_a_cycle_is_told_by_its_images() -> None:
+def test_the_metrics_of_a_cycle_are_computed_from_its_query_and_its_predictions() -> None:
     pools = pd.DataFrame(
         [["random", 0, cycle, n, 3 - cycle, 0.5] for cycle, n in ((0, 2), (1, 4))],
         columns=["acquisition", "seed", "cycle", "n_labelled", "n_pool", "pool_entropy"],
@@ -40,7 +40,7 @@ def test_a_cycle_is_told_by_its_images() -> None:
     queries = pd.DataFrame(
         [key | {"label": 1, "told": 1, "predicted": 0}, key | {"label": 0, "told": 1, "predicted": 0}]
     )
-    tested = pd.DataFrame(
+    predictions = pd.DataFrame(
         [
             {"acquisition": "random", "seed": 0, "cycle": cycle, "label": 1, "predicted": predicted}
             | {"confidence": 0.75, "robust": robust}
@@ -48,22 +48,22 @@ def test_a_cycle_is_told_by_its_images() -> None:
             for predicted, robust in ((1, 1.0), (1, 0.0), (0, 0.0), (1, np.nan))
         ]
     )
-    table = cycle_table(tested, queries, pools, positive=1)
-    start, first = table.iloc[0], table.iloc[1]
-    assert np.isnan(start["labelling_accuracy"])
-    assert start["n_queried"] == 0
+    table = cycle_table(predictions, queries, pools, positive=1)
+    initial, first = table.iloc[0], table.iloc[1]
+    assert np.isnan(initial["labelling_accuracy"])
+    assert initial["n_queried"] == 0
     assert (first["labelling_accuracy"], first["told_accuracy"], first["positive_share"]) == (0.5, 0.5, 0.5)
     low, high = wilson(1, 2)
     assert (first["labelling_accuracy_low"], first["labelling_accuracy_high"]) == (float(low), float(high))
     assert (first["n_test"], first["n_attacked"]) == (4, 3)
     assert first["clean_accuracy"] == 0.75
     assert first["robust_accuracy"] == pytest.approx(1 / 3)
-    # of the three that were attacked, two are right and one stays so
+    # two of the three attacked images are correct without attack, one of them also under attack
     assert first["gap"] == pytest.approx(1 / 3)
     assert first["ece"] == pytest.approx(0)
 
 
-def test_the_area_is_the_mean_height_of_the_curve() -> None:
+def test_the_area_is_the_mean_accuracy_over_the_number_of_labels() -> None:
     summary = summary_table(cycles_of({("random", 0): [0.4, 0.6, 0.6], ("entropy", 0): [0.4, 0.8, 0.8]}))
     assert quantity(summary, "random", "clean_area")["value"] == pytest.approx((0.5 + 0.6) / 2)
     assert quantity(summary, "random", "robust_area")["value"] == pytest.approx((0.5 + 0.6) / 4)
@@ -71,7 +71,7 @@ def test_the_area_is_the_mean_height_of_the_curve() -> None:
     assert quantity(summary, "entropy", "final_gap")["value"] == pytest.approx(0.4)
 
 
-def test_labels_to_a_target_lie_on_the_line_between_cycles() -> None:
+def test_the_number_of_labels_at_a_target_accuracy_is_interpolated_between_cycles() -> None:
     # 90 % of 0.8 is 0.72, 95 % is 0.76
     summary = summary_table(cycles_of({("random", 0): [0.4, 0.7, 0.74], ("entropy", 0): [0.76, 0.7, 0.9]}))
     assert quantity(summary, "random", "labels_90")["value"] == pytest.approx(25)
@@ -82,7 +82,7 @@ def test_labels_to_a_target_lie_on_the_line_between_cycles() -> None:
 
 
 def test_gains_are_paired_by_seed() -> None:
-    """Seeds differ by 0.3, functions by 0.1 in every seed: the interval is about the functions alone."""
+    """Functions differ by 0.1 in every seed, so the interval of the gain has no width, although seeds differ by 0.3."""
     curves = {
         (name, seed): [0.3 + 0.1 * seed + shift] * 2
         for seed in range(4)
@@ -94,12 +94,12 @@ def test_gains_are_paired_by_seed() -> None:
     assert quantity(summary, "entropy", "clean_area")["sd"] == pytest.approx(np.std([0, 0.1, 0.2, 0.3], ddof=1))
 
 
-def test_curves_of_different_length_are_compared_over_the_labels_that_all_have() -> None:
+def test_areas_of_runs_of_different_length_cover_the_numbers_of_labels_that_all_runs_reached() -> None:
     summary = summary_table(cycles_of({("random", 0): [0.4, 0.6, 0.0], ("entropy", 0): [0.4, 0.6]}))
     assert quantity(summary, "entropy", "clean_area_gain")["value"] == pytest.approx(0)
 
 
-def test_the_ends_are_compared_where_both_have_as_many_labels() -> None:
+def test_final_accuracies_are_compared_only_with_equal_numbers_of_labels() -> None:
     curves = {("random", 0): [0.4, 0.6], ("entropy", 0): [0.4, 0.8], ("random", 1): [0.4, 0.6], ("entropy", 1): [0.4]}
     summary = summary_table(cycles_of(curves))
     gain = quantity(summary, "entropy", "final_clean_gain")
@@ -107,17 +107,17 @@ def test_the_ends_are_compared_where_both_have_as_many_labels() -> None:
     assert quantity(summary, "entropy", "final_robust_gain")["value"] == pytest.approx(0.1)
 
 
-def test_a_run_that_asked_nothing_leaves_the_other_seeds_comparable() -> None:
+def test_a_seed_without_a_query_is_left_out_of_the_gain() -> None:
     curves = {("random", seed): [0.4, 0.6] for seed in range(3)} | {("entropy", seed): [0.4, 0.8] for seed in range(2)}
     summary = summary_table(cycles_of(curves | {("entropy", 2): [0.4]}))
     gain = quantity(summary, "entropy", "clean_area_gain")
     assert gain["value"] == pytest.approx(0.1)
     assert gain["n_seeds"] == 2
-    # two of three seeds are no sample of all
+    # there is no interval, because two of three seeds are not a random sample of all
     assert np.isnan(gain["low"])
 
 
-def test_curves_are_means_over_the_seeds_of_cycles_that_all_reached() -> None:
+def test_curves_are_means_over_the_seeds_for_cycles_that_all_seeds_reached() -> None:
     table = curve_table(cycles_of({("random", 0): [0.4, 0.6], ("random", 1): [0.6]}))
     clean = table[(table["metric"] == "clean_accuracy") & (table["acquisition"] == "random")]
     assert clean[["cycle", "n_labelled", "value"]].to_numpy().tolist() == [[0, 10, 0.5]]

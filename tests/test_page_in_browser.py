@@ -1,4 +1,4 @@
-"""The report's page in a real browser: alone, without errors, and its interactive parts answer."""
+"""The page of the report in a browser: no requests, no errors, and the interactive parts work."""
 
 import base64
 import shutil
@@ -13,7 +13,7 @@ from tasks.report import report
 from tasks.reporting import figures
 from tasks.tracking import Tracker
 from tests.conftest import with_overrides
-from tests.report_workspace import BENCHMARK, EPS, SIDE, write_workspace
+from tests.report_workspace import DEFENCES, EPS, SIDE, write_workspace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,12 +25,12 @@ PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQV
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of a page on a workspace whose classes have hostile names."""
+    """Address of a report on a workspace with hostile class names."""
     workspace = tmp_path_factory.mktemp("page")
-    params = parse_params(with_overrides({"attack.eps": list(EPS), "prepare.image_size": SIDE, "benchmark": BENCHMARK}))
+    params = parse_params(with_overrides({"attack.eps": list(EPS), "prepare.image_size": SIDE, "benchmark": DEFENCES}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        # how the drawings look is not looked at here, and drawing them well takes long
+        # the layout of the static figures is not tested here, and it takes long
         patch.setattr(figures, "png", lambda figure: PIXEL)
         patch.setattr(figures.ConstrainedLayoutEngine, "execute", lambda engine, figure: None)
         write_workspace(params, is_phantom=True)
@@ -40,7 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Visit:
-    """A page opened without a network, and all that it asked for or complained of."""
+    """A page opened without a network, with its requests and its messages."""
 
     def __init__(self, browser: "playwright.Browser", address: str, **options: bool) -> None:
         context = browser.new_context(viewport={"width": 1400, "height": 900}, **options)
@@ -48,15 +48,15 @@ class Visit:
         self.page = context.new_page()
         self.page.set_default_timeout(60_000)
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.messages: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.on("console", lambda message: self.messages.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.messages.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         self.page.goto(address)
 
     def point_at(self, plot: str, number: int) -> None:
-        """Move the mouse to a mark of a plot."""
+        """Move the mouse to a point of a plot."""
         self.page.locator(plot).scroll_into_view_if_needed()
         box = self.page.locator(f"{plot} .scatterlayer .point").nth(number).bounding_box()
         assert box
@@ -78,26 +78,26 @@ def visit(browser: "playwright.Browser", address: str) -> Visit:
 
 
 @pytest.fixture(autouse=True)
-def no_complaints(visit: Visit) -> Iterator[None]:
-    """Whatever a test does with the page, it stays silent and asks for nothing that is not in it."""
+def no_messages_and_no_requests(visit: Visit) -> Iterator[None]:
+    """Check after each test that the page logged no message and requested nothing."""
     yield
-    assert visit.complaints == []
+    assert visit.messages == []
     assert [url for url in visit.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-def test_an_accuracy_curve_tells_its_values_under_the_mouse(visit: Visit) -> None:
+def test_an_accuracy_curve_shows_its_values_under_the_mouse(visit: Visit) -> None:
     figure = visit.page.locator("#figure-robustness-pgd")
     assert figure.locator(".plot.js-plotly-plot").count() == 1
     assert not figure.locator("> svg").is_visible()
     visit.point_at("#figure-robustness-pgd .plot", 2)
-    told = figure.locator(".hoverlayer")
-    playwright.expect(told).to_contain_text("10.0% [4.7%, 20.1%]")
-    playwright.expect(told).to_contain_text("autoencoder, adaptive")
-    # ε itself heads the values, not its place on the axis
-    playwright.expect(told.locator("text").first).to_have_text("1")
+    hover = figure.locator(".hoverlayer")
+    playwright.expect(hover).to_contain_text("10.0% [4.7%, 20.1%]")
+    playwright.expect(hover).to_contain_text("autoencoder, adaptive")
+    # the title is the value of ε, not its position on the axis
+    playwright.expect(hover.locator("text").first).to_have_text("1")
 
 
-def test_arrow_keys_tell_values_too(visit: Visit) -> None:
+def test_arrow_keys_show_the_values(visit: Visit) -> None:
     plot = visit.page.locator("#figure-robustness-fgsm .plot")
     plot.focus()
     visit.page.keyboard.press("ArrowRight")
@@ -107,7 +107,7 @@ def test_arrow_keys_tell_values_too(visit: Visit) -> None:
     playwright.expect(plot.locator(".hoverlayer")).to_be_empty()
 
 
-def test_another_eps_draws_another_embedding(visit: Visit) -> None:
+def test_selecting_another_eps_shows_another_embedding(visit: Visit) -> None:
     marks = visit.page.locator("#explorer-plot .scatterlayer .point")
     assert marks.count() == 120
     before = marks.nth(0).get_attribute("transform")
@@ -118,28 +118,28 @@ def test_another_eps_draws_another_embedding(visit: Visit) -> None:
     playwright.expect(marks.nth(0)).to_have_attribute("transform", str(before))
 
 
-def test_pointing_at_an_embedded_image_shows_it_with_its_class_and_prediction(visit: Visit) -> None:
+def test_pointing_at_a_point_of_an_embedding_shows_the_image_its_class_and_its_prediction(visit: Visit) -> None:
     thumbnail = visit.page.locator("#explorer-thumbnail")
-    words = visit.page.locator("#explorer-words")
+    details = visit.page.locator("#explorer-details")
     shown = set()
     for number in (0, 70):
         visit.point_at("#explorer-plot", number)
         playwright.expect(thumbnail).to_be_visible()
-        playwright.expect(words).to_contain_text(".png")
-        playwright.expect(words).to_contain_text("predicted: ")
+        playwright.expect(details).to_contain_text(".png")
+        playwright.expect(details).to_contain_text("predicted: ")
         shown.add(thumbnail.evaluate("each => getComputedStyle(each).backgroundPosition"))
         assert thumbnail.evaluate("each => getComputedStyle(each).backgroundImage").startswith('url("data:image/jpeg')
     assert len(shown) == 2
     # the third class of three is drawn last
     visit.point_at("#explorer-plot", 119)
-    playwright.expect(words).to_contain_text("class: a|b $\\frac")
+    playwright.expect(details).to_contain_text("class: a|b $\\frac")
 
 
-def test_names_of_classes_are_shown_as_they_are(visit: Visit) -> None:
+def test_class_names_are_shown_unchanged(visit: Visit) -> None:
     playwright.expect(visit.page.locator("#explorer-plot .legend")).to_contain_text("<script>alert(1)</script>, clean")
 
 
-def test_the_roc_curve_answers(visit: Visit) -> None:
+def test_the_roc_curve_shows_its_values_under_the_mouse(visit: Visit) -> None:
     figure = visit.page.locator("#figure-roc-undefended-pgd")
     area = figure.locator(".nsewdrag")
     area.scroll_into_view_if_needed()
@@ -153,41 +153,41 @@ def test_the_roc_curve_answers(visit: Visit) -> None:
 def test_each_purifier_has_its_embedding(visit: Visit) -> None:
     marks = visit.page.locator("#explorer-plot .scatterlayer .point")
     before = marks.nth(0).get_attribute("transform")
-    visit.page.select_option("#explorer-features", "purifier's bottleneck: retrained autoencoder, transfer")
+    visit.page.select_option("#explorer-features", "bottleneck of the purifier: retrained autoencoder, transfer")
     playwright.expect(marks.nth(0)).not_to_have_attribute("transform", str(before))
-    visit.page.select_option("#explorer-features", "classifier's last layer but one: undefended")
+    visit.page.select_option("#explorer-features", "penultimate layer of the classifier: undefended")
     playwright.expect(marks.nth(0)).to_have_attribute("transform", str(before))
 
 
-def test_what_was_crafted_on_defences_is_folded_until_asked_for(visit: Visit) -> None:
+def test_curves_with_defended_surrogates_are_folded(visit: Visit) -> None:
     figure = visit.page.locator("#figure-roc-retrained_autoencoder-pgd")
     assert not figure.is_visible()
-    visit.page.get_by_text("Crafted on the defended classifier").click()
+    visit.page.get_by_text("Curves with defended surrogates").click()
     playwright.expect(figure.locator("svg")).to_be_visible()
-    visit.page.get_by_text("Crafted on the defended classifier").click()
+    visit.page.get_by_text("Curves with defended surrogates").click()
 
 
-def test_defences_are_sorted_by_the_head_that_is_clicked(visit: Visit) -> None:
-    table = visit.page.locator("#defences table").first
+def test_a_click_on_a_head_sorts_the_table_of_targets(visit: Visit) -> None:
+    table = visit.page.locator("#comparison table").first
 
     def names() -> list[str]:
         return [cell.split(". ")[1] for cell in table.locator("tbody th").all_inner_texts()]
 
     by_rank = ["retrained autoencoder", "autoencoder", "undefended"]
     assert names() == by_rank
-    clean = table.locator("th", has_text="clean images")
+    clean = table.locator("thead th", has_text="clean")
     clean.get_by_role("button").click()
     assert names() == ["autoencoder", "retrained autoencoder", "undefended"]
     assert clean.get_attribute("aria-sort") == "ascending"
     clean.get_by_role("button").click()
     assert names() == ["undefended", "retrained autoencoder", "autoencoder"]
     assert clean.get_attribute("aria-sort") == "descending"
-    table.locator("th", has_text="target").get_by_role("button").click()
+    table.locator("thead th", has_text="target").first.get_by_role("button").click()
     assert names() == by_rank
     assert clean.get_attribute("aria-sort") is None
 
 
-def test_paper_gets_the_drawings(visit: Visit) -> None:
+def test_print_shows_the_static_figures(visit: Visit) -> None:
     visit.page.emulate_media(media="print")
     try:
         playwright.expect(visit.page.locator("#figure-robustness-pgd > svg")).to_be_visible()
@@ -198,7 +198,7 @@ def test_paper_gets_the_drawings(visit: Visit) -> None:
         visit.page.emulate_media(media="screen")
 
 
-def test_without_scripts_the_drawings_stand(browser: "playwright.Browser", address: str) -> None:
+def test_page_without_scripts_shows_the_static_figures(browser: "playwright.Browser", address: str) -> None:
     plain = Visit(browser, address, java_script_enabled=False)
     assert plain.page.locator("#figure-robustness-pgd > svg").is_visible()
     assert plain.page.locator("#figure-embeddings-classifier-undefended-adaptive > svg").is_visible()
@@ -206,7 +206,7 @@ def test_without_scripts_the_drawings_stand(browser: "playwright.Browser", addre
     plain.page.context.close()
 
 
-def test_a_narrow_screen_scrolls_down_only(visit: Visit) -> None:
+def test_page_does_not_scroll_sideways_on_a_narrow_screen(visit: Visit) -> None:
     visit.page.set_viewport_size({"width": 420, "height": 900})
     try:
         visit.page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")

@@ -1,7 +1,8 @@
-"""Bugs and a bogus defence, planted in the real attacks: each must be caught."""
+"""Faults planted in the real attacks, and a defence that masks gradients: the checks must detect each."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
-from tasks.attacks import campaign
+from tasks.attacks import attack_run
 from tasks.core.workspace import Workspace
 from tasks.evaluate import evaluate
 from tasks.evaluation.checks import Check
@@ -21,99 +22,109 @@ from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
 from tests.small_workspace import SMALL
 
-BENCHMARK = ["autoencoder", "bit_depth"]
-FOUND = SMALL | {"benchmark": BENCHMARK, "attack.eps": [4, 32], "attack.keep_eps": [4], "attack.suite.n_queries": 60}
+DEFENCES = ["autoencoder", "bit_depth"]
+OVERRIDES = SMALL | {"benchmark": DEFENCES, "attack.eps": [4, 32], "attack.keep_eps": [4], "attack.suite.n_queries": 60}
 
 
 class RoundedWithoutBpda(nn.Module):
-    """Fewer grey levels, differentiated as they stand: there is no gradient, and no attack that follows one works."""
+    """Fewer grey levels, whose gradient is zero: no attack that follows the gradient works."""
 
     def forward(self, images: Tensor) -> Tensor:
         return (images * 15).round() / 15
 
 
-def evaluated(params: Params) -> dict[tuple[str | None, str], Check]:
-    """Checks by target and key, after all targets were attacked."""
-    Workspace().attack.mkdir()
-    attack(Workspace(), params, Tracker())
+@pytest.fixture
+def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
+    shutil.copytree(small_workspace / "data", tmp_path / "data")
+    return Workspace(tmp_path)
+
+
+def checks_of(workspace: Workspace, params: Params) -> dict[tuple[str | None, str], Check]:
+    """Attack all targets and evaluate; the checks by target and key."""
+    workspace.attack.mkdir()
+    attack(workspace, params, Tracker())
     for defence in params.benchmark:
-        if not Workspace().step_folder("train_defence", defence).exists():
-            Workspace().step_folder("train_defence", defence).mkdir()
-            train_defence(Workspace(), params, Tracker(), defence)
-        Workspace().step_folder("attack_defence", defence).mkdir(parents=True)
-        attack_defence(Workspace(), params, Tracker(), defence)
-    Workspace().evaluate.mkdir()
-    evaluate(Workspace(), params, Tracker())
-    checks = [Check(**values) for values in json.loads(Workspace().checks.read_text())]
+        if not workspace.step_folder("train_defence", defence).exists():
+            workspace.step_folder("train_defence", defence).mkdir()
+            train_defence(workspace, params, Tracker(), defence)
+        workspace.step_folder("attack_defence", defence).mkdir(parents=True)
+        attack_defence(workspace, params, Tracker(), defence)
+    workspace.evaluate.mkdir()
+    evaluate(workspace, params, Tracker())
+    checks = [Check(**values) for values in json.loads(workspace.checks.read_text())]
     return {(check.target, check.key): check for check in checks}
 
 
-def test_masked_gradients_are_caught_and_bpda_unmasks_them(
-    workspace: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+def test_masked_gradients_fail_the_checks_and_bpda_passes_them(
+    workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = params_with(FOUND)
-    honest = evaluated(params)
+    params = params_with(OVERRIDES)
+    with_bpda = checks_of(workspace, params)
     for key in ("gradients", "huge_eps", "black_box"):
-        assert honest["bit_depth", key].status == "PASS", honest["bit_depth", key]
+        assert with_bpda["bit_depth", key].status == "PASS", with_bpda["bit_depth", key]
 
     for step in ("attack", "attack_defence", "evaluate"):
-        rename = Workspace().data / f"honest_{step}"
-        (Workspace().data / step).rename(rename)
-    load = campaign.load_target
+        shutil.rmtree(workspace.data / step)
+    load = attack_run.load_target
 
-    def load_masked(name: str, device: torch.device) -> nn.Module:
-        target = load(name, device)
+    def load_masked(of: Workspace, name: str, device: torch.device) -> nn.Module:
+        target = load(of, name, device)
         if name == "bit_depth":
             target.purifier = RoundedWithoutBpda()
         return target
 
-    monkeypatch.setattr(campaign, "load_target", load_masked)
-    masked = evaluated(params)
+    monkeypatch.setattr(attack_run, "load_target", load_masked)
+    masked = checks_of(workspace, params)
     for key in ("gradients", "huge_eps", "black_box", "transfer"):
         assert masked["bit_depth", key].status == "FAIL", masked["bit_depth", key]
     assert masked["autoencoder", "gradients"].status == "PASS"
 
 
-def test_an_attack_that_forgets_which_images_were_wrong_before_is_caught(
-    workspace: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+def test_counting_images_that_are_misclassified_unchanged_as_successes_fails_the_check(
+    workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = campaign.build_records
+    build = attack_run.build_records
 
-    def forgetful(*arguments: Any) -> pa.Table:
+    def build_wrongly(*arguments: Any) -> pa.Table:
         table = build(*arguments)
         wrong = [not correct for correct in table["correct"].to_pylist()]
         return table.set_column(table.column_names.index("success"), "success", pa.array(wrong))
 
-    monkeypatch.setattr(campaign, "build_records", forgetful)
-    found = evaluated(params_with(FOUND | {"benchmark": ["autoencoder"]}))
+    monkeypatch.setattr(attack_run, "build_records", build_wrongly)
+    checks = checks_of(workspace, params_with(OVERRIDES | {"benchmark": ["autoencoder"]}))
     for target in ("undefended", "autoencoder"):
-        assert found[target, "success"].status == "FAIL"
-        assert found[target, "success"].figure > 0
+        assert checks[target, "success"].status == "FAIL"
+        assert checks[target, "success"].figure > 0
 
 
 @pytest.fixture
 def too_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attack that moves images beyond their balls."""
-    craft = campaign.craft
+    """Make attacks move images beyond their balls."""
 
-    def craft_too_far(model: nn.Module, images: Any, *arguments: Any) -> Any:
-        for adversarial in craft(model, images, *arguments):
-            yield (images + 1.02 * (adversarial - images)).clip(0, 1)
+    def beyond_the_ball(craft: Callable[..., Iterator[Tensor]]) -> Callable[..., Iterator[Tensor]]:
+        def craft_too_far(model: nn.Module, images: Tensor, *arguments: Any) -> Iterator[Tensor]:
+            for adversarial in craft(model, images, *arguments):
+                yield (images + 1.02 * (adversarial - images)).clip(0, 1)
 
-    monkeypatch.setattr(campaign, "craft", craft_too_far)
+        return craft_too_far
 
-
-@pytest.mark.usefixtures("too_far")
-def test_a_perturbation_outside_the_ball_ends_the_step(workspace: Path, params_with: Callable[..., Params]) -> None:
-    Workspace().attack.mkdir()
-    with pytest.raises(AssertionError, match="perturbations leave the ball of eps 4"):
-        attack(Workspace(), params_with(FOUND), Tracker())
+    for name in ("fgsm", "pgd"):
+        monkeypatch.setattr(attack_run, name, beyond_the_ball(getattr(attack_run, name)))
 
 
 @pytest.mark.usefixtures("too_far")
-def test_a_perturbation_outside_the_ball_that_slips_through_is_caught_by_the_check(
-    workspace: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+def test_a_perturbation_outside_the_ball_stops_the_step(
+    workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    monkeypatch.setattr(campaign, "check_adversarial", lambda *_: None)
-    found = evaluated(params_with(FOUND | {"benchmark": ["autoencoder"]}))
-    assert found["undefended", "ball"].status == "FAIL"
+    workspace.attack.mkdir()
+    with pytest.raises(AssertionError, match="perturbations leave the ball of eps 4"):
+        attack(workspace, params_with(OVERRIDES), Tracker())
+
+
+@pytest.mark.usefixtures("too_far")
+def test_a_perturbation_outside_the_ball_fails_the_check_where_the_step_does_not_stop(
+    workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_run, "check_adversarial", lambda *_: None)
+    checks = checks_of(workspace, params_with(OVERRIDES | {"benchmark": ["autoencoder"]}))
+    assert checks["undefended", "ball"].status == "FAIL"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.attacks.apgd import apgd, negative_margin
-from tasks.attacks.gradient.balls import Balls
+from tasks.attacks.gradient.norm_ball import NormBall
 from tasks.core.digests import digest_of_model
 from tasks.core.workspace import Workspace
 from tasks.defences.preprocessing import Noise, SoftJpeg, TotalVariationDenoiser, WithoutGradient, build_purifier
@@ -38,7 +38,7 @@ def noisy(n: int = 3, side: int = 32) -> Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_gives_other_images_of_the_same_shape_and_range(method: str) -> None:
+def test_a_step_changes_images_and_keeps_their_shape_and_range(method: str) -> None:
     images = noisy()
     processed = build_purifier(steps=[METHODS[method]])(images)
     assert processed.shape == images.shape
@@ -47,25 +47,25 @@ def test_a_step_gives_other_images_of_the_same_shape_and_range(method: str) -> N
     assert (processed - images).abs().max() > 0.01
 
 
-def test_bit_depth_leaves_so_many_grey_levels() -> None:
+def test_bit_depth_reduces_the_number_of_grey_levels() -> None:
     processed = build_purifier(steps=[METHODS["bit_depth"]])(torch.tensor([[[[0.0, 0.1, 0.3, 1.0]]]]))
     assert processed.flatten().tolist() == pytest.approx([0, 0, 1 / 3, 1])
 
 
-def test_the_median_takes_out_a_single_pixel() -> None:
+def test_the_median_removes_a_single_bright_pixel() -> None:
     images = torch.full((1, 1, 9, 9), 0.5)
     images[..., 4, 4] = 1
     assert build_purifier(steps=[METHODS["median"]])(images).unique().tolist() == [0.5]
 
 
 @pytest.mark.parametrize("window", [3, 5, 7])
-def test_the_median_is_that_of_art(window: int) -> None:
+def test_the_median_equals_that_of_art(window: int) -> None:
     by_art, _ = SpatialSmoothing(window, channels_first=True, clip_values=(0.0, 1.0))(noisy().numpy())
     ours = build_purifier(steps=[{"method": "median", "window": window}])(noisy())
     torch.testing.assert_close(ours, torch.from_numpy(by_art))
 
 
-def test_the_medians_gradient_goes_to_the_pixel_that_is_the_median() -> None:
+def test_the_gradient_of_the_median_goes_to_the_median_pixel() -> None:
     images = noisy(1, 7).double().requires_grad_()
     median = build_purifier(steps=[METHODS["median"]])
     assert torch.autograd.gradcheck(median, images, eps=1e-7)
@@ -76,7 +76,7 @@ def test_the_medians_gradient_goes_to_the_pixel_that_is_the_median() -> None:
 
 
 @pytest.mark.parametrize("window", [3, 5, 7])
-def test_attacks_see_the_same_median_as_predictions_also_of_equal_and_of_missing_values(window: int) -> None:
+def test_the_median_with_a_gradient_equals_the_median_without_also_for_ties_and_nan(window: int) -> None:
     few_levels = (noisy(3, 20)[..., :13] * 4).round() / 4
     few_levels[0, 0, 9, 9] = torch.nan
     median = build_purifier(steps=[{"method": "median", "window": window}])
@@ -86,14 +86,14 @@ def test_attacks_see_the_same_median_as_predictions_also_of_equal_and_of_missing
     assert torch.equal(predicted.nan_to_num(), attacked.nan_to_num())
 
 
-def test_noise_has_its_standard_deviation_and_is_another_one_at_every_look() -> None:
+def test_noise_has_its_standard_deviation_and_is_drawn_anew_for_every_forward_pass() -> None:
     images, purifier = torch.full((4, 1, 64, 64), 0.5), build_purifier(steps=[METHODS["gaussian_noise"]])
     first, second = purifier(images), purifier(images)
     assert float((first - images).std()) == pytest.approx(0.1, rel=0.05)
     assert not torch.equal(first, second)
 
 
-def test_bit_depth_counts_as_unchanged_backwards() -> None:
+def test_the_gradient_of_bit_depth_is_that_of_the_identity() -> None:
     images, weights = noisy().requires_grad_(), noisy(3)
     (build_purifier(steps=[METHODS["bit_depth"]])(images) * weights).sum().backward()
     torch.testing.assert_close(images.grad, weights)
@@ -101,22 +101,24 @@ def test_bit_depth_counts_as_unchanged_backwards() -> None:
 
 @pytest.mark.parametrize("quality", [20, 60, 95])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (21, 35)])
-def test_soft_jpeg_leaves_what_is_on_its_levels_as_it_is(quality: int, height: int, width: int) -> None:
+def test_soft_jpeg_does_not_change_images_whose_coefficients_are_on_its_levels(
+    quality: int, height: int, width: int
+) -> None:
     compress = build_purifier(steps=[{"method": "jpeg", "quality": quality}])
     smooth = F.interpolate(noisy(2, 6), (height, width), mode="bicubic").clamp(0.2, 0.8)
     compressed = compress(smooth)
     assert (compressed - smooth).abs().max() > 2 / 255
     whole = slice(height // 8 * 8), slice(width // 8 * 8)
-    # decoders round to whole grey levels, so that coefficients are nearly on their levels
+    # decoders round to whole grey levels, so coefficients are near their levels, not on them
     difference = (SoftJpeg(quality)(compressed) - compressed)[..., *whole]
     assert difference.abs().max() < 1 / 255
 
 
-def test_soft_jpeg_has_its_true_gradient() -> None:
+def test_the_gradient_of_soft_jpeg_is_exact() -> None:
     assert torch.autograd.gradcheck(SoftJpeg(60).double(), noisy(1, 16).double().requires_grad_())
 
 
-def test_jpeg_has_the_value_of_the_file_and_the_gradient_of_soft_jpeg() -> None:
+def test_jpeg_has_the_values_of_the_file_and_the_gradient_of_soft_jpeg() -> None:
     images, weights, files = noisy().requires_grad_(), noisy(3), JpegCompression((0.0, 1.0), 60, channels_first=True)
     compressed = build_purifier(steps=[METHODS["jpeg"]])(images)
     assert torch.equal(compressed, torch.from_numpy(files(images.detach().numpy())[0]))
@@ -125,29 +127,29 @@ def test_jpeg_has_the_value_of_the_file_and_the_gradient_of_soft_jpeg() -> None:
     assert torch.equal(found, expected)
 
 
-def test_an_attacker_moves_more_through_jpeg_by_its_gradient_than_by_taking_it_for_unchanged() -> None:
+def test_the_gradient_of_soft_jpeg_makes_stronger_attacks_than_that_of_the_identity() -> None:
     weights = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     images = F.interpolate(noisy(8, 6), (32, 32), mode="bicubic").clamp(0.2, 0.8)
 
-    def moved_by(likeness: nn.Module | None) -> Tensor:
+    def gain_with(backward: nn.Module | None) -> Tensor:
         files = JpegCompression((0.0, 1.0), 60, channels_first=True)
-        target = nn.Sequential(WithoutGradient(files, "jpeg", likeness), Linearly(weights)).eval()
+        target = nn.Sequential(WithoutGradient(files, "jpeg", backward), WeightedSum(weights)).eval()
         labels, size = torch.zeros(len(images), dtype=torch.int64), torch.full((len(images), 1, 1, 1), 4 / 255)
-        found, _ = apgd(target, images, labels, size, Balls("linf", (0.0, 1.0)), negative_margin, 30, images)
+        found, _ = apgd(target, images, labels, size, NormBall("linf", (0.0, 1.0)), negative_margin, 30, images)
         return (target(found) - target(images))[:, 1]
 
-    assert (moved_by(SoftJpeg(60)) > 1.5 * moved_by(None)).all()
+    assert (gain_with(SoftJpeg(60)) > 1.5 * gain_with(None)).all()
 
 
-def test_noise_passes_gradients_where_it_does_not_cut() -> None:
+def test_noise_passes_gradients_where_it_does_not_clip() -> None:
     images, weights = noisy().requires_grad_(), noisy(3)
-    looked = build_purifier(steps=[METHODS["gaussian_noise"]])(images)
-    (looked * weights).sum().backward()
-    inside = (looked > 0) & (looked < 1)
+    noisy_images = build_purifier(steps=[METHODS["gaussian_noise"]])(images)
+    (noisy_images * weights).sum().backward()
+    inside = (noisy_images > 0) & (noisy_images < 1)
     torch.testing.assert_close(images.grad, torch.where(inside, weights, 0))
 
 
-def test_noise_is_drawn_anew_from_its_seed_and_not_from_numpys_generator() -> None:
+def test_noise_depends_on_its_seed_and_not_on_the_global_generator_of_numpy() -> None:
     images, module = noisy(), Noise(0.1)
     module.reseed([1, 2])
     first = module(images)
@@ -159,7 +161,7 @@ def test_noise_is_drawn_anew_from_its_seed_and_not_from_numpys_generator() -> No
     assert torch.equal(module(images), second)
 
 
-def test_total_variation_has_its_true_gradient() -> None:
+def test_the_gradient_of_total_variation_is_exact() -> None:
     images = noisy(1, 5).double().requires_grad_()
     assert torch.autograd.gradcheck(TotalVariationDenoiser(0.05, 10), images)
 
@@ -179,14 +181,14 @@ def test_total_variation_finds_the_minimum() -> None:
     assert energy(denoised.ravel()) == pytest.approx(best.fun, rel=1e-3)
 
 
-def test_total_variation_keeps_what_is_flat_and_the_mean() -> None:
+def test_total_variation_keeps_constant_images_and_the_mean() -> None:
     denoise = TotalVariationDenoiser(0.1, 50)
     flat = torch.full((1, 1, 8, 8), 0.3)
     torch.testing.assert_close(denoise(flat), flat)
     assert float(denoise(noisy()).mean()) == pytest.approx(float(noisy().mean()), abs=1e-5)
 
 
-def test_steps_run_one_after_the_other_then_the_autoencoder() -> None:
+def test_steps_run_in_their_order_and_before_the_autoencoder() -> None:
     torch.manual_seed(0)
     chain = build_purifier("plain", [METHODS["median"], METHODS["bit_depth"]])
     images = noisy()
@@ -194,13 +196,13 @@ def test_steps_run_one_after_the_other_then_the_autoencoder() -> None:
     torch.testing.assert_close(chain(images), chain.get_submodule("2")(by_hand))
 
 
-def test_digests_tell_chains_without_weights_apart() -> None:
+def test_digests_of_different_steps_without_weights_differ() -> None:
     chains = [[METHODS["jpeg"]], [METHODS["jpeg"] | {"quality": 61}], [METHODS["total_variation"]]]
     assert len({digest_of_model(build_purifier(steps=steps)) for steps in chains}) == 3
 
 
 @pytest.mark.parametrize("before", ["classifier", "autoencoder"])
-def test_the_step_writes_a_chain_that_the_attacks_load(
+def test_the_target_of_attacks_applies_the_steps_of_the_parameters(
     before: str, workspace: Path, params_with: Callable[..., Params]
 ) -> None:
     params = params_with(SMALL | {"defences.jpeg.before": before})
@@ -214,8 +216,8 @@ def test_the_step_writes_a_chain_that_the_attacks_load(
     torch.testing.assert_close(load_target(Workspace(), "jpeg", torch.device("cpu"))(images), classifier(expected))
 
 
-class Linearly(nn.Module):
-    """Logits 100, which no move reaches, and a weighted sum of pixels."""
+class WeightedSum(nn.Module):
+    """Logits 100, which no perturbation reaches, and a weighted sum of the pixels."""
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
@@ -227,15 +229,15 @@ class Linearly(nn.Module):
 
 
 class Shifted(nn.Module):
-    """The first look is brighter by 0.1, the second by 0.3, and so on."""
+    """The first forward pass brightens by 0.1, the second by 0.3, and so on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.looks = 0
+        self.n_passes = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        self.looks += 1
-        return images + 0.1 * (2 * self.looks - 1)
+        self.n_passes += 1
+        return images + 0.1 * (2 * self.n_passes - 1)
 
 
 class Linear(nn.Module):
@@ -243,7 +245,7 @@ class Linear(nn.Module):
         return torch.stack([images.mean(dim=(1, 2, 3)), images.square().mean(dim=(1, 2, 3)) * 3], dim=1)
 
 
-def test_predictions_are_averaged_over_looks_and_so_are_gradients() -> None:
+def test_predictions_and_gradients_are_averaged_over_samples() -> None:
     images, classifier = noisy(2).requires_grad_(), Linear()
     logits = Purified(Shifted(), classifier, n_draws=2)(images)
     probabilities = (classifier(images + 0.1).softmax(dim=1) + classifier(images + 0.3).softmax(dim=1)) / 2

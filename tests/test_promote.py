@@ -1,4 +1,4 @@
-"""Who becomes champion: planted outcomes whose test is known by hand, in a real registry."""
+"""Promotion of a candidate: planted results whose p-values are known, in a real registry."""
 
 import json
 import shutil
@@ -13,18 +13,20 @@ from flows.audit import Audit
 from flows.promote import settle
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
-from tasks.params import Params
+from tasks.params import Params, parse_params
 from tasks.serving import registry
 from tasks.serving.promotion import compare, outcomes_of
 from tasks.serving.registry import CHAMPION, Registered
-from tests.bundles import complete_workspace
+from tests.bundles import BUNDLE_PARAMS
+from tests.conftest import with_overrides
 
 NAME, TARGET, EPS, N = "toy", "autoencoder", 4.0, 40
+PARAMS: Params = parse_params(with_overrides(BUNDLE_PARAMS))
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with three versions of a model, of which only what the registry says of them is asked."""
+    """A store with three versions of a model. They have no files."""
     folder = tmp_path_factory.mktemp("store")
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     client.create_experiment("ct-robustness", artifact_location=(folder / "artifacts").as_uri())
@@ -35,71 +37,69 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def versions(store: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> list[Registered]:
-    shutil.copy(store / "mlflow.db", workspace)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+def versions(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Registered]:
+    """The versions, in a copy of the store."""
+    shutil.copy(store / "mlflow.db", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     return registry.all_versions(NAME)
 
 
 @pytest.fixture
-def params(workspace: Path) -> Params:
-    return complete_workspace()
+def audits(tmp_path: Path) -> Path:
+    return tmp_path / "audits"
 
 
-def plant(
-    model: Registered, params: Params, clean: range, adaptive: range, failing: tuple[str, ...] = (), n_left_out: int = 0
-) -> Audit:
-    """The audit of a model that is right on these of N images, as they are and under attack."""
-    audit = Audit(model, Path("audits") / model.label, params, N, n_left_out)
-    for path in (Workspace().records(TARGET), Workspace().split, Workspace().checks):
-        audit.path(path).parent.mkdir(parents=True, exist_ok=True)
+def plant(folder: Path, model: Registered, clean: range, adaptive: range, failed: tuple[str, ...] = ()) -> Audit:
+    """Write the audit of a model that classifies these of N images correctly, clean and under attack."""
+    workspace = Workspace(folder / model.label)
+    for path in (workspace.attack_defence / TARGET, workspace.prepare, workspace.evaluate):
+        path.mkdir(parents=True)
     images = np.arange(N)
-    is_clean, holds = np.isin(images, clean), np.isin(images, adaptive) & np.isin(images, clean)
-    shared = {"image": images, "target": TARGET, "clean_correct": is_clean}
-    unchanged = pd.DataFrame({**shared, "threat_model": "none", "attack": "clean", "eps": 0.0, "correct": is_clean})
-    # what the recorded attack leaves, the search breaks
-    attacked = pd.DataFrame({**shared, "threat_model": "adaptive", "attack": "pgd", "eps": EPS, "correct": is_clean})
-    searched = {"threat_model": "adaptive", "attack": "sweep", "smallest_eps": np.where(holds, np.inf, EPS)}
-    pd.concat([unchanged, attacked]).to_parquet(audit.path(Workspace().records(TARGET)))
-    pd.DataFrame({"image": images, "target": TARGET, **searched}).to_parquet(
-        audit.path(Workspace().smallest_eps(TARGET))
-    )
-    pd.DataFrame({"group": images // 2}).to_parquet(audit.path(Workspace().split))
+    is_correct, is_robust = np.isin(images, clean), np.isin(images, adaptive) & np.isin(images, clean)
+    shared = {"image": images, "target": TARGET, "clean_correct": is_correct, "correct": is_correct}
+    unchanged = pd.DataFrame({**shared, "threat_model": "none", "attack": "clean", "eps": 0.0})
+    # PGD breaks no image, the search breaks all that are not robust
+    attacked = pd.DataFrame({**shared, "threat_model": "adaptive", "attack": "pgd", "eps": EPS})
+    search = {"threat_model": "adaptive", "attack": "sweep", "smallest_eps": np.where(is_robust, np.inf, EPS)}
+    pd.concat([unchanged, attacked]).to_parquet(workspace.records(TARGET))
+    pd.DataFrame({"image": images, "target": TARGET, **search}).to_parquet(workspace.smallest_eps(TARGET))
+    pd.DataFrame({"group": images // 2}).to_parquet(workspace.split)
     checks = [{"target": TARGET, "key": "ball", "status": "PASS", "explanation": "fine"}]
-    checks += [{"target": TARGET, "key": key, "status": "FAIL", "explanation": f"about {key}"} for key in failing]
-    checks += [{"target": "undefended", "key": "pgd", "status": "FAIL", "explanation": "of another"}]
-    checks += [{"target": None, "key": "leakage", "status": "WARN", "explanation": "relatives"}]
-    write_json(checks, audit.path(Workspace().checks))
-    return audit
+    checks += [{"target": TARGET, "key": key, "status": "FAIL", "explanation": f"about {key}"} for key in failed]
+    checks += [{"target": "undefended", "key": "pgd", "status": "FAIL", "explanation": "of another target"}]
+    checks += [{"target": None, "key": "leakage", "status": "WARN", "explanation": "near-duplicates"}]
+    write_json(checks, workspace.checks)
+    return Audit(model, workspace, PARAMS, N, n_left_out=0)
 
 
 def champion() -> int | None:
-    found = registry.holder_of(NAME, CHAMPION)
+    found = registry.version_with(NAME, CHAMPION)
     return found.version if found else None
 
 
-def test_the_first_needs_its_checks_alone(versions: list[Registered], params: Params) -> None:
-    told, page = settle([plant(versions[0], params, range(5), range(2))], params, 0.05)
+def test_the_first_champion_needs_only_its_checks(versions: list[Registered], audits: Path) -> None:
+    outcome, page = settle([plant(audits, versions[0], range(5), range(2))], PARAMS, 0.05)
     assert champion() == 1
-    assert "there was none to compare it with" in told
-    assert "no champion yet" in page
+    assert "there is no other champion" in outcome
+    assert "against no champion" in page
 
 
-def test_the_first_stays_candidate_where_a_check_fails(versions: list[Registered], params: Params) -> None:
-    told, _ = settle([plant(versions[0], params, range(30), range(30), failing=("noise",))], params, 0.05)
+def test_the_first_candidate_with_a_failed_check_is_not_promoted(versions: list[Registered], audits: Path) -> None:
+    outcome, _ = settle([plant(audits, versions[0], range(30), range(30), failed=("noise",))], PARAMS, 0.05)
     assert champion() is None
-    assert "its check noise fails: about noise" in told
+    assert "failed check noise: about noise" in outcome
 
 
-def test_an_equal_becomes_champion_and_the_comparison_is_kept(versions: list[Registered], params: Params) -> None:
+def test_an_equal_candidate_is_promoted_and_the_comparison_is_logged(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    audits = [plant(versions[1], params, range(30), range(20)), plant(versions[0], params, range(30), range(20))]
-    told, page = settle(audits, params, 0.05)
+    pair = [plant(audits, versions[1], range(30), range(20)), plant(audits, versions[0], range(30), range(20))]
+    outcome, page = settle(pair, PARAMS, 0.05)
     assert champion() == 2
-    assert registry.history(NAME)[-1].why == told
-    assert "toy-v2 becomes champion in place of toy-v1" in told
-    assert (audits[0].folder / "promotion.md").read_text() == page
-    kept = json.loads((audits[0].folder / "promotion.json").read_text())
+    assert registry.history(NAME)[-1].why == outcome
+    assert "toy-v2 becomes champion in place of toy-v1" in outcome
+    folder = pair[0].workspace.root
+    assert (folder / "promotion.md").read_text() == page
+    kept = json.loads((folder / "promotion.json").read_text())
     assert [each["p_value"] for each in kept["comparisons"]] == [1, 1]
     assert kept["objections"] == []
     client = MlflowClient()
@@ -107,76 +107,72 @@ def test_an_equal_becomes_champion_and_the_comparison_is_kept(versions: list[Reg
     assert {file.path for file in client.list_artifacts(run)} == {"promotion.md", "promotion.json"}
 
 
-def test_one_that_is_worse_under_attack_does_not_however_good_it_is_clean(
-    versions: list[Registered], params: Params
-) -> None:
+def test_a_candidate_with_a_lower_robust_accuracy_is_not_promoted(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    audits = [plant(versions[1], params, range(40), range(10)), plant(versions[0], params, range(30), range(20))]
-    told, page = settle(audits, params, 0.05)
+    pair = [plant(audits, versions[1], range(40), range(10)), plant(audits, versions[0], range(30), range(20))]
+    outcome, page = settle(pair, PARAMS, 0.05)
     assert champion() == 1
     # McNemar: 0 against 10 images, 2 / 2^10
-    assert "its adaptive accuracy is significantly worse: 25.0 %" in told
-    assert "0 : 10 images that only one gets right, p = 0.002" in told
-    assert "clean accuracy is significantly worse" not in told
+    assert "its adaptive accuracy is significantly worse: 25.0 %" in outcome
+    assert "correct by only one of the two 0 : 10, p = 0.002" in outcome
+    assert "clean accuracy is significantly worse" not in outcome
     assert page.count("**worse**") == 1
 
 
-def test_one_that_is_worse_clean_does_not_however_robust_it_is(versions: list[Registered], params: Params) -> None:
+def test_a_candidate_with_a_lower_clean_accuracy_is_not_promoted(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    audits = [plant(versions[1], params, range(24), range(24)), plant(versions[0], params, range(30), range(10))]
-    told, _ = settle(audits, params, 0.05)
+    pair = [plant(audits, versions[1], range(24), range(24)), plant(audits, versions[0], range(30), range(10))]
+    outcome, _ = settle(pair, PARAMS, 0.05)
     assert champion() == 1
     # 0 against 6 images, 2 / 2^6
-    assert "its clean accuracy is significantly worse: 60.0 %" in told
-    assert "p = 0.031" in told
-    assert "adaptive accuracy is" not in told
+    assert "its clean accuracy is significantly worse: 60.0 %" in outcome
+    assert "p = 0.031" in outcome
+    assert "adaptive accuracy is" not in outcome
 
 
-def test_a_difference_within_chance_does_not_keep_it_back(versions: list[Registered], params: Params) -> None:
+def test_the_significance_level_decides_on_a_small_difference(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
     # 0 against 5 images, 2 / 2^5 = 0.0625
-    audits = [plant(versions[1], params, range(30), range(15)), plant(versions[0], params, range(30), range(20))]
-    settle(audits, params, 0.05)
+    pair = [plant(audits, versions[1], range(30), range(15)), plant(audits, versions[0], range(30), range(20))]
+    settle(pair, PARAMS, 0.05)
     assert champion() == 2
-    registry.champion_back(NAME)
-    settle(audits, params, 0.1)
+    registry.restore_champion(NAME)
+    settle(pair, PARAMS, 0.1)
     assert champion() == 1
 
 
-def test_a_check_that_fails_keeps_the_better_back(versions: list[Registered], params: Params) -> None:
+def test_a_better_candidate_with_failed_checks_is_not_promoted(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    better = plant(versions[2], params, range(40), range(40), failing=("gradients", "ball"))
-    told, page = settle([better, plant(versions[0], params, range(30), range(20))], params, 0.05)
+    better = plant(audits, versions[2], range(40), range(40), failed=("gradients", "ball"))
+    outcome, page = settle([better, plant(audits, versions[0], range(30), range(20))], PARAMS, 0.05)
     assert champion() == 1
-    assert "toy-v1 stays: its check gradients fails: about gradients; its check ball fails" in told
-    assert "check **gradients** fails" in page
+    assert "toy-v1 stays champion: failed check gradients: about gradients; failed check ball" in outcome
+    assert "Failed check **gradients**" in page
 
 
-def test_going_back_after_two_promotions_leads_to_the_one_between(versions: list[Registered], params: Params) -> None:
+def test_two_promotions_are_undone_one_by_one(versions: list[Registered], audits: Path) -> None:
     for model in versions:
-        settle([plant(model, params, range(30), range(20))], params, 0.05)
+        settle([plant(audits, model, range(30), range(20))], PARAMS, 0.05)
     assert champion() == 3
-    assert [registry.champion_back(NAME).version for _ in range(2)] == [2, 1]
+    assert [registry.restore_champion(NAME).version for _ in range(2)] == [2, 1]
 
 
-def test_others_images_are_not_compared() -> None:
+def test_results_on_different_images_are_not_compared() -> None:
     first = pd.Series([True, False], index=[0, 1])
-    with pytest.raises(ValueError, match="clean: candidate and champion were asked about different images"):
+    with pytest.raises(ValueError, match="clean: candidate and champion were evaluated on different images"):
         compare("clean", first, first.set_axis([0, 2]), pd.Series([0, 1, 2]), 100, 0)
 
 
-def test_an_eps_that_was_not_attacked_is_refused(versions: list[Registered], params: Params) -> None:
-    audit = plant(versions[0], params, range(30), range(20))
-    records, smallest = (
-        pd.read_parquet(audit.path(path)) for path in (Workspace().records(TARGET), Workspace().smallest_eps(TARGET))
-    )
+def test_an_eps_without_attack_is_refused(versions: list[Registered], audits: Path) -> None:
+    workspace = plant(audits, versions[0], range(30), range(20)).workspace
+    records, smallest = pd.read_parquet(workspace.records(TARGET)), pd.read_parquet(workspace.smallest_eps(TARGET))
     with pytest.raises(ValueError, match="autoencoder was not attacked at eps 3"):
         outcomes_of(records, smallest, TARGET, 3.0)
     found = outcomes_of(records, smallest, TARGET, EPS)
     assert (int(found["clean"].sum()), int(found["adaptive"].sum())) == (30, 20)
 
 
-def test_the_difference_and_its_interval_are_of_the_same_images() -> None:
+def test_the_interval_of_the_difference_contains_the_difference() -> None:
     rng = np.random.default_rng(0)
     champion = pd.Series(rng.random(200) < 0.5)
     candidate = champion | pd.Series(rng.random(200) < 0.4)

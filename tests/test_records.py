@@ -28,17 +28,18 @@ def three_images(**changes: Any) -> Any:
     return build_records(**(values | changes))
 
 
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where records of the bare classifier and of one defence go."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace with folders for the records of the undefended classifier and of one defence."""
+    workspace = Workspace(tmp_path)
     for target in ("undefended", "autoencoder"):
-        Workspace().attack_folder(target).mkdir(parents=True)
+        workspace.attack_folder(target).mkdir(parents=True)
+    return workspace
 
 
-def test_records_come_back_as_they_were_written() -> None:
-    write_records(three_images(), Workspace().records("undefended"))
-    frame = read_records(Workspace(), [])
+def test_records_are_read_as_they_were_written(workspace: Workspace) -> None:
+    write_records(three_images(), workspace.records("undefended"))
+    frame = read_records(workspace, [])
     assert list(frame.columns) == schema(3).names
     assert frame["image"].tolist() == [3, 5, 8]
     assert frame["path"].tolist() == ["COVID/a (1).png", "COVID/b.png", "non-COVID/c.png"]
@@ -55,23 +56,22 @@ def test_records_come_back_as_they_were_written() -> None:
 
 
 def test_success_counts_only_images_that_were_classified_correctly() -> None:
-    # the first is turned wrong, the second withstands, the third was wrong before
+    # the first is broken, the second survives, the third is misclassified unchanged
     assert three_images()["success"].to_pylist() == [True, False, False]
 
 
-def test_reconstruction_error_is_null_without_a_purifier() -> None:
+def test_reconstruction_error_is_null_without_a_purifier(workspace: Workspace) -> None:
     records = three_images(reconstruction_error=None)
     assert records["reconstruction_error"].null_count == 3
-    write_records(records, Workspace().records("undefended"))
-    assert read_records(Workspace(), [])["reconstruction_error"].isna().all()
+    write_records(records, workspace.records("undefended"))
+    assert read_records(workspace, [])["reconstruction_error"].isna().all()
 
 
-def test_records_of_all_targets_come_one_after_the_other() -> None:
-    write_records(three_images(reconstruction_error=None), Workspace().records("undefended"))
-    write_records(three_images(), Workspace().records("autoencoder"))
-    assert (
-        read_records(Workspace(), ["autoencoder"])["reconstruction_error"].isna().tolist() == [True] * 3 + [False] * 3
-    )
+def test_records_of_all_targets_are_read_in_the_order_of_the_targets(workspace: Workspace) -> None:
+    write_records(three_images(reconstruction_error=None), workspace.records("undefended"))
+    write_records(three_images(), workspace.records("autoencoder"))
+    is_null = read_records(workspace, ["autoencoder"])["reconstruction_error"].isna()
+    assert is_null.tolist() == [True] * 3 + [False] * 3
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
@@ -81,18 +81,18 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_refused_by_name(broken: float) -> None:
+def test_the_error_about_non_finite_logits_names_image_target_attack_and_eps(broken: float) -> None:
     logits = np.array([[2, 1, 0], [0, broken, 1], [broken, 1, -1]], dtype=np.float32)
     with pytest.raises(ValueError, match=r"2 of 3 images .* COVID/b.png .* autoencoder.* adaptive.* pgd.* eps 2"):
         three_images(logits=logits)
 
 
-def test_missing_records_name_the_step() -> None:
+def test_the_error_about_missing_records_names_the_step(workspace: Workspace) -> None:
     with pytest.raises(FileNotFoundError, match="run the step attack first"):
-        read_records(Workspace(), ["autoencoder"])
-    write_records(three_images(), Workspace().records("undefended"))
+        read_records(workspace, ["autoencoder"])
+    write_records(three_images(), workspace.records("undefended"))
     with pytest.raises(FileNotFoundError, match="run the step attack_defence@autoencoder first"):
-        read_records(Workspace(), ["autoencoder"])
+        read_records(workspace, ["autoencoder"])
 
 
 def test_norms_of_known_perturbations() -> None:
@@ -105,22 +105,22 @@ def test_norms_of_known_perturbations() -> None:
     assert norms["l2"].tolist() == [0.25, 0.5]
 
 
-def test_excess_is_in_units_of_a_pixel_for_both_norms() -> None:
+def test_ball_excess_is_in_units_of_a_pixel_for_both_norms() -> None:
     assert ball_excess(np.array([0.011]), 2.55, 0.01) == pytest.approx([0.001])
-    # l2 of 100 pixels: radius 0.01 * 10; a norm of 0.11 is 0.001 too far in root-mean-square
+    # l2 of 100 pixels: radius 0.01 * 10; a norm of 0.11 exceeds it by 0.001 in root-mean-square
     assert ball_excess(np.array([0.11]), 2.55, 0.1) == pytest.approx([0.001])
     assert ball_excess(np.array([0.005]), 2.55, 0.01)[0] < 0
 
 
 @pytest.mark.parametrize("value", [-2e-6, 1 + 2e-6, np.nan])
-def test_an_adversarial_example_outside_the_value_range_is_refused(value: float) -> None:
+def test_an_adversarial_example_outside_the_value_range_raises_an_error(value: float) -> None:
     adversarial = np.full((1, 1, 2, 2), value, dtype=np.float32)
     with pytest.raises(AssertionError, match="leave the value range"):
         check_adversarial(adversarial, np.array([0.0]), 1.0, 1 / 255, (0.0, 1.0))
 
 
 @pytest.mark.parametrize("norm", [1 / 255 + 2e-6, np.nan])
-def test_a_perturbation_outside_the_ball_is_refused(norm: float) -> None:
+def test_a_perturbation_outside_the_ball_raises_an_error(norm: float) -> None:
     adversarial = np.full((2, 1, 2, 2), 0.5, dtype=np.float32)
     check_adversarial(adversarial, np.array([1 / 255, 1 / 255 + 5e-7]), 1.0, 1 / 255, (0.0, 1.0))
     with pytest.raises(AssertionError, match="leave the ball of eps 1"):

@@ -56,7 +56,7 @@ def write_yaml(path: Path, values: object) -> None:
 
 def write_documents(readme: str, results: str = "# Results\n") -> None:
     Path("README.md").write_text(readme, encoding="utf-8")
-    Path("docs/results.md").write_text(results, encoding="utf-8")
+    Path("docs/evidence/results.md").write_text(results, encoding="utf-8")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -66,7 +66,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def test_numbers_are_kept_byte_for_byte(workspace: Path) -> None:
     folder = keep_results.keep_results("stratified-80-20")
-    assert folder == Path("docs/results/stratified-80-20")
+    assert folder == Path("docs/evidence/results/stratified-80-20")
     for source, kept in keep_results.FILES.items():
         if source != Workspace().params_file:
             assert (folder / kept).read_bytes() == source.read_bytes()
@@ -200,7 +200,7 @@ def test_writing_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: 
         "<!-- table: finding run -->\n<!-- end table -->\n", "<!-- table: robust run -->\n<!-- end table -->"
     )
     run(monkeypatch)
-    assert capsys.readouterr().out == "README.md written\ndocs/results.md written\n"
+    assert capsys.readouterr().out == "README.md written\ndocs/evidence/results.md written\n"
     texts = [path.read_text(encoding="utf-8") for path in write_tables.DOCUMENTS]
     run(monkeypatch)
     assert capsys.readouterr().out == ""
@@ -228,7 +228,7 @@ def test_check_fails_on_a_table_that_is_out_of_date_and_changes_nothing(monkeypa
         ),
         ("<!-- table: -->\n<!-- end table -->", "README.md: unknown table ''"),
         ("<!-- table: clean -->\n<!-- end table -->", "README.md: the table 'clean' needs the name of a run"),
-        ("<!-- table: clean lost -->\n<!-- end table -->", r"no kept results in docs/results/lost \(kept: run\)"),
+        ("<!-- table: clean lost -->\n<!-- end table -->", r"no kept results in docs/evidence/results/lost \(kept: run\)"),
         ("<!-- table: clean run -->\n", "README.md: a table has no '<!-- end table -->'"),
         ("<!-- table: clean run --> <!-- end table -->", "README.md: a table has no '<!-- end table -->'"),
         ("<!-- table: clean run -->\n<!-- table: robust run -->\n<!-- end table -->", "the table 'clean run' has no"),
@@ -242,7 +242,7 @@ def test_a_mark_that_cannot_be_followed_is_an_error_and_nothing_is_written(
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch)
     assert Path("README.md").read_text(encoding="utf-8") == text
-    assert "classifier" not in Path("docs/results.md").read_text(encoding="utf-8")
+    assert "classifier" not in Path("docs/evidence/results.md").read_text(encoding="utf-8")
 
 
 def test_tables_of_this_repository_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:

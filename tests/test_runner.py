@@ -1,5 +1,7 @@
-"""How every step is run: what comes out where there is too little memory, and how its process ends."""
+"""The runner: output folders, checkpoints, messages of errors, and signals."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,18 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
-from tasks.tracking import Tracker
+from tasks.tracking import EXPERIMENT, Tracker
 from tests.conftest import ROOT
 
 
-@pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return Workspace(tmp_path)
 
 
 def train_defence(workspace: Workspace, params: Params, tracker: Tracker, defence: str) -> None:
@@ -30,47 +33,93 @@ def attack(workspace: Workspace, params: Params, tracker: Tracker) -> None:
 
 
 def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    raise RuntimeError("another matter")
+    (workspace.checkpoint_folder("evaluate") / "part").mkdir(parents=True)
+    raise RuntimeError("another error")
 
 
-def test_too_little_memory_is_told_with_the_parameter_to_lower(params_with: Callable[..., Params]) -> None:
-    with pytest.raises(
-        MemoryError, match=r"out of memory \(.*allocate.*\); lower defences\.jpeg\.training\.batch_size"
-    ):
-        run_step(train_defence, Workspace(), params_with(), defence="jpeg")
-    with pytest.raises(MemoryError, match=r"lower attack\.batch_size in params\.yaml"):
-        run_step(attack, Workspace(), params_with())
+def test_out_of_memory_names_the_parameter_to_lower(workspace: Workspace, params_with: Callable[..., Params]) -> None:
+    with pytest.raises(MemoryError, match=r"out of memory: .*allocate.* Lower defences\.jpeg\.training\.batch_size in"):
+        run_step(train_defence, workspace, params_with(), defence="jpeg")
+    with pytest.raises(MemoryError, match=r"Lower attack\.batch_size in .*params\.yaml"):
+        run_step(attack, workspace, params_with())
 
 
-def test_other_errors_stay_what_they_are(params_with: Callable[..., Params]) -> None:
-    with pytest.raises(RuntimeError, match="another matter"):
-        run_step(evaluate, Workspace(), params_with())
-    assert Workspace().evaluate.is_dir()
+def test_another_error_is_raised_unchanged_and_checkpoints_stay(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    with pytest.raises(RuntimeError, match="another error"):
+        run_step(evaluate, workspace, params_with())
+    assert (workspace.checkpoint_folder("evaluate") / "part").is_dir()
 
 
-END = """
-import atexit, threading, time
-from tasks.runner import end
+def test_a_step_starts_with_an_empty_folder_and_ends_without_checkpoints(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    found: list[Path] = []
 
-def late():
-    time.sleep(0.2)
-    print("waited for")
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        found.extend(workspace.prepare.iterdir())
+        (workspace.prepare / "old.txt").write_text("x")
+        workspace.checkpoint_folder("prepare").mkdir(parents=True)
 
-atexit.register(print, "handled")
-threading.Thread(target=late).start()
-print("said")
-end()
+    for _ in range(2):
+        run_step(prepare, workspace, params_with())
+    assert found == []
+    assert not workspace.checkpoint_folder("prepare").exists()
+
+
+MAIN = """
+import sys, time
+from tasks.params import Params
+from tasks.runner import main
+
+def train_defence(workspace, params, tracker, defence):
+    print("started", flush=True)
+    {body}
+
+main(train_defence)
 """
 
 
-def test_a_process_ends_after_its_threads_and_exit_handlers_and_with_all_that_it_has_said() -> None:
-    ended = subprocess.run([sys.executable, "-c", END], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (ended.stdout, ended.stderr) == ("said\nwaited for\nhandled\n", "")
+def start(folder: Path, body: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a step of the repository's parameters in a folder."""
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN.format(body=body), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, the disk that is always full")
-def test_a_process_that_cannot_say_all_fails() -> None:
-    with Path("/dev/full").open("w", encoding="utf-8") as full:
-        ended = subprocess.run([sys.executable, "-c", END], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert ended.returncode != 0
-    assert b"No space left" in ended.stderr
+@pytest.mark.parametrize(
+    ("body", "defence", "stderr"),
+    [
+        ("raise OSError('no network')", "jpeg", "train_defence: no network\n"),
+        ("pass", "unknown", r"train_defence: defence: 'unknown'. params.yaml has autoencoder, "),
+        ("raise ValueError('a bug')", "jpeg", "Traceback (most recent call last):\n"),
+    ],
+    ids=["message", "unknown defence", "error outside of tasks"],
+)
+def test_a_failed_step_prints_one_message_or_a_traceback(
+    body: str, defence: str, stderr: str, workspace: Workspace
+) -> None:
+    process = start(workspace.root, body, defence)
+    printed = process.communicate()[1]
+    assert process.returncode == 1
+    assert printed.startswith(stderr), printed
+
+
+def test_sigterm_ends_the_tracking_run_as_killed(workspace: Workspace) -> None:
+    process = start(workspace.root, "time.sleep(600)", "jpeg")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "KILLED"

@@ -12,19 +12,19 @@ def test_entropy_of_known_distributions() -> None:
     assert entropy(logits) == pytest.approx([1.5 * np.log(2), np.log(3)], abs=1e-6)
 
 
-def test_a_certain_prediction_has_no_entropy_however_large_its_logits() -> None:
-    sure = entropy(np.array([[1e4, -1e4], [-3e38, 3e38]], dtype=np.float32))
-    assert sure.tolist() == [0, 0]
-    assert not np.signbit(sure).any()
+def test_a_one_hot_softmax_has_zero_entropy_for_any_size_of_the_logits() -> None:
+    zero = entropy(np.array([[1e4, -1e4], [-3e38, 3e38]], dtype=np.float32))
+    assert zero.tolist() == [0, 0]
+    assert not np.signbit(zero).any()
 
 
-def test_margin_is_the_true_logit_minus_the_best_other() -> None:
+def test_margin_is_the_true_logit_minus_the_largest_other() -> None:
     logits = np.array([[1, 5, 3], [1, 5, 3], [2, 2, 0]], dtype=np.float32)
     assert margin(logits, np.array([1, 2, 0])).tolist() == [2, -2, 0]
 
 
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=2), elements=st.floats(-1e4, 1e4, width=32)))
-def test_scores_keep_their_bounds_and_leave_the_logits_alone(logits: np.ndarray) -> None:
+def test_scores_stay_in_their_bounds_and_do_not_change_the_logits(logits: np.ndarray) -> None:
     before = logits.copy()
     nats = entropy(logits)
     assert (nats >= 0).all()

@@ -1,10 +1,9 @@
-"""A bundle asked in Python, over HTTP as MLflow serves it, and exported."""
+"""Serving: the bundle, the predictor in Python and over HTTP, the model card, and the export."""
 
 import base64
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,12 +25,14 @@ from tasks.dataset.prepared import load_prepared
 from tasks.defences.preprocessing import Noise
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
+from tasks.params import load_params
 from tasks.serving import export, registry
-from tasks.serving.bundle import EXAMPLES, digests_of_images, load_bundle, read_bundle, read_seen
+from tasks.serving.bundle import BUNDLE, EXAMPLES, digests_of_images, load_bundle, read_bundle, read_seen
 from tasks.serving.card import INTENDED_USE, card_of
-from tasks.serving.export import export_target
-from tasks.serving.predictor import Predictor, look_at_all
-from tests.bundles import bundle_of, complete_workspace, write_results
+from tasks.serving.export import LOGIT_TOLERANCE, export_target
+from tasks.serving.inference import predict
+from tasks.serving.predictor import Predictor
+from tests.bundles import bundle_of, copy_completed, write_results
 from tests.small_workspace import CLASSES, SIDE
 
 CPU = torch.device("cpu")
@@ -43,13 +44,15 @@ def png(pixels: np.ndarray, **options: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def bundle(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small workspace's autoencoder before its classifier."""
-    folder = tmp_path_factory.mktemp("bundle")
-    with pytest.MonkeyPatch.context() as patch:
-        shutil.copytree(small_workspace / "data", folder / "workspace" / "data")
-        patch.chdir(folder / "workspace")
-        return bundle_of("autoencoder", folder)
+def workspace(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The completed small workspace; not to be written to."""
+    return copy_completed(small_workspace, tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def bundle(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The autoencoder in front of the classifier, as a bundle."""
+    return bundle_of(workspace, "autoencoder", tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")
@@ -58,43 +61,63 @@ def predictor(bundle: Path) -> Predictor:
 
 
 class TestBundle:
-    def test_holds_the_very_target_and_no_pickle(self, bundle: Path, workspace: Path) -> None:
-        images = torch.from_numpy(load_prepared(Workspace()).floats(np.arange(5)))
+    def test_a_bundle_has_the_target_itself_and_no_pickles(self, bundle: Path, workspace: Workspace) -> None:
+        images = torch.from_numpy(load_prepared(workspace).floats(np.arange(5)))
         with torch.no_grad():
-            assert torch.equal(load_bundle(bundle)(images), load_target(Workspace(), "autoencoder", CPU)(images))
+            assert torch.equal(load_bundle(bundle)(images), load_target(workspace, "autoencoder", CPU)(images))
         suffixes = {file.suffix for file in bundle.rglob("*") if file.is_file()}
         assert suffixes <= {".json", ".md", ".npy", ".safetensors", ".csv"}
-        assert Path.cwd() == workspace
 
-    def test_knows_which_images_it_was_trained_and_validated_on(self, bundle: Path, workspace: Path) -> None:
-        data, seen = load_prepared(Workspace()), read_seen(bundle)
+    def test_a_bundle_has_digests_of_its_training_and_validation_images(
+        self, bundle: Path, workspace: Workspace
+    ) -> None:
+        data, seen = load_prepared(workspace), read_seen(bundle)
         for split in ("train", "validation"):
             assert seen[split] == set(digests_of_images(data.pixels[data.indices(split)]))
         assert not set(digests_of_images(data.pixels[data.indices("test")])) & (seen["train"] | seen["validation"])
 
-    def test_at_most_the_share_of_clean_validation_images_is_flagged(self, bundle: Path, workspace: Path) -> None:
-        data, detector = load_prepared(Workspace()), read_bundle(bundle).detector
+    def test_the_examples_of_a_bundle_are_validation_images(self, bundle: Path, workspace: Workspace) -> None:
+        data = load_prepared(workspace)
+        np.testing.assert_array_equal(np.load(bundle / EXAMPLES), data.pixels[data.indices("validation")[:8]])
+
+    def test_the_detector_flags_at_most_its_share_of_clean_validation_images(
+        self, bundle: Path, workspace: Workspace
+    ) -> None:
+        data, detector = load_prepared(workspace), read_bundle(bundle).detector
         assert detector is not None
-        _, scores = look_at_all(load_bundle(bundle), data.floats(data.indices("validation")))
+        _, scores = predict(load_bundle(bundle), data.floats(data.indices("validation")))
         assert scores is not None
         assert (scores > detector.threshold).mean() <= detector.false_positive_rate
 
-    def test_a_target_without_a_purifier_has_no_detector_and_its_answers_say_so(
-        self, workspace: Path, tmp_path: Path
+    def test_predictions_of_a_target_without_purifier_warn_that_there_is_no_detector(
+        self, workspace: Workspace, tmp_path: Path
     ) -> None:
-        folder = bundle_of("undefended", tmp_path / "bundles")
+        folder = bundle_of(workspace, "undefended", tmp_path)
         assert read_bundle(folder).detector is None
         (prediction,) = Predictor.load(folder).predict_arrays(np.zeros((SIDE, SIDE)))
         assert prediction.detector_score is None
         assert "no detector" in prediction.warnings[0]
 
-    def test_a_folder_that_is_none_is_named(self, tmp_path: Path) -> None:
+    def test_a_folder_that_is_no_bundle_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="is no bundle"):
             Predictor.load(tmp_path)
 
+    @pytest.mark.parametrize("version", [2, "1", None])
+    def test_an_unknown_schema_version_is_refused(self, version: object, bundle: Path, tmp_path: Path) -> None:
+        values = json.loads((bundle / BUNDLE).read_text())
+        (tmp_path / BUNDLE).write_text(json.dumps(values | {"schema_version": version}))
+        with pytest.raises(ValueError, match=f"unknown schema_version {version}, and only 1 is supported: register"):
+            read_bundle(tmp_path)
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 1}'])
+    def test_a_damaged_bundle_is_refused(self, content: str, tmp_path: Path) -> None:
+        (tmp_path / BUNDLE).write_text(content)
+        with pytest.raises(ValueError, match=r"bundle\.json is damaged"):
+            read_bundle(tmp_path)
+
 
 class TestPredictor:
-    def test_says_what_the_target_says_of_a_prepared_image_whatever_form_it_comes_in(
+    def test_predictions_are_those_of_the_target_for_every_form_of_an_array(
         self, predictor: Predictor, bundle: Path
     ) -> None:
         pixels = np.load(bundle / EXAMPLES)
@@ -102,44 +125,44 @@ class TestPredictor:
             expected = load_bundle(bundle)(torch.from_numpy(pixels.astype(np.float32) / 255)).softmax(1).numpy()
         forms = [pixels, pixels[:, 0], pixels / 255, (pixels / 255).astype(np.float32)[:, 0]]
         for given in forms:
-            answers = predictor.predict_arrays(given)
-            found = np.array([list(answer.probabilities.values()) for answer in answers])
+            predictions = predictor.predict_arrays(given)
+            found = np.array([list(each.probabilities.values()) for each in predictions])
             np.testing.assert_allclose(found, expected, atol=1e-5)
-            assert [answer.name for answer in answers] == [CLASSES[label] for label in expected.argmax(1)]
+            assert [each.name for each in predictions] == [CLASSES[label] for label in expected.argmax(1)]
         (alone,) = predictor.predict_arrays(pixels[0, 0])
         nats = -(expected[0] * np.log(expected[0])).sum()
         assert alone.entropy == pytest.approx(nats, abs=1e-4)
 
-    def test_reads_a_file_as_prepare_does(self, predictor: Predictor, tmp_path: Path) -> None:
+    def test_a_file_is_read_as_in_the_step_prepare(self, predictor: Predictor, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         wide = rng.integers(0, 256, (40, 48), dtype=np.uint8)
         colour = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
         deep = rng.integers(0, 65536, (40, 48), dtype=np.uint16)
         for content in (png(wide), png(colour), png(deep)):
             (tmp_path / "image").write_bytes(content)
-            (answer,) = predictor.predict_files([content])
+            (found,) = predictor.predict_files([content])
             (expected,) = predictor.predict_arrays(read_square(tmp_path / "image", SIDE))
-            assert answer.probabilities == expected.probabilities
+            assert found.probabilities == expected.probabilities
 
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            (np.zeros((SIDE, SIDE + 1)), r"shape \(32, 33\): must be \(32, 32\)"),
-            (np.zeros((1, 3, SIDE, SIDE)), "must be"),
+            (np.zeros((SIDE, SIDE + 1)), r"shape \(32, 33\)\. It must be \(32, 32\)"),
+            (np.zeros((1, 3, SIDE, SIDE)), "It must be"),
             (np.zeros((0, SIDE, SIDE)), "no images"),
             (np.full((SIDE, SIDE), np.nan), "NaN"),
-            (np.full((SIDE, SIDE), 200.0), r"lie in \[200, 200\]: floating point must be in \[0, 1\]"),
+            (np.full((SIDE, SIDE), 200.0), r"are in \[200, 200\]\. Floating point must be in \[0, 1\]"),
             (np.full((SIDE, SIDE), -0.1), "must be in"),
-            (np.zeros((SIDE, SIDE), dtype=np.int64), "type int64: must be uint8"),
+            (np.zeros((SIDE, SIDE), dtype=np.int64), r"type int64\. It must be uint8"),
         ],
     )
-    def test_pixels_that_cannot_be_used_are_refused_with_what_is_allowed(
+    def test_invalid_pixels_are_refused_with_what_is_allowed(
         self, predictor: Predictor, given: np.ndarray, message: str
     ) -> None:
         with pytest.raises(ValueError, match=message):
             predictor.predict_arrays(given)
 
-    def test_files_that_cannot_be_read_are_named_by_number_and_reason(self, predictor: Predictor) -> None:
+    def test_unreadable_files_are_refused_with_number_and_reason(self, predictor: Predictor) -> None:
         good, floating = png(np.zeros((40, 48), dtype=np.uint8)), io.BytesIO()
         Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(floating, format="TIFF")
         bad = {b"": "empty", b"text": "none of PNG", good[:-20]: "can't be decoded", floating.getvalue(): "mode F"}
@@ -151,28 +174,28 @@ class TestPredictor:
         with pytest.raises(ValueError, match="no images"):
             predictor.predict_files([])
 
-    def test_an_image_unlike_those_of_training_is_answered_with_a_warning(self, predictor: Predictor) -> None:
+    def test_an_image_of_an_unusual_size_gets_a_warning(self, predictor: Predictor) -> None:
         usual, small, long = (np.zeros(size, dtype=np.uint8) for size in ((40, 48), (10, 12), (40, 96)))
-        answers = [answer.warnings for answer in predictor.predict_files([png(usual), png(small), png(long)])]
-        assert [any("enlarged" in text for text in texts) for texts in answers] == [False, True, False]
-        assert [any("distorted" in text for text in texts) for texts in answers] == [False, False, True]
-        assert all("phantoms" in texts[-1] for texts in answers)
+        warnings = [each.warnings for each in predictor.predict_files([png(usual), png(small), png(long)])]
+        assert [any("small image" in text for text in texts) for texts in warnings] == [False, True, False]
+        assert [any("aspect ratio" in text for text in texts) for texts in warnings] == [False, False, True]
+        assert all("phantoms" in texts[-1] for texts in warnings)
 
-    def test_a_score_above_the_threshold_is_a_warning(self, predictor: Predictor, bundle: Path) -> None:
+    def test_a_detector_score_above_the_threshold_gives_a_warning(self, predictor: Predictor, bundle: Path) -> None:
         assert predictor.bundle.detector is not None
         pixels = np.load(bundle / EXAMPLES)
         strict = predictor.bundle.detector.model_copy(update={"threshold": -1.0})
-        strict_one = Predictor(predictor.bundle.model_copy(update={"detector": strict}), load_bundle(bundle))
-        for answer in strict_one.predict_arrays(pixels):
-            assert any("prediction change" in text and "above -1" in text for text in answer.warnings)
+        strict_predictor = Predictor(predictor.bundle.model_copy(update={"detector": strict}), load_bundle(bundle))
+        for each in strict_predictor.predict_arrays(pixels):
+            assert any("prediction change" in text and "above -1" in text for text in each.warnings)
 
-    def test_a_random_target_answers_the_same_alone_and_in_company(self) -> None:
+    def test_a_random_target_predicts_an_image_independently_of_the_others(self) -> None:
         torch.manual_seed(0)
         classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
         target = Purified(Noise(0.3), classifier, n_draws=3).eval()
         images = np.random.default_rng(0).uniform(size=(5, 1, 8, 8)).astype(np.float32)
-        logits, scores = look_at_all(target, images)
-        alone, score = look_at_all(target, images[3:4])
+        logits, scores = predict(target, images)
+        alone, score = predict(target, images[3:4])
         assert scores is not None
         assert score is not None
         np.testing.assert_array_equal(alone[0], logits[3])
@@ -180,25 +203,30 @@ class TestPredictor:
 
 
 class TestCard:
-    def test_tells_the_figures_of_the_tables_and_what_it_is_not_for(self, workspace: Path) -> None:
-        params = complete_workspace()
-        write_results({"autoencoder": (24, []), "retrained_autoencoder": (16, ["noise"])})
-        card, summary = card_of(Workspace(), params, "autoencoder")
+    def test_the_card_has_the_results_of_the_target_and_its_intended_use(
+        self, small_workspace: Path, tmp_path: Path
+    ) -> None:
+        workspace = copy_completed(small_workspace, tmp_path)
+        params = load_params(workspace.params_file)
+        write_results(workspace, {"autoencoder": (24, []), "retrained_autoencoder": (16, ["noise"])})
+        card, summary = card_of(workspace, params, "autoencoder")
         assert "75.0 %" in summary
         assert INTENDED_USE in summary
         assert len(summary) < registry.MAX_DESCRIPTION
-        for part in ("leakage: 0.0 %", "56 train, 8 validation, 32 test", "| worst of all, adaptive | 4 | 32 | 75.0 %"):
+        for part in ("leakage: 0.0 %", "56 train, 8 validation, 32 test", "| worst case, adaptive | 4 | 32 | 75.0 %"):
             assert part in card
         assert "**FAIL**" not in card
-        assert "**FAIL** about noise: about noise" in card_of(Workspace(), params, "retrained_autoencoder")[0]
+        assert "**FAIL** about noise: about noise" in card_of(workspace, params, "retrained_autoencoder")[0]
         with pytest.raises(ValueError, match="has no 'jpeg'"):
-            card_of(Workspace(), params, "jpeg")
+            card_of(workspace, params, "jpeg")
 
 
 class TestExport:
-    def test_a_file_says_what_the_target_says_for_any_number_of_images(self, bundle: Path, tmp_path: Path) -> None:
+    def test_an_exported_program_gives_the_targets_logits_for_any_batch_size(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
         path = tmp_path / "target.pt2"
-        assert export_target(bundle, path) <= 1e-5
+        assert export_target(bundle, path) <= LOGIT_TOLERANCE
         extra = {"bundle.json": ""}
         program = torch.export.load(path, extra_files=extra).module()
         assert json.loads(extra["bundle.json"])["classes"] == CLASSES
@@ -208,7 +236,7 @@ class TestExport:
             with torch.no_grad():
                 np.testing.assert_allclose(program(images).numpy(), target(images).numpy(), atol=1e-5, rtol=0)
 
-    def test_a_target_that_leaves_torch_is_refused(
+    def test_a_target_that_draws_at_random_is_not_exported(
         self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         noisy = Purified(Noise(0.1), nn.Identity())
@@ -220,7 +248,7 @@ class TestExport:
 class TestServer:
     @pytest.fixture(scope="class")
     def address(self, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        """``mlflow models serve`` on the champion of a real registry, started in a folder that knows nothing of us."""
+        """Address of ``mlflow models serve`` for the champion of a registry, started in a folder without this project."""
         folder = tmp_path_factory.mktemp("served")
         store = f"sqlite:///{folder / 'mlflow.db'}"
         with pytest.MonkeyPatch.context() as patch:
@@ -250,40 +278,36 @@ class TestServer:
             process.terminate()
             process.wait(60)
 
-    def test_answers_files_and_pixels_as_the_predictor_does(
+    def test_the_server_predicts_files_and_pixels_like_the_predictor(
         self, address: str, predictor: Predictor, bundle: Path
     ) -> None:
         pixels = np.load(bundle / EXAMPLES)[:2, 0]
         files = [png(image) for image in pixels]
         encoded = [[base64.b64encode(file).decode()] for file in files]
-        told = requests.post(address, json={"dataframe_split": {"columns": ["image"], "data": encoded}}, timeout=60)
-        for found, expected in zip(told.json()["predictions"], predictor.predict_files(files), strict=True):
+        response = requests.post(address, json={"dataframe_split": {"columns": ["image"], "data": encoded}}, timeout=60)
+        for found, expected in zip(response.json()["predictions"], predictor.predict_files(files), strict=True):
             assert found["class"] == expected.name
             assert found["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
             assert found["detector_score"] == pytest.approx(expected.detector_score, abs=1e-5)
             assert found["warnings"] == expected.warnings
-        told = requests.post(address, json={"dataframe_records": [{"pixels": (pixels[0] / 255).tolist()}]}, timeout=60)
+        response = requests.post(
+            address, json={"dataframe_records": [{"pixels": (pixels[0] / 255).tolist()}]}, timeout=60
+        )
         (expected,) = predictor.predict_arrays(pixels[0])
-        assert told.json()["predictions"][0]["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+        assert response.json()["predictions"][0]["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
 
     @pytest.mark.parametrize(
         ("row", "message"),
         [
             ({"image": base64.b64encode(b"text").decode()}, "image 0: the content is none of PNG"),
             ({"pixels": [[0.5] * 3] * 3}, "must be (32, 32)"),
-            ({"pixels": [[77.0] * SIDE] * SIDE}, "divide 8-bit grey levels by 255"),
-            ({"scan": "x"}, "send one of the columns"),
+            ({"pixels": [[77.0] * SIDE] * SIDE}, "Divide 8-bit grey levels by 255"),
+            ({"scan": "x"}, "exactly one of the columns image"),
         ],
     )
-    def test_bad_input_is_answered_with_400_and_the_reason(
+    def test_invalid_input_gets_status_400_and_the_reason(
         self, address: str, row: dict[str, Any], message: str
     ) -> None:
-        told = requests.post(address, json={"dataframe_records": [row]}, timeout=60)
-        assert told.status_code == 400
-        assert message in told.json()["message"]
-
-
-def test_examples_of_a_bundle_are_validation_images(bundle: Path, workspace: Path) -> None:
-    data = load_prepared(Workspace())
-    np.testing.assert_array_equal(np.load(bundle / EXAMPLES), data.pixels[data.indices("validation")[:8]])
-    assert (bundle / Workspace().classifier).is_file()
+        response = requests.post(address, json={"dataframe_records": [row]}, timeout=60)
+        assert response.status_code == 400
+        assert message in response.json()["message"]

@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.square import square
-from tests.nets import SIDE, ThreeClasses, linear_case
+from tasks.attacks.square import run_square, square
+from tasks.attacks.sweep import run_sweep
+from tests.nets import SIDE, Linear, RandomLabels, ThreeClasses, assert_adversarial, linear_batch, linear_case
+
+EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
 
 
 def run(
@@ -21,31 +26,31 @@ def three() -> tuple[nn.Module, Tensor, Tensor]:
     return model, images, model(images).argmax(dim=1)
 
 
-def test_what_it_finds_lies_in_the_ball_and_is_misclassified(three: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_adversarial_images_lie_in_the_ball_and_are_misclassified(three: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, images, labels = three
-    adversarial, is_broken = run(model, images, labels, 0.2, 100)
+    adversarial, broken = run(model, images, labels, 0.2, 100)
     assert (adversarial - images).abs().max() <= 0.2 + 1e-6
     assert 0 <= adversarial.min() <= adversarial.max() <= 1
-    assert (model(adversarial).argmax(dim=1) != labels).tolist() == is_broken.tolist()
-    assert 5 < int(is_broken.sum()) < 60
+    assert (model(adversarial).argmax(dim=1) != labels).tolist() == broken.tolist()
+    assert 5 < int(broken.sum()) < 60
 
 
-def test_it_never_breaks_what_the_ball_does_not_hold() -> None:
+def test_no_image_breaks_whose_distance_from_the_boundary_is_above_the_radius() -> None:
     model, images, labels, margins = linear_case()
     radius = float(np.median(margins[margins > 0]) / model.dual("linf"))
-    _, is_broken = run(model, torch.from_numpy(images), torch.from_numpy(labels), radius, 400)
-    assert not is_broken[margins > model.dual("linf") * radius].any()
-    # and most of what it holds: every pixel on its own is a square of side 1
-    assert is_broken[margins < 0.5 * model.dual("linf") * radius].all()
+    _, broken = run(model, torch.from_numpy(images), torch.from_numpy(labels), radius, 400)
+    assert not broken[margins > model.dual("linf") * radius].any()
+    # images well within the radius break: the last squares are single pixels
+    assert broken[margins < 0.5 * model.dual("linf") * radius].all()
 
 
-def test_more_queries_break_no_less(three: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_more_queries_break_at_least_as_many_images(three: tuple[nn.Module, Tensor, Tensor]) -> None:
     n_broken = [int(run(*three, 0.1, n)[1].sum()) for n in (1, 20, 300)]
     assert n_broken == sorted(n_broken)
     assert n_broken[0] < n_broken[2]
 
 
-def test_it_breaks_what_arts_own_breaks(three: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_at_least_as_many_images_break_as_with_art(three: tuple[nn.Module, Tensor, Tensor]) -> None:
     from art.attacks.evasion import SquareAttack
     from art.estimators.classification import PyTorchClassifier
 
@@ -55,12 +60,12 @@ def test_it_breaks_what_arts_own_breaks(three: tuple[nn.Module, Tensor, Tensor])
     )
     np.random.seed(0)
     theirs = SquareAttack(estimator, eps=0.1, max_iter=200, verbose=False).generate(images.numpy(), labels.numpy())
-    broken_by_them = model(torch.from_numpy(theirs)).argmax(dim=1) != labels
-    assert int(run(*three, 0.1, 200)[1].sum()) >= int(broken_by_them.sum()) - 1
-    assert int(broken_by_them.sum()) > 5
+    broken_by_art = model(torch.from_numpy(theirs)).argmax(dim=1) != labels
+    assert int(run(*three, 0.1, 200)[1].sum()) >= int(broken_by_art.sum()) - 1
+    assert int(broken_by_art.sum()) > 5
 
 
-def test_an_images_squares_depend_on_its_number_and_the_seed_alone(three: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_the_squares_of_an_image_depend_on_its_id_and_the_seed_alone(three: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, images, labels = three
     together, _ = run(model, images, labels, 0.05, 30)
     one = slice(7, 8)
@@ -68,3 +73,33 @@ def test_an_images_squares_depend_on_its_number_and_the_seed_alone(three: tuple[
     alone, _ = square(model, images[one], labels[one], radii, (0.0, 1.0), 30, 0, np.array([7]))
     torch.testing.assert_close(alone[0], together[7])
     assert not torch.equal(run(model, images, labels, 0.05, 30, seed=1)[0], together)
+
+
+@pytest.mark.parametrize("begin", [0, 3, 7])
+def test_the_search_over_radii_gives_the_same_result_from_any_first_radius(begin: int) -> None:
+    batch, expected = linear_batch("linf", EPS)
+    found = run_square(batch, np.where(expected < 0, -1, begin), 300)
+    assert (found.index >= expected).all()
+    assert ((found.index - expected)[(expected >= 0) & (expected < len(EPS) - 1)] <= 1).all()
+    assert ((found.index == -1) == (expected == -1)).all()
+    assert_adversarial(batch, found)
+
+
+def test_one_wrong_draw_of_a_random_model_does_not_count_as_a_success() -> None:
+    batch, expected = linear_batch("linf", EPS)
+    model = batch.model
+    assert isinstance(model, Linear)
+    one_radius = replace(batch, model=RandomLabels(model), radii=batch.radii[:1])
+    robust = expected > 0
+    assert robust.sum() > 25
+    found_by_sweep = run_sweep(one_radius, 20, 0.25, 1).index
+    found_by_square = run_square(one_radius, np.zeros(40, dtype=int), 40).index
+    assert (found_by_sweep[robust] == 1).mean() > 0.9
+    assert (found_by_square[robust] == 1).mean() > 0.9
+
+    class WithoutConfirmation(RandomLabels):
+        n_draws = 1
+
+    # without confirmations, nearly all images count as broken
+    unconfirmed = run_sweep(replace(one_radius, model=WithoutConfirmation(model)), 20, 0.25, 1).index
+    assert (unconfirmed[robust] == 1).mean() < 0.2

@@ -1,1 +1,1 @@
-"""The study's analyses: features, heat maps, intensities, detectors, and whether the claims hold."""
+"""Analyses of the study: features, heat maps, intensities, resilience, detection, and the outcome of each claim."""

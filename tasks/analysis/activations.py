@@ -1,4 +1,4 @@
-"""What a classifier and an autoencoder in front of it see in a batch of images, each thing computed once."""
+"""Outputs of a classifier and an autoencoder for one batch of images, each computed once and only when needed."""
 
 from functools import cached_property
 
@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from tasks.models.features import Features
 
 
-class Seen:
-    """A batch of images, as it is and purified, through every layer that analyses and detectors ask for.
+class Activations:
+    """Logits, features and reconstructions of a batch of images, before and after an autoencoder.
 
-    Nothing is computed before it is asked for. Gradients flow to the images where the caller lets them.
+    Every property is computed at its first use. Gradients with respect to the images are available unless the caller
+    disables them.
 
     Args:
         images: float32 ``(N, 1, H, W)`` in [0, 1].
-        classifier: the undefended one, with its features.
-        purifier: autoencoder with a module ``encoder``, takes and returns images.
+        classifier: the undefended classifier, which also returns its penultimate features.
+        purifier: autoencoder with a submodule ``encoder``; takes and returns images.
     """
 
     def __init__(self, images: Tensor, classifier: Features, purifier: nn.Module) -> None:
@@ -26,41 +27,41 @@ class Seen:
 
     @property
     def logits(self) -> Tensor:
-        """Of the classifier on the images, ``(N, K)``."""
-        return self._of_images[0]
+        """Logits of the images, ``(N, K)``."""
+        return self._classified[0]
 
     @property
     def features(self) -> Tensor:
-        """Penultimate, of the classifier on the images, ``(N, D)``."""
-        return self._of_images[1]
+        """Penultimate features of the images, ``(N, D)``."""
+        return self._classified[1]
 
     @property
     def purified(self) -> Tensor:
-        """The images purified, ``(N, 1, H, W)``."""
-        return self._of_purifier[0]
+        """Output of the autoencoder, ``(N, 1, H, W)``."""
+        return self._autoencoded[0]
 
     @property
     def bottleneck(self) -> Tensor:
-        """What the autoencoder's encoder makes of the images, ``(N, B)``."""
-        return self._of_purifier[1]
+        """Output of the encoder of the autoencoder, flattened, ``(N, B)``."""
+        return self._autoencoded[1]
 
     @property
     def purified_logits(self) -> Tensor:
-        """Of the classifier on the purified images, ``(N, K)``."""
-        return self._of_purified[0]
+        """Logits of the purified images, ``(N, K)``."""
+        return self._purified_classified[0]
 
     @property
     def purified_features(self) -> Tensor:
-        """Penultimate, of the classifier on the purified images, ``(N, D)``."""
-        return self._of_purified[1]
+        """Penultimate features of the purified images, ``(N, D)``."""
+        return self._purified_classified[1]
 
     @cached_property
-    def _of_images(self) -> tuple[Tensor, Tensor]:
+    def _classified(self) -> tuple[Tensor, Tensor]:
         logits, features = self._classifier(self.images)
         return logits, features
 
     @cached_property
-    def _of_purifier(self) -> tuple[Tensor, Tensor]:
+    def _autoencoded(self) -> tuple[Tensor, Tensor]:
         codes: list[Tensor] = []
         encoder = self._purifier.get_submodule("encoder")
         hook = encoder.register_forward_hook(lambda _module, _inputs, output: codes.append(output))
@@ -71,6 +72,6 @@ class Seen:
         return purified, torch.flatten(codes[0], 1)
 
     @cached_property
-    def _of_purified(self) -> tuple[Tensor, Tensor]:
+    def _purified_classified(self) -> tuple[Tensor, Tensor]:
         logits, features = self._classifier(self.purified)
         return logits, features

@@ -1,17 +1,17 @@
-"""Tables of classification at every point of the records, with bootstrap intervals over the images.
+"""Classification metrics at every point of the records, with bootstrap intervals over the images.
 
-All of them are about the images that were attacked, clean rows too, so that curves compare the same images.
+All tables cover the attacked images only, also for the clean rows, so that a curve compares the same images.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
+from tasks.analysis.tables import Point, with_point
 from tasks.records.vocabulary import CLEAN, CURVE
 from tasks.statistics.calibration import brier_scores, expected_calibration_error, reliability_curve
 from tasks.statistics.intervals import (
@@ -27,19 +27,19 @@ from tasks.statistics.intervals import (
 def classification_table(records: pd.DataFrame, positive: int, counts: np.ndarray) -> pd.DataFrame:
     """Metrics at every point, in the order of the records: target, threat_model, attack, eps, metric, value, low, high.
 
-    Metrics: ``accuracy``; ``loss`` (cross-entropy, nats); ``precision``, ``recall``, ``f1`` of the positive class, 0
-    where there is nothing to divide by; ``top1_error``; ``auroc`` of the positive class, of more than two classes the
-    mean over each against the rest, NaN where a class is missing; ``ece`` and ``brier`` as :mod:`calibration` defines
-    them; ``mean_entropy`` (nats). ``low`` and ``high`` bound the 95 % percentile interval, of accuracy and error no
-    narrower than Wilson's. All points share the resamples.
+    Metrics: ``accuracy``; ``loss`` (cross-entropy, nats); ``precision``, ``recall``, ``f1`` of the positive class, 0 if
+    the denominator is 0; ``top1_error``; ``auroc`` of the positive class, or the mean of one versus rest for more than
+    two classes, NaN if a class is missing; ``ece`` and ``brier``, see :mod:`tasks.statistics.calibration`;
+    ``mean_entropy`` (nats). ``low`` and ``high`` are the 95 % percentile interval; for accuracy and error, it is at
+    least as wide as the Wilson interval. All points share the resamples.
 
     Args:
-        records: as written by the step attack.
+        records: of the attack steps.
         positive: label of the positive class.
-        counts: how often each attacked image, in rising order, is drawn in each resample, ``(R, N)``.
+        counts: how often each attacked image, in ascending order, is drawn in each resample, ``(R, N)``.
 
     Raises:
-        ValueError: points of the records are about different images.
+        ValueError: the points of the records have different images.
     """
     rows = []
     for point, group in _points(records):
@@ -52,18 +52,18 @@ def classification_table(records: pd.DataFrame, positive: int, counts: np.ndarra
 
 
 def reliability_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Reliability curve of every point: target, threat_model, attack, eps, and columns of ``reliability_curve``.
+    """Reliability curve of every point: target, threat_model, attack, eps, and the columns of ``reliability_curve``.
 
     Args:
-        records: as written by the step attack.
+        records: of the attack steps.
 
     Raises:
-        ValueError: points of the records are about different images.
+        ValueError: the points of the records have different images.
     """
     parts = []
     for point, group in _points(records):
         confidence = np.exp(_log_probabilities(group)).max(axis=1)
-        parts.append(_labelled(point, reliability_curve(confidence, group["correct"].to_numpy())))
+        parts.append(with_point(point, reliability_curve(confidence, group["correct"].to_numpy())))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -71,19 +71,19 @@ def entropy_table(records: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
     """Histograms of the entropy of correct and of wrong predictions at every point.
 
     Columns: target, threat_model, attack, eps, ``entropy_low`` and ``entropy_high`` (edges of a bin in nats),
-    ``n_correct``, ``n_wrong``. The bins are of equal width over [0, ln K].
+    ``n_correct``, ``n_wrong``. The bins have equal widths over [0, ln K].
 
     Args:
-        records: as written by the step attack.
-        n_bins: bins a histogram.
+        records: of the attack steps.
+        n_bins: number of bins of a histogram.
 
     Raises:
-        ValueError: points of the records are about different images.
+        ValueError: the points of the records have different images.
     """
     parts = []
     for point, group in _points(records):
         edges = np.linspace(0, np.log(len(group["logits"].iloc[0])), n_bins + 1)
-        # rounding may lift the entropy of a uniform softmax above ln K
+        # the entropy of a uniform softmax can exceed ln K by a rounding error
         entropy, correct = group["entropy"].clip(upper=edges[-1]).to_numpy(), group["correct"].to_numpy()
         columns = {
             "entropy_low": edges[:-1],
@@ -91,23 +91,23 @@ def entropy_table(records: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
             "n_correct": np.histogram(entropy[correct], edges)[0],
             "n_wrong": np.histogram(entropy[~correct], edges)[0],
         }
-        parts.append(_labelled(point, pd.DataFrame(columns)))
+        parts.append(with_point(point, pd.DataFrame(columns)))
     return pd.concat(parts, ignore_index=True)
 
 
 def robustness_area(records: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
-    """Area under accuracy against log2 of eps over its width: target, threat_model, attack, value, low, high.
+    """Area under accuracy over log2(eps), divided by its width: target, threat_model, attack, value, low, high.
 
-    By the trapezoidal rule, from the smallest to the largest eps of the records, clean images left out: the mean
-    accuracy over the octaves of the grid, in [0, 1]. With a single eps it is the accuracy there. ``low`` and ``high``
-    bound the 95 % percentile interval; all curves share the resamples.
+    The trapezoidal rule from the smallest to the largest eps of the records gives the mean accuracy over the octaves of
+    the grid, in [0, 1]. Clean rows are left out. With a single eps it is the accuracy at this eps. ``low`` and ``high``
+    are the 95 % percentile interval; all curves share the resamples.
 
     Args:
-        records: as written by the step attack.
-        counts: how often each attacked image, in rising order, is drawn in each resample, ``(R, N)``.
+        records: of the attack steps.
+        counts: how often each attacked image, in ascending order, is drawn in each resample, ``(R, N)``.
 
     Raises:
-        ValueError: points of the records are about different images.
+        ValueError: the points of the records have different images.
     """
     curves: dict[tuple[str, ...], dict[float, np.ndarray]] = defaultdict(dict)
     for point, group in _points(records):
@@ -122,8 +122,8 @@ def robustness_area(records: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _points(records: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Every point in the order of the records, with its records of the attacked images, by rising image."""
+def _points(records: pd.DataFrame) -> Iterator[tuple[Point, pd.DataFrame]]:
+    """Every point in the order of the records, and its records of the attacked images in ascending order."""
     attacked = np.unique(records.loc[records["attack"] != CLEAN, "image"])
     names = [*CURVE, "eps"]
     for values, group in records[records["image"].isin(attacked)].groupby(names, sort=False):
@@ -131,14 +131,10 @@ def _points(records: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFram
         ordered = group.sort_values("image")
         if not np.array_equal(ordered["image"], attacked):
             raise ValueError(
-                f"{'/'.join(map(str, values))} has {len(group)} records, but {len(attacked)} images were attacked, "
-                "which must be the same at every point: run the step attack again"
+                f"the number of records of {'/'.join(map(str, values))} is {len(group)}, but {len(attacked)} images "
+                "were attacked. Every point must have one record for each attacked image. Run the step attack again"
             )
         yield point, ordered
-
-
-def _labelled(point: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat([pd.DataFrame(point, index=table.index), table], axis=1)
 
 
 def _log_probabilities(group: pd.DataFrame) -> np.ndarray:
@@ -147,7 +143,7 @@ def _log_probabilities(group: pd.DataFrame) -> np.ndarray:
 
 
 def _statistics(group: pd.DataFrame, positive: int) -> dict[str, Statistic]:
-    """Each metric as a function of the counts."""
+    """The metrics with bootstrap intervals, as functions of the counts."""
     log_probabilities = _log_probabilities(group)
     probabilities = np.exp(log_probabilities)
     labels, correct = group["label"].to_numpy(), group["correct"].to_numpy()
@@ -169,7 +165,7 @@ def _statistics(group: pd.DataFrame, positive: int) -> dict[str, Statistic]:
 def _auroc(log_probabilities: np.ndarray, labels: np.ndarray, positive: int, counts: np.ndarray) -> np.ndarray:
     n_classes = log_probabilities.shape[1]
     if n_classes == 2:
-        # the logit margin, which does not round to a tie where the softmax does
+        # the logit margin has no ties where the softmax saturates
         margins = log_probabilities[:, positive] - log_probabilities[:, 1 - positive]
         return resampled_auroc(margins, labels == positive, counts)
     areas = [resampled_auroc(log_probabilities[:, k], labels == k, counts) for k in range(n_classes)]
@@ -178,7 +174,7 @@ def _auroc(log_probabilities: np.ndarray, labels: np.ndarray, positive: int, cou
 
 
 def _trapezoid_weights(x: np.ndarray) -> np.ndarray:
-    """Weights ``(E,)`` of the values at rising ``x`` whose sum is their mean over its width."""
+    """Weights ``(E,)`` of the values at ascending ``x`` that give their mean over the range of x."""
     if len(x) == 1:
         return np.ones(1)
     steps = np.diff(x)

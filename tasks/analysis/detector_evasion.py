@@ -1,75 +1,129 @@
-"""PGD against a classifier and the detector beside it, by an attacker who knows both."""
+"""Adaptive attack on the undefended classifier and a detector together."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.attacks.gradient.balls import Balls
-from tasks.attacks.gradient.descent import NotFinite, logit_margin
-from tasks.params import Pgd
+from tasks.analysis.context import AnalysisContext
+from tasks.analysis.perturbed import detection_tables
+from tasks.analysis.tables import TablePart
+from tasks.attacks.gradient.losses import NonFiniteLogits, logit_margin
+from tasks.attacks.gradient.norm_ball import NormBall, radius
+from tasks.dataset.prepared import choose_stratified
+from tasks.params import UNDEFENDED, Pgd
+from tasks.records.vocabulary import AS_GIVEN
 
 MOMENTUM = 0.75
-"""Share of the steps before in the next one's direction."""
+"""Weight of the previous direction in the next one."""
+
+
+def evasion_tables(context: AnalysisContext, detector: str, eps: float) -> Iterator[TablePart]:
+    """Attack the undefended classifier and one detector, and yield the tables about the detector.
+
+    The attack moves the score to the median score of the clean images, because a score far below it would be as
+    conspicuous as a score far above. It starts from the images of the headline attack, which ignores the detector.
+
+    Raises:
+        ValueError: a logit or a score is not finite.
+    """
+    # hooks read the outputs of layers, so every thread needs networks of its own
+    extractor = deepcopy(context.extractor)
+    data, attack, settings = context.data, context.attack_settings, context.settings.evasion
+    perturbations = context.perturbations(UNDEFENDED, context.headline_attack, eps)
+    rows = choose_stratified(data, context.rows, settings.max_images, context.seed)
+    chosen = np.searchsorted(context.rows, rows)
+    score = context.detectors[detector]
+    median = float(np.median(context.clean[detector, "score"]))
+    ball, size = NormBall(attack.norm, data.value_range), radius(eps, attack.norm, data.pixels[0].size)
+    pgd = attack.pgd.model_copy(update={"n_steps": settings.n_steps})
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        activations = extractor.activations(images)
+        return activations.logits, (score(activations) - median).abs()
+
+    scores, predictions = [], []
+    for batch in extractor.batches(len(rows)):
+        images, labels = extractor.to_device(data.floats(rows[batch])), extractor.to_device(data.labels(rows[batch]))
+        start = extractor.to_device(perturbations.images(chosen[batch]))
+        try:
+            adversarial = evade(forward, images, labels, size, ball, pgd, [start])
+        except NonFiniteLogits as error:
+            path = data.nearest_path(rows[batch], error.image)
+            raise ValueError(
+                f"{error}, for example {path} (detector {detector}, eps {eps:g}). They must be finite. "
+                "Train the models again, with a lower learning rate"
+            ) from error
+        with torch.inference_mode():
+            activations = extractor.activations(adversarial)
+            scores.append(score(activations).cpu().numpy())
+            predictions.append(activations.logits.argmax(dim=1).cpu().numpy())
+    labels_of_rows, predicted = data.labels(rows), np.concatenate(predictions)
+    correct = predicted == labels_of_rows
+    successful = (context.predictions[AS_GIVEN][chosen] == labels_of_rows) & ~correct
+    point = {"surrogate": UNDEFENDED, "attack": "pgd and detector", "eps": eps}
+    yield from detection_tables(context, point, detector, np.concatenate(scores), successful, correct, chosen)
 
 
 def evade(
-    look: Callable[[Tensor], tuple[Tensor, Tensor]],
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]],
     images: Tensor,
     labels: Tensor,
     radius: float,
-    balls: Balls,
+    ball: NormBall,
     settings: Pgd,
-    begin: Iterable[Tensor],
+    starts: Iterable[Tensor],
 ) -> Tensor:
-    """Adversarial images of one radius: to be misclassified comes first, a small score of the detector second.
+    """Compute adversarial images that are misclassified and, among those, have a small detector score.
 
-    A detector has to be judged by attacks that know it (Carlini and Wagner 2017, arXiv 1705.07263; Tramer et al. 2020,
-    arXiv 2002.08347). Each step takes in the gradient of one aim, as in selective gradient descent (Bryniarski et al.
-    2021, arXiv 2106.15023): of the margin while an image is classified correctly, of the score while it is
-    misclassified. Momentum (Dong et al. 2018, arXiv 1710.06081) joins them to a direction that serves both, each with
-    the weight that the boundary calls for; by turns, sign steps would undo each other. Steps shrink evenly, by
-    ``relative_step`` times the radius on average: large ones misclassify, small ones follow the boundary.
+    A detector must be evaluated with adaptive attacks (Carlini and Wagner 2017, arXiv 1705.07263; Tramer et al. 2020,
+    arXiv 2002.08347). As in selective gradient descent (Bryniarski et al. 2021, arXiv 2106.15023), a step uses the
+    gradient of one objective: of the margin while an image is classified correctly, of the score while it is
+    misclassified. Momentum (Dong et al. 2018, arXiv 1710.06081) averages the two, because alternating sign steps would
+    cancel each other. The step size decreases linearly, with a mean of ``relative_step`` times the radius. Large steps
+    find a misclassification; small steps follow the decision boundary.
 
     Args:
-        look: takes images, returns the classifier's logits ``(N, K)`` and the detector's score ``(N,)``, higher is more
-            adversarial; each of its own image alone, with a finite gradient. Networks in evaluation mode, frozen.
+        forward: takes images, returns logits ``(N, K)`` and scores ``(N,)``, higher for adversarial images. The results
+            for an image depend on this image only and have finite gradients. Networks are in evaluation mode, frozen.
         images: float32 ``(N, 1, H, W)`` within the value range, on the model's device.
         labels: true classes, int64 ``(N,)``, on the model's device.
         radius: in units of the value range.
-        balls: their norm, and the value range.
-        settings: the numbers of PGD, but for its restarts.
-        begin: starts within the balls, ``(N, 1, H, W)`` each, which are overwritten; random points, or what an attack
-            that does not know of the detector found, which is then the least that is given back.
+        ball: norm and value range.
+        settings: number and size of the steps; ``n_restarts`` is ignored.
+        starts: starting points within the balls, ``(N, 1, H, W)`` each, for example random points or the result of an
+            attack that ignores the detector. They are overwritten.
 
     Returns:
-        ``(N, 1, H, W)``: of all points that an image came through, starts included, the misclassified one with the
-        smallest score; the end of the last start where none was misclassified.
+        ``(N, 1, H, W)``: of all points on the paths of an image, including the starts, the misclassified one with the
+        smallest score; the end of the last path if no point is misclassified.
 
     Raises:
-        NotFinite: a logit or a score is not finite.
+        NonFiniteLogits: a logit or a score is not finite.
     """
     size = torch.tensor(radius, device=images.device)
-    evading, lowest = images, torch.full(labels.shape, torch.inf, device=images.device)
-    for start in begin:
-        moved, velocity = start, torch.zeros_like(images)
+    best, lowest = images, torch.full(labels.shape, torch.inf, device=images.device)
+    for start in starts:
+        perturbed, velocity = start, torch.zeros_like(images)
         for step in range(settings.n_steps + 1):
             with torch.enable_grad():
-                variable = moved.detach().requires_grad_()
-                logits, scores = look(variable)
+                variable = perturbed.detach().requires_grad_()
+                logits, scores = forward(variable)
                 wrong = logits.argmax(dim=1) != labels
-                goals = torch.where(wrong, scores, logit_margin(logits, labels))
-            broken = (~(logits.isfinite().all(dim=1) & scores.isfinite())).nonzero()[:, 0]
-            if len(broken):
-                message = f"{len(broken)} of {len(images)} images have logits or scores that are not finite"
-                raise NotFinite(message, images[broken[0]].cpu().numpy())
+                objectives = torch.where(wrong, scores, logit_margin(logits, labels))
+            non_finite = (~(logits.isfinite().all(dim=1) & scores.isfinite())).nonzero()[:, 0]
+            if len(non_finite):
+                message = f"{len(non_finite)} of {len(images)} images have logits or scores that are not finite"
+                raise NonFiniteLogits(message, images[non_finite[0]].cpu().numpy())
             better = torch.where(wrong, scores < lowest, lowest.isinf())
-            evading = torch.where(better[:, None, None, None], moved, evading)
+            best = torch.where(better[:, None, None, None], perturbed, best)
             lowest = torch.where(better & wrong, scores.detach(), lowest)
             if step < settings.n_steps:
-                (gradient,) = torch.autograd.grad(goals.sum(), variable)
+                (gradient,) = torch.autograd.grad(objectives.sum(), variable)
                 length = gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min_(torch.finfo(gradient.dtype).tiny)
                 velocity.mul_(MOMENTUM).addcdiv_(gradient, length)
-                stride = settings.relative_step * radius * (2 - (2 * step + 1) / settings.n_steps)
-                moved = balls.project(moved.sub_(balls.steepest(velocity), alpha=stride), images, size)
-    return evading
+                step_size = settings.relative_step * radius * (2 - (2 * step + 1) / settings.n_steps)
+                perturbed = ball.project(perturbed.sub_(ball.steepest(velocity), alpha=step_size), images, size)
+    return best

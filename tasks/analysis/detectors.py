@@ -1,6 +1,6 @@
-"""Detectors: how adversarial images look, as a score ``(N,)`` of what is seen in them; higher is more so.
+"""Detectors: differentiable scores ``(N,)`` of images, higher for adversarial images.
 
-Every score is differentiable, so that an attacker can be given it, too.
+Because every score is differentiable, an adaptive attack can include it in its objective.
 """
 
 from collections.abc import Callable
@@ -11,43 +11,45 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.analysis.input_transforms import Seen
+from tasks.analysis.activations import Activations
 
-Detector = Callable[[Seen], Tensor]
-
-
-def reconstruction_error(seen: Seen) -> Tensor:
-    """Mean squared change that purifying makes (Meng and Chen 2017, "MagNet", arXiv 1705.09064), at least 0."""
-    return (seen.purified - seen.images).square().mean(dim=(1, 2, 3))
+Detector = Callable[[Activations], Tensor]
+"""Takes the activations of N images, returns their scores ``(N,)``."""
 
 
-def prediction_entropy(seen: Seen) -> Tensor:
+def reconstruction_error(activations: Activations) -> Tensor:
+    """Mean squared change of a pixel by the purifier (Meng and Chen 2017, "MagNet", arXiv 1705.09064), at least 0."""
+    return (activations.purified - activations.images).square().mean(dim=(1, 2, 3))
+
+
+def prediction_entropy(activations: Activations) -> Tensor:
     """Entropy of the predicted probabilities in nats (Smith and Gal 2018, arXiv 1803.08533), in [0, ln K]."""
-    log_probabilities = F.log_softmax(seen.logits, dim=1)
+    log_probabilities = F.log_softmax(activations.logits, dim=1)
     return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
 
 
-def prediction_change(seen: Seen) -> Tensor:
-    """How much purifying changes the predicted probabilities: sum over classes of absolute differences, in [0, 2].
+def prediction_change(activations: Activations) -> Tensor:
+    """L1 distance between the probabilities before and after the purifier, in [0, 2].
 
-    After Xu et al. 2018, "Feature Squeezing" (arXiv 1704.01155), with the autoencoder in place of their squeezers.
+    After Xu et al. 2018, "Feature Squeezing" (arXiv 1704.01155), with the autoencoder as the squeezer.
     """
-    return change_of_probabilities(seen.logits, seen.purified_logits)
+    return change_of_probabilities(activations.logits, activations.purified_logits)
 
 
 def change_of_probabilities(logits: Tensor, others: Tensor) -> Tensor:
-    """Sum over classes of absolute differences of probabilities, ``(N,)`` in [0, 2], from logits ``(N, K)``."""
+    """L1 distance between the probabilities of two logits ``(N, K)``, ``(N,)`` in [0, 2]."""
     return (logits.softmax(dim=1) - others.softmax(dim=1)).abs().sum(dim=1)
 
 
 class FeatureDistance:
-    """Mahalanobis distance of the penultimate features to the nearest class (Lee et al. 2018, arXiv 1807.03888).
+    """Mahalanobis distance of the penultimate features to the nearest class mean (Lee et al. 2018, arXiv 1807.03888).
 
-    Class means and one covariance for all classes are those of clean training images; the covariance is shrunk after
-    Ledoit and Wolf (2004, Journal of Multivariate Analysis 88, 365-411), since images may be fewer than features.
+    The class means and one covariance for all classes are estimated from clean training images. The covariance is
+    shrunk (Ledoit and Wolf 2004, Journal of Multivariate Analysis 88, 365-411), so there may be fewer images than
+    features.
 
     Args:
-        features: of the classifier on clean training images, float ``(M, D)``.
+        features: penultimate features of clean training images, float ``(M, D)``.
         labels: their classes, int ``(M,)``.
     """
 
@@ -60,19 +62,19 @@ class FeatureDistance:
         self._means = torch.from_numpy(means @ whitening).float()
         self._whitening = torch.from_numpy(whitening).float()
 
-    def __call__(self, seen: Seen) -> Tensor:
-        """The squared distance over the number of features, at least 0."""
-        device = seen.images.device
-        whitened = seen.features @ self._whitening.to(device)
+    def __call__(self, activations: Activations) -> Tensor:
+        """Squared distance divided by the number of features, ``(N,)``, at least 0."""
+        device = activations.images.device
+        whitened = activations.features @ self._whitening.to(device)
         squared = (whitened[:, None] - self._means.to(device)).square().mean(dim=2)
         return squared.amin(dim=1)
 
 
-def detectors(training_features: np.ndarray, training_labels: np.ndarray) -> dict[str, Detector]:
-    """Every detector by name.
+def build_detectors(training_features: np.ndarray, training_labels: np.ndarray) -> dict[str, Detector]:
+    """Return every detector by name.
 
     Args:
-        training_features: penultimate, of the classifier on clean training images, float ``(M, D)``.
+        training_features: penultimate features of clean training images, float ``(M, D)``.
         training_labels: their classes, int ``(M,)``.
     """
     return {

@@ -1,64 +1,68 @@
-"""Tables of the analyses as ``dvc plots`` wants them."""
+"""Tables for ``dvc plots`` with the template ``curves``: one row for each point, and a column that names the curve."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from tasks.core.workspace import Workspace
 
-
-def plot_tables(
-    workspace: Workspace, tables: dict[Path, pd.DataFrame], attack: str, eps: float
-) -> dict[Path, pd.DataFrame]:
-    """The curves as ``dvc plots`` wants them: a column for what is on the x axis, and one for each curve.
+def dvc_plot_tables(tables: Mapping[str, pd.DataFrame], attack: str, eps: float) -> dict[str, pd.DataFrame]:
+    """Curves of the analyses by the name of their plot.
 
     Args:
-        workspace: where inputs are read and outputs written.
-        tables: of this step.
-        attack: that the curves are about.
-        eps: of the curves that are not against eps.
+        tables: tables of the step ``analyze`` by name.
+        attack: attack of the curves.
+        eps: eps of the curves that do not have eps on the x axis.
     """
     curve = ["target", "threat_model"]
+    images = ["surrogate", "images", "purifier"]
     plots = {}
-    for path, metric, names in (
-        (workspace.heatmaps, "iou", curve),
-        (workspace.features, "probe_auroc", ["space", *curve]),
-        (workspace.features, "knn_auroc", ["space", *curve]),
-        (workspace.resilience, "mse", ["surrogate", "images", "purifier"]),
-        (workspace.resilience, "ssim", ["surrogate", "images", "purifier"]),
-        (workspace.resilience, "removed", ["surrogate", "images", "purifier"]),
+    for name, metric, columns in (
+        ("heatmaps", "iou", curve),
+        ("features", "probe_auroc", ["space", *curve]),
+        ("features", "knn_auroc", ["space", *curve]),
+        ("resilience", "mse", images),
+        ("resilience", "ssim", images),
+        ("resilience", "removed", images),
     ):
-        table = tables[path]
+        table = tables[name]
         rows = table[(table["attack"] == attack) & (table["metric"] == metric)]
-        plots[workspace.analyze_plots / f"{path.stem}_{metric}.csv"] = wide(rows, "eps", names, "value")
+        plots[f"{name}_{metric}"] = curve_rows(rows, "eps", columns, "value")
 
-    def at(path: Path) -> pd.DataFrame:
-        table = tables[path]
+    def at_eps(name: str) -> pd.DataFrame:
+        table = tables[name]
         return table[table["attack"].isin([attack, f"{attack} and detector"]) & (table["eps"] == eps)]
 
-    detection = tables[workspace.detection]
+    detection = tables["detection"]
     of_attack = detection[detection["attack"] == attack]
-    plots[workspace.analyze_plots / "detection_auroc.csv"] = wide(of_attack, "eps", ["detector", "surrogate"], "auroc")
-    curves = ["detector", "surrogate", "attack"]
-    rates = np.linspace(0, 1, 101)
-    roc = {
-        "/".join(map(str, names)): np.interp(rates, points["false_positive_rate"], points["true_positive_rate"])
-        for names, points in at(workspace.roc).groupby(curves, sort=False)
-    }
-    plots[workspace.analyze_plots / "roc.csv"] = pd.DataFrame({"false_positive_rate": rates, **roc})
-    spectrum = at(workspace.spectrum)
-    plots[workspace.analyze_plots / "spectrum.csv"] = wide(
-        spectrum, "frequency", ["surrogate", "of", "purifier"], "power"
+    plots["detection_auroc"] = curve_rows(of_attack, "eps", ["detector", "surrogate"], "auroc")
+    plots["roc"] = curve_rows(
+        resample_roc(at_eps("roc")), "false_positive_rate", ["detector", "surrogate", "attack"], "true_positive_rate"
     )
-    reliability = at(workspace.reliability)
-    plots[workspace.analyze_plots / "reliability.csv"] = wide(reliability, "confidence", curve, "accuracy")
+    plots["spectrum"] = curve_rows(at_eps("spectrum"), "frequency", ["surrogate", "of", "purifier"], "power")
+    plots["reliability"] = curve_rows(at_eps("reliability"), "confidence", curve, "accuracy")
     return plots
 
 
-def wide(table: pd.DataFrame, x: str, names: list[str], value: str) -> pd.DataFrame:
-    """A row for each value of ``x``, a column for each curve, called ``a/b/c`` by what ``names`` hold, if anything."""
-    # two values at one place are an error here, not a mean; an empty bin has no place
-    pivoted = table.dropna(subset=[x]).pivot(index=x, columns=names, values=value).sort_index()
-    pivoted.columns = pd.Index(["/".join(filter(None, map(str, column))) for column in pivoted.columns])
-    return pivoted.reset_index()
+def curve_rows(table: pd.DataFrame, x: str, names: list[str], value: str) -> pd.DataFrame:
+    """Points of all curves: ``curve``, the x value under its own name, and ``value``, in the order of the table.
+
+    Rows without an x value or a value are dropped. The name of a curve joins the non-empty values of the columns
+    ``names`` with a slash.
+    """
+    rows = table.dropna(subset=[x, value])
+    curve = ["/".join(filter(None, map(str, parts))) for parts in rows[names].itertuples(index=False)]
+    return pd.DataFrame({"curve": curve, x: rows[x].to_numpy(), "value": rows[value].to_numpy()})
+
+
+def resample_roc(roc: pd.DataFrame) -> pd.DataFrame:
+    """ROC curves at 101 equally spaced false-positive rates, so that two versions have the same x values."""
+    rates = np.linspace(0, 1, 101)
+    parts = [
+        pd.DataFrame({"false_positive_rate": rates}).assign(
+            true_positive_rate=np.interp(rates, points["false_positive_rate"], points["true_positive_rate"]),
+            **dict(zip(["detector", "surrogate", "attack"], names, strict=True)),
+        )
+        for names, points in roc.groupby(["detector", "surrogate", "attack"], sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else roc

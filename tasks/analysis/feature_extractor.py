@@ -1,6 +1,6 @@
-"""Portraits: everything that the analyses want to know of images, one pass through the networks for all of it."""
+"""Extraction of everything that the analyses need of a set of images, in one pass through the networks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,29 +8,44 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.analysis.activations import Activations
 from tasks.analysis.detectors import Detector
 from tasks.analysis.heatmaps import Heatmaps
-from tasks.analysis.image_features import Portrait
-from tasks.analysis.input_transforms import Seen
 from tasks.analysis.intensity import histograms, radial_power
 from tasks.analysis.resilience import image_quality, removed_share
 from tasks.models.compute import device_of
 from tasks.models.features import Features, last_feature_map
 from tasks.records.vocabulary import AS_GIVEN
 
-Images = Callable[[slice], np.ndarray]
-"""A part of some images, float32 ``(n, 1, H, W)`` in [0, 1], read when it is asked for."""
+BatchReader = Callable[[slice], np.ndarray]
+"""Returns the images of a batch, float32 ``(n, 1, H, W)`` in [0, 1]; images are read when they are needed."""
+
+ImageFeatures = dict[tuple[str, str], np.ndarray]
+"""(source, quantity) -> an array with one row for each image.
+
+The source is the name of a purifier or of a detector; ``AS_GIVEN`` stands for images without a purifier. Quantities of
+``AS_GIVEN`` and of each purifier, about the images after the purifier:
+
+- ``histogram``: of the grey levels, int32 ``(N, B)``;
+- ``power``: spectrum of the perturbation, float64 ``(N, F)``;
+- ``mse``, ``ssim``: with respect to the original image, float64 ``(N,)``;
+- ``features``: penultimate features of the classifier, float32 ``(N, D)``;
+- ``heatmap``: Grad-CAM, float32 ``(N, h, w)``, if asked for.
+
+Purifiers also have ``removed``, the share of the perturbation's energy that they remove, float64 ``(N,)``, and
+``bottleneck``, the output of their encoder, float32 ``(N, B)``. Detectors have ``score``, float32 ``(N,)``, only.
+"""
 
 
 @dataclass(frozen=True)
-class Painter:
-    """Networks that portraits are made with.
+class FeatureExtractor:
+    """The undefended classifier and the purifiers, with methods that run them on many images in batches.
 
     Args:
-        classifier: the undefended one; takes images ``(N, 1, H, W)``, returns logits ``(N, K)``.
-        purifiers: by the name of the defence that they are part of; detectors look through the first.
+        classifier: the undefended classifier; takes images ``(N, 1, H, W)``, returns logits ``(N, K)``.
+        purifiers: by the name of their defence; detectors use the first.
         image_size: H and W.
-        batch_size: images that are looked at together.
+        batch_size: number of images that the networks process together.
     """
 
     classifier: nn.Module
@@ -38,102 +53,110 @@ class Painter:
     image_size: int
     batch_size: int
 
-    def seen(self, images: Tensor, purifier: str | None = None) -> Seen:
-        """A batch of images through the classifier and a purifier (the first without a name)."""
+    def activations(self, images: Tensor, purifier: str | None = None) -> Activations:
+        """Activations of a batch of images ``(N, 1, H, W)`` for one purifier, by default the first."""
         name = purifier or next(iter(self.purifiers))
-        return Seen(images, self._features, self.purifiers[name])
+        return Activations(images, self._features, self.purifiers[name])
 
-    def features(self, images: Images, n: int) -> np.ndarray:
-        """Penultimate features of the classifier on N images, float32 ``(N, D)``."""
+    def classifier_features(self, images: BatchReader, n: int) -> np.ndarray:
+        """Penultimate features of N images, float32 ``(N, D)``."""
         with torch.inference_mode():
-            return np.concatenate([_array(self.seen(batch).features) for batch in self._batches(images, n)])
+            return np.concatenate([_to_numpy(self.activations(batch).features) for batch in self._read(images, n)])
 
-    def scores(self, images: Images, n: int, detectors: dict[str, Detector]) -> dict[str, np.ndarray]:
-        """Score of N images by every detector, float32 ``(N,)`` each."""
+    def detector_scores(self, images: BatchReader, n: int, detectors: Mapping[str, Detector]) -> dict[str, np.ndarray]:
+        """Scores of N images by detector, float32 ``(N,)`` each."""
         with torch.inference_mode():
-            batches = map(self.seen, self._batches(images, n))
-            parts = [[_array(detect(seen)) for detect in detectors.values()] for seen in batches]
+            activations = map(self.activations, self._read(images, n))
+            parts = [[_to_numpy(detector(batch)) for detector in detectors.values()] for batch in activations]
         return dict(zip(detectors, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
-    def purified(self, images: Images, n: int) -> dict[str, np.ndarray]:
-        """What every purifier makes of N images, float32 ``(N, 1, H, W)`` each."""
+    def purify(self, images: BatchReader, n: int) -> dict[str, np.ndarray]:
+        """Output of every purifier for N images, float32 ``(N, 1, H, W)`` each."""
         with torch.inference_mode():
             return {
-                name: np.concatenate([_array(purifier(batch)) for batch in self._batches(images, n)])
+                name: np.concatenate([_to_numpy(purifier(batch)) for batch in self._read(images, n)])
                 for name, purifier in self.purifiers.items()
             }
 
-    def pictures(self, viewer: str, images: np.ndarray) -> np.ndarray:
-        """A batch of images ``(N, 1, H, W)`` as one viewer sees them, float32."""
-        if viewer == AS_GIVEN:
+    def purify_batch(self, purifier: str, images: np.ndarray) -> np.ndarray:
+        """Output of one purifier for a batch of images ``(N, 1, H, W)``, float32; the images for ``AS_GIVEN``."""
+        if purifier == AS_GIVEN:
             return images
         with torch.inference_mode():
-            return _array(self.purifiers[viewer](self.on_device(images)))
+            return _to_numpy(self.purifiers[purifier](self.to_device(images)))
 
-    def heatmaps(self, pictures: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Grad-CAM heat maps of what the classifier is given, float32 ``(N, h, w)``.
+    def heatmaps(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Grad-CAM heat maps of a batch of inputs of the classifier, float32 ``(N, h, w)``.
 
         Args:
-            pictures: a batch of images as a viewer sees them, float32 ``(N, 1, H, W)``.
-            classes: what is explained, int64 ``(N,)``.
+            images: inputs of the classifier, float32 ``(N, 1, H, W)``.
+            classes: the class to explain for each image, int64 ``(N,)``.
         """
-        return self._heatmaps(self.on_device(pictures), self.on_device(classes))
+        return self._heatmaps(self.to_device(images), self.to_device(classes))
 
-    def portray(
+    def extract_features(
         self,
-        images: Images,
-        originals: Images,
-        purified: dict[str, np.ndarray],
-        explained: dict[str, np.ndarray],
-        detectors: dict[str, Detector],
-    ) -> Portrait:
-        """Portrait of N images by the undefended classifier, some purifiers and all detectors.
+        images: BatchReader,
+        originals: BatchReader,
+        purified: Mapping[str, np.ndarray],
+        explained: Mapping[str, np.ndarray],
+        detectors: Mapping[str, Detector],
+    ) -> ImageFeatures:
+        """Extract the features of N images.
 
         Args:
-            images: to look at.
-            originals: the same images as they were before an attack.
-            purified: by the purifiers that shall look, what they make of the originals, float32 ``(N, 1, H, W)``.
-            explained: viewer -> the class whose heat map is wanted of each image, int64 ``(N,)``; of the viewers in it.
+            images: clean or adversarial images.
+            originals: the same images without a perturbation.
+            purified: the purifiers to use, and their output for the originals, float32 ``(N, 1, H, W)`` each.
+            explained: the sources (purifiers, ``AS_GIVEN``) that get heat maps, and the class to explain for each
+                image, int64 ``(N,)`` each.
             detectors: by name.
         """
         n = len(next(iter(purified.values())))
-        parts = []
-        for part in self.parts(n):
-            of_purifiers, of_viewers = ({name: of[part] for name, of in each.items()} for each in (purified, explained))
-            parts.append(self._portray(images(part), originals(part), of_purifiers, of_viewers, detectors))
+        parts = [
+            self._extract_batch(
+                images(batch),
+                originals(batch),
+                {name: outputs[batch] for name, outputs in purified.items()},
+                {name: classes[batch] for name, classes in explained.items()},
+                detectors,
+            )
+            for batch in self.batches(n)
+        ]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
-    def _portray(
+    def _extract_batch(
         self,
         images: np.ndarray,
         originals: np.ndarray,
-        purified: dict[str, np.ndarray],
-        explained: dict[str, np.ndarray],
-        detectors: dict[str, Detector],
-    ) -> Portrait:
-        given = self.on_device(images)
-        portrait: Portrait = {}
-        pictures, perturbations = {AS_GIVEN: images}, {AS_GIVEN: images - originals}
+        purified: Mapping[str, np.ndarray],
+        explained: Mapping[str, np.ndarray],
+        detectors: Mapping[str, Detector],
+    ) -> ImageFeatures:
+        batch = self.to_device(images)
+        features: ImageFeatures = {}
+        inputs, perturbations = {AS_GIVEN: images}, {AS_GIVEN: images - originals}
         with torch.inference_mode():
-            seen_by = {name: self.seen(given, name) for name in purified}
-            for name, seen in seen_by.items():
-                pictures[name] = _array(seen.purified)
-                perturbations[name] = pictures[name] - purified[name]
-                portrait[name, "removed"] = removed_share(perturbations[AS_GIVEN], perturbations[name])
-                portrait[name, "bottleneck"] = _array(seen.bottleneck)
-                portrait[name, "features"] = _array(seen.purified_features)
-            seen = seen_by.get(next(iter(self.purifiers))) or self.seen(given)
-            portrait[AS_GIVEN, "features"] = _array(seen.features)
-            for name, detect in detectors.items():
-                portrait[name, "score"] = _array(detect(seen))
-        for viewer, shown in pictures.items():
-            portrait[viewer, "histogram"] = histograms(shown)
-            portrait[viewer, "power"] = radial_power(perturbations[viewer])
-            for quantity, values in image_quality(shown, originals).items():
-                portrait[viewer, quantity] = values
-        for viewer, classes in explained.items():
-            portrait[viewer, "map"] = self.heatmaps(pictures[viewer], classes)
-        return portrait
+            by_purifier = {name: self.activations(batch, name) for name in purified}
+            for name, activations in by_purifier.items():
+                inputs[name] = _to_numpy(activations.purified)
+                perturbations[name] = inputs[name] - purified[name]
+                features[name, "removed"] = removed_share(perturbations[AS_GIVEN], perturbations[name])
+                features[name, "bottleneck"] = _to_numpy(activations.bottleneck)
+                features[name, "features"] = _to_numpy(activations.purified_features)
+            # detectors use the first purifier, whichever purifiers are asked for
+            activations = by_purifier.get(next(iter(self.purifiers))) or self.activations(batch)
+            features[AS_GIVEN, "features"] = _to_numpy(activations.features)
+            for name, detector in detectors.items():
+                features[name, "score"] = _to_numpy(detector(activations))
+        for name, shown in inputs.items():
+            features[name, "histogram"] = histograms(shown)
+            features[name, "power"] = radial_power(perturbations[name])
+            for metric, values in image_quality(shown, originals).items():
+                features[name, metric] = values
+        for name, classes in explained.items():
+            features[name, "heatmap"] = self.heatmaps(inputs[name], classes)
+        return features
 
     @cached_property
     def _features(self) -> Features:
@@ -143,19 +166,19 @@ class Painter:
     def _heatmaps(self) -> Heatmaps:
         return Heatmaps(self.classifier, last_feature_map(self.classifier, self.image_size))
 
-    def parts(self, n: int) -> list[slice]:
-        """N images cut into batches."""
+    def batches(self, n: int) -> list[slice]:
+        """Split N images into batches."""
         return [slice(start, min(start + self.batch_size, n)) for start in range(0, n, self.batch_size)]
 
-    def _batches(self, images: Images, n: int) -> Iterator[Tensor]:
-        for part in self.parts(n):
-            yield self.on_device(images(part))
+    def _read(self, images: BatchReader, n: int) -> Iterator[Tensor]:
+        for batch in self.batches(n):
+            yield self.to_device(images(batch))
 
-    def on_device(self, array: np.ndarray) -> Tensor:
-        """An array where the networks are."""
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """Copy an array to the device of the classifier."""
         return torch.from_numpy(array).to(device_of(self.classifier))
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def _to_numpy(tensor: Tensor) -> np.ndarray:
     array: np.ndarray = tensor.cpu().numpy()
     return array

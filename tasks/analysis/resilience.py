@@ -1,27 +1,27 @@
-"""Resilience: how near images stay to the originals, and what the autoencoder removes of a perturbation."""
+"""Resilience: distance of images from their originals, and the share of a perturbation that a purifier removes."""
 
 from functools import partial
 
 import numpy as np
 import torch
 
+from tasks.analysis.tables import UNDEFINED
 from tasks.statistics.intervals import Estimate, bootstrap, resampled_mean, resampled_ranks
 
 WINDOW = 11
 """Side of the Gaussian window of SSIM in pixels."""
 SIGMA = 1.5
-"""Standard deviation of that window in pixels."""
+"""Standard deviation of the window in pixels."""
 C1, C2 = 0.01**2, 0.03**2
 """Constants of SSIM for values in [0, 1]."""
 
 
 def image_quality(images: np.ndarray, originals: np.ndarray) -> dict[str, np.ndarray]:
-    """``mse``, ``psnr`` and ``ssim`` of each image against its original, float64 ``(N,)`` each.
+    """``mse`` and ``ssim`` of each image with respect to its original, float64 ``(N,)`` each.
 
-    ``mse``: mean squared error a pixel. ``psnr``: peak signal-to-noise ratio in dB for the range 1, infinite where the
-    two are equal. ``ssim``: mean structural similarity, at most 1 (Wang et al. 2004, doi 10.1109/TIP.2003.819861), as
-    they publish it: Gaussian window, only where it lies inside the image. It is computed in
-    float32, which makes it 2e-4 inexact for flat images, and 1e-5 for others.
+    ``mse``: mean squared error of a pixel. ``ssim``: mean structural similarity, at most 1 (Wang et al. 2004, doi
+    10.1109/TIP.2003.819861), with their Gaussian window and without padding. SSIM is computed in float32. Its error is
+    up to 2e-4 for constant images and up to 1e-5 for others.
 
     Args:
         images: float32 ``(N, 1, H, W)`` in [0, 1].
@@ -31,38 +31,45 @@ def image_quality(images: np.ndarray, originals: np.ndarray) -> dict[str, np.nda
         ValueError: the shapes differ, or a side is shorter than the window of 11 pixels.
     """
     if images.shape != originals.shape:
-        raise ValueError(f"images {images.shape} and originals {originals.shape} must have one shape")
+        raise ValueError(
+            f"images and originals have the shapes {images.shape} and {originals.shape}. They must be equal"
+        )
     if min(images.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM needs at least {WINDOW} x {WINDOW} pixels, not {images.shape[-2]} x {images.shape[-1]}")
-    # one after the other: what they need then stays in the processor's cache
+        raise ValueError(
+            f"images are too small for SSIM: {images.shape[-2]} x {images.shape[-1]} pixels. "
+            f"At least {WINDOW} x {WINDOW} are needed. Raise prepare.image_size"
+        )
+    # one pair at a time fits into the cache of the processor
     pairs = list(zip(images, originals, strict=True))
     mse = np.array([np.square(image.astype(np.float64) - original).mean() for image, original in pairs])
-    # clean images are compared with themselves
+    # exactly 1 for equal images, such as the clean ones
     ssim = np.array([1.0 if error == 0 else _ssim(*pair) for error, pair in zip(mse, pairs, strict=True)])
-    return {"mse": mse, "psnr": _psnr(mse), "ssim": ssim}
+    return {"mse": mse, "ssim": ssim}
 
 
-def quality_estimates(quality: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, Estimate]:
+def quality_estimates(mse: np.ndarray, ssim: np.ndarray, counts: np.ndarray) -> dict[str, Estimate]:
     """``mse``, ``psnr`` and ``ssim`` over all images, with 95 % intervals.
 
-    The PSNR is that of the mean of the squared errors, since a mean of PSNRs is infinite as soon as one image equals
-    its original.
+    ``psnr`` is the peak signal-to-noise ratio in dB of the mean of the squared errors, for the range 1. A mean of the
+    ratios of the images would be infinite if one image equals its original.
 
     Args:
-        quality: of :func:`image_quality`, ``(N,)`` each.
+        mse: of :func:`image_quality`, ``(N,)``.
+        ssim: of :func:`image_quality`, ``(N,)``.
         counts: how often each image is drawn in each resample, ``(R, N)``.
     """
-    mse, ssim = (bootstrap(partial(resampled_mean, quality[name]), counts) for name in ("mse", "ssim"))
-    # the larger the error the smaller the ratio: the bounds change places
-    psnr, high, low = _psnr(np.array(mse)).tolist()
-    return {"mse": mse, "psnr": Estimate(psnr, low, high), "ssim": ssim}
+    error, similarity = (bootstrap(partial(resampled_mean, values), counts) for values in (mse, ssim))
+    with np.errstate(divide="ignore"):
+        # a larger error is a smaller ratio, so the bounds change places
+        psnr, high, low = (-10 * np.log10(np.array(error))).tolist()
+    return {"mse": error, "psnr": Estimate(psnr, low, high), "ssim": similarity}
 
 
 def removed_share(perturbation_in: np.ndarray, perturbation_out: np.ndarray) -> np.ndarray:
-    """Share of each perturbation's energy that a purifier removes, float64 ``(N,)``, at most 1.
+    """Share of the energy of each perturbation that a purifier removes, float64 ``(N,)``, at most 1.
 
-    ``1 - |D(x + d) - D(x)|^2 / |d|^2`` for the purifier D, image x and perturbation d. Negative where the purifier
-    amplifies the perturbation, NaN where there is none.
+    ``1 - |D(x + d) - D(x)|^2 / |d|^2`` for the purifier D, image x and perturbation d. Negative if the purifier
+    amplifies the perturbation, NaN if there is none.
 
     Args:
         perturbation_in: d, ``(N, 1, H, W)``.
@@ -76,20 +83,20 @@ def removed_share(perturbation_in: np.ndarray, perturbation_out: np.ndarray) -> 
     return share
 
 
-def recovery_correlation(mse: np.ndarray, recovered: np.ndarray, counts: np.ndarray) -> Estimate:
+def recovery_correlation(losses: np.ndarray, recovered: np.ndarray, counts: np.ndarray) -> Estimate:
     """Spearman's rank correlation of reconstruction loss and recovery, in [-1, 1], with its 95 % interval.
 
-    Negative where images that are reconstructed better are recovered more often. NaN where it is not defined: for
-    fewer than 3 images, or where all losses or all recoveries are the same.
+    It is negative if images with a smaller loss are recovered more often. It is NaN for fewer than 3 images, and if all
+    losses or all recoveries are equal.
 
     Args:
-        mse: of each image that the attack broke, against its original, ``(N,)``.
-        recovered: whether it is classified correctly once denoised, bool ``(N,)``.
-        counts: how often each of them is drawn in each resample, ``(R, N)``.
+        losses: reconstruction loss of each image that the attack broke, ``(N,)``.
+        recovered: whether the image is classified correctly after the purifier, bool ``(N,)``.
+        counts: how often each image is drawn in each resample, ``(R, N)``.
     """
-    if len(mse) < 3:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    return bootstrap(partial(_rank_correlation, mse, recovered), counts)
+    if len(losses) < 3:
+        return UNDEFINED
+    return bootstrap(partial(_rank_correlation, losses, recovered), counts)
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -99,12 +106,6 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
     joint = (counts * from_x * from_y).sum(axis=1)
     correlation: np.ndarray = np.divide(joint, spread, out=np.full(len(counts), np.nan), where=spread > 0)
     return correlation
-
-
-def _psnr(mse: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        ratio: np.ndarray = -10 * np.log10(mse)
-    return ratio
 
 
 def _ssim(image: np.ndarray, original: np.ndarray) -> float:
@@ -118,13 +119,13 @@ def _ssim(image: np.ndarray, original: np.ndarray) -> float:
 
 
 def _blur(maps: torch.Tensor) -> torch.Tensor:
-    """Gaussian means ``(M, H - 10, W - 10)`` of ``(M, H, W)``, first along the rows, then down the columns."""
+    """Gaussian means ``(M, H - 10, W - 10)`` of ``(M, H, W)``, first along the rows, then along the columns."""
     window = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / SIGMA) ** 2)
     for dim in (2, 1):
         size = maps.shape[dim] - WINDOW + 1
         blurred = torch.zeros_like(maps.narrow(dim, 0, size))
         for start, weight in enumerate((window / window.sum()).tolist()):
-            # faster than a convolution of one channel
+            # faster than a convolution with one channel
             blurred.add_(maps.narrow(dim, start, size), alpha=weight)
         maps = blurred
     return maps

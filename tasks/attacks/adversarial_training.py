@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.attacks.gradient.balls import Balls, radius
-from tasks.attacks.gradient.descent import pgd
+from tasks.attacks.gradient.norm_ball import NormBall, radius
+from tasks.attacks.gradient.pgd import pgd
 from tasks.defences.purified import Purified
 from tasks.models.augmentation import augment
 from tasks.models.features import Features
@@ -44,8 +44,8 @@ def examples(
     drawn = torch.rand((), generator=generator, device=generator.device)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     ball = share * radius(math.exp(low + float(drawn) * (high - low)), adversary.norm, images[0].numel())
-    balls = Balls(adversary.norm, (0.0, 1.0))
-    (adversarial,) = pgd(model, images, labels, [ball], balls, adversary.pgd, seed, np.arange(len(images)))
+    norm_ball = NormBall(adversary.norm, (0.0, 1.0))
+    (adversarial,) = pgd(model, images, labels, [ball], norm_ball, adversary.pgd, seed, np.arange(len(images)))
     return adversarial
 
 

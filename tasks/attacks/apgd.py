@@ -1,4 +1,4 @@
-"""Auto-PGD, which chooses the size of its steps itself (Croce and Hein 2020, arXiv 2003.01690, algorithm 1)."""
+"""Auto-PGD: PGD with an adaptive step size (Croce and Hein 2020, arXiv 2003.01690, algorithm 1)."""
 
 import math
 from collections.abc import Callable
@@ -7,30 +7,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.attacks.gradient.balls import Balls
-from tasks.attacks.gradient.descent import logit_margin, misclassified
+from tasks.attacks.gradient.losses import logit_margin, misclassified
+from tasks.attacks.gradient.norm_ball import NormBall
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits ``(N, K)`` and true classes ``(N,)`` to what the attack raises, ``(N,)``."""
+"""Logits ``(N, K)`` and true classes ``(N,)`` to the loss that the attack maximises, ``(N,)``."""
 
 MOMENTUM = 0.75
-"""Share of the new step in the next move; the rest goes on as before."""
-RISING = 0.75
-"""Share of the steps between two checkpoints that must raise the loss, or steps are halved."""
+"""Weight of the new step; the rest is the previous step (alpha in the paper)."""
+RHO = 0.75
+"""Fraction of the steps between two checkpoints that must raise the loss, otherwise the step size is halved."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of each image; where the softmax saturates it has no gradient left."""
+    """Cross-entropy of each image, ``(N,)``; its gradient vanishes where the softmax saturates."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other logit minus the true one: with two classes what the loss of difference of logits ratios is not."""
+    """Largest other logit minus the true logit, ``(N,)``; defined for two classes, unlike DLR."""
     return -logit_margin(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (equation 6): negative margin over first minus third logit, for at least 3 classes."""
+    """Difference of logits ratio (equation 6), ``(N,)``; needs at least three classes."""
     largest = logits.sort(dim=1, descending=True).values
     return negative_margin(logits, labels) / (largest[:, 0] - largest[:, 2]).clamp_min(1e-12)
 
@@ -40,44 +40,44 @@ def apgd(
     images: Tensor,
     labels: Tensor,
     radii: Tensor,
-    balls: Balls,
+    ball: NormBall,
     loss: Loss,
     n_steps: int,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Adversarial images, each in a ball of its own, and whether they are misclassified.
+    """Attack images, each in a ball of its own radius.
 
-    Steps begin with twice the radius, and are halved, from the best point so far, where they stopped to pay. An image
-    that is misclassified is done with.
+    The step size begins at twice the radius. It is halved, and the attack restarts from the best point so far, when
+    progress stalls. An image leaves the batch as soon as it is misclassified.
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
-        images: float32 ``(N, 1, H, W)`` within the value range, on the model's device.
+        images: float32 ``(N, C, H, W)`` within the value range, on the model's device.
         labels: true classes, int64 ``(N,)``, on the model's device.
         radii: of the balls in units of the value range, ``(N, 1, 1, 1)``.
-        balls: their norm, and the value range.
-        loss: to raise.
-        n_steps: gradients that are taken, at most.
-        starts: points of the balls, ``(N, 1, H, W)``.
+        ball: norm and value range.
+        loss: to maximise.
+        n_steps: maximum number of gradients.
+        starts: points of the balls, ``(N, C, H, W)``.
 
     Returns:
-        ``(N, 1, H, W)``: the misclassified image or, of one that withstands, the point of the largest loss; bool
-        ``(N,)``.
+        The misclassified images, or the points of the largest loss, ``(N, C, H, W)``; whether each is misclassified,
+        bool ``(N,)``.
 
     Raises:
-        NotFinite: a logit is not finite.
+        NonFiniteLogits: a logit is NaN or infinite.
     """
-    adversarial, is_broken = starts.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    adversarial, broken = starts.clone(), torch.zeros_like(labels, dtype=torch.bool)
     checkpoints = _checkpoints(n_steps)
     rows = torch.arange(len(images), device=images.device)
     now = before = best = starts
     strides = 2 * radii
     last = n_rising = torch.zeros(len(images), device=images.device)
     best_loss = best_loss_then = torch.full_like(last, -torch.inf)
-    best_gradient, halved = torch.zeros_like(starts), torch.ones_like(is_broken)
+    best_gradient, halved = torch.zeros_like(starts), torch.ones_like(broken)
 
     for step in range(n_steps + 1):
-        losses, gradient, wrong = _look(model, now, labels, loss)
+        losses, gradient, wrong = _loss_and_gradient(model, now, labels, loss)
         better = losses > best_loss
         best, best_gradient = (
             torch.where(better[:, None, None, None], new, old) for new, old in ((now, best), (gradient, best_gradient))
@@ -85,13 +85,13 @@ def apgd(
         best_loss = torch.where(better, losses, best_loss)
         n_rising, last = n_rising + (losses > last if step else 0), losses
         adversarial[rows] = torch.where(wrong[:, None, None, None], now, best)
-        is_broken[rows[wrong]] = True
+        broken[rows[wrong]] = True
         if step == n_steps or wrong.all():
             break
 
         if step and step in checkpoints:
             n_between = step - checkpoints[checkpoints.index(step) - 1]
-            stalled = (n_rising < RISING * n_between) | (~halved & (best_loss == best_loss_then))
+            stalled = (n_rising < RHO * n_between) | (~halved & (best_loss == best_loss_then))
             strides = torch.where(stalled[:, None, None, None], strides / 2, strides)
             now, gradient = (
                 torch.where(stalled[:, None, None, None], new, old)
@@ -108,15 +108,17 @@ def apgd(
             last, n_rising, best_loss, best_loss_then, halved = (
                 each[stay] for each in (last, n_rising, best_loss, best_loss_then, halved)
             )
-        ahead = balls.project(now + strides * balls.steepest(gradient), images, radii)
+        candidate = ball.project(now + strides * ball.steepest(gradient), images, radii)
         if step:
-            ahead = balls.project(now + MOMENTUM * (ahead - now) + (1 - MOMENTUM) * (now - before), images, radii)
-        now, before = ahead, now
-    return adversarial, is_broken
+            candidate = ball.project(
+                now + MOMENTUM * (candidate - now) + (1 - MOMENTUM) * (now - before), images, radii
+            )
+        now, before = candidate, now
+    return adversarial, broken
 
 
-def _look(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses ``(N,)``, their gradient ``(N, 1, H, W)``, and which images are misclassified, bool ``(N,)``."""
+def _loss_and_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses ``(N,)``, their gradient ``(N, C, H, W)``, and which images are misclassified, bool ``(N,)``."""
     with torch.enable_grad():
         variable = images.detach().requires_grad_()
         logits = model(variable)
@@ -126,8 +128,8 @@ def _look(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> tuple
 
 
 def _checkpoints(n_steps: int) -> list[int]:
-    """Steps after which the size of steps is judged, from 0 (section 3.1)."""
-    shares = [0.0, 0.22]
-    while shares[-1] < 1:
-        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    return sorted({math.ceil(share * n_steps - 1e-9) for share in shares if share <= 1})
+    """Steps after which the step size may be halved, from 0 (section 3.1)."""
+    fractions = [0.0, 0.22]
+    while fractions[-1] < 1:
+        fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
+    return sorted({math.ceil(fraction * n_steps - 1e-9) for fraction in fractions if fraction <= 1})

@@ -1,4 +1,4 @@
-"""Targets as the Adversarial Robustness Toolbox takes them."""
+"""Models as classifiers of the Adversarial Robustness Toolbox (ART)."""
 
 import logging
 import threading
@@ -11,30 +11,29 @@ from torch import Tensor, nn
 
 from tasks.models.compute import device_of
 
-# where it keeps its data is nobody's concern
+# at level INFO ART logs where it stores its data
 logging.getLogger("art").setLevel(logging.WARNING)
 
-ORDERS: dict[str, Any] = {"linf": np.inf, "l2": 2}
-"""Name of a norm -> its order, as ART takes it."""
+ART_NORMS: dict[str, Any] = {"linf": np.inf, "l2": 2}
+"""Name of a norm -> the value by which ART knows it."""
 
-
-_numpy_is_seeded = threading.Lock()
+_numpy_rng_lock = threading.Lock()
 
 
 @contextmanager
 def numpy_seeded(seed: int | np.ndarray) -> Iterator[None]:
-    """Numpy's global generator, from which ART draws, seeded and kept to this thread's use of ART.
+    """Seed numpy's global generator, from which ART draws, and lock it for the use of ART in this thread.
 
     Args:
         seed: 32 bits, or several such numbers ``(n,)``.
     """
-    with _numpy_is_seeded:
+    with _numpy_rng_lock:
         np.random.seed(seed)
         yield
 
 
-class _Single(nn.Module):
-    """A network that takes images in double precision, too, as some of ART's attacks give them."""
+class _CastToFloat32(nn.Module):
+    """A model that accepts float64 images, which some of ART's attacks pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -45,22 +44,22 @@ class _Single(nn.Module):
         return logits
 
 
-def estimator_of(
+def art_estimator(
     model: nn.Module, image_shape: tuple[int, ...], n_classes: int, value_range: tuple[float, float]
 ) -> Any:
-    """ART's ``PyTorchClassifier`` of a target.
+    """ART's ``PyTorchClassifier`` of a model.
 
     Args:
         model: takes images and returns logits ``(N, K)``; in evaluation mode, parameters frozen.
-        image_shape: ``(1, H, W)``.
+        image_shape: ``(C, H, W)``.
         n_classes: K.
         value_range: lowest and highest value of a pixel.
     """
-    # whole, here and elsewhere: two threads that begin with parts of it would wait for each other
+    # imported whole: two threads that import parts of ART at once would deadlock
     import art
 
     return art.estimators.classification.PyTorchClassifier(
-        model=_Single(model).eval(),
+        model=_CastToFloat32(model).eval(),
         loss=nn.CrossEntropyLoss(),
         input_shape=image_shape,
         nb_classes=n_classes,

@@ -1,4 +1,4 @@
-"""The sweep for the smallest eps as an attack of the Adversarial Robustness Toolbox."""
+"""The sweep as an attack of the Adversarial Robustness Toolbox (ART)."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, get_args
@@ -8,32 +8,32 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from art.utils import check_and_transform_label_format
 
-from tasks.attacks.gradient.balls import Balls
-from tasks.attacks.sweep import Sweep, fgsm_sweep, pgd_sweep
+from tasks.attacks.gradient.norm_ball import NormBall
+from tasks.attacks.sweep import SweepResult, fgsm_sweep, pgd_sweep
 from tasks.params import Precision
 
 NORMS: dict[Any, str] = {np.inf: "linf", "inf": "linf", 2: "l2"}
-"""A norm as ART takes it -> its name here."""
+"""The value by which ART knows a norm -> name of the norm."""
 
 
 class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
-    """For each image an adversarial example in the smallest ball of a grid that has one.
+    """Adversarial examples in the smallest ball of a grid that contains one.
 
     Robust accuracy at every eps of the grid costs about as much as one attack at one eps: see
     :mod:`tasks.attacks.sweep`.
 
     Args:
-        estimator: ART's classifier of images around a torch model, with one lowest and one highest pixel value, without
-            preprocessing or postprocessing; a defence belongs into the model.
+        estimator: ART's ``PyTorchClassifier`` with scalar ``clip_values`` and without preprocessing or postprocessing;
+            a defence is part of the model.
         norm: ``np.inf``, ``"inf"`` or 2.
         eps: radii of the balls (or one), rising, in units of the images' values.
         max_iter: gradient steps of PGD; 0 is the fast gradient sign method.
-        relative_step: size of a step of PGD over eps.
-        num_random_init: random starts of PGD for images that withstand the first.
-        batch_size: images a pass.
+        relative_step: step size of PGD divided by eps.
+        num_random_init: further random starts of PGD for images that survive the first start.
+        batch_size: images of one pass.
         seed: of the random starts.
-        precision: ``"float32"`` or ``"bfloat16"``, of convolutions and matrix products in the gradients of PGD; what
-            holds and what breaks is said in float32.
+        precision: ``"float32"`` or ``"bfloat16"``, of convolutions and matrix products in the gradients of PGD;
+            success is decided in float32.
     """
 
     attack_params: ClassVar[list[str]] = [
@@ -66,34 +66,36 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         self._check_params()
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
-        """Adversarial examples, float32 ``(N, C, H, W)``: of each image the one in its smallest ball.
+        """Return the adversarial example of each image in its smallest ball, float32 ``(N, C, H, W)``.
 
-        An image that is wrong as it is comes back unchanged, one that no ball breaks as the last attempt on it.
+        A misclassified image is returned unchanged; for an image that no ball breaks, the last attempt is returned.
 
         Args:
             x: images, ``(N, C, H, W)``.
-            y: true classes ``(N,)``, or one-hot ``(N, K)``; without it, what the classifier predicts.
-            kwargs: nothing else is taken.
+            y: true classes ``(N,)``, or one-hot ``(N, K)``; by default the predictions of the classifier.
+            kwargs: no other arguments are allowed.
 
         Raises:
             ValueError: other arguments, or logits that are not finite.
         """
         if kwargs:
-            raise ValueError(f"EpsilonSweep.generate takes x and y, not {sorted(kwargs)}")
+            raise ValueError(f"EpsilonSweep.generate: unknown arguments {sorted(kwargs)}. Only x and y are allowed")
         return self.sweep(x, y).adversarial
 
-    def sweep(self, x: np.ndarray, y: np.ndarray | None = None) -> Sweep:
-        """The examples, with the index of the eps that breaks each image; arguments as of :meth:`generate`."""
+    def sweep(self, x: np.ndarray, y: np.ndarray | None = None) -> SweepResult:
+        """Return the examples with the index of the eps that breaks each image; arguments as of :meth:`generate`."""
         images = x.astype(np.float32)
         low, high = (float(value) for value in self.estimator.clip_values)
         if images.ndim != 4 or images.min() < low or images.max() > high:
-            raise ValueError(f"x: images (N, C, H, W) with values from {low:g} to {high:g} are wanted")
+            raise ValueError(
+                f"x: shape {images.shape}. Images (N, C, H, W) with values from {low:g} to {high:g} are allowed"
+            )
         if y is None:
             y = self.estimator.predict(images, batch_size=self.batch_size)
-        # numbers become one-hot; what has K columns, logits included, stays as it is
+        # class numbers become one-hot; an array with K columns, such as logits, is not changed
         labels = check_and_transform_label_format(y, self.estimator.nb_classes).argmax(axis=1)
-        model, balls = self.estimator.model.eval(), Balls(NORMS[self.norm], (low, high))
-        common = (model, images, labels, np.array(self.eps), balls, self.batch_size)
+        model, ball = self.estimator.model.eval(), NormBall(NORMS[self.norm], (low, high))
+        common = (model, images, labels, np.array(self.eps), ball, self.batch_size)
         if self.max_iter == 0:
             return fgsm_sweep(*common)
         steps = (self.max_iter, self.relative_step, self.num_random_init)
@@ -101,24 +103,30 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
 
     def _check_params(self) -> None:
         if self.norm not in NORMS:
-            raise ValueError(f"norm: {self.norm!r} is none of {list(NORMS)}")
+            raise ValueError(f"norm: {self.norm!r}. Allowed: {list(NORMS)}")
         if self.precision not in get_args(Precision):
-            raise ValueError(f"precision: {self.precision!r} is none of {list(get_args(Precision))}")
+            raise ValueError(f"precision: {self.precision!r}. Allowed: {list(get_args(Precision))}")
         rising = bool(self.eps) and list(self.eps) == sorted(set(self.eps))
         if not rising or not 0 < self.eps[0] <= self.eps[-1] < np.inf:
-            raise ValueError(f"eps: positive radii that rise are wanted, not {list(self.eps)}")
+            raise ValueError(f"eps: {list(self.eps)}. Positive, finite, rising radii are allowed")
         if self.max_iter < 0 or self.num_random_init < 0 or self.batch_size < 1 or self.relative_step <= 0:
             raise ValueError(
-                "max_iter and num_random_init must be at least 0, batch_size at least 1, relative_step above 0, not "
-                f"{self.max_iter}, {self.num_random_init}, {self.batch_size}, {self.relative_step}"
+                f"max_iter {self.max_iter}, num_random_init {self.num_random_init}, batch_size {self.batch_size}, "
+                f"relative_step {self.relative_step}. Allowed: max_iter and num_random_init at least 0, batch_size at "
+                "least 1, relative_step above 0"
             )
         if self.estimator.clip_values is None or any(np.size(value) != 1 for value in self.estimator.clip_values):
             raise ValueError(
-                "estimator: its clip_values must say the lowest and highest value of a pixel, one number each"
+                f"estimator: clip_values {self.estimator.clip_values}. Two numbers are needed: the lowest and the "
+                "highest value of a pixel"
             )
-        # without any, ART subtracts 0 and divides by 1
+        # ART's default preprocessing subtracts 0 and divides by 1
         steps = self.estimator.preprocessing_operations
         if any(np.any(getattr(step, "mean", 1) != 0) or np.any(getattr(step, "std", 0) != 1) for step in steps):
-            raise ValueError("estimator: preprocessing would be passed by; put it into the model")
+            raise ValueError(
+                "estimator: it has preprocessing, which this attack would ignore. Make it a part of the model"
+            )
         if self.estimator.postprocessing_defences:
-            raise ValueError("estimator: postprocessing would be passed by; put it into the model")
+            raise ValueError(
+                "estimator: it has postprocessing, which this attack would ignore. Make it a part of the model"
+            )

@@ -1,4 +1,4 @@
-"""Certified radii: no perturbation within them changes what the vote of many noisy looks predicts."""
+"""Certified radii of randomized smoothing (Cohen et al. 2019, arXiv 1902.02918)."""
 
 import logging
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from tasks.attacks.estimators import numpy_seeded
-from tasks.attacks.gradient.balls import radius
+from tasks.attacks.art_estimator import numpy_seeded
+from tasks.attacks.gradient.norm_ball import radius
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import choose_stratified, load_prepared
 from tasks.defences.targets import load_target
@@ -19,12 +19,12 @@ from tasks.params import Params, RandomizedSmoothing
 from tasks.records.tables import CERTIFIED, write_records
 from tasks.tracking import Tracker
 
-ABSTAINED = -1
-"""What is predicted where no class has a majority that can be vouched for."""
-FIRST_LOOKS = 100
-"""Noisy copies that choose the class whose share is told from others then (the paper's number)."""
-MAX_PASS = 128
-"""Noisy copies that are classified at once."""
+ABSTAIN = -1
+"""Prediction where no class has a significant majority."""
+N_SELECTION_SAMPLES = 100
+"""Noisy copies that select the most likely class (n0 in the paper); other copies then bound its probability."""
+NOISE_BATCH_SIZE = 128
+"""Noisy copies of one forward pass."""
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def certify_target(
     workspace: Workspace, params: Params, tracker: Tracker, name: str, settings: RandomizedSmoothing
 ) -> None:
-    """Write the certified radius of some of the attacked images: a row an image, see ``records.CERTIFIED``."""
+    """Write the certified radius of some of the attacked images, one row for each; see ``records.tables.CERTIFIED``."""
     device = set_up(params.compute)
     data = load_prepared(workspace)
     rows = choose_stratified(data, data.indices("test"), params.attack.max_images, params.seed)
@@ -59,20 +59,18 @@ def certify_target(
 def certified(
     base: nn.Module, images: np.ndarray, n_classes: int, settings: RandomizedSmoothing, seed: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the vote of infinitely many noisy looks predicts, and the L2 radius within which it does.
-
-    Cohen et al. 2019 (arXiv 1902.02918), algorithm CERTIFY, by ART.
+    """Predictions of the smoothed classifier and their certified L2 radii: algorithm CERTIFY, as implemented in ART.
 
     Args:
-        base: classifier of single looks, images ``(N, 1, H, W)`` in [0, 1] to logits; noisy images are cut to that
-            range first, which is a part of the classifier that is smoothed.
-        images: float32 ``(N, 1, H, W)``.
+        base: classifier of single noisy images, ``(N, C, H, W)`` in [0, 1] to logits. Noisy images are clipped to this
+            range first; the clipping is a part of the classifier that is smoothed.
+        images: float32 ``(N, C, H, W)``.
         n_classes: of the classifier.
         settings: noise and certification.
         seed: of the noise.
 
     Returns:
-        Classes, -1 where abstained, int64 ``(N,)``; radii in units of the value range, 0 where abstained, ``(N,)``.
+        Classes, -1 for abstentions, int64 ``(N,)``; radii in units of the value range, 0 for abstentions, ``(N,)``.
     """
     import art
 
@@ -80,7 +78,7 @@ def certified(
 
     class Smoothed(smoothing):  # type: ignore[misc]  # ART is untyped
         def _lower_confidence_bound(self, n_class_samples: int, n_total_samples: int) -> float:
-            # the same bound (Clopper and Pearson) as from statsmodels, which ART would need for this alone
+            # the same Clopper-Pearson bound as statsmodels, which ART needs for this alone
             interval = binomtest(int(n_class_samples), n_total_samples).proportion_ci(1 - 2 * self.alpha, "exact")
             return float(interval.low)
 
@@ -91,10 +89,10 @@ def certified(
         nb_classes=n_classes,
         clip_values=(0.0, 1.0),
         device_type="gpu" if device_of(base).type == "cuda" else "cpu",
-        sample_size=FIRST_LOOKS,
+        sample_size=N_SELECTION_SAMPLES,
         scale=settings.std,
         alpha=settings.certification.failure,
     )
     with numpy_seeded(np.random.SeedSequence(seed).generate_state(4)), torch.inference_mode():
-        classes, radii = smoothed.certify(images, settings.certification.n_samples, batch_size=MAX_PASS)
+        classes, radii = smoothed.certify(images, settings.certification.n_samples, batch_size=NOISE_BATCH_SIZE)
     return classes.astype(np.int64), radii.astype(np.float64)

@@ -1,88 +1,96 @@
-"""Probes: small experiments on a target, from which the checks tell whether its numbers can be believed."""
+"""Diagnostics: small experiments on a target with a known correct outcome, which the checks read."""
 
 import numpy as np
 import torch
 from torch import nn
 
-from tasks.attacks.gradient.descent import loss_gradient
-from tasks.attacks.suite import Case
+from tasks.attacks.batch import AttackBatch
+from tasks.attacks.gradient.losses import loss_gradient
 from tasks.attacks.sweep import pgd_sweep
 from tasks.defences.preprocessing import WithoutGradient
 from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
 
-HUGE_EPS = 127.5
-"""In 1/255: in an L-infinity ball of half the value range any image can become uniform grey; an L2 ball is as large in
-the root mean square of its changes."""
+UNBOUNDED_EPS = 127.5
+"""In 1/255: in an L-infinity ball of half the value range, any image can become uniform grey."""
 N_STEPS = 20
-"""Of PGD on the margin, as the sweep makes them; a step is a quarter of the radius."""
+"""Steps of PGD on the margin; the step size is a quarter of the radius."""
 N_PASSES = 5
-"""Of the same images, whose logits must be the same."""
-NOISE = 10**6
-"""Number of the random start that is the noise: no attack restarts so often."""
-BROKEN_DEFENCE = 4
-"""Bits of a pixel: known to be broken once the attacker goes around the gradients that are not there (Athalye et al.
-2018, arXiv 1802.00420)."""
+"""Passes over the same images, whose logits must be equal."""
+NOISE_RESTART = 10**6
+"""Restart number whose random start serves as random noise; no attack uses so many restarts."""
+POSITIVE_CONTROL_BITS = 4
+"""Bits of a pixel: a defence that BPDA is known to break (Athalye et al. 2018, arXiv 1802.00420)."""
 
-Probes = dict[tuple[str, float], np.ndarray]
-"""Name of a probe and eps (0: of the images as they are) -> what was found for each image, float64 ``(N,)``."""
+Diagnostics = dict[tuple[str, float], np.ndarray]
+"""Name of a diagnostic and eps (0: unchanged images) -> a value for each image, float64 ``(N,)``."""
 
 
-def probe(case: Case, eps: tuple[float, ...], huge_radius: float) -> Probes:
-    """What a target does under a huge perturbation and under mere noise, and what its gradients and outputs are like.
+def run_diagnostics(batch: AttackBatch, eps: tuple[float, ...], unbounded_radius: float) -> Diagnostics:
+    """Measure the response of a target to an unbounded attack and to noise, its gradients and its outputs.
 
     Args:
-        case: target and N images, with the radii of the grid.
-        eps: of the grid, ``(R,)``.
-        huge_radius: of ``HUGE_EPS``, in units of the value range.
+        batch: model and N images, with the radii of the grid.
+        eps: grid, ``(R,)``.
+        unbounded_radius: radius of ``UNBOUNDED_EPS``, in units of the value range.
 
     Returns:
-        - ``huge``, at ``HUGE_EPS``: 1 where the image is still right after PGD, else 0;
-        - ``noise``, at each eps: 1 where it is right at a random point of the ball, evenly drawn, else 0;
-        - ``zero_gradient``: share of its pixels where the cross-entropy has no gradient;
+        - ``huge``, at ``UNBOUNDED_EPS``: 1 where the image is still classified correctly after PGD, else 0;
+        - ``noise``, at each eps: 1 where it is correct at a random point of the ball, else 0;
+        - ``zero_gradient``: fraction of the pixels at which the gradient of the cross-entropy is zero;
         - ``finite_gradient``: 1 where that gradient is finite everywhere, else 0;
-        - ``spread``: largest difference of a logit over five passes;
-        - ``steady``: 1 where all five predict the same class, else 0;
+        - ``spread``: largest difference of a logit between passes;
+        - ``steady``: 1 where all passes predict the same class, else 0;
         - ``probabilities``: 1 where the outputs lie in [0, 1] and add up to 1, else 0.
     """
-    batches = range(0, len(case.images), case.batch_size)
-    parts = [_of_batch(case, eps, slice(start, start + case.batch_size)) for start in batches]
+    starts = range(0, len(batch.images), batch.batch_size)
+    parts = [_one_pass_diagnostics(batch, eps, slice(start, start + batch.batch_size)) for start in starts]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {("huge", HUGE_EPS): withstands(case, case.target, huge_radius), **found}
+    return {("huge", UNBOUNDED_EPS): robust_correct(batch, batch.model, unbounded_radius), **found}
 
 
-def probe_broken_defence(case: Case, eps: float, radius: float) -> Probes:
-    """The positive control: a defence that is known to be broken, before the target, must fall to PGD on the margin.
+def run_positive_control(batch: AttackBatch, eps: float, radius: float) -> Diagnostics:
+    """Attack a defence in front of the model that is known to be broken.
 
     Args:
-        case: the undefended classifier and N images.
-        eps: that the defence meets.
-        radius: of the same, in units of the value range.
+        batch: the undefended classifier and N images.
+        eps: of the attack.
+        radius: the same in units of the value range.
 
     Returns:
-        ``broken_defence``, at the eps: 1 where the image is still right, else 0.
+        ``broken_defence``, at the eps: 1 where the image is still classified correctly, else 0.
     """
-    n_levels = 2**BROKEN_DEFENCE - 1
+    n_levels = 2**POSITIVE_CONTROL_BITS - 1
     rounding = WithoutGradient(lambda images: (np.rint(images * n_levels) / n_levels, None), "rounding")
-    defended = Purified(rounding, case.target).eval()
-    return {("broken_defence", eps): withstands(case, defended, radius)}
+    defended = Purified(rounding, batch.model).eval()
+    return {("broken_defence", eps): robust_correct(batch, defended, radius)}
 
 
-def withstands(case: Case, target: nn.Module, radius: float) -> np.ndarray:
-    """1 where a target is right after PGD in the ball of a radius, with a restart; else 0; float64 ``(N,)``."""
-    radii, n_restarts = np.array([radius]), 1
-    how = case.batch_size, N_STEPS, 0.25, n_restarts, case.seed, case.rows
-    found = pgd_sweep(target, case.images, case.labels, radii, case.balls, *how)
-    withstood: np.ndarray = found.broken_at == len(radii)
-    return withstood.astype(np.float64)
+def robust_correct(batch: AttackBatch, model: nn.Module, radius: float) -> np.ndarray:
+    """Attack a model in the ball of one radius by PGD with a restart; 1 where it is still correct, float64 ``(N,)``."""
+    found = pgd_sweep(
+        model,
+        batch.images,
+        batch.labels,
+        np.array([radius]),
+        batch.ball,
+        batch.batch_size,
+        N_STEPS,
+        relative_step=0.25,
+        n_restarts=1,
+        seed=batch.seed,
+        image_ids=batch.image_ids,
+    )
+    survived: np.ndarray = found.index == 1
+    return survived.astype(np.float64)
 
 
-def _of_batch(case: Case, eps: tuple[float, ...], part: slice) -> Probes:
-    device = device_of(case.target)
-    images, labels = (torch.from_numpy(of[part]).to(device) for of in (case.images, case.labels))
-    gradients = loss_gradient(case.target, images, labels)
+def _one_pass_diagnostics(batch: AttackBatch, eps: tuple[float, ...], part: slice) -> Diagnostics:
+    device = device_of(batch.model)
+    images, labels = (torch.from_numpy(of[part]).to(device) for of in (batch.images, batch.labels))
+    gradients = loss_gradient(batch.model, images, labels)
     with torch.inference_mode():
-        passes = torch.stack([case.target(images) for _ in range(N_PASSES)])
+        passes = torch.stack([batch.model(images) for _ in range(N_PASSES)])
         outputs = passes[0]
         in_range = ((outputs >= 0) & (outputs <= 1)).all(dim=1)
         found = {
@@ -92,8 +100,8 @@ def _of_batch(case: Case, eps: tuple[float, ...], part: slice) -> Probes:
             ("steady", 0.0): (passes.argmax(dim=2) == outputs.argmax(dim=1)).all(dim=0),
             ("probabilities", 0.0): in_range & ((outputs.sum(dim=1) - 1).abs() < 1e-4),
         }
-        for value, radius in zip(eps, case.radii.tolist(), strict=True):
-            number = np.full(len(images), NOISE)
-            noisy = case.balls.random_starts(images, radius, case.seed, case.rows[part], number)
-            found["noise", value] = case.target(noisy).argmax(dim=1) == labels
+        for value, radius in zip(eps, batch.radii.tolist(), strict=True):
+            restart = np.full(len(images), NOISE_RESTART)
+            noisy = batch.ball.random_starts(images, radius, batch.seed, batch.image_ids[part], restart)
+            found["noise", value] = batch.model(noisy).argmax(dim=1) == labels
     return {name: values.cpu().numpy().astype(np.float64) for name, values in found.items()}

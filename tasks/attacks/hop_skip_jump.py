@@ -1,4 +1,4 @@
-"""HopSkipJump, which asks for labels alone (Chen et al. 2020, arXiv 1904.02144), by ART."""
+"""HopSkipJump, a decision-based attack (Chen et al. 2020, arXiv 1904.02144), as implemented in ART."""
 
 import math
 from contextlib import suppress
@@ -8,93 +8,132 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.attacks.estimators import ORDERS, estimator_of, numpy_seeded
-from tasks.attacks.gradient.descent import misclassified
+from tasks.attacks.art_estimator import ART_NORMS, art_estimator, numpy_seeded
+from tasks.attacks.batch import AttackBatch, MinimumEps
+from tasks.attacks.gradient.losses import N_CONFIRMATIONS, misclassified
 from tasks.models.compute import device_of
 
-FIRST_EVALUATIONS = 24
-"""Queries of the first estimate of a direction; later ones take more, by the root of their number (the paper's 100)."""
+INITIAL_EVALUATIONS = 24
+"""Queries of the first estimate of a direction; later estimates take more, by the square root of their number (100 in
+the paper)."""
 BATCH_SIZE = 64
+
+
+def run_hop_skip_jump(
+    batch: AttackBatch, chosen: np.ndarray, is_misclassified: np.ndarray, n_queries: int
+) -> MinimumEps:
+    """Search for small perturbations with HopSkipJump.
+
+    The start for each image is the nearest other image of the batch that is consistently predicted as another class.
+
+    Args:
+        batch: model and images.
+        chosen: row numbers of the images to attack, ``(n,)``; the others are returned as surviving.
+        is_misclassified: whether each image is misclassified unchanged, bool ``(N,)``.
+        n_queries: maximum number of queries of each image.
+    """
+    index, adversarial = np.where(is_misclassified, -1, len(batch.radii)), batch.images.copy()
+    flat = batch.images.reshape(len(index), -1).astype(np.float64)
+    squared_norms = (flat**2).sum(axis=1)
+    distances = squared_norms[:, None] + squared_norms - 2 * flat @ flat.T
+    for _ in range(1 + N_CONFIRMATIONS if getattr(batch.model, "n_draws", 1) > 1 else 1):
+        distances[batch.labels[:, None] == batch.predictions()] = np.inf
+    rows = chosen[~is_misclassified[chosen] & np.isfinite(distances[chosen]).any(axis=1)]
+    if rows.size:
+        found = hop_skip_jump(
+            batch.model,
+            batch.images[rows],
+            batch.labels[rows],
+            batch.images[distances[rows].argmin(axis=1)],
+            batch.n_classes,
+            batch.ball.norm,
+            batch.ball.value_range,
+            n_queries,
+            batch.seed,
+        )
+        at = batch.smallest_index(rows, found)
+        inside = at < len(batch.radii)
+        index[rows[inside]], adversarial[rows[inside]] = at[inside], found[inside]
+    return MinimumEps(index, np.full(len(index), "hop_skip_jump", dtype=object), adversarial)
 
 
 def hop_skip_jump(
     model: nn.Module,
     images: np.ndarray,
     labels: np.ndarray,
-    begin: np.ndarray,
+    starts: np.ndarray,
     n_classes: int,
     norm: str,
     value_range: tuple[float, float],
     n_queries: int,
     seed: int,
 ) -> np.ndarray:
-    """Misclassified images as near to the originals as so many queries bring them, float32 ``(N, 1, H, W)``.
+    """Move misclassified starts as near to the images as the queries allow; returns float32 ``(N, C, H, W)``.
 
-    A random model may take a start for the label at one look: then it is asked again. A start that is taken for it each
-    time comes back as it is.
+    A random model may predict the true class for a start now and then; the attack then queries it again. A start that
+    is always predicted as the true class is returned unchanged.
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode.
-        images: float32 ``(N, 1, H, W)`` within the value range.
+        images: float32 ``(N, C, H, W)`` within the value range.
         labels: true classes, int ``(N,)``.
-        begin: images of which the model says something else than the label, float32 ``(N, 1, H, W)``.
+        starts: misclassified images, float32 ``(N, C, H, W)``.
         n_classes: K.
-        norm: that is to be small, ``linf`` or ``l2``.
+        norm: to minimise, ``linf`` or ``l2``.
         value_range: lowest and highest value of a pixel.
-        n_queries: labels that are asked for, at most, of each image; without those by which
-            :func:`tasks.attacks.gradient.descent.misclassified` makes sure of what a random model seems to get wrong.
+        n_queries: maximum number of predictions of each image, without the confirmations of
+            :func:`tasks.attacks.gradient.losses.misclassified`.
         seed: of numpy's global generator, from which ART draws.
     """
     import art
 
-    found = begin.astype(np.float32)
+    found = starts.astype(np.float32)
     with numpy_seeded(seed):
         for row, image in enumerate(images):
             device = device_of(model)
             known = torch.from_numpy(image).to(device), torch.from_numpy(found[row]).to(device)
-            asked = _Asked(model, *known, int(labels[row]), norm, n_queries)
-            estimator = estimator_of(asked, images.shape[1:], n_classes, value_range)
+            counted = _QueryCounter(model, *known, int(labels[row]), norm, n_queries)
+            estimator = art_estimator(counted, images.shape[1:], n_classes, value_range)
             attack = art.attacks.evasion.HopSkipJump(
                 estimator,
-                norm=ORDERS[norm],
+                norm=ART_NORMS[norm],
                 max_iter=n_queries,
-                init_eval=FIRST_EVALUATIONS,
+                init_eval=INITIAL_EVALUATIONS,
                 batch_size=BATCH_SIZE,
                 verbose=False,
             )
-            # where a look takes the start for the label, ART would draw others, from a generator that nothing seeds
+            # otherwise ART draws other starts, from a generator that is not seeded
             attack.init_size = 0
             label = np.eye(n_classes, dtype=np.float32)[labels[row : row + 1]]
-            with suppress(_AllAsked):
+            with suppress(_QueriesSpent):
                 while True:
                     attack.generate(image[None], label, x_adv_init=found[row : row + 1])
-            found[row] = asked.nearest().cpu().numpy()
+            found[row] = counted.nearest().cpu().numpy()
     return found
 
 
-class _AllAsked(Exception):
-    """So many queries were allowed."""
+class _QueriesSpent(Exception):
+    """The number of queries is used up."""
 
 
-class _Asked(nn.Module):
-    """A target that counts what it is asked about one image, and remembers what it gets wrong, ever nearer.
+class _QueryCounter(nn.Module):
+    """A model that counts the queries for one image and keeps the nearest misclassified images.
 
-    What a random target gets wrong by luck is told ART as the label: it would go on from there, where nothing breaks.
-
-    ART's search for the size of a step never ends where the boundary is not smooth (JPEG, few grey levels): the count
-    ends it.
+    A prediction of a random model that is wrong by chance is returned as the true class; otherwise ART would continue
+    from an image that is not adversarial. ART's search for a step size does not end where the decision boundary is not
+    smooth (JPEG, few grey levels); the limit of queries ends it.
     """
 
-    def __init__(self, model: nn.Module, image: Tensor, begin: Tensor, label: int, norm: str, n_queries: int) -> None:
+    def __init__(self, model: nn.Module, image: Tensor, start: Tensor, label: int, norm: str, n_queries: int) -> None:
         super().__init__()
         self.model, self.image, self.label, self.n_left = model, image, label, n_queries
-        self.order = ORDERS[norm]
-        self.trail = [begin]
-        self.distance = float((begin - image).flatten().norm(self.order))
+        self.order = ART_NORMS[norm]
+        self.nearest_so_far = [start]
+        self.distance = float((start - image).flatten().norm(self.order))
 
     def forward(self, images: Tensor) -> Tensor:
         if self.n_left < len(images):
-            raise _AllAsked
+            raise _QueriesSpent
         self.n_left -= len(images)
         logits: Tensor = self.model(images)
         labels = torch.full((len(images),), self.label, device=images.device)
@@ -103,15 +142,15 @@ class _Asked(nn.Module):
         distances[~wrong] = math.inf
         if distances.min() < self.distance:
             self.distance = float(distances.min())
-            self.trail.append(images[distances.argmin()].clone())
+            self.nearest_so_far.append(images[distances.argmin()].clone())
         return torch.where(wrong[:, None], logits, F.one_hot(labels, logits.shape[1]))
 
     def nearest(self) -> Tensor:
-        """The nearest that is wrong; of a random target at further looks, too: of many at the boundary, luck chose."""
+        """The nearest misclassified image; for a random model the nearest that is confirmed by further predictions."""
         if getattr(self.model, "n_draws", 1) == 1:
-            return self.trail[-1]
-        latest = torch.stack(self.trail[-BATCH_SIZE:])
+            return self.nearest_so_far[-1]
+        latest = torch.stack(self.nearest_so_far[-BATCH_SIZE:])
         labels = torch.full((len(latest),), self.label, device=latest.device)
         with torch.inference_mode():
             wrong = misclassified(self.model, latest, labels, self.model(latest)).nonzero()[:, 0]
-        return latest[wrong[-1]] if len(wrong) else self.trail[0]
+        return latest[wrong[-1]] if len(wrong) else self.nearest_so_far[0]

@@ -1,4 +1,4 @@
-"""The Square attack: random search that asks for scores alone (Andriushchenko et al. 2020, arXiv 1912.00049)."""
+"""The Square attack: a random search on scores (Andriushchenko et al. 2020, arXiv 1912.00049)."""
 
 import bisect
 import math
@@ -7,12 +7,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.gradient.descent import logit_margin, misclassified
+from tasks.attacks.batch import AttackBatch, MinimumEps
+from tasks.attacks.gradient.losses import logit_margin, misclassified
+from tasks.attacks.sweep import EpsBracket
 
-FIRST_SHARE = 0.8
-"""Of the pixels, that the first squares cover; it is halved after each of ``HALVED``."""
-HALVED = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
-"""Shares of the queries (the paper's, of ten thousand)."""
+INITIAL_PIXEL_FRACTION = 0.8
+"""Fraction of the pixels that the first squares cover; it is halved after each fraction of ``HALVINGS``."""
+HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+"""Fractions of the queries (the paper's schedule for 10,000 queries)."""
+
+
+def run_square(batch: AttackBatch, begin: np.ndarray, n_queries: int) -> MinimumEps:
+    """Search up and down the grid of radii with the Square attack.
+
+    Args:
+        batch: model and images; L-infinity balls.
+        begin: index of the radius to begin with, ``(N,)``; -1 for images that are misclassified unchanged.
+        n_queries: queries of each image at each radius that is tried.
+    """
+    assert batch.ball.norm == "linf"
+
+    def attempt(part: np.ndarray, images: Tensor, labels: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+        value_range, image_ids = batch.ball.value_range, batch.image_ids[part]
+        return square(batch.model, images, labels, radii, value_range, n_queries, batch.seed, image_ids)
+
+    bracket = EpsBracket(len(batch.images), batch.radii)
+    adversarial = batch.images.copy()
+    rows = np.arange(len(batch.images))
+    rows = rows[~bracket.update(rows, begin < 0)]
+    bracket.trial[rows] = begin[rows].clip(0, len(batch.radii) - 1)
+    while rows.size:
+        found, broken = batch.run(rows, bracket.radii_of(rows), attempt)
+        adversarial[rows[broken]] = found[broken]
+        rows = rows[~bracket.update(rows, broken)]
+    return MinimumEps(bracket.breaks, np.full(len(begin), "square", dtype=object), adversarial)
 
 
 def square(
@@ -23,48 +51,49 @@ def square(
     value_range: tuple[float, float],
     n_queries: int,
     seed: int,
-    rows: np.ndarray,
+    image_ids: np.ndarray,
 ) -> tuple[Tensor, Tensor]:
-    """Adversarial images, each in a ball (L-infinity) of its own, and whether they are misclassified.
+    """Attack images, each in an L-infinity ball of its own radius.
 
-    It begins with vertical stripes. Each query lifts or lowers the pixels of a random square to the border of the ball;
-    what makes the margin smaller is kept. ART's takes three forward passes a query and one square for all images.
+    The first query adds vertical stripes. Each further query sets the pixels of a random square to the border of the
+    ball; a change that makes the margin smaller is kept. Each image has squares of its own and takes one forward pass a
+    query (ART's implementation: three passes, one square for all images).
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode.
-        images: float32 ``(N, 1, H, W)`` within the value range, on the model's device.
+        images: float32 ``(N, C, H, W)`` within the value range, on the model's device.
         labels: true classes, int64 ``(N,)``, on the model's device.
         radii: of the balls in units of the value range, ``(N, 1, 1, 1)``.
         value_range: lowest and highest value of a pixel.
-        n_queries: forward passes of each image, at most.
+        n_queries: maximum number of forward passes of each image.
         seed: of the squares.
-        rows: a number for each image, int ``(N,)``, which its squares depend on.
+        image_ids: a number for each image, int ``(N,)``; with the seed it determines the squares.
 
     Returns:
-        ``(N, 1, H, W)``: the point of the smallest margin that was found; bool ``(N,)``.
+        The images with the smallest margin found, ``(N, C, H, W)``; whether each is misclassified, bool ``(N,)``.
     """
     height, width = images.shape[-2:]
     device = images.device
-    draws = [np.random.default_rng([seed, int(row)]) for row in rows]
-    adversarial, is_broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    draws = [np.random.default_rng([seed, int(image)]) for image in image_ids]
+    adversarial, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     active = torch.arange(len(images), device=device)
     stripes = torch.from_numpy(np.stack([draw.choice([-1, 1], size=(1, 1, width)) for draw in draws])).to(images)
-    moved = (images + radii * stripes).clamp_(*value_range)
+    candidate = (images + radii * stripes).clamp_(*value_range)
     best, smallest = images, torch.full((len(images),), torch.inf, device=device)
     down, right = (torch.arange(size, device=device) for size in (height, width))
 
     for query in range(n_queries):
         with torch.inference_mode():
-            logits = model(moved)
-            margins, found = logit_margin(logits, labels), misclassified(model, moved, labels, logits)
-        # a random model's lucky prediction is no reason to stay
+            logits = model(candidate)
+            margins, found = logit_margin(logits, labels), misclassified(model, candidate, labels, logits)
+        # one wrong prediction of a random model is not a success: its margin must not count as negative
         margins = torch.where(found, margins, margins.clamp_min(0))
         better = margins < smallest
-        best = torch.where(better[:, None, None, None], moved, best)
+        best = torch.where(better[:, None, None, None], candidate, best)
         smallest = torch.where(better, margins, smallest)
         adversarial[active] = best
         wrong = smallest < 0
-        is_broken[active] = wrong
+        broken[active] = wrong
         if wrong.all():
             break
         if wrong.any():
@@ -83,11 +112,11 @@ def square(
         )
         inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
         lifted = (images + radii * sign[:, :, None, None]).clamp_(*value_range)
-        moved = torch.where(inside, lifted, best)
-    return adversarial, is_broken
+        candidate = torch.where(inside, lifted, best)
+    return adversarial, broken
 
 
 def _side(progress: float, height: int, width: int) -> int:
-    """Of the squares, in pixels, once this share of the queries is spent."""
-    share = FIRST_SHARE / 2 ** bisect.bisect_left(HALVED, progress)
-    return min(max(round(math.sqrt(share * height * width)), 1), height - 1, width - 1)
+    """Side of the squares in pixels after this fraction of the queries."""
+    fraction = INITIAL_PIXEL_FRACTION / 2 ** bisect.bisect_left(HALVINGS, progress)
+    return min(max(round(math.sqrt(fraction * height * width)), 1), height - 1, width - 1)

@@ -1,17 +1,16 @@
-"""The smallest radius of a grid that breaks each image, for about the cost of an attack at one radius.
+"""The sweep: the smallest radius of a grid that breaks each image, at about the cost of an attack at one radius.
 
-Balls nest: what breaks an image breaks it in every larger ball, and an image that holds in one ball is taken to hold in
-every smaller one. So no image is attacked at every radius:
+Balls nest: a perturbation that breaks an image lies in every larger ball, and an image that survives in one ball is
+taken to survive in every smaller one. So no image is attacked at every radius:
 
-- One gradient of the margin tells, to first order, which radius should break an image: the margin over the gradient's
-  dual norm (as in DeepFool; Moosavi-Dezfooli et al. 2016, arXiv 1511.04599). There the search begins.
-- An image that breaks goes on at the next smaller radius, one that holds at the next larger, until a radius that
-  breaks it stands next to one that does not. A radius is done with as soon as the image breaks, so nearly all the work
-  is the attack on each image at the largest radius that it withstands (once, and once more for each restart).
-- Every image of a batch has its own radius and its own number of steps. As one is done, the next takes its place, so
-  that batches stay full.
-- Gradients may be of bfloat16, which processors that know it multiply faster. What holds and what breaks is said in
-  float32 alone: of an image that bfloat16 takes for broken, and of one whose steps are spent.
+- To first order, the margin divided by the dual norm of its gradient is the radius that breaks an image (as in
+  DeepFool; Moosavi-Dezfooli et al. 2016, arXiv 1511.04599). The search begins there.
+- A broken image continues at the next smaller radius, a surviving one at the next larger, until a radius that breaks
+  it is next to one that does not. An image leaves a radius as soon as it is broken, so nearly all the work is the
+  attack at the largest radius that each image survives (once, and once more for each restart).
+- Every image of a batch has its own radius and its own number of steps. When one is finished, the next image takes its
+  place, so that batches stay full.
+- Gradients may be computed in bfloat16. Success and survival are decided in float32 alone.
 """
 
 from dataclasses import dataclass
@@ -20,64 +19,87 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.gradient.balls import Balls
-from tasks.attacks.gradient.descent import logit_margin, misclassified
+from tasks.attacks.batch import AttackBatch, MinimumEps
+from tasks.attacks.gradient.losses import logit_margin, misclassified
+from tasks.attacks.gradient.norm_ball import NormBall
 from tasks.models.compute import device_of, in_precision
 from tasks.params import Precision
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What a sweep found for N images and R radii."""
+class SweepResult:
+    """The result of a sweep over N images and R radii."""
 
-    broken_at: np.ndarray
-    """Index of the smallest radius that breaks the image, int64 ``(N,)``; -1: wrong as it is; R: none does."""
+    index: np.ndarray
+    """Index of the smallest radius that breaks the image, int64 ``(N,)``; -1: misclassified unchanged; R: none does."""
     adversarial: np.ndarray
-    """Float32 ``(N, 1, H, W)``: what breaks the image there; the image itself for -1, the last attempt for R."""
+    """float32 ``(N, C, H, W)``: the adversarial image at this radius; the image itself for -1, the last attempt for
+    R."""
     n_forward: int
-    """Images sent forward through the model without a gradient, in float32."""
+    """Forward passes without a gradient, counted in images; float32."""
     n_gradient: int
-    """Images sent forward and backward, in the precision that was asked for."""
+    """Forward and backward passes, counted in images; in the precision of the gradients."""
+
+
+def run_sweep(
+    batch: AttackBatch, n_steps: int, relative_step: float, n_restarts: int, precision: Precision = "float32"
+) -> MinimumEps:
+    """Run :func:`pgd_sweep` on a batch."""
+    result = pgd_sweep(
+        batch.model,
+        batch.images,
+        batch.labels,
+        batch.radii,
+        batch.ball,
+        batch.batch_size,
+        n_steps,
+        relative_step,
+        n_restarts,
+        batch.seed,
+        batch.image_ids,
+        precision,
+    )
+    return MinimumEps(result.index, np.full(len(batch.images), "sweep", dtype=object), result.adversarial)
 
 
 def fgsm_sweep(
-    model: nn.Module, images: np.ndarray, labels: np.ndarray, radii: np.ndarray, balls: Balls, batch_size: int
-) -> Sweep:
+    model: nn.Module, images: np.ndarray, labels: np.ndarray, radii: np.ndarray, ball: NormBall, batch_size: int
+) -> SweepResult:
     """Smallest radius at which the fast gradient sign method breaks each image (Goodfellow et al. 2015).
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
-        images: float32 ``(N, 1, H, W)`` within the value range.
+        images: float32 ``(N, C, H, W)`` within the value range.
         labels: true classes, int64 ``(N,)``.
         radii: rising, in units of the value range, ``(R,)``.
-        balls: their norm, and the value range.
-        batch_size: images a pass.
+        ball: norm and value range.
+        batch_size: images of one pass.
 
     Raises:
-        NotFinite: a logit is not finite.
+        NonFiniteLogits: a logit is NaN or infinite.
     """
     device = device_of(model)
-    bracket, adversarial, n_forward = Bracket(len(images), radii), images.copy(), 0
+    bracket, adversarial, n_forward = EpsBracket(len(images), radii), images.copy(), 0
     for start in range(0, len(images), batch_size):
         rows = np.arange(start, min(start + batch_size, len(images)))
         origins, target = _on_device(device, images[rows], labels[rows])
-        logits, gradient = _look(model, origins, target)
+        logits, gradient = _logits_and_margin_gradient(model, origins, target)
         wrong, margins = _wrong(model, origins, target, logits), logit_margin(logits, target)
-        guess = _first_order_guess(margins, balls.slope(gradient), radii)
-        directions = balls.steepest(gradient)
-        rows = rows[~bracket.learn(rows, wrong)]
+        guess = _first_order_guess(margins, ball.slope(gradient), radii)
+        directions = ball.steepest(gradient)
+        rows = rows[~bracket.update(rows, wrong)]
         bracket.trial[rows] = guess[rows - start]
         while rows.size:
             (slots,) = _on_device(device, rows - start)
             sizes = _per_image(bracket.radii_of(rows), device)
-            moved = torch.addcmul(origins[slots], directions[slots], sizes).clamp_(*balls.value_range)
+            perturbed = torch.addcmul(origins[slots], directions[slots], sizes).clamp_(*ball.value_range)
             with torch.inference_mode():
-                broke = _wrong(model, moved, target[slots], model(moved))
+                broken = _wrong(model, perturbed, target[slots], model(perturbed))
             n_forward += len(rows)
-            worth_keeping = broke | bracket.at_last(rows)
-            adversarial[rows[worth_keeping]] = moved.cpu().numpy()[worth_keeping]
-            rows = rows[~bracket.learn(rows, broke)]
-    return Sweep(bracket.breaks, adversarial, n_forward, len(images))
+            to_keep = broken | bracket.is_last(rows)
+            adversarial[rows[to_keep]] = perturbed.cpu().numpy()[to_keep]
+            rows = rows[~bracket.update(rows, broken)]
+    return SweepResult(bracket.breaks, adversarial, n_forward, len(images))
 
 
 def pgd_sweep(
@@ -85,69 +107,69 @@ def pgd_sweep(
     images: np.ndarray,
     labels: np.ndarray,
     radii: np.ndarray,
-    balls: Balls,
+    ball: NormBall,
     batch_size: int,
     n_steps: int,
     relative_step: float,
     n_restarts: int,
     seed: int,
-    numbers: np.ndarray,
+    image_ids: np.ndarray,
     precision: Precision = "float32",
-) -> Sweep:
-    """Smallest radius at which projected gradient descent on the margin breaks each image (Madry et al. 2018).
+) -> SweepResult:
+    """Smallest radius at which PGD on the margin breaks each image (Madry et al. 2018, arXiv 1706.06083).
 
-    With two classes, the gradient of the margin (true logit minus the largest other) has the direction of the
-    cross-entropy's, and does not vanish where the softmax saturates. The first start in a ball is where the search
-    comes from: a step of the ball's radius from the image, or the end of the attack at the radius before.
+    With two classes, the gradient of the margin (true logit minus the largest other) has the direction of the gradient
+    of the cross-entropy and does not vanish where the softmax saturates. The first start in a ball is warm: one step of
+    the size of the radius from the image, or the last point of the attack at the radius before.
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
-        images: float32 ``(N, 1, H, W)`` within the value range.
+        images: float32 ``(N, C, H, W)`` within the value range.
         labels: true classes, int64 ``(N,)``.
         radii: rising, in units of the value range, ``(R,)``.
-        balls: their norm, and the value range.
-        batch_size: images a pass.
+        ball: norm and value range.
+        batch_size: images of one pass.
         n_steps: gradient steps of every start.
-        relative_step: size of a step over the radius.
-        n_restarts: random starts, after the first, of images that hold.
+        relative_step: step size divided by the radius.
+        n_restarts: further random starts of images that survive the first start.
         seed: of the random starts.
-        numbers: of the images, ``(N,)``; an image's random starts depend on its number and the seed alone.
+        image_ids: a number for each image, ``(N,)``; with the seed it determines the random starts.
         precision: of convolutions and matrix products in the gradients.
 
     Raises:
-        NotFinite: a logit is not finite.
+        NonFiniteLogits: a logit is NaN or infinite.
     """
     device = device_of(model)
-    bracket, adversarial, n_forward, n_gradient = Bracket(len(images), radii), images.copy(), 0, 0
+    bracket, adversarial, n_forward, n_gradient = EpsBracket(len(images), radii), images.copy(), 0, 0
     rows = np.arange(min(batch_size, len(images)))
     n_taken = len(rows)
     steps, restarts = np.zeros_like(rows), np.zeros_like(rows)
     origins, target = _on_device(device, images[rows], labels[rows])
-    moved = origins.clone()
+    perturbed = origins.clone()
     while rows.size:
         # the first pass over an image is over the image itself
         fresh = bracket.trial[rows] < 0
-        logits, gradient = _look(model, moved, target, precision)
+        logits, gradient = _logits_and_margin_gradient(model, perturbed, target, precision)
         n_gradient += len(rows)
         if precision != "float32":
-            says_safe = (logit_margin(logits, target) > 0).cpu().numpy()
-            doubtful = np.flatnonzero(fresh | (steps == n_steps) | ~says_safe)
-            if doubtful.size:
-                (slots,) = _on_device(device, doubtful)
+            surviving = (logit_margin(logits, target) > 0).cpu().numpy()
+            undecided = np.flatnonzero(fresh | (steps == n_steps) | ~surviving)
+            if undecided.size:
+                (slots,) = _on_device(device, undecided)
                 with torch.inference_mode():
-                    logits[slots] = model(moved[slots])
-                n_forward += len(doubtful)
-        broke = _wrong(model, moved, target, logits)
-        held = ~broke & ~fresh & (steps == n_steps)
+                    logits[slots] = model(perturbed[slots])
+                n_forward += len(undecided)
+        broken = _wrong(model, perturbed, target, logits)
+        held = ~broken & ~fresh & (steps == n_steps)
         again = held & (restarts < n_restarts)
-        ended = fresh | broke | (held & ~again)
+        ended = fresh | broken | (held & ~again)
 
-        worth_keeping = ~fresh & ended & (broke | bracket.at_last(rows))
-        adversarial[rows[worth_keeping]] = moved[torch.from_numpy(worth_keeping)].cpu().numpy()
+        to_keep = ~fresh & ended & (broken | bracket.is_last(rows))
+        adversarial[rows[to_keep]] = perturbed[torch.from_numpy(to_keep)].cpu().numpy()
         if fresh.any():
-            guess = _first_order_guess(logit_margin(logits, target), balls.slope(gradient), radii)
+            guess = _first_order_guess(logit_margin(logits, target), ball.slope(gradient), radii)
         done = np.zeros(len(rows), dtype=bool)
-        done[ended] = bracket.learn(rows[ended], broke[ended])
+        done[ended] = bracket.update(rows[ended], broken[ended])
         starting = fresh & ~done
         if starting.any():
             bracket.trial[rows[starting]] = guess[starting]
@@ -156,64 +178,67 @@ def pgd_sweep(
 
         if done.any():
             (stay,) = _on_device(device, np.flatnonzero(~done))
-            origins, moved, target, gradient = (held[stay] for held in (origins, moved, target, gradient))
+            origins, perturbed, target, gradient = (held[stay] for held in (origins, perturbed, target, gradient))
             rows, steps, restarts = (held[~done] for held in (rows, steps, restarts))
             fresh, again = fresh[~done], again[~done]
 
-        on_trial = bracket.radii_of(rows)
-        sizes = _per_image(on_trial, device)
-        strides = _per_image(on_trial * np.where(fresh, 1, relative_step), device)
-        moved = balls.project(moved.addcmul_(balls.steepest(gradient), strides), origins, sizes)
+        trial_radii = bracket.radii_of(rows)
+        sizes = _per_image(trial_radii, device)
+        strides = _per_image(trial_radii * np.where(fresh, 1, relative_step), device)
+        perturbed = ball.project(perturbed.addcmul_(ball.steepest(gradient), strides), origins, sizes)
         if again.any():
             (slots,) = _on_device(device, np.flatnonzero(again))
-            starts = numbers[rows[again]], restarts[again]
-            moved[slots] = balls.random_starts(origins[slots], sizes[slots], seed, *starts)
+            starts = image_ids[rows[again]], restarts[again]
+            perturbed[slots] = ball.random_starts(origins[slots], sizes[slots], seed, *starts)
 
         new = np.arange(n_taken, min(n_taken + batch_size - len(rows), len(images)))
         if new.size:
             n_taken += len(new)
             new_images, new_labels = _on_device(device, images[new], labels[new])
-            origins, moved = torch.cat([origins, new_images]), torch.cat([moved, new_images])
+            origins, perturbed = torch.cat([origins, new_images]), torch.cat([perturbed, new_images])
             target = torch.cat([target, new_labels])
             rows = np.append(rows, new)
             steps, restarts = (np.pad(count, (0, len(new))) for count in (steps, restarts))
-    return Sweep(bracket.breaks, adversarial, n_forward, n_gradient)
+    return SweepResult(bracket.breaks, adversarial, n_forward, n_gradient)
 
 
-class Bracket:
-    """For each image the largest radius known to hold, the smallest known to break, and the one on trial, by index.
+class EpsBracket:
+    """Bracket of the smallest breaking radius of each image.
 
-    Index -1 is the image as it is.
+    ``survives`` is the index of the largest radius that the image survived, ``breaks`` of the smallest that broke it,
+    ``trial`` of the radius to try next. Index -1 is the unchanged image.
     """
 
     def __init__(self, n_images: int, radii: np.ndarray) -> None:
         self.radii = radii
-        self.holds = np.full(n_images, -2)
+        self.survives = np.full(n_images, -2)
         self.breaks = np.full(n_images, len(radii))
         self.trial = np.full(n_images, -1)
 
-    def learn(self, rows: np.ndarray, broke: np.ndarray) -> np.ndarray:
-        """Take in how the trials of these images ended, choose the next; whether each image is done, bool."""
+    def update(self, rows: np.ndarray, broken: np.ndarray) -> np.ndarray:
+        """Record the outcome of the trials of some images, choose the next; return whether each image is finished."""
         trial = self.trial[rows]
-        self.breaks[rows[broke]] = trial[broke]
-        self.holds[rows[~broke]] = trial[~broke]
-        self.trial[rows] = np.where(broke, trial - 1, trial + 1)
-        done: np.ndarray = self.breaks[rows] - self.holds[rows] == 1
+        self.breaks[rows[broken]] = trial[broken]
+        self.survives[rows[~broken]] = trial[~broken]
+        self.trial[rows] = np.where(broken, trial - 1, trial + 1)
+        done: np.ndarray = self.breaks[rows] - self.survives[rows] == 1
         return done
 
     def radii_of(self, rows: np.ndarray) -> np.ndarray:
-        """Radius on trial for each of these images."""
+        """Radius to try next, for each of these images."""
         of_rows: np.ndarray = self.radii[self.trial[rows]]
         return of_rows
 
-    def at_last(self, rows: np.ndarray) -> np.ndarray:
-        """Whether the largest radius is on trial."""
+    def is_last(self, rows: np.ndarray) -> np.ndarray:
+        """Return whether the largest radius is to be tried next."""
         last: np.ndarray = self.trial[rows] == len(self.radii) - 1
         return last
 
 
-def _look(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "float32") -> tuple[Tensor, Tensor]:
-    """Logits ``(N, K)``, and the gradient ``(N, 1, H, W)`` along which margins fall, both as float32."""
+def _logits_and_margin_gradient(
+    model: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "float32"
+) -> tuple[Tensor, Tensor]:
+    """Logits ``(N, K)``, and the negative gradient of the margins ``(N, C, H, W)``, both as float32."""
     with torch.enable_grad():
         variable = images.detach().requires_grad_()
         with in_precision(precision, images.device):
@@ -223,20 +248,20 @@ def _look(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision
 
 
 def _first_order_guess(margins: Tensor, slopes: Tensor, radii: np.ndarray) -> np.ndarray:
-    """Index of the radius that would just break each image if the margin were linear; the last if none would."""
+    """Index of the smallest radius that breaks each image if the margin is linear; the last radius if none does."""
     needed = (margins / slopes.clamp_min(torch.finfo(slopes.dtype).tiny)).cpu().numpy()
     guess: np.ndarray = np.searchsorted(radii, needed).clip(0, len(radii) - 1)
     return guess
 
 
 def _wrong(model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) -> np.ndarray:
-    """Where another class is predicted, bool ``(N,)``."""
+    """Return which images are misclassified, bool ``(N,)``."""
     wrong: np.ndarray = misclassified(model, images, labels, logits).cpu().numpy()
     return wrong
 
 
 def _per_image(values: np.ndarray, device: torch.device) -> Tensor:
-    """Numbers ``(N,)`` as float32 ``(N, 1, 1, 1)``."""
+    """Values ``(N,)`` as a float32 tensor ``(N, 1, 1, 1)``."""
     return torch.from_numpy(values.astype(np.float32)).to(device)[:, None, None, None]
 
 

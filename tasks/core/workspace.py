@@ -134,9 +134,9 @@ class Workspace:
         """Certified radius of each image; only for targets that are certified."""
         return self.attack_folder(target) / "certified.parquet"
 
-    def perturbations(self, surrogate: str) -> Path:
-        """Folder of the perturbations that were computed on a target."""
-        return self.attack_folder(surrogate) / "perturbations"
+    def perturbation_file(self, surrogate: str, attack: str, eps: float) -> Path:
+        """Perturbations of one attack on one surrogate at one eps."""
+        return self.attack_folder(surrogate) / "perturbations" / f"{attack}-eps{eps:g}.npz"
 
     def purifier(self, defence: str) -> Path:
         """Weights of the purifier of a defence, if it has one."""

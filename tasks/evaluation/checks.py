@@ -1,7 +1,7 @@
 """Checks that tell whether a target's numbers can be believed; each says where to look when it does not pass.
 
 After Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv 1902.06705), and AutoAttack's flags (Croce and
-Hein 2020, arXiv 2003.01690). Passing all of them proves nothing. docs/checks.md says of each when it is raised, what it
+Hein 2020, arXiv 2003.01690). Passing all of them proves nothing. docs/reference/checks.md says of each when it is raised, what it
 means and what to do.
 """
 
@@ -52,7 +52,7 @@ class Check:
     target: str | None
     """None where the check is about the data."""
     key: str
-    """Short name: of tags, and of the section in docs/checks.md."""
+    """Short name: of tags, and of the section in docs/reference/checks.md."""
     name: str
     """What should be."""
     status: Status
@@ -370,4 +370,4 @@ CHECKS: dict[str, tuple[str, Callable[[Evidence], Outcome | None]]] = {
     "control": ("what is known to be broken falls", _controls_fall),
     "success": ("success counts only images classified correctly before", _success_counts_correct_only),
 }
-"""Key -> what should be, and the check; in the order of the list in docs/checks.md."""
+"""Key -> what should be, and the check; in the order of the list in docs/reference/checks.md."""

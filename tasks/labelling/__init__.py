@@ -1,1 +1,1 @@
-"""Active learning: the simulated experiment, and the queries that a person answers."""
+"""Active learning: simulated in the step ``active_learning``, with a person in the flow ``labelling``."""

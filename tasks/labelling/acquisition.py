@@ -1,7 +1,7 @@
-"""Acquisition functions: which images of the pool are labelled next.
+"""Acquisition functions: they choose the images of the pool to label next.
 
-Each gives every image of the pool a score; those of the highest scores are asked about. Core-set chooses one after the
-other, since what is chosen changes what is worth choosing.
+An acquisition function gives every image of the pool a score. The images with the highest scores form the query.
+Core-set selection chooses one image after the other, because each choice changes the scores of the remaining images.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,130 +10,175 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from skactiveml.pool import average_kl_divergence, k_greedy_center, uncertainty_scores
 from torch import Tensor, nn
 
 from tasks.attacks.deepfool import deepfool
-from tasks.attacks.gradient.balls import Balls
-from tasks.attacks.gradient.descent import fgsm, logit_margin
-from tasks.labelling.dropout import draw_from
+from tasks.attacks.gradient.fgsm import fgsm
+from tasks.attacks.gradient.losses import logit_margin
+from tasks.attacks.gradient.norm_ball import NormBall
+from tasks.labelling.dropout import set_dropout_generator
 from tasks.models.compute import device_of
 from tasks.models.features import Features
 from tasks.records.perturbation_norms import perturbation_norms
 
 DEEPFOOL_STEPS = 10
+MIN_PROBABILITY = 1e-7
+"""Lower bound of a probability in the mutual information, so that its logarithm is finite."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What can be asked about, and the model that asks."""
+    """Images without a label, the labelled set, and the classifier that is trained on it."""
 
     model: nn.Module
     """Takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen."""
     images: np.ndarray
-    """Without a label, float32 ``(N, 1, H, W)``."""
+    """Images without a label, float32 ``(N, 1, H, W)``."""
     labelled: np.ndarray
-    """What the model was trained on, float32 ``(M, 1, H, W)``."""
-    balls: Balls
+    """Images of the labelled set, float32 ``(M, 1, H, W)``."""
+    ball: NormBall
+    """Norm and value range of the attacks."""
     radius: float
-    """Of attacks, in units of the value range."""
+    """Radius of the attacks, in units of the value range."""
     n_passes: int
-    """With dropout."""
+    """Forward passes with dropout in ``bald``."""
     batch_size: int
+    """Images in a forward pass."""
     seed: int
+    """Seed of random scores, ties and dropout."""
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Of the model, for the images, float64 ``(N, K)``."""
-        return probabilities(self.model, self.images, self.batch_size)
+        """Predicted probabilities of the images without a label, float64 ``(N, K)``."""
+        return predict_probabilities(self.model, self.images, self.batch_size)
 
 
-def choose(acquisition: str, pool: Pool, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the images to ask about, the most wanted first, int64 ``(n,)``, and their scores, float64 ``(n,)``.
+def select_query(acquisition: str, pool: Pool, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions in the pool of the images to label, int64 ``(n,)``, and their scores, float64 ``(n,)``.
 
-    Images of equal scores come in a random order that depends on the seed alone.
+    The highest score comes first. Images with equal scores come in a random order that depends on the seed alone.
 
     Args:
-        acquisition: its name in ``params.yaml``, or ``random``.
+        acquisition: name of the acquisition function in ``params.yaml``, or ``random``.
         pool: at least ``n`` images.
-        n: images, at least 1.
+        n: number of images, at least 1.
     """
     assert 1 <= n <= len(pool.images)
     if acquisition == "core_set":
-        return _core_set(pool, n)
-    scores = SCORES[acquisition](pool)
+        return k_center_greedy(_features(pool, pool.images), _features(pool, pool.labelled), n, pool.seed)
+    scores = SCORE_FUNCTIONS[acquisition](pool)
     assert scores.shape == (len(pool.images),)
     ties = np.random.default_rng(pool.seed).permutation(len(scores))
     chosen = np.lexsort((ties, -scores))[:n]
     return chosen, scores[chosen]
 
 
-def probabilities(model: nn.Module, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Softmax of a model's logits, float64 ``(N, K)``; rows sum to 1.
+def predict_probabilities(model: nn.Module, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return the softmax of a model's logits, float64 ``(N, K)``.
 
     Raises:
-        ValueError: one is NaN.
+        ValueError: a probability is NaN.
     """
-    shares = np.concatenate([_softmax(model(batch)) for batch in _batches(model, images, batch_size)])
-    if n_broken := int(np.isnan(shares).any(axis=1).sum()):
+    probabilities = np.concatenate([_softmax(model(batch)) for batch in _batches(model, images, batch_size)])
+    if n_nan := int(np.isnan(probabilities).any(axis=1).sum()):
         raise ValueError(
-            f"of {n_broken} of {len(shares)} images the classifier's probabilities are NaN; lower "
-            "active_learning.training.learning_rate"
+            f"the classifier's probabilities are NaN: {n_nan} of {len(images)} images. They must be finite. Lower "
+            "active_learning.training.learning_rate."
         )
-    return shares
+    return probabilities
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Return the entropy in nats of each prediction: ``(N, K)`` to ``(N,)``."""
+    logarithms = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    entropies: np.ndarray = -(probabilities * logarithms).sum(axis=1)
+    return entropies
+
+
+def smallest_margin(probabilities: np.ndarray) -> np.ndarray:
+    """Return 1 minus the difference of the two largest probabilities: ``(N, K)`` to ``(N,)``."""
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    scores: np.ndarray = 1 - (first - second)
+    return scores
+
+
+def least_confidence(probabilities: np.ndarray) -> np.ndarray:
+    """Return 1 minus the largest probability: ``(N, K)`` to ``(N,)``."""
+    scores: np.ndarray = 1 - probabilities.max(axis=1)
+    return scores
+
+
+def mutual_information(passes: np.ndarray) -> np.ndarray:
+    """Return the mutual information in nats between label and weights: ``(P, N, K)`` to ``(N,)``.
+
+    It is the mean Kullback-Leibler divergence of P forward passes with dropout from their mean.
+    """
+    clipped = np.clip(passes, MIN_PROBABILITY, 1)
+    clipped /= clipped.sum(axis=2, keepdims=True)
+    divergences = (clipped * np.log(clipped / clipped.mean(axis=0))).sum(axis=2)
+    scores: np.ndarray = divergences.mean(axis=0)
+    return scores
+
+
+def k_center_greedy(features: np.ndarray, labelled: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images far from all labelled and chosen images, int64 ``(n,)``, and these distances, float64 ``(n,)``.
+
+    Sener and Savarese 2018 (arXiv 1708.00489), algorithm 1, with the Euclidean distance.
+
+    Args:
+        features: of the images without a label, ``(N, D)``.
+        labelled: features of the labelled set, ``(M, D)``, M at least 1.
+        n: number of images, at most N.
+        seed: of the order of images at equal distances.
+    """
+    # importing scikit-learn takes a second, and no other acquisition function needs it
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    rng = np.random.default_rng(seed)
+    chosen, scores = np.empty(n, dtype=np.int64), np.empty(n)
+    distances, centers = np.full(len(features), np.inf), labelled
+    for i in range(n):
+        distances = np.minimum(distances, pairwise_distances_argmin_min(features, centers)[1])
+        distances[chosen[:i]] = -1
+        chosen[i] = rng.choice(np.flatnonzero(distances == distances.max()))
+        scores[i] = distances[chosen[i]]
+        centers = features[chosen[i : i + 1]]
+    return chosen, scores
 
 
 def _random(pool: Pool) -> np.ndarray:
     return np.random.default_rng(pool.seed).random(len(pool.images))
 
 
-def _uncertainty(method: str) -> Callable[[Pool], np.ndarray]:
-    """Settles 2009, "Active Learning Literature Survey", section 3.1; of two classes all methods ask the same."""
+def _uncertainty(score: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pool], np.ndarray]:
+    """Return a score of the predicted probabilities; with two classes all of them rank the images equally.
 
-    def score(pool: Pool) -> np.ndarray:
-        scores: np.ndarray = uncertainty_scores(pool.probabilities, method=method)
-        return scores
-
-    return score
+    Settles 2009, "Active Learning Literature Survey", section 3.1.
+    """
+    return lambda pool: score(pool.probabilities)
 
 
 def _bald(pool: Pool) -> np.ndarray:
-    """Disagreement of passes with dropout, in nats (Houlsby et al. 2011, arXiv 1112.5745; Gal et al. 2017, 1703.02910).
+    """Return the disagreement of forward passes with dropout.
 
-    The mean Kullback-Leibler divergence of the passes from their mean is the information that the label would give
-    about the weights.
+    Houlsby et al. 2011 (arXiv 1112.5745); Gal et al. 2017 (arXiv 1703.02910).
     """
-    dropouts = draw_from(torch.Generator(device_of(pool.model)).manual_seed(pool.seed), pool.model)
+    generator = torch.Generator(device_of(pool.model)).manual_seed(pool.seed)
+    dropouts = set_dropout_generator(pool.model, generator)
     assert any(dropout.p for dropout in dropouts)
     for dropout in dropouts:
         dropout.train()
-    passes = [probabilities(pool.model, pool.images, pool.batch_size) for _ in range(pool.n_passes)]
+    passes = [predict_probabilities(pool.model, pool.images, pool.batch_size) for _ in range(pool.n_passes)]
     for dropout in dropouts:
         dropout.eval()
-    scores: np.ndarray = average_kl_divergence(np.stack(passes))
-    return scores
-
-
-def _core_set(pool: Pool, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The images farthest from all that are labelled or chosen, one after the other (Sener and Savarese 2018).
-
-    arXiv 1708.00489, algorithm 1, by Euclidean distance of penultimate features.
-    """
-    features = [
-        np.concatenate([look(batch)[1].cpu().numpy() for batch in _batches(pool.model, images, pool.batch_size)])
-        for look in [Features(pool.model)]
-        for images in (pool.labelled, pool.images)
-    ]
-    n_labelled = len(pool.labelled)
-    is_known = np.concatenate([np.zeros(n_labelled), np.full(len(pool.images), np.nan)])
-    chosen, distances = k_greedy_center(np.concatenate(features), is_known, batch_size=n, random_state=pool.seed)
-    return chosen - n_labelled, distances[np.arange(n), chosen]
+    return mutual_information(np.stack(passes))
 
 
 def _adversarial_margin(pool: Pool) -> np.ndarray:
-    """Nearness of the boundary: minus the margin over the dual norm of its gradient, to first order.
+    """Return minus the distance to the decision boundary, to first order.
 
-    The first step of DeepFool (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599).
+    The distance is the logit margin over the dual norm of its gradient: the first step of DeepFool (Moosavi-Dezfooli et
+    al. 2016, arXiv 1511.04599).
     """
 
     def score(images: Tensor, predicted: Tensor) -> Tensor:
@@ -141,55 +186,61 @@ def _adversarial_margin(pool: Pool) -> np.ndarray:
             variable = images.detach().requires_grad_()
             margins = logit_margin(pool.model(variable), predicted)
             (gradient,) = torch.autograd.grad(margins.sum(), variable)
-        return -margins.detach() / pool.balls.slope(gradient).clamp_min(torch.finfo(torch.float32).tiny)
+        return -margins.detach() / pool.ball.slope(gradient).clamp_min(torch.finfo(torch.float32).tiny)
 
-    return _of_attacked(pool, score)
+    return _score_batches(pool, score)
 
 
 def _deepfool(pool: Pool) -> np.ndarray:
-    """Minus the size of the perturbation by which DeepFool changes the prediction (Ducoffe and Precioso 2018).
+    """Return minus the norm of DeepFool's perturbation; minus infinity where DeepFool does not change the prediction.
 
-    arXiv 1802.09841; minus infinity where it finds none.
+    Ducoffe and Precioso 2018 (arXiv 1802.09841).
     """
 
     def score(images: Tensor, predicted: Tensor) -> Tensor:
-        moved, is_flipped = deepfool(pool.model, images, predicted, pool.balls, DEEPFOOL_STEPS)
-        sizes = perturbation_norms(images.cpu().numpy(), moved.cpu().numpy())[pool.balls.norm]
-        return torch.where(is_flipped.cpu(), -torch.from_numpy(sizes), -torch.inf)
+        perturbed, is_flipped = deepfool(pool.model, images, predicted, pool.ball, DEEPFOOL_STEPS)
+        norms = perturbation_norms(images.cpu().numpy(), perturbed.cpu().numpy())[pool.ball.norm]
+        return torch.where(is_flipped.cpu(), -torch.from_numpy(norms), -torch.inf)
 
-    return _of_attacked(pool, score)
+    return _score_batches(pool, score)
 
 
 def _adversarial_entropy(pool: Pool) -> np.ndarray:
-    """Entropy in nats of what is predicted once FGSM has moved the image away from its prediction."""
+    """Return the entropy of the predictions for FGSM examples, which are computed against the prediction."""
 
     def score(images: Tensor, predicted: Tensor) -> Tensor:
-        (moved,) = fgsm(pool.model, images, predicted, [pool.radius], pool.balls)
-        attacked = _softmax(pool.model(moved))
-        return torch.from_numpy(uncertainty_scores(attacked, method="entropy"))
+        (perturbed,) = fgsm(pool.model, images, predicted, [pool.radius], pool.ball)
+        return torch.from_numpy(entropy(_softmax(pool.model(perturbed))))
 
-    return _of_attacked(pool, score)
+    return _score_batches(pool, score)
 
 
-SCORES: dict[str, Callable[[Pool], np.ndarray]] = {
+SCORE_FUNCTIONS: dict[str, Callable[[Pool], np.ndarray]] = {
     "random": _random,
-    "entropy": _uncertainty("entropy"),
-    "margin": _uncertainty("margin_sampling"),
-    "least_confidence": _uncertainty("least_confident"),
+    "entropy": _uncertainty(entropy),
+    "margin": _uncertainty(smallest_margin),
+    "least_confidence": _uncertainty(least_confidence),
     "bald": _bald,
     "adversarial_margin": _adversarial_margin,
     "deepfool": _deepfool,
     "adversarial_entropy": _adversarial_entropy,
 }
+"""Acquisition functions that score images independently of each other, by their name in ``params.yaml``."""
 
 
-def _of_attacked(pool: Pool, score: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-    """Scores of all images from what an attack on their predictions finds."""
+def _score_batches(pool: Pool, score: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+    """Return the scores of all images from a function of a batch of images and its predicted labels."""
     parts = []
     for batch in _batches(pool.model, pool.images, pool.batch_size):
         predicted = pool.model(batch).argmax(dim=1)
         parts.append(score(batch, predicted).double().cpu().numpy())
     return np.concatenate(parts)
+
+
+def _features(pool: Pool, images: np.ndarray) -> np.ndarray:
+    """Return the penultimate features of images, float32 ``(n, D)``."""
+    model = Features(pool.model)
+    return np.concatenate([model(batch)[1].cpu().numpy() for batch in _batches(pool.model, images, pool.batch_size)])
 
 
 def _batches(model: nn.Module, images: np.ndarray, size: int) -> Iterator[Tensor]:
@@ -199,5 +250,5 @@ def _batches(model: nn.Module, images: np.ndarray, size: int) -> Iterator[Tensor
 
 
 def _softmax(logits: Tensor) -> np.ndarray:
-    shares: np.ndarray = logits.double().softmax(dim=1).cpu().numpy()
-    return shares
+    probabilities: np.ndarray = logits.double().softmax(dim=1).cpu().numpy()
+    return probabilities

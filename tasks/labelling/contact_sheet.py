@@ -1,4 +1,4 @@
-"""Images side by side in one file."""
+"""A contact sheet: many small images in one image file."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ GAP = 2
 
 
 def write_contact_sheet(rows: list[np.ndarray], path: Path) -> None:
-    """Write grey images in rows as PNG, on white.
+    """Write rows of grey images as one PNG with a white background.
 
     Args:
-        rows: each uint8 ``(n, H, W)``; n may differ, H and W not.
-        path: of the file.
+        rows: each uint8 ``(n, H, W)``; n may differ between rows.
+        path: of the PNG file.
     """
-    side = rows[0].shape[1] + GAP, rows[0].shape[2] + GAP
-    sheet = np.full((GAP + side[0] * len(rows), GAP + side[1] * max(map(len, rows))), 255, dtype=np.uint8)
+    height, width = rows[0].shape[1] + GAP, rows[0].shape[2] + GAP
+    sheet = np.full((GAP + height * len(rows), GAP + width * max(map(len, rows))), 255, dtype=np.uint8)
     for y, images in enumerate(rows):
         for x, image in enumerate(images):
-            top, left = GAP + y * side[0], GAP + x * side[1]
+            top, left = GAP + y * height, GAP + x * width
             sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     Image.fromarray(sheet).save(path)

@@ -1,14 +1,14 @@
-"""Dropout with a generator of its own, since steps of a flow share torch's global one."""
+"""Dropout with its own generator, because steps that run in one process share torch's global generator."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Values are dropped with probability ``p`` in training mode, the others scaled up (Srivastava et al. 2014).
+    """Set values to zero with probability ``p`` in training mode, and scale up the others (Srivastava et al. 2014).
 
     Args:
-        p: in [0, 1).
+        p: probability, in [0, 1).
     """
 
     def __init__(self, p: float) -> None:
@@ -17,15 +17,15 @@ class Dropout(nn.Module):
         self.generator: torch.Generator | None = None
 
     def forward(self, values: Tensor) -> Tensor:
-        """Values of the same shape; nothing is dropped before ``generator`` is set."""
+        """Return values of the same shape; without a generator they are unchanged."""
         if not self.training or not self.p or self.generator is None:
             return values
-        kept = torch.rand(values.shape, device=values.device, generator=self.generator) >= self.p
-        return values * kept / (1 - self.p)
+        is_kept = torch.rand(values.shape, device=values.device, generator=self.generator) >= self.p
+        return values * is_kept / (1 - self.p)
 
 
-def draw_from(generator: torch.Generator, model: nn.Module) -> list[Dropout]:
-    """Let all dropout of a network draw from a generator; returns these modules."""
+def set_dropout_generator(model: nn.Module, generator: torch.Generator) -> list[Dropout]:
+    """Set the generator of every :class:`Dropout` in a network; return these modules."""
     dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
     for dropout in dropouts:
         dropout.generator = generator

@@ -1,4 +1,4 @@
-"""Learning curves of active learning: how well a classifier does with so many labels, and which function asks best."""
+"""Learning curves of active learning: accuracy by the number of labels, and label efficiency against random queries."""
 
 from pathlib import Path
 
@@ -9,74 +9,81 @@ from tasks.statistics.calibration import expected_calibration_error
 from tasks.statistics.intervals import over_seeds, wilson
 
 RANDOM = "random"
-"""The function that all others are compared with."""
+"""Acquisition function of the baseline."""
 ALL_LABELS = "all labels"
-"""Name of the classifier that was trained on every training image, with its true label."""
+"""Name of the classifier that is trained on the true labels of all training images."""
 TARGETS = (0.9, 0.95)
-"""Shares of the clean accuracy with all labels that are to be reached."""
+"""Shares of the clean accuracy with all labels, for which the number of labels is computed."""
 RUN = ["acquisition", "seed"]
+"""Columns that identify a run."""
 
 
-def cycle_table(tested: pd.DataFrame, queries: pd.DataFrame, pools: pd.DataFrame, positive: int) -> pd.DataFrame:
-    """A row for each acquisition function, seed and cycle, in the order of ``pools``.
+def cycle_table(predictions: pd.DataFrame, queries: pd.DataFrame, pools: pd.DataFrame, positive: int) -> pd.DataFrame:
+    """Return one row for each acquisition function, seed and cycle, in the order of ``pools``.
 
-    Columns: ``acquisition``, ``seed``, ``cycle``; ``n_labelled`` that the classifier was trained on, ``n_queried`` of
-    them in this cycle; ``labelling_accuracy``: of the classifier before, on what it was about to be told;
-    ``told_accuracy``: share of this cycle's labels that are true; ``positive_share`` of the queried images;
-    ``clean_accuracy`` and ``ece`` on ``n_test`` images; ``robust_accuracy`` on ``n_attacked`` of them, and ``gap``, by
-    which it is below the clean accuracy of these; ``pool_entropy``: mean over ``n_pool`` images without a label, nats.
-    Accuracies have their 95 % Wilson interval in ``_low`` and ``_high``. What there is nothing to tell of is NaN.
+    Accuracies have their 95 % Wilson interval in ``_low`` and ``_high``. Values without images are NaN. Columns:
+
+    - ``acquisition``, ``seed``, ``cycle``
+    - ``n_labelled``: size of the labelled set; ``n_queried``: images of this cycle's query
+    - ``labelling_accuracy``: accuracy on the query of the classifier that selected it
+    - ``told_accuracy``: share of correct labels among those that the oracle assigned to the query
+    - ``positive_share``: share of the positive class in the query
+    - ``clean_accuracy``, ``ece``: on ``n_test`` images
+    - ``robust_accuracy``: on the ``n_attacked`` images that were attacked; ``gap``: their clean minus robust accuracy
+    - ``pool_entropy``: mean entropy in nats of the predictions for the ``n_pool`` images without a label
 
     Args:
-        tested: a row for each function, seed, cycle and test image: ``label``, ``predicted``, ``confidence``,
-            ``robust`` (1: right, also under attack; NaN: not attacked).
-        queries: a row for each queried image: ``label``, ``predicted`` by the classifier that asks, ``told``.
-        pools: a row for each function, seed and cycle: ``n_labelled``, ``n_pool``, ``pool_entropy``.
+        predictions: one row for each function, seed, cycle and test image: ``label``, ``predicted``, ``confidence``,
+            ``robust`` (1: correct with and without attack; NaN: not attacked).
+        queries: one row for each queried image: ``label``, ``predicted`` by the classifier that selected it, and
+            ``told``, the label that the oracle assigned.
+        pools: one row for each function, seed and cycle: ``n_labelled``, ``n_pool``, ``pool_entropy``.
         positive: label of the positive class.
     """
     key = [*RUN, "cycle"]
-    queried = dict(iter(queries.groupby(key)))
-    of_cycle = dict(iter(tested.groupby(key)))
+    queries_of = dict(iter(queries.groupby(key)))
+    predictions_of = dict(iter(predictions.groupby(key)))
     rows = []
     for _, pool in pools.iterrows():
-        at = tuple(pool[key])
-        rows.append(pool.to_dict() | _of_query(queried.get(at, queries.iloc[:0]), positive) | _of_test(of_cycle[at]))
+        cycle = tuple(pool[key])
+        query = queries_of.get(cycle, queries.iloc[:0])
+        rows.append(pool.to_dict() | _query_metrics(query, positive) | _test_metrics(predictions_of[cycle]))
     return pd.DataFrame(rows)
 
 
-def _of_query(queried: pd.DataFrame, positive: int) -> dict[str, float]:
-    label = queried["label"]
+def _query_metrics(query: pd.DataFrame, positive: int) -> dict[str, float]:
+    label = query["label"]
     return (
-        {"n_queried": len(queried)}
-        | _share("labelling_accuracy", queried["predicted"] == label)
-        | {"told_accuracy": (queried["told"] == label).mean(), "positive_share": (label == positive).mean()}
+        {"n_queried": len(query)}
+        | _accuracy("labelling_accuracy", query["predicted"] == label)
+        | {"told_accuracy": (query["told"] == label).mean(), "positive_share": (label == positive).mean()}
     )
 
 
-def _of_test(tested: pd.DataFrame) -> dict[str, float]:
-    is_right = tested["predicted"] == tested["label"]
-    attacked = tested["robust"].notna()
-    robust = tested.loc[attacked, "robust"] == 1
-    once = np.ones((1, len(tested)))
-    ece = expected_calibration_error(tested["confidence"].to_numpy(), is_right.to_numpy(), once)
+def _test_metrics(predictions: pd.DataFrame) -> dict[str, float]:
+    is_correct = predictions["predicted"] == predictions["label"]
+    is_attacked = predictions["robust"].notna()
+    robust = predictions.loc[is_attacked, "robust"] == 1
+    weights = np.ones((1, len(predictions)))
+    ece = expected_calibration_error(predictions["confidence"].to_numpy(), is_correct.to_numpy(), weights)
     return (
-        {"n_test": len(tested), "n_attacked": int(attacked.sum())}
-        | _share("clean_accuracy", is_right)
-        | _share("robust_accuracy", robust)
-        | {"gap": is_right[attacked].mean() - robust.mean(), "ece": float(ece[0])}
+        {"n_test": len(predictions), "n_attacked": int(is_attacked.sum())}
+        | _accuracy("clean_accuracy", is_correct)
+        | _accuracy("robust_accuracy", robust)
+        | {"gap": is_correct[is_attacked].mean() - robust.mean(), "ece": float(ece[0])}
     )
 
 
-def _share(name: str, hits: "pd.Series[bool]") -> dict[str, float]:
-    low, high = wilson(hits.sum(), len(hits))
-    return {name: hits.mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
+def _accuracy(name: str, is_correct: "pd.Series[bool]") -> dict[str, float]:
+    low, high = wilson(is_correct.sum(), len(is_correct))
+    return {name: is_correct.mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def curve_table(cycles: pd.DataFrame) -> pd.DataFrame:
-    """Means over the seeds, a row for each acquisition function, cycle and metric.
+    """Return the mean over the seeds, one row for each acquisition function, cycle and metric.
 
-    Columns: ``value``; ``low`` and ``high``, Student's 95 % interval over the seeds; ``sd``, their standard deviation;
-    the last three are NaN with one seed. Cycles that not every seed reached are left out.
+    Columns: ``value``; ``low`` and ``high``, Student's 95 % interval over the seeds; ``sd``, their standard deviation.
+    The last three are NaN with one seed. Cycles that some seeds did not reach are left out.
 
     Args:
         cycles: of :func:`cycle_table`.
@@ -92,87 +99,93 @@ def curve_table(cycles: pd.DataFrame) -> pd.DataFrame:
     ]
     n_seeds = cycles["seed"].nunique()
     rows = []
-    for (acquisition, cycle), at in cycles.groupby(["acquisition", "cycle"], sort=False):
-        if len(at) == n_seeds:
-            key = {"acquisition": acquisition, "cycle": cycle, "n_labelled": at["n_labelled"].mean()}
-            rows += [key | {"metric": metric} | over_seeds(at[metric].to_numpy()) for metric in metrics]
+    for (acquisition, cycle), runs in cycles.groupby(["acquisition", "cycle"], sort=False):
+        if len(runs) == n_seeds:
+            key = {"acquisition": acquisition, "cycle": cycle, "n_labelled": runs["n_labelled"].mean()}
+            rows += [key | {"metric": metric} | over_seeds(runs[metric].to_numpy()) for metric in metrics]
     return pd.DataFrame(rows)
 
 
 def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
-    """What decides, a row for each acquisition function and quantity, with the columns of :func:`curve_table`.
+    """Return the label efficiency, one row for each acquisition function and quantity.
 
-    Quantities: ``clean_area`` and ``robust_area``, the mean accuracy over the labels from the first to the last that
-    all runs of the seed reached (area under the learning curve over its width); these minus random's of the same seed,
-    ``clean_area_gain`` and ``robust_area_gain``; ``labels_90`` and ``labels_95``, labels from which the clean accuracy
-    reaches that share of the one with all labels (linear between cycles; over the seeds that reach it, as many as
-    ``n_seeds`` tells, without an interval unless all do); ``labels_90_saved`` and ``labels_95_saved``, by how many
-    fewer these are than random's; ``final_clean`` and ``final_robust``, the accuracies, and ``final_gap``, after the
-    last cycle; ``final_clean_gain`` and ``final_robust_gain`` against random, where it has as many labels then.
+    The columns are those of :func:`curve_table` and ``n_seeds``, the number of seeds with a value. There is an interval
+    only if all seeds have a value. Quantities:
+
+    - ``clean_area``, ``robust_area``: mean accuracy over the number of labels, from the first to the last number that
+      all runs of the seed reached (area under the learning curve over its width)
+    - ``clean_area_gain``, ``robust_area_gain``: these minus those of random queries with the same seed
+    - ``labels_90``, ``labels_95``: number of labels at which the clean accuracy reaches this percentage of the clean
+      accuracy with all labels, linear between cycles
+    - ``labels_90_saved``, ``labels_95_saved``: those of random queries minus these
+    - ``final_clean``, ``final_robust``, ``final_gap``: accuracies and their gap after the last cycle
+    - ``final_clean_gain``, ``final_robust_gain``: these minus those of random queries with the same number of labels
 
     Args:
         cycles: of :func:`cycle_table`, with the rows of :data:`RANDOM` and :data:`ALL_LABELS`.
     """
     curves = cycles[cycles["acquisition"] != ALL_LABELS]
-    full = cycles[cycles["acquisition"] == ALL_LABELS]
-    best_of = dict(zip(full["seed"], full["clean_accuracy"], strict=True))
-    most_of = curves.groupby(RUN)["n_labelled"].max().groupby("seed").min().to_dict()
+    runs = _run_quantities(cycles)
+    final_labels = curves.groupby(RUN)["n_labelled"].last()
     n_seeds = cycles["seed"].nunique()
-    of_runs: dict[tuple[str, int], dict[str, float]] = {}
-    labels_at_end: dict[tuple[str, int], float] = {}
-    for (acquisition, seed), run in curves.groupby(RUN, sort=False):
-        labels = run["n_labelled"].to_numpy(float)
-        clean, robust = (run[f"{kind}_accuracy"].to_numpy(float) for kind in ("clean", "robust"))
-        last, most = run.iloc[-1], float(most_of[seed])
-        of_run = {"clean_area": _area(labels, clean, most), "robust_area": _area(labels, robust, most)}
-        of_run |= {f"labels_{100 * share:.0f}": _reached(labels, clean, share * best_of[seed]) for share in TARGETS}
-        of_run |= {f"final_{kind}": last[f"{kind}_accuracy"] for kind in ("clean", "robust")}
-        of_runs[str(acquisition), int(str(seed))] = of_run | {"final_gap": last["gap"]}
-        labels_at_end[str(acquisition), int(str(seed))] = labels[-1]
-    runs = pd.DataFrame(of_runs.values(), index=pd.MultiIndex.from_tuples(of_runs, names=RUN))
-    random = runs.loc[RANDOM]
+    baseline = runs.loc[RANDOM]
     rows = []
     for acquisition in dict.fromkeys(curves["acquisition"]):
         own = runs.loc[acquisition]
         quantities = {str(name): own[name] for name in own}
         if acquisition != RANDOM:
-            quantities |= {f"{name}_gain": own[name] - random[name] for name in ("clean_area", "robust_area")}
-            as_many = pd.Series(
-                {seed: labels_at_end[acquisition, seed] == labels_at_end[RANDOM, seed] for seed in own.index}
-            )
+            quantities |= {f"{name}_gain": own[name] - baseline[name] for name in ("clean_area", "robust_area")}
+            is_comparable = final_labels.loc[acquisition] == final_labels.loc[RANDOM]
             for name in ("final_clean", "final_robust"):
-                quantities[f"{name}_gain"] = (own[name] - random[name]).where(as_many)
-            quantities |= {f"{name}_saved": random[name] - own[name] for name in ("labels_90", "labels_95")}
+                quantities[f"{name}_gain"] = (own[name] - baseline[name]).where(is_comparable)
+            quantities |= {f"{name}_saved": baseline[name] - own[name] for name in ("labels_90", "labels_95")}
         for name, values in quantities.items():
-            told = values.dropna().to_numpy()
-            over = over_seeds(told)
-            # those that got there are no sample of all
-            over |= {} if len(told) == n_seeds else dict.fromkeys(("low", "high", "sd"), float("nan"))
-            rows.append({"acquisition": acquisition, "quantity": name} | over | {"n_seeds": len(told)})
+            known = values.dropna().to_numpy()
+            estimate = over_seeds(known)
+            if len(known) < n_seeds:
+                # the seeds with a value are not a random sample of all seeds
+                estimate |= dict.fromkeys(("low", "high", "sd"), float("nan"))
+            rows.append({"acquisition": acquisition, "quantity": name} | estimate | {"n_seeds": len(known)})
     return pd.DataFrame(rows)
 
 
+def _run_quantities(cycles: pd.DataFrame) -> pd.DataFrame:
+    """Return the quantities of :func:`summary_table` that need no baseline, one row for each run."""
+    curves = cycles[cycles["acquisition"] != ALL_LABELS]
+    with_all_labels = cycles[cycles["acquisition"] == ALL_LABELS].set_index("seed")["clean_accuracy"].to_dict()
+    common_labels = curves.groupby(RUN)["n_labelled"].max().groupby("seed").min().to_dict()
+    quantities: dict[tuple[str, int], dict[str, float]] = {}
+    for (acquisition, seed), run in curves.groupby(RUN, sort=False):
+        labels = run["n_labelled"].to_numpy(float)
+        clean, robust = (run[f"{kind}_accuracy"].to_numpy(float) for kind in ("clean", "robust"))
+        last, n_common = run.iloc[-1], float(common_labels[seed])
+        quantities[str(acquisition), int(str(seed))] = (
+            {"clean_area": _area(labels, clean, n_common), "robust_area": _area(labels, robust, n_common)}
+            | {f"labels_{100 * share:.0f}": _reached(labels, clean, share * with_all_labels[seed]) for share in TARGETS}
+            | {f"final_{kind}": last[f"{kind}_accuracy"] for kind in ("clean", "robust")}
+            | {"final_gap": last["gap"]}
+        )
+    return pd.DataFrame(quantities.values(), index=pd.MultiIndex.from_tuples(quantities, names=RUN))
+
+
 def plot_tables(curves: pd.DataFrame, folder: Path) -> dict[Path, pd.DataFrame]:
-    """The curves as ``dvc plots`` wants them: a row for each number of labels, a column for each function."""
-    learned = curves[curves["acquisition"] != ALL_LABELS]
-    of_metrics = learned.dropna(subset=["value"]).groupby("metric", sort=False)
-    return {
-        folder / f"{metric}.csv": rows.pivot(index="n_labelled", columns="acquisition", values="value").reset_index()
-        for metric, rows in of_metrics
-    }
+    """Return the tables for ``dvc plots``: ``curve`` (the acquisition function), ``n_labelled`` and ``value``."""
+    learned = curves[curves["acquisition"] != ALL_LABELS].rename(columns={"acquisition": "curve"})
+    metrics = learned.dropna(subset=["value"]).groupby("metric", sort=False)
+    return {folder / f"{metric}.csv": rows[["curve", "n_labelled", "value"]] for metric, rows in metrics}
 
 
-def _area(labels: np.ndarray, accuracy: np.ndarray, most: float) -> float:
-    """Mean height of the curve up to ``most`` labels; NaN where it has no width."""
-    if most <= labels[0]:
+def _area(labels: np.ndarray, accuracy: np.ndarray, n_common: float) -> float:
+    """Return the mean accuracy over the number of labels up to ``n_common``; NaN if the curve has one point there."""
+    if n_common <= labels[0]:
         return float("nan")
-    at = np.append(labels[labels < most], most)
+    at = np.append(labels[labels < n_common], n_common)
     heights = np.interp(at, labels, accuracy)
     return float(np.trapezoid(heights, at) / (at[-1] - at[0]))
 
 
 def _reached(labels: np.ndarray, accuracy: np.ndarray, target: float) -> float:
-    """Labels from which an accuracy is reached for the first time; NaN if it is not."""
+    """Return the number of labels at which the accuracy first reaches the target; NaN if it does not."""
     above = np.flatnonzero(accuracy >= target)
     if not above.size:
         return float("nan")

@@ -1,30 +1,35 @@
-"""Oracles: who labels what is queried."""
+"""Oracles: sources of the labels of queried images in the simulation."""
 
 import numpy as np
 
 from tasks.params import NoisyOracle, Oracle, PseudoLabels, Truth
 
 
-def can_answer(oracle: Oracle, probabilities: np.ndarray) -> np.ndarray:
-    """Which images an oracle can label, bool ``(N,)``, by what the model predicts, ``(N, K)``."""
-    if isinstance(oracle, PseudoLabels):
-        is_sure: np.ndarray = probabilities.max(axis=1) >= oracle.confidence
-        return is_sure
-    return np.ones(len(probabilities), dtype=bool)
-
-
-def answer(
-    oracle: Oracle, rows: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...], seed: int
-) -> np.ndarray:
-    """What an oracle says of images, int64 ``(n,)``.
+def can_label(oracle: Oracle, probabilities: np.ndarray) -> np.ndarray:
+    """Return True for the images that an oracle can label, bool ``(N,)``.
 
     Args:
         oracle: of ``params.yaml``.
-        rows: numbers of the images in the prepared table; what is said of an image depends on it and the seed alone.
-        labels: true classes, int64 ``(n,)``.
-        predicted: classes that the model sees, int64 ``(n,)``.
+        probabilities: predicted by the classifier, ``(N, K)``.
+    """
+    if isinstance(oracle, PseudoLabels):
+        is_confident: np.ndarray = probabilities.max(axis=1) >= oracle.confidence
+        return is_confident
+    return np.ones(len(probabilities), dtype=bool)
+
+
+def assign_labels(
+    oracle: Oracle, rows: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...], seed: int
+) -> np.ndarray:
+    """Return the labels that an oracle assigns to images, int64 ``(n,)``.
+
+    Args:
+        oracle: of ``params.yaml``.
+        rows: of the images in the prepared table; the error of an image depends on its row and the seed alone.
+        labels: true labels, int64 ``(n,)``.
+        predicted: labels that the classifier predicts, int64 ``(n,)``.
         classes: names of all classes; the position of a name is its label.
-        seed: of errors.
+        seed: of the errors.
     """
     match oracle:
         case Truth():
@@ -32,15 +37,15 @@ def answer(
         case PseudoLabels():
             return predicted
         case NoisyOracle():
-            rates = np.array([oracle.error_rate[name] for name in classes])
-            told = [
-                _told(int(label), float(rates[label]), len(classes), [seed, int(row)])
-                for row, label in zip(rows, labels, strict=True)
+            error_rates = [oracle.error_rate[name] for name in classes]
+            assigned = [
+                _noisy_label(label, error_rates[label], len(classes), [seed, row])
+                for row, label in zip(rows.tolist(), labels.tolist(), strict=True)
             ]
-            return np.array(told, dtype=np.int64)
+            return np.array(assigned, dtype=np.int64)
 
 
-def _told(label: int, error_rate: float, n_classes: int, seed: list[int]) -> int:
+def _noisy_label(label: int, error_rate: float, n_classes: int, seed: list[int]) -> int:
     rng = np.random.default_rng(seed)
     if rng.random() >= error_rate:
         return label

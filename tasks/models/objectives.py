@@ -7,11 +7,11 @@ from torch.nn import functional as F
 from tasks.models.augmentation import augment
 from tasks.models.autoencoder import VariationalAutoencoder
 from tasks.models.noise import add_noise
-from tasks.models.training import Objective, Seen, as_they_are
+from tasks.models.training import InputTransform, Objective, no_transform
 from tasks.params import Augmentation, TrainAutoencoder
 
 
-def classification(augmentation: Augmentation, seen: Seen = as_they_are) -> Objective:
+def classification(augmentation: Augmentation, input_transform: InputTransform = no_transform) -> Objective:
     """Cross-entropy and accuracy.
 
     Args:
@@ -30,7 +30,7 @@ def classification(augmentation: Augmentation, seen: Seen = as_they_are) -> Obje
     return measure
 
 
-def purified(purifier: nn.Module, noise: TrainAutoencoder) -> Seen:
+def purified(purifier: nn.Module, noise: TrainAutoencoder) -> InputTransform:
     """What a frozen purifier makes of noisy images, as it was trained on them.
 
     After Salman et al. 2020, "Denoised Smoothing" (arXiv 2003.01908), where a classifier is tuned to its denoiser.
@@ -44,7 +44,7 @@ def purified(purifier: nn.Module, noise: TrainAutoencoder) -> Seen:
     return see
 
 
-def noisy(std: float) -> Seen:
+def noisy(std: float) -> InputTransform:
     """Gaussian noise of a standard deviation, cut to [0, 1] (Cohen et al. 2019, arXiv 1902.02918, section 3.3)."""
 
     def see(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,9 +1,6 @@
-"""The training loop that every network shares: resumable, reproducible, free of host synchronisation in its steps."""
+"""The training loop of every network: resumable, reproducible, without host synchronisation in its steps."""
 
 import copy
-import hashlib
-import inspect
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_arrays, digest_of_model
 from tasks.models.compute import in_precision
 from tasks.models.seeding import draws_globally, torch_seeded
@@ -25,39 +23,29 @@ from tasks.params import Precision, Training
 Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator, float], dict[str, Tensor]]
 """``(model, images, labels, generator, progress) -> {"loss": scalar, other metrics: scalars}``, means over the batch.
 
-Images are float32 ``(B, 1, H, W)`` in [0, 1], labels int64 ``(B,)``. Randomness comes from the generator alone, but
-for what is drawn inside the network; ``model.training`` tells whether to augment. ``progress`` is the share of the
-epochs that are done once this one is, in (0, 1].
+Images are float32 ``(B, C, H, W)`` in [0, 1], labels int64 ``(B,)``. Randomness comes from the generator alone, except
+for draws inside the network; images are augmented only if ``model.training``. ``progress`` is the fraction of the
+epochs that is completed by the current one, in (0, 1].
 """
 
-Seen = Callable[[Tensor, torch.Generator], Tensor]
-"""Images ``(B, 1, H, W)`` in [0, 1] to what a network is shown of them; randomness comes from the generator alone."""
+InputTransform = Callable[[Tensor, torch.Generator], Tensor]
+"""Images ``(B, C, H, W)`` in [0, 1] to the input of the network; randomness comes from the generator alone."""
 
 
-def as_they_are(images: Tensor, _generator: torch.Generator) -> Tensor:
-    """The images themselves."""
+def no_transform(images: Tensor, _generator: torch.Generator) -> Tensor:
+    """Return the images unchanged."""
     return images
 
 
 EVALUATION_BATCH = 128
 STATISTICS_IMAGES = 512
-"""Training images on which batch-norm statistics are measured after each epoch."""
+"""Training images on which the batch-norm statistics are measured after each epoch."""
 
 log = logging.getLogger(__name__)
 
 
 class TrainingDiverged(ValueError):
-    """The loss is no longer finite."""
-
-
-class UncompiledAdam(torch.optim.Adam):
-    """Torch's Adam, bit by bit, without what imports torch's compiler (a second) to keep it away from the methods."""
-
-    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
-    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+    """The loss is not finite."""
 
 
 def fit(
@@ -70,40 +58,42 @@ def fit(
     seed: int,
     device: torch.device,
     precision: Precision,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
     *others: nn.Module,
-    seen: Seen = as_they_are,
+    input_transform: InputTransform = no_transform,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train with Adam and keep the best epoch.
 
-    The best epoch has the highest validation accuracy, if the objective tells one, and then the lowest validation loss.
+    The best epoch has the highest validation accuracy, if the objective returns one, and then the lowest validation
+    loss.
 
-    What is evaluated and kept is an exponential moving average of the weights (Polyak averaging) whose batch-norm
-    statistics are measured anew on training images, as the network sees them: the running statistics of batches of 16
-    lag so far behind the weights that a naive loop falls to chance now and then.
+    The evaluated and kept weights are an exponential moving average (Polyak averaging). Its batch-norm statistics are
+    measured on training images after each epoch: running statistics of batches of 16 lag far behind the weights, and
+    accuracy would then fall to chance in some epochs.
 
     Args:
-        model: network to begin with; it is changed.
+        model: network to train; it is changed.
         objective: loss and metrics of a batch.
-        pixels: uint8 ``(N, 1, H, W)``, may be memory-mapped; scaled to [0, 1] here.
+        pixels: uint8 ``(N, C, H, W)``, may be memory-mapped; scaled to [0, 1] here.
         labels: int64 ``(N,)``.
         rows: row numbers of ``train`` and ``validation``.
-        settings: epochs, batch size, learning rate and the like.
-        seed: of the order of images and of the objective's randomness.
+        settings: epochs, batch size, learning rate and so on.
+        seed: of the order of the images and of the objective's randomness.
         device: where to train.
-        precision: of convolutions and matrix products in steps; the averaged weights are measured in float32.
-        checkpoint: file that is written after every epoch, and from which a killed training goes on.
+        precision: of convolutions and matrix products in training steps; evaluation is in float32.
+        checkpoints: of the step; the state is saved after every epoch, and a killed training resumes from it.
         on_epoch: called after every epoch with its number from 1 and its metrics.
-        others: networks that the objective uses, by which a checkpoint is known too.
-        seen: what the objective shows the network of images, where that is far from the images.
+        others: further networks that the objective uses; they are part of the checkpoint's digest.
+        input_transform: transform that the objective applies to the images before the network, if it changes their
+            distribution; batch-norm statistics are measured on its output.
 
     Returns:
-        The kept network in evaluation mode on the CPU, and the history: a row an epoch with ``epoch``,
+        The kept network in evaluation mode on the CPU, and the history: one row for each epoch with ``epoch``,
         ``train_*`` and ``validation_*`` metrics, ``learning_rate``, and ``best`` (1 for the epoch that was kept).
 
     Raises:
-        TrainingDiverged: a loss is not finite; the checkpoint is that of the epoch before.
+        TrainingDiverged: a loss is not finite; the checkpoint holds the epoch before.
         ValueError: the checkpoint is damaged.
     """
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
@@ -111,15 +101,19 @@ def fit(
     weights: list[Tensor] = list(model.parameters())
     averages: list[Tensor] = list(averaged.parameters())
     n_steps = 0
-    optimizer = UncompiledAdam(model.parameters(), lr=settings.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     batches = _Batches(pixels, labels, device)
-    fingerprint = _fingerprint(settings, seed, precision, pixels, labels, rows, [model, *others])
+    checkpoint = checkpoints.path(
+        training=[type(settings).__name__, settings.model_dump(mode="json"), seed, precision],
+        images=digest_of_arrays(pixels, labels, rows["train"], rows["validation"]),
+        networks=[digest_of_model(network) for network in (model, *others)],
+    ).with_suffix(".pt")
     history: list[dict[str, Any]] = []
     best = copy.deepcopy(averaged.state_dict())
     a_batch, _ = next(batches.full(rows["train"], settings.batch_size))
-    is_random = draws_globally(averaged, seen(a_batch, torch.Generator(device).manual_seed(0)))
+    is_random = draws_globally(averaged, input_transform(a_batch, torch.Generator(device).manual_seed(0)))
 
-    if state := _load_checkpoint(checkpoint, fingerprint):
+    if state := _load_checkpoint(checkpoint):
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
@@ -138,7 +132,7 @@ def fit(
 
         with torch_seeded(epoch_seed) if is_random else nullcontext():
             model.train()
-            # one tensor for all: a small one of each step would lie between large ones, and the heap would grow
+            # one tensor for all losses: many small tensors between large ones would fragment the heap
             sums, losses = _Sums(), torch.zeros(len(order), device=device)
             for step, (images, batch_labels) in enumerate(batches.full(order, settings.batch_size)):
                 with in_precision(precision, device):
@@ -158,9 +152,11 @@ def fit(
                 )
             measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
             generator.manual_seed(0)
-            update_bn((seen(images, generator) for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged)
+            update_bn(
+                (input_transform(images, generator) for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged
+            )
             validation_metrics = evaluate(averaged, objective, batches, rows["validation"])
-            # the last step of an epoch may have been the one that went too far
+            # the loss may diverge in the last step of an epoch
             if not math.isfinite(validation_metrics["loss"]):
                 raise _diverged(f"the validation loss is {validation_metrics['loss']:g}", epoch, settings, checkpoint)
 
@@ -173,7 +169,6 @@ def fit(
         _save_checkpoint(
             checkpoint,
             {
-                "fingerprint": fingerprint,
                 "model": model.state_dict(),
                 "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -192,29 +187,29 @@ def fit(
 
 
 def evaluate(model: nn.Module, objective: Objective, batches: "_Batches", rows: np.ndarray) -> dict[str, float]:
-    """Means of the objective's metrics over the given rows; the same randomness at every call."""
+    """Means of the objective's metrics over some images, with the same random numbers at every call."""
     model.eval()
     generator = torch.Generator(batches.device).manual_seed(0)
     sums = _Sums()
     with torch.no_grad():
         for images, labels in batches.all(rows, EVALUATION_BATCH):
-            # judged by what the last epochs are trained for
+            # progress 1: the objective of the last epoch
             sums.add(objective(model, images, labels, generator, 1.0), len(images))
     return sums.means()
 
 
 class _Batches:
-    """Batches of float images from uint8 pixels that stay where they are (a memory map on the CPU)."""
+    """Batches of float images from uint8 pixels, which stay in their memory map if the device is the CPU."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
         self.device = device
         self.labels = torch.tensor(labels, device=device)
-        # on an accelerator the whole set is resident: 50 kB an image at 224 x 224
+        # an accelerator holds the whole set: 50 kB an image at 224 x 224
         self.resident = None if device.type == "cpu" else torch.from_numpy(np.array(pixels)).to(device)
         self.pixels = pixels
 
     def all(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        # sent once for all batches: at every copy to an accelerator the host waits for what is queued there
+        # copied once for all batches, since each copy to an accelerator synchronises the host
         index = torch.from_numpy(rows).to(self.device)
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
@@ -222,12 +217,12 @@ class _Batches:
             yield chosen.float().div_(255), self.labels[index[part]]
 
     def full(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of one size; the rest of an epoch is left out, as batch norm wants, unless it is all there is."""
+        """Batches of one size; the incomplete last batch is dropped unless it is the only one."""
         yield from self.all(rows[: max(len(rows) // size, 1) * size], size)
 
 
 class _Sums:
-    """Means over an epoch, summed where the tensors are, so that no step waits for the host."""
+    """Means over an epoch, summed on the device so that no step waits for the host."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
@@ -244,7 +239,7 @@ class _Sums:
 
 @torch.no_grad()
 def _move_averages(averages: list[Tensor], weights: list[Tensor], decay: float, n_steps: int) -> None:
-    # a short memory at first, so that the initial weights are soon forgotten
+    # a smaller decay in the first steps, so that the initial weights lose their weight soon
     share = 1 - min(decay, (1 + n_steps) / (10 + n_steps)) if n_steps else 1.0
     torch._foreach_lerp_(averages, weights, share)
 
@@ -260,37 +255,21 @@ def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
 
 
 def _best_epoch(history: list[dict[str, Any]]) -> int:
-    """Index of the epoch that is kept, the earliest of equals."""
+    """Index of the best epoch; of equal epochs the earliest."""
     return min(range(len(history)), key=lambda epoch: _rank(history[epoch]))
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, float]:
-    """Smaller is better."""
+    """Sort key of an epoch; smaller is better."""
     return -row.get("validation_accuracy", 0.0), row["validation_loss"]
 
 
 def _diverged(what: str, epoch: int, settings: Training, checkpoint: Path) -> TrainingDiverged:
-    kept = f"{checkpoint} keeps the state after epoch {epoch - 1}" if epoch > 1 else "no epoch before it is kept"
+    kept = f"{checkpoint} holds the state after epoch {epoch - 1}" if epoch > 1 else "No earlier epoch was saved"
     return TrainingDiverged(
-        f"{what} of epoch {epoch} of {settings.epochs}; lower learning_rate ({settings.learning_rate:g}). {kept}; with "
-        "other settings training begins anew, with the same it would end here again"
+        f"{what} of epoch {epoch} of {settings.epochs}. {kept}. Lower learning_rate ({settings.learning_rate:g}) and "
+        "run the step again; the training then starts from the beginning"
     )
-
-
-def _fingerprint(
-    settings: Training,
-    seed: int,
-    precision: Precision,
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    rows: dict[str, np.ndarray],
-    networks: list[nn.Module],
-) -> str:
-    """What a checkpoint must share with a training that goes on from it."""
-    images = digest_of_arrays(pixels, labels, rows["train"], rows["validation"])
-    how = [type(settings).__name__, settings.model_dump(mode="json"), seed, precision]
-    named = [*how, images, *map(digest_of_model, networks)]
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -300,19 +279,18 @@ def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def _load_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        is_ours = state["fingerprint"] == fingerprint
     except Exception as error:
-        # files that are damaged, or hold more than tensors and numbers, make torch raise nearly anything
+        # torch raises many types of exceptions for damaged files and for pickles of other objects
         raise ValueError(
-            f"{path} is damaged, or no checkpoint of a training ({type(error).__name__}): delete it, and training "
-            "begins anew"
+            f"{path}: damaged, or not a training checkpoint ({type(error).__name__}). Delete it; the training then "
+            "starts from the beginning"
         ) from error
-    return state if is_ours else None
+    return state
 
 
 def _describe(row: dict[str, float]) -> str:

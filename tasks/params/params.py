@@ -280,6 +280,30 @@ class Analyze(Section):
     evasion: Evasion
 
 
+_TRAINING_DATA = ("train_classifier.augmentation", "train_autoencoder.noises", "train_autoencoder.clean_share")
+_LEARNER = ("train_classifier.architecture", "train_classifier.pretrained", "train_classifier.augmentation")
+STEP_PARAMS: dict[str, tuple[str, ...]] = {
+    "acquire": ("seed", "acquire"),
+    "validate": ("acquire", "validate"),
+    "prepare": ("seed", "acquire", "prepare"),
+    "train_classifier": ("seed", "compute", "train_classifier"),
+    "train_autoencoder": ("seed", "compute", "train_autoencoder"),
+    "train_defence": ("seed", "compute", *_TRAINING_DATA, "defences.${item.defence}"),
+    "attack": ("seed", "compute", "attack"),
+    "attack_defence": ("seed", "compute", "attack", "defences.${item.defence}"),
+    "evaluate": ("benchmark", "defences"),
+    "analyze": ("seed", "compute", "benchmark", "defences", "attack", "analyze"),
+    "active_learning": (
+        *("seed", "compute", *_LEARNER, "attack.norm", "attack.pgd", "attack.batch_size", "active_learning"),
+    ),
+    "report": (
+        *("seed", "compute", "acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
+        *("benchmark", "defences", "attack", "analyze", "active_learning"),
+    ),
+}
+"""The parameters that each step reads, as in dvc.yaml (``tests/test_contracts.py`` compares the two)."""
+
+
 class Params(Section):
     """All parameters of the pipeline; sections are named after the steps."""
 
@@ -360,6 +384,16 @@ class Params(Section):
         """Those of the benchmark that put an autoencoder before the undefended classifier, the study's first."""
         kinds = (Autoencoder, TrainedAutoencoder)
         return [name for kind in kinds for name in self.benchmark if isinstance(self.defences[name], kind)]
+
+    def of_step(self, step: str, defence: str | None = None) -> dict[str, Any]:
+        """The parameters that a step reads, by dotted key; the same as its stage's ``params`` in dvc.yaml.
+
+        Args:
+            step: name of the step.
+            defence: name of the defence, for a step that runs once for each.
+        """
+        read = [entry.replace("${item.defence}", str(defence)) for entry in STEP_PARAMS[step]]
+        return {key: value for key, value in self.flat().items() if any(f"{key}.".startswith(f"{e}.") for e in read)}
 
     def flat(self) -> dict[str, Any]:
         """All values by dotted key, as typed in params.yaml: ``{"attack.pgd.n_steps": 10, ...}``."""

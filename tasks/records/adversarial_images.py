@@ -1,4 +1,4 @@
-"""Adversarial images on disk: a byte for each pixel."""
+"""Adversarial images on disk: perturbations quantized to one byte a pixel."""
 
 import zipfile
 from dataclasses import dataclass
@@ -12,26 +12,22 @@ from tasks.dataset.prepared import Prepared
 LEVELS = 127
 
 
-def kept_path(workspace: Workspace, surrogate: str, attack: str, eps: float) -> Path:
-    """Where the adversarial images of one crafting are kept."""
-    return workspace.perturbations(surrogate) / f"{attack}-eps{eps:g}.npz"
+def save_perturbations(path: Path, perturbations: "QuantizedPerturbations") -> None:
+    """Write perturbations to ``path`` (``.npz``), uncompressed, since parts are merged soon.
 
-
-def save_perturbations(path: Path, kept: "Kept") -> None:
-    """Write perturbations as int8 ``q`` ``(N, 1, H, W)`` with ``rows`` ``(N,)`` and ``scale`` ``(N,)``.
-
-    A perturbation is ``q * scale``; ``path`` ends in ``.npz``. It is not compressed: parts are merged soon.
+    The file holds int8 ``q`` ``(N, C, H, W)``, ``rows`` ``(N,)`` and ``scale`` ``(N,)``; a perturbation is
+    ``q * scale``.
     """
-    np.savez(path, rows=kept.rows, scale=kept.scale, q=kept.levels)
+    np.savez(path, rows=perturbations.rows, scale=perturbations.scale, q=perturbations.levels)
 
 
 def merge_perturbations(parts: list[Path], path: Path) -> None:
-    """Write the perturbations of several files, one after the other, as one file of the same kind.
+    """Merge the perturbations of several files into one file of the same format.
 
-    Parts go through memory one at a time, and the same parts give the same bytes.
+    One part at a time is in memory. The same parts give the same bytes.
     """
     rows = np.concatenate([_read(part, "rows") for part in parts])
-    # the fastest level: the usual one takes six times as long and saves a seventh
+    # level 1: the default level takes six times as long and saves one seventh of the size
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as merged:
         for name in ("rows", "scale", "q"):
             first = _read(parts[0], name)
@@ -47,47 +43,49 @@ def merge_perturbations(parts: list[Path], path: Path) -> None:
 
 
 def _read(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as kept:
-        array: np.ndarray = kept[name]
+    with np.load(path, allow_pickle=False) as stored:
+        array: np.ndarray = stored[name]
     return array
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Adversarial images as they lie on disk; they become floats part by part."""
+class QuantizedPerturbations:
+    """Perturbations as they are stored; :meth:`images` converts a part of them to adversarial images."""
 
     data: Prepared
     rows: np.ndarray
-    """Of the prepared table, ``(N,)``."""
+    """Rows of the images in the prepared table, ``(N,)``."""
     scale: np.ndarray
-    """Change of a pixel for each level, float32 ``(N,)``."""
+    """Change of a pixel per level, float32 ``(N,)``."""
     levels: np.ndarray
-    """int8 ``(N, 1, H, W)``."""
+    """int8 ``(N, C, H, W)``, -127 to 127."""
 
     def images(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Adversarial images of a part of the rows, float32 ``(n, 1, H, W)`` in the value range."""
+        """Adversarial images of a part of the rows, float32 ``(n, C, H, W)`` in the value range."""
         perturbations = self.levels[part].astype(np.float32) * self.scale[part, None, None, None]
         images: np.ndarray = self.data.floats(self.rows[part]) + perturbations
         np.clip(images, *self.data.value_range, out=images)
         return images
 
 
-def as_kept(data: Prepared, rows: np.ndarray, images: np.ndarray, adversarial: np.ndarray, norm: str) -> Kept:
-    """Perturbations rounded to 127 levels either way of the image's largest change.
+def quantize(
+    data: Prepared, rows: np.ndarray, images: np.ndarray, adversarial: np.ndarray, norm: str
+) -> QuantizedPerturbations:
+    """Round perturbations to 127 levels on either side of zero.
 
-    A pixel is off by at most 1/254 of that largest change (0.4 %). The norm does not grow, so that images stay in their
-    ball: for l2 the scale is a little smaller where rounding has made a perturbation longer.
+    A pixel changes by at most 1/254 of the largest change in its image (0.4 %). The norm does not grow, so the images
+    stay in their ball; for l2 the scale is reduced where rounding made a perturbation longer.
 
     Args:
-        data: whose images they are.
-        rows: of the prepared table, ``(N,)``.
-        images: unchanged, float32 ``(N, 1, H, W)``.
-        adversarial: float32 ``(N, 1, H, W)``.
+        data: prepared data set that the images belong to.
+        rows: of the images in the prepared table, ``(N,)``.
+        images: unchanged, float32 ``(N, C, H, W)``.
+        adversarial: float32 ``(N, C, H, W)``.
         norm: ``linf`` or ``l2``.
     """
     perturbations = adversarial - images
     scale = np.abs(perturbations).max(axis=(1, 2, 3)) / np.float32(LEVELS)
-    # an image that was left as it is has scale 0, and zeros whatever it is divided by
+    # an unchanged image has scale 0 and must not be divided by it
     divisor = np.where(scale > 0, scale, np.float32(1))[:, None, None, None]
     levels = np.rint(perturbations / divisor).astype(np.int8)
     if norm == "l2":
@@ -95,17 +93,19 @@ def as_kept(data: Prepared, rows: np.ndarray, images: np.ndarray, adversarial: n
             np.linalg.norm(changes.reshape(len(rows), -1), axis=1) for changes in (perturbations, levels * divisor)
         )
         scale *= np.minimum(1, exact / np.maximum(rounded, np.finfo(np.float32).tiny))
-    return Kept(data, rows, scale, levels)
+    return QuantizedPerturbations(data, rows, scale, levels)
 
 
-def load_kept(workspace: Workspace, data: Prepared, surrogate: str, attack: str, eps: float) -> Kept:
-    """The adversarial images of one crafting.
+def load_perturbations(
+    workspace: Workspace, data: Prepared, surrogate: str, attack: str, eps: float
+) -> QuantizedPerturbations:
+    """Read the perturbations of one attack on one surrogate at one eps.
 
     Raises:
-        FileNotFoundError: the images of this eps were not kept.
-        ValueError: the file is damaged, or an image in it is not finite.
+        FileNotFoundError: the perturbations of this eps were not saved.
+        ValueError: the file is damaged, or a perturbation is not finite.
     """
-    path = kept_path(workspace, surrogate, attack, eps)
+    path = workspace.perturbation_file(surrogate, attack, eps)
     if not path.is_file():
         step = workspace.step_of(path)
         raise FileNotFoundError(f"{path} not found: add {eps:g} to attack.keep_eps and run the step {step}")
@@ -118,4 +118,10 @@ def load_kept(workspace: Workspace, data: Prepared, surrogate: str, attack: str,
             f"{path}: {len(broken)} images are not finite, {data.paths(broken)[0]} the first: run the step "
             f"{workspace.step_of(path)} again"
         )
-    return Kept(data, rows, scale, levels)
+    return QuantizedPerturbations(data, rows, scale, levels)
+
+
+# TODO-REMOVE
+load_kept = load_perturbations
+Kept = QuantizedPerturbations
+as_kept = quantize

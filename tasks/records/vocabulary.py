@@ -10,6 +10,7 @@ CURVE = ["target", "threat_model", "attack"]
 """What names a curve: robustness against eps."""
 
 SWEEP, SUITE, SQUARE = SEARCHES = ("sweep", "suite", "square")
+HOP_SKIP_JUMP = "hop_skip_jump"
 """Attacks of the rows that come from the smallest eps that breaks each image."""
 
 POINT = [*CURVE, "norm", "eps"]

@@ -1,1 +1,1 @@
-"""What the report is made of: findings in words, figures, and the page that holds both."""
+"""The report: sections with their templates, figures, and the page."""

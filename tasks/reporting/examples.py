@@ -1,4 +1,4 @@
-"""Images that the report shows: some of each class, and one of each class under attack."""
+"""Example images of the report: some images of each class, and one image of each class under attack."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,29 +10,30 @@ from tasks.dataset.prepared import Prepared
 
 N_PER_CLASS = 4
 MAX_CLASSES = 4
-"""Classes shown at most, so that the page stays small."""
+"""Maximum number of classes shown; limits the size of the page."""
 MAX_COLUMNS = 7
-"""Columns of a figure at most, so that its letters can be read."""
+"""Maximum number of columns of a figure, so that its text stays readable."""
 PERTURBATION = 2
-"""Column of the perturbation among the pictures of :class:`UnderAttack`."""
+"""Column of the perturbation in :attr:`AttackExamples.images`."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageGrid:
     """Grey images in rows and columns."""
 
     images: np.ndarray
     """float ``(R, C, H, W)`` in [0, 1]."""
     rows: list[str]
+    """R titles."""
     columns: list[str]
-    """C titles, or none."""
+    """C titles, or empty."""
     captions: list[list[str]]
-    """R lists of C texts to stand below the images, or none."""
+    """R lists of C texts below the images, or empty."""
 
-    def part(self, columns: Sequence[int]) -> "Pictures":
-        """Some of the columns."""
+    def part(self, columns: Sequence[int]) -> "ImageGrid":
+        """Return some of the columns."""
         chosen = list(columns)
-        return Pictures(
+        return ImageGrid(
             self.images[:, chosen],
             self.rows,
             [self.columns[column] for column in chosen],
@@ -41,22 +42,22 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class UnderAttack:
-    """An image of each class under attack, as the step ``analyze`` keeps them."""
+class AttackExamples:
+    """One image of each class under attack, as written by the step ``analyze``."""
 
     attack: str
     eps: float
-    """In 1/255."""
-    pictures: Pictures
-    """Clean, adversarial, the perturbation amplified about mid grey, and both images as each purifier makes them."""
+    """In units of 1/255."""
+    images: ImageGrid
+    """Clean, adversarial, amplified perturbation (mid grey: 0), then both images after each purifier."""
     maps: dict[int, np.ndarray]
-    """Column of the pictures -> their Grad-CAM, float ``(R, H, W)`` in [0, 1]."""
-    differences: Pictures
-    """What differs between two pictures, amplified about mid grey."""
+    """Column of the images -> Grad-CAM heat maps, float ``(R, H, W)`` in [0, 1]."""
+    differences: ImageGrid
+    """Amplified differences of two images (mid grey: 0)."""
 
 
-def shared_out(groups: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Columns of each figure: groups of them stay together, and fill figures of at most ``MAX_COLUMNS``."""
+def split_into_figures(groups: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Return the columns of each figure; a group stays in one figure, a figure has at most ``MAX_COLUMNS`` columns."""
     parts: list[list[int]] = [[]]
     for group in groups:
         if len(parts[-1]) + len(group) > MAX_COLUMNS:
@@ -65,31 +66,31 @@ def shared_out(groups: Iterable[Sequence[int]]) -> list[list[int]]:
     return parts
 
 
-def by_purifier(shown: Pictures, n_first: int) -> list[range]:
-    """Columns that come first, then the two of each purifier."""
+def group_by_purifier(shown: ImageGrid, n_first: int) -> list[range]:
+    """Return the first columns as one group, then the two columns of each purifier."""
     return [range(n_first), *(range(first, first + 2) for first in range(n_first, len(shown.columns), 2))]
 
 
-def of_classes(data: Prepared) -> Pictures:
-    """Test images of each class, spread evenly over its rows."""
+def examples_by_class(data: Prepared) -> ImageGrid:
+    """Return test images of each class, evenly spaced in the test set."""
     test = data.indices("test")
     labels = data.labels(test)
     of_class = [test[labels == label] for label in range(min(len(data.classes), MAX_CLASSES))]
     n_columns = min(N_PER_CLASS, *(len(rows) for rows in of_class))
     chosen = [rows[np.linspace(0, len(rows) - 1, n_columns).round().astype(int)] for rows in of_class]
     images = np.stack([data.floats(rows)[:, 0] for rows in chosen])
-    return Pictures(images, list(data.classes[:MAX_CLASSES]), columns=[], captions=[])
+    return ImageGrid(images, list(data.classes[:MAX_CLASSES]), columns=[], captions=[])
 
 
-def read_examples(path: Path) -> UnderAttack:
-    """Read what the step ``analyze`` keeps, of so many classes as are shown."""
+def read_examples(path: Path) -> AttackExamples:
+    """Read the example images of the step ``analyze``, at most ``MAX_CLASSES`` classes."""
     with np.load(path, allow_pickle=False) as file:
         rows, captions = (file[name][:MAX_CLASSES].tolist() for name in ("rows", "captions"))
         images, maps, differences = (file[name][:MAX_CLASSES] for name in ("images", "maps", "differences"))
-        return UnderAttack(
+        return AttackExamples(
             attack=str(file["attack"]),
             eps=float(file["eps"]),
-            pictures=Pictures(images, rows, file["columns"].tolist(), captions),
+            images=ImageGrid(images, rows, file["columns"].tolist(), captions),
             maps={column: maps[:, number] for number, column in enumerate(file["mapped"].tolist())},
-            differences=Pictures(differences, rows, file["difference_columns"].tolist(), captions=[]),
+            differences=ImageGrid(differences, rows, file["difference_columns"].tolist(), captions=[]),
         )

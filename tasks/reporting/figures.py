@@ -1,8 +1,7 @@
-"""The report's figures: each function draws one and returns a matplotlib ``Figure``.
+"""Line figures and confusion matrices: each function draws one and returns a matplotlib ``Figure``.
 
-No function touches pyplot's state, and :func:`png` and :func:`svg` give the same bytes for the same figure. Lines
-differ in markers and dashes as well as in colour, so that a grey print can be read. Names of classes are drawn as they
-are, never as TeX.
+No function uses the state of pyplot. :func:`png` and :func:`svg` return the same bytes for the same figure. Lines
+differ in colour, marker and dash, so a grey print is readable. Class names are drawn as plain text, never as TeX.
 """
 
 import io
@@ -39,31 +38,32 @@ STYLE: dict[Any, Any] = {
     "legend.columnspacing": 1.2,
     "text.parse_math": False,
     "axes.unicode_minus": True,
-    # text stays text: small, sharp, found by a search; ids depend on the drawing alone
+    # text stays text: small, sharp, searchable; ids depend on the drawing only
     "svg.fonttype": "none",
     "svg.hashsalt": "ct-robustness",
 }
 MARKERS = ["o", "s", "D", "^", "v", "P", "X", "<"]
-"""One more than there are colours, so that a colour that comes again has another marker."""
+"""One more than the number of colours: a repeated colour gets another marker."""
 DPI = 150
 RASTER_DPI = 100
-"""Of the points in a drawing that are too many to be drawn as paths."""
+"""Resolution of points that are too many to be drawn as paths."""
 TRAINING_SIZE = (4.2, 3.0)
 FREQUENCIES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
 """Ticks, in cycles per pixel."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 PANEL_SIZES = [(5.4, 3.5), (4.4, 3.1), (3.6, 2.9)]
-"""Inches, width and height: of one panel in a row, of each of two, of each of three or more."""
+"""Width and height of a panel in inches, for one, two, and three or more panels in a row."""
 HANDLE, LETTER, LEGEND_ROW = 0.62, 0.066, 0.19
-"""Inches in legends: of what stands around a name, of a letter, of a row."""
+"""Sizes in legends in inches: space around a name, width of a letter, height of a row."""
 
 
 def loss(history: pd.DataFrame, title: str) -> Figure:
-    """Training and validation loss by epoch, the kept epoch marked.
+    """Draw training and validation loss by epoch; the best epoch is marked.
 
     Args:
-        history: a row an epoch with ``epoch``, ``train_loss``, ``validation_loss`` and ``best`` (1 at the kept epoch).
-        title: what was trained.
+        history: one row for each epoch with ``epoch``, ``train_loss``, ``validation_loss`` and ``best`` (1 at the best
+            epoch).
+        title: name of the trained model.
     """
     figure, axes = _panel("loss", title)
     _history(axes, history, "loss", scale=1.0)
@@ -72,11 +72,11 @@ def loss(history: pd.DataFrame, title: str) -> Figure:
 
 
 def accuracy(history: pd.DataFrame, title: str) -> Figure:
-    """Training and validation accuracy in per cent by epoch, the kept epoch marked.
+    """Draw training and validation accuracy by epoch; the best epoch is marked.
 
     Args:
         history: as for :func:`loss`, with ``train_accuracy`` and ``validation_accuracy`` in [0, 1].
-        title: what was trained.
+        title: name of the trained model.
     """
     figure, axes = _panel("accuracy", title)
     _history(axes, history, "accuracy", scale=100.0)
@@ -85,11 +85,11 @@ def accuracy(history: pd.DataFrame, title: str) -> Figure:
 
 
 def lines(panels: Sequence[Panel], n_columns: int = 3) -> Figure:
-    """Panels side by side, with one legend for all.
+    """Draw panels side by side with one legend.
 
     Args:
-        panels: what to draw.
-        n_columns: panels in a row, at most.
+        panels: at least one panel.
+        n_columns: maximum number of panels in a row.
     """
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
@@ -121,11 +121,11 @@ def lines(panels: Sequence[Panel], n_columns: int = 3) -> Figure:
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Confusion matrix: images in each cell, and the share of its row (the actual class) as the shade.
+    """Draw a confusion matrix: the number of images in each cell, and its share of the row as the shade.
 
     Args:
         counts: int ``(K, K)``, actual class by predicted class.
-        classes: the K names.
+        classes: K names.
     """
     n_classes = len(classes)
     side = 2.9 if n_classes <= 4 else min(1.5 + 0.45 * n_classes, 9)
@@ -152,7 +152,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG at 150 dpi, without a date or a program's name."""
+    """Return the figure as PNG at 150 dpi, without metadata."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
@@ -160,7 +160,7 @@ def png(figure: Figure) -> bytes:
 
 
 def jpeg(png: bytes) -> bytes:
-    """A PNG as JPEG, which holds scans and noise in a fraction of the bytes."""
+    """Return a PNG as JPEG, which needs fewer bytes for scans and noise."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -170,7 +170,7 @@ def jpeg(png: bytes) -> bytes:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as one ``<svg>`` element to stand in an HTML page, all of its ids prefixed with ``name``."""
+    """Return the figure as one ``<svg>`` element for an HTML page; all of its ids have the prefix ``name``."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(
@@ -178,14 +178,14 @@ def svg(figure: Figure, name: str) -> str:
         )
     element = buffer.getvalue()
     element = element[element.index("<svg") :].strip()
-    # HTML knows the namespaces; the size is the page's to give
+    # HTML needs no namespaces; the page sets the size
     element = re.sub(r'(<svg)[^>]*?( viewBox="[^"]*")[^>]*>', r"\1\2>", element, count=1)
     element = re.sub(r'(?<= id=")', f"{name}-", element)
     return re.sub(r'(?<=url\(#)|(?<=xlink:href="#)', f"{name}-", element)
 
 
 def laid_out(figure: Figure) -> Figure:
-    """Give all parts their places, once; an engine that stays with the figure does it twice at every saving."""
+    """Compute the layout once; a layout engine that stays with the figure would run twice at every save."""
     with mpl.rc_context(STYLE):
         ConstrainedLayoutEngine().execute(figure)
     return figure
@@ -209,7 +209,7 @@ def _history(axes: Axes, history: pd.DataFrame, quantity: str, scale: float) -> 
         axes.plot(history["epoch"], scale * history[f"{part}_{quantity}"], color=color, linestyle=line, label=label)
     best = history[history["best"] == 1]
     values = scale * best[f"validation_{quantity}"]
-    axes.plot(best["epoch"], values, "o", color=PALETTE[2], markersize=6, label="kept epoch")
+    axes.plot(best["epoch"], values, "o", color=PALETTE[2], markersize=6, label="best epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
@@ -234,7 +234,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(_power))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(*panel.y_range)
-    shares = PercentFormatter(1.0, symbol=" %")
+    shares = FuncFormatter(lambda value, _: f"{100 * value:.3g} %".replace("-", "−"))
     if panel.y_scale == "share":
         axes.yaxis.set_major_formatter(shares)
     match panel.x_scale:
@@ -251,12 +251,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def _power(value: float, _: int) -> str:
-    """A power of ten as 10⁻³."""
+    """Return a power of ten as ``10⁻³``."""
     return f"10{str(round(math.log10(value))).translate(SUPERSCRIPTS)}"
 
 
 def _scale_eps(axes: Axes, grid: list[float], has_clean: bool) -> None:
-    """ε is logarithmic from the smallest up and linear below it, so that 0 (clean) has its place."""
+    """Scale the eps axis: logarithmic above the smallest eps, linear below it, so that 0 (clean) has a tick."""
     axes.set_xscale("symlog", base=2, linthresh=grid[0], linscale=1)
     axes.xaxis.set_major_locator(FixedLocator([*([0.0] if has_clean else []), *grid]))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -265,5 +265,5 @@ def _scale_eps(axes: Axes, grid: list[float], has_clean: bool) -> None:
 
 
 def shorten(name: str, limit: int = 16) -> str:
-    """A name that leaves room for others, cut with an ellipsis."""
+    """Return a name, cut to the limit with an ellipsis."""
     return name if len(name) <= limit else name[: limit - 1] + "…"

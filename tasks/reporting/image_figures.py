@@ -1,4 +1,4 @@
-"""Figures of images, with heat over them, and of features as points; see :mod:`tasks.reporting.figures`."""
+"""Figures of images, with heat maps over them, and of embedded features; see :mod:`tasks.reporting.figures`."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,25 +11,26 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from tasks.records.vocabulary import CLEAN
-from tasks.reporting.examples import Pictures
+from tasks.reporting.examples import ImageGrid
 from tasks.reporting.figures import MARKERS, STYLE, laid_out, shorten
+from tasks.reporting.names import EMBEDDING_NAMES
 from tasks.reporting.panels import PALETTE
 from tasks.statistics.formatting import eps_text
 
 HEAT = "inferno"
-"""Perceptually uniform, and readable for the colour-blind and in grey."""
+"""Colour map: perceptually uniform, colour-blind safe, readable in grey."""
 MAX_OPACITY = 0.75
+"""Opacity of a heat map at its maximum."""
 SIDE = 2.0
-"""Inches of an image."""
-METHODS = {"pca": "PCA", "tsne": "t-SNE"}
+"""Side of an image in inches."""
 
 
-def image_grid(shown: Pictures, maps: dict[int, np.ndarray] | None = None) -> Figure:
-    """Grey images in a labelled grid, some with their heat maps over them.
+def image_grid(shown: ImageGrid, maps: dict[int, np.ndarray] | None = None) -> Figure:
+    """Draw grey images in a labelled grid, some with a heat map over them.
 
     Args:
-        shown: the images.
-        maps: column -> its heat maps, float ``(R, h, w)`` in [0, 1]; heat is the less transparent the hotter it is.
+        shown: images with their titles and captions.
+        maps: column -> its heat maps, float ``(R, h, w)`` in [0, 1]; the opacity rises with the value.
     """
     n_rows, n_columns = shown.images.shape[:2]
     titles = ["\n".join(textwrap.wrap(title, 27)) for title in shown.columns]
@@ -57,20 +58,22 @@ def image_grid(shown: Pictures, maps: dict[int, np.ndarray] | None = None) -> Fi
         if maps:
             bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), ax=grid, fraction=0.02, pad=0.01)
             bar.set_ticks([0, 0.5, 1])
-            bar.set_label("evidence for the prediction,\nshare of the map's largest")
+            bar.set_label("Grad-CAM for the predicted class,\nrelative to the maximum")
             bar.outline.set_visible(False)
     return laid_out(figure)
 
 
 def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """Features in two dimensions: a row a method, a column an ε; colour is the class, the marker's fill the origin.
+    """Draw two-dimensional embeddings: one row for each method, one column for each eps.
+
+    Colour and shape are the class. Hollow markers are clean images, filled markers are adversarial images.
 
     Args:
-        table: rows of one space, target, threat model and attack: ``method``, ``eps``, ``origin``, ``label``, ``x``
-            and ``y``.
-        classes: names by label.
+        table: rows of one feature space, target, threat model and attack, with ``method``, ``eps``, ``origin``,
+            ``label``, ``x`` and ``y``.
+        classes: name of each label.
     """
-    methods = [method for method in METHODS if method in set(table["method"])]
+    methods = [method for method in EMBEDDING_NAMES if method in set(table["method"])]
     grid_eps = sorted(table["eps"].unique())
     labels = sorted(table["label"].unique())
     with mpl.rc_context(STYLE):
@@ -93,7 +96,7 @@ def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
                         alpha=0.75,
                         label=name,
                     )
-            # so many points as paths would weigh megabytes; those of a panel are one picture
+            # thousands of points as paths would take megabytes: the points of a panel become one bitmap
             axes.set_rasterization_zorder(2)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
@@ -101,7 +104,7 @@ def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
             if row == 0:
                 axes.set_title(f"ε = {eps_text(grid_eps[column])}/255")
             if column == 0:
-                axes.set_ylabel(METHODS[methods[row]])
+                axes.set_ylabel(EMBEDDING_NAMES[methods[row]])
         handles, names = grid[0, 0].get_legend_handles_labels()
         n_columns = max(1, min(len(names), int(figure.get_figwidth() / 2.8)))
         figure.legend(handles, names, loc="outside upper left", ncols=n_columns, markerscale=1.6, borderaxespad=0.2)
@@ -109,10 +112,10 @@ def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
 
 
 def class_color(label: int) -> str:
-    """Colour of a class's points; the palette's first is kept for what is no class."""
+    """Colour of the points of a class; the first colour of the palette is not used for classes."""
     return PALETTE[1:][label % (len(PALETTE) - 1)]
 
 
 def class_marker(label: int) -> str:
-    """Marker of a class's points."""
+    """Marker of the points of a class."""
     return MARKERS[label % len(MARKERS)]

@@ -1,11 +1,11 @@
-// Puts a Plotly plot in the place of each drawing that has one, and lets readers explore the embeddings.
-// Without this script, and in print, the page shows the drawings.
+// Replaces static figures by Plotly plots and runs the explorer of embeddings.
+// Without this script, and in print, the page shows the static figures.
 "use strict";
 
 (() => {
   const { plots, explorer } = JSON.parse(document.getElementById("interactive-data").textContent);
   const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: "#1c1e21" };
-  // no button that could lead out of the page
+  // no button with a link to another page
   const config = { responsive: true, displaylogo: false, modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d"]] };
   const common = {
     font,
@@ -18,8 +18,8 @@
     margin: { l: 62, r: 12, t: 36, b: 52 },
   };
 
-  // Left and right go from point to point, up and down from line to line, Escape lets go.
-  const answerKeys = (element) => {
+  // Left and right select a point, up and down select a line, Escape clears the selection.
+  const enableKeys = (element) => {
     let trace = 0;
     let point = -1;
     element.addEventListener("keydown", (event) => {
@@ -40,30 +40,30 @@
     const drawing = figure.querySelector("svg");
     const element = document.createElement("div");
     element.className = "plot";
-    // the legend takes from the plot's height
+    // the legend reduces the height of the plot
     element.style.height = `${22 + 1.2 * data.filter((trace) => trace.name).length}rem`;
     element.tabIndex = 0;
     element.setAttribute("role", "group");
-    element.setAttribute("aria-label", `${drawing.getAttribute("aria-label")}. Arrow keys tell the values.`);
+    element.setAttribute("aria-label", `${drawing.getAttribute("aria-label")}. Use the arrow keys to read the values.`);
     drawing.after(element);
     figure.classList.add("live");
     Plotly.newPlot(element, data, { ...common, ...layout }, config);
-    answerKeys(element);
+    enableKeys(element);
   }
 
-  // paper has room for what readers of the page unfold
+  // folded on screen, unfolded in print
   for (const fold of document.querySelectorAll(".unfolded-in-print")) {
     fold.open = false;
     matchMedia("print").addEventListener("change", ({ matches }) => { fold.open = matches; });
   }
 
-  // the first number of a cell, or its words; what has neither comes last
+  // the first number of a cell, otherwise its text
   const sortKey = (cell) => {
     const text = cell.textContent.trim();
     const number = parseFloat(text.match(/-?\d[\d.]*(e-?\d+)?/)?.[0]);
     return Number.isNaN(number) ? text : number;
   };
-  const inOrder = (one, other) => {
+  const compare = (one, other) => {
     if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;
     return typeof one === "number" ? one - other : one.localeCompare(other);
   };
@@ -74,12 +74,12 @@
       button.append(...head.childNodes);
       head.append(button);
       button.addEventListener("click", () => {
-        const falls = head.getAttribute("aria-sort") === "ascending";
+        const isDescending = head.getAttribute("aria-sort") === "ascending";
         const rows = [...table.tBodies[0].rows];
-        rows.sort((one, other) => inOrder(sortKey(one.cells[column]), sortKey(other.cells[column])) * (falls ? -1 : 1));
+        rows.sort((one, other) => compare(sortKey(one.cells[column]), sortKey(other.cells[column])) * (isDescending ? -1 : 1));
         table.tBodies[0].append(...rows);
         for (const each of heads) each.removeAttribute("aria-sort");
-        head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+        head.setAttribute("aria-sort", isDescending ? "descending" : "ascending");
       });
     });
   }
@@ -88,7 +88,7 @@
   const figure = document.getElementById("explorer");
   const plot = document.getElementById("explorer-plot");
   const thumbnail = document.getElementById("explorer-thumbnail");
-  const words = document.getElementById("explorer-words");
+  const details = document.getElementById("explorer-details");
   const choices = Object.fromEntries(
     ["features", "attack", "method", "eps"].map((key) => [key, document.getElementById(`explorer-${key}`)]),
   );
@@ -103,15 +103,15 @@
     select.addEventListener("change", draw);
   }
 
-  function chosen() {
-    const fits = (view) => Object.entries(choices).every(([key, select]) => view[key] === select.value);
-    const view = views.find(fits);
+  function selectedView() {
+    const matches = (view) => Object.entries(choices).every(([key, select]) => view[key] === select.value);
+    const view = views.find(matches);
     return view && { ...view, ...explorer.members[view.members] };
   }
 
   function draw() {
-    tell(null);
-    const view = chosen();
+    showDetails(null);
+    const view = selectedView();
     const data = [];
     if (view) {
       classes.forEach((name, label) => {
@@ -154,16 +154,16 @@
     return Plotly.react(plot, data, layout, config);
   }
 
-  // Plotly reads some HTML in its texts.
+  // Plotly reads some HTML in its texts
   function escaped(text) {
     return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   }
 
-  function tell(at) {
-    const view = chosen();
+  function showDetails(at) {
+    const view = selectedView();
     thumbnail.hidden = at === null;
     if (at === null || !view) {
-      words.textContent = "Point at a mark, or move over them with the arrow keys, to see its image.";
+      details.textContent = "Move the mouse over a point, or use the arrow keys, to see its image.";
       return;
     }
     const image = view.image[at];
@@ -175,7 +175,7 @@
       view.adversarial[at] ? `adversarial, ε = ${view.eps}/255` : "clean",
       prediction === undefined ? "prediction: unknown" : `predicted: ${prediction}`,
     ];
-    words.replaceChildren(
+    details.replaceChildren(
       ...lines.map((line) => Object.assign(document.createElement("span"), { textContent: line })),
     );
   }
@@ -185,7 +185,7 @@
   thumbnail.style.backgroundSize = `${columns * side * zoom}px auto`;
   thumbnail.style.width = thumbnail.style.height = `${side * zoom}px`;
   draw().then(() => {
-    plot.on("plotly_hover", ({ points }) => tell(points[0].customdata));
-    answerKeys(plot);
+    plot.on("plotly_hover", ({ points }) => showDetails(points[0].customdata));
+    enableKeys(plot);
   });
 })();

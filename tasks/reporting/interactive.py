@@ -1,4 +1,4 @@
-"""What the page's script draws: panels for plotly.js, the explorer of embeddings, and JSON that HTML can hold."""
+"""Data of the interactive figures: panels for plotly.js, the explorer of embeddings, and JSON that is safe in HTML."""
 
 import base64
 import hashlib
@@ -16,25 +16,25 @@ from markupsafe import Markup, escape
 
 from tasks.dataset.prepared import Prepared
 from tasks.records.vocabulary import CLEAN
-from tasks.reporting.findings import attack_name, curve_name
+from tasks.reporting.names import EMBEDDING_NAMES, attack_name, curve_name
 from tasks.reporting.panels import PALETTE, Line, Panel
 from tasks.statistics.formatting import eps_text
 
 SCRIPT = Path(__file__).with_name("interactive.js")
 SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "triangle-left"]
-"""Plotly's names of the markers, in the order of those on paper."""
+"""Plotly's names of the markers, in the order of the static figures."""
 PLOTLY_DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
 THUMBNAIL = 64
-"""Pixels of a side."""
+"""Side of a thumbnail in pixels."""
 AXIS = {"gridcolor": "#e4e4e4", "linecolor": "#555555", "showline": True, "ticks": "outside", "zeroline": False}
 
 
 def line_plot(panel: Panel) -> dict[str, Any]:
-    """Traces and layout of a panel for plotly.js; names are escaped, since Plotly reads some HTML in texts."""
-    places = _places(panel) if panel.x_scale == "eps" else {}
+    """Return traces and layout of a panel for plotly.js; names are escaped because Plotly reads some HTML in texts."""
+    positions = _positions(panel) if panel.x_scale == "eps" else {}
     traces: list[dict[str, Any]] = []
     for line in panel.lines:
-        x = [places[float(value)] for value in line.x] if places else numbers(line.x)
+        x = [positions[float(value)] for value in line.x] if positions else numbers(line.x)
         name = str(escape(line.name))
         group = {"legendgroup": name, "x": x}
         if line.low is not None and line.high is not None:
@@ -56,9 +56,9 @@ def line_plot(panel: Panel) -> dict[str, Any]:
         )
     x_axis: dict[str, Any] = {**AXIS, "title": _title(panel.x_label)}
     y_axis: dict[str, Any] = {**AXIS, "title": _title(panel.y_label), "range": list(panel.y_range)}
-    if places:
-        texts = [f"{eps_text(eps)}{'<br>clean' if eps == 0 else ''}" for eps in places]
-        x_axis |= {"tickmode": "array", "tickvals": list(places.values()), "ticktext": texts}
+    if positions:
+        texts = [f"{eps_text(eps)}{'<br>clean' if eps == 0 else ''}" for eps in positions]
+        x_axis |= {"tickmode": "array", "tickvals": list(positions.values()), "ticktext": texts}
     if panel.x_scale == "share":
         x_axis |= {"tickformat": ".0%", "range": [-0.02, 1.02]}
     if panel.y_scale == "share":
@@ -66,25 +66,25 @@ def line_plot(panel: Panel) -> dict[str, Any]:
     guides = [_guide(x0=0, x1=1, y0=0, y1=1)] if panel.diagonal else []
     if panel.level is not None:
         guides.append(_guide(x0=0, x1=1, y0=panel.level, y1=panel.level, xref="paper"))
-    hover = "x unified" if places else "closest"
+    hover = "x unified" if positions else "closest"
     return {"data": traces, "layout": {"xaxis": x_axis, "yaxis": y_axis, "hovermode": hover, "shapes": guides}}
 
 
-def _places(panel: Panel) -> dict[float, float]:
-    """Where ε stands on the axis: its binary logarithm, and 0 (clean) a doubling left of the smallest."""
+def _positions(panel: Panel) -> dict[float, float]:
+    """Return the position of each eps on the axis: its binary logarithm; 0 (clean) is one unit left of the smallest."""
     clean = {0.0: math.log2(panel.eps[0]) - 1} if panel.has_clean else {}
     return clean | {eps: math.log2(eps) for eps in panel.eps}
 
 
 def _hover(panel: Panel, line: Line) -> dict[str, Any]:
-    """What is told of a point: its value, with the interval if there is one."""
+    """Return the hover text of a line: the value, with its interval if there is one."""
     form = ".1%" if panel.y_scale == "share" else ".3~g"
     if line.low is None or line.high is None:
         x = "" if panel.x_scale == "eps" else "%{x:.1%}: " if panel.x_scale == "share" else "%{x}: "
         return {"hovertemplate": f"{x}%{{y:{form}}}"}
     edges = [list(pair) for pair in zip(numbers(line.low), numbers(line.high), strict=True)]
-    told = f"%{{y:{form}}} [%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]"
-    return {"customdata": edges, "hovertemplate": told}
+    text = f"%{{y:{form}}} [%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]"
+    return {"customdata": edges, "hovertemplate": text}
 
 
 def _title(text: str) -> dict[str, Any]:
@@ -98,14 +98,14 @@ def _guide(**ends: Any) -> dict[str, Any]:
 def explorer(
     embeddings: pd.DataFrame, records: pd.DataFrame, data: Prepared, spaces: dict[str, str], first: tuple[str, float]
 ) -> dict[str, Any]:
-    """Every embedding with what is known of its points, for a page that shows one at a time.
+    """Return all embeddings with image, class and prediction of each point; the page shows one embedding at a time.
 
     Args:
-        embeddings: as the step ``analyze`` writes them.
-        records: of the step ``attack``, for the predictions.
-        data: the prepared data set, for thumbnails and paths.
-        spaces: name of a feature space -> what it is called.
-        first: attack and ε that are shown first.
+        embeddings: as written by the step ``analyze``.
+        records: records of all targets, for the predictions.
+        data: prepared data set, for thumbnails and paths.
+        spaces: feature space -> its display name.
+        first: attack and eps that are shown first.
     """
     rows = np.unique(embeddings["image"].to_numpy(np.int64))
     position = {int(row): position for position, row in enumerate(rows)}
@@ -121,14 +121,14 @@ def explorer(
             for image, origin in zip(points["image"], points["origin"], strict=True)
         ]
         pair = [[position[int(image)] for image in points["image"]], [int(each != CLEAN) for each in points["origin"]]]
-        # most views show the same points
+        # most views show the same images
         if pair not in members:
             members.append(pair)
         views.append(
             {
                 "features": f"{spaces.get(space, space)}: {curve_name(target, threat_model)}",
                 "attack": attack_name(attack),
-                "method": {"pca": "PCA", "tsne": "t-SNE"}.get(method, method),
+                "method": EMBEDDING_NAMES.get(method, method),
                 "eps": eps_text(eps),
                 "members": members.index(pair),
                 "prediction": [predictions.get(key, -1) for key in seen],
@@ -154,14 +154,14 @@ def explorer(
 
 
 def _thousandths(values: np.ndarray) -> list[int]:
-    """Places between the smallest (0) and the largest value (1000): embeddings have no unit."""
+    """Scale values to integers from 0 to 1000; embeddings have no unit."""
     low, high = float(values.min()), float(values.max())
     scaled: np.ndarray = np.round(1000 * (values - low) / (high - low or 1.0)).astype(int)
     return [int(value) for value in scaled]
 
 
 def sprite(images: np.ndarray) -> str:
-    """All images as thumbnails on one sheet, row by row, a JPEG as ``data:`` address.
+    """Return the ``data:`` address of a JPEG with all images as thumbnails, row by row.
 
     Args:
         images: uint8 ``(N, H, W)``.
@@ -184,12 +184,12 @@ def _sheet_columns(n_images: int) -> int:
 
 
 def numbers(values: np.ndarray | Sequence[float], n_digits: int = 5) -> list[float | None]:
-    """Numbers rounded to significant digits; what is not finite is null in JSON."""
+    """Round numbers to significant digits; None (null in JSON) for numbers that are not finite."""
     return [float(f"{value:.{n_digits}g}") if math.isfinite(value) else None for value in map(float, values)]
 
 
 def as_json(value: Any) -> Markup:
-    """JSON that may stand in a ``<script>`` element: no text in it can end the element or begin another."""
+    """Return JSON that is safe in a ``<script>`` element: no text in it can end the element or start another."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -197,13 +197,13 @@ def as_json(value: Any) -> Markup:
 
 
 def scripts() -> list[Markup]:
-    """plotly.js and ours, to stand in ``<script>`` elements."""
+    """Return plotly.js and the script of the page, for ``<script>`` elements."""
     plotly = files("plotly") / "package_data" / "plotly.min.js"
     texts = [source.read_text(encoding="utf-8") for source in (plotly, SCRIPT)]
     assert not any("</script" in text or "<!--" in text or "\r" in text for text in texts)
-    return [Markup(text) for text in texts]  # noqa: S704  files that are installed, not input  # nosec B704
+    return [Markup(text) for text in texts]  # noqa: S704  installed files, not input  # nosec B704
 
 
 def digest(script: str) -> str:
-    """What a content security policy calls a script that may run."""
+    """Return the name of a script in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

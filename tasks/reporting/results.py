@@ -1,8 +1,8 @@
-"""What the earlier steps left, read for the report."""
+"""Outputs of the earlier steps, read for the report."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +11,34 @@ import pandas as pd
 from tasks.core.workspace import Workspace
 from tasks.dataset.comparison import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.params import Params
 from tasks.records.tables import read_records, read_smallest_eps
 from tasks.records.vocabulary import AS_GIVEN
-from tasks.reporting.examples import UnderAttack, read_examples
+from tasks.reporting.examples import AttackExamples, read_examples
 
-INPUTS = (
-    "manifest",
-    "validation",
-    "data_docs",
-    "dataset_info",
-    "split",
-    "pixels",
-    "classifier_history",
-    "autoencoder_history",
-    "robustness",
-    "confusion",
-    "benchmark",
-    "minimal_eps",
-    "certified_accuracy",
-    "metrics",
-    "checks",
-    "robustness_area",
-    "classification",
-    "reliability",
-    "entropy",
-    "intensity",
-    "intensity_histograms",
-    "spectrum",
-    "heatmaps",
-    "features",
-    "embeddings",
-    "resilience",
-    "detection",
-    "roc",
-    "gate",
-    "verdict",
-    "examples",
-    "cycles",
-    "learning_curves",
-    "label_efficiency",
-    "queries",
-)
-"""Files of a :class:`Workspace` that the report needs."""
-
-TEXTS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
-TEXTS += ["class", "metric", "images", "of", "purifier", "space", "detector"]
-"""Columns of text."""
+TEXT_COLUMNS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
+TEXT_COLUMNS += ["class", "metric", "images", "of", "purifier", "space", "detector"]
 
 
 @dataclass(frozen=True)
-class Learning:
-    """Tables of the step ``active_learning``; :mod:`tasks.labelling.learning_curves` says what their columns are."""
+class Files:
+    """Contents of output files; each field has the name of the path in :class:`Workspace`.
 
-    cycles: pd.DataFrame
-    curves: pd.DataFrame
-    efficiency: pd.DataFrame
-    queries: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Tables of the step ``analyze``, which says what their columns are; a table may have no rows.
-
-    Where images were not purified, ``purifier`` is empty.
+    The step that writes a file describes its columns. Tables of the step ``analyze`` can be empty.
     """
 
+    manifest: pd.DataFrame
+    validation: dict[str, Any]
+    dataset_info: dict[str, Any]
+    classifier_history: pd.DataFrame
+    autoencoder_history: pd.DataFrame
+    robustness: pd.DataFrame
+    confusion: pd.DataFrame
+    benchmark: pd.DataFrame
+    minimal_eps: pd.DataFrame
+    certified_accuracy: pd.DataFrame
+    metrics: dict[str, Any]
+    checks: list[dict[str, Any]]
     robustness_area: pd.DataFrame
     classification: pd.DataFrame
     reliability: pd.DataFrame
@@ -91,104 +54,69 @@ class Analysis:
     roc: pd.DataFrame
     gate: pd.DataFrame
     verdict: list[dict[str, Any]]
-    examples: UnderAttack
+    examples: AttackExamples
+    cycles: pd.DataFrame
+    learning_curves: pd.DataFrame
+    label_efficiency: pd.DataFrame
+    queries: pd.DataFrame
 
 
 @dataclass(frozen=True)
-class Results:
-    """Outputs of the pipeline as objects; their formats are those of the steps that wrote them."""
+class Results(Files):
+    """Everything that the report shows."""
 
-    validation: dict[str, Any]
-    manifest: pd.DataFrame
-    reference: pd.DataFrame
-    """The manifest's columns for the version of the data that is in git (:mod:`tasks.dataset.comparison`)."""
+    params: Params
     data: Prepared
-    dataset_info: dict[str, Any]
-    classifier_history: pd.DataFrame
-    autoencoder_history: pd.DataFrame
+    reference: pd.DataFrame
+    """Columns of the manifest for the data version that is in git (:mod:`tasks.dataset.comparison`)."""
     defence_histories: dict[str, pd.DataFrame]
-    """Of the defences that were trained, by name."""
+    """Training histories of the trained defences, by name."""
     records: pd.DataFrame
-    robustness: pd.DataFrame
-    confusion: pd.DataFrame
-    benchmark: pd.DataFrame
     smallest_eps: pd.DataFrame
-    minimal_eps: pd.DataFrame
-    certified: pd.DataFrame
-    metrics: dict[str, Any]
-    checks: list[dict[str, Any]]
-    analysis: Analysis
-    learning: Learning
 
 
-def load_results(workspace: Workspace, benchmark: Sequence[str]) -> Results:
-    """Read everything that the report is about.
-
-    Args:
-        workspace: where inputs are read and outputs written.
-        benchmark: names of the defences.
+def load_results(workspace: Workspace, params: Params) -> Results:
+    """Read the outputs of all earlier steps.
 
     Raises:
-        FileNotFoundError: a step has not run, or there is no reference.
+        FileNotFoundError: a step has not run, or the reference is missing.
     """
-    if missing := [path for path in (getattr(workspace, name) for name in INPUTS) if not path.exists()]:
+    paths = {field.name: getattr(workspace, field.name) for field in fields(Files)}
+    others = (workspace.data_docs, workspace.split, workspace.pixels)
+    if missing := [path for path in (*paths.values(), *others) if not path.exists()]:
         step = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
     if not workspace.reference.is_file():
-        raise FileNotFoundError(f"{workspace.reference} not found: write it by `python -m flows.data_changes --keep`")
+        raise FileNotFoundError(f"{workspace.reference} not found: write it with `python -m flows.data_changes --keep`")
+    defences = params.benchmark
     return Results(
-        validation=read_json(workspace.validation),
-        manifest=pd.read_parquet(workspace.manifest),
-        reference=read_reference(workspace.reference),
+        **{name: READERS[path.suffix](path) for name, path in paths.items()},
+        params=params,
         data=load_prepared(workspace),
-        dataset_info=read_json(workspace.dataset_info),
-        classifier_history=pd.read_csv(workspace.classifier_history),
-        autoencoder_history=pd.read_csv(workspace.autoencoder_history),
+        reference=read_reference(workspace.reference),
         defence_histories={
-            name: pd.read_csv(path) for name in benchmark if (path := workspace.defence_history(name)).is_file()
+            name: read_table(path) for name in defences if (path := workspace.defence_history(name)).is_file()
         },
-        records=read_records(workspace, benchmark),
-        robustness=read_table(workspace.robustness),
-        confusion=read_table(workspace.confusion),
-        benchmark=read_table(workspace.benchmark),
-        smallest_eps=read_smallest_eps(workspace, benchmark),
-        minimal_eps=read_table(workspace.minimal_eps),
-        certified=read_table(workspace.certified_accuracy),
-        metrics=read_json(workspace.metrics),
-        checks=read_json(workspace.checks),
-        analysis=Analysis(
-            robustness_area=read_table(workspace.robustness_area),
-            classification=read_table(workspace.classification),
-            reliability=read_table(workspace.reliability),
-            entropy=read_table(workspace.entropy),
-            intensity=read_table(workspace.intensity),
-            intensity_histograms=read_table(workspace.intensity_histograms),
-            spectrum=read_table(workspace.spectrum),
-            heatmaps=read_table(workspace.heatmaps),
-            features=read_table(workspace.features),
-            embeddings=pd.read_parquet(workspace.embeddings),
-            resilience=read_table(workspace.resilience),
-            detection=read_table(workspace.detection),
-            roc=read_table(workspace.roc),
-            gate=read_table(workspace.gate),
-            verdict=read_json(workspace.verdict),
-            examples=read_examples(workspace.examples),
-        ),
-        learning=Learning(
-            cycles=read_table(workspace.cycles),
-            curves=read_table(workspace.learning_curves),
-            efficiency=read_table(workspace.label_efficiency),
-            queries=pd.read_parquet(workspace.queries),
-        ),
+        records=read_records(workspace, defences),
+        smallest_eps=read_smallest_eps(workspace, defences),
     )
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
+    """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV table of the step ``evaluate`` or ``analyze``; classes may be called ``NA`` or ``1`` and stay text."""
-    table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "str"), keep_default_na=False, na_values=[""])
+    """Return a CSV table; names of classes stay text, also ``NA`` and ``1``."""
+    table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, "str"), keep_default_na=False, na_values=[""])
     return table.fillna({"purifier": AS_GIVEN})
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".csv": read_table,
+    ".json": read_json,
+    ".parquet": pd.read_parquet,
+    ".npz": read_examples,
+}
+"""Reader of a file by its suffix."""

@@ -1,1 +1,1 @@
-"""A defended model outside the pipeline: as a folder of files, as answers to requests, as a card for people."""
+"""A defended model outside the pipeline: bundle, model card, predictor, export, registry and promotion."""

@@ -1,17 +1,17 @@
-"""A bundle: one target as a folder of files, with what has to be known to use, to audit and to judge it.
+"""A bundle: the files of one target, with everything that is needed to serve and to audit it.
 
-It is laid out like a workspace, so that everything which finds networks in a workspace finds them in a bundle::
+The weights lie as in a workspace, so ``Workspace(bundle)`` finds them::
 
-    bundle.json                 what the target is, what it takes, its detector
+    bundle.json                 the target, its images, its detector
     seen.json                   digests of the images that it was trained and validated on
     examples.npy                validation images, uint8 (N, 1, H, W)
     card.md                     the model card
-    data/train_classifier/      weights as safetensors, with JSON of how to build them
+    data/train_classifier/      weights as safetensors, with the architecture as JSON
     data/train_autoencoder/
     data/train_defence/NAME/    of a defence
 
-The bare classifier and the autoencoder are always there: transfer attacks are crafted on the one, and analyses look
-through the other.
+The undefended classifier and the autoencoder are part of every bundle: transfer attacks are computed on the classifier,
+and analyses use the autoencoder.
 """
 
 import hashlib
@@ -33,65 +33,68 @@ if TYPE_CHECKING:
 
 BUNDLE, SEEN, EXAMPLES, CARD = Path("bundle.json"), Path("seen.json"), Path("examples.npy"), Path("card.md")
 
+SCHEMA_VERSION = 1
+"""Version of the fields of ``bundle.json``; raised when a field changes."""
 PREDICTION_CHANGE = "prediction change"
 N_EXAMPLES = 8
 
 
-class Detector(Section):
-    """What flags an image, and from where on."""
+class BundleDetector(Section):
+    """The detector of a target and its threshold."""
 
     name: str
-    """``prediction change``: see :func:`tasks.serving.predictor.look`."""
+    """``prediction change``: see :func:`tasks.serving.inference.predict`."""
     threshold: float
-    """Of the score; an image is flagged above it."""
+    """An image with a higher score is flagged."""
     false_positive_rate: float
-    """Share of clean validation images, at most, above the threshold."""
+    """Maximum share of the clean validation images above the threshold."""
 
 
 class Bundle(Section):
-    """What ``bundle.json`` says."""
+    """The content of ``bundle.json``."""
 
+    schema_version: int = SCHEMA_VERSION
     target: str
     """``undefended``, or the name of a defence."""
     digest: str
-    """SHA-256 of the target's layers and weights."""
+    """SHA-256 of the layers and weights of the target."""
     params: dict[str, Any]
-    """How its networks were trained: ``seed``, ``train_classifier``, ``train_autoencoder`` and the row of ``defences``
-    (null for the bare classifier), as in params.yaml."""
+    """Parameters of the training of its networks, as in params.yaml: ``seed``, ``train_classifier``,
+    ``train_autoencoder`` and ``defence`` (its entry of ``defences``; null for the undefended classifier)."""
     dataset: str
-    """Name of the data set that it was trained on."""
+    """Name of the training data set."""
     is_phantom: bool
-    """Whether that consists of drawn phantoms instead of patients' scans."""
+    """Whether the training images are drawn phantoms, not scans."""
     classes: tuple[str, ...]
-    """Names in the order of the labels."""
+    """Class names in the order of the labels."""
     positive_class: str
     image_size: int
-    """H and W in pixels."""
+    """Height and width in pixels."""
     value_range: tuple[float, float]
-    """Lowest and highest value that the target takes."""
+    """Lowest and highest pixel value that the target takes."""
     aspect_ratios: tuple[float, float]
-    """Least and greatest width / height of the training images, before they were made square."""
+    """Least and greatest width / height of the training images before they were made square."""
     max_megapixels: float
-    """Above which an image is refused before it is decoded."""
+    """Larger image files are refused before they are decoded."""
     threads: int
-    """CPU threads that it was evaluated with."""
-    detector: Detector | None
-    """None where the target has no purifier to look through."""
+    """CPU threads of the evaluation."""
+    detector: BundleDetector | None
+    """None for a target without a purifier."""
 
 
 def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str, card: str) -> Bundle:
-    """Write a target of this workspace as a bundle.
+    """Write a target of a workspace as a bundle.
 
     Args:
-        workspace: where inputs are read and outputs written.
-        folder: a new one.
+        workspace: where the trained networks and the prepared images are.
+        folder: a new folder.
         params: all parameters.
-        target: ``undefended``, or the name of a defence that is trained.
+        target: ``undefended``, or the name of a trained defence.
         card: the model card, Markdown.
 
     Raises:
         FileNotFoundError: a step has not run.
-        ValueError: there are no validation images, which the detector's threshold is told from.
+        ValueError: there are no validation images for the threshold of the detector.
     """
     import pandas as pd
 
@@ -106,7 +109,7 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
     steps += [] if target == UNDEFENDED else [workspace.step_folder("train_defence", target)]
     if missing := [path for path in (*steps, workspace.manifest) if not path.exists()]:
         step_name = workspace.step_of(missing[0])
-        raise FileNotFoundError(f"{missing[0]} not found: run the step {step_name} first (dvc repro {step_name})")
+        raise FileNotFoundError(f"{missing[0]} not found. Run the step {step_name} first: dvc repro {step_name}")
     info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     sizes = pd.read_parquet(workspace.manifest).set_index("path").loc[data.table["path"].iloc[data.indices("train")]]
     ratios = sizes["width"] / sizes["height"]
@@ -139,29 +142,40 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """What a bundle says of itself.
+    """Read ``bundle.json``.
 
     Raises:
         FileNotFoundError: the folder is no bundle.
-        ValueError: it is damaged, or was written by another version of this code.
+        ValueError: the file is damaged, or has another schema version.
     """
     path = folder / BUNDLE
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: {folder} is no bundle")
+        raise FileNotFoundError(f"{path} not found. {folder} is no bundle.")
     try:
-        return Bundle.model_validate_json(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.get("schema_version")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Download the model version again.") from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has the unknown schema_version {version}, and only {SCHEMA_VERSION} is supported: register the "
+            "model again with this version of the code."
+        )
+    try:
+        # as JSON: lists are tuples there
+        return Bundle.model_validate_json(json.dumps(values))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged, or of another version: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}. Download the model version again.") from error
 
 
 def read_seen(folder: Path) -> dict[str, set[str]]:
-    """Digests of the images that a bundle's target was trained (``train``) and validated (``validation``) on."""
+    """Digests of the images that a target was trained (``train``) and validated (``validation``) on."""
     seen = json.loads((folder / SEEN).read_text(encoding="utf-8"))
     return {split: set(digests) for split, digests in seen.items()}
 
 
 def load_bundle(folder: Path) -> "nn.Module":
-    """A bundle's target as :func:`tasks.defences.targets.load_target` gives it, on the device that is there."""
+    """Load the target of a bundle, on a GPU if there is one."""
     import torch
 
     from tasks.defences.targets import load_target
@@ -175,7 +189,7 @@ def load_bundle(folder: Path) -> "nn.Module":
 
 
 def digests_of_images(pixels: np.ndarray) -> list[str]:
-    """SHA-256 of each prepared image, by which the same image is known again whatever its file is called.
+    """SHA-256 of the pixels of each prepared image: it identifies an image whatever the name of its file.
 
     Args:
         pixels: uint8 ``(N, 1, H, W)``.
@@ -183,16 +197,18 @@ def digests_of_images(pixels: np.ndarray) -> list[str]:
     return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in pixels]
 
 
-def _detector(network: "nn.Module", data: "Prepared", params: Params) -> Detector | None:
+def _detector(network: "nn.Module", data: "Prepared", params: Params) -> BundleDetector | None:
     from tasks.defences.purified import Purified
-    from tasks.serving.predictor import look_at_all
+    from tasks.serving.inference import predict
 
     if not isinstance(network, Purified):
         return None
     rows = data.indices("validation")
     if not len(rows):
-        raise ValueError("no validation images to tell the detector's threshold from: raise validation_fraction")
+        raise ValueError(
+            "prepare.split.validation_fraction: no validation images for the detector's threshold. Raise the value."
+        )
     rate = params.analyze.false_positive_rate
-    _, scores = look_at_all(network, data.floats(rows))
+    _, scores = predict(network, data.floats(rows))
     assert scores is not None
-    return Detector(name=PREDICTION_CHANGE, threshold=threshold_at(scores, rate), false_positive_rate=rate)
+    return BundleDetector(name=PREDICTION_CHANGE, threshold=threshold_at(scores, rate), false_positive_rate=rate)

@@ -1,4 +1,4 @@
-"""Whether one model may take another's place: both on the same images, clean and under attack."""
+"""Comparison of a candidate with the champion on the same images, clean and under attack."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,35 +15,36 @@ from tasks.statistics.intervals import Estimate, bootstrap, bootstrap_counts, re
 class Comparison:
     """Accuracy of a candidate and of the champion on the same images."""
 
-    what: str
-    """``clean``, or ``adaptive``: in the worst case of all adaptive attacks."""
+    condition: str
+    """``clean``, or ``adaptive``: the worst case over all adaptive attacks."""
     n: int
     """Images."""
     candidate: Estimate
-    """With Wilson's 95 % interval."""
+    """Accuracy with Wilson's 95 % interval."""
     champion: Estimate
+    """Accuracy with Wilson's 95 % interval."""
     difference: Estimate
     """Candidate minus champion, with a bootstrap interval over groups of images."""
     n_right_alone: int
-    """Images that the candidate gets right and the champion wrong."""
+    """Images that only the candidate classifies correctly."""
     n_wrong_alone: int
-    """The other way round."""
+    """Images that only the champion classifies correctly."""
     p_value: float
-    """McNemar's exact, two-sided."""
+    """Of McNemar's exact two-sided test."""
 
     def is_worse(self, alpha: float) -> bool:
-        """Whether the candidate is worse than the champion by more than chance makes likely."""
+        """Whether the candidate is significantly worse than the champion."""
         return self.n_wrong_alone > self.n_right_alone and self.p_value < alpha
 
 
 def outcomes_of(records: pd.DataFrame, smallest: pd.DataFrame, target: str, eps: float) -> dict[str, "pd.Series[bool]"]:
-    """Which images a target gets right: ``clean`` and ``adaptive``, each by image, rising.
+    """Whether a target classifies each image correctly, by condition (``clean``, ``adaptive``) and image.
 
     Args:
-        records: as written by the steps that attack.
-        smallest: the smallest eps that breaks each image, as written by the same.
-        target: its name in them.
-        eps: one of those that were attacked with.
+        records: of the target, from the attack steps.
+        smallest: the smallest eps that breaks each image, from the same steps.
+        target: name of the target.
+        eps: one of ``attack.eps``.
 
     Raises:
         ValueError: the target was not attacked at this eps.
@@ -53,41 +54,43 @@ def outcomes_of(records: pd.DataFrame, smallest: pd.DataFrame, target: str, eps:
     held = withstood(mine, found)
     at = (held["threat_model"] == "adaptive") & (held["eps"] == eps)
     if not at.any():
-        raise ValueError(f"{target} was not attacked at eps {eps:g}")
+        raise ValueError(
+            f"{target} was not attacked at eps {eps:g}. Add the value to attack.eps and run the attack again."
+        )
     return {"clean": clean, "adaptive": held[at].set_index("image")["withstood"].astype(bool).sort_index()}
 
 
 def compare(
-    what: str,
+    condition: str,
     candidate: "pd.Series[bool]",
     champion: "pd.Series[bool]",
     groups: "pd.Series[int]",
     n_resamples: int,
     seed: int,
 ) -> Comparison:
-    """Compare outcomes of the same images.
+    """Compare candidate and champion on the same images.
 
     Args:
-        what: ``clean`` or ``adaptive``.
-        candidate: whether it is right, by image.
-        champion: the same.
-        groups: the group of each image, by image; of more images, too.
+        condition: ``clean`` or ``adaptive``.
+        candidate: whether its prediction is correct, by image.
+        champion: whether its prediction is correct, by image.
+        groups: the group of each image, also of other images.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: the images are not the same.
+        ValueError: the images differ.
     """
     if not candidate.index.equals(champion.index):
-        raise ValueError(f"{what}: candidate and champion were asked about different images")
+        raise ValueError(f"{condition}: candidate and champion were evaluated on different images. Audit both again.")
     first, second = candidate.to_numpy(dtype=bool), champion.to_numpy(dtype=bool)
     counts = bootstrap_counts(groups.loc[candidate.index].to_numpy(), n_resamples, seed)
     alone, other = int((first & ~second).sum()), int((second & ~first).sum())
     return Comparison(
-        what=what,
+        condition=condition,
         n=len(first),
-        candidate=_share(first),
-        champion=_share(second),
+        candidate=_accuracy(first),
+        champion=_accuracy(second),
         difference=bootstrap(partial(resampled_mean, first.astype(np.float64) - second), counts),
         n_right_alone=alone,
         n_wrong_alone=other,
@@ -95,6 +98,6 @@ def compare(
     )
 
 
-def _share(right: np.ndarray) -> Estimate:
-    low, high = wilson(right.sum(), len(right))
-    return Estimate(float(right.mean()), float(low), float(high))
+def _accuracy(correct: np.ndarray) -> Estimate:
+    low, high = wilson(correct.sum(), len(correct))
+    return Estimate(float(correct.mean()), float(low), float(high))

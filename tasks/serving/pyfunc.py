@@ -1,6 +1,6 @@
-"""The model that ``mlflow models serve`` runs; MLflow executes this file ("models from code"), nothing is unpickled.
+"""The model that ``mlflow models serve`` runs: MLflow executes this file ("models from code") and unpickles nothing.
 
-A request has a row for each image, with one of two columns: ``image``, the bytes of a PNG, JPEG, BMP or TIFF file
+A request has a row for each image and one of two columns: ``image``, the bytes of a PNG, JPEG, BMP or TIFF file
 (base64 in JSON), or ``pixels``, H lists of W numbers in [0, 1].
 """
 
@@ -15,10 +15,10 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
 class Served(PythonModel):
-    """A bundle behind MLflow's interface."""
+    """A bundle as an MLflow pyfunc model."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the bundle that was registered."""
+        """Load the registered bundle."""
         from tasks.serving.predictor import Predictor
 
         self.predictor = Predictor.load(Path(context.artifacts["bundle"]))
@@ -26,15 +26,18 @@ class Served(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """A dictionary for each row: class, probabilities, entropy, detector_score, warnings.
+        """Return a dictionary for each row: class, probabilities, entropy, detector_score, warnings.
 
         Raises:
-            MlflowException: the input can't be used, which the server answers with status 400 and the reason.
+            MlflowException: the input is invalid; the server answers with status 400 and the reason.
         """
         columns = [name for name in ("image", "pixels") if name in model_input]
         try:
             if len(columns) != 1:
-                raise ValueError("send one of the columns: image (a file's bytes) or pixels (H x W numbers in [0, 1])")
+                raise ValueError(
+                    "a request must have exactly one of the columns image (bytes of a file) and pixels (H x W numbers "
+                    f"in [0, 1]). It has {list(model_input)}."
+                )
             values = model_input[columns[0]].tolist()
             if columns == ["image"]:
                 predictions = self.predictor.predict_files(values)
@@ -55,16 +58,16 @@ class Served(PythonModel):
 
 
 def as_array(rows: list[Any]) -> np.ndarray:
-    """Nested lists or arrays as float64 ``(N, H, W)``.
+    """Convert nested lists or arrays to float64 ``(N, H, W)``.
 
     Raises:
-        ValueError: they are no numbers, or not of one shape.
+        ValueError: an element is no number, or the sizes differ.
     """
     try:
-        # pandas may hold rows of arrays of arrays
+        # pandas can hold arrays of arrays
         return np.stack([np.stack([np.asarray(line, dtype=np.float64) for line in row]) for row in rows])
     except (TypeError, ValueError):
-        raise ValueError("pixels must be H lists of W numbers for each image, all of one size") from None
+        raise ValueError("pixels must be H lists of W numbers for each image, and all images of one size.") from None
 
 
 mlflow.models.set_model(Served())

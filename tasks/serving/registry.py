@@ -1,8 +1,8 @@
-"""The model registry: versions of defended models, who is champion, and who was.
+"""MLflow's model registry: versions of defended models, the present champion and earlier ones.
 
-A version is a bundle (:mod:`tasks.serving.bundle`) behind MLflow's pyfunc interface. Two aliases say what is what:
-``candidate`` was registered last, ``champion`` is served. Each move of ``champion`` is a tag of the registered model,
-named after its time; the tag ``champion.before`` of a version says whose place it took.
+A version is a bundle (:mod:`tasks.serving.bundle`) with MLflow's pyfunc interface. The alias ``candidate`` marks the
+version registered last, the alias ``champion`` the version in use. The tags ``champion.moved.<time>`` of a registered
+model record the changes of its champion. The tag ``champion.before`` of a version is the champion that it replaced.
 """
 
 import io
@@ -20,7 +20,7 @@ import numpy as np
 
 from tasks import serving
 from tasks.serving.bundle import CARD, EXAMPLES, read_bundle
-from tasks.tracking import experiment_id, masked, tracking_uri
+from tasks.tracking import EXPERIMENT, experiment_id, masked, tracking_uri
 from tasks.tracking.outbox import now
 from tasks.tracking.store import Store
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 BEFORE = "champion.before"
-"""Tag of a version: the champion whose place it took; empty if there was none."""
+"""Tag of a version: the champion that it replaced; empty if there was none."""
 MOVED = "champion.moved."
-"""How tags of the registered model begin that tell when the champion changed, and why."""
+"""Prefix of the tags of a registered model that record the changes of its champion."""
 MAX_DESCRIPTION = 5000
-"""Characters that MLflow keeps of a description, and of a tag's value."""
+"""Maximum number of characters of a description or a tag in MLflow."""
 
 PACKAGES = (
     *("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pydantic", "ruamel.yaml"),
     *("scipy", "scikit-learn", "pyarrow", "adversarial-robustness-toolbox"),
 )
-"""What a bundle needs to be loaded and asked."""
+"""Requirements of a registered model."""
 
 DESCRIPTION = (
-    "Classifiers of medical images that were evaluated under attack. `candidate`: registered last; `champion`: served. "
-    "For research, not for diagnosis."
+    "Classifiers of medical images, evaluated under adversarial attack. `candidate`: registered last; `champion`: "
+    "in use. For research, not for diagnosis."
 )
 
 
@@ -54,12 +54,13 @@ class Move:
     """One change of the champion."""
 
     when: str
-    """UTC, ISO 8601 to the microsecond."""
+    """UTC, ISO 8601 with microseconds."""
     version: int
-    """The champion from then on."""
+    """The new champion."""
     before: int | None
-    """The champion until then."""
+    """The champion before."""
     why: str
+    """Reason of the change."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ class Registered:
     version: int
     target: str
     digest: str
-    """Of the target's layers and weights."""
+    """SHA-256 of the layers and weights of the target."""
 
     @property
     def label(self) -> str:
-        """``ct-robustness-v3``: for folders and people."""
+        """Name for folders and messages: ``ct-robustness-v3``."""
         return f"{self.name}-v{self.version}"
 
 
@@ -82,10 +83,10 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
     """Register a bundle as the next version of a model.
 
     Args:
-        folder: the bundle.
-        name: of the registered model; made if there is none.
-        summary: what the model card comes to: the version's description.
-        alias: that the version gets.
+        folder: of the bundle.
+        name: name of the registered model; created if there is none.
+        summary: of the model card; the description of the version.
+        alias: alias of the version.
     """
     import mlflow
 
@@ -106,7 +107,7 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
                 code_paths=[str(Path(str(serving.__file__)).parents[1])],
                 signature=_signature(),
                 input_example=_input_example(folder),
-                # given, since working them out starts a process of many seconds
+                # MLflow's inference of requirements takes many seconds
                 pip_requirements=[f"{package}=={version_of_package(package)}" for package in PACKAGES],
             )
             store.model(run, "defended", path)
@@ -128,25 +129,31 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
 
 
 def find_version(name: str, digest: str) -> Registered | None:
-    """The latest version whose target has this digest, if there is one."""
+    """The latest version whose target has this digest."""
     found = [each for each in all_versions(name) if each.digest == digest]
     return found[-1] if found else None
 
 
 def all_versions(name: str) -> list[Registered]:
-    """Versions of a model, oldest first; none where there is no such model."""
-    # a name goes into a query
+    """Versions of a model, oldest first; empty if the model does not exist.
+
+    Raises:
+        ValueError: the name has an apostrophe.
+    """
+    # the name is a part of the query
     if "'" in name:
-        raise ValueError(f"{name!r}: a model's name can't hold an apostrophe")
+        raise ValueError(
+            f"name of a registered model: {name!r}. It must not contain an apostrophe. Choose another name."
+        )
     found = Store().client.search_model_versions(f"name = '{name}'")
     return sorted(map(_registered, found), key=lambda each: each.version)
 
 
 def find(model: str) -> Registered:
-    """A version by ``name@alias`` or ``name/version``.
+    """Find a version by ``name@alias`` or ``name/version``.
 
     Raises:
-        ValueError: written otherwise, or there is no such version.
+        ValueError: another form, or the version does not exist.
     """
     from mlflow.exceptions import MlflowException
 
@@ -155,21 +162,23 @@ def find(model: str) -> Registered:
     if not at:
         name, _, number = model.rpartition("/")
     if not name or not (alias or number.isdecimal()):
-        raise ValueError(f"{model!r} names no model version: write name@alias or name/version, such as name@champion")
+        raise ValueError(
+            f"model version: {model!r}. Write name@alias or name/version, such as {EXPERIMENT}@{CHAMPION}."
+        )
     client = Store().client
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
-        there = [f"{each.name}/{each.version}" for each in all_versions(name)]
+        versions = ", ".join(f"{each.name}/{each.version}" for each in all_versions(name)) or "none"
         raise ValueError(
-            f"{model} is not in the registry {masked(tracking_uri())}: {error.message.rstrip('.')}; there "
-            f"{'are ' + ', '.join(there) if there else 'is no version of ' + name} (python -m flows.register)"
+            f"{model} is not in the registry {masked(tracking_uri())}: {error.message.rstrip('.')}. Versions of "
+            f"{name}: {versions}. Name one of them, or register a model: python -m flows.register"
         ) from None
     return _registered(found)
 
 
-def holder_of(name: str, alias: str) -> Registered | None:
-    """The version that an alias stands for; None if there is none."""
+def version_with(name: str, alias: str) -> Registered | None:
+    """The version of a model with an alias; None if no version has it."""
     client = Store().client
     aliases: dict[str, str] = next(
         (each.aliases for each in client.search_registered_models(f"name = '{name}'") if each.name == name), {}
@@ -178,37 +187,37 @@ def holder_of(name: str, alias: str) -> Registered | None:
 
 
 def download(model: Registered, folder: Path) -> Path:
-    """The bundle of a version, copied below a folder."""
+    """Copy the bundle of a version into a folder, and return the folder of the bundle."""
     import mlflow
 
     folder.mkdir(parents=True, exist_ok=True)
     uri, store = f"models:/{model.name}/{model.version}/artifacts", Store().client.tracking_uri
     artifacts = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
-    # called there as it was when it was registered
+    # its name is that of the registered folder
     (bundle,) = Path(artifacts).iterdir()
     return bundle
 
 
 def move_champion(model: Registered, why: str) -> Move:
-    """Make a version the champion, and write down whose place it took, when and why."""
-    client, before = Store().client, holder_of(model.name, CHAMPION)
+    """Make a version the champion, and record the change."""
+    client, before = Store().client, version_with(model.name, CHAMPION)
     client.set_model_version_tag(model.name, str(model.version), BEFORE, str(before.version) if before else "")
     return _move(client, model, before, why)
 
 
-def champion_back(name: str) -> Move:
-    """Make the version champion again whose place the champion took.
+def restore_champion(name: str) -> Move:
+    """Return to the champion before the present one.
 
     Raises:
-        ValueError: there is no champion, or none was before it.
+        ValueError: there is no champion, or there was none before it.
     """
-    client, champion = Store().client, holder_of(name, CHAMPION)
+    client, champion = Store().client, version_with(name, CHAMPION)
     if champion is None:
-        raise ValueError(f"{name} has no champion")
+        raise ValueError(f"{name} has no {CHAMPION}. Promote a model first: python -m flows.promote")
     before = client.get_model_version(name, str(champion.version)).tags.get(BEFORE)
     if not before:
-        raise ValueError(f"{champion.label} is champion, and the history knows of none before it")
-    return _move(client, find(f"{name}/{before}"), champion, f"back from version {champion.version}")
+        raise ValueError(f"there is no champion before {champion.label}. Register and promote another model.")
+    return _move(client, find(f"{name}/{before}"), champion, f"return from version {champion.version}")
 
 
 def history(name: str) -> list[Move]:
@@ -217,8 +226,8 @@ def history(name: str) -> list[Move]:
     return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVED)]
 
 
-def note_audit(model: Registered, outcome: str, files: Sequence[Path]) -> None:
-    """Keep what an audit of a version found: a run with the files, and a tag of the version that leads to it."""
+def log_audit(model: Registered, outcome: str, files: Sequence[Path]) -> None:
+    """Log the result of an audit as an MLflow run with files; a tag of the version refers to the run."""
     client = Store().client
     tags = {"kind": "audit", "model": model.name, "version": str(model.version)}
     tags["mlflow.note.content"] = _checked(outcome)
@@ -231,9 +240,9 @@ def note_audit(model: Registered, outcome: str, files: Sequence[Path]) -> None:
 
 def _move(client: "MlflowClient", model: Registered, before: Registered | None, why: str) -> Move:
     move = Move(_now(), model.version, before.version if before else None, why)
-    # written first: an alias never moves without a trace
-    told = json.dumps(asdict(move), ensure_ascii=False)
-    client.set_registered_model_tag(model.name, MOVED + move.when, _checked(told))
+    # before the alias, so that no change is without a record
+    record = json.dumps(asdict(move), ensure_ascii=False)
+    client.set_registered_model_tag(model.name, MOVED + move.when, _checked(record))
     client.set_registered_model_alias(model.name, CHAMPION, str(model.version))
     return move
 
@@ -252,13 +261,14 @@ def _registered(version: "ModelVersion") -> Registered:
 def _checked(text: str) -> str:
     if len(text) > MAX_DESCRIPTION:
         raise ValueError(
-            f"{len(text)} characters are more than the {MAX_DESCRIPTION} that the registry keeps: {text[:80]}..."
+            f"text for the registry: {len(text)} characters. At most {MAX_DESCRIPTION} are allowed. Shorten it: "
+            f"{text[:80]}..."
         )
     return text
 
 
 def _now() -> str:
-    # a plus sign can't be in a tag's name
+    # a tag's name must not have the plus sign of +00:00
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

@@ -1,8 +1,8 @@
-"""What a step says about itself, and where MLflow hears it; mlflow is imported nowhere else.
+"""Tracking of steps with MLflow. Only this package and parts of ``tasks.serving`` import mlflow.
 
-``tracker.py``: what a step can say. ``run.py``: the run of a step, which tells the store or, where that can't be
-reached, the outbox. ``store.py``: MLflow's store. ``outbox.py``: what waits on disk, and how it is sent later, by
-``python -m tasks.tracking sync``. ``masking.py``: no password in what is told.
+``tracker.py``: the interface of a step, and the no-op tracker. ``run.py``: the run of a step. ``store.py``: MLflow's
+store. ``outbox.py``: the journal of calls while the store is unavailable; ``python -m tasks.tracking sync`` sends it.
+``open_runs.py``: runs whose process was killed. ``masking.py``: removes passwords from messages.
 """
 
 from tasks.tracking.digests import digest_of

@@ -1,9 +1,9 @@
-"""Passwords, taken out of what is told."""
+"""Removal of users and passwords from text."""
 
 import re
 
 CREDENTIALS = re.compile(
-    # SQLAlchemy takes a password with slashes; what follows a port is no password
+    # SQLAlchemy accepts a password with slashes; digits before a slash or the end are a port
     r"//[^/:@\s]*:(?!\d+(?:[/?#\s]|$))[^@\s]*@"
     r"|//[^/\s]*@"
 )
@@ -11,12 +11,12 @@ IN_QUERIES = re.compile(r"([?&](?:\w*password|passwd|pwd|\w*token|\w*secret|\w*k
 
 
 def masked(text: str) -> str:
-    """A text with users and passwords taken out of the addresses in it."""
+    """Remove users and passwords from the addresses in a text."""
     return IN_QUERIES.sub(r"\1***", _without_credentials(text))
 
 
 def _without_credentials(text: str) -> str:
-    # a password with an unescaped @ leaves a rest that ends with another one
+    # a password with an @ needs one round for each @
     while (shorter := CREDENTIALS.sub("//", text)) != text:
         text = shorter
     return text

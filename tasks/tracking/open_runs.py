@@ -1,4 +1,4 @@
-"""Runs that are open: a note of each on disk, by which a later step finds those whose process was killed."""
+"""Open runs: a locked file for each, so that a later step finds the runs whose process was killed."""
 
 import fcntl
 import logging
@@ -8,61 +8,61 @@ from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from tasks.core.workspace import Workspace
-from tasks.tracking.store import Store, is_unreachable
+from tasks.tracking.store import Store, is_unavailable
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def noted(workspace: Workspace, run: str) -> Iterator[None]:
-    """Keep a note of a run while it is open; it is locked as long as this process lives.
+def registered(workspace: Workspace, run: str) -> Iterator[None]:
+    """Keep a file for an open run. The file is locked while this process lives.
 
-    After an exception the note stays: whoever finds it looks whether the run could be ended.
+    After an exception the file stays, and a later step checks whether the run was ended in the store.
 
     Args:
-        workspace: where inputs are read and outputs written.
-        run: its key.
+        workspace: where the step runs.
+        run: key of the run.
     """
     workspace.open_runs.mkdir(parents=True, exist_ok=True)
-    note = workspace.open_runs / run
+    path = workspace.open_runs / run
     with ExitStack() as stack:
         while True:
-            file = stack.enter_context(note.open("w"))
+            file = stack.enter_context(path.open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
-            # another step may have taken it for left before it had its lock
-            if _is_there(file):
+            # another step can have removed the file before the lock was set
+            if _exists(file):
                 break
         yield
-        note.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def end_killed(workspace: Workspace, store: Store) -> None:
-    """End the runs of this workspace as killed whose process is gone; where the store is out, a later step does."""
-    for note in sorted(workspace.open_runs.glob("*")):
+    """End the runs of killed processes as killed. If the store is unavailable, a later step does it."""
+    for path in sorted(workspace.open_runs.glob("*")):
         try:
-            with note.open() as file:
-                if _is_left(file):
-                    # one that is not there waits in the outbox, or was never begun
-                    if store.has(note.name) and store.kill(note.name):
-                        log.info("a run that was killed is ended in the tracking store")
-                    note.unlink()
+            with path.open() as file:
+                if _is_abandoned(file):
+                    # a run that is not in the store is in the outbox, or was never created
+                    if store.has(path.name) and store.kill(path.name):
+                        log.info("Ended the run of a killed step in the tracking store")
+                    path.unlink()
         except FileNotFoundError:
-            # its process has just ended, or another step did the same
+            # its process has just ended, or another step has removed the file
             continue
         except Exception as error:
-            if not is_unreachable(error):
+            if not is_unavailable(error):
                 raise
             return
 
 
-def _is_left(file: IO[str]) -> bool:
+def _is_abandoned(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return _is_there(file)
+    return _exists(file)
 
 
-def _is_there(file: IO[str]) -> bool:
-    """Whether this very file still has a name."""
+def _exists(file: IO[str]) -> bool:
+    """Whether an open file still has a name."""
     return os.fstat(file.fileno()).st_nlink > 0

@@ -1,7 +1,7 @@
-"""What a store that could not be reached shall still hear: kept on disk, a folder for each run, and sent later.
+"""The outbox: runs that are journalled on disk while the tracking store is unavailable, and sent later.
 
-A run's folder holds ``journal.jsonl``, whose first line says which run it is and whose others are calls of
-:class:`tasks.tracking.store.Store` in their order, and below ``files/`` copies of the artifacts that they name. Who
+Each run has a folder. Its ``journal.jsonl`` has one line for the run, and one line for each call of a method of
+:class:`tasks.tracking.store.Store`, in order. The folder ``files/`` has copies of the artifacts. The process that
 writes or sends a journal holds a lock on it.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tasks.tracking.masking import masked
-from tasks.tracking.store import Store, is_unreachable, tracking_uri
+from tasks.tracking.store import Store, is_unavailable, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -25,44 +25,44 @@ JOURNAL = "journal.jsonl"
 
 
 def outbox() -> Path:
-    """The folder in which runs wait: ``CT_ROBUSTNESS_OUTBOX``, or ``tracking-outbox`` in the working folder."""
+    """Folder of the journals: ``CT_ROBUSTNESS_OUTBOX``, by default ``tracking-outbox`` in the current folder."""
     return Path(os.environ.get("CT_ROBUSTNESS_OUTBOX") or "tracking-outbox")
 
 
 def waiting() -> list[Path]:
-    """Folders of the runs that wait, the oldest first."""
+    """Folders of the journalled runs, oldest first."""
     return sorted(journal.parent for journal in outbox().glob(f"*/{JOURNAL}"))
 
 
 class Journal:
-    """What one run says while the store is out, appended line by line."""
+    """The journal of one run."""
 
-    def __init__(self, run: str, opening: Mapping[str, Any], begun: bool) -> None:
-        """Begin a folder.
+    def __init__(self, run: str, opening: Mapping[str, Any], run_exists: bool) -> None:
+        """Create the folder.
 
         Args:
             run: key of the run.
-            opening: what :meth:`tasks.tracking.store.Store.open` takes beside the key.
-            begun: whether the store has opened the run already.
+            opening: arguments of :meth:`tasks.tracking.store.Store.open` beside the key.
+            run_exists: whether the run exists in the store.
         """
-        # names sort by time: what a report links to was begun before it
+        # sorted by time, so that the run of a report is sent after the runs that it links to
         self.folder = outbox() / f"{opening['start_time']}-{opening['name']}-{run[:8]}"
         self.folder.mkdir(parents=True)
         self._n_files = 0
-        self._file = (self.folder / "begun").open("x", encoding="utf-8")
+        self._file = (self.folder / "new").open("x", encoding="utf-8")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._append({"run": run, "store": _address(), "begun": begun, "opening": opening})
-        # it has this name only when it has a lock and a head
-        (self.folder / "begun").rename(self.folder / JOURNAL)
+        self._append({"run": run, "store": _address(), "run_exists": run_exists, "opening": opening})
+        # the journal gets its name when it is locked and has its first line
+        (self.folder / "new").rename(self.folder / JOURNAL)
 
-    def write(self, call: str, run: str, arguments: Mapping[str, Any]) -> None:
-        """Keep one call; a file or folder at its ``path`` is copied."""
+    def write(self, method: str, run: str, arguments: Mapping[str, Any]) -> None:
+        """Append one call, and copy the file or folder of its argument ``path``."""
         if "path" in arguments:
             arguments = {**arguments, "path": self._copy(Path(arguments["path"]))}
-        self._append({"call": call, "run": run, "at": now(), "arguments": arguments})
+        self._append({"method": method, "run": run, "at": now(), "arguments": arguments})
 
     def end(self) -> None:
-        """Let others read."""
+        """Release the lock."""
         self._file.close()
 
     def _copy(self, path: Path) -> str:
@@ -81,37 +81,38 @@ class Journal:
 
 
 def sync(moved: bool = False) -> bool:
-    """Send every run that waits to the store, the oldest first, and delete what was sent.
+    """Send every journal to the store, oldest first, and delete what was sent.
 
-    A run whose step was killed ends as killed, when it was last heard of. What can't be sent stays, whole, and is said.
+    The run of a killed step ends as killed, at the time of its last call. A journal that cannot be sent stays complete,
+    and an error is logged.
 
     Args:
-        moved: whether the store may have another address than the one that the runs were meant for.
+        moved: whether the store may have another address than the one for which the journals were written.
 
     Returns:
-        whether nothing waits any more.
+        Whether the outbox is empty.
     """
     store = Store()
     for folder in waiting():
         try:
             with _locked(folder) as journal:
                 if journal is None:
-                    log.warning("%s is being written by its step, or sent: left as it is", folder.name)
+                    log.warning("%s: not sent: its step, or another command, is using it", folder.name)
                     continue
                 n_calls = _send(store, folder, journal, moved)
-                # first, so that no kill leaves a journal without its files
+                # a kill must not leave a journal without its files
                 (folder / JOURNAL).unlink()
                 shutil.rmtree(folder)
                 log.info("%s: sent (%d calls)", folder.name, n_calls)
         except Exception as error:
             log.error("%s: not sent: %s", folder.name, reason(error))
-            if is_unreachable(error):
+            if is_unavailable(error):
                 break
     return not waiting()
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in 160 characters."""
+    """The message of an error, in at most 160 characters."""
     return masked(str(error))[:160]
 
 
@@ -136,31 +137,31 @@ def _address() -> str:
 
 
 def _send(store: Store, folder: Path, journal: TextIO, moved: bool) -> int:
-    # a kill may have left half a line at the end
+    # a kill can leave half a line at the end
     head, *calls = [json.loads(line) for line in journal if line.endswith("\n")]
     run = head["run"]
     if not store.has(run):
-        if head["begun"]:
+        if head["run_exists"]:
             raise ValueError(
-                f"its run was begun in the store at {head['store']}, and is not in the one at {_address()}; "
-                "set MLFLOW_TRACKING_URI"
+                f"its run is in the store at {head['store']}, and not in the one at {_address()}. "
+                "Set MLFLOW_TRACKING_URI to the first one."
             )
         if head["store"] != _address() and not moved:
             raise ValueError(
-                f"it is meant for the store at {head['store']}, not for {_address()}; "
-                "set MLFLOW_TRACKING_URI, or add --moved if the store is here now"
+                f"it is for the store at {head['store']}, not for {_address()}. "
+                "Set MLFLOW_TRACKING_URI, or add --moved if the store has this new address."
             )
         store.open(run, **head["opening"])
     for line in calls:
-        if line["call"] == "open" and store.has(line["run"]):
+        if line["method"] == "open" and store.has(line["run"]):
             continue
         arguments = line["arguments"]
         if "path" in arguments:
             arguments = {**arguments, "path": str(folder / arguments["path"])}
-        missing = getattr(store, line["call"])(line["run"], **arguments)
+        missing = getattr(store, line["method"])(line["run"], **arguments)
         if missing:
-            log.info("%s: no run in the store made what is in %s: not linked", folder.name, ", ".join(missing))
-    if not calls or (calls[-1]["call"], calls[-1]["run"]) != ("close", run):
+            log.info("%s: no run in the store made the outputs of %s: not linked", folder.name, ", ".join(missing))
+    if not calls or (calls[-1]["method"], calls[-1]["run"]) != ("close", run):
         last = calls[-1]["at"] if calls else head["opening"]["start_time"]
         store.close(run, "KILLED", last)
     return len(calls)

@@ -1,4 +1,4 @@
-"""The run of a step: what the step says goes to MLflow, and into the outbox from the moment in which MLflow is out."""
+"""The run of a step: logged to MLflow, or journalled while MLflow's store is unavailable."""
 
 import importlib.util
 import logging
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.workspace import Workspace
 from tasks.params import Params
+from tasks.params.params import STEP_PARAMS
 from tasks.tracking.digests import digest_of
 from tasks.tracking.masking import masked
-from tasks.tracking.open_runs import end_killed, noted
+from tasks.tracking.open_runs import end_killed, registered
 from tasks.tracking.outbox import Journal, now, reason, waiting
-from tasks.tracking.store import Store, is_locked, is_unreachable, tracking_uri
+from tasks.tracking.store import Store, is_login_refused, is_unavailable, tracking_uri
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
 
 if TYPE_CHECKING:
@@ -29,85 +30,92 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class _RunTracker(Tracker):
-    """Turns what a step says into calls of the store, on paper if need be."""
+class _MlflowTracker(Tracker):
+    """Logs to MLflow's store. From the first failed connection on, all calls go to a journal in the outbox."""
 
     def __init__(self, workspace: Workspace, step: str, tags: Mapping[str, str]) -> None:
         self.workspace = workspace
         self.step = step
         self.run = uuid.uuid4().hex
         self.opening: dict[str, Any] = {"name": step, "tags": dict(tags), "start_time": now()}
+        self.logged_params: dict[str, str] = {}
         self.store = Store()
         self.journal: Journal | None = None
 
     def open(self) -> None:
-        """Begin the run, and end those of this workspace that were killed."""
-        self._say("open", **self.opening)
+        """Create the run, and end the runs of killed steps of this workspace."""
+        self._call("open", **self.opening)
         if self.journal is None:
             end_killed(self.workspace, self.store)
 
-    def _say(self, call: str, run: str = "", **arguments: Any) -> Any:
-        """Call the store for a run (this one), or write the call down; None if it was written down."""
+    def close(self, status: str) -> None:
+        """End the run."""
+        try:
+            self._call("close", status=status, end_time=now())
+        finally:
+            if self.journal is not None:
+                self.journal.end()
+
+    def _call(self, method: str, run: str = "", **arguments: Any) -> Any:
+        """Call a method of the store for a run (default: this run), or append the call to the journal.
+
+        Returns:
+            The result of the method; None if the call was journalled.
+        """
         run = run or self.run
         if self.journal is None:
             try:
-                return getattr(self.store, call)(run, **arguments)
+                return getattr(self.store, method)(run, **arguments)
             except Exception as error:
-                if is_locked(error):
+                if is_login_refused(error):
                     raise ValueError(
                         f"the tracking store at {masked(tracking_uri())} refuses user and password: set "
                         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
                     ) from error
-                if not is_unreachable(error):
+                if not is_unavailable(error):
                     raise
-                begun = (call, run) != ("open", self.run)
-                self._turn_to_outbox(f"the tracking store can't be reached ({reason(error)})", begun)
+                exists = (method, run) != ("open", self.run)
+                self._start_journal(f"the tracking store is unavailable ({reason(error)})", exists)
         assert self.journal is not None
-        self.journal.write(call, run, arguments)
+        self.journal.write(method, run, arguments)
         return None
 
-    def _turn_to_outbox(self, why: str, begun: bool) -> None:
-        self.journal = Journal(self.run, self.opening, begun)
+    def _start_journal(self, why: str, run_exists: bool) -> None:
+        self.journal = Journal(self.run, self.opening, run_exists)
         log.warning(
-            "%s: %s. What the step says from here on is kept in %s; when the store is back, send it:\n"
+            "%s: %s. The run is journalled in %s. When the store is available again, send the journal:\n"
             "    python -m tasks.tracking sync",
             self.step,
             why,
             self.journal.folder,
         )
 
-    def close(self, status: str) -> None:
-        """End the run."""
-        try:
-            self._say("close", status=status, end_time=now())
-        finally:
-            if self.journal is not None:
-                self.journal.end()
-
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         self._metrics(self.run, [(step, values)])
 
     def _metrics(self, run: str, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        # plain numbers, which JSON keeps to the last bit
+        # Python's floats survive JSON exactly
         plain = [(int(step), {key: float(value) for key, value in values.items()}) for step, values in points]
-        self._say("metrics", run, points=plain, time=now())
+        self._call("metrics", run, points=plain, time=now())
 
     def params(self, values: Mapping[str, Any]) -> None:
         texts = {key: str(value) for key, value in values.items()}
         if too_long := [key for key, text in texts.items() if len(text) > MAX_PARAM_CHARACTERS]:
             raise ValueError(
-                f"parameters {too_long} are longer than the {MAX_PARAM_CHARACTERS} characters that are kept"
+                f"values of the parameters {too_long} are too long. At most {MAX_PARAM_CHARACTERS} characters are "
+                "allowed. Log long values as an artifact."
             )
-        self._say("params", values=texts)
+        self.logged_params |= texts
+        self._call("params", values=texts)
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._say("tags", values=dict(values))
+        self._call("tags", values=dict(values))
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        self._say("artifact", path=str(path), folder=folder)
+        self._call("artifact", path=str(path), folder=folder)
 
     def dataset(self, path: Path, name: str, context: str) -> None:
-        self._say("dataset", name=name, source=path.as_posix(), digest=digest_of(path), context=context)
+        self._call("dataset", name=name, source=path.as_posix(), digest=digest_of(path), context=context)
 
     def model(self, name: str, module: "nn.Module", example: "np.ndarray") -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -115,10 +123,10 @@ class _RunTracker(Tracker):
             if threading.current_thread() is threading.main_thread():
                 _save_model(path, module, example)
             else:
-                # torch.export patches torch's modules for all threads, and another step may be training in one of them
+                # torch.export patches torch for all threads, and another step can be training in one of them
                 with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
                     process.submit(_save_model, path, module, example).result()
-            self._say("model", name=name, path=path)
+            self._call("model", name=name, path=path)
 
     def curve(
         self,
@@ -128,32 +136,31 @@ class _RunTracker(Tracker):
         artifacts: Sequence[Path] = (),
     ) -> None:
         run = uuid.uuid4().hex
-        self._say("open", run, name=name, tags={**tags, "kind": "curve"}, start_time=now(), parent=self.run)
+        self._call("open", run, name=name, tags={**tags, "kind": "curve"}, start_time=now(), parent=self.run)
+        self._call("params", run, values=self.logged_params)
         self._metrics(run, points)
         for path in artifacts:
-            self._say("artifact", run, path=str(path), folder="")
-        self._say("close", run, status="FINISHED", end_time=now())
+            self._call("artifact", run, path=str(path), folder="")
+        self._call("close", run, status="FINISHED", end_time=now())
 
     def note(self, markdown: str) -> None:
         if len(markdown) > MAX_NOTE_CHARACTERS:
             raise ValueError(
-                f"a note of {len(markdown)} characters is longer than the {MAX_NOTE_CHARACTERS} that are kept"
+                f"the note has {len(markdown)} characters. At most {MAX_NOTE_CHARACTERS} are allowed. Shorten it."
             )
-        self._say("tags", values={"mlflow.note.content": markdown})
+        self._call("tags", values={"mlflow.note.content": markdown})
 
     def link_steps(self) -> None:
         steps = {self.workspace.step_of(folder): folder for folder in self.workspace.outputs()}
         digests = {step: digest_of(folder) for step, folder in steps.items() if step != self.step}
-        missing = self._say("link", digests=digests)
+        missing = self._call("link", digests=digests)
         for step in missing or []:
-            log.info(
-                "no run in the tracking store made what is in %s now: not linked",
-                self.workspace.data.joinpath(*step.split("@")).as_posix(),
-            )
+            folder = self.workspace.data.joinpath(*step.split("@")).as_posix()
+            log.info("No run in the tracking store made the present %s: not linked", folder)
         if missing and self.journal is None and waiting():
-            # they may be the ones that are missed: this run shall be sent after them
-            self._turn_to_outbox("runs of other steps wait in the outbox", begun=True)
-            self._say("link", digests=digests)
+            # a missing run can be in the outbox, and this run must be sent after it
+            self._start_journal("runs of other steps are in the outbox", run_exists=True)
+            self._call("link", digests=digests)
 
 
 @contextmanager
@@ -165,10 +172,19 @@ def open_run(
     orchestrator: str,
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[Tracker]:
-    """Tracking run of one step: opened, tagged with the digest of ``folder`` at the end, failed on an exception.
+    """Open the tracking run of a step.
 
-    Where the store is out, or goes out, a warning says so, the step goes on, and what it says waits in the outbox.
-    Without mlflow installed the step runs untracked, and says so.
+    The run logs the parameters that the step reads. At the end it is tagged with the digest of the outputs; an
+    exception marks it as failed. If the store becomes unavailable, a warning is logged, and all further calls are
+    journalled in the outbox. Without mlflow the step runs untracked.
+
+    Args:
+        workspace: where the step runs.
+        step: ``step`` or ``step@defence``; the parameters of a name that is no step are all parameters.
+        folder: output folder of the step.
+        params: all parameters.
+        orchestrator: a tag of the run: ``dvc``, ``prefect`` or ``python``.
+        tags: further tags of the run.
     """
     if importlib.util.find_spec("mlflow") is None:
         log.info("mlflow is not installed: %s runs untracked", step)
@@ -178,15 +194,12 @@ def open_run(
     tags = {"step": step, "orchestrator": orchestrator, "kind": "step", **(tags or {})}
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
-    tracker = _RunTracker(workspace, step, tags)
-    with noted(workspace, tracker.run):
+    tracker = _MlflowTracker(workspace, step, tags)
+    with registered(workspace, tracker.run):
         tracker.open()
         try:
-            flat = params.flat()
             name, _, defence = step.partition("@")
-            sections = (f"{name}.", f"defences.{defence}.") if defence else (f"{name}.",)
-            own = {key: value for key, value in flat.items() if key.startswith(sections) or "." not in key}
-            tracker.params(flat if step == "report" else own)
+            tracker.params(params.of_step(name, defence or None) if name in STEP_PARAMS else params.flat())
             yield tracker
             tracker.tags({"outputs_md5": digest_of(folder)})
         except BaseException as error:
@@ -206,9 +219,9 @@ def _save_model(path: str, module: "nn.Module", example: "np.ndarray") -> None:
         path,
         input_example=example,
         signature=mlflow.models.infer_signature(example, output),
-        # MLflow's default but on Databricks, where it is a pickle
+        # on Databricks the default is a pickle
         serialization_format="pt2",
-        # given, since working them out starts a process of nine seconds
+        # MLflow's inference of requirements starts a process and takes nine seconds
         pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
     )
 

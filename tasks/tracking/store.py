@@ -1,8 +1,7 @@
-"""MLflow's store, asked one thing at a time.
+"""MLflow's store: one method for each call that a journal can hold.
 
-Every method may be called again with the same arguments, by this process or, after an outage, by another, and nothing
-is there twice. For this, runs have keys of our own: a random text in the run's tag ``run_key``, known before the store
-has answered.
+Every method may be repeated with the same arguments, also by another process after an outage: nothing is stored twice.
+For this, each run has a key: a random text in its tag ``run_key``, which is known before the store answers.
 """
 
 import fcntl
@@ -31,15 +30,15 @@ DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
-"""Unless the user has set them. MLflow's own would wait four minutes for a server that is gone, where these take
-seconds, print two lines for each of some hundred curves, and a bar for each file that is copied, and take a model that
-is a pickle."""
+"""Environment variables that are set unless the user has set them. MLflow's own defaults wait four minutes for an
+unavailable server, print two lines for each of some hundred curves and a progress bar for each copied file, and load
+models that are pickles."""
 
 
 class Store:
-    """The store at :func:`tracking_uri`; opening it asks nothing yet.
+    """The store at :func:`tracking_uri`. It connects at the first call.
 
-    Every method raises whatever mlflow raises; :func:`is_unreachable` tells an outage from a mistake.
+    The methods raise the exceptions of mlflow; :func:`is_unavailable` distinguishes an outage from an error.
     """
 
     def __init__(self) -> None:
@@ -49,18 +48,18 @@ class Store:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client; the tables of an SQLite store are made if there are none.
+        """MLflow's client. The tables of an SQLite store are created if there are none.
 
         Raises:
-            ValueError: there is no store of this kind.
+            ValueError: MLFLOW_TRACKING_URI is invalid.
         """
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
         try:
-            with _alone_with_sqlite() as file:
+            with _sqlite_lock() as file:
                 if file and not file.exists():
-                    # a kill in the middle would leave tables that no MlflowClient can go on from
+                    # a kill while MLflow creates the tables would leave a database that it cannot open
                     partial = file.with_name(f"{file.name}.partial")
                     for left in file.parent.glob(f"{partial.name}*"):
                         left.unlink()
@@ -68,28 +67,28 @@ class Store:
                     partial.rename(file)
                 return MlflowClient(tracking_uri())
         except MlflowException as error:
-            if is_unreachable(error):
+            if is_unavailable(error):
                 raise
-            # without what caused it, whose message has the password
+            # not chained: the message of the cause has the password
             raise ValueError(f"MLFLOW_TRACKING_URI can't be used: {masked(str(error)).strip()}") from None
 
     @cached_property
     def experiment_id(self) -> str:
-        """The experiment of all runs, made if there is none."""
+        """Id of the experiment of all runs, which is created if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         if experiment := self.client.get_experiment_by_name(EXPERIMENT):
             return str(experiment.experiment_id)
-        # beside the database; a server places artifacts itself
+        # beside the database; a server chooses the location itself
         location = None if os.environ.get("MLFLOW_TRACKING_URI") else (Path.cwd() / "mlartifacts").as_uri()
         # the UI opens on runs and charts, not on traces of language models
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
             return str(self.client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
         except MlflowException as error:
-            # another pipeline made it between the look and the making
-            made_by_another = error.error_code == "RESOURCE_ALREADY_EXISTS"
-            experiment = self.client.get_experiment_by_name(EXPERIMENT) if made_by_another else None
+            # another process may have created it in the meantime
+            exists = error.error_code == "RESOURCE_ALREADY_EXISTS"
+            experiment = self.client.get_experiment_by_name(EXPERIMENT) if exists else None
             if experiment is None:
                 raise
             return str(experiment.experiment_id)
@@ -103,14 +102,14 @@ class Store:
         return run in self._run_ids
 
     def open(self, run: str, name: str, tags: Mapping[str, str], start_time: int, parent: str | None = None) -> None:
-        """Make a run; the one call that must not be repeated where :meth:`has` finds it.
+        """Create a run. This is the only call that must not be repeated if :meth:`has` finds the run.
 
         Args:
             run: its key.
-            name: what the UI calls it.
+            name: its name in the UI.
             tags: its tags.
             start_time: milliseconds since 1970.
-            parent: key of the run that it belongs to.
+            parent: key of the parent run.
         """
         of_parent = {"mlflow.parentRunId": self._run_id(parent)} if parent else {}
         made = self.client.create_run(
@@ -119,23 +118,22 @@ class Store:
         self._run_ids[run] = made.info.run_id
 
     def close(self, run: str, status: str, end_time: int) -> None:
-        """End a run: ``FINISHED``, ``FAILED`` or ``KILLED``, at a time in milliseconds since 1970."""
+        """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``, at a time in milliseconds since 1970."""
         self.client.set_terminated(self._run_id(run), status, end_time)
 
     def kill(self, run: str) -> bool:
-        """End a run and its curves as killed, when they were last heard of, if they are open; whether one was."""
+        """End a run and its curves as killed, at the time of their last metric, and return whether one was open."""
         run_id = self._run_id(run)
-        below = f"tags.`mlflow.parentRunId` = '{run_id}'"
-        there = [*self.client.search_runs([self.experiment_id], below), self.client.get_run(run_id)]
-        left = [each for each in there if each.info.status == "RUNNING"]
-        for each in left:
+        children = self.client.search_runs([self.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+        still_open = [each for each in (*children, self.client.get_run(run_id)) if each.info.status == "RUNNING"]
+        for each in still_open:
             own = each.info.run_id
-            heard = [self.client.get_metric_history(own, key)[-1].timestamp for key in each.data.metrics]
-            self.client.set_terminated(own, "KILLED", max([each.info.start_time, *heard]))
-        return bool(left)
+            times = [self.client.get_metric_history(own, key)[-1].timestamp for key in each.data.metrics]
+            self.client.set_terminated(own, "KILLED", max([each.info.start_time, *times]))
+        return bool(still_open)
 
     def metrics(self, run: str, points: Sequence[tuple[int, Mapping[str, float]]], time: int) -> None:
-        """Metrics at integer steps, logged at a time in milliseconds since 1970."""
+        """Log metrics at integer steps; the time is in milliseconds since 1970."""
         from mlflow.entities import Metric
 
         entities = [Metric(key, value, time, step) for step, values in points for key, value in values.items()]
@@ -143,48 +141,50 @@ class Store:
             self.client.log_batch(self._run_id(run), metrics=entities[start : start + 1000])
 
     def params(self, run: str, values: Mapping[str, str]) -> None:
-        """Parameters."""
+        """Log parameters."""
         from mlflow.entities import Param
 
-        self.client.log_batch(self._run_id(run), params=[Param(key, value) for key, value in values.items()])
+        entities = [Param(key, value) for key, value in values.items()]
+        for start in range(0, len(entities), 100):
+            self.client.log_batch(self._run_id(run), params=entities[start : start + 100])
 
     def tags(self, run: str, values: Mapping[str, str]) -> None:
-        """Tags."""
+        """Set tags."""
         for key, value in values.items():
             self.client.set_tag(self._run_id(run), key, value)
 
     def artifact(self, run: str, path: str, folder: str) -> None:
-        """The file at ``path``, or all files of that folder, kept under ``folder``."""
-        keep = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
-        keep(self._run_id(run), path, folder or None)
+        """Log the file at ``path``, or all files of that folder, below ``folder``."""
+        log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
+        log(self._run_id(run), path, folder or None)
 
     def dataset(self, run: str, name: str, source: str, digest: str, context: str) -> None:
-        """A data set by DVC's digest and the path that it had in the workspace."""
+        """Log a data set: its digest in DVC, and its path in the workspace."""
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
         from mlflow.exceptions import MlflowException
 
         with warnings.catch_warnings():
-            # two kinds of local source fit every path; which is taken makes no difference here
+            # every path fits two kinds of local source; both give the same result here
             warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted")
             resolved = resolve_dataset_source(source)
-        # mypy takes it for abstract
-        make: Any = MetaDataset
-        dataset = make(source=resolved, name=name, digest=digest[:32])
+        # mypy reports it as abstract
+        create: Any = MetaDataset
+        dataset = create(source=resolved, name=name, digest=digest[:32])
         tags = [InputTag("mlflow.data.context", context), InputTag("dvc_md5", digest)]
         inputs = [DatasetInput(dataset._to_mlflow_entity(), tags)]
         try:
             self.client.log_inputs(self._run_id(run), datasets=inputs)
         except MlflowException:
             if tracking_uri().startswith("http"):
-                # to a server the client has repeated it already
+                # MLflow's HTTP client has repeated the call
                 raise
-            # another run stored the same data set between the store's look and its insertion; now it is found
+            # SQLite: another run has stored the same data set at the same time; the second call finds it
             self.client.log_inputs(self._run_id(run), datasets=inputs)
 
     def model(self, run: str, name: str, path: str) -> None:
-        """A model that was saved in the folder at ``path``; its ``MLmodel`` is completed there by the ids it gets."""
+        """Log a model that was saved in the folder ``path``. Its ids are written to the file ``MLmodel`` there."""
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
@@ -203,17 +203,17 @@ class Store:
         saved.save(str(Path(path) / "MLmodel"))
         self.client.log_model_artifacts(logged.model_id, path)
         self.client.finalize_logged_model(logged.model_id, "READY")
-        self._give_models(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        self._add_models(run_id, [LoggedModelOutput(logged.model_id, step=0)])
 
     def link(self, run: str, digests: Mapping[str, str]) -> list[str]:
-        """Tag a run with the newest run of each step whose outputs have a digest, and list their models as its own.
+        """Tag a run with the newest runs that made given outputs, and list their models as its own.
 
         Args:
-            run: key of the run to be tagged.
-            digests: of each step's outputs.
+            run: key of the run to tag.
+            digests: of the outputs, by step.
 
         Returns:
-            the steps of which no run was found.
+            The steps for which no run was found.
         """
         run_id = self._run_id(run)
         models: list[LoggedModelOutput] = []
@@ -228,26 +228,26 @@ class Store:
             if not runs:
                 missing.append(step)
                 continue
-            # what MLflow allows in a tag's name
+            # a tag's name must not have an @
             self.client.set_tag(run_id, f"run.{step.replace('@', '.')}", runs[0].info.run_id)
             if outputs := runs[0].outputs:
                 models += outputs.model_outputs
-        self._give_models(run_id, models)
+        self._add_models(run_id, models)
         return missing
 
-    def _give_models(self, run_id: str, models: Sequence["LoggedModelOutput"]) -> None:
+    def _add_models(self, run_id: str, models: Sequence["LoggedModelOutput"]) -> None:
         outputs = self.client.get_run(run_id).outputs
-        there = {model.model_id for model in outputs.model_outputs} if outputs else set()
-        if new := [model for model in models if model.model_id not in there]:
+        listed = {model.model_id for model in outputs.model_outputs} if outputs else set()
+        if new := [model for model in models if model.model_id not in listed]:
             self.client.log_outputs(run_id, new)
 
     def _run_id(self, run: str) -> str:
-        assert self.has(run), f"run {run} was opened neither here nor before"
+        assert self.has(run), f"run {run} does not exist"
         return self._run_ids[run]
 
 
-def is_unreachable(error: Exception) -> bool:
-    """Whether the store is out: no connection, a time-out or an error of its own; not a mistake of the caller."""
+def is_unavailable(error: Exception) -> bool:
+    """Whether an error means that the store is unavailable: no connection, a time-out or an error of the server."""
     import requests
 
     status = _status_of(error)
@@ -256,13 +256,13 @@ def is_unreachable(error: Exception) -> bool:
     return status >= 500 or status in (408, 429)
 
 
-def is_locked(error: Exception) -> bool:
-    """Whether the store is there, and lets nobody in with this user and password."""
+def is_login_refused(error: Exception) -> bool:
+    """Whether the store refuses the user and the password."""
     return _status_of(error) in (401, 403)
 
 
 def _status_of(error: Exception) -> int | None:
-    """What a server answered, or would have."""
+    """HTTP status of an error; None if it has none."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -274,11 +274,11 @@ def _status_of(error: Exception) -> int | None:
 
 
 @contextmanager
-def _alone_with_sqlite() -> Iterator[Path | None]:
-    """Whoever looks first into an SQLite store makes its tables; two at once would trip over each other.
+def _sqlite_lock() -> Iterator[Path | None]:
+    """Lock an SQLite store: MLflow creates its tables at the first use, and two processes must not do it at once.
 
     Yields:
-        its file; None for another kind of store.
+        Its file; None for another kind of store.
     """
     kind, _, path = tracking_uri().partition(":///")
     if kind != "sqlite":
@@ -290,9 +290,10 @@ def _alone_with_sqlite() -> Iterator[Path | None]:
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or SQLite in the working folder.
+    """``MLFLOW_TRACKING_URI``, by default an SQLite file in the current folder.
 
-    User and password of a server go where MLflow looks for them, too, since its messages name the address as it is.
+    User and password of a server's address move to MLflow's variables for them, because MLflow's messages contain the
+    address.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     address = urlsplit(uri)
@@ -304,5 +305,5 @@ def tracking_uri() -> str:
 
 
 def experiment_id() -> str:
-    """The one experiment of this project in the tracking store, made if it is not there yet."""
+    """Id of this project's experiment in the tracking store, which is created if it does not exist."""
     return Store().experiment_id

@@ -1,4 +1,4 @@
-"""What a step can say about itself."""
+"""The interface that a step logs to, and the no-op tracker."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,29 +13,32 @@ MAX_NOTE_CHARACTERS = 8000
 
 
 class Tracker:
-    """What a step can say; this one hears nothing and needs no mlflow."""
+    """No-op tracker: has the methods that a step can call, logs nothing, and needs no mlflow."""
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers at one step (an epoch; ε in thousandths of a grey level). The part before ``/`` makes a section."""
+        """Log metrics at one step (an epoch, or eps in thousandths of 1/255).
+
+        The part of a name before ``/`` becomes a section in MLflow's UI.
+        """
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Parameters beyond those that every step's run carries.
+        """Log parameters beside those that the step reads from params.yaml.
 
         Raises:
-            ValueError: a value longer than the store keeps.
+            ValueError: a value is longer than ``MAX_PARAM_CHARACTERS``.
         """
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Tags of the run."""
+        """Set tags of the run."""
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """A file, or a folder with all that is in it, kept under ``folder``."""
+        """Log a file, or a folder and its content, below ``folder``."""
 
     def dataset(self, path: Path, name: str, context: str) -> None:
-        """A data set by DVC's digest of the file or folder at ``path``."""
+        """Log a data set: the path of a file or folder, and its digest in DVC."""
 
     def model(self, name: str, module: "nn.Module", example: "np.ndarray") -> None:
-        """A network with signature and input example, float32 ``(N, 1, H, W)``, N at least 2."""
+        """Log a network with signature and input example, float32 ``(N, 1, H, W)`` with N of at least 2."""
 
     def curve(
         self,
@@ -44,17 +47,20 @@ class Tracker:
         points: Sequence[tuple[int, Mapping[str, float]]],
         artifacts: Sequence[Path] = (),
     ) -> None:
-        """A child run with the same metric keys as every other curve of its kind, at integer steps, and files."""
+        """Log a child run with metrics at integer steps, files, and the parameters of this run.
+
+        All curves of one kind have the same metric keys, so MLflow can compare them.
+        """
 
     def note(self, markdown: str) -> None:
-        """The description that the run's page shows.
+        """Set the description of the run.
 
         Raises:
-            ValueError: longer than the store keeps.
+            ValueError: the text is longer than ``MAX_NOTE_CHARACTERS``.
         """
 
     def link_steps(self) -> None:
-        """Tag this run with the runs of steps that made what is now in ``data/``, and list their models as its own.
+        """Tag this run with the runs that made the outputs in ``data/``, and list their models as its own.
 
-        Runs are found by the digests of their outputs. A step without one is named in a log line.
+        The runs are found by the digests of the outputs. A log line names a step without a run.
         """

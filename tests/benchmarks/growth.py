@@ -1,15 +1,15 @@
 """Time and peak memory of prepare, training and attack against the number of images, and of attack against eps points.
 
-Phantoms are drawn at 1x, 4x and 16x images into a workspace each, and the earlier steps run there. Every measurement is
-a process of its own that calls the step as ``python -m tasks.<step>`` does, but untracked: first in the smallest
-workspace, so that imports and what torch sets up once are paid, then in the one that is measured, again until two
-seconds have passed. Peak memory is the process's ``ru_maxrss``; pages of the memory-mapped images are in it, though the
-kernel can drop them at any time: one stored image for each image is the map itself. That moves by tens of MiB from
-one process to the next, so a step is measured by three at each size, in turns, and medians count.
+Phantoms are drawn at 1x, 4x and 16x images into one workspace each, and the earlier steps run there. Every measurement
+is a process of its own that calls the step as ``python -m tasks.<step>`` does, without tracking. The step runs first in
+the smallest workspace as a warm-up (imports, initialisation of torch), then in the measured workspace until two seconds
+have passed. Peak memory is the ``ru_maxrss`` of the process. It includes the pages of the memory-mapped images, which
+the kernel can drop at any time: one stored image for each image. It varies by tens of MiB between processes, so three
+processes measure a step at each size, in turns, and medians are reported.
 
-Two exponents of time against images: ``slope``, log-log by least squares over the three sizes; and ``beyond constant``,
-k of ``T = a + b n^k``, which is log4((T16 - T4) / (T4 - T1)). The whole pipeline is shrunken: 96 x 96 pixels, half of
-what is no test image is validation, one epoch, PGD of 4 steps; against images, the attack has 2 eps points.
+Two exponents of time against images: ``slope``, by least squares on logarithms over the three sizes; and
+``beyond constant``, k of ``T = a + b n^k``, which is log4((T16 - T4) / (T4 - T1)). The pipeline is small: 96 x 96
+pixels, half of the images outside the test set are for validation, one epoch, PGD of 4 steps, 2 eps points.
 
 Goals: time linear in images (exponents at most 1.1); memory flat (from 4x to 16x at most 1.5 stored images more for
 each image, one of which is the map); time of an attack sub-linear in eps points (7 points at most 3.5 times one).
@@ -38,14 +38,14 @@ from tests.benchmarks.machine import ROOT, describe, machine, write_json
 
 N_SLICES = 4
 PATIENTS = {1: 48, 4: 192, 16: 768}
-"""Phantom patients at each size; from 4x on every step has two full batches, of which one is made beside the other."""
+"""Phantom patients at each size; from 4x on every step has at least two full batches."""
 IMAGE_SIZE = 96
 MEASURED = ("prepare", "train_classifier", "train_autoencoder", "attack")
 EPS: dict[int, list[float]] = {1: [2], 2: [1, 4], 4: [0.5, 1, 4, 8], 7: [0.25, 0.5, 1, 2, 4, 8, 16]}
-"""Lists of eps by their length, for the attack at 4x images."""
+"""Grids of eps by their length, for the attack at 4x images."""
 ENOUGH_SECONDS = 2.0
 N_PROCESSES = 3
-"""That measure a step at a size."""
+"""Processes that measure a step at a size."""
 EXPONENT_GOAL, MEMORY_GOAL, EPS_GOAL = 1.1, 1.5, 3.5
 
 
@@ -62,10 +62,10 @@ def write_params(folder: Path, n_patients: int, eps: list[float]) -> None:
     values["compute"]["device"] = "cpu"
     values["acquire"] |= {"source": "phantom", "phantom": {"n_patients": n_patients, "n_slices": N_SLICES}}
     values["prepare"]["image_size"] = IMAGE_SIZE
-    # so that at 4x images two batches of 128 of validation are full
+    # two full validation batches of 128 at 4x images
     values["prepare"]["split"]["validation_fraction"] = 0.5
     values["train_classifier"]["epochs"] = values["train_autoencoder"]["epochs"] = 1
-    # so that at 4x images what is searched together is as large as it gets
+    # parts of the searches have their maximum size at 4x images
     values["attack"] |= {"eps": eps, "keep_eps": eps[:1], "batch_size": 8}
     values["analyze"]["eps"], values["analyze"]["evasion"]["eps"] = eps[0], eps[:1]
     values["attack"]["pgd"]["n_steps"] = 4
@@ -74,7 +74,7 @@ def write_params(folder: Path, n_patients: int, eps: list[float]) -> None:
 
 
 def call(step: str, workspace: Path, warm_up: Path | None = None) -> dict[str, float]:
-    """Run a step in a process of its own; its seconds and its peak memory in bytes."""
+    """Run a step in a process of its own; return its seconds and its peak memory in bytes."""
     command = [sys.executable, "-m", "tests.benchmarks.growth", "--step", step, "--workspace", str(workspace)]
     if warm_up:
         command += ["--warm-up", str(warm_up)]
@@ -86,13 +86,13 @@ def call(step: str, workspace: Path, warm_up: Path | None = None) -> dict[str, f
 
 
 def measure(step: str, workspace: Path, warm_up: Path | None) -> dict[str, float]:
-    """What :func:`call` starts: the step in this process, without mlflow."""
+    """Run the step in this process, without mlflow; :func:`call` starts it."""
     from importlib import import_module
 
     from tasks.params import load_params
     from tasks.runner import run_step
 
-    # the runner goes on untracked where mlflow is missing
+    # without mlflow the runner does not track
     sys.modules["mlflow"] = None  # type: ignore[assignment]  # None: as if not installed
     function = getattr(import_module(f"tasks.{step}"), step)
     if warm_up:
@@ -118,7 +118,7 @@ def exponents(seconds: dict[int, float]) -> dict[str, float]:
 
 
 def over_images(folder: Path) -> dict[str, Any]:
-    """Every step at every size; leaves the workspaces ``1x``, ``4x``, ``16x`` with the outputs of all steps."""
+    """Measure every step at every size; the workspaces ``1x``, ``4x``, ``16x`` then have the outputs of all steps."""
     workspaces = {size: make_workspace(folder / f"{size}x", n_patients) for size, n_patients in PATIENTS.items()}
     figures: dict[str, Any] = {}
     for step in MEASURED:
@@ -145,12 +145,12 @@ def over_images(folder: Path) -> dict[str, Any]:
 
 
 def lines_of(step: str, figures: dict[str, Any]) -> list[str]:
-    found, grown = figures["exponents"], figures["stored_images_of_memory_an_image"]
-    linear = "met" if max(found.values()) <= EXPONENT_GOAL else "MISSED"
-    flat = "met" if grown <= MEMORY_GOAL else "MISSED"
+    of_time, memory = figures["exponents"], figures["stored_images_of_memory_an_image"]
+    linear = "met" if max(of_time.values()) <= EXPONENT_GOAL else "MISSED"
+    flat = "met" if memory <= MEMORY_GOAL else "MISSED"
     return [
-        f"{step}: time ~ images^{found['slope']:.2f}, beyond its constant part ^{found['beyond_constant']:.2f} "
-        f"(goal at most {EXPONENT_GOAL}: {linear}); {grown:.2f} stored images of memory more an image "
+        f"{step}: time ~ images^{of_time['slope']:.2f}, beyond its constant part ^{of_time['beyond_constant']:.2f} "
+        f"(goal at most {EXPONENT_GOAL}: {linear}); {memory:.2f} more stored images of memory for each image "
         f"(goal at most {MEMORY_GOAL}: {flat})",
         *(
             f"  {size:3d}x {figures['images'][size]:5d} images {seconds:8.2f} s "
@@ -161,7 +161,7 @@ def lines_of(step: str, figures: dict[str, Any]) -> list[str]:
 
 
 def over_eps(folder: Path) -> dict[str, Any]:
-    """The attack at 4x images with 1, 2, 4 and 7 eps points."""
+    """Measure the attack at 4x images with 1, 2, 4 and 7 eps points."""
     workspace, warm_up = folder / "4x", folder / "1x"
     seconds: dict[int, float] = {}
     for n_points, eps in EPS.items():
@@ -173,13 +173,13 @@ def over_eps(folder: Path) -> dict[str, Any]:
         f"attack: time ~ eps points^{slope:.2f}; 7 points take {ratio:.2f} times one "
         f"(goal at most {EPS_GOAL}: {'met' if ratio <= EPS_GOAL else 'MISSED'})"
     )
-    print("\n".join(f"  {n:2d} points {taken:8.2f} s" for n, taken in seconds.items()), flush=True)
+    print("\n".join(f"  {n:2d} points {each:8.2f} s" for n, each in seconds.items()), flush=True)
     return {"seconds": seconds, "slope": slope, "seven_over_one": ratio}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and peak memory against images, and attack against eps points.")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--workspace", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--warm-up", type=Path, help=argparse.SUPPRESS)

@@ -1,8 +1,8 @@
-"""Milliseconds that a prediction of each target takes, and what it costs apart from the machine.
+"""Milliseconds of a prediction by each target, and its parameters and multiply-adds.
 
-``python -m tests.benchmarks.inference`` in a folder where the pipeline has run: of the bare classifier and of every
-defence that is trained there. One image at a time, and batches of 64; targets take turns in every repeat, after one
-prediction that is not counted, and medians over the repeats are reported.
+Run ``python -m tests.benchmarks.inference`` in a folder where the pipeline has run. It measures the undefended
+classifier and every trained defence, with batches of 1 and of 64 images. Targets take turns in every repeat; the first
+prediction is a warm-up. Medians over the repeats are reported.
 """
 
 import argparse
@@ -26,10 +26,10 @@ BATCHES = (1, 64)
 
 
 def main() -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON if a path is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     device = set_up(load_params().compute)
     data = load_prepared(Workspace())

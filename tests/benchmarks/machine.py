@@ -1,4 +1,4 @@
-"""What every benchmark says of the machine and the versions, and how it writes its figures."""
+"""Description of the machine and of library versions, and output of figures, for all benchmarks."""
 
 import json
 import os
@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-"""Instructions of x86 processors on which the speed of networks hangs."""
+"""Vector instructions of x86 processors that determine the speed of networks."""
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The repository."""
+"""Root of the repository."""
 
 
 def machine(*packages: str) -> dict[str, Any]:
     """Processor, cores, memory, Python, and the versions of the named packages."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    # of the first core; the others are alike
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    # of the first core; all cores are equal
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
     return {
-        "processor": told.get("model name") or platform.processor() or platform.machine(),
-        "vectors": " ".join(name for name in VECTORS if name in told.get("flags", "").split()),
+        "processor": facts.get("model name") or platform.processor() or platform.machine(),
+        "vectors": " ".join(name for name in VECTORS if name in facts.get("flags", "").split()),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
@@ -30,17 +30,17 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """One line for people."""
+    """Return the facts as one line."""
     return "  ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def verdict(seconds: float, goal: float) -> str:
-    """Seconds beside what they may be at most."""
+    """Return seconds, their goal, and whether the goal is met."""
     return f"{seconds:7.2f} s  (goal at most {goal:g}: {'met' if seconds <= goal else 'MISSED'})"
 
 
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Figures as JSON, where a file was asked for."""
+    """Write figures as JSON if a path is given."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,14 +1,13 @@
-"""What is paid beside the work: ``dvc repro`` and the flow with nothing to do, and the start-up of each stage.
+"""Overhead: ``dvc repro`` and the flow with nothing to do, and the start-up of each stage.
 
-In a toy workspace that ``dvc repro`` has brought up to date (for the first two, ``--workspace`` names another), every
-command is run once unmeasured, so that files are in the system's cache, and then ``--repeats`` times; medians count.
+The toy workspace is up to date after ``dvc repro`` (``--workspace`` names another one for the commands with nothing to
+do). Every command runs once as a warm-up of the file cache and then ``--repeats`` times; medians are reported.
 
-Start-up of a stage is what its process takes beside the work: interpreter, imports wherever they happen, what
-libraries set up at their first use (fonts, Data Docs, torch.export), opening the tracking store, and the way out: the
-time of ``python -m tasks.<step>`` less that of the work, which another process tells that runs the step twice, and the
-second time has nothing but the work to do. Beside it stands the same of
-processor time (user and system, all threads), which other work on the machine stretches less. ``--only-stages`` leaves
-the commands with nothing to do out.
+The start-up of a stage is the time of ``python -m tasks.<step>`` minus the time of the work: interpreter, imports,
+initialisation of libraries at first use (fonts, Data Docs, torch.export), opening the tracking store, and exit. The
+time of the work is that of the second of two runs of the step in another process. The same difference of processor
+time (user and system, all threads) is reported too, since other processes on the machine affect it less.
+``--only-stages`` skips the commands with nothing to do.
 
 Goals: ``dvc repro`` at most 3 s, the flow at most 10 s, start-up at most 4 s in the median and 45 s over all stages.
 
@@ -31,15 +30,15 @@ NOTHING_TO_DO = {
     "dvc repro": (["dvc", "repro"], "up to date", 3.0),
     "flow": ([sys.executable, "-m", "flows.pipeline"], "Nothing to do", 10.0),
 }
-"""Name -> command, what it prints, and the seconds that it may take."""
+"""Name -> command, text that it prints, and goal in seconds."""
 MEDIAN_GOAL, SUM_GOAL = 4.0, 45.0
-"""Seconds of start-up of a stage in the median, and over all stages."""
+"""Start-up in seconds: median of the stages, and sum over all stages."""
 TWICE = """
-import gc, importlib, sys, time
+import importlib, sys, time
+from tasks.core.workspace import Workspace
 from tasks.params import load_params
 from tasks.runner import run_step
 
-gc.set_threshold(100_000)  # as the runner's main
 name, _, defence = sys.argv[1].partition("@")
 step = getattr(importlib.import_module(f"tasks.{name}"), name)
 run_step(step, Workspace(), load_params(), defence=defence or None)
@@ -50,37 +49,37 @@ print("second run:", time.perf_counter() - began, time.process_time() - busy)
 
 
 def nothing_to_do(workspace: Path, command: list[str], printed: str) -> float:
-    """Seconds of a command that finds everything up to date."""
+    """Return the seconds of a command that has nothing to do."""
     began = time.perf_counter()
-    told = run(workspace, *command)
+    output = run(workspace, *command)
     seconds = time.perf_counter() - began
-    assert printed in told, told
+    assert printed in output, output
     return seconds
 
 
 def start_up(workspace: Path, step: str) -> dict[str, float]:
-    """Seconds of a stage's start-up, and of its work at toy size; ``processor``: user and system time."""
+    """Return the seconds of the start-up of a stage and of its work; ``processor``: user and system time."""
     began, busy = time.perf_counter(), processor_time_of_children()
     name, _, defence = step.partition("@")
     run(workspace, sys.executable, "-m", f"tasks.{name}", *filter(None, [defence]))
     whole, whole_busy = time.perf_counter() - began, processor_time_of_children() - busy
-    told = run(workspace, sys.executable, "-c", TWICE, step)
-    work, work_busy = map(float, told.rsplit("second run:", 1)[1].split())
+    output = run(workspace, sys.executable, "-c", TWICE, step)
+    work, work_busy = map(float, output.rsplit("second run:", 1)[1].split())
     return {"start_up": whole - work, "processor": whole_busy - work_busy, "work": work}
 
 
 def processor_time_of_children() -> float:
-    """Seconds, user and system, of all processes that have been waited for."""
+    """Return user and system seconds of all finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What is paid before and beside the work.")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser = argparse.ArgumentParser(description="Overhead of DVC, of the flow and of the start-up of stages.")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only-stages", action="store_true", help="without the commands that have nothing to do")
-    parser.add_argument("--workspace", type=Path, help="one that is up to date, for the commands with nothing to do")
+    parser.add_argument("--only-stages", action="store_true", help="skip the commands with nothing to do")
+    parser.add_argument("--workspace", type=Path, help="up-to-date workspace for the commands with nothing to do")
     arguments = parser.parse_args()
     facts = machine("dvc", "prefect", "mlflow", "torch", "great-expectations", "pandas")
     facts["bytecode"] = "not written" if sys.dont_write_bytecode else "written"

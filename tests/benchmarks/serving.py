@@ -1,14 +1,14 @@
-"""Latency and throughput of ``mlflow models serve``, beside the bare call of the same model.
+"""Latency and throughput of ``mlflow models serve``, and of direct calls of the same model.
 
-The study's autoencoder before its CNN, at 224 x 224, with untrained weights (time does not depend on them), registered
-in a temporary store and served from it on loopback, one worker. Images are PNG files of 400 x 300 grey noise, which
-compress worse than scans do. What is timed:
+The model is the denoising autoencoder before the CNN at 224 x 224 with untrained weights (time does not depend on
+them), registered in a temporary store and served on loopback by one worker. Images are PNG files of 400 x 300 grey
+noise, which compress worse than scans. Measured are:
 
 - ``network``: the target and its detector on a prepared image;
-- ``predictor``: the same from the file's bytes: decoding, checks, making it square, the answer as an object;
-- ``served``: a request with one image, over a connection that is kept, until its answer is parsed;
-- throughput of several clients at once, each a thread that asks again when it is answered, and of one client that
-  sends many images a request.
+- ``predictor``: the same from the bytes of a file: decoding, checks, resizing to a square, the prediction as an object;
+- ``served``: a request with one image over a persistent connection, until the response is parsed;
+- throughput of several clients, each a thread that sends the next request after a response, and of one client that
+  sends several images in each request.
 
     python -m tests.benchmarks.serving [--json PATH] [--requests N] [--threads N]
 """
@@ -42,7 +42,8 @@ from tasks.models.files import save_model
 from tasks.params import Params, parse_params
 from tasks.serving import registry
 from tasks.serving.bundle import load_bundle, write_bundle
-from tasks.serving.predictor import Predictor, look_at_all
+from tasks.serving.inference import predict
+from tasks.serving.predictor import Predictor
 from tests.benchmarks.machine import describe, machine, write_json
 from tests.conftest import VALUES, with_overrides
 
@@ -52,7 +53,7 @@ IMAGES = (1, 8, 32)
 
 
 def make_workspace(threads: int) -> Params:
-    """Untrained networks and a few noisy images as the steps leave them, in the current folder."""
+    """Write untrained networks and a few images of noise to the current folder, as the steps do."""
     params = parse_params(with_overrides({"compute.threads": threads, "compute.device": "cpu"}))
     folders = (Workspace().validate, Workspace().prepare, Workspace().train_classifier, Workspace().train_autoencoder)
     for folder in (*folders, Workspace().step_folder("train_defence", TARGET)):
@@ -76,20 +77,20 @@ def make_workspace(threads: int) -> Params:
 
 
 def image_file(seed: int) -> bytes:
-    """A PNG file of grey noise."""
+    """Return a PNG file of grey noise."""
     noise = np.random.default_rng(seed).integers(0, 256, (300, 400), dtype=np.uint8)
     Image.fromarray(noise).save(file := io.BytesIO(), format="PNG")
     return file.getvalue()
 
 
 def request_of(files: list[bytes]) -> dict[str, Any]:
-    """The JSON body that asks about these files."""
+    """Return the JSON body of a request for these files."""
     return {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(file).decode()] for file in files]}}
 
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[tuple[str, float]]:
-    """Address of the served model, and the seconds that the server took to answer."""
+    """Serve the model; its address, and the seconds until the first response."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -113,7 +114,7 @@ def served(folder: Path) -> Iterator[tuple[str, float]]:
 
 
 def milliseconds(calls: dict[str, Callable[[], Any]], n: int) -> dict[str, dict[str, float]]:
-    """Percentiles of n calls each, which take turns, after five that do not count."""
+    """Percentiles of n calls each, which take turns, after five warm-up calls."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(n + 5):
         for name, call in calls.items():
@@ -126,21 +127,21 @@ def milliseconds(calls: dict[str, Callable[[], Any]], n: int) -> dict[str, dict[
     }
 
 
-def ask(session: requests.Session, address: str, body: dict[str, Any]) -> None:
-    """One request, its answer parsed."""
-    answer = session.post(address, json=body, timeout=300)
-    answer.raise_for_status()
-    assert len(answer.json()["predictions"]) == len(body["dataframe_split"]["data"])
+def send(session: requests.Session, address: str, body: dict[str, Any]) -> None:
+    """Send a request and parse the response."""
+    response = session.post(address, json=body, timeout=300)
+    response.raise_for_status()
+    assert len(response.json()["predictions"]) == len(body["dataframe_split"]["data"])
 
 
 def images_a_second(address: str, n_clients: int, n_images: int, n_requests: int) -> float:
-    """Throughput of clients that each ask for so many images a request, all requests together ``n_requests``."""
+    """Throughput of several clients that send ``n_images`` in each of ``n_requests`` requests in total."""
     body = request_of([image_file(seed) for seed in range(n_images)])
 
     def client(_: int) -> None:
         with requests.Session() as session:
             for _ in range(n_requests // n_clients):
-                ask(session, address, body)
+                send(session, address, body)
 
     with ThreadPoolExecutor(n_clients) as pool:
         began = time.perf_counter()
@@ -149,11 +150,11 @@ def images_a_second(address: str, n_clients: int, n_images: int, n_requests: int
 
 
 def main() -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON if a path is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--threads", type=int, default=VALUES["compute"]["threads"], help="of torch (%(default)s)")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     facts = machine("torch", "mlflow", "pillow", "uvicorn") | {"threads": arguments.threads}
     print(describe(facts), flush=True)
@@ -168,9 +169,9 @@ def main() -> None:
         with served(folder) as (address, start_up), requests.Session() as session:
             body = request_of([file])
             calls: dict[str, Callable[[], Any]] = {
-                "network": lambda: look_at_all(network, prepared),
+                "network": lambda: predict(network, prepared),
                 "predictor": lambda: predictor.predict_files([file]),
-                "served": lambda: ask(session, address, body),
+                "served": lambda: send(session, address, body),
             }
             latency = milliseconds(calls, arguments.requests)
             by_clients = {n: images_a_second(address, n, 1, arguments.requests) for n in CLIENTS}

@@ -1,17 +1,16 @@
-"""The step ``attack`` by two workers: how much of two cores' time is work.
+"""Parallel efficiency of the step ``attack`` with two workers.
 
-``python -m tests.benchmarks.spread`` in a folder where the pipeline has run: its prepared images and its classifier are
-read, and attacked anew in a workspace of the benchmark's own, with one thread a worker. In every round, one after the
-other:
+Run ``python -m tests.benchmarks.spread`` in a folder where the pipeline has run. Its prepared images and its classifier
+are attacked in a temporary workspace, with one thread for each worker. Every round measures, in turns:
 
-- ``alone``: one process does all of it;
-- ``limit``: two processes that know nothing of each other do all of it at once, each in a workspace of its own: twice
-  the work, so that half its time is what two cores can do at best;
-- ``threads``, ``dask``: two workers (``flows/spread.py``), then the step, which finds the parts done.
+- ``alone``: one process computes all parts;
+- ``limit``: two independent processes compute all parts at the same time, each in a workspace of its own. This is twice
+  the work, so half its time is the lower bound for two cores;
+- ``threads``, ``dask``: two workers compute the parts (``flows/workers.py``), then the step reads their checkpoints.
 
-Efficiency is the time alone over twice the time of two workers; against the limit, half the limit's time over theirs.
-Each is a process of its own that has imported the step, and torch with it, before its clock runs; what a cluster takes
-to start counts, a Prefect server's start does not.
+Efficiency is the time of ``alone`` divided by twice the time of two workers; relative to the limit, half the time of
+``limit`` divided by the time of two workers. Each measurement is a process of its own. Its time excludes the import of
+the step and of torch and the start of a Prefect server; it includes the start of a cluster.
 
     python -m tests.benchmarks.spread [--images N] [--rounds N] [--json PATH]
 """
@@ -37,7 +36,7 @@ N_WORKERS = 2
 
 
 def make_workspace(folder: Path, source: Path, n_images: int) -> Path:
-    """The source's images and classifier, one thread, nothing attacked yet."""
+    """Make a workspace with the images and the classifier of another one, one thread, and no attacks."""
     (folder / "data").mkdir(parents=True)
     for step in ("prepare", "train_classifier"):
         (folder / "data" / step).symlink_to((source / "data" / step).resolve(), target_is_directory=True)
@@ -50,7 +49,7 @@ def make_workspace(folder: Path, source: Path, n_images: int) -> Path:
 
 
 def begin(way: str, workspace: Path) -> "subprocess.Popen[str]":
-    """Start the attack in a process of its own, from nothing."""
+    """Start the attack in a process of its own, without outputs and checkpoints."""
     for name in ("data/attack", "checkpoints"):
         shutil.rmtree(workspace / name, ignore_errors=True)
     command = [sys.executable, "-m", "tests.benchmarks.spread", "--way", way, "--workspace", str(workspace)]
@@ -58,24 +57,24 @@ def begin(way: str, workspace: Path) -> "subprocess.Popen[str]":
 
 
 def seconds_of(running: "subprocess.Popen[str]") -> float:
-    """What the process says that it took."""
-    told, _ = running.communicate()
+    """Return the seconds that the process reports."""
+    output, _ = running.communicate()
     if running.returncode:
         raise SystemExit("the attack failed")
-    return float(json.loads(told.splitlines()[-1]))
+    return float(json.loads(output.splitlines()[-1]))
 
 
 def measure(way: str, workspace: Path) -> float:
-    """What :func:`begin` starts: the attack in this process, untracked, without its imports."""
+    """Time the attack in this process, without tracking and imports; :func:`begin` starts it."""
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows.spread import Workers, finish_elsewhere
+    from flows.workers import Workers, compute_parts
     from tasks.attack import attack
     from tasks.core.workspace import Workspace
     from tasks.params import UNDEFENDED, load_params
     from tasks.runner import run_step
 
-    # the runner goes on untracked where mlflow is missing
+    # without mlflow the runner does not track
     sys.modules["mlflow"] = None  # type: ignore[assignment]  # None: as if not installed
     os.chdir(workspace)
     params = load_params()
@@ -85,19 +84,19 @@ def measure(way: str, workspace: Path) -> float:
         return time.perf_counter() - began
     with prefect_test_harness(server_startup_timeout=300):
         began = time.perf_counter()
-        finish_elsewhere(Workspace(), UNDEFENDED, params, Workers(runner=way, n_workers=N_WORKERS))
+        compute_parts(Workspace(), UNDEFENDED, params, Workers(runner=way, n_workers=N_WORKERS))
         run_step(attack, Workspace(), params)
         return time.perf_counter() - began
 
 
 def main() -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON if a path is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--images", type=int, default=200, help="test images attacked, stratified; 0: all (%(default)s)"
+        "--images", type=int, default=200, help="attacked test images, stratified; 0: all (%(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--workspace", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -122,7 +121,7 @@ def main() -> None:
         ratios = [(alone / (N_WORKERS * taken), limit / N_WORKERS / taken) for alone, limit, taken in rounds]
         of_ideal, of_limit = (median(ratio[i] for ratio in ratios) for i in (0, 1))
         figures["efficiency"][way] = {"of two times one": of_ideal, "of the limit": of_limit}
-        print(f"{way}: {of_ideal:.2f} of twice as fast, {of_limit:.2f} of what two processes can do at once")
+        print(f"{way}: efficiency {of_ideal:.2f}, {of_limit:.2f} relative to two independent processes")
     write_json(arguments.json, figures)
 
 

@@ -1,17 +1,17 @@
-"""Robust accuracy over a grid of eps: our sweep beside ART, torchattacks and foolbox.
+"""Robust accuracy over a grid of eps: the sweep compared with ART, torchattacks and foolbox.
 
-``python -m tests.benchmarks.sweep`` in a folder where the pipeline has run (its ``data/`` is read). Every contender
-gets the same model with frozen weights, the same images, batch size, eps, steps and step size, and is timed until the
-robust accuracy at every eps is known; contenders take turns in every repeat. PGD makes 40 steps of eps/4, from one
-random start (the sweep from where its search comes from: see ``tasks/attacks/sweep.py``). Where the processor has
-products of bfloat16, the sweep runs a second time with gradients of it.
+Run ``python -m tests.benchmarks.sweep`` in a folder where the pipeline has run (its ``data/`` is read). All libraries
+attack the same model with frozen weights, with the same images, batch size, eps, steps and step size. Their time is
+measured until the robust accuracy at every eps is known; libraries take turns in every repeat. PGD makes 40 steps of
+eps/4 from one random start (the sweep has a warm start: see ``tasks/attacks/sweep.py``). If the processor supports
+bfloat16 products, the sweep also runs with bfloat16 gradients.
 
-The adversarially trained model is the pipeline's classifier after some epochs of FGSM training from random starts (Wong
-et al. 2020, arXiv 2001.03994) on the same training images, made here.
+The adversarially trained model is the classifier of the pipeline after some epochs of FGSM training from random starts
+(Wong et al. 2020, arXiv 2001.03994) on the same training images.
 
-Goals: PGD at least 5 times as fast as the fastest of the others on the undefended classifier and at least 2.5 times on
-the adversarially trained one, FGSM at least 4 times; never weaker: at each eps at most one image more stays correct;
-time over that of the very passes, batch by batch, that the sweep makes, at most 1.1.
+Goals: PGD at least 5 times as fast as the fastest other library on the undefended classifier and at least 2.5 times on
+the adversarially trained one, FGSM at least 4 times; not weaker: at each eps at most one more image stays correct; time
+at most 1.1 of the time of the forward and backward passes of the sweep alone.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from torch.nn import functional as F
 
-from tasks.attacks.evasion import EpsilonSweep
-from tasks.attacks.gradient.descent import loss_gradient
+from tasks.attacks.art_sweep import EpsilonSweep
+from tasks.attacks.gradient.losses import loss_gradient
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.defences.targets import load_target
@@ -57,27 +57,27 @@ Correct = list[int]
 
 
 def main() -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print, and write JSON if a path is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32, help="test images that all contenders attack")
-    parser.add_argument("--more", type=int, default=96, help="test images on which the sweep meets its bare passes")
+    parser.add_argument("--images", type=int, default=32, help="test images that all libraries attack")
+    parser.add_argument("--more", type=int, default=96, help="test images for the overhead over the required passes")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--more-repeats", type=int, default=3, help="rounds of the sweep and its bare passes")
-    parser.add_argument("--only-limit", action="store_true", help="leave the other libraries out")
-    parser.add_argument("--epochs", type=int, default=10, help="of adversarial training")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--more-repeats", type=int, default=3, help="repeats of the sweep and its required passes")
+    parser.add_argument("--only-limit", action="store_true", help="skip the other libraries")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of adversarial training")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
-    # threads and allocator as the pipeline's steps have them, for all contenders
+    # all libraries use the threads and the allocator of the steps
     set_up(Compute(threads=2, device="cpu", precision="float32"))
     data = load_prepared(Workspace())
     rows = np.random.default_rng(0).permutation(data.indices("test"))[: arguments.more]
     images, labels = data.floats(rows), data.labels(rows)
     few = slice(0, arguments.images)
-    bare, trained = (load_target(Workspace(), UNDEFENDED, torch.device("cpu")) for _ in range(2))
-    models = {UNDEFENDED: bare, "adversarially trained": adversarially_trained(trained, data, arguments.epochs)}
+    undefended, trained = (load_target(Workspace(), UNDEFENDED, torch.device("cpu")) for _ in range(2))
+    models = {UNDEFENDED: undefended, "adversarially trained": adversarially_trained(trained, data, arguments.epochs)}
     facts = machine("torch", "numpy", "adversarial-robustness-toolbox", "torchattacks", "foolbox")
     print(describe(facts))
-    counts = {"images": arguments.images, "images over bare passes": len(rows)}
+    counts = {"images": arguments.images, "images over required passes": len(rows)}
     found: dict[str, Any] = {"machine": facts, "phantoms": data.is_phantom, **counts}
     for name, model in models.items():
         model = model.to(memory_format=torch.channels_last)
@@ -85,7 +85,7 @@ def main() -> None:
             figures: dict[str, Any] = {}
             if not arguments.only_limit:
                 figures = compare(model, images[few], labels[few], len(data.classes), attack, arguments.repeats)
-            figures["over bare passes"] = over_bare_passes(
+            figures["over required passes"] = over_required_passes(
                 model, images, labels, len(data.classes), attack, arguments.more_repeats
             )
             found[f"{attack}, {name}"] = figures
@@ -96,22 +96,22 @@ def main() -> None:
 def compare(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, n_classes: int, attack: str, repeats: int
 ) -> dict[str, Any]:
-    """Seconds of every contender, medians over repeats; ratios; images that stay correct."""
+    """Median seconds of every library, their ratios, and the number of images that stay correct."""
     estimator = estimator_of(model, images, n_classes)
-    contenders: dict[str, Callable[[], Correct]] = {
+    libraries: dict[str, Callable[[], Correct]] = {
         "art": lambda: by_art(estimator, images, labels, n_classes, attack),
         "torchattacks": lambda: by_torchattacks(model, images, labels, attack),
         "foolbox": lambda: by_foolbox(model, images, labels, attack),
     }
-    others = list(contenders)
+    others = list(libraries)
     sweeps = {f"sweep, {precision}": sweep_of(estimator, attack, precision) for precision in precisions_of(attack)}
-    contenders |= {name: partial(by_sweep, sweep, images, labels) for name, sweep in sweeps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    libraries |= {name: partial(by_sweep, sweep, images, labels) for name, sweep in sweeps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in libraries}
     correct: dict[str, Correct] = {}
     for _ in range(repeats):
-        for name, contender in contenders.items():
+        for name, library in libraries.items():
             began = time.perf_counter()
-            correct[name] = contender()
+            correct[name] = library()
             seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     fastest = min(others, key=lambda name: medians[name])
@@ -127,10 +127,10 @@ def compare(
     }
 
 
-def over_bare_passes(
+def over_required_passes(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, n_classes: int, attack: str, repeats: int
 ) -> dict[str, Any]:
-    """Time of a sweep over that of the passes that it makes by themselves, median and all over repeats."""
+    """Time of a sweep divided by the time of its passes alone, median and all repeats."""
     figures: dict[str, Any] = {}
     for precision in precisions_of(attack):
         recorded = Recorded(model)
@@ -138,12 +138,12 @@ def over_bare_passes(
         ours = sweep_of(estimator_of(model, images, n_classes), attack, precision)
         same, full = [], []
         for _ in range(repeats):
-            before = bare_passes(model, images, labels, recorded.passes, precision)
+            before = time_passes(model, images, labels, recorded.passes, precision)
             began = time.perf_counter()
             found = ours.sweep(images, labels)
             seconds = time.perf_counter() - began
-            # passes before and after, so that a change of the machine's speed meets both
-            after = bare_passes(model, images, labels, recorded.passes, precision)
+            # passes before and after the sweep, since the speed of the machine may change
+            after = time_passes(model, images, labels, recorded.passes, precision)
             gradient, forward, of_all = np.mean([before, after], axis=0)
             same.append(seconds / of_all)
             full.append(seconds / (found.n_gradient * gradient + found.n_forward * forward))
@@ -158,30 +158,30 @@ def over_bare_passes(
 
 
 def precisions_of(attack: str) -> list[Precision]:
-    """In which the sweep takes gradients; FGSM takes one alone."""
+    """Precisions of the gradients of the sweep; FGSM computes only one gradient, in float32."""
     return PRECISIONS if attack == "pgd" else ["float32"]
 
 
 def estimator_of(model: nn.Module, images: np.ndarray, n_classes: int) -> PyTorchClassifier:
-    """ART's classifier around the model."""
+    """Return the model as a classifier of ART."""
     loss = nn.CrossEntropyLoss()
     return PyTorchClassifier(model, loss, images.shape[1:], n_classes, clip_values=(0.0, 1.0), device_type="cpu")
 
 
 def sweep_of(estimator: PyTorchClassifier, attack: str, precision: Precision) -> EpsilonSweep:
-    """Ours, with the numbers that all contenders share."""
+    """Return the sweep with the settings that all libraries share."""
     shared: dict[str, Any] = {"eps": EPS, "max_iter": N_STEPS[attack], "relative_step": RELATIVE_STEP}
     return EpsilonSweep(estimator, **shared, batch_size=BATCH, precision=precision)
 
 
 def by_sweep(sweep: EpsilonSweep, images: np.ndarray, labels: np.ndarray) -> Correct:
-    """Ours."""
+    """Attack with the sweep."""
     found = sweep.sweep(images, labels)
-    return [int((found.broken_at > index).sum()) for index in range(len(EPS))]
+    return [int((found.index > index).sum()) for index in range(len(EPS))]
 
 
 def by_art(estimator: Any, images: np.ndarray, labels: np.ndarray, n_classes: int, attack: str) -> Correct:
-    """ART's stock attacks in a loop over eps."""
+    """Attack with ART in a loop over eps."""
     one_hot = np.eye(n_classes, dtype=np.float32)[labels]
     correct = []
     for eps in EPS:
@@ -204,7 +204,7 @@ def by_art(estimator: Any, images: np.ndarray, labels: np.ndarray, n_classes: in
 
 
 def by_torchattacks(model: nn.Module, images: np.ndarray, labels: np.ndarray, attack: str) -> Correct:
-    """Torchattacks in a loop over eps."""
+    """Attack with torchattacks in a loop over eps."""
     correct = []
     for eps in EPS:
         crafter: Any = torchattacks.FGSM(model, eps=eps)
@@ -220,7 +220,7 @@ def by_torchattacks(model: nn.Module, images: np.ndarray, labels: np.ndarray, at
 
 
 def by_foolbox(model: nn.Module, images: np.ndarray, labels: np.ndarray, attack: str) -> Correct:
-    """Foolbox with its list of epsilons."""
+    """Attack with foolbox and its list of epsilons."""
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     crafter: Any = foolbox.attacks.LinfFastGradientAttack()
     if attack == "pgd":
@@ -233,7 +233,7 @@ def by_foolbox(model: nn.Module, images: np.ndarray, labels: np.ndarray, attack:
 
 
 class Recorded(nn.Module):
-    """A model that remembers of every pass how many images it took, and whether their gradient was wanted."""
+    """A model that records the number of images of every pass, and whether a gradient was required."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -246,10 +246,10 @@ class Recorded(nn.Module):
         return logits
 
 
-def bare_passes(
+def time_passes(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, passes: list[tuple[int, bool]], precision: Precision
 ) -> tuple[float, float, float]:
-    """Seconds of these passes: an image, forward and backward in full batches; an image, forward in float32; all."""
+    """Seconds of passes: of a gradient per image in full batches, of a forward pass per image, and of all passes."""
     batch, target = torch.from_numpy(images[:BATCH]), torch.from_numpy(labels[:BATCH])
     seconds: dict[tuple[int, bool], list[float]] = defaultdict(list)
     for size, with_gradient in passes:
@@ -271,7 +271,7 @@ def bare_passes(
 
 
 def in_batches(images: np.ndarray, labels: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Tensors in batches of the size that all contenders share."""
+    """Tensors in batches of the size that all libraries share."""
     return [
         (torch.from_numpy(images[start : start + BATCH]), torch.from_numpy(labels[start : start + BATCH]))
         for start in range(0, len(images), BATCH)
@@ -279,7 +279,7 @@ def in_batches(images: np.ndarray, labels: np.ndarray) -> list[tuple[torch.Tenso
 
 
 def adversarially_trained(model: nn.Module, data: Prepared, epochs: int, eps: float = 4 / 255) -> nn.Module:
-    """The classifier after FGSM training from random starts, in evaluation mode with frozen weights."""
+    """Train the classifier with FGSM from random starts; return it in evaluation mode with frozen weights."""
     torch.manual_seed(0)
     rows, rng = data.indices("train"), np.random.default_rng(0)
     optimizer = torch.optim.Adam(model.requires_grad_(True).parameters(), lr=3e-4)

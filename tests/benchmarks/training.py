@@ -1,20 +1,21 @@
-"""Images/s of training, beside the loop that people would write instead and beside the bare step.
+"""Images/s of training, compared with an ordinary training loop and with the optimiser step alone.
 
-Three ways train the same network on the same phantoms with Adam and batches of 16:
+Three loops train the same network on the same phantoms with Adam and batches of 16:
 
 - ours: ``fit`` with the objectives of the two steps, as the pipeline calls it;
-- (a) ordinary: PNG files, torchvision's ImageFolder and transforms (grey, resize, flip, move), a DataLoader with two
-  workers, float32, ``loss.item()`` in every step; for the autoencoder Gaussian noise is added to each batch, the
-  cheapest way to the same task. At torch's own number of threads and at ours; the faster counts;
-- (b) bare: forward, backward and step on one resident batch, in both memory formats; the faster counts.
+- (a) ordinary: PNG files, ImageFolder and transforms of torchvision (grey, resize, flip, translate), a DataLoader with
+  two workers, float32, ``loss.item()`` in every step; for the autoencoder, Gaussian noise is added to each batch. It
+  runs with the default number of threads of torch and with ours; the faster one is reported;
+- (b) bare: forward, backward and optimiser step on one resident batch, in both memory formats; the faster one is
+  reported.
 
-"training" is the pass over the training images alone; "epoch" adds what follows it: for (a) the pass over the
-validation images, for ours also the averaged weights' statistics and the checkpoint.
+"training" is the pass over the training images alone; "epoch" includes, for (a), the pass over the validation images,
+and for ours also the batch-norm statistics of the averaged weights and the checkpoint.
 
-One long ``fit`` runs; after each of its epochs come an epoch of (a) and as many bare steps, so that a change of the
-machine's speed meets all three. Ratios are taken within a round, and their medians over the rounds are reported.
+One long ``fit`` runs; after each of its epochs follow an epoch of (a) and as many bare steps, since the speed of the
+machine may change. Ratios are taken within a round, and their medians over the rounds are reported.
 
-Where the processor has products of bfloat16, ours and the bare step run again in that precision; (a) stays in float32.
+If the processor supports bfloat16 products, ours and (b) run again in that precision; (a) stays in float32.
 
 Goals: ours at least 2 times (a), over whole epochs; at least 0.9 of (b), in training.
 
@@ -38,6 +39,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
+from tasks.core.checkpoints import Checkpoints
 from tasks.dataset.images import read_grey
 from tasks.dataset.phantom import write_phantoms
 from tasks.models import objectives
@@ -51,7 +53,7 @@ from tests.benchmarks.machine import ROOT, describe, machine, write_json
 GOALS = {"epoch, ours / (a) ordinary": 2.0, "training, ours / (b) bare": 0.9}
 WORKERS = 2
 NOISE = 0.05
-"""Standard deviation of the ordinary loop's noise."""
+"""Standard deviation of the noise of the ordinary loop."""
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 """``(model, inputs, labels, originals) -> loss``."""
@@ -66,7 +68,7 @@ def reconstruction(model: nn.Module, inputs: Tensor, labels: Tensor, originals: 
 
 
 class Ordinary:
-    """The loop of the tutorials."""
+    """The training loop of tutorials."""
 
     def __init__(self, folder: Path, rows: dict[str, np.ndarray], params: Params, model: nn.Module, loss: Loss) -> None:
         settings = params.train_classifier if loss is classification else params.train_autoencoder
@@ -117,7 +119,7 @@ class Ordinary:
 
 
 class Bare:
-    """Forward, backward and step on one resident batch."""
+    """Forward, backward and optimiser step on one resident batch."""
 
     def __init__(
         self, images: Tensor, labels: Tensor, model: nn.Module, loss: Loss, memory_format: Any, precision: Precision
@@ -140,7 +142,7 @@ class Bare:
 
 
 def draw(folder: Path, params: Params, n_patients: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Phantoms as PNG files in ``folder/<class>``; pixels and labels as ``prepare`` keeps them; a split."""
+    """Draw phantoms as PNG files in ``folder/<class>``; return pixels and labels as of ``prepare``, and a split."""
     settings = params.acquire
     write_phantoms(
         folder, settings.classes, settings.positive_class, n_patients, settings.phantom.n_slices, params.seed
@@ -167,7 +169,7 @@ def draw(folder: Path, params: Params, n_patients: int) -> tuple[np.ndarray, np.
 def compare(
     network: str, precision: Precision, params: Params, n_rounds: int, n_patients: int, folder: Path
 ) -> dict[str, list[float]]:
-    """Images/s of every way in every round; the first round, a warm-up, is left out."""
+    """Images/s of every loop in every round without the first, which is a warm-up."""
     pixels, labels, rows = draw(folder / "images", params, n_patients)
     n_images = len(rows["train"])
     settings: Training
@@ -188,7 +190,7 @@ def compare(
     n_steps = n_images // settings.batch_size
     batch = torch.from_numpy(pixels[rows["train"][: settings.batch_size]]).float() / 255
     batch_labels = torch.from_numpy(labels[rows["train"][: settings.batch_size]])
-    # each trains a network of its own, which stays the same over the rounds
+    # each loop trains a network of its own in all rounds
     ordinary = {
         n_threads: Ordinary(folder / "images", rows, params, build(), loss)
         for n_threads in sorted({own_threads, params.compute.threads})
@@ -211,7 +213,7 @@ def compare(
 
     def after_epoch(number: int, metrics: dict[str, float]) -> None:
         nonlocal began
-        # from the first step's begin to the last one's lie all steps but one
+        # the time between the begin of the first and of the last step is that of all steps but one
         step = (begun_steps[-1] - begun_steps[0]) / (len(begun_steps) - 1)
         speeds["training, ours"].append(settings.batch_size / step)
         speeds["epoch, ours"].append(n_images / (time.perf_counter() - began))
@@ -228,17 +230,17 @@ def compare(
         began = time.perf_counter()
 
     rounds = settings.model_copy(update={"epochs": n_rounds + 1})
-    checkpoint = folder / "checkpoint" / "state.pt"
-    fit(build(), timed, pixels, labels, rows, rounds, params.seed, device, precision, checkpoint, after_epoch)
+    checkpoints = Checkpoints(folder / "checkpoints", ("models",))
+    fit(build(), timed, pixels, labels, rows, rounds, params.seed, device, precision, checkpoints, after_epoch)
     return {"images": [n_images], **{name: values[1:] for name, values in speeds.items()}}
 
 
 def ratios(speeds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Ours over the fastest of each other way, in every round."""
+    """Ours divided by the fastest variant of each other loop, in every round."""
 
     def of(prefix: str) -> list[float]:
-        ways = [values for name, values in speeds.items() if name.startswith(prefix)]
-        return max(ways, key=median)
+        variants = [values for name, values in speeds.items() if name.startswith(prefix)]
+        return max(variants, key=median)
 
     def over(first: str, second: str) -> list[float]:
         return [ours / other for ours, other in zip(of(first), of(second), strict=True)]
@@ -268,14 +270,14 @@ def lines_of(network: str, speeds: dict[str, list[float]]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Images/s of training, beside an ordinary loop and the bare step.")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser = argparse.ArgumentParser(description="Images/s of training, of an ordinary loop and of the bare step.")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--network", choices=("classifier", "autoencoder"), help="one of the two (default: both)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--patients", type=int, help="phantom patients of 7 slices (default: as in params.yaml)")
     arguments = parser.parse_args()
     params = load_params(ROOT / "params.yaml")
-    # the goals are those of a machine without an accelerator
+    # the goals are for machines without an accelerator
     params = params.model_copy(update={"compute": params.compute.model_copy(update={"device": "cpu"})})
     n_patients = arguments.patients or params.acquire.phantom.n_patients
 

@@ -1,4 +1,4 @@
-"""Two hundred files that a folder of images may hold: sound ones of every kind, and damaged, lying and hostile ones."""
+"""Two hundred files for a folder of images: valid, damaged and foreign files, and files with wrong headers."""
 
 import io
 import struct
@@ -23,29 +23,29 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda pixels: np.rot90(pixels, 2).T,
     8: np.rot90,
 }
-"""What turns the stored pixels upright, by EXIF's orientation."""
+"""EXIF orientation -> function that turns the stored pixels upright."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file below a class folder, and what is to become of it."""
+    """A file below a class folder, and the expected result of reading it."""
 
     name: str
     content: bytes = b""
     pixels: np.ndarray | None = None
-    """What it decodes to; None where it is refused."""
+    """The decoded pixels; None if the file is refused."""
     reason: str = ""
-    """Pattern of why it is refused."""
+    """Pattern of the reason for which the file is refused."""
     tolerance: int = 0
-    """Grey levels by which pixels may differ: JPEG loses some."""
+    """Largest difference of a pixel in grey levels, since JPEG is lossy."""
     put: Callable[[Path], None] | None = None
-    """How it is made, where it is no file of that content."""
+    """Creates the file, if it is not a regular file with ``content``."""
 
 
 def picture(seed: int) -> np.ndarray:
-    """A smooth picture, uint8 ``(HEIGHT, WIDTH)``, other than that of any other seed."""
+    """A smooth picture, uint8 ``(HEIGHT, WIDTH)``; every seed gives another one."""
     coarse = np.random.default_rng(seed).integers(10, 246, (6, 8), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(smooth), 5, 250)
@@ -60,12 +60,12 @@ def saved(image: Image.Image | np.ndarray, format_: str, **options: object) -> b
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG, with its right checksum."""
+    """A chunk of a PNG with the correct checksum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 0, interlaced: int = 0) -> bytes:
-    """A PNG whose header says what is given, whatever the rows are."""
+    """A PNG with this header and these rows, which need not agree."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -83,14 +83,14 @@ def patched(content: bytes, offset: int, form: str, value: int) -> bytes:
 
 
 def flipped(content: bytes, bit: int) -> bytes:
-    """The content with a bit turned."""
+    """The content with one bit flipped."""
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
 def tiff_entry(content: bytes, tag: int) -> int:
-    """Where the value of a tag of a little-endian TIFF lies."""
+    """Offset of the value of a tag in a little-endian TIFF."""
     directory = struct.unpack_from("<I", content, 4)[0]
     for i in range(struct.unpack_from("<H", content, directory)[0]):
         entry = directory + 2 + 12 * i
@@ -100,11 +100,11 @@ def tiff_entry(content: bytes, tag: int) -> int:
 
 
 def jpeg_size(content: bytes) -> int:
-    """Where height and width of a baseline JPEG lie."""
+    """Offset of height and width in a baseline JPEG."""
     return content.index(b"\xff\xc0") + 5
 
 
-def sound() -> Iterator[Mutant]:
+def valid() -> Iterator[Mutant]:
     """Files that decode to known pixels."""
     seeds = iter(range(1000, 2000))
     for mode in ("L", "LA", "RGB", "RGBA", "P"):
@@ -169,8 +169,8 @@ def sound() -> Iterator[Mutant]:
     yield Mutant("linked within.png", pixels=picture(1000), put=lambda path: path.symlink_to(path.with_name("L.png")))
 
 
-def lying() -> Iterator[Mutant]:
-    """Files whose header claims other pixels than there are."""
+def wrong_sizes() -> Iterator[Mutant]:
+    """Files whose header states another size than the pixels have."""
     pixels = picture(1)
     wrong = {"taller": (WIDTH, 2 * HEIGHT), "shorter": (WIDTH, HEIGHT // 2), "narrower": (WIDTH // 2, HEIGHT)}
     wrong |= {"wider": (2 * WIDTH, HEIGHT), "wider and shorter": (2 * WIDTH, HEIGHT // 2)}
@@ -180,19 +180,21 @@ def lying() -> Iterator[Mutant]:
         yield Mutant(f"{name}.png", png(width, height, rows_of(pixels)), reason=counted)
         if name != "wider and shorter":  # in an uncompressed file these are as many bytes
             yield Mutant(f"{name}.bmp", patched(patched(bmp, 18, "<i", width), 22, "<i", height), reason=counted)
-            lie = patched(patched(tiff, tiff_entry(tiff, 256), "<I", width), tiff_entry(tiff, 257), "<I", height)
-            yield Mutant(f"{name}.tif", lie, reason=counted)
+            changed_header = patched(
+                patched(tiff, tiff_entry(tiff, 256), "<I", width), tiff_entry(tiff, 257), "<I", height
+            )
+            yield Mutant(f"{name}.tif", changed_header, reason=counted)
         if name in ("taller", "wider"):
             size = struct.pack(">HH", height, width)
-            lie = jpeg[: jpeg_size(jpeg)] + size + jpeg[jpeg_size(jpeg) + 4 :]
-            yield Mutant(f"{name}.jpg", lie, reason="the data of a scan end early")
+            changed_header = jpeg[: jpeg_size(jpeg)] + size + jpeg[jpeg_size(jpeg) + 4 :]
+            yield Mutant(f"{name}.jpg", changed_header, reason="the data of a scan end early")
     huge = "60000 x 60000 pixels are more than validate.max_megapixels 1 allows"
     yield Mutant("huge.png", png(60_000, 60_000, b""), reason=huge)
     yield Mutant("huge.bmp", patched(patched(bmp, 18, "<i", 60_000), 22, "<i", 60_000), reason=huge)
-    lie = patched(patched(tiff, tiff_entry(tiff, 256), "<I", 60_000), tiff_entry(tiff, 257), "<I", 60_000)
-    yield Mutant("huge.tif", lie, reason=huge)
-    lie = jpeg[: jpeg_size(jpeg)] + struct.pack(">HH", 60_000, 60_000) + jpeg[jpeg_size(jpeg) + 4 :]
-    yield Mutant("huge.jpg", lie, reason=huge)
+    changed_header = patched(patched(tiff, tiff_entry(tiff, 256), "<I", 60_000), tiff_entry(tiff, 257), "<I", 60_000)
+    yield Mutant("huge.tif", changed_header, reason=huge)
+    changed_header = jpeg[: jpeg_size(jpeg)] + struct.pack(">HH", 60_000, 60_000) + jpeg[jpeg_size(jpeg) + 4 :]
+    yield Mutant("huge.jpg", changed_header, reason=huge)
     progressive = saved(pixels, "JPEG", progressive=True)
     for kept in (0.4, 0.6):
         closed = jpeg[: int(kept * len(jpeg))] + b"\xff\xd9"
@@ -206,7 +208,7 @@ def lying() -> Iterator[Mutant]:
 
 
 def foreign() -> Iterator[Mutant]:
-    """Files that are something else."""
+    """Files of other types, symbolic links and forbidden names."""
     pixels = picture(2)
     image, other = Image.fromarray(pixels), Image.fromarray(255 - pixels)
     several = {"save_all": True, "append_images": [other]}
@@ -241,7 +243,7 @@ def foreign() -> Iterator[Mutant]:
 
 
 def damaged() -> Iterator[Mutant]:
-    """Sound files of which something is lost or changed."""
+    """Truncated files, and files with one bit flipped."""
     pixels = picture(3)
     for suffix, format_ in (("png", "PNG"), ("jpg", "JPEG"), ("bmp", "BMP"), ("tif", "TIFF")):
         content = saved(pixels, format_)
@@ -249,20 +251,20 @@ def damaged() -> Iterator[Mutant]:
             refused = "can't be decoded|the content is none of|it holds"
             yield Mutant(f"first {kept}.{suffix}", content[: int(kept * len(content))], reason=refused)
     rng, content = np.random.default_rng(0), saved(pixels, "PNG")
-    # but of its end, which holds no pixels and whose checksum nobody reads
+    # except in the last chunk, which holds no pixels and whose checksum is not read
     for bit in rng.permutation(8 * (len(content) - 12)):
         yield Mutant(f"bit {bit}.png", flipped(content, int(bit)), reason="can't be decoded|the content is none of")
 
 
 def mutants() -> list[Mutant]:
-    """All of them: what there is of the other kinds, and as many turned bits as are left."""
-    found = [*sound(), *lying(), *foreign()]
+    """All files: those of the other kinds, and as many damaged files as are left."""
+    found = [*valid(), *wrong_sizes(), *foreign()]
     rest = damaged()
     return [*found, *(next(rest) for _ in range(N_MUTANTS - len(found)))]
 
 
 def write(mutant: Mutant, folder: Path) -> None:
-    """Put a mutant into a class folder."""
+    """Write a mutant below a class folder."""
     path = folder / mutant.name
     path.parent.mkdir(parents=True, exist_ok=True)
     if mutant.put:

@@ -1,4 +1,4 @@
-"""Nothing is unpickled: no code of ours does, and a pickle that lies where a file of ours should be does not run."""
+"""Nothing is unpickled: no code of this project unpickles, and a pickle in place of any of its files does not run."""
 
 import ast
 import io
@@ -24,7 +24,7 @@ from tasks.dataset.prepared import load_prepared
 from tasks.defences.targets import load_target
 from tasks.models.classifier import build_classifier
 from tasks.params import Params
-from tasks.records.adversarial_images import load_kept
+from tasks.records.adversarial_images import load_perturbations
 from tasks.records.tables import read_records
 from tasks.serving import registry
 from tasks.serving.bundle import BUNDLE, EXAMPLES
@@ -46,7 +46,7 @@ CPU = torch.device("cpu")
 
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "yaml"}
 NEVER_CALLED = {"eval", "exec", "compile", "__import__", "system", "popen", "read_pickle", "to_pickle"}
-"""By their last name, as functions of whatever module."""
+"""Last part of the name of a function of any module."""
 ONLY_WITH = {
     "torch.load": ("weights_only", True),
     "torch.hub.load_state_dict_from_url": ("weights_only", True),
@@ -58,14 +58,14 @@ NEVER_WITH = {"shell": True, "allow_pickle": True, "weights_only": False, "typ":
 
 
 def name_of(function: ast.expr) -> str:
-    """``np.load`` of the call ``np.load(...)``; of ``model.eval()`` the last part alone, after a dot."""
+    """Dotted name of a called function: ``np.load`` for ``np.load(...)``; empty for calls of other expressions."""
     if isinstance(function, ast.Attribute):
         return f"{name_of(function.value)}.{function.attr}"
     return function.id if isinstance(function, ast.Name) else ""
 
 
 def forbidden_in(code: str) -> Iterator[str]:
-    """What may not be there, with its line."""
+    """Forbidden imports and calls, with their lines."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
@@ -75,7 +75,7 @@ def forbidden_in(code: str) -> Iterator[str]:
         name = name_of(node.func)
         given = {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
         _owner, dot, last = name.rpartition(".")
-        # a network's eval() and a pattern's compile() are no evaluation of text
+        # eval() of a network and compile() of a pattern do not run text
         if last in NEVER_CALLED and not (dot and last in ("eval", "compile")):
             yield f"{node.lineno}: calls {name}"
         if (
@@ -112,17 +112,17 @@ def test_no_code_unpickles_or_runs_text(source: Path) -> None:
         "pd.read_pickle(path)",
     ],
 )
-def test_what_is_searched_for_is_found(code: str) -> None:
+def test_forbidden_code_is_found(code: str) -> None:
     assert list(forbidden_in(code))
 
 
-def test_what_prefect_keeps_of_a_flow_is_json() -> None:
-    kept = {name: flow.result_serializer for name, flow in all_flows().items() if flow.persist_result}
-    assert kept == {"active_learning": "json"}
+def test_results_of_flows_that_prefect_persists_are_json() -> None:
+    persisted = {name: flow.result_serializer for name, flow in all_flows().items() if flow.persist_result}
+    assert persisted == {"labelling": "json"}
 
 
 class Malicious:
-    """Makes a file where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -133,14 +133,14 @@ class Malicious:
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Iterator[Path]:
-    """What would be there, had a planted pickle run."""
+    """Path of the folder that a planted pickle would create."""
     yield tmp_path / "it-ran"
     assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.fixture
 def planted(trace: Path) -> bytes:
-    return pickle.dumps({"fingerprint": Malicious(trace)})
+    return pickle.dumps({"model": Malicious(trace)})
 
 
 def as_torch_saves(content: Any) -> bytes:
@@ -153,30 +153,44 @@ def as_numpy_saves(content: Any) -> bytes:
     return file.getvalue()
 
 
-def test_the_planted_pickle_would_run(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps({"fingerprint": Malicious(tmp_path / "it-ran")}))
+def test_the_planted_pickle_runs_when_it_is_unpickled(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps({"model": Malicious(tmp_path / "it-ran")}))
     assert (tmp_path / "it-ran").is_dir()
 
 
 @pytest.mark.parametrize("save", [pickle.dumps, as_torch_saves])
-def test_in_place_of_a_checkpoint_it_is_refused_with_what_to_do(
-    save: Callable[[Any], bytes], workspace: Path, params_with: Callable[..., Params], trace: Path
+def test_a_pickle_in_place_of_a_checkpoint_raises_an_error_that_says_what_to_do(
+    save: Callable[[Any], bytes],
+    workspace: Path,
+    params_with: Callable[..., Params],
+    trace: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint = Path("checkpoints/train_classifier/state.pt")
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes(save({"fingerprint": Malicious(trace)}))
-    with pytest.raises(ValueError, match=f"^{checkpoint} is damaged, or no checkpoint .*: delete it"):
-        train_classifier(Workspace(), params_with(SMALL), Tracker())
+    params = params_with(SMALL | {"train_classifier.epochs": 2})
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "metrics", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier(Workspace(), params, Tracker())
+    (checkpoint,) = Workspace().checkpoint_folder("train_classifier").glob("*.pt")
+    checkpoint.write_bytes(save({"model": Malicious(trace)}))
+    with pytest.raises(ValueError, match=rf"^{checkpoint}: damaged, or not a training checkpoint .*\. Delete it"):
+        train_classifier(Workspace(), params, Tracker())
 
 
 @pytest.mark.parametrize("save", [pickle.dumps, as_torch_saves])
-def test_in_place_of_weights_it_is_refused_by_name(save: Callable[[Any], bytes], workspace: Path, trace: Path) -> None:
+def test_the_error_about_a_pickle_in_place_of_weights_names_the_file(
+    save: Callable[[Any], bytes], workspace: Path, trace: Path
+) -> None:
     Workspace().classifier.write_bytes(save(Malicious(trace)))
     with pytest.raises(ValueError, match=f"^{Workspace().classifier} holds no weights of this network"):
         load_target(Workspace(), "undefended", CPU)
 
 
-def test_in_place_of_how_a_network_is_built_it_is_refused_by_name(workspace: Path, planted: bytes) -> None:
+def test_the_error_about_a_pickle_in_place_of_the_architecture_names_the_file(workspace: Path, planted: bytes) -> None:
     path = Workspace().classifier.with_suffix(".json")
     path.write_bytes(planted)
     with pytest.raises(ValueError, match=f"^{path} is no JSON"):
@@ -184,31 +198,33 @@ def test_in_place_of_how_a_network_is_built_it_is_refused_by_name(workspace: Pat
 
 
 @pytest.mark.parametrize("save", [pickle.dumps, as_numpy_saves])
-def test_in_place_of_pixels_it_is_refused_by_name(save: Callable[[Any], bytes], workspace: Path, trace: Path) -> None:
+def test_the_error_about_a_pickle_in_place_of_pixels_names_the_file(
+    save: Callable[[Any], bytes], workspace: Path, trace: Path
+) -> None:
     Workspace().pixels.write_bytes(save(Malicious(trace)))
     with pytest.raises(ValueError, match=f"^{Workspace().pixels} holds no array of pixels: run the step prepare again"):
         load_prepared(Workspace())
 
 
-def test_in_place_of_kept_images_it_is_refused_by_name(workspace: Path, trace: Path) -> None:
-    file = Workspace().perturbations("undefended") / "pgd-eps4.npz"
+def test_the_error_about_a_pickle_in_place_of_perturbations_names_the_file(workspace: Path, trace: Path) -> None:
+    file = Workspace().perturbation_file("undefended", "pgd", 4)
     file.parent.mkdir(parents=True)
     with zipfile.ZipFile(file, "w") as archive:
         for name in ("rows", "scale", "q"):
             archive.writestr(f"{name}.npy", as_numpy_saves(Malicious(trace)))
     with pytest.raises(ValueError, match=f"^{file} is damaged: run the step attack again"):
-        load_kept(Workspace(), load_prepared(Workspace()), "undefended", "pgd", 4)
+        load_perturbations(Workspace(), load_prepared(Workspace()), "undefended", "pgd", 4)
 
 
-def test_in_place_of_records_it_is_refused_by_name(workspace: Path, planted: bytes) -> None:
+def test_the_error_about_a_pickle_in_place_of_records_names_the_file(workspace: Path, planted: bytes) -> None:
     Workspace().attack.mkdir()
     Workspace().records("undefended").write_bytes(planted)
     with pytest.raises(ValueError, match=f"^{Workspace().records('undefended')} is damaged: run the step attack again"):
         read_records(Workspace(), [])
 
 
-def test_in_a_tables_metadata_it_is_not_looked_at(workspace: Path, trace: Path) -> None:
-    """As Arrow's Python extension types once were, which were unpickled when a file was read."""
+def test_a_pickle_in_the_metadata_of_a_table_is_not_unpickled(workspace: Path, trace: Path) -> None:
+    """Earlier versions of Arrow unpickled Python extension types when a file was read."""
     hidden = {
         "ARROW:extension:name": "arrow.py_extension_type",
         "ARROW:extension:metadata": pickle.dumps(Malicious(trace)),
@@ -226,18 +242,20 @@ class TestBundle:
         return bundle_of("autoencoder", tmp_path / "bundles")
 
     @pytest.mark.parametrize("file", [BUNDLE, Workspace().classifier, Workspace().purifier("autoencoder")])
-    def test_in_place_of_a_file_it_is_refused_by_name(self, bundle: Path, file: Path, planted: bytes) -> None:
+    def test_the_error_about_a_pickle_in_place_of_a_file_names_it(
+        self, bundle: Path, file: Path, planted: bytes
+    ) -> None:
         (bundle / file).write_bytes(planted)
         with pytest.raises(ValueError, match=file.name):
             Predictor.load(bundle)
 
-    def test_in_place_of_examples_it_is_refused(self, bundle: Path, trace: Path, tmp_path: Path) -> None:
+    def test_a_pickle_in_place_of_examples_raises_an_error(self, bundle: Path, trace: Path, tmp_path: Path) -> None:
         (bundle / EXAMPLES).write_bytes(as_numpy_saves(Malicious(trace)))
         with pytest.raises(ValueError, match="allow_pickle=False"):
             export_target(bundle, tmp_path / "target.pt2")
 
 
-def test_in_place_of_torchvisions_weights_it_is_refused(
+def test_a_pickle_in_place_of_the_weights_of_torchvision_raises_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trace: Path
 ) -> None:
     from torchvision.models import ResNet18_Weights
@@ -251,7 +269,7 @@ def test_in_place_of_torchvisions_weights_it_is_refused(
 
 
 class TestMlflow:
-    """Models that steps log, where somebody loads them in a process that has talked to the store."""
+    """Models that steps log, loaded by a process that has used the store."""
 
     @pytest.fixture
     def logged(self, tmp_path: Path) -> Path:
@@ -259,39 +277,39 @@ class TestMlflow:
         _save_model(str(tmp_path / "model"), torch.nn.Flatten(), np.zeros((2, 1, 4, 4), np.float32))
         return tmp_path / "model"
 
-    def test_they_are_programs_of_torch_and_load(self, logged: Path) -> None:
+    def test_models_are_torch_programs_and_can_be_loaded(self, logged: Path) -> None:
         assert {file.suffix for file in logged.rglob("*") if file.is_file()} & {".pt2", ".pth", ".pkl"} == {".pt2"}
         assert mlflow.pytorch.load_model(str(logged))(torch.zeros(2, 1, 4, 4)).shape == (2, 16)
 
-    def test_a_pickle_in_place_of_a_program_is_refused(self, logged: Path, trace: Path) -> None:
+    def test_a_pickle_in_place_of_a_program_raises_an_error(self, logged: Path, trace: Path) -> None:
         (logged / "data" / "model.pth").write_bytes(as_torch_saves(Malicious(trace)))
         (logged / "data" / "pickle_module_info.txt").write_text("pickle")
         with pytest.raises(MlflowException, match="using pickle is disallowed"):
             mlflow.pytorch.load_model(str(logged))
 
-    def test_a_pickle_within_a_program_is_refused(self, logged: Path, trace: Path) -> None:
+    def test_a_pickle_within_a_program_raises_an_error(self, logged: Path, trace: Path) -> None:
         (program,) = logged.rglob("*.pt2")
         shutil.move(program, original := program.with_suffix(".before"))
         with zipfile.ZipFile(original) as before, zipfile.ZipFile(program, "w") as after:
             for name in before.namelist():
-                evil = as_torch_saves(Malicious(trace)) if name.endswith(".pt") else before.read(name)
-                after.writestr(name, evil)
+                content = as_torch_saves(Malicious(trace)) if name.endswith(".pt") else before.read(name)
+                after.writestr(name, content)
             assert any(name.endswith(".pt") for name in before.namelist())
         with pytest.raises(MlflowException, match="not a pickle-free payload"):
             mlflow.pytorch.load_model(str(logged))
 
     @pytest.mark.faults
-    def test_a_pickle_in_a_registered_model_is_refused_where_it_is_served(
+    def test_a_pickle_in_a_registered_model_raises_an_error_when_it_is_served(
         self, workspace: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
         registry.register_bundle(bundle_of("undefended", workspace / "bundles"), "toy", "A toy.")
         (model,) = workspace.rglob("MLmodel")
-        told = YAML(typ="safe").load(model.read_text(encoding="utf-8"))
-        told["flavors"]["python_function"]["python_model"] = "python_model.pkl"
-        del told["flavors"]["python_function"]["model_code_path"]
+        description = YAML(typ="safe").load(model.read_text(encoding="utf-8"))
+        description["flavors"]["python_function"]["python_model"] = "python_model.pkl"
+        del description["flavors"]["python_function"]["model_code_path"]
         with model.open("w", encoding="utf-8") as file:
-            YAML(typ="safe").dump(told, file)
+            YAML(typ="safe").dump(description, file)
         (model.parent / "python_model.pkl").write_bytes(pickle.dumps(Malicious(trace)))
         with pytest.raises(MlflowException, match="using pickle is disallowed"):
             mlflow.pyfunc.load_model("models:/toy/1")

@@ -1,4 +1,4 @@
-"""The comparison that MLflow's UI serves, in a real browser; ``SCREENSHOTS=docs/tracking`` keeps the pictures."""
+"""The comparison that MLflow's UI serves, in a real browser; ``SCREENSHOTS=docs/images/tracking`` keeps the pictures."""
 
 import io
 import json

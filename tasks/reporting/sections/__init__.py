@@ -1,17 +1,39 @@
-"""The parts of the page about the steps ``analyze`` and ``active_learning``: each answers a question, and shows why."""
+"""Sections of the report in the order of the page: each function returns values and figures for one template."""
 
-from tasks.reporting.findings import Headline
+from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
+from tasks.reporting.section import Section
+from tasks.reporting.sections.accuracy import accuracy_section
 from tasks.reporting.sections.active_learning import active_learning_section
+from tasks.reporting.sections.adversarial_images import adversarial_images_section
+from tasks.reporting.sections.checks import checks_section
+from tasks.reporting.sections.claims import claims_section
 from tasks.reporting.sections.classification import classification_section
+from tasks.reporting.sections.comparison import comparison_section
+from tasks.reporting.sections.confusion import confusion_section
+from tasks.reporting.sections.data import data_section
+from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.reporting.sections.detection import detection_section
+from tasks.reporting.sections.entropy import entropy_section
 from tasks.reporting.sections.features import features_section
 from tasks.reporting.sections.heatmaps import heatmaps_section
 from tasks.reporting.sections.intensities import intensities_section
+from tasks.reporting.sections.parameters import parameters_section
 from tasks.reporting.sections.resilience import resilience_section
-from tasks.reporting.sections.section import Section
+from tasks.reporting.sections.training import training_section
+from tasks.reporting.sections.validation import validation_section
 
 SECTIONS = (
+    claims_section,
+    data_section,
+    validation_section,
+    data_changes_section,
+    training_section,
+    comparison_section,
+    accuracy_section,
+    confusion_section,
+    entropy_section,
+    adversarial_images_section,
     heatmaps_section,
     intensities_section,
     features_section,
@@ -19,9 +41,11 @@ SECTIONS = (
     classification_section,
     detection_section,
     active_learning_section,
+    checks_section,
+    parameters_section,
 )
 
 
-def sections_of(results: Results, headline: Headline) -> list[Section]:
-    """All of them, in the order of the page."""
+def all_sections(results: Results, headline: Headline) -> list[Section]:
+    """Return all sections in the order of the page."""
     return [section(results, headline) for section in SECTIONS]

@@ -1,162 +1,151 @@
-"""Which images should be labelled, if labels are dear?"""
+"""Active learning: learning curves and label efficiency of the acquisition functions, and the queried images."""
 
 import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from tasks.labelling.learning_curves import ALL_LABELS, RANDOM
-from tasks.records.vocabulary import spoken
-from tasks.reporting import pictures
-from tasks.reporting.examples import Pictures
-from tasks.reporting.findings import Headline
+from tasks.reporting import image_figures
+from tasks.reporting.drawings import IMAGES, Drawing, lines_drawing
+from tasks.reporting.examples import ImageGrid
+from tasks.reporting.formats import estimate, signed_points
+from tasks.reporting.headline import Headline
+from tasks.reporting.names import display_name
 from tasks.reporting.panels import Line, Panel
-from tasks.reporting.results import Learning, Results
-from tasks.reporting.sections.section import (
-    IMAGES,
-    Drawing,
-    Format,
-    Section,
-    Table,
-    estimate,
-    lines_drawing,
-    share,
-)
+from tasks.reporting.results import Results
+from tasks.reporting.section import Section
+from tasks.reporting.tables import Metrics, Table
+from tasks.statistics.formatting import percent
 
 PANELS = {
     "clean_accuracy": ("clean accuracy", "share"),
     "robust_accuracy": ("robust accuracy", "share"),
     "gap": ("clean minus robust accuracy", "share"),
-    "labelling_accuracy": ("labelling accuracy", "share"),
+    "labelling_accuracy": ("accuracy on queried images", "share"),
     "pool_entropy": ("entropy of the pool (nats)", "linear"),
     "ece": ("expected calibration error", "share"),
 }
-"""Metric -> its axis, and how that is written."""
+"""Metric -> label and scale of its axis."""
+FIGURES = {"right": list(PANELS)[:3], "doubt": list(PANELS)[3:]}
+"""Suffix of a figure's name -> its metrics."""
 N_ROWS, N_COLUMNS = 5, 6
-"""Cycles and images of a cycle in the figure of queried images, at most."""
-
-
-def points(value: float) -> str:
-    """A difference of shares in percentage points; NaN is a dash."""
-    return "–" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+"""Maximum number of cycles and of images of a cycle in the figure of queried images."""
 
 
 def whole(value: float) -> str:
-    """A number of labels; NaN is a dash."""
-    return "–" if math.isnan(value) else f"{value:.0f}".replace("-", "−")
+    """Format a number of labels."""
+    return f"{value:.0f}"
 
 
-ACCURACIES: dict[str, tuple[str, Format]] = {
-    "clean_area": ("mean clean accuracy", share),
-    "clean_area_gain": ("against random, points", points),
-    "robust_area": ("mean robust accuracy", share),
-    "robust_area_gain": ("against random, points", points),
-    "final_clean": ("clean at the end", share),
-    "final_clean_gain": ("against random, points", points),
-    "final_robust": ("robust at the end", share),
-    "final_robust_gain": ("against random, points", points),
-    "final_gap": ("gap at the end", share),
+ACCURACIES: Metrics = {
+    "clean_area": ("mean clean accuracy", percent),
+    "clean_area_gain": ("difference to random (points)", signed_points),
+    "robust_area": ("mean robust accuracy", percent),
+    "robust_area_gain": ("difference to random (points)", signed_points),
+    "final_clean": ("final clean accuracy", percent),
+    "final_clean_gain": ("difference to random (points)", signed_points),
+    "final_robust": ("final robust accuracy", percent),
+    "final_robust_gain": ("difference to random (points)", signed_points),
+    "final_gap": ("final clean minus robust accuracy", percent),
 }
-LABELS: dict[str, tuple[str, Format]] = {
+LABELS: Metrics = {
     "labels_90": ("labels to 90 %", whole),
     "labels_90_saved": ("fewer than random", whole),
     "labels_95": ("labels to 95 %", whole),
     "labels_95_saved": ("fewer than random", whole),
 }
-"""Quantity -> its head in a table, and how it is written."""
-NOTE = (
-    "A classifier begins with few labelled images. In each cycle an acquisition function chooses images of the pool, "
-    "their labels are told, and it trains on. Labelling accuracy: of the classifier on images that it is about to be "
-    "told the label of. Robust accuracy: under PGD that knows the classifier. Mean accuracies are over the numbers of "
-    "labels (the area under the learning curve over its width). Labels to 90 %: from which the clean accuracy reaches "
-    "90 % of what all labels give. Of two classes, margin and least confidence ask for the same images as entropy. "
-    "Every training lasts as many epochs, so more labels are more steps, too. These classifiers see smaller images and "
-    "are trained in another way than the one of the other sections."
-)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Difference of an acquisition function to random selection, in percentage points of mean accuracy."""
+
+    acquisition: str
+    """Display name."""
+    clean: str
+    robust: str
+    outcome: Literal["better", "worse", "not significant", "one seed", "not compared"]
+    """Judged on clean images, by the 95 % interval over the seeds."""
 
 
 def active_learning_section(results: Results, _headline: Headline) -> Section:
-    """Learning curves of all acquisition functions, what decides between them, and the images that they asked for."""
-    learning = results.learning
-    seeds = learning.cycles["seed"].nunique()
-    spread = f"bands are 95 % intervals over {seeds} seeds" if seeds > 1 else "one seed, so there is no interval"
-    drawings = [
-        _curves(learning, list(PANELS)[:3], "right", spread),
-        _curves(learning, list(PANELS)[3:], "doubt", spread),
-    ]
-    drawings += [_queried(learning, results, name) for name in dict.fromkeys(learning.queries["acquisition"])]
-    tables = efficiency_tables(learning.efficiency)
-    return Section(
-        "active-learning",
-        "Active learning",
-        "Active learning: which images should be labelled?",
-        _answer(learning),
-        [NOTE],
-        drawings,
-        tables,
-    )
+    """Return learning curves, label efficiency, and the first images of each query."""
+    efficiency, cycles = results.label_efficiency, results.cycles
+    queried = list(dict.fromkeys(results.queries["acquisition"]))
+    values: dict[str, Any] = {
+        "gains": gains_of(efficiency),
+        "random_area": estimate(_quantity(efficiency, RANDOM, "clean_area"), percent),
+        "n_seeds": int(cycles["seed"].nunique()),
+        "n_test": int(cycles["n_test"].iloc[0]),
+        "n_attacked": int(cycles["n_attacked"].iloc[0]),
+        "figures_by_name": {f"learning-curves-{name}": [PANELS[each][0] for each in FIGURES[name]] for name in FIGURES},
+        "queried": [{"name": f"{IMAGES}queried-{name}", "acquisition": display_name(name)} for name in queried],
+        "accuracies": efficiency_table(efficiency, ACCURACIES),
+        "labels": efficiency_table(efficiency, LABELS),
+    }
+    drawings = [_curves(results.learning_curves, name) for name in FIGURES]
+    drawings += [_queried(results, name) for name in queried]
+    return Section("active-learning", "Active learning", values, drawings)
 
 
-def _answer(learning: Learning) -> str:
-    names = _asked(learning)
-    gains = {name: _quantity(learning.efficiency, name, "clean_area_gain") for name in names}
-    if not names:
-        return _random_alone(learning)
-    if len(names) <= 2 or any(math.isnan(gain["low"]) for gain in gains.values()):
-        return " ".join(comparison(learning.efficiency, name) for name in names)
-    better, worse = (
-        [f"{spoken(name)} ({estimate(gain, points)})" for name, gain in gains.items() if sign * gain[end] > 0]
-        for sign, end in ((1, "low"), (-1, "high"))
-    )
-    return (
-        f"Of {len(names)} acquisition functions, by their mean clean accuracy in points against random, better: "
-        f"{', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}; not told from it: "
-        f"{len(names) - len(better) - len(worse)}."
-    )
+def gains_of(efficiency: pd.DataFrame) -> list[Gain]:
+    """Return the difference to random of every other acquisition function.
+
+    Args:
+        efficiency: table of :func:`tasks.labelling.learning_curves.summary_table`.
+    """
+    names = [str(name) for name in efficiency["acquisition"].unique() if name != RANDOM]
+    gains = []
+    for name in names:
+        clean, robust = (_quantity(efficiency, name, f"{kind}_area_gain") for kind in ("clean", "robust"))
+        gains.append(
+            Gain(display_name(name), estimate(clean, signed_points), estimate(robust, signed_points), _outcome(clean))
+        )
+    return gains
 
 
-def comparison(efficiency: pd.DataFrame, acquisition: str) -> str:
-    """A sentence on whether an acquisition function beats random."""
-    gain = _quantity(efficiency, acquisition, "clean_area_gain")
-    robust = _quantity(efficiency, acquisition, "robust_area_gain")
-    name = spoken(acquisition)
-    sentence = (
-        f"{name[0].upper()}{name[1:]} changes the mean clean accuracy by {estimate(gain, points)} points against "
-        f"random, the robust one by {estimate(robust, points)}"
-    )
+def efficiency_table(efficiency: pd.DataFrame, quantities: Metrics) -> Table:
+    """Return one row for each acquisition function and one column for each quantity.
+
+    Args:
+        efficiency: table of :func:`tasks.labelling.learning_curves.summary_table`.
+        quantities: :data:`ACCURACIES` or :data:`LABELS`.
+    """
+    n_seeds = int(efficiency["n_seeds"].max())
+    rows = []
+    for acquisition, of_function in efficiency.groupby("acquisition", sort=False):
+        by_quantity = {row["quantity"]: row for _, row in of_function.iterrows()}
+        cells = []
+        for name, (_, form) in quantities.items():
+            row = by_quantity.get(name)
+            some = f" ({row['n_seeds']} of {n_seeds} seeds)" if row is not None and 0 < row["n_seeds"] < n_seeds else ""
+            cells.append("–" if row is None else f"{estimate(row, form)}{some}")
+        rows.append([display_name(str(acquisition)), *cells])
+    return Table(["acquisition function", *(head for head, _ in quantities.values())], rows)
+
+
+def _outcome(gain: "pd.Series[float]") -> Literal["better", "worse", "not significant", "one seed", "not compared"]:
     if math.isnan(gain["value"]):
-        return f"{name[0].upper()}{name[1:]} asked for too little to be compared with random."
+        return "not compared"
     if math.isnan(gain["low"]):
-        return f"{sentence}; one seed decides nothing."
+        return "one seed"
     if gain["low"] > 0:
-        return f"{sentence}: better than random on clean images."
-    return (
-        f"{sentence}: worse than random on clean images."
-        if gain["high"] < 0
-        else f"{sentence}: not told from random on clean images."
-    )
-
-
-def _asked(learning: Learning) -> list[str]:
-    names = learning.efficiency["acquisition"].unique()
-    return [str(name) for name in names if name != RANDOM]
-
-
-def _random_alone(learning: Learning) -> str:
-    area = _quantity(learning.efficiency, RANDOM, "clean_area")
-    return f"Images were chosen at random: mean clean accuracy {estimate(area, share)}."
+        return "better"
+    return "worse" if gain["high"] < 0 else "not significant"
 
 
 def _quantity(efficiency: pd.DataFrame, acquisition: str, quantity: str) -> "pd.Series[float]":
-    of = efficiency[(efficiency["acquisition"] == acquisition) & (efficiency["quantity"] == quantity)]
-    row: pd.Series[float] = of.iloc[0]
+    rows = efficiency[(efficiency["acquisition"] == acquisition) & (efficiency["quantity"] == quantity)]
+    row: pd.Series[float] = rows.iloc[0]
     return row
 
 
-def _curves(learning: Learning, metrics: list[str], name: str, spread: str) -> Drawing:
-    table = learning.curves
+def _curves(table: pd.DataFrame, name: str) -> Drawing:
     panels = []
-    for metric in metrics:
+    for metric in FIGURES[name]:
         label, scale = PANELS[metric]
         rows = table[(table["metric"] == metric) & table["value"].notna()]
         lines = []
@@ -165,73 +154,29 @@ def _curves(learning: Learning, metrics: list[str], name: str, spread: str) -> D
         ):
             x, y, low, high = (of_line[column].to_numpy(float) for column in ("n_labelled", "value", "low", "high"))
             band = (None, None) if np.isnan(low).all() else (low, high)
-            lines.append(Line(spoken(str(acquisition)), x, y, style, "solid", *band))
+            lines.append(Line(display_name(str(acquisition)), x, y, style, "solid", *band))
         full = rows.loc[rows["acquisition"] == ALL_LABELS, "value"]
         level = float(full.iloc[0]) if len(full) else None
         panels.append(
             Panel("labelled images", label, lines, y_scale="share" if scale == "share" else "linear", level=level)
         )
-    said = ", ".join(PANELS[metric][0] for metric in metrics)
-    return lines_drawing(
-        f"learning-curves-{name}",
-        panels,
-        f"{said} against the number of labelled images, by acquisition function; a table has the numbers",
-        f"{said[0].upper()}{said[1:]} by labelled images; {spread}. Grey lines: what all labels give.",
-    )
+    return lines_drawing(f"learning-curves-{name}", panels)
 
 
-def efficiency_tables(efficiency: pd.DataFrame) -> list[Table]:
-    """What labels are worth, and how many are needed; a row for each acquisition function.
-
-    Args:
-        efficiency: of :func:`tasks.labelling.learning_curves.summary_table`.
-    """
-    seeds = int(efficiency["n_seeds"].max())
-    of = f"mean of {seeds} {'seeds with 95 % intervals (Student)' if seeds > 1 else 'seed'}"
-    return [
-        _table(efficiency, ACCURACIES, f"What labels are worth, {of}."),
-        _table(efficiency, LABELS, f"How many labels are needed, {of}; a dash: not reached, or nothing to compare."),
-    ]
-
-
-def _table(efficiency: pd.DataFrame, quantities: dict[str, tuple[str, Format]], caption: str) -> Table:
-    seeds = int(efficiency["n_seeds"].max())
-    rows = []
-    for acquisition, of in efficiency.groupby("acquisition", sort=False):
-        by_quantity = {row["quantity"]: row for _, row in of.iterrows()}
-        cells = []
-        for name, (_, form) in quantities.items():
-            told = by_quantity.get(name)
-            few = f" ({told['n_seeds']} of {seeds} seeds)" if told is not None and 0 < told["n_seeds"] < seeds else ""
-            cells.append("–" if told is None else f"{estimate(told, form)}{few}")
-        rows.append([spoken(str(acquisition)), *cells])
-    return Table(caption, ["acquisition", *(head for head, _ in quantities.values())], rows, is_sortable=True)
-
-
-def _queried(learning: Learning, results: Results, acquisition: str) -> Drawing:
-    """The first images of each query of the first seed."""
+def _queried(results: Results, acquisition: str) -> Drawing:
+    """Draw the first images of each query of the first seed."""
     classes = results.data.classes
-    of = learning.queries[learning.queries["acquisition"] == acquisition]
-    of = of[of["seed"] == of["seed"].min()]
-    cycles = sorted(of["cycle"].unique())[:N_ROWS]
-    side = results.data.pixels.shape[2:]
-    images = np.ones((len(cycles), N_COLUMNS, *side))
+    queries = results.queries[results.queries["acquisition"] == acquisition]
+    queries = queries[queries["seed"] == queries["seed"].min()]
+    cycles = sorted(queries["cycle"].unique())[:N_ROWS]
+    images = np.ones((len(cycles), N_COLUMNS, *results.data.pixels.shape[2:]))
     captions = [[""] * N_COLUMNS for _ in cycles]
     for row, cycle in enumerate(cycles):
-        first = of[of["cycle"] == cycle].head(N_COLUMNS)
+        first = queries[queries["cycle"] == cycle].head(N_COLUMNS)
         images[row, : len(first)] = results.data.floats(first["image"].to_numpy())[:, 0]
-        for column, asked in enumerate(first.itertuples()):
-            is_right = asked.predicted == asked.label
-            captions[row][column] = (
-                f"{classes[asked.label]}{'' if is_right else ', taken for ' + classes[asked.predicted]}"
-            )
-    shown = Pictures(images, [f"cycle {cycle}" for cycle in cycles], [], captions)
-    name = spoken(acquisition)
-    return Drawing(
-        f"{IMAGES}queried-{acquisition}",
-        pictures.image_grid(shown),
-        f"Images that {name} asked about first in each cycle",
-        f"Images that {name} asked about first, a row a cycle, the most wanted on the left; below each its class, and "
-        "what the classifier took it for where it was wrong.",
-        group="Images that were asked about",
-    )
+        for column, query in enumerate(first.itertuples()):
+            is_correct = query.predicted == query.label
+            predicted = "" if is_correct else f", predicted {classes[query.predicted]}"
+            captions[row][column] = f"{classes[query.label]}{predicted}"
+    shown = ImageGrid(images, [f"cycle {cycle}" for cycle in cycles], [], captions)
+    return Drawing(f"{IMAGES}queried-{acquisition}", image_figures.image_grid(shown))

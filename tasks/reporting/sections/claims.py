@@ -1,65 +1,46 @@
-"""Whether the study's claims hold here, and the area under the accuracy curves."""
+"""Claims of the study: result of each claim in this run."""
 
 from typing import Any
 
-import pandas as pd
+from tasks.reporting.formats import estimate, fixed
+from tasks.reporting.headline import Headline
+from tasks.reporting.results import Results
+from tasks.reporting.section import Section
 
-from tasks.reporting.findings import Headline, attack_name, curve_name
-from tasks.reporting.sections.section import Table, estimate, share, undefended_and_defended
-
-HOLDS, FALLS, OPEN = "holds", "does not hold", "can't be told"
-BADGES = {HOLDS: "HOLDS", FALLS: "FALLS", OPEN: "OPEN"}
-"""How outcomes begin -> class of their badge."""
-
-
-def verdict_sentence(verdict: list[dict[str, Any]]) -> str:
-    """How many of the claims hold."""
-    if not verdict:
-        return "No claim of the study was put to the test in this run."
-    outcomes = [next(start for start in BADGES if claim["outcome"].startswith(start)) for claim in verdict]
-    return (
-        f"Of {len(verdict)} claims of the study, {_counted(outcomes.count(HOLDS), 'holds', 'hold')} here, "
-        f"{_counted(outcomes.count(FALLS), 'does not', 'do not')}, and {outcomes.count(OPEN)} can't be told."
-    )
+HOLDS, FAILS, NOT_SIGNIFICANT, NOT_TESTED = "holds", "does not hold", "not significant", "not tested"
+BADGES = {HOLDS: "HOLDS", FAILS: "FAILS", NOT_SIGNIFICANT: "OPEN", NOT_TESTED: "OPEN"}
+"""Result -> CSS class of its badge."""
 
 
-def _counted(n: int, one: str, many: str) -> str:
-    return f"{n or 'none'} {one if n == 1 else many}"
+def claims_section(results: Results, _headline: Headline) -> Section:
+    """Return one row for each claim, and the number of claims by result."""
+    claims = [
+        {
+            **claim,
+            "estimate": estimate(claim, fixed(3)),
+            "result": result_of(claim),
+            "badge": BADGES[result_of(claim)],
+            "other_eps": results_at_other_eps(claim),
+        }
+        for claim in results.verdict
+    ]
+    results_of_claims = [claim["result"] for claim in claims]
+    counts = {result: results_of_claims.count(result) for result in BADGES if result in results_of_claims}
+    values = {"claims": claims, "counts": counts, "is_phantom": results.data.is_phantom}
+    return Section("claims", "Claims of the study", values)
 
 
-def elsewhere(claim: dict[str, Any]) -> str:
-    """Outcomes at other ε: ``at 0.25, 0.5: holds; at 4: does not hold``; empty for what does not depend on ε."""
-    eps_by_outcome: dict[str, list[str]] = {}
-    for eps, outcome in claim["elsewhere"].items():
-        eps_by_outcome.setdefault(next(start for start in BADGES if outcome.startswith(start)), []).append(eps)
-    return "; ".join(f"at {', '.join(eps)}: {outcome}" for outcome, eps in eps_by_outcome.items())
+def result_of(claim: dict[str, Any]) -> str:
+    """Result of a claim at ``analyze.eps``: one of the keys of :data:`BADGES`."""
+    result = str(claim.get("result", claim["outcome"]))
+    if result in BADGES:
+        return result
+    return NOT_TESTED if claim["value"] is None else NOT_SIGNIFICANT
 
 
-def badge_of(outcome: str) -> str:
-    """Class of an outcome's badge."""
-    return next(badge for start, badge in BADGES.items() if outcome.startswith(start))
-
-
-def area_table(area: pd.DataFrame) -> Table:
-    """Mean accuracy over the octaves of ε: a row a curve, a column an attack."""
-    attacks = list(dict.fromkeys(area["attack"]))
-    rows = []
-    for (target, threat_model), of_curve in area.groupby(["target", "threat_model"], sort=False):
-        by_attack = {row["attack"]: estimate(row, share) for _, row in of_curve.iterrows()}
-        rows.append([curve_name(str(target), str(threat_model)), *(by_attack.get(attack, "–") for attack in attacks)])
-    caption = (
-        "Area under each accuracy curve over its width: the mean accuracy over the grid's octaves (doublings) of ε, "
-        "one number for a whole curve, with 95 % intervals."
-    )
-    return Table(caption, ["mean over ε", *map(attack_name, attacks)], rows)
-
-
-def area_sentence(area: pd.DataFrame, headline: Headline) -> str:
-    """The areas under the headline's attack."""
-    rows = area[area["attack"] == headline.attack]
-    if rows.empty:
-        return "The area under these curves was not computed in this run."
-    return (
-        f"Averaged over the octaves of ε, {attack_name(headline.attack)} leaves an accuracy of "
-        f"{undefended_and_defended(rows, share)}."
-    )
+def results_at_other_eps(claim: dict[str, Any]) -> str:
+    """Results at the other eps: ``0.25, 0.5: holds; 4: does not hold``; empty if the claim does not depend on eps."""
+    eps_by_result: dict[str, list[str]] = {}
+    for eps, result in claim["elsewhere"].items():
+        eps_by_result.setdefault(result if result in BADGES else NOT_SIGNIFICANT, []).append(eps)
+    return "; ".join(f"{', '.join(eps)}: {result}" for result, eps in eps_by_result.items())

@@ -1,4 +1,4 @@
-"""Is the data what it was?"""
+"""Changes of the data set since the reference version."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -6,67 +6,56 @@ from typing import Any
 import pandas as pd
 
 from tasks.dataset.comparison import ALL, drift, image_changes
+from tasks.reporting.formats import number
+from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
-from tasks.reporting.sections.section import Section, Table, plain
+from tasks.reporting.section import Section
+from tasks.reporting.tables import Table
 
-NOTE = (
-    "Against data/reference.csv, which is in git; `python -m flows.data_changes --keep` makes the present "
-    "data the next reference. Images are told apart by their paths, their contents by their pixels."
-)
-DRIFT = (
-    "Distance: Kolmogorov and Smirnov's, the largest difference between the shares of images up to a value; its "
-    "p-value is for independent images, which slices of one patient are not, and these are {n} comparisons: read it as "
-    "a hint."
-)
+CHANGES = {"n_before": "before", "n_after": "now", "n_added": "added", "n_removed": "removed", "n_changed": "changed"}
+"""Column of the changes -> its head."""
 
 
-def data_changes_section(results: Results) -> Section:
-    """Images that came, went and changed since the reference, and how their numbers moved."""
+def data_changes_section(results: Results, _headline: Headline) -> Section:
+    """Return the number of added, removed and changed images, and the shifts of the manifest's columns."""
     before, after = results.reference, results.manifest
     changes = image_changes(before, after)
     n_added, n_removed, n_changed = (int(changes[f"n_{how}"].sum()) for how in ("added", "removed", "changed"))
-    notes, tables = [NOTE], []
-    if not n_added + n_removed + n_changed:
-        answer = f"Nothing has changed: the same {len(after)} images as in the reference."
-    elif n_removed == len(before):
-        answer = f"These are other data: none of the reference's {len(before)} images is among the {len(after)}."
-    else:
-        answer = (
-            f"Images since the reference: {n_added} added, {n_removed} removed, {n_changed} changed; "
-            f"{len(before)} then, {len(after)} now."
-        )
-    if n_added + n_removed + n_changed and len(before):
-        tables = [_counted(changes), _moved(drift(before, after))]
-        notes.append(DRIFT.format(n=len(tables[1].rows)))
-    return Section("data-changes", "Changes of the data", "Changes of the data", answer, notes, tables=tables)
-
-
-def _counted(changes: pd.DataFrame) -> Table:
-    columns = {
-        "n_before": "before",
-        "n_after": "now",
-        "n_added": "added",
-        "n_removed": "removed",
-        "n_changed": "changed",
+    is_changed = n_added + n_removed + n_changed > 0
+    values: dict[str, Any] = {
+        "n_before": len(before),
+        "n_after": len(after),
+        "n_added": n_added,
+        "n_removed": n_removed,
+        "n_changed": n_changed,
+        "is_changed": is_changed,
+        "is_other_data": is_changed and n_removed == len(before),
+        "changes": None,
+        "shifts": None,
     }
-    rows = [[row["class"], *(str(row[column]) for column in columns)] for row in changes.to_dict("records")]
-    return Table("Images by class.", ["class", *columns.values()], rows)
+    if is_changed and len(before):
+        values |= {"changes": _changes_table(changes), "shifts": _shifts_table(drift(before, after))}
+    return Section("data-changes", "Data changes", values)
 
 
-def _moved(moved: pd.DataFrame) -> Table:
+def _changes_table(changes: pd.DataFrame) -> Table:
+    rows = [[row["class"], *(str(row[column]) for column in CHANGES)] for row in changes.to_dict("records")]
+    return Table(["class", *CHANGES.values()], rows)
+
+
+def _shifts_table(shifts: pd.DataFrame) -> Table:
     rows = [
         [
             row["column"] if row["class"] == ALL else f"{row['column']}, {row['class']}",
             *(_quantiles(row, when) for when in ("before", "after")),
-            plain(row["distance"]),
-            plain(row["p_value"]),
+            number(row["distance"]),
+            number(row["p_value"]),
         ]
-        for row in moved.sort_values("distance", ascending=False, kind="stable").to_dict("records")
+        for row in shifts.sort_values("distance", ascending=False, kind="stable").to_dict("records")
     ]
-    head = ["number", "median before [5 %, 95 %]", "median now [5 %, 95 %]", "distance", "p"]
-    return Table("How the manifest's numbers moved, the largest first.", head, rows, is_folded=True)
+    return Table(["column", "median before [5 %, 95 %]", "median now [5 %, 95 %]", "distance", "p-value"], rows)
 
 
 def _quantiles(row: dict[Hashable, Any], when: str) -> str:
-    low, middle, high = (row[f"q{share}_{when}"] for share in ("05", "50", "95"))
-    return f"{plain(middle)} [{plain(low)}, {plain(high)}]"
+    low, median, high = (row[f"q{quantile}_{when}"] for quantile in ("05", "50", "95"))
+    return f"{number(median)} [{number(low)}, {number(high)}]"

@@ -1,96 +1,83 @@
-"""What purifiers restore of an attacked image."""
+"""Effect of the purifiers: distance of adversarial and purified images to the clean images."""
 
 from typing import Any
 
 import pandas as pd
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_GIVEN, CLEAN, spoken
-from tasks.reporting.findings import Headline
-from tasks.reporting.panels import Panel, over_eps
+from tasks.records.vocabulary import AS_GIVEN, CLEAN
+from tasks.reporting.drawings import Drawing, lines_drawing
+from tasks.reporting.formats import estimate, fixed, plain
+from tasks.reporting.headline import Headline
+from tasks.reporting.names import attack_name, display_name
+from tasks.reporting.panels import Panel, lines_by_purifier, over_eps
 from tasks.reporting.results import Results
-from tasks.reporting.sections.section import (
-    DOTTED,
-    IMAGE_KEYS,
-    Drawing,
-    Point,
-    Section,
-    both_tables,
-    estimate,
-    fixed,
-    lines_drawing,
-    lines_of_images,
-    plain,
-    point_of,
-    share,
-)
+from tasks.reporting.section import Point, Section, point_of
+from tasks.reporting.tables import IMAGE_KEYS, at_point, metrics_table
+from tasks.statistics.formatting import percent
 
 
 def millionths(value: float) -> str:
-    """A mean squared error of images in [0, 1] in units that need no zeros."""
+    """Format a mean squared error of images in [0, 1] in units of 10⁻⁶."""
     return plain(1e6 * value)
 
 
 METRICS = {
     "mse": ("MSE · 10⁶", millionths),
-    "psnr": ("PSNR, dB", fixed(1)),
+    "psnr": ("PSNR (dB)", fixed(1)),
     "ssim": ("SSIM", fixed(3)),
-    "removed": ("perturbation removed", share),
-    "recovery_correlation": ("distance and recovery, ρ", fixed(2)),
-    "residual_correlation": ("residual and recovery, ρ", fixed(2)),
+    "removed": ("perturbation removed", percent),
+    "recovery_correlation": ("ρ of distance and recovery", fixed(2)),
+    "residual_correlation": ("ρ of residual and recovery", fixed(2)),
 }
-NOTE = (
-    "A purifier is the part of a defence that changes the image before the classifier sees it. All distances are from "
-    "the clean original. MSE: mean squared difference, images in [0, 1]. PSNR: the same on a logarithmic scale, in "
-    "decibels, more is closer. SSIM: structural similarity, 1 means equal. Perturbation removed: share of its energy "
-    "(sum of squares) that the purifier takes away; negative where it adds. ρ: rank correlation (Spearman) between "
-    "whether an image's prediction is right again and its distance from the original, most of which is the purifier's "
-    "own blur, or from the original as purified (the residual: what is left of the perturbation)."
-)
 
 
 def resilience_section(results: Results, headline: Headline) -> Section:
-    """Distance of adversarial and denoised images from the originals, and what purifiers remove."""
-    titles = ("resilience", "Resilience", "Resilience: what denoising restores")
-    table = results.analysis.resilience
+    """Return the distance to the clean images by eps, and the share of the perturbation that purifiers remove."""
+    key, title = "resilience", "Effect of the purifiers (resilience)"
+    table = results.resilience
     point = point_of(table, headline)
     if point is None:
-        return Section(*titles, "Reconstruction was not measured in this run.")
-    drawings = _by_eps(table, point, headline.styles)
-    tables = both_tables(point, "Means over the test images with 95 % intervals.", table, IMAGE_KEYS, METRICS)
-    return Section(*titles, _answer(table, point), [NOTE], drawings, tables)
+        return Section(key, title, {"point": None})
+    values = {
+        "point": point,
+        "attack": attack_name(point.attack),
+        "n": headline.n_attacked,
+        **_effect(table, point),
+        "table": metrics_table(at_point(table, point), IMAGE_KEYS, METRICS),
+        "all_rows": metrics_table(table, IMAGE_KEYS, METRICS),
+    }
+    return Section(key, title, values, _drawings(table, point, headline.styles))
 
 
-def _answer(table: pd.DataFrame, point: Point) -> str:
+def _effect(table: pd.DataFrame, point: Point) -> dict[str, Any]:
+    """Return the purifier whose images are nearest to the clean ones, compared with the adversarial images."""
     at = point.of(table[table["surrogate"] == UNDEFENDED])
     mse = at[at["metric"] == "mse"].sort_values("value", kind="stable")
-    adversarial, denoised = mse[mse["purifier"] == AS_GIVEN].iloc[0], mse[mse["purifier"] != AS_GIVEN]
-    if denoised.empty:
-        return "No defence of this run purifies images."
-    best = denoised.iloc[0]
-    closer = "neither clearly closer to nor farther from"
-    closer = "farther from" if best["low"] > adversarial["high"] else closer
-    closer = "closer to" if best["high"] < adversarial["low"] else closer
-    among = f", nearest to the originals of {len(denoised)} purifiers," if len(denoised) > 1 else ""
+    adversarial, purified = mse[mse["purifier"] == AS_GIVEN].iloc[0], mse[mse["purifier"] != AS_GIVEN]
+    if purified.empty:
+        return {"purifier": None}
+    best = purified.iloc[0]
+    relation = "farther from" if best["low"] > adversarial["high"] else "as far from"
     removed = at[(at["metric"] == "removed") & (at["purifier"] == best["purifier"])].iloc[0]
-    return (
-        f"Under {point} the images denoised by the {spoken(best['purifier'])}{among} are {closer} the originals than "
-        f"the adversarial ones (MSE {estimate(best, millionths)} against {estimate(adversarial, millionths)} "
-        f"millionths), while it removes {estimate(removed, share)} of the perturbation's energy."
-    )
+    return {
+        "purifier": display_name(best["purifier"]),
+        "n_purifiers": len(purified),
+        "relation": "closer to" if best["high"] < adversarial["low"] else relation,
+        "purified_mse": estimate(best, millionths),
+        "adversarial_mse": estimate(adversarial, millionths),
+        "removed": estimate(removed, percent),
+    }
 
 
-def _by_eps(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> list[Drawing]:
+def _drawings(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> list[Drawing]:
     rows = table[table["attack"].isin([point.attack, CLEAN])]
 
     def panel(metric: str, label: str, **more: Any) -> Panel:
-        return over_eps(label, lines_of_images(rows[rows["metric"] == metric], styles), **more)
+        return over_eps(label, lines_by_purifier(rows[rows["metric"] == metric], styles), **more)
 
     distances = lines_drawing(
-        "resilience-by-eps",
-        [panel("mse", "MSE", y_scale="log"), panel("psnr", "PSNR (dB)"), panel("ssim", "SSIM")],
-        f"MSE, PSNR and SSIM against the clean originals by ε under {point.attack}",
-        f"Distance from the clean originals. {DOTTED}",
+        "resilience-by-eps", [panel("mse", "MSE", y_scale="log"), panel("psnr", "PSNR (dB)"), panel("ssim", "SSIM")]
     )
     if (rows["metric"] != "removed").all():
         return [distances]
@@ -98,11 +85,8 @@ def _by_eps(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> list[D
         "resilience-restored",
         [
             panel("removed", "perturbation removed", y_scale="share"),
-            panel("recovery_correlation", "distance and recovery, ρ", level=0.0),
-            panel("residual_correlation", "residual and recovery, ρ", level=0.0),
+            panel("recovery_correlation", "ρ of distance and recovery", level=0.0),
+            panel("residual_correlation", "ρ of residual and recovery", level=0.0),
         ],
-        "Share of the perturbation that purifiers remove, and how distance and residual go with recovery, by ε",
-        "What purifiers take away of the perturbation, and whether what is left goes with predictions that are right "
-        "again.",
     )
     return [distances, restored]

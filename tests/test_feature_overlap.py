@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import kstest
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, silhouette_score
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.neighbors import KNeighborsClassifier
 
 from tasks.analysis import feature_overlap as module
-from tasks.analysis.feature_overlap import gram, group_folds, mmd, overlap, squared_distances
+from tasks.analysis.feature_overlap import PENALTIES, group_folds, mmd, overlap, probe
+from tasks.analysis.inner_products import gram, squared_distances
 from tasks.statistics.intervals import bootstrap_counts
 
 N, D = 121, 40
@@ -30,59 +33,59 @@ def p_value_of(clean: np.ndarray, adversarial: np.ndarray, groups: np.ndarray, s
     return mmd(squared_distances(gram(clean, adversarial)), groups, seed)[1]
 
 
-def test_independent_draws_of_one_distribution_overlap() -> None:
-    figures = overlap(draw(seed=0), draw(seed=1), LABELS, ALONE, COUNTS, seed=1)
+def test_independent_samples_of_one_distribution_overlap() -> None:
+    estimates = overlap(draw(seed=0), draw(seed=1), LABELS, ALONE, COUNTS, seed=1)
     for name in ("probe_auroc", "knn_auroc"):
-        assert figures[name].low < 0.5 < figures[name].high
-        assert figures[name].value == pytest.approx(0.5, abs=0.1)
-    assert figures["silhouette"].value == pytest.approx(0, abs=0.01)
-    assert figures["mmd"].value == pytest.approx(0, abs=0.005)
-    assert figures["mmd_p_value"].value > 0.05
+        assert estimates[name].low < 0.5 < estimates[name].high
+        assert estimates[name].value == pytest.approx(0.5, abs=0.1)
+    assert estimates["silhouette"].value == pytest.approx(0, abs=0.01)
+    assert estimates["mmd"].value == pytest.approx(0, abs=0.005)
+    assert estimates["mmd_p_value"].value > 0.05
 
 
-def test_equal_features_are_ties_everywhere() -> None:
-    figures = overlap(draw(), draw(), LABELS, ALONE, COUNTS, seed=1)
-    assert figures["probe_auroc"] == figures["knn_auroc"] == (0.5, 0.5, 0.5)
-    assert figures["mmd"].value == 0
-    assert figures["mmd_p_value"].value == 1
-    assert figures["silhouette"].value == pytest.approx(0, abs=0.02)
-    assert figures["class_auroc_adversarial"] == figures["class_auroc_clean"]
-    assert figures["class_silhouette_adversarial"] == figures["class_silhouette_clean"]
+def test_equal_features_give_ties_in_every_metric() -> None:
+    estimates = overlap(draw(), draw(), LABELS, ALONE, COUNTS, seed=1)
+    assert estimates["probe_auroc"] == estimates["knn_auroc"] == (0.5, 0.5, 0.5)
+    assert estimates["mmd"].value == 0
+    assert estimates["mmd_p_value"].value == 1
+    assert estimates["silhouette"].value == pytest.approx(0, abs=0.02)
+    assert estimates["class_auroc_adversarial"] == estimates["class_auroc_clean"]
+    assert estimates["class_silhouette_adversarial"] == estimates["class_silhouette_clean"]
 
 
-def test_features_that_are_all_one_point_say_nothing() -> None:
+def test_identical_features_of_all_images_give_chance_level() -> None:
     values = values_of(np.ones((N, D), dtype=np.float32), np.ones((N, D), dtype=np.float32))
     assert [values[name] for name in ("probe_auroc", "knn_auroc", "class_auroc_clean")] == [0.5, 0.5, 0.5]
     assert [values[name] for name in ("silhouette", "mmd", "mmd_p_value")] == [0, 0, 1]
 
 
-def test_a_large_shift_is_seen_by_every_figure() -> None:
-    figures = overlap(draw(), draw(seed=1) + 5, LABELS, ALONE, COUNTS, seed=1)
-    assert figures["probe_auroc"] == figures["knn_auroc"] == (1, 1, 1)
-    assert figures["silhouette"].value > 0.6
-    assert figures["mmd"].value > 0.5
-    assert figures["mmd_p_value"].value == 1 / 1001
+def test_every_metric_detects_a_large_shift() -> None:
+    estimates = overlap(draw(), draw(seed=1) + 5, LABELS, ALONE, COUNTS, seed=1)
+    assert estimates["probe_auroc"] == estimates["knn_auroc"] == (1, 1, 1)
+    assert estimates["silhouette"].value > 0.6
+    assert estimates["mmd"].value > 0.5
+    assert estimates["mmd_p_value"].value == 1 / 1001
 
 
 @pytest.mark.parametrize("noise", [1e-6, 1e-3, 1e-1])
-def test_the_twin_of_a_held_out_image_tells_nothing(noise: float) -> None:
+def test_the_other_version_of_a_held_out_image_does_not_leak(noise: float) -> None:
     values = values_of(draw(), draw() + noise * draw(seed=1))
     assert values["probe_auroc"] == pytest.approx(0.5, abs=0.1)
     assert values["knn_auroc"] == pytest.approx(0.5, abs=0.06)
 
 
-def test_other_images_of_the_patient_tell_nothing() -> None:
-    # perturbations of one patient are one direction: images of it in training would give the origin away
+def test_other_images_of_the_group_do_not_leak() -> None:
+    # the perturbations of a group have one direction, which leaks if its images are in the training set
     groups = np.arange(N) // 12
     directions = 3 * draw(n=groups.max() + 1, seed=1)[groups]
-    by_patient = values_of(draw() * 0.1, draw() * 0.1 + directions, groups)
+    by_group = values_of(draw() * 0.1, draw() * 0.1 + directions, groups)
     by_image = values_of(draw() * 0.1, draw() * 0.1 + directions)
     for name in ("probe_auroc", "knn_auroc"):
         assert by_image[name] > 0.9
-        assert by_patient[name] < 0.75
+        assert by_group[name] < 0.75
 
 
-def test_a_small_consistent_shift_is_found_by_the_probe_though_neighbours_miss_it() -> None:
+def test_the_probe_detects_a_small_consistent_shift_that_nearest_neighbours_miss() -> None:
     clean = draw(d=200) * np.repeat([10, 0.1], [20, 180]).astype(np.float32)
     shift = np.repeat([0, 0.1], [20, 180]).astype(np.float32)
     values = values_of(clean, clean + shift)
@@ -91,12 +94,12 @@ def test_a_small_consistent_shift_is_found_by_the_probe_though_neighbours_miss_i
     assert values["mmd_p_value"] == 1 / 1001
 
 
-def test_classes_that_an_attack_swaps_are_separable_before_and_reversed_after() -> None:
+def test_swapped_classes_are_separable_before_the_attack_and_reversed_after_it() -> None:
     away = 3 * (2 * LABELS[:, None] - 1).astype(np.float32)
-    figures = overlap(draw() + away, draw() - away, LABELS, ALONE, COUNTS, seed=1)
-    assert figures["class_auroc_clean"] == (1, 1, 1)
-    assert figures["class_auroc_adversarial"] == (0, 0, 0)
-    assert figures["class_silhouette_clean"].value > 0.5
+    estimates = overlap(draw() + away, draw() - away, LABELS, ALONE, COUNTS, seed=1)
+    assert estimates["class_auroc_clean"] == (1, 1, 1)
+    assert estimates["class_auroc_adversarial"] == (0, 0, 0)
+    assert estimates["class_silhouette_clean"].value > 0.5
     collapsed = overlap(draw() + away, draw(seed=1), LABELS, ALONE, COUNTS, seed=1)
     assert collapsed["class_auroc_adversarial"].value == pytest.approx(0.5, abs=0.15)
     assert collapsed["class_silhouette_adversarial"].value == pytest.approx(0, abs=0.02)
@@ -112,17 +115,17 @@ def reference_auroc(scores: np.ndarray, positive: np.ndarray, folds: np.ndarray)
     return ordered / pairs
 
 
-def test_probes_equal_explicit_fits_of_ridge_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_equal_explicit_ridge_regressions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PENALTIES", (0.1,))
     labels, groups = np.arange(N) % 3, np.arange(N) // 2
     clean = draw() + 0.5 * (labels == 2)[:, None].astype(np.float32)
     adversarial = draw(seed=1) + np.float32(0.2)
-    figures = overlap(clean, adversarial, labels, groups, COUNTS, seed=3)
+    estimates = overlap(clean, adversarial, labels, groups, COUNTS, seed=3)
     folds = group_folds(labels, groups, seed=3)
 
     both = np.concatenate([clean, adversarial]).astype(np.float64)
     both -= both.mean(axis=0)
-    # the intercept: a constant feature as long as the others together
+    # the intercept: a constant feature whose square is the mean squared length of the others
     both = np.hstack([both, np.full((2 * N, 1), np.sqrt((both**2).sum(axis=1).mean()))])
 
     def fit_and_score(x: np.ndarray, y: np.ndarray, of: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -135,24 +138,47 @@ def test_probes_equal_explicit_fits_of_ridge_regression(monkeypatch: pytest.Monk
 
     origin, of_both = np.repeat([False, True], N), np.tile(folds, 2)
     scores = fit_and_score(both, 2.0 * origin[:, None] - 1, of_both, both)
-    assert figures["probe_auroc"].value == pytest.approx(reference_auroc(scores[:, 0], origin, of_both), abs=1e-3)
+    assert estimates["probe_auroc"].value == pytest.approx(reference_auroc(scores[:, 0], origin, of_both), abs=1e-3)
     one_hot = labels[:, None] == np.arange(3)
     for name, at in (("clean", both[:N]), ("adversarial", both[N:])):
         scores = fit_and_score(both[:N], 2.0 * one_hot - 1, folds, at)
         macro = np.mean([reference_auroc(scores[:, c], one_hot[:, c], folds) for c in range(3)])
-        assert figures[f"class_auroc_{name}"].value == pytest.approx(macro, abs=1e-3)
+        assert estimates[f"class_auroc_{name}"].value == pytest.approx(macro, abs=1e-3)
 
 
-def test_neighbours_and_silhouettes_equal_those_of_scikit_learn() -> None:
+def test_probe_scores_equal_nested_cross_validation_of_scikit_learn() -> None:
+    labels, groups = np.arange(N) % 3, np.arange(N) // 2
+    clean = draw() + 0.5 * (labels == 2)[:, None].astype(np.float32)
+    kernel = gram(clean, draw(seed=1) + np.float32(0.2)) + 7.0
+    folds = np.tile(group_folds(labels, groups, seed=3), 2)
+    targets = 2.0 * np.repeat([False, True], N)[:, None] - 1
+    unit = kernel.diagonal().mean()
+    expected = np.empty(targets.shape)
+    for fold in range(5):
+        held = folds == fold
+        search = GridSearchCV(
+            KernelRidge(kernel="precomputed"),
+            {"alpha": [penalty * unit for penalty in PENALTIES]},
+            scoring="neg_mean_squared_error",
+            cv=LeaveOneGroupOut(),
+        )
+        search.fit(kernel[np.ix_(~held, ~held)], targets[~held], groups=folds[~held])
+        expected[held] = search.predict(kernel[np.ix_(held, ~held)]).reshape(-1, 1)
+    (found,) = probe(kernel, targets, folds, [kernel])
+    # scores are rounded to nine digits
+    assert found == pytest.approx(expected, abs=1.5e-9)
+
+
+def test_nearest_neighbours_and_silhouettes_equal_scikit_learn() -> None:
     clean, adversarial = draw(d=3), draw(d=3, seed=1) + np.float32(0.5)
     values = values_of(clean, adversarial)
     folds = np.tile(group_folds(LABELS, ALONE, seed=1), 2)
     both, origin = np.concatenate([clean, adversarial]), np.repeat([0, 1], N)
-    # every image is a neighbour in one version
-    asked = np.tile(np.random.default_rng(1).permutation(N) % 2, 2) == origin
+    # every image is a candidate in one version
+    candidates = np.tile(np.random.default_rng(1).permutation(N) % 2, 2) == origin
     scores = np.empty(2 * N)
     for fold in range(5):
-        held, known = folds == fold, asked & (folds != fold)
+        held, known = folds == fold, candidates & (folds != fold)
         model = KNeighborsClassifier(15, algorithm="brute").fit(both[known].astype(np.float64), origin[known])
         scores[held] = model.predict_proba(both[held])[:, 1]
     assert values["knn_auroc"] == pytest.approx(reference_auroc(scores, origin == 1, folds), abs=1e-3)
@@ -160,7 +186,7 @@ def test_neighbours_and_silhouettes_equal_those_of_scikit_learn() -> None:
     assert values["class_silhouette_adversarial"] == pytest.approx(silhouette_score(adversarial, LABELS), abs=1e-5)
 
 
-def test_inner_products_are_those_of_centred_features() -> None:
+def test_inner_products_equal_those_of_centred_features() -> None:
     clean, adversarial = draw() + 3, draw(seed=1)
     both = np.concatenate([clean, adversarial]).astype(np.float64)
     both -= both.mean(axis=0)
@@ -168,16 +194,16 @@ def test_inner_products_are_those_of_centred_features() -> None:
     assert squared_distances(gram(clean, adversarial)) == pytest.approx(cdist(both, both) ** 2, rel=1e-4)
 
 
-def test_a_perturbation_far_smaller_than_the_features_keeps_its_length() -> None:
+def test_the_length_of_a_perturbation_much_smaller_than_the_features_is_exact() -> None:
     clean = 100 * draw()
     adversarial = clean + np.float32(1e-3)
-    between_twins = squared_distances(gram(clean, adversarial)).diagonal(N)
-    # what float32 kept of the perturbation when it was added
+    between_versions = squared_distances(gram(clean, adversarial)).diagonal(N)
+    # the perturbation after rounding to float32
     added = ((adversarial.astype(np.float64) - clean) ** 2).sum(axis=1)
-    assert between_twins == pytest.approx(added, rel=1e-3)
+    assert between_versions == pytest.approx(added, rel=1e-3)
 
 
-def test_mmd_is_the_unbiased_estimate_of_gretton() -> None:
+def test_mmd_equals_the_unbiased_estimate_of_gretton() -> None:
     x, y = draw(n=7, d=2).astype(np.float64), draw(n=7, d=2, seed=1) + 1.0
     points = np.concatenate([x, y])
     squared = cdist(points, points) ** 2
@@ -193,8 +219,8 @@ def test_mmd_is_the_unbiased_estimate_of_gretton() -> None:
 
 
 @pytest.mark.parametrize("n_of_group", [1, 4])
-def test_p_values_are_uniform_under_the_null(n_of_group: int) -> None:
-    # perturbations of one group are alike: swapped image by image, p-values would be far too small
+def test_p_values_are_uniform_under_the_null_hypothesis(n_of_group: int) -> None:
+    # perturbations of one group are similar; permutations of single images would give too small p-values
     groups = np.repeat(np.arange(20), n_of_group)
     p_values = []
     for seed in range(300):
@@ -213,7 +239,7 @@ def test_a_shift_gives_the_smallest_p_value_that_the_permutations_allow() -> Non
         assert p_value_of(clean, clean + np.float32(0.5), np.arange(30), seed) == 1 / 1001
 
 
-def test_folds_keep_groups_together_and_classes_in_proportion() -> None:
+def test_folds_do_not_split_groups_and_are_stratified_by_class() -> None:
     rng = np.random.default_rng(0)
     groups = rng.integers(100, 160, size=300)
     labels = groups % 2
@@ -227,7 +253,7 @@ def test_folds_keep_groups_together_and_classes_in_proportion() -> None:
     assert (folds != group_folds(labels, groups, seed=1)).any()
 
 
-def test_three_groups_make_three_folds_and_two_make_two() -> None:
+def test_two_or_three_groups_give_two_or_three_folds() -> None:
     for n_groups in (2, 3):
         groups = np.arange(N) % n_groups
         assert np.unique(group_folds(LABELS, groups, seed=0)).tolist() == list(range(n_groups))
@@ -235,47 +261,47 @@ def test_three_groups_make_three_folds_and_two_make_two() -> None:
         assert values["probe_auroc"] == values["knn_auroc"] == 1
 
 
-def test_one_group_leaves_only_what_needs_no_folds() -> None:
+def test_metrics_that_need_folds_are_undefined_for_one_group() -> None:
     values = values_of(draw(), draw(seed=1) + 5, np.zeros(N, dtype=int))
     undefined = {name for name, value in values.items() if np.isnan(value)}
     assert undefined == {"probe_auroc", "knn_auroc", "mmd_p_value", "class_auroc_clean", "class_auroc_adversarial"}
 
 
-def test_one_class_has_no_figures_of_classes() -> None:
-    figures = overlap(draw(), draw(seed=1), np.zeros(N, dtype=int), ALONE, COUNTS, seed=1)
-    undefined = {name for name, figure in figures.items() if np.isnan(figure.value)}
-    assert undefined == {name for name in figures if name.startswith("class_")}
+def test_class_metrics_are_undefined_for_one_class() -> None:
+    estimates = overlap(draw(), draw(seed=1), np.zeros(N, dtype=int), ALONE, COUNTS, seed=1)
+    undefined = {name for name, figure in estimates.items() if np.isnan(figure.value)}
+    assert undefined == {name for name in estimates if name.startswith("class_")}
 
 
-def test_one_image_has_no_figures_at_all() -> None:
+def test_all_metrics_are_undefined_for_one_image() -> None:
     one = overlap(draw(n=1), draw(n=1, seed=1), np.zeros(1, dtype=int), np.zeros(1, dtype=int), np.ones((9, 1)), seed=0)
     assert np.isnan(list(one.values())).all()
 
 
-def test_intervals_hold_their_figure_and_mmd_has_none() -> None:
+def test_intervals_contain_their_value_and_mmd_has_none() -> None:
     labels = np.arange(N) % 3
-    figures = overlap(draw(), draw(seed=1) + np.float32(0.1), labels, ALONE, COUNTS, seed=1)
-    for name, (value, low, high) in figures.items():
+    estimates = overlap(draw(), draw(seed=1) + np.float32(0.1), labels, ALONE, COUNTS, seed=1)
+    for name, (value, low, high) in estimates.items():
         if name.startswith("mmd"):
             assert np.isnan([low, high]).all()
         else:
             assert low < value < high
 
 
-def test_the_same_arguments_give_the_same_figures() -> None:
+def test_the_same_arguments_give_the_same_estimates() -> None:
     first, second = (overlap(draw(), draw(seed=1), LABELS, ALONE, COUNTS, seed=4) for _ in range(2))
     assert first == second or str(first) == str(second)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_features_that_are_not_finite_are_refused(value: float) -> None:
+def test_features_that_are_not_finite_raise_an_error(value: float) -> None:
     broken = draw()
     broken[3, 4] = value
     for pair in ((broken, draw()), (draw(), broken)):
-        with pytest.raises(ValueError, match="features must be finite"):
+        with pytest.raises(ValueError, match="features contain NaN or infinite values"):
             overlap(*pair, LABELS, ALONE, COUNTS, seed=0)
 
 
-def test_features_of_different_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"two \(N, D\) arrays of one shape, not \(121, 40\) and \(121, 39\)"):
+def test_features_of_different_shapes_raise_an_error() -> None:
+    with pytest.raises(ValueError, match=r"the shapes \(121, 40\) and \(121, 39\)"):
         gram(draw(), draw(d=39))

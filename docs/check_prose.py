@@ -1,0 +1,63 @@
+"""Check the text of the repository for phrases that the style of this project bans.
+
+``python -m docs.check_prose`` prints every match with its file and line, and fails if there is one. ``make lint`` runs
+it. The phrases are paraphrases of technical terms, personifications, and sentences that begin with "What" or "Who" in
+place of a noun.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BANNED = {
+    r"\b(told|tell|tells|telling) (apart|from)\b|\bcan'?t be told\b": "not significant, or: separates",
+    r"\bmay as well\b": "not better than",
+    r"\bwho (knows|does not know|asks|sees|looks|attacks|ignores)\b|\bwhoever\b": "name the threat model or the role",
+    r"\bwhat (withstands|holds|breaks|stands|falls|is known to be broken|it comes to|it takes|becomes of)\b": "a noun",
+    r"\b(hears?|heard) (of|from|the|it)\b|\bhears? nothing\b": "receives, or: no-op",
+    r"\b(is|are|was|were) (right|wrong) (on|about)\b": "accuracy is ...",
+    r"\bgoes? on (from|where|with)\b|\bwent on from\b": "resumes from",
+    r"\b(server|store|tracking) is out\b": "is unavailable",
+    r"\blet in\b|\bon paper\b|\bfrom here on\b": "plain words",
+    r"\bmakes? of (it|them|the|an?|each|images?|noisy|clean|adversarial)\b": "prediction, output",
+    r"\b(many|several|further|noisy|single|five|few) looks\b|\bat every look\b|\blooks? at (it|them|each)\b": "samples, passes",
+    r"\bas (it is|they are)\b(?! (?:written|stored|documented|called|described))": "unchanged",
+    r"\bwithstand(s|ing)?\b|\bwithstood\b": "survives, robust",
+    r"\b(he|him|himself|his|nobody|anybody)\b": "no persons for programs and attackers",
+    r"\b(spoken|taught|untaught)\b": "plain names",
+}
+"""Pattern, case-insensitive -> what to write instead."""
+
+DOCSTRING_START = re.compile(r'^\s*(?:[rf]?""")(Of|What|Who|Whether|How|Where) ')
+"""First words that stand in place of a noun or verb."""
+
+SKIPPED = ("CHANGELOG.md", "LICENSE", "docs/check_prose.py", "docs/evidence/results/", "docs/evidence/performance/")
+SUFFIXES = {".md", ".py", ".yaml", ".yml", ".toml", ".j2", ".js"}
+
+
+def main() -> None:
+    """Print all matches in the tracked text files; exit with 1 if there are any."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split("\n")  # noqa: S607
+    files = [name for name in listed if Path(name).suffix in SUFFIXES and not name.startswith(SKIPPED)]
+    files += ["Makefile"]
+    found = [match for name in files if Path(name).is_file() for match in matches(Path(name))]
+    print("\n".join(found))
+    sys.exit(1 if found else 0)
+
+
+def matches(path: Path) -> list[str]:
+    """Matches in one file as ``file:line: phrase (write: ...)``."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for pattern, advice in BANNED.items():
+            found += [
+                f"{path}:{number}: {match[0]!r} (write: {advice})" for match in re.finditer(pattern, line, re.IGNORECASE)
+            ]
+        if start := DOCSTRING_START.match(line):
+            found.append(f"{path}:{number}: docstring begins with {start[1]!r} (write: a verb or a noun)")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Tables about the clean images and about one set of adversarial images."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from tasks.analysis.context import AnalysisContext, image_reader
+from tasks.analysis.detection import detection_row, gate_rows, roc_curve, threshold_at
+from tasks.analysis.embeddings import embedding_table
+from tasks.analysis.feature_extractor import ImageFeatures
+from tasks.analysis.feature_overlap import overlap
+from tasks.analysis.heatmaps import heatmap_agreement
+from tasks.analysis.intensity import histogram_table, intensity_distances, radial_power, spectrum_table
+from tasks.analysis.resilience import quality_estimates, recovery_correlation
+from tasks.analysis.tables import Point, TablePart, estimate_rows, with_point
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import AS_GIVEN, CLEAN
+from tasks.statistics.intervals import bootstrap, resampled_mean
+
+
+def clean_tables(context: AnalysisContext) -> Iterator[TablePart]:
+    """Yield tables about the clean images and about the output of each purifier for them."""
+    point = {"surrogate": UNDEFENDED, "attack": CLEAN, "eps": 0.0}
+    histograms = histogram_table(context.clean[AS_GIVEN, "histogram"], context.labels, context.classes)
+    yield "intensity_histograms", with_point({**point, "images": "clean", "purifier": AS_GIVEN}, histograms)
+    read = image_reader(context.data, context.rows)
+    power = np.concatenate([radial_power(read(batch)) for batch in context.extractor.batches(len(context.rows))])
+    yield "spectrum", with_point({**point, "of": "clean images", "purifier": AS_GIVEN}, spectrum_table(power))
+    for purifier in context.extractor.purifiers:
+        yield from _pixel_tables(context, {**point, "images": "denoised", "purifier": purifier}, context.clean)
+        curve = {"target": purifier, "threat_model": "none", "attack": CLEAN, "eps": 0.0}
+        yield "heatmaps", with_point(curve, _heatmap_rows(context, context.clean, purifier, AS_GIVEN))
+
+
+def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps: float) -> Iterator[TablePart]:
+    """Yield all tables about one set of adversarial images and about the output of the purifiers for them.
+
+    Perturbations of the undefended classifier are transferred to every purifier. Those of a defence are analysed with
+    the purifier of this defence. Heat maps, features and embeddings are about the headline attack only; embeddings are
+    about perturbations of the undefended classifier only, as in the study.
+    """
+    # hooks read the outputs of layers, so every thread needs networks of its own
+    extractor = deepcopy(context.extractor)
+    perturbations = context.perturbations(surrogate, attack, eps)
+    purifiers = list(extractor.purifiers) if surrogate == UNDEFENDED else [surrogate]
+    sources = [AS_GIVEN, *purifiers] if surrogate == UNDEFENDED else purifiers
+    is_headline = attack == context.headline_attack
+    features = extractor.extract_features(
+        perturbations.images,
+        image_reader(context.data, context.rows),
+        {purifier: context.purified[purifier] for purifier in purifiers},
+        {source: context.predictions[source] for source in sources if is_headline},
+        context.detectors,
+    )
+
+    point = {"surrogate": surrogate, "attack": attack, "eps": eps}
+    yield from _pixel_tables(context, {**point, "images": "adversarial", "purifier": AS_GIVEN}, features)
+    spectrum = spectrum_table(features[AS_GIVEN, "power"])
+    yield "spectrum", with_point({**point, "of": "perturbation", "purifier": AS_GIVEN}, spectrum)
+    on_surrogate = context.records_at(surrogate, "adaptive", attack, eps)
+    success, correct = on_surrogate["success"].to_numpy(), on_surrogate["correct"].to_numpy()
+    for source in sources:
+        target = source or UNDEFENDED
+        threat_model = "adaptive" if target == surrogate else "transfer"
+        if is_headline:
+            curve = {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
+            with_embeddings = surrogate == UNDEFENDED
+            yield from _network_tables(context, curve, features, source, with_embeddings)
+        if source == AS_GIVEN:
+            continue
+        denoised = {**point, "images": "denoised", "purifier": source}
+        yield from _pixel_tables(context, denoised, features)
+        spectrum = spectrum_table(features[source, "power"])
+        yield "spectrum", with_point({**point, "of": "perturbation, denoised", "purifier": source}, spectrum)
+        removed = bootstrap(partial(resampled_mean, features[source, "removed"]), context.counts)
+        yield "resilience", with_point(denoised, estimate_rows({"removed": removed}))
+        if surrogate == UNDEFENDED:
+            recovered = context.records_at(source, threat_model, attack, eps)["correct"].to_numpy()
+            yield "resilience", with_point(denoised, _recovery_rows(context, features, source, success, recovered))
+    for detector in context.detectors:
+        yield from detection_tables(context, point, detector, features[detector, "score"], success, correct)
+
+
+def detection_tables(
+    context: AnalysisContext,
+    point: Point,
+    detector: str,
+    scores: np.ndarray,
+    successful: np.ndarray,
+    correct: np.ndarray,
+    chosen: slice | np.ndarray = slice(None),
+) -> Iterator[TablePart]:
+    """Yield the detection metrics, the ROC curve and the gates of a detector.
+
+    A gate stands in front of the undefended classifier, so only perturbations of that classifier have gates.
+
+    Args:
+        context: with the scores of the clean images and of the validation images.
+        point: surrogate, attack and eps.
+        detector: name.
+        scores: scores of the adversarial images, ``(n,)``.
+        successful: whether the attack on each of them is successful, bool ``(n,)``.
+        correct: whether the surrogate classifies each of them correctly, bool ``(n,)``.
+        chosen: positions of the n images among the attacked images; all by default.
+    """
+    clean, validation = context.clean[detector, "score"][chosen], context.validation_scores[detector]
+    threshold = threshold_at(validation, context.settings.false_positive_rate)
+    point = {"detector": detector, **point}
+    row = detection_row(clean, scores, successful, threshold, context.counts[:, chosen])
+    yield "detection", with_point(point, pd.DataFrame([row]))
+    false, true = roc_curve(clean, scores)
+    yield "roc", with_point(point, pd.DataFrame({"false_positive_rate": false, "true_positive_rate": true}))
+    if point["surrogate"] == UNDEFENDED:
+        clean_correct = (context.predictions[AS_GIVEN] == context.labels)[chosen]
+        yield "gate", with_point(point, gate_rows(clean, scores, clean_correct, correct, validation))
+
+
+def _pixel_tables(context: AnalysisContext, point: Point, features: ImageFeatures) -> Iterator[TablePart]:
+    """Yield grey levels and image quality after the purifier of the point, compared with the clean images."""
+    purifier, labels, classes = point["purifier"], context.labels, context.classes
+    histograms = features[purifier, "histogram"]
+    yield "intensity_histograms", with_point(point, histogram_table(histograms, labels, classes))
+    distances = intensity_distances(context.clean[AS_GIVEN, "histogram"], histograms, labels, classes, context.counts)
+    yield "intensity", with_point(point, distances)
+    quality = quality_estimates(features[purifier, "mse"], features[purifier, "ssim"], context.counts)
+    yield "resilience", with_point(point, estimate_rows(quality))
+
+
+def _network_tables(
+    context: AnalysisContext, curve: Point, features: ImageFeatures, source: str, with_embeddings: bool
+) -> Iterator[TablePart]:
+    """Yield heat maps, feature overlap and embeddings of the classifier behind one purifier (or none)."""
+    yield "heatmaps", with_point(curve, _heatmap_rows(context, features, source, source))
+    spaces = {"classifier": "features"} | ({"bottleneck": "bottleneck"} if source else {})
+    for space, quantity in spaces.items():
+        clean, adversarial = context.clean[source, quantity], features[source, quantity]
+        estimates = overlap(clean, adversarial, context.labels, context.groups, context.counts, context.seed)
+        yield "features", with_point({"space": space, **curve}, estimate_rows(estimates).assign(n=len(context.rows)))
+    if with_embeddings:
+        # in the last space: the bottleneck, or the features of the classifier if there is no purifier
+        embeddings = embedding_table(clean, adversarial, context.rows, context.labels, context.seed)
+        yield "embeddings", with_point({"space": space, **curve}, embeddings)
+
+
+def _heatmap_rows(context: AnalysisContext, features: ImageFeatures, source: str, reference: str) -> pd.DataFrame:
+    return heatmap_agreement(features[source, "heatmap"], context.clean[reference, "heatmap"], context.counts)
+
+
+def _recovery_rows(
+    context: AnalysisContext, features: ImageFeatures, purifier: str, broken: np.ndarray, recovered: np.ndarray
+) -> pd.DataFrame:
+    """Correlation of two reconstruction losses with the recovery of the broken images.
+
+    The loss of ``recovery_correlation`` is the distance from the original image; most of it is the blur of the
+    purifier. The loss of ``residual_correlation`` is the energy of the perturbation that the purifier leaves.
+
+    Args:
+        context: with the bootstrap resamples.
+        features: of the adversarial images of the undefended classifier.
+        purifier: name.
+        broken: whether the attack on the undefended classifier is successful, bool ``(N,)``.
+        recovered: whether the defended classifier is correct, bool ``(N,)``.
+    """
+    residual = (1 - features[purifier, "removed"]) * features[AS_GIVEN, "mse"]
+    losses = {"recovery_correlation": features[purifier, "mse"], "residual_correlation": residual}
+    return estimate_rows(
+        {
+            metric: recovery_correlation(loss[broken], recovered[broken], context.counts[:, broken])
+            for metric, loss in losses.items()
+        }
+    )

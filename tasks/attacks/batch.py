@@ -1,0 +1,141 @@
+"""Images that are attacked together, and the result: the smallest radius of a grid that breaks each image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.attacks.gradient.losses import misclassified
+from tasks.attacks.gradient.norm_ball import NormBall
+from tasks.models.compute import device_of
+from tasks.records.perturbation_norms import TOLERANCE, perturbation_norms
+
+Attempt = Callable[[np.ndarray, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``(rows, images, labels, radii) -> (adversarial images, whether each is misclassified)``, all of one batch.
+
+``rows`` are row numbers within an :class:`AttackBatch`, radii ``(N, 1, 1, 1)``.
+"""
+
+N_BISECTIONS = 8
+"""Bisections of the line between an image and its adversarial example."""
+
+
+@dataclass(frozen=True)
+class AttackBatch:
+    """A model and N images that it is attacked on."""
+
+    model: nn.Module
+    """White box: takes images and returns logits ``(N, K)``; in evaluation mode, parameters frozen."""
+    images: np.ndarray
+    """float32 ``(N, C, H, W)`` within the value range."""
+    labels: np.ndarray
+    """True classes, int64 ``(N,)``."""
+    n_classes: int
+    radii: np.ndarray
+    """Radii of the grid, rising, in units of the value range, ``(R,)``."""
+    ball: NormBall
+    batch_size: int
+    """Images of one forward pass."""
+    seed: int
+    image_ids: np.ndarray
+    """Row numbers of the images in the prepared table, ``(N,)``; with the seed they determine the random starts."""
+
+    def run(self, rows: np.ndarray, radii: np.ndarray, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
+        """Attack some of the images in batches.
+
+        Args:
+            rows: row numbers of the images, ``(n,)``.
+            radii: radius of the ball of each, ``(n,)``.
+            attempt: the attack.
+
+        Returns:
+            Adversarial images ``(n, C, H, W)``, and whether each is misclassified, bool ``(n,)``.
+        """
+        adversarial, broken = self.images[rows], np.zeros(len(rows), dtype=bool)
+        device = device_of(self.model)
+        for start in range(0, len(rows), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            images, labels = (torch.from_numpy(of[rows[part]]).to(device) for of in (self.images, self.labels))
+            sizes = torch.from_numpy(radii[part].astype(np.float32)).to(device)[:, None, None, None]
+            found, success = attempt(rows[part], images, labels, sizes)
+            adversarial[part], broken[part] = found.cpu().numpy(), success.cpu().numpy()
+        return adversarial, broken
+
+    def predictions(self) -> np.ndarray:
+        """Predicted classes of all images, int64 ``(N,)``."""
+        device = device_of(self.model)
+        with torch.inference_mode():
+            starts = range(0, len(self.images), self.batch_size)
+            parts = [self.images[start : start + self.batch_size] for start in starts]
+            logits = torch.cat([self.model(torch.from_numpy(part).to(device)) for part in parts])
+        predicted: np.ndarray = logits.argmax(dim=1).cpu().numpy()
+        return predicted
+
+    def smallest_index(self, rows: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+        """Index of the smallest radius of the grid that contains each perturbation, R if none does.
+
+        Args:
+            rows: row numbers of the images, ``(n,)``.
+            adversarial: perturbed images, ``(n, C, H, W)``.
+        """
+        sizes = perturbation_norms(self.images[rows], adversarial)[self.ball.norm]
+        index: np.ndarray = np.searchsorted(self.radii, sizes - TOLERANCE)
+        return index
+
+
+@dataclass(frozen=True)
+class MinimumEps:
+    """The result of attacks on N images over R radii."""
+
+    index: np.ndarray
+    """Index of the smallest radius that breaks the image, int64 ``(N,)``; -1: misclassified unchanged; R: none does."""
+    found_by: np.ndarray
+    """Name of the attack that broke the image there, ``(N,)``."""
+    adversarial: np.ndarray
+    """The image that is misclassified there, float32 ``(N, C, H, W)``; the image itself where no radius breaks it."""
+
+
+@torch.inference_mode()
+def bisect_to_boundary(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor) -> Tensor:
+    """Move misclassified images towards their originals for as long as they stay misclassified.
+
+    The line between the two is bisected ``N_BISECTIONS`` times.
+
+    Args:
+        model: takes images, returns logits ``(N, K)``; in evaluation mode.
+        images: float32 ``(N, C, H, W)``.
+        labels: true classes, int64 ``(N,)``.
+        adversarial: misclassified images, ``(N, C, H, W)``.
+    """
+    inner, outer = images, adversarial
+    for _ in range(N_BISECTIONS):
+        middle = (inner + outer) / 2
+        success = misclassified(model, middle, labels, model(middle))[:, None, None, None]
+        inner, outer = torch.where(success, inner, middle), torch.where(success, middle, outer)
+    return outer
+
+
+def shrink(batch: AttackBatch, found: MinimumEps) -> np.ndarray:
+    """Norms of the perturbations after each was moved towards its image as far as it stays misclassified, ``(N,)``.
+
+    An upper bound of the distance to the nearest misclassified image, in units of the value range; 0 for images that
+    are misclassified unchanged; infinite where no attack succeeded or the adversarial image was not kept.
+
+    Args:
+        batch: model and images.
+        found: result of attacks on the batch.
+    """
+    norms = np.where(found.index < 0, 0, np.inf)
+    is_kept = (found.adversarial != batch.images).any(axis=(1, 2, 3))
+    rows = np.flatnonzero((found.index >= 0) & (found.index < len(batch.radii)) & is_kept)
+
+    def attempt(part: np.ndarray, images: Tensor, labels: Tensor, _radii: Tensor) -> tuple[Tensor, Tensor]:
+        adversarial = torch.from_numpy(found.adversarial[part]).to(images.device)
+        nearest = bisect_to_boundary(batch.model, images, labels, adversarial)
+        return nearest, torch.ones_like(labels, dtype=torch.bool)
+
+    nearest, _ = batch.run(rows, np.zeros(len(rows)), attempt)
+    norms[rows] = perturbation_norms(batch.images[rows], nearest)[batch.ball.norm]
+    return norms

@@ -1,0 +1,201 @@
+"""Labelling rounds as folders: copies of the images, and a CSV file in which a person writes their classes.
+
+A round is complete when every line of its ``query.csv`` has a class. The folders contain the complete state. Work can
+continue on another machine with a copy of them.
+"""
+
+import csv
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.dataset.images import SUFFIXES
+
+COLUMNS = ("number", "file", "class", "predicted", "confidence", "score")
+SKIPPED = "-"
+"""Entry in the column ``class`` for an image that cannot be labelled."""
+
+
+class LabelError(ValueError):
+    """An entry of a ``query.csv`` is not valid; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class LabellingRound:
+    """Images that a person labels together."""
+
+    folder: Path
+    files: list[str]
+    """Paths below the pool, the highest score first."""
+    classes: list[str]
+    """Class of each image; empty if it has none yet, ``SKIPPED`` if it cannot be labelled."""
+
+    @property
+    def table(self) -> Path:
+        """The CSV file in which the person writes the classes."""
+        return self.folder / "query.csv"
+
+    @property
+    def is_complete(self) -> bool:
+        """True if every image has a class or is skipped."""
+        return all(self.classes)
+
+    @property
+    def labelled(self) -> list[tuple[str, str]]:
+        """Path and class of the images that have a class."""
+        pairs = zip(self.files, self.classes, strict=True)
+        return [(file, name) for file, name in pairs if name and name != SKIPPED]
+
+    def image(self, position: int) -> Path:
+        """Path of the copy of an image."""
+        return self.folder / "images" / f"{position + 1:03d}{Path(self.files[position]).suffix}"
+
+
+def read_rounds(folder: Path, classes: tuple[str, ...]) -> list[LabellingRound]:
+    """Return the rounds of a folder in order.
+
+    Raises:
+        LabelError: a class is unknown, or lines were removed, added or moved.
+    """
+    return [_read_round(path.parent, classes) for path in sorted(folder.glob("round-[0-9][0-9]/query.csv"))]
+
+
+def create_round(
+    folder: Path, pool: Path, files: list[str], predicted: list[str], confidence: np.ndarray, scores: np.ndarray
+) -> LabellingRound:
+    """Write the folder of a round: numbered copies of the images, and a CSV file with an empty column ``class``.
+
+    Args:
+        folder: of the round.
+        pool: folder of the images.
+        files: paths below ``pool`` of the n images.
+        predicted: class that the classifier predicts for each image.
+        confidence: probabilities of these classes, ``(n,)``.
+        scores: of the acquisition function, ``(n,)``.
+    """
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    new = LabellingRound(partial, files, [""] * len(files))
+    (partial / "images").mkdir(parents=True)
+    with new.table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for i, name in enumerate(files):
+            shutil.copyfile(pool / name, new.image(i))
+            writer.writerow([i + 1, name, "", predicted[i], f"{confidence[i]:.4f}", f"{scores[i]:.6g}"])
+    partial.rename(folder)
+    return LabellingRound(folder, new.files, new.classes)
+
+
+def write_classes(labelling_round: LabellingRound, given: list[str], classes: tuple[str, ...]) -> LabellingRound:
+    """Write the classes of a round into its CSV file, and return the round with them.
+
+    Args:
+        labelling_round: whose file is written.
+        given: class of each image, ``SKIPPED``, or empty.
+        classes: all classes.
+
+    Raises:
+        LabelError: a class is unknown.
+    """
+    table = labelling_round.table
+    lines = _read_lines(table)
+    assert len(lines) == len(given)
+    partial = table.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(line | {"class": name} for line, name in zip(lines, given, strict=True))
+    partial.replace(table)
+    return _read_round(labelling_round.folder, classes)
+
+
+def labelled_images(rounds: list[LabellingRound], pool: Path) -> list[tuple[str, str]]:
+    """Return the path below the pool and the class of all labelled images.
+
+    Raises:
+        ValueError: a labelled image is not in the pool.
+    """
+    labelled = [pair for labelling_round in rounds for pair in labelling_round.labelled]
+    if missing := [file for file, _ in labelled if not (pool / file).is_file()]:
+        raise ValueError(
+            f"labelled images are missing from {pool}: {len(missing)} ({', '.join(missing[:5])}). Labelled images must "
+            "stay in the pool. Put them back."
+        )
+    return labelled
+
+
+def collect_labelled(rounds: list[LabellingRound], pool: Path, folder: Path) -> int:
+    """Copy the labelled images into one folder for each class, as ``acquire.folder`` expects them.
+
+    Args:
+        rounds: with classes.
+        pool: folder of the images; the copies keep its subfolders, because names identify the slices of a patient.
+        folder: of the copies; its old content is deleted, so that no copy of a corrected image stays in a wrong class.
+
+    Returns:
+        Number of copies.
+
+    Raises:
+        ValueError: a labelled image is not in the pool.
+    """
+    labelled = labelled_images(rounds, pool)
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file, name in labelled:
+        copy = partial / name / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pool / file, copy)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return len(labelled)
+
+
+def _read_lines(table: Path) -> list[dict[str, str]]:
+    """Return the lines of a ``query.csv`` by column; it may have been saved by any spreadsheet program."""
+    try:
+        # Excel writes a byte order mark
+        text = table.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{table} has the wrong encoding: {error}. It must be UTF-8. Save it as CSV UTF-8.") from None
+    # spreadsheets write semicolons in languages with a decimal comma
+    first, _, _ = text.partition("\n")
+    reader = csv.DictReader(text.splitlines(), delimiter=";" if ";" in first else ",")
+    if reader.fieldnames is None or not {"number", "file", "class"} <= set(reader.fieldnames):
+        raise LabelError(
+            f"{table} has no valid header: {first.strip()!r}. The columns number, file and class are needed. Put the "
+            f"first line back: {','.join(COLUMNS)}."
+        )
+    return list(reader)
+
+
+def _read_round(folder: Path, classes: tuple[str, ...]) -> LabellingRound:
+    table = folder / "query.csv"
+    files, given, unknown = [], [], []
+    by_name = {name.casefold(): name for name in (*classes, SKIPPED)}
+    for number, line in enumerate(_read_lines(table), start=1):
+        entry = (line["class"] or "").strip()
+        if line["number"] != str(number):
+            raise LabelError(
+                f"{table} has a wrong number in line {number + 1}: {line['number']}. Lines must keep their number and "
+                f"their order; {number} belongs here. Put the lines back."
+            )
+        if entry and entry.casefold() not in by_name:
+            unknown.append(f"{entry!r} in line {number + 1}")
+        files.append(line["file"])
+        given.append(by_name.get(entry.casefold(), ""))
+    if unknown:
+        raise LabelError(
+            f"{table} has unknown classes: {', '.join(unknown)}. Allowed are {', '.join(classes)}, {SKIPPED} for an "
+            "image that cannot be labelled, and nothing for an image without a class yet. Correct these lines."
+        )
+    n_images = sum(path.suffix.lower() in SUFFIXES for path in (folder / "images").iterdir())
+    if len(files) != n_images:
+        raise LabelError(
+            f"{table} has the wrong number of lines: {len(files)}. It must have one line for each of the {n_images} "
+            "images. Put the lines back."
+        )
+    return LabellingRound(folder, files, given)

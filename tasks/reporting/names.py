@@ -1,0 +1,33 @@
+"""Display names of targets, attacks and curves."""
+
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import SQUARE, SUITE, SWEEP, spoken
+
+ATTACK_NAMES = {
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    SWEEP: "PGD sweep",
+    SUITE: "white-box suite",
+    SQUARE: "Square attack",
+    "hop_skip_jump": "HopSkipJump",
+}
+EMBEDDING_NAMES = {"pca": "PCA", "tsne": "t-SNE"}
+DETECTOR_AWARE = " and detector"
+"""Suffix of the names of attacks that also evade the detector."""
+
+
+def display_name(name: str) -> str:
+    """Display name of a target, a threat model or an acquisition function: ``retrained autoencoder``."""
+    return spoken(name)
+
+
+def attack_name(attack: str) -> str:
+    """Display name of an attack: ``PGD``; ``PGD, detector-aware``."""
+    base = attack.removesuffix(DETECTOR_AWARE)
+    return ATTACK_NAMES.get(base, base) + (", detector-aware" if attack != base else "")
+
+
+def curve_name(target: str, threat_model: str) -> str:
+    """Display name of a curve: ``undefended``; ``autoencoder, transfer``."""
+    is_target_alone = target == UNDEFENDED or threat_model == "none"
+    return display_name(target) if is_target_alone else f"{display_name(target)}, {display_name(threat_model)}"

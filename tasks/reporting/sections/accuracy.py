@@ -1,0 +1,104 @@
+"""Accuracy under attack: a curve for each target, threat model and attack, and the area under the curves."""
+
+import pandas as pd
+
+from tasks.reporting.curves import attacks_of, curves_under, eps_of
+from tasks.reporting.drawings import lines_drawing
+from tasks.reporting.formats import estimate, number
+from tasks.reporting.headline import Headline
+from tasks.reporting.names import attack_name, curve_name
+from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps
+from tasks.reporting.results import Results
+from tasks.reporting.section import Section, span_of
+from tasks.reporting.tables import CURVE_KEYS, Table, key_text
+from tasks.statistics.formatting import eps_text, percent, with_interval
+
+METRICS = {
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "top1_error": "top-1 error",
+    "mean_entropy": "entropy",
+    "mean_margin": "margin",
+    "mean_linf": "L∞",
+    "mean_l2": "L2",
+    "mean_reconstruction_error": "reconstruction error",
+}
+"""Columns of the robustness table without an interval -> their heads."""
+
+
+def accuracy_section(results: Results, headline: Headline) -> Section:
+    """Return accuracy curves and tables by attack, the area under the curves, and all metrics."""
+    table, area = results.robustness, results.robustness_area
+    attacks = attacks_of(table)
+    of_headline = area[area["attack"] == headline.attack]
+    values = {
+        "norm": table["norm"].iloc[0],
+        "attacks": attacks,
+        "headline": headline,
+        "curve_names": {attack: [curve.name for curve in curves_under(table, attack)] for attack in attacks},
+        "tables": {attack: accuracy_table(table, attack) for attack in attacks},
+        "smallest_eps": eps_of(table)[0],
+        "area": _area_table(area),
+        "area_span": None if of_headline.empty else span_of(of_headline, percent),
+        "all_metrics": _all_metrics(table),
+        "positive_class": results.data.classes[results.data.positive],
+    }
+    drawings = [
+        lines_drawing(f"robustness-{attack}", [robustness_panel(table, attack, headline.styles)], is_interactive=True)
+        for attack in attacks
+    ]
+    return Section("accuracy", "Accuracy under attack", values, drawings)
+
+
+def accuracy_table(table: pd.DataFrame, attack: str) -> Table:
+    """Return the accuracy under one attack: one row for each eps (0: clean), one column for each curve."""
+    curves = curves_under(table, attack)
+    rows = [
+        [f"{eps_text(eps)}{'' if eps else ' (clean)'}", *(with_interval(curve.at(eps)) for curve in curves)]
+        for eps in [0.0, *eps_of(table)]
+    ]
+    return Table(["ε in 1/255", *(curve.name for curve in curves)], rows)
+
+
+def robustness_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -> Panel:
+    """Return the panel of accuracy against eps under one attack.
+
+    Args:
+        table: robustness table.
+        attack: name in the table.
+        styles: style of each target.
+    """
+    lines = quantity_lines(table, attack, "accuracy", styles)
+    return over_eps(f"accuracy under {attack_name(attack)}", lines, y_scale="share", y_range=(-0.02, 1.02))
+
+
+def quantity_lines(table: pd.DataFrame, attack: str, quantity: str, styles: dict[str, int]) -> list[Line]:
+    """Return one line over eps for each curve under an attack."""
+    return [
+        line_over_eps(curve.name, curve.rows, quantity, styles[curve.target], dash_of(curve.threat_model))
+        for curve in curves_under(table, attack)
+    ]
+
+
+def _area_table(area: pd.DataFrame) -> Table:
+    attacks = list(dict.fromkeys(area["attack"]))
+    rows = []
+    for (target, threat_model), of_curve in area.groupby(["target", "threat_model"], sort=False):
+        by_attack = {row["attack"]: estimate(row, percent) for _, row in of_curve.iterrows()}
+        rows.append([curve_name(str(target), str(threat_model)), *(by_attack.get(attack, "–") for attack in attacks)])
+    return Table(["mean over ε", *map(attack_name, attacks)], rows)
+
+
+def _all_metrics(table: pd.DataFrame) -> Table:
+    rows = [
+        [
+            *(key_text(key, row[key]) for key in CURVE_KEYS),
+            str(row["n"]),
+            with_interval(row),
+            estimate(row, percent, "attack_success_rate"),
+            *(number(row[name]) for name in METRICS),
+        ]
+        for row in table.to_dict("records")
+    ]
+    return Table([*CURVE_KEYS.values(), "n", "accuracy", "attack success rate", *METRICS.values()], rows)

@@ -1,0 +1,76 @@
+"""Tables of text cells, built from long data frames."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from tasks.records.vocabulary import CLEAN
+from tasks.reporting.formats import Format, estimate
+from tasks.reporting.names import attack_name, display_name
+from tasks.reporting.section import Point
+from tasks.statistics.formatting import eps_text
+
+CURVE_KEYS = {"target": "target", "threat_model": "threat model", "attack": "attack", "eps": "ε in 1/255"}
+"""Key columns of a point of a curve, with their heads."""
+IMAGE_KEYS = {
+    "surrogate": "surrogate",
+    "attack": "attack",
+    "eps": "ε in 1/255",
+    "images": "images",
+    "purifier": "purifier",
+}
+"""Key columns of a set of images, with their heads."""
+
+Metrics = dict[str, tuple[str, Format]]
+"""Metric -> head of its column and number format."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first cell of a row is its head."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+def metrics_table(
+    table: pd.DataFrame, keys: dict[str, str], metrics: Metrics, counts: dict[str, str] | None = None
+) -> Table:
+    """Pivot a long table: one row for each combination of keys, one column for each metric.
+
+    Args:
+        table: with the key columns, ``metric``, ``value``, ``low`` and ``high``.
+        keys: key column -> its head.
+        metrics: other metrics are left out.
+        counts: column of integers that are the same for all metrics -> its head.
+    """
+    rows = []
+    for _, of_key in table.groupby(list(keys), sort=False):
+        by_metric = {row["metric"]: row for _, row in of_key.iterrows()}
+        first = of_key.iloc[0]
+        cells = [estimate(by_metric[name], form) if name in by_metric else "–" for name, (_, form) in metrics.items()]
+        rows.append(
+            [*(key_text(key, first[key]) for key in keys), *cells, *(f"{first[name]}" for name in counts or {})]
+        )
+    return Table([*keys.values(), *(head for head, _ in metrics.values()), *(counts or {}).values()], rows)
+
+
+def at_point(table: pd.DataFrame, point: Point) -> pd.DataFrame:
+    """Rows of the clean images, then rows of the attack and eps."""
+    return pd.concat([table[table["attack"] == CLEAN], point.of(table)])
+
+
+def key_text(key: str, value: Any) -> str:
+    """Display text of a key; an empty one is a dash."""
+    match key:
+        case "eps":
+            return eps_text(value)
+        case "attack":
+            return attack_name(value)
+        case "images":
+            return "purified" if value == "denoised" else str(value)
+        case "target" | "surrogate" | "purifier" | "threat_model":
+            return display_name(value) or "–"
+        case _:
+            return str(value)

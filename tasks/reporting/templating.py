@@ -1,0 +1,70 @@
+"""Templates of the report: their environment, filters, and sentences that several documents share."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from tasks.reporting.headline import Headline
+from tasks.reporting.names import attack_name, display_name
+from tasks.reporting.sections.active_learning import Gain
+from tasks.statistics.formatting import eps_text, interval, percent, points, with_interval
+
+TEMPLATES = Path(__file__).with_name("templates")
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def environment(is_markdown: bool = False) -> Environment:
+    """Return the environment of all templates; every text from outside (class names, paths) is escaped."""
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # a bar or a line break would end the cell of a Markdown table
+        finalize=_markdown_cell if is_markdown else None,
+    )
+    templates.filters |= {
+        "attack": attack_name,
+        "eps": eps_text,
+        "interval": interval,
+        "keep_together": keep_together,
+        "percent": percent,
+        "points": points,
+        "display_name": display_name,
+        "with_interval": with_interval,
+    }
+    return templates
+
+
+def headline_sentences(headline: Headline) -> str:
+    """Return the headline result in at most three sentences, as plain text."""
+    return _sentences("headline", headline)
+
+
+def gain_sentence(gain: Gain) -> str:
+    """Return the comparison of an acquisition function with random selection, as plain text."""
+    return _sentences("gain", gain)
+
+
+def keep_together(text: str) -> Markup:
+    """Escape a text; use no-break spaces in intervals, before per-cent signs and around relation signs."""
+    joined = re.sub(r"\[[^][<>]{1,60}\]", lambda match: match[0].replace(" ", NBSP), str(escape(text)))
+    joined = joined.replace(" %", f"{NBSP}%").replace("% [", f"%{NBSP}[")
+    for sign in ("=", "&lt;"):
+        joined = joined.replace(f" {sign} ", f"{NBSP}{sign}{NBSP}")
+    return Markup(joined)  # noqa: S704  escaped above  # nosec B704
+
+
+def _sentences(name: str, value: Any) -> str:
+    macros: Any = environment().get_template("sentences.j2").module
+    return " ".join(getattr(macros, name)(value).unescape().split())
+
+
+def _markdown_cell(value: Any) -> Any:
+    # type(value): escaped text stays Markup
+    return type(value)(" ".join(value.split()).replace("|", "\\|")) if isinstance(value, str) else value
