@@ -3,21 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/requirements.lock
-# Stages call `python`: the environment's, not the system's. One BLAS thread in tests keeps two cores from crawling.
+# Stages call `python`, which must be the environment's. One OpenMP thread in tests: two test processes share two cores.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
-# Containers like to set it; then every start compiles mlflow, torch and all the others anew, which takes seconds.
+# If this variable is set, as in many containers, every start compiles the packages again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro benchmark flow verify test operations faults lint format bench ui serve lock clean
+.PHONY: help repro compare flow verify test test-changed operations faults lint format bench ui serve lock clean
 
-help:  ## List these commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+help:  ## List the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-# The copy of the lock file is made last, so that a broken installation is never taken for a whole one.
+# The lock file is copied last, so that an interrupted installation is repeated.
 $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, not " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,40 +25,47 @@ $(STAMP): requirements.lock
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
 	cp requirements.lock $(STAMP)
 
-repro: $(STAMP)  ## Bring every result up to date (dvc repro)
+repro: $(STAMP)  ## Compute every result that is not up to date (dvc repro)
 	python -m flows.verify || true
 	dvc repro
 
-benchmark: $(STAMP)  ## The same with every defence of params.yaml, as an experiment of DVC
-	dvc exp run -S "benchmark=[$$(python -c 'from tasks.params import load_params; print(*load_params().defences, sep=",")')]"
+compare: $(STAMP)  ## Compare all defences of params.yaml, as an experiment of DVC
+	dvc exp run -S "selected_defences=[$$(python -c 'from tasks.params import load_params; print(*load_params().defences, sep=",")')]"
 
-flow: $(STAMP)  ## The same steps in one process, by Prefect
+flow: $(STAMP)  ## Run the same steps as a Prefect flow
 	python -m flows.pipeline
 
-verify: $(STAMP)  ## Read all results and DVC's cache: do they hold the bytes that were recorded?
+verify: $(STAMP)  ## Compare all results and DVC's cache with the recorded hashes
 	python -m flows.verify
 
-test: $(STAMP) lint  ## Lint, types, import rules, tests
+test: $(STAMP) lint  ## Run lint and all fast tests
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-operations: $(STAMP)  ## Outages, shared servers and remotes, with real servers on loopback
+# No tests for a change is a success here, and exit code 5 of pytest.
+test-changed: $(STAMP)  ## Run the tests of the changed modules, in about a minute
+	@files="$$(python -m tests.changed)"; test -z "$$files" || \
+		OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile $$files
+
+operations: $(STAMP)  ## Test outages, shared servers and remotes with real servers on loopback
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m operations tests
 
-faults: $(STAMP)  ## Kills, full disks, broken files, several at once, fuzzing
+faults: $(STAMP)  ## Test kills, full disks, damaged files, parallel runs; fuzzing
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m faults tests
 
-lint: $(STAMP)  ## Ruff, mypy, import-linter
+lint: $(STAMP)  ## Check code, types, import rules, spelling and style of the text
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports --no-cache
+	codespell
+	python -m docs.check_prose
 
-format: $(STAMP)  ## Put code into shape
+format: $(STAMP)  ## Format the code
 	ruff check --fix .
 	ruff format .
 
-# Every script of tests/benchmarks that is one: measured figures go to docs/evidence/performance/.
-bench: $(STAMP)  ## Run the benchmarks one after the other
+# All scripts of tests/benchmarks; the figures go to docs/evidence/performance/.
+bench: $(STAMP)  ## Run the speed benchmarks
 	uv pip install --quiet --no-deps --target $(VENV)/benchmarks --requirements tests/benchmarks/requirements.txt
 	set -e; export PYTHONPATH=$(VENV)/benchmarks; for script in $$(grep -l '__main__' tests/benchmarks/*.py); do \
 		name=$$(basename $$script .py); echo "== $$name"; \
@@ -69,10 +76,10 @@ ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
 		mlflow server --host 127.0.0.1 --port 5000 --workers 1
 
-serve: $(STAMP)  ## Prefect's server, the deployments and a worker, on loopback
+serve: $(STAMP)  ## Start Prefect's server, the deployments and a worker, on loopback
 	python -m flows.serve
 
-lock: $(STAMP)  ## Resolve the dependencies of pyproject.toml anew
+lock: $(STAMP)  ## Update requirements.lock from pyproject.toml
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
 	$(MAKE) --no-print-directory environment.yaml
 

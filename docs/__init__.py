@@ -1,6 +1,6 @@
-"""Documents, and the commands that keep results for them and write their tables."""
+"""The documentation, and the commands that generate and check parts of it."""
 
 from pathlib import Path
 
 RESULTS = Path("docs/evidence/results")
-"""A folder a kept run."""
+"""Archived results, one folder for each run; relative to the repository."""

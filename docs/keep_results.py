@@ -1,12 +1,11 @@
-"""Keep the numbers and figures of the present workspace: ``python -m docs.keep_results NAME``.
+"""Archive the numbers and figures of the workspace: ``python -m docs.keep_results NAME``.
 
-They go to ``docs/evidence/results/NAME/``, from which ``python -m docs.write_tables`` writes the documents' tables. Figures that
-show images are kept for phantoms only; the licence of other data sets is theirs to give. A figure that is too large for
-a repository (embeddings, with their thousands of points) stays in the report.
+The archive is ``docs/evidence/results/NAME/``. ``python -m docs.write_tables`` writes the tables of the documents from
+it. Figures that show images are archived for phantoms only, since other data sets have their own licence. Figures of
+more than 400 kB (embeddings, which have thousands of points) are only in the report.
 """
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -18,102 +17,119 @@ from ruamel.yaml import YAML
 from docs import RESULTS
 from tasks.core.workspace import Workspace
 from tasks.params import load_params
-from tasks.reporting.gallery import IMAGES
+from tasks.reporting.drawings import IMAGES
+from tasks.reporting.results import read_json
 
-LOCK = Path("dvc.lock")
+LOCK = "dvc.lock"
 FILES = {
-    Workspace().params_file: "params.yaml",
-    Workspace().dataset_info: "dataset.json",
-    Workspace().classifier_history: "classifier_history.csv",
-    Workspace().autoencoder_history: "autoencoder_history.csv",
-    Workspace().metrics: "metrics.json",
-    Workspace().robustness: "robustness.csv",
-    Workspace().confusion: "confusion.csv",
-    Workspace().benchmark: "benchmark.csv",
-    Workspace().minimal_eps: "minimal_eps.csv",
-    Workspace().certified_accuracy: "certified.csv",
-    Workspace().checks: "checks.json",
-    Workspace().verdict: "verdict.json",
-    Workspace().robustness_area: "robustness_area.csv",
-    Workspace().classification: "classification.csv",
-    Workspace().heatmaps: "heatmaps.csv",
-    Workspace().intensity: "intensity.csv",
-    Workspace().features: "features.csv",
-    Workspace().resilience: "resilience.csv",
-    Workspace().detection: "detection.csv",
-    Workspace().gate: "gate.csv",
-    Workspace().cycles: "active_learning_cycles.csv",
-    Workspace().learning_curves: "active_learning_curves.csv",
-    Workspace().label_efficiency: "active_learning_efficiency.csv",
+    "params_file": "params.yaml",
+    "dataset_info": "dataset.json",
+    "classifier_history": "classifier_history.csv",
+    "autoencoder_history": "autoencoder_history.csv",
+    "metrics": "metrics.json",
+    "robustness": "robustness.csv",
+    "confusion": "confusion.csv",
+    "comparison": "comparison.csv",
+    "minimum_perturbation": "minimum_perturbation.csv",
+    "certified_accuracy": "certified_accuracy.csv",
+    "checks": "checks.json",
+    "claims": "claims.json",
+    "robustness_area": "robustness_area.csv",
+    "classification": "classification.csv",
+    "heatmaps": "heatmaps.csv",
+    "intensity": "intensity.csv",
+    "features": "features.csv",
+    "resilience": "resilience.csv",
+    "detection": "detection.csv",
+    "rejection": "rejection.csv",
+    "cycles": "active_learning_cycles.csv",
+    "learning_curves": "active_learning_curves.csv",
+    "label_efficiency": "active_learning_efficiency.csv",
 }
-"""Where a file is in the workspace -> its name among the kept results."""
+"""Attribute of :class:`Workspace` -> name of the file in the archive."""
 
 MAX_FIGURE_BYTES = 400_000
 
 
-def keep_results(name: str) -> Path:
-    """Copy what is small to ``docs/evidence/results/<name>/``, in place of what is there, and return that folder.
+def keep_results(name: str, root: Path = Path()) -> Path:
+    """Archive the results of a workspace; an archive of the same name is replaced.
+
+    Args:
+        name: name of the archive: a-z, 0-9 and single hyphens.
+        root: folder of the workspace.
+
+    Returns:
+        The folder of the archive.
 
     Raises:
-        ValueError: ``name`` is no simple name, params.yaml is not what the outputs were made with, or a trained defence
-            is called as the classifier or the autoencoder are.
-        FileNotFoundError: the pipeline has not run.
+        ValueError: the name is not valid, params.yaml has changed since the run, or two histories get the same name.
+        FileNotFoundError: an output of the pipeline is missing.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise ValueError(f"{name!r} must be made of a-z, 0-9 and single hyphens, such as stratified-80-20")
-    figures = sorted(Workspace().figures.glob("*.png"))
-    missing = [str(path) for path in (*FILES, LOCK) if not path.is_file()]
+        raise ValueError(f"name {name!r}: a-z, 0-9 and single hyphens are allowed. Use a name like stratified-80-20")
+    workspace = Workspace(root)
+    files = {getattr(workspace, attribute): archived for attribute, archived in FILES.items()}
+    figures = sorted(workspace.figures.glob("*.png"))
+    missing = [str(path) for path in (*files, root / LOCK) if not path.is_file()]
     if missing or not figures:
-        raise FileNotFoundError(f"{', '.join(missing) or Workspace().figures} not found: run dvc repro first")
-    _check_params()
-    files = FILES | _histories()
+        raise FileNotFoundError(f"{', '.join(missing) or workspace.figures} not found. Run dvc repro first")
+    _check_params(workspace)
+    files |= _defence_histories(workspace)
 
-    folder = RESULTS / name
+    folder = root / RESULTS / name
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
-    for source, kept in files.items():
-        shutil.copyfile(source, folder / kept)
-    _forget_where_images_lay(folder / "params.yaml")
-    is_phantom = json.loads(Workspace().dataset_info.read_text(encoding="utf-8"))["is_phantom"]
+    for source, archived in files.items():
+        shutil.copyfile(source, folder / archived)
+    _shorten_image_folder(folder / "params.yaml")
+    is_phantom = read_json(workspace.dataset_info)["is_phantom"]
     for figure in figures:
-        may_be_shown = is_phantom is True or not figure.name.startswith(IMAGES)
-        if may_be_shown and figure.stat().st_size <= MAX_FIGURE_BYTES:
+        is_public = is_phantom is True or not figure.name.startswith(IMAGES)
+        if is_public and figure.stat().st_size <= MAX_FIGURE_BYTES:
             shutil.copyfile(figure, folder / "figures" / figure.name)
     return folder
 
 
-def _histories() -> dict[Path, str]:
-    """Histories of the defences that were trained, as ``FILES`` has those of classifier and autoencoder."""
-    histories = {Workspace().defence_history(name): f"{name}_history.csv" for name in load_params().benchmark}
-    if taken := sorted(kept for path, kept in histories.items() if path.is_file() and kept in FILES.values()):
-        raise ValueError(f"{', '.join(taken)} would stand for two histories: call the defence otherwise in params.yaml")
-    return {path: kept for path, kept in histories.items() if path.is_file()}
+def _defence_histories(workspace: Workspace) -> dict[Path, str]:
+    """Training histories of the selected defences -> name in the archive."""
+    names = load_params(workspace.params_file).selected_defences
+    histories = {workspace.defence_history(name): f"{name}_history.csv" for name in names}
+    histories = {path: archived for path, archived in histories.items() if path.is_file()}
+    if taken := sorted(set(histories.values()) & set(FILES.values())):
+        raise ValueError(
+            f"{', '.join(taken)}: two training histories have this name. Rename the defence in params.yaml"
+        )
+    return histories
 
 
-def _forget_where_images_lay(kept: Path) -> None:
-    """Shorten ``acquire.folder`` to the folder's name: where it lies on this machine is nobody's business."""
+def _shorten_image_folder(params_file: Path) -> None:
+    """Remove the path of ``acquire.folder``, which is private, and keep its last part."""
     yaml = YAML()
-    params = yaml.load(kept)
+    params = yaml.load(params_file)
     params["acquire"]["folder"] = Path(params["acquire"]["folder"]).name
-    yaml.dump(params, kept)
+    yaml.dump(params, params_file)
 
 
-def _check_params() -> None:
-    """Hold params.yaml against the values that DVC wrote down when it made the outputs."""
+def _check_params(workspace: Workspace) -> None:
+    """Compare params.yaml with the values in dvc.lock, which the outputs were computed with."""
     yaml = YAML(typ="safe")
-    for stage, entry in yaml.load(LOCK)["stages"].items():
-        for key, made_with in entry.get("params", {}).get(str(Workspace().params_file), {}).items():
-            value: Any = yaml.load(Workspace().params_file)
+    params = yaml.load(workspace.params_file)
+    for stage, entry in yaml.load(workspace.root / LOCK)["stages"].items():
+        for key, value_of_run in entry.get("params", {}).get("params.yaml", {}).items():
+            value: Any = params
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
-            if value != made_with:
-                raise ValueError(f"{key} in params.yaml is not what the stage {stage} ran with: run dvc repro first")
+            if value != value_of_run:
+                raise ValueError(f"{key} in params.yaml has changed since the stage {stage} ran. Run dvc repro first")
 
 
 def main() -> None:
     """Command-line entry."""
-    parser = argparse.ArgumentParser(description="Keep the present results under docs/evidence/results/NAME.")
-    parser.add_argument("name", help="such as stratified-80-20")
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.keep_results",
+        description=f"Archive the numbers and figures of the workspace in {RESULTS}/NAME.",
+    )
+    parser.add_argument("name", help="for example stratified-80-20")
     try:
         print(keep_results(parser.parse_args().name))
     except (ValueError, OSError) as error:

@@ -7,9 +7,11 @@ import argparse
 import inspect
 import re
 import sys
-import types
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 from pydantic.fields import FieldInfo
@@ -18,21 +20,25 @@ from tasks.params import Params, Section, load_params
 
 PAGE = Path("docs/reference/parameters.md")
 
+Defaults = Mapping[str, Any]
+"""Dotted key -> value in params.yaml."""
+
 HEAD = """# Parameters
 
 All parameters are in `params.yaml`. `dvc exp run -S key=value` and `dvc repro` read the same file.
 Every key is required. Unknown keys, wrong types and wrong values stop a command before any work begins.
 
-eps is always in units of 1/255 of the value range: eps 8 changes a pixel of an 8-bit image by at most 8 grey levels.
+Eps is always in units of 1/255 of the value range. An eps of 8 changes a pixel of an 8-bit image by at most 8 grey
+levels.
 
 This page is generated from `tasks/params/` by `python -m docs.write_parameters`.
 """
 
 
 def main() -> None:
-    """Write or check the page."""
+    """Write or check the parameter reference."""
     parser = argparse.ArgumentParser(prog="python -m docs.write_parameters", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
     page = parameters_page(load_params())
     if not parser.parse_args().check:
         PAGE.write_text(page, encoding="utf-8")
@@ -46,10 +52,13 @@ def parameters_page(params: Params) -> str:
     lines = [HEAD]
     for name, field in Params.model_fields.items():
         lines += section_lines(field.alias or name, field, defaults)
+    lines += ["## Shared sections", "", "These sections occur in several places.", ""]
+    for section in shared_sections():
+        lines += [f"### {section.__name__}", "", doc_of(section), "", *field_lines(section, "", {})]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def section_lines(key: str, field: FieldInfo, defaults: dict[str, Any]) -> list[str]:
+def section_lines(key: str, field: FieldInfo, defaults: Defaults) -> list[str]:
     """Heading and entries of one top-level key."""
     kinds = section_types(field.annotation)
     if not kinds:
@@ -58,34 +67,52 @@ def section_lines(key: str, field: FieldInfo, defaults: dict[str, Any]) -> list[
     if key == "defences":
         lines += ["Each key below `defences` is the name of a defence; `kind` selects its type.", ""]
         for kind in kinds:
-            lines += [f"### kind `{literal_of(kind)}`", "", doc_of(kind), "", *field_lines(kind, "", {})]
+            lines += [f"### kind `{kind_of(kind)}`", "", doc_of(kind), "", *field_lines(kind, "", {})]
         return lines
-    lines += [doc_of(kinds[0]), ""]
-    return lines + field_lines(kinds[0], f"{key}.", defaults)
+    return [*lines, doc_of(kinds[0]), "", *field_lines(kinds[0], f"{key}.", defaults)]
 
 
-def field_lines(section: type[Section], prefix: str, defaults: dict[str, Any]) -> list[str]:
-    """Entries of all parameters of a section, subsections included."""
+def field_lines(section: type[Section], prefix: str, defaults: Defaults) -> list[str]:
+    """Entries of all parameters of a section and of its subsections."""
     lines: list[str] = []
     for name, field in section.model_fields.items():
+        if name == "kind" and kind_of(section):
+            continue
         nested = section_types(field.annotation)
-        if not nested or is_list(field.annotation):
+        if len(nested) != 1 or is_list(field.annotation) or nested[0] in shared_sections():
             lines += entry_lines(f"{prefix}{name}", field, defaults)
         for kind in nested:
+            if kind in shared_sections():
+                continue
             inner = f"{prefix}{name}[]." if is_list(field.annotation) else f"{prefix}{name}."
             if len(nested) > 1:
-                lines += [f"**`{prefix}{name}` of kind `{literal_of(kind)}`**: {doc_of(kind)}", ""]
+                lines += [f"**`{prefix}{name}` of kind `{kind_of(kind)}`**: {doc_of(kind)}", ""]
             lines += field_lines(kind, inner, defaults)
     return lines
 
 
-def entry_lines(key: str, field: FieldInfo, defaults: dict[str, Any]) -> list[str]:
+def entry_lines(key: str, field: FieldInfo, defaults: Defaults) -> list[str]:
     """One parameter: type and bounds, default, meaning."""
     facts = [type_text(field.annotation, field.metadata)]
-    if key in defaults:
-        facts.append(f"default `{yaml_text(defaults[key])}`")
+    below = {name.removeprefix(f"{key}."): value for name, value in defaults.items() if name.startswith(f"{key}.")}
+    if key in defaults or below:
+        facts.append(f"default `{yaml_text(defaults.get(key, below))}`")
     meaning = plain(field.description or "")
     return [f"- **`{key}`** ({', '.join(facts)})" + (f"<br>{meaning}" if meaning else ""), ""]
+
+
+@cache
+def shared_sections() -> list[type[Section]]:
+    """The section types that several fields have, in the order of their first use."""
+    uses: Counter[type[Section]] = Counter()
+    waiting: list[type[Section]] = [Params]
+    while waiting:
+        for field in waiting.pop(0).model_fields.values():
+            for section in section_types(field.annotation):
+                if section not in uses:
+                    waiting.append(section)
+                uses[section] += 1
+    return [section for section, n_uses in uses.items() if n_uses > 1]
 
 
 def section_types(annotation: Any) -> list[type[Section]]:
@@ -101,33 +128,46 @@ def is_list(annotation: Any) -> bool:
     return get_origin(inner) is tuple
 
 
-def type_text(annotation: Any, metadata: list[Any]) -> str:
-    """The type and bounds of a parameter in words."""
+def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """The type and bounds of a parameter in words: ``whole number ≥ 1 and ≤ 256``."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return type_text(inner, [*more, *metadata])
     constraints = [item for extra in metadata for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
-    return " ".join([base_text(annotation), *filter(None, map(bound_text, constraints))]).strip()
+    bounds = " and ".join(filter(None, map(bound_text, constraints)))
+    lengths = "".join(map(length_text, constraints))
+    if get_origin(annotation) is tuple:
+        item, *more = get_args(annotation)
+        length = f" of {1 + len(more)}" if more != [Ellipsis] else ""
+        return f"list{length}{lengths}; each {type_text(item)}"
+    return f"{base_text(annotation)} {bounds}".strip() + lengths
 
 
 def base_text(annotation: Any) -> str:
     """The type of a parameter without its bounds."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if sections := section_types(annotation):
+        kinds = [kind_of(section) for section in sections]
+        return f"section of kind {alternatives(kinds)}" if len(kinds) > 1 else f"section{link_to(sections[0])}"
     if origin is Literal:
-        return " \\| ".join(f"`{value}`" for value in arguments)
-    if origin in (Union, types.UnionType):
-        return "section"
-    if origin is tuple:
-        item = type_text(arguments[0], [])
-        return f"list of {item}" if len(arguments) == 2 and arguments[1] is Ellipsis else f"{len(arguments)} values, {item}"
+        return alternatives(arguments)
     if origin is dict:
-        return f"mapping of names to {type_text(arguments[1], [])}"
-    names = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
-    return names.get(annotation, "section")
+        return f"mapping of names to values; each {type_text(arguments[1])}"
+    return {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}[annotation]
+
+
+def alternatives(values: Iterable[Any]) -> str:
+    """Allowed values in Markdown; a bare bar would end the cell of a table."""
+    return " \\| ".join(f"`{value}`" for value in values)
+
+
+def link_to(section: type[Section]) -> str:
+    """Link to the heading of a shared section; empty for other sections."""
+    return f" [{section.__name__}](#{section.__name__.lower()})" if section in shared_sections() else ""
 
 
 def bound_text(constraint: Any) -> str:
-    """A bound in words; nothing for other metadata."""
+    """A bound on the value; nothing for other metadata."""
     match constraint:
         case Ge(ge=value):
             return f"≥ {value}"
@@ -138,17 +178,24 @@ def bound_text(constraint: Any) -> str:
         case Lt(lt=value):
             return "" if value in (2**31, 2**32) else f"< {value}"
         case MultipleOf(multiple_of=value):
-            return f"multiple of {value}"
-        case MinLen(min_length=value):
-            return f"at least {value}" if value > 1 else "not empty"
-        case MaxLen(max_length=value):
-            return f"at most {value}"
+            return f"a multiple of {value}"
     return ""
 
 
-def literal_of(section: type[Section]) -> str:
-    """The ``kind`` of a section."""
-    return str(get_args(section.model_fields["kind"].annotation)[0])
+def length_text(constraint: Any) -> str:
+    """A bound on the length in words; nothing for other metadata."""
+    match constraint:
+        case MinLen(min_length=value):
+            return f", at least {value} entries" if value > 1 else ", not empty"
+        case MaxLen(max_length=value):
+            return f", at most {value} entries"
+    return ""
+
+
+def kind_of(section: type[Section]) -> str:
+    """The value of ``kind`` that selects a section; empty if it has no ``kind``, or several values are allowed."""
+    kinds = get_args(section.model_fields["kind"].annotation) if "kind" in section.model_fields else ()
+    return str(kinds[0]) if len(kinds) == 1 else ""
 
 
 def doc_of(section: type[Section]) -> str:
@@ -167,6 +214,8 @@ def yaml_text(value: Any) -> str:
         return f"{len(value)} entries"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
     return "[" + ", ".join(map(yaml_text, value)) + "]" if isinstance(value, list) else str(value)
 
 

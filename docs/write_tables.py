@@ -1,15 +1,19 @@
-"""Write the documents' tables from the kept results: ``python -m docs.write_tables [--check]``.
+"""Write the tables of the documents from the archived results: ``python -m docs.write_tables [--check]``.
 
-A table stands between two marks, and what stands between them is replaced::
+A table is the text between two markers::
 
     <!-- table: clean stratified-80-20 grouped-80-20 -->
     <!-- end table -->
 
-``clean RUN ...`` is the classifier on clean test images, a row a run; ``robust RUN [ATTACK ...]`` is accuracy by ε, a
-column a curve; ``finding RUN`` is the finding in a sentence or two; ``verdict RUN`` is what becomes of the study's
-claims; ``benchmark RUN EPS ...`` ranks the defences by the worst case for each image at these ε;
-``learning RUN`` is what labels are worth by acquisition function, and ``learned RUN`` the same in sentences. RUN is a
-folder of ``docs/evidence/results/``.
+RUN is a folder of ``docs/evidence/results/``. The kinds of tables are:
+
+- ``clean RUN ...``: accuracy on clean test images, one row for each run
+- ``robust RUN [ATTACK ...]``: accuracy by ε, one column for each curve
+- ``headline RUN``: the headline result in sentences
+- ``claims RUN``: results of the claims of the study
+- ``comparison RUN EPS ...``: all targets, ranked by worst-case accuracy under adaptive attacks at the first ε
+- ``label_efficiency RUN``: accuracies and numbers of labels of each acquisition function
+- ``gains RUN``: comparison of each acquisition function with random, in sentences
 """
 
 import argparse
@@ -20,44 +24,54 @@ from pathlib import Path
 
 from docs import RESULTS
 from tasks.evaluation.robustness import clean_rows
-from tasks.labelling.learning_curves import RANDOM
-from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import spoken
-from tasks.reporting.findings import Row, attack_name, attacks_of, curves_under, eps_of, headline_of
+from tasks.params import UNDEFENDED, load_params
+from tasks.records.vocabulary import display_name
+from tasks.reporting.curves import attacks_of, curves_under, eps_of
+from tasks.reporting.formats import estimate, fixed
+from tasks.reporting.headline import headline_of
+from tasks.reporting.names import attack_name
 from tasks.reporting.results import read_json, read_table
-from tasks.reporting.sections.active_learning import comparison, efficiency_tables
-from tasks.reporting.sections.benchmark import compared
-from tasks.reporting.sections.verdict import elsewhere
-from tasks.statistics.formatting import eps_text, percent, with_interval
+from tasks.reporting.sections.active_learning import ACCURACIES, LABELS, efficiency_table, gains_of
+from tasks.reporting.sections.claims import results_at_other_eps
+from tasks.reporting.sections.comparison import next_target_text
+from tasks.reporting.templating import gain_sentence, headline_sentences
+from tasks.statistics.formatting import Row, eps_text, percent, with_interval
 
-DOCUMENTS = (Path("README.md"), Path("docs/evidence/results.md"))
-MARKS = re.compile(r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL)
-STUDY = ["the study", "", "", "93.23 %", "", "", ""]
+DOCUMENTS = ("README.md", "docs/evidence/results.md")
+MARKERS = re.compile(
+    r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL
+)
+STUDY_ROW = ["the study", "", "", "93.23 %", "", "", ""]
 
 
-def clean_table(*runs: str) -> str:
-    """The undefended classifier on clean test images, a row a run, below the study's."""
-    infos = {run: read_json(_folder(run) / "dataset.json") for run in runs}
-    rows = [] if all(info["is_phantom"] for info in infos.values()) else [STUDY]
+def clean_table(results: Path, *runs: str) -> str:
+    """Accuracy of the undefended classifier on clean test images, one row for each run, the study first."""
+    infos = {run: read_json(_folder(results, run) / "dataset.json") for run in runs}
+    # phantoms are not comparable with the study
+    rows = [] if all(info["is_phantom"] for info in infos.values()) else [STUDY_ROW]
     for run, info in infos.items():
-        table = read_table(_folder(run) / "robustness.csv")
+        table = read_table(_folder(results, run) / "robustness.csv")
         row: Row = clean_rows(table).loc[UNDEFENDED]
-        shares = [percent(row[metric]) for metric in ("precision", "recall", "f1")]
-        leaked = percent(info["leakage"]["group_in_train"])
-        name = f"{run} (phantoms)" if info["is_phantom"] else run
+        rates = [percent(row[metric]) for metric in ("precision", "recall", "f1")]
         n_test = sum(info["n_images"]["test"].values())
         n = str(row["n"]) if row["n"] == n_test else f"{row['n']} of {n_test}"
-        rows.append([name, n, leaked, with_interval(row), *shares])
-    head = ["run", "test images", "with their group in training", "accuracy [95 %]", "precision", "recall", "F1"]
+        name = f"{run} (phantoms)" if info["is_phantom"] else run
+        rows.append([name, n, percent(info["leakage"]["group_in_train"]), with_interval(row), *rates])
+    head = ["run", "test images", "group member in training", "accuracy [95 %]", "precision", "recall", "F1"]
     return _markdown(head, rows)
 
 
-def robust_table(run: str, *attacks: str) -> str:
-    """Accuracy by ε (a row each, 0 for clean images), a column for each curve under the attacks (none given: all)."""
-    table = read_table(_folder(run) / "robustness.csv")
-    if unknown := sorted(set(attacks) - set(attacks_of(table))):
-        raise ValueError(f"{run} has no attack {unknown}; it has {attacks_of(table)}")
-    curves = [curve for attack in attacks or attacks_of(table) for curve in curves_under(table, attack)]
+def robust_table(results: Path, run: str, *attacks: str) -> str:
+    """Accuracy by ε (0: clean images), one column for each curve under the attacks; without attacks: under all.
+
+    Raises:
+        ValueError: the run has no such attack.
+    """
+    table = read_table(_folder(results, run) / "robustness.csv")
+    known = attacks_of(table)
+    if unknown := sorted(set(attacks) - set(known)):
+        raise ValueError(f"table 'robust {run}': unknown attacks {unknown}. The run has {known}")
+    curves = [curve for attack in attacks or known for curve in curves_under(table, attack)]
     head = ["ε in 1/255", *(f"{attack_name(curve.attack)}: {curve.name}" for curve in curves)]
     rows = [
         [f"{eps_text(eps)}{'' if eps else ' (clean)'}", *(with_interval(curve.at(eps)) for curve in curves)]
@@ -66,118 +80,136 @@ def robust_table(run: str, *attacks: str) -> str:
     return _markdown(head, rows)
 
 
-def finding(run: str) -> str:
-    """The finding in sentences, as the report has it."""
-    is_phantom = read_json(_folder(run) / "dataset.json")["is_phantom"]
-    sentences = headline_of(read_table(_folder(run) / "robustness.csv")).sentences
-    return f"{'Phantoms (computer-drawn), not patients: ' if is_phantom else ''}{' '.join(sentences)}\n"
+def headline_text(results: Path, run: str) -> str:
+    """The headline result at ``analyze.eps`` of the run, in the sentences of the report."""
+    folder = _folder(results, run)
+    is_phantom = read_json(folder / "dataset.json")["is_phantom"]
+    headline = headline_of(read_table(folder / "robustness.csv"), load_params(folder / "params.yaml").analyze.eps)
+    prefix = "The images are phantoms, drawn by the computer. " if is_phantom else ""
+    return f"{prefix}{headline_sentences(headline)}\n"
 
 
-def verdict_table(run: str) -> str:
-    """The study's claims, a row each: our figure with its interval, and the outcome."""
-    rows = []
-    for claim in read_json(_folder(run) / "verdict.json"):
-        numbers = [claim[name] for name in ("value", "low", "high")]
-        value, low, high = ("–" if number is None else f"{number:.3f}" for number in numbers)
-        rows.append(
-            [
-                claim["claim"],
-                claim["figure"],
-                f"{value} [{low}, {high}]",
-                f"**{claim['outcome']}**",
-                elsewhere(claim) or "–",
-            ]
-        )
-    return _markdown(["claim of the study", "measured", "figure [95 %]", "outcome", "at other ε in 1/255"], rows)
+def claims_table(results: Path, run: str) -> str:
+    """Claims of the study: measured value with its interval, and result."""
+    rows = [
+        [
+            claim["statement"],
+            claim["measure"],
+            estimate(claim, fixed(3)),
+            "–" if claim["n"] is None else str(claim["n"]),
+            f"**{claim['result']}**",
+            results_at_other_eps(claim) or "–",
+        ]
+        for claim in read_json(_folder(results, run) / "claims.json")
+    ]
+    return _markdown(["claim of the study", "measure", "value [95 %]", "n", "result", "at other ε in 1/255"], rows)
 
 
-def benchmark_table(run: str, *at: str) -> str:
-    """Every target under the worst attack for each image, ranked by the adaptive one at the first of these ε.
+def comparison_table(results: Path, run: str, *eps: str) -> str:
+    """All targets in the worst case of all attacks, ranked by accuracy under adaptive attacks at the first ε.
 
-    Columns: clean images, adaptive at each ε, then at the first of them black box, transfer, and McNemar's test against
-    the next in rank.
+    The columns are clean images and adaptive attacks at each ε; then, at the first ε, black-box and transfer attacks,
+    and McNemar's test against the next target in rank.
 
     Raises:
-        ValueError: no ε is named, or one that the run does not have.
+        ValueError: there is no ε, or the run does not have it.
     """
-    table = read_table(_folder(run) / "benchmark.csv")
-    known = {eps_text(eps): eps for eps in sorted(set(table["eps"]))}
-    if not at or set(at) - set(known):
-        raise ValueError(f"the table 'benchmark {run}' needs some of these ε: {', '.join(known)}; not {' '.join(at)!r}")
-    wanted = [known[eps] for eps in at]
+    table = read_table(_folder(results, run) / "comparison.csv")
+    known = {eps_text(value): value for value in sorted(set(table["eps"]))}
+    if not eps or set(eps) - set(known):
+        raise ValueError(f"table 'comparison {run}': ε is {' '.join(eps)!r}. Write one or more of {', '.join(known)}")
+    shown = [known[text] for text in eps]
     points = {names: rows.set_index("target") for names, rows in table.groupby(["threat_model", "eps"])}
 
-    def cell(threat_model: str, eps: float, target: str) -> str:
-        rows = points.get((threat_model, eps))
-        return with_interval(rows.loc[target]) if rows is not None and target in rows.index else "–"
+    def cell(threat_model: str, value: float, target: str) -> str:
+        rows = points.get((threat_model, value))
+        has_target = rows is not None and target in rows.index
+        return with_interval(rows.loc[target], "robust_accuracy") if rows is not None and has_target else "–"
 
-    rows = []
-    for target, row in points["adaptive", wanted[0]].sort_values("rank").iterrows():
-        others = [cell(threat_model, wanted[0], str(target)) for threat_model in ("black_box", "transfer")]
-        adaptive = [cell("adaptive", eps, str(target)) for eps in wanted]
-        rows.append([spoken(str(target)), with_interval(row, "clean_accuracy"), *adaptive, *others, compared(row)])
-    first = f"ε = {eps_text(wanted[0])}"
-    head = ["target", "clean", *(f"adaptive, ε = {eps_text(eps)}" for eps in wanted)]
-    return _markdown([*head, f"black box, {first}", f"transfer, {first}", f"against the next, {first}"], rows)
+    table_rows = []
+    for name, row in points["adaptive", shown[0]].sort_values("rank").iterrows():
+        target = str(name)
+        adaptive = [cell("adaptive", value, target) for value in shown]
+        others = [cell(threat_model, shown[0], target) for threat_model in ("black_box", "transfer")]
+        clean = with_interval(row, "clean_accuracy")
+        table_rows.append([display_name(target), clean, *adaptive, *others, next_target_text(row)])
+    first = f"ε = {eps_text(shown[0])}"
+    head = ["target", "clean", *(f"adaptive, ε = {eps_text(value)}" for value in shown)]
+    return _markdown([*head, f"black box, {first}", f"transfer, {first}", f"next target, {first}"], table_rows)
 
 
-def learning_table(run: str) -> str:
-    """Acquisition functions of active learning, a row each: accuracies, then labels that are needed."""
-    tables = efficiency_tables(read_table(_folder(run) / "active_learning_efficiency.csv"))
+def label_efficiency_tables(results: Path, run: str) -> str:
+    """Two tables with one row for each acquisition function: accuracies, and numbers of labels."""
+    efficiency = read_table(_folder(results, run) / "active_learning_efficiency.csv")
+    tables = [efficiency_table(efficiency, metrics) for metrics in (ACCURACIES, LABELS)]
     return "\n".join(_markdown(table.head, table.rows) for table in tables)
 
 
-def learned(run: str) -> str:
-    """Whether each acquisition function beats random, in sentences."""
-    efficiency = read_table(_folder(run) / "active_learning_efficiency.csv")
-    names = [name for name in efficiency["acquisition"].unique() if name != RANDOM]
-    return "\n".join(f"- {comparison(efficiency, name)}" for name in names) + "\n"
+def gains_text(results: Path, run: str) -> str:
+    """Comparison of each acquisition function with random, one list item each."""
+    efficiency = read_table(_folder(results, run) / "active_learning_efficiency.csv")
+    return "".join(f"- {gain_sentence(gain)}\n" for gain in gains_of(efficiency))
 
 
 TABLES: dict[str, Callable[..., str]] = {
     "clean": clean_table,
     "robust": robust_table,
-    "finding": finding,
-    "verdict": verdict_table,
-    "benchmark": benchmark_table,
-    "learning": learning_table,
-    "learned": learned,
+    "headline": headline_text,
+    "claims": claims_table,
+    "comparison": comparison_table,
+    "label_efficiency": label_efficiency_tables,
+    "gains": gains_text,
 }
 
 
-def rewritten(text: str, name: str) -> str:
-    """A document with its tables written anew.
+def outdated_documents(root: Path) -> dict[Path, str]:
+    """Return the new text of every document whose tables differ from the archived results.
+
+    Raises:
+        ValueError: a marker is not valid.
+        FileNotFoundError: a document is missing, or the results of a run.
+    """
+    texts = {name: (root / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+    new = {name: with_tables(text, name, root / RESULTS) for name, text in texts.items()}
+    return {root / name: new[name] for name in DOCUMENTS if new[name] != texts[name]}
+
+
+def with_tables(text: str, name: str, results: Path) -> str:
+    """Return a document with new tables.
 
     Args:
         text: the document.
-        name: of its file, for messages.
+        name: name of its file, for error messages.
+        results: folder of the archived results.
 
     Raises:
-        ValueError: a mark that is not closed, an unknown table, or one that lacks its runs.
-        FileNotFoundError: a run that was not kept.
+        ValueError: a marker is not closed, the kind of table is unknown, or a run is missing.
+        FileNotFoundError: a run has no archived results.
     """
 
     def write(match: re.Match[str]) -> str:
         kind, *words = match["words"].split() or [""]
         if kind not in TABLES:
-            raise ValueError(f"{name}: unknown table {kind!r}; known: {', '.join(TABLES)}")
+            raise ValueError(f"{name}: unknown kind of table {kind!r}. Use one of {', '.join(TABLES)}")
         if not words:
-            raise ValueError(f"{name}: the table {kind!r} needs the name of a run in {RESULTS}")
+            raise ValueError(f"{name}: table {kind!r} has no run. Add the name of a folder in {RESULTS}")
         if "<!-- table:" in match["table"]:
-            raise ValueError(f"{name}: the table {match['words'].strip()!r} has no '<!-- end table -->'")
-        return f"{match['begin']}\n{TABLES[kind](*words)}\n{match['end']}"
+            raise ValueError(f"{name}: table {match['words'].strip()!r} is not closed. Add '<!-- end table -->'")
+        return f"{match['begin']}\n{TABLES[kind](results, *words)}\n{match['end']}"
 
-    written, n_tables = MARKS.subn(write, text)
+    written, n_tables = MARKERS.subn(write, text)
     if n_tables != text.count("<!-- table:"):
-        raise ValueError(f"{name}: a table has no '<!-- end table -->', or its mark no line of its own")
+        raise ValueError(f"{name}: a marker is not valid. Put it on a line of its own and add '<!-- end table -->'")
     return written
 
 
-def _folder(run: str) -> Path:
-    folder = RESULTS / run
+def _folder(results: Path, run: str) -> Path:
+    folder = results / run
     if not (folder / "robustness.csv").is_file():
-        kept = ", ".join(sorted(path.name for path in RESULTS.glob("*/"))) or "none"
-        raise FileNotFoundError(f"no kept results in {folder} (kept: {kept}): python -m docs.keep_results {run}")
+        archived = ", ".join(sorted(path.name for path in results.glob("*/"))) or "none"
+        raise FileNotFoundError(
+            f"no archived results in {folder}. Archived runs: {archived}. Run python -m docs.keep_results {run}"
+        )
     return folder
 
 
@@ -188,19 +220,20 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def main() -> None:
     """Command-line entry."""
-    parser = argparse.ArgumentParser(description="Write the documents' tables from docs/evidence/results/.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.write_tables", description=f"Write the tables of the documents from {RESULTS}/."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a table is out of date")
     check = parser.parse_args().check
     try:
-        texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
-        changed = {path: new for path, text in texts.items() if (new := rewritten(text, str(path))) != text}
+        outdated = outdated_documents(Path())
     except (ValueError, OSError) as error:
         sys.exit(f"write_tables: {error}")
-    if check and changed:
-        sys.exit(f"out of date: {', '.join(map(str, changed))}; run python -m docs.write_tables")
-    for path, text in changed.items():
+    if check and outdated:
+        sys.exit(f"out of date: {', '.join(map(str, outdated))}. Run python -m docs.write_tables")
+    for path, text in outdated.items():
         path.write_text(text, encoding="utf-8")
-        print(f"{path} written")
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

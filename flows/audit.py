@@ -28,7 +28,7 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.dataset.split import leakage
 from tasks.params import UNDEFENDED, Autoencoder, Params, load_params, parse_params
-from tasks.records.vocabulary import spoken
+from tasks.records.vocabulary import display_name
 from tasks.runner import run_step
 from tasks.serving import registry
 from tasks.serving.bundle import Bundle, digests_of_images, read_bundle, read_seen
@@ -76,7 +76,7 @@ def robustness_audit(
     audit = set_up_audit(Workspace(), version, bundle, workspace, params, with_report=True)
     run_audit(audit, with_report=True)
     outcome = outcome_of(audit)
-    files = [workspace.report_html, workspace.metrics, workspace.checks, workspace.benchmark]
+    files = [workspace.report_html, workspace.metrics, workspace.checks, workspace.comparison]
     registry.log_audit(version, outcome, files)
     create_markdown_artifact(key="audit", markdown=outcome, description=f"Audit of {version.label}")
     return outcome
@@ -157,7 +157,7 @@ def run_audit(audit: Audit, with_report: bool) -> None:
         audit: its workspace and parameters.
         with_report: run the analyses and write the report, too.
     """
-    defences, target = audit.params.benchmark, audit.model.target
+    defences, target = audit.params.selected_defences, audit.model.target
     steps = [("train_defence", name) for name in defences if name != target]
     steps += [("attack", ""), *(("attack_defence", name) for name in defences), ("evaluate", "")]
     steps += [("analyze", ""), ("report", "")] if with_report else []
@@ -175,8 +175,9 @@ def outcome_of(audit: Audit) -> str:
     failed = [check["key"] for check in checks if check["status"] == "FAIL"]
     seen = f" {audit.n_left_out} test images were left out, because the model was trained or validated on them."
     return (
-        f"{audit.model.label} ({spoken(audit.model.target)}): clean accuracy {with_interval(clean)} "
-        f"(n = {audit.n_test}), worst-case accuracy under adaptive attacks {with_interval(worst)} (n = {worst['n']}) "
+        f"{audit.model.label} ({display_name(audit.model.target)}): clean accuracy {with_interval(clean)} "
+        f"(n = {audit.n_test}), worst-case accuracy under adaptive attacks "
+        f"{with_interval(worst, 'robust_accuracy')} (n = {worst['n']}) "
         f"at eps {eps_text(audit.params.analyze.eps)}/255.{seen * (audit.n_left_out > 0)} "
         f"Failed checks: {', '.join(failed) or 'none'} (of {len(checks)}). Report: {audit.workspace.report_html}"
     )
@@ -185,7 +186,7 @@ def outcome_of(audit: Audit) -> str:
 def clean_and_worst(audit: Audit) -> tuple[dict[str, Any], dict[str, Any]]:
     """Clean accuracy of the target, and its worst-case accuracy at ``analyze.eps``, with intervals."""
     metrics = json.loads(audit.workspace.metrics.read_text(encoding="utf-8"))
-    table = pd.read_csv(audit.workspace.benchmark)
+    table = pd.read_csv(audit.workspace.comparison)
     of_target = (table["target"] == audit.model.target) & (table["threat_model"] == "adaptive")
     row = table[of_target & (table["eps"] == audit.params.analyze.eps)].iloc[0]
     return metrics["clean"][audit.model.target], {str(name): value for name, value in row.items()}
@@ -243,12 +244,12 @@ def params_of(about: Bundle, params: Params) -> Params:
     values = params.model_dump(mode="json", by_alias=True)
     values |= {name: about.params[name] for name in ("train_classifier", "train_autoencoder")}
     # the analyses need one denoising autoencoder, also if the audited target is another defence
-    autoencoder = [name for name in params.benchmark if isinstance(params.defences[name], Autoencoder)][:1]
+    autoencoder = [name for name in params.selected_defences if isinstance(params.defences[name], Autoencoder)][:1]
     if about.target == UNDEFENDED:
-        values["benchmark"] = autoencoder
+        values["selected_defences"] = autoencoder
     else:
         values["defences"][about.target] = about.params["defence"]
-        values["benchmark"] = list(dict.fromkeys([*autoencoder, about.target]))
+        values["selected_defences"] = list(dict.fromkeys([*autoencoder, about.target]))
     return parse_params(values, "params.yaml with the networks of the model")
 
 

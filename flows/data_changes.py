@@ -1,7 +1,7 @@
 """Compare the data with an earlier version: ``python -m flows.data_changes [REVISION]``.
 
 The command compares the manifest of the step ``validate`` with the manifest of a git revision, which comes from DVC's
-cache or remote. The report compares with ``data/reference.csv`` instead; ``--keep`` writes this file from the present
+cache or remote. The report compares with ``data/reference.csv`` instead; ``--keep`` writes this file from the current
 manifest.
 """
 
@@ -11,7 +11,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from tasks.core.workspace import Workspace
-from tasks.dataset.comparison import drift, image_changes, write_reference
+from tasks.dataset.comparison import (
+    IDENTITY_COLUMNS,
+    NUMERIC_COLUMNS,
+    distribution_drift,
+    image_changes,
+    write_reference,
+)
 from tasks.tracking import masked
 
 if TYPE_CHECKING:
@@ -22,7 +28,8 @@ def manifest_at(workspace: Workspace, revision: str) -> "pd.DataFrame":
     """Read the manifest of a git revision.
 
     Raises:
-        ValueError: the revision or its manifest does not exist, or neither DVC's cache nor its remote has the file.
+        ValueError: the revision or its manifest does not exist, neither DVC's cache nor its remote has the file, or
+            the manifest has other columns.
     """
     import pandas as pd
     from dvc.api import open as open_at
@@ -32,7 +39,7 @@ def manifest_at(workspace: Workspace, revision: str) -> "pd.DataFrame":
     path = workspace.manifest.as_posix()
     try:
         with open_at(path, repo=".", rev=revision, mode="rb") as file:
-            return pd.read_parquet(io.BytesIO(file.read()))
+            manifest = pd.read_parquet(io.BytesIO(file.read()))
     except (DvcException, SCMError, OSError) as error:
         raise ValueError(
             masked(
@@ -40,10 +47,16 @@ def manifest_at(workspace: Workspace, revision: str) -> "pd.DataFrame":
                 "remote must have the file. Name another revision, or run `dvc fetch --all-commits`."
             )
         ) from None
+    if missing := [column for column in (*IDENTITY_COLUMNS, *NUMERIC_COLUMNS) if column not in manifest]:
+        raise ValueError(
+            f"{path} of the revision {revision} lacks the columns {', '.join(missing)}. An older version of this "
+            "project wrote it. Name a later revision."
+        )
+    return manifest
 
 
 def main() -> None:
-    """Print added, rechanges and changed images of each class, and how the distributions of the manifest changed."""
+    """Print the number of added, removed and changed images of each class, and the drift of the manifest's columns."""
     workspace = Workspace()
     parser = argparse.ArgumentParser(prog="python -m flows.data_changes", description=main.__doc__)
     parser.add_argument("revision", nargs="?", default="HEAD", help="a commit, tag or branch (default: %(default)s)")
@@ -61,15 +74,15 @@ def main() -> None:
         after = pd.read_parquet(workspace.manifest)
         if arguments.keep:
             write_reference(after, workspace.reference)
-            print(f"{workspace.reference.as_posix()}: {len(after)} images. Commit it.")
+            print(f"wrote {workspace.reference.as_posix()} with {len(after)} images. Commit it.")
             return
         before = manifest_at(workspace, arguments.revision)
-        changes = drift(before, after)
+        drift = distribution_drift(before, after)
     except ValueError as error:
         sys.exit(f"data_changes: {error}")
     print(f"{workspace.manifest.as_posix()} against {arguments.revision}\n")
     print(image_changes(before, after).to_string(index=False))
-    print("\n" + changes[changes["distance"] > 0].to_string(index=False, float_format="{:.3g}".format))
+    print("\n" + drift[drift["ks_statistic"] > 0].to_string(index=False, float_format="{:.3g}".format))
 
 
 if __name__ == "__main__":

@@ -70,11 +70,11 @@ class DvcPipeline:
         return {step: needed[step] for step in TopologicalSorter(needed).static_order()}
 
     def changed(self, step: str) -> bool:
-        """Whether code, parameters, inputs or outputs of a step differ from those of its last run."""
+        """Return whether code, parameters, inputs or outputs of a step differ from those of its last run."""
         return bool(self._call(lambda: self._repo.status(step)))
 
     def anything_changed(self) -> bool:
-        """Whether any step has changed."""
+        """Return whether any step has changed."""
         status = self._call(lambda: self._repo.status())
         return any(step in status for step in self.steps())
 
@@ -229,7 +229,7 @@ def corrupted_outputs(outs: Iterable[Any]) -> list[Path]:
 
 
 def is_json(path: Path) -> bool:
-    """Whether a file holds one JSON value."""
+    """Return whether a file holds one JSON value."""
     try:
         json.loads(path.read_bytes())
     except ValueError:

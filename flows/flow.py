@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import logging
 import os
 from dataclasses import dataclass
 from threading import Semaphore
@@ -11,7 +10,6 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
 
 from flows.command import log_progress
 from flows.dvc_pipeline import DvcPipeline, flat
@@ -23,8 +21,6 @@ from tasks.tracking import masked
 
 N_RETRIES = {"acquire": 2}
 """Retries of a step after an error of the network or the file system."""
-
-log = logging.getLogger(__name__)
 
 
 @flow(name="pipeline")
@@ -43,6 +39,9 @@ def pipeline(
 
     Returns:
         The outcome of each step: ``unchanged``, ``restored`` or ``ran``.
+
+    Raises:
+        RuntimeError: a step failed. Steps that do not need it have run.
     """
     log_progress()
     params, workspace, stages = load_params(), Workspace(), DvcPipeline()
@@ -58,10 +57,15 @@ def pipeline(
         )
         before = [running[name] for name in needed]
         running[step] = as_task(bring_up_to_date).submit(step, job, wait_for=before)
+    failures: dict[str, str] = {}
     for step, future in running.items():
         future.wait()
         if future.state.is_failed() or future.state.is_crashed():
-            publish_failure(workspace, step, stages.inputs(step), future.state)
+            error = future.state.result(raise_on_failure=False)
+            failures[step] = masked(str(error) or type(error).__name__)
+            publish_failure(workspace, step, stages.inputs(step), failures[step])
+    if failures:
+        raise RuntimeError("\n".join(f"{step} failed: {message}" for step, message in failures.items()))
     outcome = {step: future.result() for step, future in running.items()}
     publish_results(workspace)
     return outcome
@@ -118,14 +122,13 @@ def concurrent_steps(params: Params) -> int:
 
 
 def is_worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a step failed by an error of the network or the file system, which may not occur again."""
+    """Return whether a step failed by an error of the network or the file system, which may not occur again."""
     return isinstance(state.result(raise_on_failure=False), OSError)
 
 
-def publish_failure(workspace: Workspace, step: str, inputs: list[str], state: State[Any]) -> None:
-    """Log the failure of a step and publish the artifact ``failure``."""
-    log.error("%s failed: %s", step, masked(str(state.message)))
-    page = failure_page(workspace, step, inputs, str(state.message))
+def publish_failure(workspace: Workspace, step: str, inputs: list[str], message: str) -> None:
+    """Publish the artifact ``failure`` of a failed step."""
+    page = failure_page(workspace, step, inputs, message)
     create_markdown_artifact(key="failure", markdown=page, description=f"{step} failed")
 
 

@@ -18,7 +18,7 @@ from flows.command import log_progress, run_flow
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
-from tasks.records.vocabulary import spoken
+from tasks.records.vocabulary import display_name
 from tasks.serving import registry
 from tasks.serving.bundle import read_seen
 from tasks.serving.promotion import Comparison, compare, outcomes_of
@@ -51,8 +51,8 @@ class Decision:
         """Reasons why the candidate does not become champion."""
         worse = [
             f"its {each.condition} accuracy is significantly worse: {_text(each.candidate)} against "
-            f"{_text(each.champion)}, correct by only one of the two {each.n_right_alone} : "
-            f"{each.n_wrong_alone}, p = {each.p_value:.2g}"
+            f"{_text(each.champion)}, correct by only one of the two {each.n_only_candidate_correct} : "
+            f"{each.n_only_champion_correct}, p = {each.p_value:.2g}"
             for each in self.comparisons
             if each.is_worse(self.alpha)
         ]
@@ -154,7 +154,7 @@ def decide(audits: list[Audit], params: Params, alpha: float) -> Decision:
         candidate, champion = (
             outcomes_of(
                 pd.read_parquet(audit.workspace.records(audit.model.target)),
-                pd.read_parquet(audit.workspace.smallest_eps(audit.model.target)),
+                pd.read_parquet(audit.workspace.minimum_eps(audit.model.target)),
                 audit.model.target,
                 eps,
             )
@@ -199,10 +199,10 @@ def outcome_of(decision: Decision) -> str:
 def page_of(decision: Decision) -> str:
     """The comparison in Markdown."""
     candidate, champion = decision.candidate, decision.champion
-    other = f"the champion {champion.label} ({spoken(champion.target)})" if champion else "no champion"
+    other = f"the champion {champion.label} ({display_name(champion.target)})" if champion else "no champion"
     models = "one of the two models" if champion else "the model"
     lines = [
-        f"# The candidate {candidate.label} ({spoken(candidate.target)}) against {other}",
+        f"# The candidate {candidate.label} ({display_name(candidate.target)}) against {other}",
         "",
         outcome_of(decision),
         "",
@@ -220,7 +220,8 @@ def page_of(decision: Decision) -> str:
         ]
         lines += [
             f"| {each.condition} | {each.n} | {_text(each.candidate)} | {_text(each.champion)} | "
-            f"{_text(each.difference)} | {each.n_right_alone} : {each.n_wrong_alone} | {each.p_value:.3g} | "
+            f"{_text(each.difference)} | {each.n_only_candidate_correct} : {each.n_only_champion_correct} | "
+            f"{each.p_value:.3g} | "
             f"{'**worse**' if each.is_worse(decision.alpha) else 'not worse'} |"
             for each in decision.comparisons
         ]

@@ -88,21 +88,21 @@ def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
         FileNotFoundError: the step ``evaluate`` has not run.
         ValueError: every defence has a failed check.
     """
-    if not workspace.benchmark.is_file():
-        raise FileNotFoundError(f"{workspace.benchmark} not found. Run the step evaluate first: dvc repro evaluate")
-    table, eps = pd.read_csv(workspace.benchmark), params.analyze.eps
+    if not workspace.comparison.is_file():
+        raise FileNotFoundError(f"{workspace.comparison} not found. Run the step evaluate first: dvc repro evaluate")
+    table, eps = pd.read_csv(workspace.comparison), params.analyze.eps
     ranked = table[(table["threat_model"] == "adaptive") & (table["eps"] == eps) & (table["target"] != UNDEFENDED)]
     checks = json.loads(workspace.checks.read_text(encoding="utf-8"))
     left_out: list[str] = []
     for row in ranked.sort_values("rank").to_dict("records"):
         failed = [check["key"] for check in checks if check["target"] == row["target"] and check["status"] == "FAIL"]
         if not failed:
-            accuracy = f"accuracy under adaptive attacks {percent(row['accuracy'])} at eps {eps_text(eps)}"
+            accuracy = f"accuracy under adaptive attacks {percent(row['robust_accuracy'])} at eps {eps_text(eps)}"
             return row["target"], "; ".join([f"the best defence, {accuracy}", *left_out])
         left_out.append(f"{row['target']} left out, failed checks: {', '.join(failed)}")
         log.warning("%s (docs/reference/checks.md)", left_out[-1])
     raise ValueError(
-        f"{workspace.benchmark} has no defence without a failed check at eps {eps_text(eps)}: "
+        f"{workspace.comparison} has no defence without a failed check at eps {eps_text(eps)}: "
         f"{'; '.join(left_out) or 'no defence was evaluated'}. See docs/reference/checks.md, or register a target "
         "explicitly (--target)."
     )

@@ -25,7 +25,7 @@ from flows.dvc_pipeline import metrics_of
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
-from tasks.statistics.intervals import over_seeds
+from tasks.statistics.intervals import estimate_over_seeds
 from tasks.tracking import experiment_id, masked, open_run, tracking_uri
 
 FOLDER = Path("seeds")
@@ -105,7 +105,7 @@ def seeds_table(metrics: dict[int, dict[str, float]]) -> pd.DataFrame:
             continue
         values = {seed: of_seed[metric] for seed, of_seed in metrics.items()}
         own = {f"seed {seed}": value for seed, value in values.items()}
-        rows.append({"metric": metric, **over_seeds(np.array(list(values.values()))), **own})
+        rows.append({"metric": metric, **estimate_over_seeds(np.array(list(values.values()))), **own})
     return pd.DataFrame(rows)
 
 

@@ -26,7 +26,7 @@ def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> N
     curves, efficiency = curve_table(cycles), summary_table(cycles)
 
     queries.to_parquet(workspace.queries, index=False)
-    predictions.to_parquet(workspace.tested, index=False)
+    predictions.to_parquet(workspace.test_predictions, index=False)
     tables = {workspace.cycles: cycles, workspace.learning_curves: curves, workspace.label_efficiency: efficiency}
     workspace.active_learning_plots.mkdir()
     for path, table in (tables | plot_tables(curves, workspace.active_learning_plots)).items():
@@ -34,7 +34,7 @@ def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> N
     for path in tables:
         tracker.artifact(path)
     workspace.queried_images.mkdir()
-    for name in params.active_learning.functions:
+    for name in params.active_learning.compared_functions:
         gallery = workspace.queried_images / f"{name}.png"
         own_queries = queries[queries["acquisition"] == name]
         if len(own_queries):

@@ -18,7 +18,7 @@ from tasks.analysis.tables import join_parts
 from tasks.core.files import write_json, write_table
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
-from tasks.params import UNDEFENDED, Params
+from tasks.params import UNDEFENDED, Params, read_defence
 from tasks.records.tables import read_records
 from tasks.tracking import Tracker
 
@@ -29,7 +29,7 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     Writes one tidy table for each analysis, example images and the outcome of each claim of the study. Estimates have
     95 % intervals. Values that are not defined are NaN.
     """
-    records, data = read_records(workspace, params.benchmark), load_prepared(workspace)
+    records, data = read_records(workspace, params.selected_defences), load_prepared(workspace)
     tracker.dataset(workspace.prepare, "prepared", "analysis")
     context = build_context(workspace, params, data, records)
     tables = {
@@ -42,7 +42,7 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     embeddings = tables.pop("embeddings")
     plots = dvc_plot_tables(tables, context.headline_attack, params.analyze.eps)
     examples = example_arrays(context)
-    kinds = {name: params.defences[name].kind for name in params.benchmark}
+    kinds = {name: read_defence(workspace.defence_settings(name)).kind for name in params.selected_defences}
     claims = judge_claims(records, tables["features"], tables["detection"], kinds, params.analyze.eps, context.resample)
 
     workspace.analyze_plots.mkdir()
@@ -53,7 +53,7 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         write_table(table, workspace.analyze_plots / f"{name}.csv")
     embeddings.to_parquet(workspace.embeddings, index=False)
     np.savez_compressed(workspace.examples, allow_pickle=False, **examples)
-    write_json([asdict(claim) for claim in claims], workspace.verdict)
+    write_json([asdict(claim) for claim in claims], workspace.claims)
 
     area = tables["robustness_area"]
     curves = zip(area["target"], area["threat_model"], area["attack"], area["value"], strict=True)
@@ -68,10 +68,10 @@ def image_tables(context: AnalysisContext, params: Params) -> dict[str, pd.DataF
         f"{attack} on {surrogate} at eps {eps:g}": partial(perturbed_tables, context, surrogate, attack, eps)
         for surrogate in [UNDEFENDED, *context.extractor.purifiers]
         for attack in params.attack.attacks
-        for eps in params.attack.kept_eps
+        for eps in params.attack.analysed_eps
     } | {
         f"pgd that evades the detector {detector} at eps {eps:g}": partial(evasion_tables, context, detector, eps)
-        for eps in params.analyze.evasion.eps
+        for eps in params.analyze.detector_evasion.eps
         for detector in context.detectors
     }
     return join_parts([*clean_tables(context), *collect_in_threads(work, params.compute.threads)])

@@ -2,7 +2,7 @@
 
 from tasks.attacks.attack_run import AttackRun
 from tasks.core.workspace import Workspace
-from tasks.params import Params, RandomizedSmoothing
+from tasks.params import Params, RandomizedSmoothing, read_defence
 from tasks.tracking import Tracker
 
 
@@ -15,7 +15,7 @@ def attack_defence(workspace: Workspace, params: Params, tracker: Tracker, defen
     tracker.dataset(workspace.prepare, "prepared", "attack")
     run = AttackRun.load(workspace, params, defence)
     run.execute(workspace, tracker)
-    settings = params.defences[defence]
+    settings = read_defence(workspace.defence_settings(defence))
     if isinstance(settings, RandomizedSmoothing):
         from tasks.attacks.certification import certify_target
 

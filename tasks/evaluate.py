@@ -1,4 +1,4 @@
-"""Step ``evaluate``: accuracies, intervals, rates, checks and the ranking, from what attacks recorded alone."""
+"""Step ``evaluate``: accuracies with intervals, checks, and the comparison of targets, from the records alone."""
 
 import dataclasses
 import json
@@ -8,117 +8,117 @@ import pandas as pd
 
 from tasks.core.files import write_json, write_table
 from tasks.core.workspace import Workspace
-from tasks.evaluation.checks import Check, Evidence, run_checks
-from tasks.evaluation.comparison import benchmark_table, certified_table, minimal_eps_table, withstood, worst_case
+from tasks.evaluation.checks import CheckInputs, CheckResult, run_checks
+from tasks.evaluation.comparison import certified_accuracy_table, comparison_table, minimum_perturbation_table
 from tasks.evaluation.robustness import (
-    by_eps,
     clean_rows,
     confusion_table,
+    curve_table,
     curves_of,
     robustness_table,
-    smallest_eps_table,
+    search_table,
 )
-from tasks.params import UNDEFENDED, Params, Preprocessing
-from tasks.records.tables import read_certified, read_probes, read_records, read_smallest_eps
-from tasks.records.vocabulary import CLEAN, POINT
+from tasks.params import UNDEFENDED, Params, Preprocessing, read_defence
+from tasks.records.tables import read_certified_radii, read_diagnostics, read_minimum_eps, read_records
+from tasks.records.vocabulary import CLEAN, POINT, WORST_CASE
+from tasks.records.worst_case import worst_case_accuracy, worst_case_outcomes
 from tasks.tracking import Tracker
 
-HEADLINE = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
+CLEAN_METRICS = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
 
 
 def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Write the tables of robustness, the ranking, ``metrics.json``, plots' CSV files and the outcome of the checks."""
-    records, smallest = read_records(workspace, params.benchmark), read_smallest_eps(workspace, params.benchmark)
+    """Write the robustness tables, the checks, the comparison, ``metrics.json`` and the CSV files of the plots."""
+    defences = params.selected_defences
+    records, minimum_eps = read_records(workspace, defences), read_minimum_eps(workspace, defences)
     info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     classes, grid = info["classes"], sorted(set(records["eps"]))
     table = robustness_table(records, classes, classes.index(info["positive_class"]))
-    searched = smallest_eps_table(smallest, grid[1:], list(table.columns))
-    table = pd.concat([table, searched], ignore_index=True)
-
-    workspace.plots.mkdir()
-    write_table(table, workspace.robustness)
-    write_table(confusion_table(records, classes), workspace.confusion)
-    write_table(by_eps(table, "accuracy"), workspace.plots / "accuracy_by_eps.csv")
-    write_table(by_eps(table[table["mean_entropy"].notna()], "mean_entropy"), workspace.plots / "entropy_by_eps.csv")
-    clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
-    predictions = {"actual": clean["label"], "predicted": clean["prediction"]}
-    named = pd.DataFrame({name: labels.map(dict(enumerate(classes))) for name, labels in predictions.items()})
-    write_table(named, workspace.plots / "confusion.csv")
-
-    outcomes = withstood(records, smallest)
+    searches = search_table(minimum_eps, grid[1:], list(table.columns))
+    table = pd.concat([table, searches], ignore_index=True)
+    outcomes = worst_case_outcomes(records, minimum_eps)
+    costs = read_costs(workspace, params)
     tables = {
         "records": records,
-        "smallest": smallest,
-        "probes": read_probes(workspace, params.benchmark),
+        "minimum_eps": minimum_eps,
+        "diagnostics": read_diagnostics(workspace, defences),
         "table": table,
+        "outcomes": outcomes,
     }
-    costs = read_costs(workspace, params)
-    checks = run_checks(evidence_of(params, tables | {"withstood": outcomes}, costs), info["leakage"])
-    write_json([dataclasses.asdict(check) for check in checks], workspace.checks)
-    benchmark = benchmark_table(records, outcomes, costs.join(counts_of(checks)))
-    write_table(benchmark, workspace.benchmark)
-    write_table(minimal_eps_table(smallest), workspace.minimal_eps)
-    write_table(certified_table(read_certified(workspace, params.benchmark), grid), workspace.certified_accuracy)
-    metrics = headline(table, worst_case(outcomes))
-    write_json(metrics, workspace.metrics)
+    checks = run_checks(check_inputs(workspace, params, tables, costs), info["leakage"])
+    comparison = comparison_table(records, outcomes, costs.join(count_checks(checks)))
+    metrics = headline_metrics(table, worst_case_accuracy(outcomes))
 
-    for target, values in metrics["clean"].items():
-        prefix = "" if target == UNDEFENDED else f"{target}_"
-        tracker.metrics({f"clean/{prefix}{name}": value for name, value in values.items()})
-    tracker.tags({f"check.{check.key}{f'.{check.target}' if check.target else ''}": check.status for check in checks})
-    for (target, threat_model, attack), points in curves_of(table).items():
-        tracker.curve(
-            name=f"{target} {threat_model} {attack}",
-            tags={"target": target, "threat_model": threat_model, "attack": attack, "norm": points["norm"].iloc[-1]},
-            points=[(round(point["eps"] * 1000), _robust(point)) for _, point in points.iterrows()],
-        )
-    for of_points, points in benchmark.groupby(["target", "threat_model"], sort=False):
-        names = dict(zip(["target", "threat_model", "attack"], [*map(str, of_points), "worst"], strict=True))
-        found = {f"check.{check.key}": check.status for check in checks if check.target == names["target"]}
-        tags = {**names, "norm": str(table["norm"].iloc[0]), **found}
-        tracker.curve(" ".join(names.values()), tags, worst_points(points))
+    write_table(table, workspace.robustness)
+    write_table(confusion_table(records, classes), workspace.confusion)
+    write_table(comparison, workspace.comparison)
+    write_table(minimum_perturbation_table(minimum_eps), workspace.minimum_perturbation)
+    certified = read_certified_radii(workspace, defences)
+    write_table(certified_accuracy_table(certified, grid), workspace.certified_accuracy)
+    write_json([dataclasses.asdict(check) for check in checks], workspace.checks)
+    write_json(metrics, workspace.metrics)
+    workspace.plots.mkdir()
+    for metric in ("accuracy", "mean_entropy"):
+        write_table(curve_table(table[table[metric].notna()], metric), workspace.plots / f"{metric}_by_eps.csv")
+    write_table(clean_predictions(records, classes), workspace.plots / "confusion.csv")
+    track(tracker, table, comparison, checks, metrics)
     tracker.artifact(workspace.evaluate)
 
 
 def read_costs(workspace: Workspace, params: Params) -> pd.DataFrame:
-    """What a prediction of each target takes, by target."""
-    targets = [UNDEFENDED, *params.benchmark]
+    """Cost of one prediction of each target, by target."""
+    targets = [UNDEFENDED, *params.selected_defences]
     costs = {name: json.loads(workspace.cost(name).read_text(encoding="utf-8")) for name in targets}
     return pd.DataFrame.from_dict(costs, orient="index")
 
 
-def evidence_of(params: Params, tables: dict[str, pd.DataFrame], costs: pd.DataFrame) -> list[Evidence]:
-    """What the checks look at, of each target; image processing is known to be no defence."""
-    controls = {UNDEFENDED} | {name for name, row in params.defences.items() if isinstance(row, Preprocessing)}
-    outcomes = tables["withstood"]
+def check_inputs(
+    workspace: Workspace, params: Params, tables: dict[str, pd.DataFrame], costs: pd.DataFrame
+) -> list[CheckInputs]:
+    """The inputs of the checks, one for each target."""
+    outcomes = tables["outcomes"]
     return [
-        Evidence(
+        CheckInputs(
             name=name,
-            is_control=name in controls,
-            n_looks=int(costs["looks"][name]),
-            bare_withstood=outcomes[outcomes["target"] == UNDEFENDED],
+            is_positive_control=name == UNDEFENDED or is_broken_defence(workspace, name),
+            n_eot_samples=int(costs["n_eot_samples"][name]),
+            undefended_outcomes=outcomes[outcomes["target"] == UNDEFENDED],
             **{key: of_all[of_all["target"] == name] for key, of_all in tables.items()},
         )
-        for name in (UNDEFENDED, *params.benchmark)
+        for name in (UNDEFENDED, *params.selected_defences)
     ]
 
 
-def counts_of(checks: list[Check]) -> pd.DataFrame:
-    """How many checks of each target warn and fail: ``n_warn`` and ``n_fail``, by target."""
+def is_broken_defence(workspace: Workspace, defence: str) -> bool:
+    """Return whether a defence is known to be broken: image processing directly before the bare classifier."""
+    settings = read_defence(workspace.defence_settings(defence))
+    return isinstance(settings, Preprocessing) and settings.applied_before == "classifier"
+
+
+def count_checks(checks: list[CheckResult]) -> pd.DataFrame:
+    """Numbers of warnings and failures of each target: ``n_warn`` and ``n_fail``, by target."""
     statuses = pd.DataFrame([{"target": check.target, "status": check.status} for check in checks])
     counts = pd.crosstab(statuses["target"], statuses["status"]).reindex(columns=["WARN", "FAIL"], fill_value=0)
     return counts.rename(columns={"WARN": "n_warn", "FAIL": "n_fail"})
 
 
-def headline(table: pd.DataFrame, worst: pd.DataFrame) -> dict[str, Any]:
-    """What ``dvc metrics`` compares.
+def clean_predictions(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Actual and predicted class of each test image by the bare classifier, for the confusion matrix of DVC."""
+    clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
+    labels = {"actual": clean["label"], "predicted": clean["prediction"]}
+    return pd.DataFrame({name: numbers.map(dict(enumerate(classes))) for name, numbers in labels.items()})
 
-    ``clean.<target>.<metric>``, and the accuracy as ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where the
-    attack ``worst`` is for each image the one that breaks it.
+
+def headline_metrics(table: pd.DataFrame, worst_case: pd.DataFrame) -> dict[str, Any]:
+    """The metrics that ``dvc metrics`` compares.
+
+    ``clean.<target>.<metric>``, and the accuracy ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where
+    the attack ``worst_case`` stands for the strongest attack on each image.
     """
-    clean = clean_rows(table)[HEADLINE]
+    clean = clean_rows(table)[CLEAN_METRICS]
     robust: dict[str, Any] = {}
-    for row in pd.concat([table[table["attack"] != CLEAN], worst.assign(attack="worst")]).to_dict("records"):
+    attacked = pd.concat([table[table["attack"] != CLEAN], worst_case.assign(attack=WORST_CASE)])
+    for row in attacked.to_dict("records"):
         attacks = robust.setdefault(row["target"], {}).setdefault(row["threat_model"], {})
         attacks.setdefault(row["attack"], {})[f"eps_{row['eps']:g}"] = round(row["accuracy"], 6)
     return {
@@ -127,27 +127,50 @@ def headline(table: pd.DataFrame, worst: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def worst_points(points: pd.DataFrame) -> list[tuple[int, dict[str, float]]]:
-    """A target's accuracy in the worst case at every eps for the tracker, clean images and what it costs first."""
-    first = points.iloc[0]
-    clean = {f"robust/accuracy{bound}": float(first[f"clean_accuracy{bound}"]) for bound in ("", "_low", "_high")}
-    clean |= {f"cost/{name}": float(first[name]) for name in ("parameters", "multiply_adds")}
-    return [(0, clean)] + [
-        (
-            round(point["eps"] * 1000),
-            {f"robust/accuracy{bound}": float(point[f"accuracy{bound}"]) for bound in ("", "_low", "_high")},
+def track(
+    tracker: Tracker, table: pd.DataFrame, comparison: pd.DataFrame, checks: list[CheckResult], metrics: dict[str, Any]
+) -> None:
+    """Log metrics, the status of the checks, and one child run for each curve, all with the same metric keys."""
+    for target, values in metrics["clean"].items():
+        prefix = "" if target == UNDEFENDED else f"{target}_"
+        tracker.metrics({f"clean/{prefix}{name}": value for name, value in values.items()})
+    tracker.tags({f"check.{check.key}{f'.{check.target}' if check.target else ''}": check.status for check in checks})
+    for (target, threat_model, attack), points in curves_of(table).items():
+        tracker.curve(
+            name=f"{target} {threat_model} {attack}",
+            tags={"target": target, "threat_model": threat_model, "attack": attack, "norm": points["norm"].iloc[-1]},
+            points=[(round(point["eps"] * 1000), _curve_metrics(point)) for _, point in points.iterrows()],
         )
-        for _, point in points.sort_values("eps").iterrows()
-    ]
+    for names, points in comparison.groupby(["target", "threat_model"], sort=False):
+        curve = dict(zip(["target", "threat_model", "attack"], [*map(str, names), WORST_CASE], strict=True))
+        found = {f"check.{check.key}": check.status for check in checks if check.target == curve["target"]}
+        tags = {**curve, "norm": str(table["norm"].iloc[0]), **found}
+        tracker.curve(" ".join(curve.values()), tags, _worst_case_points(points))
 
 
-def _robust(point: Any) -> dict[str, float]:
-    """Metrics of one point of a curve, under the keys that all curves share; what is not defined there is left out."""
+def _curve_metrics(point: Any) -> dict[str, float]:
+    """Metrics of one point of a curve, under the keys that all curves share; NaN is left out."""
     return {
         f"robust/{name}": float(value)
         for name, value in point.items()
         if name not in {*POINT, "n", "n_clean_correct"} and not pd.isna(value)
     }
+
+
+def _worst_case_points(points: pd.DataFrame) -> list[tuple[int, dict[str, float]]]:
+    """Worst-case accuracy of a target at every eps; first (step 0) clean accuracy and cost."""
+    bounds = ("", "_low", "_high")
+    first = points.iloc[0]
+    clean = {f"robust/accuracy{bound}": float(first[f"clean_accuracy{bound}"]) for bound in bounds}
+    clean |= {f"cost/{name}": float(first[name]) for name in ("n_parameters", "multiply_adds")}
+    robust = [
+        (
+            round(point["eps"] * 1000),
+            {f"robust/accuracy{bound}": float(point[f"robust_accuracy{bound}"]) for bound in bounds},
+        )
+        for _, point in points.sort_values("eps").iterrows()
+    ]
+    return [(0, clean), *robust]
 
 
 if __name__ == "__main__":

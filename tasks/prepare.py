@@ -1,4 +1,4 @@
-"""Turn the raw images into one array of equal squares, and draw the split that every later step uses."""
+"""Convert the raw images to one array of square images, and draw the split that every later step uses."""
 
 import json
 import logging
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Write ``pixels.npy`` (uint8 ``(N, 1, H, W)``), ``split.parquet`` and ``dataset.json``.
+    """Write the images ``pixels.npy``, the split ``split.parquet``, and facts about both in ``dataset.json``.
 
     Raises:
-        ValueError: the split is impossible with these fractions and images.
+        ValueError: no split of these images has the required fractions.
     """
     import pandas as pd
 
@@ -33,16 +33,10 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         table["split"] = stratified_split(labels, *fractions, params.seed)
     else:
         table["split"] = grouped_split(labels, table["group"].to_numpy(), *fractions, params.seed)
-    leaked = leakage(table)
-    assert settings.split.strategy == "stratified" or not any(leaked.values()), leaked
+    leakage_fractions = leakage(table)
+    assert settings.split.strategy == "stratified" or not any(leakage_fractions.values()), leakage_fractions
 
-    side = settings.image_size
-    pixels = np.lib.format.open_memmap(workspace.pixels, mode="w+", dtype=np.uint8, shape=(len(table), 1, side, side))
-    for row, path in enumerate(table["path"]):
-        pixels[row, 0] = read_square(workspace.images / path, side)
-        if (row + 1) % 500 == 0:
-            log.info("prepared %d of %d images", row + 1, len(table))
-    pixels.flush()
+    _write_pixels(workspace, table["path"].tolist(), settings.image_size)
 
     n_images = {
         split: {name: int(((table["split"] == split) & (table["class"] == name)).sum()) for name in classes}
@@ -54,21 +48,32 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "is_phantom": source["is_phantom"],
         "classes": list(classes),
         "positive_class": params.acquire.positive_class,
-        "image_size": side,
+        "image_size": settings.image_size,
         "value_range": [0.0, 1.0],
         "strategy": settings.split.strategy,
         "n": len(table),
         "n_groups": int(table["group"].nunique()),
         "n_images": n_images,
-        "leakage": leaked,
+        "leakage": leakage_fractions,
     }
     table.to_parquet(workspace.split, index=False)
     workspace.dataset_info.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    log.info("%s split of %d images: %s; leakage %s", settings.split.strategy, len(table), n_images, leaked)
+    log.info("%s split of %d images: %s; leakage: %s", settings.split.strategy, len(table), n_images, leakage_fractions)
     tracker.dataset(workspace.prepare, source["name"], "prepared")
     tracker.metrics({f"data/n_{split}": sum(n_images[split].values()) for split in SPLITS})
-    tracker.metrics({f"leakage/{key}": value for key, value in leaked.items()})
+    tracker.metrics({f"leakage/{key}": value for key, value in leakage_fractions.items()})
+
+
+def _write_pixels(workspace: Workspace, paths: list[str], side: int) -> None:
+    """Write the images as one array, uint8 ``(N, 1, side, side)``, without holding all of them in memory."""
+    shape = (len(paths), 1, side, side)
+    pixels = np.lib.format.open_memmap(workspace.pixels, mode="w+", dtype=np.uint8, shape=shape)
+    for row, path in enumerate(paths):
+        pixels[row, 0] = read_square(workspace.images / path, side)
+        if (row + 1) % 500 == 0:
+            log.info("prepared %d of %d images", row + 1, len(paths))
+    pixels.flush()
 
 
 if __name__ == "__main__":

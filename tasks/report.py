@@ -31,7 +31,7 @@ def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     tracker.dataset(workspace.prepare, results.dataset_info["name"], "evaluation")
     # one eps keeps the table of runs narrow; metrics.json has all of them
     tracker.metrics(headline_metrics(results.metrics, headline.eps))
-    for path in (workspace.report_html, workspace.metrics, workspace.checks, workspace.benchmark):
+    for path in (workspace.report_html, workspace.metrics, workspace.checks, workspace.comparison):
         tracker.artifact(path)
     tracker.artifact(workspace.figures, "figures")
     tracker.artifact(workspace.data_docs, "data_docs")

@@ -67,7 +67,7 @@ def run_step(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the machine or its GPU is out of memory. Torch has several classes for it."""
+    """Return whether an error means that the machine or its GPU is out of memory. Torch has several classes for it."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("can't allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
     )
@@ -118,7 +118,7 @@ def log_to_stderr() -> None:
 
 
 def is_message(error: BaseException) -> bool:
-    """Whether an exception is a message for the user, and not an error inside a library, which needs a traceback.
+    """Return whether an exception is a message for the user. Errors inside a library need a traceback instead.
 
     OSError and MemoryError are messages: they name what the user has to change. Other exceptions are messages if a
     module of ``tasks`` raised them.

@@ -1,4 +1,4 @@
-"""Step ``train_autoencoder``: a denoising autoencoder, trained on noise and never on adversarial examples."""
+"""Step ``train_autoencoder``: train the denoising autoencoder on noise, without adversarial examples."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.models.autoencoder import build_autoencoder
-from tasks.models.compute import set_up
+from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
-from tasks.models.objectives import denoising
+from tasks.models.objectives import denoising_objective
 from tasks.models.seeding import build_seeded
 from tasks.models.training import fit
 from tasks.params import Params
@@ -16,9 +16,9 @@ from tasks.tracking import Tracker
 
 
 def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Train to give back the originals of noisy images; write the weights and the history."""
+    """Train on ``train``, keep the best epoch on ``validation``; write the weights and the history."""
     settings = params.train_autoencoder
-    device = set_up(params.compute)
+    device = configure_torch(params.compute)
     data = load_prepared(workspace)
     rows = {split: data.indices(split) for split in ("train", "validation")}
     tracker.dataset(workspace.prepare, "prepared", "training")
@@ -31,7 +31,7 @@ def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) ->
     )
     model, history = fit(
         build_seeded(lambda: build_autoencoder(settings.architecture), params.seed),
-        denoising(settings),
+        denoising_objective(settings),
         data.pixels,
         data.labels(),
         rows,

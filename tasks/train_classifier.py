@@ -1,4 +1,4 @@
-"""Step ``train_classifier``: a CNN, or any torchvision classifier, on the training slices."""
+"""Step ``train_classifier``: train the classifier, a small CNN or any torchvision classifier."""
 
 import math
 from typing import Any
@@ -9,9 +9,9 @@ from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.models.classifier import build_classifier
-from tasks.models.compute import set_up
+from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
-from tasks.models.objectives import classification
+from tasks.models.objectives import classification_objective
 from tasks.models.seeding import build_seeded
 from tasks.models.training import fit
 from tasks.params import Params
@@ -21,19 +21,19 @@ from tasks.tracking import Tracker
 def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Train on ``train``, keep the best epoch on ``validation``; write the weights and the history."""
     settings = params.train_classifier
-    device = set_up(params.compute)
+    device = configure_torch(params.compute)
     data = load_prepared(workspace)
     rows = {split: data.indices(split) for split in ("train", "validation")}
     tracker.dataset(workspace.prepare, "prepared", "training")
 
     mean, std = mean_and_std(data.pixels, rows["train"])
-    build: dict[str, Any] = {
+    build_arguments: dict[str, Any] = {
         "architecture": settings.architecture,
         "n_classes": len(data.classes),
         "mean": mean,
         "std": std,
     }
-    untrained = build_seeded(lambda: build_classifier(pretrained=settings.pretrained, **build), params.seed)
+    untrained = build_seeded(lambda: build_classifier(pretrained=settings.pretrained, **build_arguments), params.seed)
 
     checkpoints = Checkpoints(
         workspace.checkpoint_folder("train_classifier"),
@@ -43,7 +43,7 @@ def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> 
     )
     model, history = fit(
         untrained,
-        classification(settings.augmentation),
+        classification_objective(settings.augmentation),
         data.pixels,
         data.labels(),
         rows,
@@ -54,25 +54,25 @@ def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> 
         checkpoints,
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )
-    save_model(workspace.classifier, model, **build)
+    save_model(workspace.classifier, model, **build_arguments)
     history.to_csv(workspace.classifier_history, index=False)
     tracker.artifact(workspace.classifier_history)
     tracker.model("classifier", model, data.floats(np.arange(2)))
 
 
 def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
-    """Of all pixels of these images, in [0, 1]; one image after the other is read.
+    """Return mean and standard deviation of all pixels of some images, in [0, 1], without loading all images at once.
 
     Args:
         pixels: uint8 ``(N, 1, H, W)``, may be memory-mapped.
-        rows: which images, at least one.
+        rows: row numbers of the images, at least one.
     """
     counts = np.zeros(256, dtype=np.int64)
     for row in rows:
         counts += np.bincount(pixels[row].ravel(), minlength=256)
-    levels, shares = np.arange(256), counts / counts.sum()
+    levels, fractions = np.arange(256), counts / counts.sum()
     mean = float(levels @ counts / counts.sum())
-    return mean / 255, math.sqrt((levels - mean) ** 2 @ shares) / 255
+    return mean / 255, math.sqrt((levels - mean) ** 2 @ fractions) / 255
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Step ``train_defence``: what stands in front of the classifier, or takes its place, trained where it needs to be."""
+"""Step ``train_defence``: build one defence, and train its autoencoder or classifier if the defence needs it."""
 
 from typing import Any
 
+from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
-from tasks.models.files import build_of, copy_model
+from tasks.models.files import copy_model, load_build_arguments
 from tasks.params import (
     AdversarialTraining,
     Autoencoder,
@@ -23,90 +24,121 @@ from tasks.tracking import Tracker
 
 
 def train_defence(workspace: Workspace, params: Params, tracker: Tracker, defence: str) -> None:
-    """Write what a defence is made of: a purifier, a classifier or both, and the history of its training."""
+    """Write the purifier or the classifier of a defence, or both, its settings, and the history of its training."""
     settings = params.defences[defence]
+    write_json(settings.model_dump(mode="json"), workspace.defence_settings(defence))
     match settings:
         case Autoencoder():
             copy_model(workspace.autoencoder, workspace.purifier(defence))
         case Preprocessing():
-            steps = [step.model_dump(mode="json") for step in settings.steps]
-            assemble(workspace, defence, steps, settings.n_draws, settings.before == "autoencoder")
+            steps = [transform.model_dump(mode="json") for transform in settings.transforms]
+            has_autoencoder = settings.applied_before == "autoencoder"
+            save_preprocessing(workspace, defence, steps, settings.n_eot_samples, has_autoencoder)
         case RandomizedSmoothing():
-            assemble(workspace, defence, [{"method": "gaussian_noise", "std": settings.std}], settings.n_draws)
-            train(workspace, params, settings, tracker, defence)
+            steps = [{"kind": "gaussian_noise", "std": settings.std}]
+            save_preprocessing(workspace, defence, steps, settings.n_eot_samples)
+            train_networks(workspace, params, settings, tracker, defence)
         case FinetunedClassifier():
             copy_model(workspace.autoencoder, workspace.purifier(defence))
-            train(workspace, params, settings, tracker, defence)
+            train_networks(workspace, params, settings, tracker, defence)
         case _:
-            train(workspace, params, settings, tracker, defence)
+            train_networks(workspace, params, settings, tracker, defence)
 
 
-def assemble(
-    workspace: Workspace, defence: str, steps: list[dict[str, Any]], n_draws: int, before_autoencoder: bool = False
+def save_preprocessing(
+    workspace: Workspace,
+    defence: str,
+    steps: list[dict[str, Any]],
+    n_eot_samples: int,
+    has_autoencoder: bool = False,
 ) -> None:
-    """Write a purifier of image processing, with the study's autoencoder behind it if it is asked for."""
+    """Write a purifier of transforms, optionally followed by the autoencoder of ``train_autoencoder``.
+
+    Args:
+        workspace: where inputs are read and outputs written.
+        defence: name of the defence.
+        steps: transforms as in ``params.yaml``.
+        n_eot_samples: number of passes whose predictions are averaged; 1 if no transform is random.
+        has_autoencoder: append the autoencoder.
+    """
     from tasks.defences.preprocessing import build_purifier
     from tasks.models.autoencoder import build_autoencoder
     from tasks.models.files import load_model, save_model
     from tasks.models.seeding import build_seeded
 
-    architecture = build_of(workspace.autoencoder)["architecture"] if before_autoencoder else None
-    purifier = build_seeded(lambda: build_purifier(architecture, steps, n_draws))
+    architecture = load_build_arguments(workspace.autoencoder)["architecture"] if has_autoencoder else None
+    purifier = build_seeded(lambda: build_purifier(architecture, steps, n_eot_samples))
     if architecture:
         trained = load_model(workspace.autoencoder, build_autoencoder)
         purifier.get_submodule(str(len(steps))).load_state_dict(trained.state_dict())
-    save_model(workspace.purifier(defence), purifier, architecture=architecture, steps=steps, n_draws=n_draws)
+    save_model(
+        workspace.purifier(defence), purifier, architecture=architecture, steps=steps, n_eot_samples=n_eot_samples
+    )
 
 
-def train(workspace: Workspace, params: Params, settings: Defence, tracker: Tracker, defence: str) -> None:
-    """Train the autoencoder or the classifier of a defence, from what the steps before have trained."""
-    from tasks.attacks.adversarial_training import feature_guided, joint_training, retraining, robust_training
+def train_networks(workspace: Workspace, params: Params, settings: Defence, tracker: Tracker, defence: str) -> None:
+    """Train the autoencoder or the classifier of a defence and write it.
+
+    A classifier starts from the weights of ``train_classifier``. An autoencoder starts from those of
+    ``train_autoencoder`` if it has the same architecture, otherwise from random weights.
+    """
+    from tasks.attacks.adversarial_training import (
+        feature_guided_objective,
+        joint_training_objective,
+        retraining_objective,
+        robust_training_objective,
+    )
     from tasks.core.checkpoints import Checkpoints
     from tasks.dataset.prepared import load_prepared
     from tasks.models.autoencoder import build_autoencoder
     from tasks.models.classifier import build_classifier
-    from tasks.models.compute import set_up
+    from tasks.models.compute import configure_torch
     from tasks.models.files import load_model, save_model
-    from tasks.models.objectives import classification, denoising, noisy, purified
+    from tasks.models.objectives import (
+        classification_objective,
+        denoising_objective,
+        gaussian_noise_transform,
+        purified_noise_transform,
+    )
     from tasks.models.seeding import build_seeded
     from tasks.models.training import InputTransform, fit, no_transform
 
     assert not isinstance(settings, Autoencoder | Preprocessing)
-    device = set_up(params.compute)
+    device = configure_torch(params.compute)
     data = load_prepared(workspace)
     tracker.dataset(workspace.prepare, "prepared", "training")
 
     if isinstance(settings, TrainedAutoencoder):
-        path, build = workspace.purifier(defence), {"architecture": settings.architecture}
-        if build == build_of(workspace.autoencoder):
+        path, build_arguments = workspace.purifier(defence), {"architecture": settings.architecture}
+        if build_arguments == load_build_arguments(workspace.autoencoder):
             model = load_model(workspace.autoencoder, build_autoencoder)
         else:
             model = build_seeded(lambda: build_autoencoder(settings.architecture), params.seed)
     else:
-        path, build = workspace.defended_classifier(defence), build_of(workspace.classifier)
+        path, build_arguments = workspace.defended_classifier(defence), load_build_arguments(workspace.classifier)
         model = load_model(workspace.classifier, build_classifier)
 
-    noise, augmentation = params.train_autoencoder, params.train_classifier.augmentation
+    noise_settings, augmentation = params.train_autoencoder, params.train_classifier.augmentation
     classifier = load_model(workspace.classifier, build_classifier).to(device)
     autoencoder = load_model(workspace.autoencoder, build_autoencoder).to(device)
     input_transform: InputTransform = no_transform
     match settings:
         case DenoisingAutoencoder():
-            objective = denoising(noise)
+            objective = denoising_objective(noise_settings)
         case RetrainedAutoencoder():
-            objective = retraining(classifier, settings, noise)
+            objective = retraining_objective(classifier, settings, noise_settings)
         case FeatureGuidedAutoencoder():
-            objective = feature_guided(classifier, settings, noise)
+            objective = feature_guided_objective(classifier, settings, noise_settings)
         case JointAutoencoder():
-            objective = joint_training(classifier, settings, augmentation)
+            objective = joint_training_objective(classifier, settings, augmentation)
         case FinetunedClassifier():
-            input_transform = purified(autoencoder, noise)
-            objective = classification(augmentation, input_transform)
+            input_transform = purified_noise_transform(autoencoder, noise_settings)
+            objective = classification_objective(augmentation, input_transform)
         case RandomizedSmoothing():
-            input_transform = noisy(settings.std)
-            objective = classification(augmentation, input_transform)
+            input_transform = gaussian_noise_transform(settings.std)
+            objective = classification_objective(augmentation, input_transform)
         case AdversarialTraining() | Trades():
-            objective = robust_training(settings, augmentation)
+            objective = robust_training_objective(settings, augmentation)
 
     code = ("attacks/adversarial_training.py", "attacks/gradient", "dataset/prepared.py", "defences", "models")
     checkpoints = Checkpoints(
@@ -131,7 +163,7 @@ def train(workspace: Workspace, params: Params, settings: Defence, tracker: Trac
         autoencoder,
         input_transform=input_transform,
     )
-    save_model(path, trained, **build)
+    save_model(path, trained, **build_arguments)
     history.to_csv(workspace.defence_history(defence), index=False)
     tracker.artifact(workspace.defence_history(defence))
     tracker.model(defence, trained, data.floats(data.indices("train")[:2]))

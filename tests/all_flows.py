@@ -1,4 +1,4 @@
-"""Every flow of the project, found where it lies."""
+"""All flows of the project, found in the modules of ``flows/``."""
 
 import importlib
 import pkgutil
@@ -10,7 +10,7 @@ import flows
 
 
 def all_flows() -> dict[str, Flow[..., Any]]:
-    """By name; those that a module defines, not those that it imports."""
+    """Flows by name, each from the module that defines it."""
     modules = [importlib.import_module(f"flows.{module.name}") for module in pkgutil.iter_modules(flows.__path__)]
     return {
         flow.name: flow

@@ -86,16 +86,16 @@ def craft_by_art(
         descent = projected.ProjectedGradientDescentPyTorch(
             estimator,
             **common,
-            eps_step=settings.pgd.relative_step * radius,
+            eps_step=settings.pgd.relative_step_size * radius,
             max_iter=settings.pgd.n_steps,
-            num_random_init=min(settings.pgd.n_restarts, 1),
+            num_random_init=min(settings.pgd.n_random_starts, 1),
             verbose=False,
         )
         with numpy_seeded(seed):
             strongest = descent.generate(images, y=one_hot)
             # ART's own restarts keep images whose prediction changed, and so may correct a wrong prediction
             smallest = margin(estimator.predict(strongest), labels)
-            for _ in range(settings.pgd.n_restarts - 1):
+            for _ in range(settings.pgd.n_random_starts - 1):
                 candidate = descent.generate(images, y=one_hot)
                 margins = margin(estimator.predict(candidate), labels)
                 better = margins < smallest

@@ -16,7 +16,7 @@ from tests.conftest import with_overrides
 from tests.small_workspace import CLASSES, DEFENCES, SIDE, SMALL
 
 BUNDLE_PARAMS = SMALL | {
-    "benchmark": DEFENCES,
+    "selected_defences": DEFENCES,
     "acquire.classes": CLASSES,
     "acquire.positive_class": "left",
     "prepare.image_size": SIDE,
@@ -72,13 +72,14 @@ def write_results(
         low, high = map(float, wilson(n_correct, n))
         accuracy = {"accuracy": n_correct / n, "accuracy_low": low, "accuracy_high": high}
         clean[target] = accuracy
-        row = {"eps": eps, "rank": rank, "target": target, "n": n, **accuracy}
+        row = {"eps": eps, "rank": rank, "target": target, "n": n}
+        row |= {f"robust_{key}": value for key, value in accuracy.items()}
         rows += [{"threat_model": threat_model, **row} for threat_model in ("adaptive", "transfer")]
         for key in ("noise", "ball"):
             status = "FAIL" if key in failed else "PASS"
             checks.append({"target": target, "key": key, "status": status, "explanation": f"about {key}"})
             checks[-1] |= {"name": f"about {key}", "figure": 0.0}
     leakage = {"target": None, "key": "leakage", "name": "no leak", "figure": 0.1, "explanation": "some"}
-    write_table(pd.DataFrame(rows), workspace.benchmark)
+    write_table(pd.DataFrame(rows), workspace.comparison)
     write_json({"clean": clean, "robust": {}}, workspace.metrics)
     write_json([*checks, leakage | {"status": "WARN"}], workspace.checks)

@@ -21,7 +21,7 @@ from tasks.params import Params, parse_params
 
 LONGEST = ["test_pipeline.py", "test_audit.py", "test_page_in_browser.py", "test_report.py", "test_train_defence.py"]
 LONGEST += ["test_serving.py", "test_flow.py"]
-"""Files that begin first, so that none of them is still running alone when the others are through."""
+"""Files that start first: on several workers, the longest file must not be the last to start."""
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -60,6 +60,17 @@ def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copytree(small_workspace / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A toy workspace that ``dvc repro`` has brought up to date; tests must not change its parameters or outputs."""
+    from tests.test_pipeline import make_workspace, run
+
+    workspace = make_workspace(tmp_path_factory.mktemp("dvc") / "workspace")
+    run(workspace, "dvc", "repro")
+    yield workspace
+    shutil.rmtree(workspace)
 
 
 @pytest.fixture

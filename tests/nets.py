@@ -94,7 +94,7 @@ def assert_adversarial(batch: AttackBatch, found: MinimumEps) -> None:
 class RandomLabels(Linear):
     """The linear classifier, whose prediction is wrong in one of five draws, for any image."""
 
-    n_draws = 2
+    n_eot_samples = 2
 
     def __init__(self, model: Linear) -> None:
         super().__init__(model.weights.numpy(), float(model.bias))

@@ -59,11 +59,11 @@ class PlausibleAnalysis:
             workspace.resilience: self.resilience(),
             workspace.detection: self.detection(),
             workspace.roc: self.roc(),
-            workspace.gate: self.gate(),
+            workspace.rejection: self.gate(),
         }.items():
             pd.DataFrame(rows).to_csv(path, index=False)
         self.embeddings().to_parquet(workspace.embeddings)
-        workspace.verdict.write_text(json.dumps(self.claims()), encoding="utf-8")
+        workspace.claims.write_text(json.dumps(self.claims()), encoding="utf-8")
         np.savez_compressed(workspace.examples, **self.examples(np.load(workspace.pixels)))
 
     def estimate(self, value: float, width: float = 0.04) -> dict[str, float]:
@@ -287,22 +287,21 @@ class PlausibleAnalysis:
     def claims(self) -> list[dict[str, Any]]:
         n = len(self.images)
         common = {
-            "study": "they overlap in its pictures",
-            "rule": "holds below 0.7, when all of the interval lies there",
-            "elsewhere": {"0.25": "holds", "4": "does not hold"},
+            "study_result": "they overlap in its pictures",
+            "measure": "AUROC of the linear probe",
+            "rule": "holds below 0.7, if the whole 95 % interval is there",
+            "result_by_eps": {"0.25": "holds", "4": "does not hold"},
         }
+        measured = (
+            ("accuracy", "The accuracy is 93.23 %", "does not hold", (0.8, 0.75, 0.85, n)),
+            ("overlap", "Clean and adversarial features overlap", "holds", (0.55, 0.5, 0.6, n)),
+            ("restoration", "The autoencoder | does not help", "not significant", (0.7, 0.6, 0.8, n)),
+            ("retraining", "Retraining helps", "not tested", (None, None, None, None)),
+        )
         return [
-            {**common, "claim": claim, "figure": "AUROC of the linear probe", "outcome": outcome, **numbers}
-            for claim, outcome, numbers in (
-                ("The accuracy is 93.23 %", "does not hold", {"value": 0.8, "low": 0.75, "high": 0.85}),
-                ("Clean and adversarial features overlap", "holds", {"value": 0.55, "low": 0.5, "high": 0.6}),
-                (
-                    "The autoencoder | does not help",
-                    f"can't be told from {n} images",
-                    {"value": 0.7, "low": 0.6, "high": 0.8},
-                ),
-                ("Retraining would help", f"can't be told from {n} images", {"value": None, "low": None, "high": None}),
-            )
+            {**common, "key": key, "statement": statement, "result": result}
+            | dict(zip(("value", "low", "high", "n"), numbers, strict=True))
+            for key, statement, result, numbers in measured
         ]
 
     def examples(self, pixels: np.ndarray) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     """
     for step in ("validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate"):
         Workspace().step_folder(step).mkdir(parents=True)
-    for step, name in product(("train_defence", "attack_defence"), params.benchmark):
+    for step, name in product(("train_defence", "attack_defence"), params.selected_defences):
         Workspace().step_folder(step, name).mkdir(parents=True)
     n = N_TRAIN + N_TEST
     labels = np.arange(n) % len(CLASSES)
@@ -58,7 +58,13 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "class": names, "label": labels, "group": 0})
     table["near_duplicate_group"] = np.arange(n)
     sizes = {"width": 320 + np.arange(n), "height": 240, "mode": "L", "format": "PNG"}
-    looks = {"bytes": 5000, "mean": np.linspace(0.3, 0.6, n), "std": 0.2, "saturated": 0.0, "sha256": names}
+    looks = {
+        "file_size": 5000,
+        "mean": np.linspace(0.3, 0.6, n),
+        "std": 0.2,
+        "saturated_fraction": 0.0,
+        "sha256": names,
+    }
     manifest = table.assign(**sizes, **looks)
     manifest.to_parquet(Workspace().manifest)
     # the last image is new, another image has other pixels, and one image is missing
@@ -96,7 +102,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "validation_loss": [3.0, 1.5, 2]})
     history = history.assign(learning_rate=1e-3, best=[0, 1, 0])
     history.to_csv(Workspace().autoencoder_history, index=False)
-    if "retrained_autoencoder" in params.benchmark:
+    if "retrained_autoencoder" in params.selected_defences:
         history.to_csv(Workspace().defence_history("retrained_autoencoder"), index=False)
     accuracies = {"train_accuracy": [0.5, 0.6, 0.7], "validation_accuracy": [0.5, 0.875, 0.6]}
     history.assign(**accuracies).to_csv(Workspace().classifier_history, index=False)
@@ -105,13 +111,13 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     records = pa.concat_tables(
         records_of(rows, labels[rows], *curve, eps, n_correct)
         for curve, counts in CORRECT.items()
-        if curve[0] in (UNDEFENDED, *params.benchmark)
+        if curve[0] in (UNDEFENDED, *params.selected_defences)
         for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
     )
     write_attacks(records)
     evaluate(Workspace(), params, Tracker())
-    purifiers = params.benchmark if has_purifiers else ()
-    PlausibleAnalysis(EPS, CLASSES, rows, labels[rows], params.benchmark, purifiers).write()
+    purifiers = params.selected_defences if has_purifiers else ()
+    PlausibleAnalysis(EPS, CLASSES, rows, labels[rows], params.selected_defences, purifiers).write()
     write_learning(labels)
 
 
@@ -141,7 +147,7 @@ def empty_analysis() -> None:
     for path in Workspace().analyze.glob("*.csv"):
         pd.read_csv(path).iloc[:0].to_csv(path, index=False)
     pd.read_parquet(Workspace().embeddings).iloc[:0].to_parquet(Workspace().embeddings)
-    Workspace().verdict.write_text("[]", encoding="utf-8")
+    Workspace().claims.write_text("[]", encoding="utf-8")
 
 
 def records_of(

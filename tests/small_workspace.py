@@ -15,6 +15,7 @@ from tasks.core.workspace import Workspace
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
+from tests.conftest import VALUES
 
 CLASSES = ["none", "left", "right"]
 SIDE = 32
@@ -23,14 +24,14 @@ SMALL = {
     "compute.threads": 1,
     "compute.device": "cpu",
     "attack.eps": [0.5, 4],
-    "attack.keep_eps": [4],
+    "attack.saved_eps": [4],
     "analyze.eps": 4,
-    "analyze.evasion.eps": [],
+    "analyze.detector_evasion.eps": [],
     "attack.pgd.n_steps": 3,
     "attack.batch_size": 16,
     "attack.sweep.n_steps": 4,
     "attack.suite.n_steps": 3,
-    "attack.suite.n_queries": 10,
+    "attack.square.n_queries": 10,
 }
 
 
@@ -86,6 +87,8 @@ def make_small_workspace(folder: Path) -> None:
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.sub_(0.002 * gradient.sign())
     save_model(workspace.classifier, classifier, **build)
+    for defence in DEFENCES:
+        workspace.defence_settings(defence).write_text(json.dumps(VALUES["defences"][defence]))
     for path in (workspace.autoencoder, *map(workspace.purifier, DEFENCES)):
         save_model(path, autoencoder, architecture="plain")
         # each purifier has other weights

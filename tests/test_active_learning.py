@@ -22,15 +22,15 @@ from tests.small_workspace import SMALL
 
 LEARNING: dict[str, Any] = {
     "prepare.image_size": 32,
-    "active_learning.shrink": 2,
-    "active_learning.acquisition": ["entropy"],
+    "active_learning.downsampling_factor": 2,
+    "active_learning.acquisition_functions": ["entropy"],
     "active_learning.n_seeds": 2,
     "active_learning.n_cycles": 2,
     "active_learning.training.epochs": 2,
     "active_learning.warm_start_epochs": 1,
-    "active_learning.start.share": 0.25,
-    "active_learning.query": 0.2,
-    "active_learning.max_images": 12,
+    "active_learning.initial_set.fraction": 0.25,
+    "active_learning.query_fraction": 0.2,
+    "active_learning.max_attacked_images": 12,
     "active_learning.eps": 4,
     "acquire.classes": ["none", "left", "right"],
     "acquire.positive_class": "left",
@@ -83,7 +83,7 @@ def test_each_cycle_adds_one_query_and_all_functions_share_the_initial_cycle(par
 
 def test_accuracies_are_computed_from_the_saved_predictions(params: Callable[..., Params]) -> None:
     run(params())
-    cycles, predictions = pd.read_csv(Workspace().cycles), pd.read_parquet(Workspace().tested)
+    cycles, predictions = pd.read_csv(Workspace().cycles), pd.read_parquet(Workspace().test_predictions)
     assert (cycles["n_test"] == N_TEST).all()
     assert (cycles["n_attacked"] == 12).all()
     for _, row in cycles.iterrows():
@@ -144,7 +144,7 @@ def test_the_last_query_is_reduced_to_the_rest_of_the_budget(params: Callable[..
 
 
 def test_a_run_ends_when_the_pool_is_empty(params: Callable[..., Params]) -> None:
-    run(params(query=0.5, n_cycles=4, n_seeds=1))
+    run(params(query_fraction=0.5, n_cycles=4, n_seeds=1))
     cycles = pd.read_csv(Workspace().cycles)
     entropy_run = cycles[cycles["acquisition"] == "entropy"]
     assert list(entropy_run["n_labelled"]) == [14, 42, 56]
@@ -161,21 +161,24 @@ def test_the_labels_of_a_noisy_oracle_are_recorded(params: Callable[..., Params]
 
 
 def test_pseudo_labels_are_assigned_to_confident_predictions_only(params: Callable[..., Params]) -> None:
-    run(params(oracle={"kind": "pseudo", "confidence": 0.4}, n_seeds=1))
+    run(params(oracle={"kind": "pseudo_label", "confidence_threshold": 0.4}, n_seeds=1))
     queries = pd.read_parquet(Workspace().queries)
     assert (queries["confidence"] >= 0.4).all()
     assert (queries["told"] == queries["predicted"]).all()
 
 
 def test_a_confidence_that_no_prediction_reaches_is_an_error(params: Callable[..., Params]) -> None:
-    with pytest.raises(ValueError, match=r"active_learning.oracle.confidence is too high.*: 0.999999\..*Lower it"):
-        run(params(oracle={"kind": "pseudo", "confidence": 0.999999}, n_seeds=1))
+    with pytest.raises(
+        ValueError,
+        match=r"active_learning.oracle.confidence_threshold 0.999999: no prediction .* reached it.* Lower it",
+    ):
+        run(params(oracle={"kind": "pseudo_label", "confidence_threshold": 0.999999}, n_seeds=1))
 
 
 def test_an_initial_set_of_all_training_images_is_an_error(params: Callable[..., Params]) -> None:
     pd.read_parquet(Workspace().split).assign(group=0).to_parquet(Workspace().split)
-    with pytest.raises(ValueError, match=r"active_learning.start leaves no image in the pool: 56 of 56 .* Lower"):
-        run(params(start={"selection": "grouped", "share": 0.25}))
+    with pytest.raises(ValueError, match=r"active_learning.initial_set leaves no image in the pool: all 56 .* Lower"):
+        run(params(initial_set={"strategy": "grouped", "fraction": 0.25}))
 
 
 def test_adversarial_copies_of_queried_images_are_added_to_the_training(
@@ -189,7 +192,7 @@ def test_adversarial_copies_of_queried_images_are_added_to_the_training(
         return train(self, pixels, labels, *others)
 
     monkeypatch.setattr(Learner, "train", recorded)
-    run(params(adversarial_copies=True, n_seeds=1, n_cycles=2))
+    run(params(adversarial_augmentation=True, n_seeds=1, n_cycles=2))
     initial, first, second = trained[:3]
     assert [len(labels) for _, labels in (initial, first, second)] == [14, 14 + 2 * 11, 14 + 4 * 11]
     originals, copies = second[0][14:36], second[0][36:]
@@ -221,15 +224,18 @@ def test_each_acquisition_function_is_tracked_as_a_curve_over_its_cycles_with_a_
     assert [metrics["learning/clean_accuracy"] for _, metrics in points] == pytest.approx(list(clean))
     assert "efficiency/clean_area_gain" in points[0][1]
     plot = pd.read_csv(Workspace().active_learning_plots / "clean_accuracy.csv")
-    assert list(plot) == ["n_labelled", "entropy", "random"]
-    assert list(plot["entropy"]) == pytest.approx(list(clean))
+    assert list(plot) == ["curve", "n_labelled", "value"]
+    assert list(plot["curve"].drop_duplicates()) == ["random", "entropy"]
+    of_entropy = plot[plot["curve"] == "entropy"]
+    assert list(of_entropy["n_labelled"]) == [N_INITIAL, N_INITIAL + N_QUERY, N_INITIAL + 2 * N_QUERY]
+    assert list(of_entropy["value"]) == pytest.approx(list(clean))
 
 
 def test_a_grouped_initial_set_has_whole_groups_and_every_class(params: Callable[..., Params]) -> None:
     table = pd.read_parquet(Workspace().split).assign(group=np.arange(96) // 8)
     table.to_parquet(Workspace().split)
     data = load_prepared(Workspace())
-    settings = params(start={"selection": "grouped", "share": 0.2}).active_learning
+    settings = params(initial_set={"strategy": "grouped", "fraction": 0.2}).active_learning
     train = data.indices("train")
     rows = choose_initial_set(data, train, settings, 3)
     groups = data.table["group"].to_numpy()
@@ -243,12 +249,14 @@ def test_an_architecture_that_does_not_accept_the_downsampled_images_is_an_error
     params_with: Callable[..., Params],
 ) -> None:
     settings = params_with(SMALL | LEARNING | {"train_classifier.architecture": "alexnet"})
-    with pytest.raises(ValueError, match=r"'alexnet' does not accept .* active_learning.shrink 2: 16 x 16 pixels"):
+    with pytest.raises(
+        ValueError, match=r"'alexnet' does not accept .* active_learning.downsampling_factor 2: 16 x 16 pixels"
+    ):
         run(settings)
 
 
 def test_training_does_not_depend_on_torchs_global_generator(params: Callable[..., Params]) -> None:
-    settings = params(n_seeds=1, n_cycles=1, acquisition=["bald"])
+    settings = params(n_seeds=1, n_cycles=1, acquisition_functions=["bald"])
     run_step(active_learning, Workspace(), settings)
     expected = outputs()
     train = Learner.train
@@ -272,14 +280,32 @@ def test_downsampling_averages_squares_of_pixels() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"acquisition": ["entropy", "entropy"]}, "acquisition must not repeat"),
-        ({"acquisition": ["bald"], "dropout": 0.0}, "dropout must be above 0"),
-        ({"shrink": 3}, "active_learning.shrink"),
-        ({"start": {"selection": "stratified", "share": 0.7}, "query": 0.5}, "more than all training images"),
-        ({"oracle": {"kind": "noisy", "error_rate": {"left": 0.1}}}, "a rate for each of acquire.classes"),
-        ({"oracle": {"kind": "pseudo", "confidence": 1.0}}, "active_learning.oracle.confidence"),
-        ({"adversarial_copies": True, "eps": 0.25}, "active_learning.adversarial_copies are kept in 8 bits"),
-        ({"max_images": 2}, "active_learning.max_images: 2 images can't stand for 3 classes"),
+        (
+            {"acquisition_functions": ["entropy", "entropy"]},
+            r"active_learning: acquisition_functions \['entropy', 'entropy'\] must not repeat a name",
+        ),
+        ({"acquisition_functions": ["bald"], "dropout": 0.0}, "active_learning: dropout must be above 0"),
+        ({"downsampling_factor": 3}, "active_learning.downsampling_factor"),
+        (
+            {"initial_set": {"strategy": "stratified", "fraction": 0.7}, "query_fraction": 0.5},
+            "active_learning: initial_set.fraction 0.7 and query_fraction 0.5 together must be at most 1",
+        ),
+        (
+            {"oracle": {"kind": "noisy", "error_rate": {"left": 0.1}}},
+            r"active_learning.oracle.error_rate has the classes \['left'\]; exactly those of acquire.classes",
+        ),
+        (
+            {"oracle": {"kind": "pseudo_label", "confidence_threshold": 1.0}},
+            "active_learning.oracle.confidence_threshold",
+        ),
+        (
+            {"adversarial_augmentation": True, "eps": 0.25},
+            "active_learning.adversarial_augmentation needs .* a whole number .* copies have 8 bits; got linf and 0.25",
+        ),
+        (
+            {"max_attacked_images": 2},
+            "active_learning.max_attacked_images 2: at least one image of each of the 3 classes is needed, or 0",
+        ),
     ],
 )
 def test_invalid_settings_are_an_error_that_names_the_parameter(

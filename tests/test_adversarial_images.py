@@ -111,5 +111,5 @@ def test_merging_parts_gives_the_arrays_of_all_images_in_the_order_of_the_parts(
 
 
 def test_the_error_about_missing_perturbations_names_the_parameter(workspace: Workspace) -> None:
-    with pytest.raises(FileNotFoundError, match=r"attack/.*/pgd-eps4.npz not found: add 4 to attack.keep_eps"):
+    with pytest.raises(FileNotFoundError, match=r"attack/.*/pgd-eps4.npz not found: add 4 to attack.saved_eps"):
         load_perturbations(workspace, prepared(), "undefended", "pgd", 4.0)

@@ -27,10 +27,10 @@ from tests.conftest import with_overrides
 from tests.small_workspace import DEFENCES, SMALL
 
 OVERRIDES = SMALL | {
-    "benchmark": DEFENCES,
-    "attack.keep_eps": [],
+    "selected_defences": DEFENCES,
+    "attack.saved_eps": [],
     "analyze.n_resamples": 100,
-    "analyze.evasion": {"eps": [4], "n_steps": 20, "max_images": 0},
+    "analyze.detector_evasion": {"eps": [4], "n_steps": 20, "max_images": 0},
 }
 POINT = ["target", "threat_model", "attack", "eps"]
 
@@ -138,7 +138,9 @@ def test_an_adaptive_attack_lowers_detection(analysed: Workspace) -> None:
 def test_the_number_of_images_for_adaptive_attacks_on_detectors_can_be_limited(
     writable: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    run_analyze(writable, params_with(OVERRIDES | {"analyze.evasion": {"eps": [4], "n_steps": 1, "max_images": 12}}))
+    run_analyze(
+        writable, params_with(OVERRIDES | {"analyze.detector_evasion": {"eps": [4], "n_steps": 1, "max_images": 12}})
+    )
     detection = pd.read_csv(writable.detection)
     assert set(detection["n"][detection["attack"] == "pgd and detector"]) == {12}
     assert set(detection["n"][detection["attack"] == "pgd"]) == {32}
@@ -177,18 +179,18 @@ def test_examples_show_every_class_clean_adversarial_and_denoised(analysed: Work
             assert 0 <= examples[name].min() <= examples[name].max() <= 1
 
 
-def test_every_claim_has_an_outcome(analysed: Workspace) -> None:
-    claims = json.loads(analysed.verdict.read_text(encoding="utf-8"))
+def test_every_claim_has_a_result(analysed: Workspace) -> None:
+    claims = json.loads(analysed.claims.read_text(encoding="utf-8"))
     assert len(claims) >= 7
     for claim in claims:
-        assert claim["outcome"] in {"holds", "does not hold"} or claim["outcome"].startswith("can't be told ")
+        assert claim["result"] in {"holds", "does not hold", "not significant", "not tested"}
 
 
 def test_missing_perturbations_raise_an_error_that_names_the_file_and_the_step(
     writable: Workspace, params_with: Callable[..., Params]
 ) -> None:
     writable.perturbation_file("autoencoder", "pgd", 4).unlink()
-    with pytest.raises(FileNotFoundError, match=r"pgd-eps4.npz not found.*attack.keep_eps.*attack_defence@auto"):
+    with pytest.raises(FileNotFoundError, match=r"pgd-eps4.npz not found.*attack.saved_eps.*attack_defence@auto"):
         run_analyze(writable, params_with(OVERRIDES))
 
 

@@ -27,7 +27,7 @@ from tasks.models.files import save_model
 from tasks.params import Params
 from tasks.records.adversarial_images import load_perturbations
 from tasks.records.scores import entropy, margin
-from tasks.records.tables import read_records, read_smallest_eps
+from tasks.records.tables import read_minimum_eps, read_records
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
 from tests.conftest import ROOT
@@ -50,7 +50,7 @@ def run(workspace: Workspace, params: Params) -> dict[str, bytes]:
         shutil.rmtree(folder, ignore_errors=True)
     workspace.attack.mkdir()
     attack(workspace, params, Tracker())
-    for defence in params.benchmark:
+    for defence in params.selected_defences:
         workspace.step_folder("attack_defence", defence).mkdir(parents=True)
         attack_defence(workspace, params, Tracker(), defence)
     shutil.rmtree(workspace.root / "checkpoints")
@@ -154,19 +154,19 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
     files = run(workspace, params_with(SMALL))
     assert sorted(files) == [
         "attack/cost.json",
+        "attack/diagnostics.parquet",
+        "attack/minimum_eps.parquet",
         "attack/perturbations/fgsm-eps0.5.npz",
         "attack/perturbations/fgsm-eps4.npz",
         "attack/perturbations/pgd-eps0.5.npz",
         "attack/perturbations/pgd-eps4.npz",
-        "attack/probes.parquet",
         "attack/records.parquet",
-        "attack/smallest_eps.parquet",
         "attack_defence/autoencoder/cost.json",
+        "attack_defence/autoencoder/diagnostics.parquet",
+        "attack_defence/autoencoder/minimum_eps.parquet",
         "attack_defence/autoencoder/perturbations/fgsm-eps4.npz",
         "attack_defence/autoencoder/perturbations/pgd-eps4.npz",
-        "attack_defence/autoencoder/probes.parquet",
         "attack_defence/autoencoder/records.parquet",
-        "attack_defence/autoencoder/smallest_eps.parquet",
     ]
     records = read_records(workspace, DEFENCES)
     points = ["target", "threat_model", "attack", "eps"]
@@ -247,42 +247,42 @@ def test_bfloat16_changes_the_sweep_alone_and_hardly_its_results(
     workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     exact = run(workspace, params_with(SMALL))
-    smallest = read_smallest_eps(workspace, DEFENCES)
+    smallest = read_minimum_eps(workspace, DEFENCES)
     reduced = run(workspace, params_with(SMALL | {"compute.precision": "bfloat16"}))
     same = {name for name in exact if exact[name] == reduced[name]}
-    assert {name for name in exact if name.endswith(("records.parquet", ".npz", "probes.parquet"))} <= same
-    both = smallest.merge(read_smallest_eps(workspace, DEFENCES), on=["target", "attack", "image"])
+    assert {name for name in exact if name.endswith(("records.parquet", ".npz", "diagnostics.parquet"))} <= same
+    both = smallest.merge(read_minimum_eps(workspace, DEFENCES), on=["target", "attack", "image"])
     assert len(both) == len(smallest)
     from_sweep = both[both["attack"] == "sweep"]
-    assert (from_sweep["smallest_eps_x"] == from_sweep["smallest_eps_y"]).mean() > 0.95
-    assert (from_sweep["minimal_eps_x"] != from_sweep["minimal_eps_y"]).any()
+    assert (from_sweep["minimum_eps_x"] == from_sweep["minimum_eps_y"]).mean() > 0.95
+    assert (from_sweep["minimum_perturbation_x"] != from_sweep["minimum_perturbation_y"]).any()
 
 
-def test_the_smallest_eps_is_consistent_with_the_records_of_the_attacks(
+def test_the_minimum_eps_is_consistent_with_the_records_of_the_attacks(
     workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     run(workspace, params_with(SMALL | {"attack.sweep.n_steps": 10}))
-    records, smallest = read_records(workspace, DEFENCES), read_smallest_eps(workspace, DEFENCES)
+    records, smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
     searches = {attack: of.set_index(["target", "image"]) for attack, of in smallest.groupby("attack", sort=False)}
     assert {attack: set(of["threat_model"]) for attack, of in searches.items()} == {
         "sweep": {"adaptive"},
         "suite": {"adaptive"},
         "square": {"black_box"},
     }
-    found = searches["sweep"]["smallest_eps"]
+    found = searches["sweep"]["minimum_eps"]
     assert set(found.unique()) <= {0.0, 0.5, 4.0, np.inf}
     clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
     assert ((found == 0) == ~clean.loc[found.index]).all()
     adaptive = records[(records["threat_model"] == "adaptive") & ~records["correct"]]
     broken = adaptive.groupby(["target", "image"])["eps"].min()
     suite = searches["suite"]
-    assert (suite["smallest_eps"] <= found).all()
-    same = suite["smallest_eps"] == found
+    assert (suite["minimum_eps"] <= found).all()
+    same = suite["minimum_eps"] == found
     assert (suite.loc[same, "found_by"] == "sweep").all()
     assert suite.loc[~same, "found_by"].isin(["apgd_ce", "apgd_margin", "apgd_dlr", "deepfool"]).all()
-    assert ((searches["square"]["smallest_eps"] == 0) == (found == 0)).all()
+    assert ((searches["square"]["minimum_eps"] == 0) == (found == 0)).all()
     for of in searches.values():
-        minimal, smallest_of_grid = of["minimal_eps"], of["smallest_eps"]
+        minimal, smallest_of_grid = of["minimum_perturbation"], of["minimum_eps"]
         assert (minimal <= smallest_of_grid + 1e-3).all()
         assert ((minimal == 0) == (smallest_of_grid == 0)).all()
         assert (np.isinf(minimal) == np.isinf(smallest_of_grid)).all()
@@ -290,7 +290,7 @@ def test_the_smallest_eps_is_consistent_with_the_records_of_the_attacks(
         in_grid = (smallest_of_grid > 0) & np.isfinite(smallest_of_grid)
         assert in_grid.any()
         assert (minimal < smallest_of_grid)[in_grid].mean() > 0.5
-    assert (suite["minimal_eps"] <= searches["sweep"]["minimal_eps"]).all()
+    assert (suite["minimum_perturbation"] <= searches["sweep"]["minimum_perturbation"]).all()
     # the sweep has three times the steps
     assert (found.loc[broken.index] <= broken)[found.loc[broken.index] > 0].mean() > 0.95
     assert 0 < (found > 4).mean() < 1
@@ -361,7 +361,7 @@ def test_clean_records_cover_every_test_image_if_only_some_are_attacked(
         ({"seed": 1}, 0),
         # clean predictions and the three searches of two parts do not depend on it
         ({"attack.pgd.n_steps": 4}, 7),
-        ({"attack.norm": "l2", "attack.suite.n_queries": 0}, 0),
+        ({"attack.norm": "l2", "attack.square.n_queries": 0}, 0),
         # clean predictions are of all test images
         ({"attack.max_images": 16}, 1),
     ],
@@ -410,9 +410,9 @@ def test_checkpoints_of_an_interrupted_run_with_fewer_attacks_are_used(
 
 def test_the_batch_size_does_not_change_predictions(workspace: Workspace, params_with: Callable[..., Params]) -> None:
     run(workspace, params_with(SMALL))
-    records, smallest = read_records(workspace, DEFENCES), read_smallest_eps(workspace, DEFENCES)
+    records, smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
     run(workspace, params_with(SMALL | {"attack.batch_size": 3}))
-    others, others_smallest = read_records(workspace, DEFENCES), read_smallest_eps(workspace, DEFENCES)
+    others, others_smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
     assert (records["image"] == others["image"]).all()
     assert (records["prediction"] == others["prediction"]).all()
     assert records["margin"].to_numpy() == pytest.approx(others["margin"].to_numpy(), abs=1e-3)
@@ -423,7 +423,7 @@ def test_the_batch_size_does_not_change_predictions(workspace: Workspace, params
 def test_l2_perturbations_lie_in_their_ball(workspace: Workspace, params_with: Callable[..., Params]) -> None:
     run(
         workspace,
-        params_with(SMALL | {"attack.norm": "l2", "attack.suite.n_queries": 0, "attack.suite.n_label_queries": 60}),
+        params_with(SMALL | {"attack.norm": "l2", "attack.square.n_queries": 0, "attack.hop_skip_jump.n_queries": 60}),
     )
     records = read_records(workspace, DEFENCES)
     attacked = records[records["attack"] != "clean"]
@@ -438,7 +438,7 @@ def test_the_error_about_nan_weights_names_the_target(workspace: Workspace, para
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
     save_model(workspace.classifier, broken, **build)
-    with pytest.raises(ValueError, match=r"32 of 32 images have logits that are not finite.* target undefended"):
+    with pytest.raises(ValueError, match=r"32 of 32 images have logits that are not finite.*target undefended"):
         run(workspace, params_with(SMALL))
 
 
@@ -490,26 +490,26 @@ def test_perturbations_of_other_images_are_not_transferred(
 
 
 def test_hop_skip_jump_attacks_the_chosen_images(workspace: Workspace, params_with: Callable[..., Params]) -> None:
-    few = {"attack.suite.n_label_queries": 100, "attack.suite.max_label_images": 6, "attack.eps": [4, 16]}
+    few = {"attack.hop_skip_jump.n_queries": 100, "attack.hop_skip_jump.max_images": 6, "attack.eps": [4, 16]}
     run(workspace, params_with(SMALL | few))
-    smallest = read_smallest_eps(workspace, DEFENCES)
+    smallest = read_minimum_eps(workspace, DEFENCES)
     for _, of_target in smallest.groupby("target"):
         hop_skip_jump = of_target[of_target["attack"] == "hop_skip_jump"].set_index("image")
         assert len(hop_skip_jump) == 6
         assert set(hop_skip_jump["threat_model"]) == {"black_box"}
         suite = of_target[of_target["attack"] == "suite"].set_index("image").loc[hop_skip_jump.index]
-        assert ((hop_skip_jump["smallest_eps"] == 0) == (suite["smallest_eps"] == 0)).all()
+        assert ((hop_skip_jump["minimum_eps"] == 0) == (suite["minimum_eps"] == 0)).all()
 
 
 def test_a_random_defence_gives_the_same_bytes_twice(workspace: Workspace, params_with: Callable[..., Params]) -> None:
     params = params_with(
         SMALL
         | {
-            "benchmark": ["autoencoder", "noise"],
-            "defences.noise.n_draws": 2,
+            "selected_defences": ["autoencoder", "noise"],
+            "defences.noise.n_eot_samples": 2,
             "attack.eps": [4],
             "attack.max_images": 8,
-            "attack.suite.n_label_queries": 60,
+            "attack.hop_skip_jump.n_queries": 60,
             "attack.batch_size": 4,
         }
     )

@@ -171,13 +171,13 @@ def test_parameters_of_the_networks_come_from_the_model_and_all_others_from_para
         update={
             "train_classifier": now.train_classifier.model_copy(update={"epochs": 7}),
             "attack": now.attack.model_copy(update={"eps": (4.0, 6.0)}),
-            "benchmark": ("autoencoder",),
+            "selected_defences": ("autoencoder",),
         }
     )
     audit = set_up_audit(workspace, model, bundle, audited, changed)
     assert audit.params.train_classifier == now.train_classifier
     assert audit.params.attack.eps == (4, 6)
-    assert audit.params.benchmark == ("autoencoder", TARGET)
+    assert audit.params.selected_defences == ("autoencoder", TARGET)
     assert load_params(audited.params_file) == audit.params
 
 

@@ -21,9 +21,9 @@ from tests.small_workspace import SIDE, SMALL
 SMOOTHED = SMALL | {
     "attack.eps": [4],
     "attack.max_images": 12,
-    "benchmark": ["autoencoder", "randomized_smoothing"],
+    "selected_defences": ["autoencoder", "randomized_smoothing"],
     "defences.randomized_smoothing.std": 0.05,
-    "defences.randomized_smoothing.n_draws": 2,
+    "defences.randomized_smoothing.n_eot_samples": 2,
     "defences.randomized_smoothing.training.epochs": 2,
     "defences.randomized_smoothing.certification.n_samples": 100,
     "defences.randomized_smoothing.certification.max_images": 8,
@@ -52,7 +52,7 @@ def test_radii_of_a_linear_classifier_equal_the_distances_of_the_boundary(params
     n_samples = 10_000
     changes = {
         "defences.randomized_smoothing.std": 0.2,
-        "defences.randomized_smoothing.n_draws": 200,
+        "defences.randomized_smoothing.n_eot_samples": 200,
         "defences.randomized_smoothing.certification.n_samples": n_samples,
     }
     images = np.full((4, 1, 2, 2), 0.5, dtype=np.float32)
@@ -73,7 +73,7 @@ def test_the_radius_is_bounded_by_the_number_of_samples(params_with: Callable[..
     classes, radii = certified(FirstPixel(), images, 2, settings, [0])
     assert classes.tolist() == [1]
     # if all of n samples agree, the probability is at least failure ** (1 / n)
-    lowest = settings.certification.failure ** (1 / settings.certification.n_samples)
+    lowest = settings.certification.alpha ** (1 / settings.certification.n_samples)
     assert radii[0] == pytest.approx(0.05 * norm.ppf(lowest), rel=1e-6)
 
 
@@ -106,11 +106,11 @@ def test_the_step_certifies_some_of_the_attacked_images(
         workspace.step_folder(step, "randomized_smoothing").mkdir(parents=True)
     train_defence(workspace, params, Tracker(), "randomized_smoothing")
     attack_defence(workspace, params, Tracker(), "randomized_smoothing")
-    first = workspace.certified("randomized_smoothing").read_bytes()
-    found = pd.read_parquet(workspace.certified("randomized_smoothing"))
+    first = workspace.certified_radii("randomized_smoothing").read_bytes()
+    found = pd.read_parquet(workspace.certified_radii("randomized_smoothing"))
     assert list(found) == ["image", "path", "label", "target", "prediction", "certified_eps"]
     assert len(found) == 8
-    attacked = pd.read_parquet(workspace.smallest_eps("randomized_smoothing"))["image"]
+    attacked = pd.read_parquet(workspace.minimum_eps("randomized_smoothing"))["image"]
     assert set(found["image"]) < set(attacked)
     assert found["prediction"].isin([-1, 0, 1, 2]).all()
     assert ((found["certified_eps"] == 0) == (found["prediction"] == ABSTAIN)).all()
@@ -119,4 +119,4 @@ def test_the_step_certifies_some_of_the_attacked_images(
     assert (found["certified_eps"] <= 0.05 * norm.ppf(0.001 ** (1 / 100)) * 255 / SIDE + 1e-6).all()
 
     attack_defence(workspace, params, Tracker(), "randomized_smoothing")
-    assert workspace.certified("randomized_smoothing").read_bytes() == first
+    assert workspace.certified_radii("randomized_smoothing").read_bytes() == first

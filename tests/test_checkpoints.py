@@ -145,15 +145,15 @@ class TestCode:
 
 BASE: dict[str, Any] = {
     # a search without queries has no checkpoints
-    "attack.suite.n_label_queries": 30,
+    "attack.hop_skip_jump.n_queries": 30,
 }
 NEEDED: dict[str, dict[str, Any]] = {
-    "attack.norm": {"attack.suite.n_queries": 0},
+    "attack.norm": {"attack.square.n_queries": 0},
     "train_classifier.pretrained": {"train_classifier.architecture": "resnet18"},
 }
 """Parameter -> other parameters that must have these values before it can change."""
 ONE_VALUE = {
-    "defences.trades.adversary.pgd.n_restarts",
+    "defences.trades.adversary.pgd.n_random_starts",
     # the list of defences must include one of this kind
     "defences.autoencoder.kind",
 }
@@ -229,7 +229,7 @@ def other_sections(parents: list[str]) -> list[dict[str, Any]]:
         own = VALUES["defences"][parents[1]]["kind"]
         return [section for section in VALUES["defences"].values() if section["kind"] != own]
     assert parents == ["active_learning", "oracle"], parents
-    return [{"kind": "pseudo", "confidence": 0.9}]
+    return [{"kind": "pseudo_label", "confidence_threshold": 0.9}]
 
 
 def parameters_of_stage(step: str, defence: str | None) -> list[str]:
@@ -391,16 +391,39 @@ def test_no_checkpoint_of_an_attack_with_another_seed_norm_grid_or_precision_is_
     assert not before & after
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"defences.noise.n_eot_samples": 5}, {"defences.noise.transforms": [{"kind": "gaussian_noise", "std": 0.03}]}],
+    ids=["n_eot_samples", "std"],
+)
+def test_no_checkpoint_of_an_attack_on_a_defence_with_other_settings_is_used(
+    change: dict[str, Any],
+    workspace: Workspace,
+    paths_of_parts: Callable[[Params, str], set[Path]],
+    params_with: Callable[..., Params],
+) -> None:
+    found = []
+    for overrides in ({}, change):
+        params = params_with(SMALL | overrides)
+        train_noise(workspace, params)
+        found.append(paths_of_parts(params, "noise"))
+    before, after = found
+    assert len(before) > 5
+    assert not before & after
+
+
 def train_noise(workspace: Workspace, params: Params) -> None:
     from tasks.train_defence import train_defence
 
-    workspace.step_folder("train_defence", "noise").mkdir(parents=True)
+    workspace.step_folder("train_defence", "noise").mkdir(parents=True, exist_ok=True)
     train_defence(workspace, params, Tracker(), "noise")
 
 
 AFTER_CHECKPOINTS: dict[str, set[str]] = {
     # tables of finished cycles
     "active_learning": {"tasks/statistics", "tasks/core/files.py", "tasks/records"},
+    # the settings of the defence as JSON
+    "train_defence": {"tasks/core/files.py"},
 }
 """Dependencies of a stage that cannot change its checkpoints."""
 

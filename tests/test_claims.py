@@ -1,8 +1,10 @@
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.analysis.claims import Claim, judge_claims, restored_share
+from tasks.analysis.claims import Claim, judge_claims, restored_fraction
 from tasks.statistics.intervals import bootstrap_counts
 
 N = 200
@@ -110,7 +112,7 @@ def test_detection_is_judged_by_the_best_detector_for_each_threat_model() -> Non
     )
     unaware, aware = found["detection/unaware"], found["detection/aware"]
     assert (unaware.result, unaware.value) == ("does not hold", 0.9)
-    assert "reconstruction error" in unaware.figure
+    assert "reconstruction error" in unaware.measure
     # a score that is lower for adversarial images separates them as well
     assert (aware.result, aware.value) == ("holds", pytest.approx(0.58))
     assert (aware.low, aware.high) == pytest.approx((0.53, 0.63))
@@ -120,28 +122,28 @@ def test_claims_are_judged_at_every_eps_and_have_the_value_of_one() -> None:
     at_one, at_four = features((0.55, 0.5, 0.6), (0.5, 0.45, 0.55)), features((0.9, 0.85, 0.95), (0.5, 0.45, 0.55), 4.0)
     found = claims(features=pd.concat([at_four, at_one], ignore_index=True))[OVERLAP]
     assert (found.result, found.value) == ("holds", 0.55)
-    assert found.elsewhere == {"4": "does not hold"}
-    assert "ε = 1/255" in found.figure
-    assert "p = 0.25" in found.figure
+    assert found.result_by_eps == {"4": "does not hold"}
+    assert "ε = 1/255" in found.measure
+    assert "(MMD): 0.25" in found.measure
 
 
-def test_resilience_is_judged_for_each_threat_model_by_the_restored_share() -> None:
+def test_resilience_is_judged_for_each_threat_model_by_the_restored_fraction() -> None:
     found = claims()
     transfer, adaptive = (found[f"restoration/autoencoder/{model}"] for model in ("transfer", "adaptive"))
     assert (transfer.result, transfer.value) == ("does not hold", pytest.approx(50 / 55))
     assert (adaptive.result, adaptive.value) == ("holds", pytest.approx(10 / 55))
 
 
-def test_the_restored_share_of_a_harmful_defence_is_negative() -> None:
+def test_the_restored_fraction_of_a_harmful_defence_is_negative() -> None:
     images = np.arange(N)
-    found = restored_share(images < 190, images < 80, images < 60, COUNTS)
+    found = restored_fraction(images < 190, images < 80, images < 60, COUNTS)
     assert found.value == pytest.approx(-20 / 110)
     assert found.low < found.value < found.high < 0
 
 
-def test_the_restored_share_is_undefined_if_no_accuracy_was_lost() -> None:
+def test_the_restored_fraction_is_undefined_if_no_accuracy_was_lost() -> None:
     correct = np.full(N, True)
-    assert np.isnan(restored_share(correct, correct, correct, COUNTS)).all()
+    assert np.isnan(restored_fraction(correct, correct, correct, COUNTS)).all()
     claim = claims(records=records(0.95, 0.95, 0.95, 0.95))["restoration/autoencoder/adaptive"]
     assert (claim.value, claim.result) == (None, "not significant")
 
@@ -160,9 +162,9 @@ def test_retraining_helps_if_the_retrained_autoencoder_has_a_higher_accuracy_on_
     transfer, adaptive = found[f"{pair}/transfer"], found[f"{pair}/adaptive"]
     assert (transfer.result, transfer.value) == ("does not hold", 0)
     assert (adaptive.result, adaptive.value) == (result, pytest.approx(gain, abs=1 / N))
-    assert "accuracy of the second autoencoder minus that of the autoencoder" in adaptive.figure
+    assert "accuracy of the second autoencoder minus accuracy of the autoencoder" in adaptive.measure
     # the study has no claim about the second autoencoder alone
-    assert not any("second autoencoder" in claim.claim for claim in found.values())
+    assert not any("second autoencoder" in claim.statement for claim in found.values())
 
 
 def test_retraining_is_not_tested_without_a_retrained_autoencoder() -> None:
@@ -170,13 +172,13 @@ def test_retraining_is_not_tested_without_a_retrained_autoencoder() -> None:
     assert (retraining.result, retraining.value) == ("not tested", None)
 
 
-def test_outcomes_name_the_number_of_images_only_if_not_significant() -> None:
+def test_every_claim_has_its_result_and_number_of_images() -> None:
     found = claims(records=records(0.93, 0.4, 0.9, 0.5))
-    assert found["accuracy"].outcome == "can't be told from 200 images"
-    assert found["restoration/autoencoder/adaptive"].outcome == "holds"
+    assert (found["accuracy"].result, found["accuracy"].n) == ("not significant", 200)
+    assert found["restoration/autoencoder/adaptive"].result == "holds"
 
 
-def test_claims_of_several_retrained_autoencoders_keep_their_own_outcomes() -> None:
+def test_claims_of_several_retrained_autoencoders_keep_their_own_results() -> None:
     tables = []
     for eps, (good, bad) in {1.0: (0.8, 0.5), 4.0: (0.5, 0.8)}.items():
         base = records(0.95, 0.4, 0.7, 0.5)
@@ -194,10 +196,22 @@ def test_claims_of_several_retrained_autoencoders_keep_their_own_outcomes() -> N
         features=pd.concat(overlaps, ignore_index=True),
     )
     good, bad = (found[f"retraining/autoencoder/{name}/adaptive"] for name in ("good", "bad"))
-    assert (good.outcome, good.elsewhere) == ("holds", {"4": "does not hold"})
-    assert (bad.outcome, bad.elsewhere) == ("does not hold", {"4": "holds"})
+    assert (good.result, good.result_by_eps) == ("holds", {"4": "does not hold"})
+    assert (bad.result, bad.result_by_eps) == ("does not hold", {"4": "holds"})
 
 
 def test_the_json_fields_do_not_change() -> None:
-    fields = ["claim", "study", "figure", "value", "low", "high", "outcome", "rule", "elsewhere"]
-    assert all(list(claim.as_json()) == fields for claim in claims().values())
+    fields = [
+        "key",
+        "result",
+        "statement",
+        "study_result",
+        "measure",
+        "value",
+        "low",
+        "high",
+        "n",
+        "rule",
+        "result_by_eps",
+    ]
+    assert all(list(asdict(claim)) == fields for claim in claims().values())

@@ -46,7 +46,7 @@ def curved_score(images: Tensor) -> Tensor:
 
 
 def settings_with(n_restarts: int = 0, n_steps: int = 40) -> Pgd:
-    return Pgd(n_steps=n_steps, relative_step=0.25, n_restarts=n_restarts)
+    return Pgd(n_steps=n_steps, relative_step_size=0.25, n_restarts=n_restarts)
 
 
 def smallest_change_of_score(weights: np.ndarray, needed: float, size: float, norm: str) -> float:

@@ -7,7 +7,7 @@ from tasks.analysis.activations import Activations
 from tasks.analysis.detectors import FeatureDistance, build_detectors
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
-from tasks.models.features import Features
+from tasks.models.features import LogitsAndFeatures
 from tasks.records.scores import entropy
 
 
@@ -43,7 +43,7 @@ def scores_of(images: Tensor) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = np.arange(2000) % 2
     features = np.stack([labels, 1 - labels], axis=1) + rng.normal(0, 0.1, (2000, 2))
-    activations = Activations(images, Features(TwoPixels()), HalvingAutoencoder())
+    activations = Activations(images, LogitsAndFeatures(TwoPixels()), HalvingAutoencoder())
     return {name: detector(activations).numpy() for name, detector in build_detectors(features, labels).items()}
 
 
@@ -75,7 +75,7 @@ def test_feature_distance_can_be_fitted_to_fewer_images_than_features() -> None:
     rng = np.random.default_rng(0)
     distance = FeatureDistance(rng.normal(size=(20, 192)), np.arange(20) % 2)
     model = build_classifier("cnn", 2, 0.5, 0.2).eval()
-    activations = Activations(torch.rand(2, 1, 64, 64), Features(model), build_autoencoder("plain").eval())
+    activations = Activations(torch.rand(2, 1, 64, 64), LogitsAndFeatures(model), build_autoencoder("plain").eval())
     assert torch.isfinite(distance(activations)).all()
 
 
@@ -86,7 +86,9 @@ def test_every_score_has_a_gradient_with_respect_to_the_image() -> None:
     rng = np.random.default_rng(0)
     for name, detector in build_detectors(rng.normal(size=(40, 192)), np.arange(40) % 2).items():
         images = torch.rand(2, 1, 64, 64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(detector(Activations(images, Features(model), purifier)).sum(), images)
+        (gradient,) = torch.autograd.grad(
+            detector(Activations(images, LogitsAndFeatures(model), purifier)).sum(), images
+        )
         assert gradient.abs().amax(dim=(1, 2, 3)).min() > 0, name
 
 
@@ -96,7 +98,7 @@ def test_activations_are_the_outputs_of_the_networks() -> None:
     purifier = build_autoencoder("plain").eval().requires_grad_(False)
     images = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
-        activations = Activations(images, Features(model), purifier)
+        activations = Activations(images, LogitsAndFeatures(model), purifier)
         assert torch.equal(activations.logits, model(images))
         assert torch.equal(activations.purified, purifier(images))
         assert torch.equal(activations.purified_logits, model(purifier(images)))

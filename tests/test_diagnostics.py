@@ -60,43 +60,52 @@ def test_an_unbounded_attack_breaks_a_classifier_without_masked_gradients_and_no
     batch, distance = linear()
     found = diagnosed(batch)
     assert set(found) == {
-        ("huge", UNBOUNDED_EPS),
-        *(("noise", eps) for eps in EPS),
-        *((name, 0.0) for name in ("zero_gradient", "finite_gradient", "spread", "steady", "probabilities")),
+        ("unbounded_attack", UNBOUNDED_EPS),
+        *(("random_noise", eps) for eps in EPS),
+        *(
+            (name, 0.0)
+            for name in (
+                "zero_gradient",
+                "finite_gradient",
+                "max_logit_difference",
+                "repeatable_prediction",
+                "outputs_are_probabilities",
+            )
+        ),
     }
     assert all(values.shape == (40,) for values in found.values())
-    assert not found["huge", UNBOUNDED_EPS].any()
+    assert not found["unbounded_attack", UNBOUNDED_EPS].any()
     # noise on 64 pixels changes the margin far less than the worst perturbation of the same size
-    assert (found["noise", 1.0] >= (distance > 1 / 255)).all()
-    assert found["noise", 64.0].mean() > (distance > 64 / 255).mean() + 0.3
-    assert not found["noise", 64.0][distance < -0.05].any()
+    assert (found["random_noise", 1.0] >= (distance > 1 / 255)).all()
+    assert found["random_noise", 64.0].mean() > (distance > 64 / 255).mean() + 0.3
+    assert not found["random_noise", 64.0][distance < -0.05].any()
     assert not found["zero_gradient", 0.0].any()
     assert found["finite_gradient", 0.0].all()
-    assert not found["spread", 0.0].any()
-    assert found["steady", 0.0].all()
-    assert not found["probabilities", 0.0].any()
+    assert not found["max_logit_difference", 0.0].any()
+    assert found["repeatable_prediction", 0.0].all()
+    assert not found["outputs_are_probabilities", 0.0].any()
 
 
 def test_an_attack_in_a_tiny_ball_breaks_only_images_next_to_the_boundary() -> None:
     batch, distance = linear()
     found = run_diagnostics(batch, EPS, 1e-6)
-    assert (found["huge", UNBOUNDED_EPS] == (distance > 1e-6)).all()
+    assert (found["unbounded_attack", UNBOUNDED_EPS] == (distance > 1e-6)).all()
 
 
 def test_outputs_that_are_probabilities_are_detected() -> None:
     batch, _ = linear()
-    assert diagnosed(replace(batch, model=Probabilities(batch.model)))["probabilities", 0.0].all()
+    assert diagnosed(replace(batch, model=Probabilities(batch.model)))["outputs_are_probabilities", 0.0].all()
 
 
 def test_random_outputs_are_detected() -> None:
     batch, distance = linear()
     found = diagnosed(replace(batch, model=RandomLogits(batch.model)))
-    assert (found["spread", 0.0] > 0.01).all()
+    assert (found["max_logit_difference", 0.0] > 0.01).all()
     # only predictions near the decision boundary change between passes
     margin = np.abs(distance)
-    unsteady = found["steady", 0.0] == 0
-    assert unsteady.any()
-    assert margin[unsteady].mean() < margin[~unsteady].mean()
+    changing = found["repeatable_prediction", 0.0] == 0
+    assert changing.any()
+    assert margin[changing].mean() < margin[~changing].mean()
 
 
 def test_masked_gradients_are_detected() -> None:
@@ -114,8 +123,8 @@ def test_the_batch_size_does_not_change_the_diagnostics(batch_size: int) -> None
 def test_the_positive_control_is_broken_by_bpda_and_not_without() -> None:
     batch, _ = linear()
     found = run_positive_control(batch, 64.0, 64 / 255)
-    assert list(found) == [("broken_defence", 64.0)]
-    assert not found["broken_defence", 64.0].any()
+    assert list(found) == [("positive_control", 64.0)]
+    assert not found["positive_control", 64.0].any()
     # without BPDA the attack has no gradient to follow
     without_bpda = run_diagnostics(replace(batch, model=RoundedInput(batch.model)), EPS, 64 / 255)
-    assert without_bpda["huge", UNBOUNDED_EPS].mean() > 0.5
+    assert without_bpda["unbounded_attack", UNBOUNDED_EPS].mean() > 0.5

@@ -5,14 +5,14 @@ from torch import nn
 from tasks.core.digests import digest_of_arrays, digest_of_model
 
 
-def test_arrays_differ_by_value_shape_and_type() -> None:
+def test_the_digest_of_an_array_depends_on_values_shape_and_type_but_not_on_memory_layout() -> None:
     zeros = np.zeros((2, 3), dtype=np.float32)
     others = [zeros + np.float32(1e-30), zeros.reshape(3, 2), zeros.view(np.int32)]
     assert len({digest_of_arrays(array) for array in [zeros, *others]}) == 4
     assert digest_of_arrays(zeros) == digest_of_arrays(np.zeros((4, 3), dtype=np.float32)[::2])
 
 
-def test_models_differ_by_weights_buffers_and_layers() -> None:
+def test_the_digest_of_a_model_depends_on_weights_buffers_and_layers() -> None:
     def build(activation: nn.Module) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), activation)

@@ -1,3 +1,5 @@
+"""The step evaluate on records with known accuracies: tables, metrics, checks and tracking."""
+
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +23,20 @@ N = 60
 EPS = (0.25, 2.0)
 
 
-class Notebook(Tracker):
-    """A tracker that remembers."""
+class Recorder(Tracker):
+    """A tracker that keeps its calls."""
 
     def __init__(self) -> None:
-        self.heard: dict[str, float] = {}
+        self.logged_metrics: dict[str, float] = {}
         self.curves: dict[str, tuple[dict[str, str], list[tuple[int, Mapping[str, float]]]]] = {}
         self.artifacts: list[Path] = []
-        self.heard_tags: dict[str, str] = {}
+        self.logged_tags: dict[str, str] = {}
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self.heard_tags |= values
+        self.logged_tags |= values
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        self.heard |= values
+        self.logged_metrics |= values
 
     def curve(self, name: str, tags: Mapping[str, str], points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         self.curves[name] = (dict(tags), list(points))
@@ -43,8 +45,8 @@ class Notebook(Tracker):
         self.artifacts.append(path)
 
 
-def make_records(n_classes: int) -> pa.Table:
-    """Records of 60 images whose true logit falls with eps, faster under PGD, and slower when transferred."""
+def make_records(n_classes: int, defences: Sequence[str] = ("autoencoder",)) -> pa.Table:
+    """Records of 60 images whose true logit falls with eps: faster under PGD, and slower under transfer attacks."""
     labels = np.arange(N) % n_classes
     clean_margin = np.linspace(-0.5, 4, N)
     strength = {"clean": 0.0, "fgsm": 1.0, "pgd": 1.5}
@@ -64,14 +66,15 @@ def make_records(n_classes: int) -> pa.Table:
             eps / 255,
             logits,
             clean,
-            # what a PNG keeps of it has no effect
+            # the same logits after rounding to 8 bits
             clean,
             {"linf": np.full(N, eps / 255), "l2": np.full(N, eps)},
             np.full(N, 0.01) if target == "autoencoder" else None,
         )
 
     points: list[tuple[str, str, str, float]] = []
-    for target, threat_models in (("undefended", ["adaptive"]), ("autoencoder", ["transfer", "adaptive"])):
+    for target in ("undefended", *defences):
+        threat_models = ["adaptive"] if target == "undefended" else ["transfer", "adaptive"]
         points.append((target, "none", "clean", 0.0))
         points += [
             (target, threat, attack, eps) for threat in threat_models for attack in ("fgsm", "pgd") for eps in EPS
@@ -79,24 +82,25 @@ def make_records(n_classes: int) -> pa.Table:
     return pa.concat_tables([table(*point) for point in points])
 
 
-Evaluated = Callable[[list[str]], Notebook]
+Evaluated = Callable[..., Recorder]
 
 
 @pytest.fixture
 def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]) -> Evaluated:
-    """Runs the step over made-up records of these classes, the last one positive."""
+    """Run the step on such records, with these classes, the last one positive, and these parameters."""
     monkeypatch.chdir(tmp_path)
 
-    def run(classes: list[str]) -> Notebook:
+    def run(classes: list[str], overrides: Mapping[str, Any] | None = None) -> Recorder:
+        params = params_with(overrides)
         for step in (Workspace().prepare, Workspace().evaluate):
             step.mkdir(parents=True, exist_ok=True)
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
         info["leakage"] = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
         Workspace().dataset_info.write_text(json.dumps(info))
-        write_attacks(make_records(len(classes)))
-        notebook = Notebook()
-        evaluate(Workspace(), params_with(), notebook)
-        return notebook
+        write_attacks(make_records(len(classes), params.selected_defences))
+        recorder = Recorder()
+        evaluate(Workspace(), params, recorder)
+        return recorder
 
     return run
 
@@ -112,20 +116,20 @@ def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) 
         path.relative_to(Workspace().evaluate).as_posix() for path in Workspace().evaluate.rglob("*") if path.is_file()
     )
     assert files == [
-        "benchmark.csv",
-        "certified.csv",
+        "certified_accuracy.csv",
         "checks.json",
+        "comparison.csv",
         "confusion.csv",
         "metrics.json",
-        "minimal_eps.csv",
+        "minimum_perturbation.csv",
         "plots/accuracy_by_eps.csv",
         "plots/confusion.csv",
-        "plots/entropy_by_eps.csv",
+        "plots/mean_entropy_by_eps.csv",
         "robustness.csv",
     ]
 
 
-def test_metrics_have_the_keys_that_dvc_compares(evaluated: Evaluated) -> None:
+def test_metrics_json_has_a_value_for_each_target_threat_model_attack_and_eps(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     metrics = read_metrics()
     assert set(metrics) == {"clean", "robust"}
@@ -139,21 +143,21 @@ def test_metrics_have_the_keys_that_dvc_compares(evaluated: Evaluated) -> None:
     for threats in metrics["robust"].values():
         assert "sweep" in threats["adaptive"]
         for attacks in threats.values():
-            assert set(attacks) - {"sweep"} == {"fgsm", "pgd", "worst"}
+            assert set(attacks) - {"sweep"} == {"fgsm", "pgd", "worst_case"}
             for curve in attacks.values():
                 assert list(curve) == ["eps_0.25", "eps_2"]
 
 
-def test_metrics_hold_what_the_records_say(evaluated: Evaluated) -> None:
+def test_metrics_and_robustness_table_are_computed_from_the_records(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     metrics = read_metrics()
     margins = np.linspace(-0.5, 4, N)
-    # margins of exactly 0 do not occur, so that ties play no part
+    # no margin is exactly 0, so there are no ties
     accuracy = [round(float((margins > fall).mean()), 6) for fall in (0.0, 2.0, 3.0, 1.5)]
     assert metrics["clean"]["undefended"]["accuracy"] == accuracy[0]
     assert metrics["robust"]["undefended"]["adaptive"]["fgsm"]["eps_2"] == accuracy[1]
     assert metrics["robust"]["undefended"]["adaptive"]["pgd"]["eps_2"] == accuracy[2]
-    assert metrics["robust"]["undefended"]["adaptive"]["worst"]["eps_2"] == accuracy[2]
+    assert metrics["robust"]["undefended"]["adaptive"]["worst_case"]["eps_2"] == accuracy[2]
     assert metrics["robust"]["undefended"]["adaptive"]["sweep"]["eps_2"] == accuracy[2]
     assert metrics["robust"]["autoencoder"]["transfer"]["pgd"]["eps_2"] == accuracy[3]
     table = pd.read_csv(Workspace().robustness)
@@ -166,29 +170,29 @@ def test_metrics_hold_what_the_records_say(evaluated: Evaluated) -> None:
     assert "f1_macro" not in table
 
 
-def test_the_worst_counts_what_only_the_sweep_broke(
+def test_the_worst_case_includes_images_that_only_the_sweep_breaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params], evaluated: Evaluated
 ) -> None:
     evaluated(["non-COVID", "COVID"])
-    before = read_metrics()["robust"]["undefended"]["adaptive"]["worst"]
-    found = pd.read_parquet(Workspace().smallest_eps("undefended"))
-    held = found[(found["target"] == "undefended") & (found["smallest_eps"] == 2)].index[:3]
-    found.loc[held, "smallest_eps"] = 0.25
-    found.to_parquet(Workspace().smallest_eps("undefended"))
+    before = read_metrics()["robust"]["undefended"]["adaptive"]["worst_case"]
+    found = pd.read_parquet(Workspace().minimum_eps("undefended"))
+    unbroken = found[(found["target"] == "undefended") & (found["minimum_eps"] == 2)].index[:3]
+    found.loc[unbroken, "minimum_eps"] = 0.25
+    found.to_parquet(Workspace().minimum_eps("undefended"))
     shutil.rmtree(Workspace().evaluate)
     Workspace().evaluate.mkdir()
     evaluate(Workspace(), params_with(), Tracker())
-    after = read_metrics()["robust"]["undefended"]["adaptive"]["worst"]
+    after = read_metrics()["robust"]["undefended"]["adaptive"]["worst_case"]
     assert after["eps_0.25"] == pytest.approx(before["eps_0.25"] - 3 / N, abs=1e-5)
     assert after["eps_2"] == before["eps_2"]
 
 
-def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> None:
+def test_plots_have_the_points_of_each_curve_from_eps_0(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     accuracy = pd.read_csv(Workspace().plots / "accuracy_by_eps.csv")
-    assert accuracy["eps"].tolist() == [0, 0.25, 2]
-    assert accuracy.columns.tolist() == [
-        "eps",
+    assert accuracy.columns.tolist() == ["curve", "eps", "value"]
+    assert all(points["eps"].tolist() == [0, 0.25, 2] for _, points in accuracy.groupby("curve"))
+    assert accuracy["curve"].drop_duplicates().tolist() == [
         "undefended/adaptive/fgsm",
         "undefended/adaptive/pgd",
         "autoencoder/transfer/fgsm",
@@ -198,7 +202,9 @@ def test_plots_have_a_column_for_each_curve_from_eps_0(evaluated: Evaluated) -> 
         "undefended/adaptive/sweep",
         "autoencoder/adaptive/sweep",
     ]
-    assert accuracy.iloc[0, 1:].nunique() == 1
+    assert accuracy.loc[accuracy["eps"] == 0, "value"].nunique() == 1
+    entropy = pd.read_csv(Workspace().plots / "mean_entropy_by_eps.csv")
+    assert entropy.columns.tolist() == ["curve", "eps", "value"]
     confusion = pd.read_csv(Workspace().plots / "confusion.csv")
     assert confusion.columns.tolist() == ["actual", "predicted"]
     assert len(confusion) == N
@@ -216,12 +222,12 @@ def test_three_classes_are_evaluated_with_their_names_and_macro_averages(evaluat
     assert (counts.groupby(["target", "threat_model", "attack", "eps"])["n"].sum() == N).all()
 
 
-def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: Evaluated) -> None:
-    notebook = evaluated(["non-COVID", "COVID"])
+def test_clean_metrics_and_a_curve_for_each_attack_are_tracked(evaluated: Evaluated) -> None:
+    recorder = evaluated(["non-COVID", "COVID"])
     clean = read_metrics()["clean"]
-    assert notebook.heard["clean/accuracy"] == clean["undefended"]["accuracy"]
-    assert notebook.heard["clean/autoencoder_accuracy"] == clean["autoencoder"]["accuracy"]
-    assert list(notebook.curves) == [
+    assert recorder.logged_metrics["clean/accuracy"] == clean["undefended"]["accuracy"]
+    assert recorder.logged_metrics["clean/autoencoder_accuracy"] == clean["autoencoder"]["accuracy"]
+    assert list(recorder.curves) == [
         "undefended adaptive fgsm",
         "undefended adaptive pgd",
         "autoencoder transfer fgsm",
@@ -230,11 +236,11 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
         "autoencoder adaptive pgd",
         "undefended adaptive sweep",
         "autoencoder adaptive sweep",
-        "autoencoder adaptive worst",
-        "undefended adaptive worst",
-        "autoencoder transfer worst",
+        "autoencoder adaptive worst_case",
+        "undefended adaptive worst_case",
+        "autoencoder transfer worst_case",
     ]
-    tags, points = notebook.curves["autoencoder transfer pgd"]
+    tags, points = recorder.curves["autoencoder transfer pgd"]
     assert tags == {"target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "norm": "linf"}
     assert [step for step, _ in points] == [0, 250, 2000]
     assert points[0][1]["robust/accuracy"] == pytest.approx(clean["autoencoder"]["accuracy"], abs=1e-6)
@@ -245,50 +251,70 @@ def test_the_tracker_hears_clean_metrics_and_a_curve_for_each_attack(evaluated: 
         "robust/mean_entropy",
         "robust/mean_margin",
     }
-    assert set(notebook.curves["undefended adaptive sweep"][1][1][1]) >= {"robust/accuracy", "robust/accuracy_low"}
+    assert set(recorder.curves["undefended adaptive sweep"][1][1][1]) >= {"robust/accuracy", "robust/accuracy_low"}
     for _, values in points:
         assert keys <= set(values)
         assert all(isinstance(value, float) and np.isfinite(value) for value in values.values())
     assert {"robust/attack_success_rate", "robust/mean_reconstruction_error"} <= set(points[1][1])
-    assert "robust/mean_reconstruction_error" not in notebook.curves["undefended adaptive pgd"][1][1][1]
-    assert notebook.artifacts == [Workspace().evaluate]
+    assert "robust/mean_reconstruction_error" not in recorder.curves["undefended adaptive pgd"][1][1][1]
+    assert recorder.artifacts == [Workspace().evaluate]
 
 
-def test_checks_are_written_for_every_target_with_status_figure_and_explanation(evaluated: Evaluated) -> None:
-    notebook = evaluated(["non-COVID", "COVID"])
+def test_the_checks_of_every_target_have_status_value_and_explanation(evaluated: Evaluated) -> None:
+    recorder = evaluated(["non-COVID", "COVID"])
     checks = json.loads(Workspace().checks.read_text())
     for check in checks:
-        assert list(check) == ["target", "key", "name", "status", "figure", "explanation"]
+        assert list(check) == ["target", "key", "name", "status", "value", "explanation"]
         assert check["status"] in {"PASS", "WARN", "FAIL"}
     found = {(check["target"], check["key"]): check["status"] for check in checks}
-    # transfer to itself makes no sense, and a defence of this kind is no control
-    assert set(found) == {("undefended", key) for key in CHECKS if key not in {"transfer", "knowledge"}} | {
-        ("autoencoder", key) for key in CHECKS if key != "control"
+    # the bare classifier has no transfer attacks, and a defence of this kind is no positive control
+    of_defences = {"transfer_vs_adaptive", "adaptive_advantage"}
+    assert set(found) == {("undefended", key) for key in CHECKS if key not in of_defences} | {
+        ("autoencoder", key) for key in CHECKS if key != "positive_control"
     } | {(None, "leakage")}
-    assert found["autoencoder", "transfer"] == "PASS"
-    assert found["undefended", "control"] == "WARN"
+    assert found["autoencoder", "transfer_vs_adaptive"] == "PASS"
+    assert found["undefended", "positive_control"] == "WARN"
     assert found["undefended", "black_box"] == "WARN"
     tags = {f"check.{key}.{target}" if target else "check.leakage": status for (target, key), status in found.items()}
-    assert notebook.heard_tags == tags
+    assert recorder.logged_tags == tags
 
 
-def test_every_target_has_a_run_of_its_worst_case_which_says_how_its_checks_ended(evaluated: Evaluated) -> None:
-    notebook = evaluated(["non-COVID", "COVID"])
-    benchmark = pd.read_csv(Workspace().benchmark).set_index(["target", "threat_model", "eps"])
+@pytest.mark.parametrize("in_params", ["classifier", "autoencoder"])
+def test_image_processing_is_a_positive_control_only_if_it_is_applied_directly_before_the_classifier(
+    evaluated: Evaluated, in_params: str
+) -> None:
+    defences = ["autoencoder", "jpeg", "median_jpeg_autoencoder"]
+    # the settings of the trained defence count, and not a later change of params.yaml
+    evaluated(
+        ["non-COVID", "COVID"],
+        {
+            "selected_defences": defences,
+            "defences.jpeg.applied_before": in_params,
+            "defences.median_jpeg_autoencoder.applied_before": in_params,
+        },
+    )
+    checks = json.loads(Workspace().checks.read_text())
+    controls = {check["target"] for check in checks if check["key"] == "positive_control"}
+    assert controls == {"undefended", "jpeg"}
+
+
+def test_every_target_has_a_run_of_its_worst_case_with_the_status_of_its_checks(evaluated: Evaluated) -> None:
+    recorder = evaluated(["non-COVID", "COVID"])
+    comparison = pd.read_csv(Workspace().comparison).set_index(["target", "threat_model", "eps"])
     for target, threat_models in (("undefended", ["adaptive"]), ("autoencoder", ["transfer", "adaptive"])):
         for threat_model in threat_models:
-            tags, points = notebook.curves[f"{target} {threat_model} worst"]
-            assert tags["attack"] == "worst"
-            assert tags["check.noise"] == "PASS"
+            tags, points = recorder.curves[f"{target} {threat_model} worst_case"]
+            assert tags["attack"] == "worst_case"
+            assert tags["check.random_noise"] == "PASS"
             assert [eps for eps, _ in points] == [0, 250, 2000]
-            assert points[0][1]["cost/parameters"] == 1000
-            first = benchmark.loc[(target, threat_model, 0.25)]
+            assert points[0][1]["cost/n_parameters"] == 1000
+            first = comparison.loc[(target, threat_model, 0.25)]
             assert points[0][1]["robust/accuracy"] == pytest.approx(first["clean_accuracy"])
-            assert points[1][1]["robust/accuracy"] == pytest.approx(first["accuracy"])
-            assert points[1][1]["robust/accuracy_low"] == pytest.approx(first["accuracy_low"])
+            assert points[1][1]["robust/accuracy"] == pytest.approx(first["robust_accuracy"])
+            assert points[1][1]["robust/accuracy_low"] == pytest.approx(first["robust_accuracy_low"])
 
 
-def test_the_step_gives_the_same_bytes_twice(evaluated: Evaluated) -> None:
+def test_the_same_records_give_the_same_bytes(evaluated: Evaluated) -> None:
     def outputs() -> dict[str, bytes]:
         evaluated(["non-COVID", "COVID"])
         found = {path.as_posix(): path.read_bytes() for path in Workspace().evaluate.rglob("*") if path.is_file()}
@@ -300,9 +326,9 @@ def test_the_step_gives_the_same_bytes_twice(evaluated: Evaluated) -> None:
     assert outputs() == outputs()
 
 
-def test_records_are_needed(
+def test_a_target_without_records_is_an_error_that_names_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="run the step attack first"):
+    with pytest.raises(FileNotFoundError, match="Run the step attack first"):
         evaluate(Workspace(), params_with(), Tracker())

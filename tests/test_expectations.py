@@ -1,4 +1,4 @@
-"""Expectations of a data set, with the real Great Expectations."""
+"""Expectations of a data set."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.dataset.expectations import Outcome, validate_manifest
+from tasks.dataset.expectations import ExpectationResult, validate_manifest
 from tasks.dataset.manifest import Manifest
 from tasks.params import Validate
 from tasks.tracking import digest_of
@@ -21,10 +21,10 @@ SETTINGS = Validate(
     max_side=500,
     max_megapixels=1,
     min_images_per_class=5,
-    max_imbalance=2.0,
-    max_exact_duplicates=0.1,
+    max_imbalance_ratio=2.0,
+    max_exact_duplicate_fraction=0.1,
     near_duplicate_correlation=0.97,
-    neighbour_correlation=0.6,
+    same_group_correlation=0.6,
 )
 
 
@@ -41,18 +41,20 @@ def table(n_healthy: int = 10, n_ill: int = 10) -> pd.DataFrame:
             "height": 200,
             "mode": "L",
             "format": "PNG",
-            "bytes": 1000,
+            "file_size": 1000,
             "sha256": [f"{number:064x}" for number in range(n)],
             "mean": 0.5,
             "std": 0.2,
-            "saturated": 0.1,
+            "saturated_fraction": 0.1,
             "near_duplicate_group": range(n),
             "group": range(n),
         }
     )
 
 
-def outcomes(frame: pd.DataFrame, folder: Path, unreadable: dict[str, str] | None = None) -> list[Outcome]:
+def validate_table(
+    frame: pd.DataFrame, folder: Path, unreadable: dict[str, str] | None = None
+) -> list[ExpectationResult]:
     return validate_manifest(Manifest(frame, unreadable or {}), CLASSES, SETTINGS, folder)
 
 
@@ -67,7 +69,7 @@ def faulty_table() -> pd.DataFrame:
     frame.loc[2, "height"] = 99
     frame.loc[3, "width"] = 501
     frame.loc[5, "std"] = 0.0
-    frame.loc[6, "saturated"] = 0.95
+    frame.loc[6, "saturated_fraction"] = 0.95
     frame.loc[[7, 8, 9, 10], "sha256"] = "0" * 63 + "7"
     frame.loc[[9, 10, 11], "near_duplicate_group"] = 9
     frame.loc[[1, 2, 3], "group"] = 1
@@ -75,20 +77,20 @@ def faulty_table() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Outcome], Path]:
-    """Outcomes for the faulty images, and the folder of their Data Docs."""
+def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, ExpectationResult], Path]:
+    """Results for the faulty images, and the folder of their Data Docs."""
     folder = tmp_path_factory.mktemp("faults")
-    found = outcomes(faulty_table(), folder, UNREADABLE)
-    return {outcome.name: outcome for outcome in found}, folder
+    found = validate_table(faulty_table(), folder, UNREADABLE)
+    return {result.name: result for result in found}, folder
 
 
-def test_good_data_set_meets_every_expectation_bounds_included(tmp_path: Path) -> None:
+def test_values_at_the_limits_meet_every_expectation(tmp_path: Path) -> None:
     frame = table(10, 5)
     frame.loc[0, ["width", "height"]] = [500, 100]
-    found = outcomes(frame, tmp_path)
-    assert [outcome.name for outcome in found if not outcome.success] == []
-    assert all(outcome.n_unexpected == 0 and outcome.examples == [] for outcome in found)
-    assert len({outcome.name for outcome in found}) == len(found) >= 13
+    found = validate_table(frame, tmp_path)
+    assert [result.name for result in found if not result.success] == []
+    assert all(result.n_unexpected == 0 and result.examples == [] for result in found)
+    assert len({result.name for result in found}) == len(found) >= 13
 
 
 @pytest.mark.parametrize(
@@ -109,15 +111,17 @@ def test_good_data_set_meets_every_expectation_bounds_included(tmp_path: Path) -
     ],
 )
 def test_each_fault_fails_its_expectation(
-    name: str, severity: str, n_unexpected: int, examples: list[str], faults: tuple[dict[str, Outcome], Path]
+    name: str, severity: str, n_unexpected: int, examples: list[str], faults: tuple[dict[str, ExpectationResult], Path]
 ) -> None:
-    outcome = faults[0][name]
-    assert (outcome.success, outcome.severity, outcome.n_unexpected) == (False, severity, n_unexpected)
-    assert outcome.examples == examples
+    result = faults[0][name]
+    assert (result.success, result.severity, result.n_unexpected) == (False, severity, n_unexpected)
+    assert result.examples == examples
 
 
-def test_sound_classes_pass_beside_faulty_images(faults: tuple[dict[str, Outcome], Path]) -> None:
-    assert {name for name, outcome in faults[0].items() if outcome.success} == {
+def test_faulty_images_do_not_fail_expectations_about_classes(
+    faults: tuple[dict[str, ExpectationResult], Path],
+) -> None:
+    assert {name for name, result in faults[0].items() if result.success} == {
         "class_present",
         "class_size",
         "class_balance",
@@ -126,25 +130,27 @@ def test_sound_classes_pass_beside_faulty_images(faults: tuple[dict[str, Outcome
     assert faults[0]["exact_duplicates"].observed == "15.00%"
 
 
-def test_small_and_unbalanced_class_is_named(tmp_path: Path) -> None:
-    found = {outcome.name: outcome for outcome in outcomes(table(9, 4), tmp_path)}
-    assert {name: outcome.examples for name, outcome in found.items() if not outcome.success} == {
+def test_small_class_fails_size_and_balance(tmp_path: Path) -> None:
+    found = {result.name: result for result in validate_table(table(9, 4), tmp_path)}
+    assert {name: result.examples for name, result in found.items() if not result.success} == {
         "class_size": ["ill"],
         "class_balance": ["ill"],
     }
     assert found["class_balance"].observed == "2.25 times"
 
 
-def test_nothing_readable_is_told_as_missing_classes(tmp_path: Path) -> None:
-    found = outcomes(table(0, 0), tmp_path, UNREADABLE)
-    failed = [outcome.name for outcome in found if not outcome.success]
+def test_classes_are_missing_without_readable_images(tmp_path: Path) -> None:
+    found = validate_table(table(0, 0), tmp_path, UNREADABLE)
+    failed = [result.name for result in found if not result.success]
     assert failed[:1] == ["decodes"]
     assert {"class_present", "class_size"} <= set(failed)
 
 
-def test_data_docs_are_written_with_equal_bytes(faults: tuple[dict[str, Outcome], Path], tmp_path: Path) -> None:
+def test_data_docs_of_equal_manifests_have_equal_bytes(
+    faults: tuple[dict[str, ExpectationResult], Path], tmp_path: Path
+) -> None:
     _, folder = faults
-    outcomes(faulty_table(), tmp_path, UNREADABLE)
+    validate_table(faulty_table(), tmp_path, UNREADABLE)
     assert digest_of(tmp_path) == digest_of(folder)
     pages = {page.relative_to(tmp_path).as_posix(): page.read_text() for page in tmp_path.rglob("*.html")}
     assert "index.html" in pages
@@ -153,8 +159,8 @@ def test_data_docs_are_written_with_equal_bytes(faults: tuple[dict[str, Outcome]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_order_in_which_a_file_system_lists_pages_changes_no_byte(
-    reverse: bool, faults: tuple[dict[str, Outcome], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_data_docs_do_not_depend_on_the_order_of_files_in_the_file_system(
+    reverse: bool, faults: tuple[dict[str, ExpectationResult], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walk = os.walk
 
@@ -164,5 +170,5 @@ def test_the_order_in_which_a_file_system_lists_pages_changes_no_byte(
             yield folder, folders, sorted(files, reverse=reverse)
 
     monkeypatch.setattr(os, "walk", walk_in_order)
-    outcomes(faulty_table(), tmp_path, UNREADABLE)
+    validate_table(faulty_table(), tmp_path, UNREADABLE)
     assert digest_of(tmp_path) == digest_of(faults[1])

@@ -11,11 +11,11 @@ from tasks.attacks.gradient.pgd import pgd
 from tasks.attacks.predictions import predict, seed_random_defences
 from tasks.defences.purified import Purified
 from tasks.models.autoencoder import ARCHITECTURES
-from tasks.params import Attack, Params, Step
+from tasks.params import Attack, ImageTransform, Params
 from tasks.records.perturbation_norms import check_adversarial, perturbation_norms
 from tasks.records.scores import margin
 from tests.art_reference import IMPLEMENTATIONS, Craft, craft, craft_by_art
-from tests.every_target import METHODS, TARGETS, build_target
+from tests.every_target import TARGETS, TRANSFORMS, build_target
 from tests.nets import N_PIXELS, SIDE, Linear, ThreeClasses, linear_case
 
 by_both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
@@ -57,7 +57,7 @@ def test_margins_on_a_linear_classifier_equal_the_closed_form(
     settings = params_with(
         {
             "attack.norm": norm,
-            "attack.suite.n_queries": 0,
+            "attack.square.n_queries": 0,
             "attack.batch_size": 16,
             "attack.pgd.n_steps": 40,
             "attack.sweep.n_steps": 40,
@@ -96,7 +96,7 @@ def test_perturbations_of_images_at_the_border_of_the_value_range_stay_in_the_ba
     rng = np.random.default_rng(1)
     images = rng.choice(np.array([0, 1 / 255, 254 / 255, 1], dtype=np.float32), (20, 1, SIDE, SIDE))
     labels = rng.integers(0, 2, 20)
-    overrides = {"attack.norm": norm, "attack.suite.n_queries": 0, "attack.pgd.n_restarts": 2}
+    overrides = {"attack.norm": norm, "attack.square.n_queries": 0, "attack.pgd.n_random_starts": 2}
     settings = params_with(overrides).attack
     for eps in (0.25, 2.0, 128.0):
         adversarial = attacked(implementation, model, images, labels, 2, attack, eps, settings, seed=3)
@@ -113,8 +113,8 @@ def test_random_starts_depend_on_the_seed_and_the_image_alone(
     model, images, labels, _ = linear
     size = 0.25 / 255
 
-    def after_one_small_step(seed: int, n_restarts: int, rows: np.ndarray) -> np.ndarray:
-        overrides = {"n_steps": 1, "relative_step": 0.1, "n_restarts": n_restarts}
+    def after_one_small_step(seed: int, n_random_starts: int, rows: np.ndarray) -> np.ndarray:
+        overrides = {"n_steps": 1, "relative_step_size": 0.1, "n_random_starts": n_random_starts}
         settings = params_with({f"attack.pgd.{name}": value for name, value in overrides.items()}).attack.pgd
         batch, ball = (torch.from_numpy(of[rows]) for of in (images, labels)), NormBall("linf", (0.0, 1.0))
         (adversarial,) = pgd(model, *batch, [size], ball, settings, seed, rows)
@@ -154,7 +154,7 @@ def test_adversarial_examples_equal_those_of_art_on_every_kind_of_target(
     model = build_target(target)
     images = np.random.default_rng(0).uniform(size=(12, 1, 32, 32)).astype(np.float32)
     labels = np.arange(12) % 3
-    overrides = {"attack.norm": norm, "attack.suite.n_queries": 0, "attack.pgd.n_restarts": 0}
+    overrides = {"attack.norm": norm, "attack.square.n_queries": 0, "attack.pgd.n_random_starts": 0}
     settings = params_with(overrides).attack
     radii = [radius(eps, norm, images[0].size) for eps in (0.5, 2, 8)]
 
@@ -179,8 +179,8 @@ def test_adversarial_examples_equal_those_of_art_on_every_kind_of_target(
 
 
 def test_the_comparison_with_art_covers_every_kind_of_purifier() -> None:
-    known = {step.model_fields["method"].annotation.__args__[0] for step in get_args(get_args(Step)[0])}
-    assert set(METHODS) == known
+    known = {kind.model_fields["kind"].annotation.__args__[0] for kind in get_args(get_args(ImageTransform)[0])}
+    assert set(TRANSFORMS) == known
     assert set(TARGETS) >= known | set(ARCHITECTURES)
 
 
@@ -191,8 +191,8 @@ def test_more_restarts_never_leave_a_larger_margin(implementation: Craft, params
     images = rng.uniform(size=(30, 1, SIDE, SIDE)).astype(np.float32)
     labels = rng.integers(0, 3, 30)
     margins = []
-    for n_restarts in (1, 2, 5):
-        settings = params_with({"attack.pgd.n_steps": 2, "attack.pgd.n_restarts": n_restarts}).attack
+    for n_random_starts in (1, 2, 5):
+        settings = params_with({"attack.pgd.n_steps": 2, "attack.pgd.n_random_starts": n_random_starts}).attack
         adversarial = attacked(implementation, model, images, labels, 3, "pgd", 8.0, settings, seed=1)
         margins.append(margins_of(model, adversarial, labels))
     assert (margins[1] <= margins[0] + 1e-5).all()
@@ -241,7 +241,7 @@ def test_l2_examples_stay_in_the_ball_where_the_gradient_nearly_vanishes(
     # with margins of 45 to 85 the gradient of the cross-entropy is above zero, but its square underflows
     scale = 60 / np.median(margins[correct])
     confident = Linear(model.weights.numpy() * scale, float(model.bias) * scale)
-    settings = params_with({"attack.norm": "l2", "attack.suite.n_queries": 0}).attack
+    settings = params_with({"attack.norm": "l2", "attack.square.n_queries": 0}).attack
     adversarial = attacked(craft, confident, images[correct], labels[correct], 2, attack, 8.0, settings)
     norms = perturbation_norms(images[correct], adversarial)["l2"]
     assert (norms <= radius(8.0, "l2", N_PIXELS) * (1 + 1e-5)).all()

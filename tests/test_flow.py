@@ -1,5 +1,6 @@
 """The pipeline flow: its decisions, and its use of DVC. ``tests/test_pipeline.py`` runs the whole flow."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -13,8 +14,12 @@ from typing import Any
 import pytest
 from dvc.lock import LockError
 from dvc.rwlock import rwlock
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.states import Failed
 
+from flows.command import log_progress
 from flows.dvc_pipeline import LOCK_POLL_SECONDS, DvcPipeline
 from flows.flow import concurrent_steps, is_worth_retrying, load_step
 from tasks.params import Params, load_params
@@ -47,6 +52,24 @@ def test_concurrent_steps_need_no_more_threads_than_cores(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert [concurrent_steps(params_with({"compute.threads": threads})) for threads in (1, 2, 3, 8)] == [4, 2, 1, 1]
+
+
+def test_log_lines_of_steps_are_logs_of_the_flow_run(server: str) -> None:
+    @flow
+    def example() -> None:
+        log_progress()
+        logging.getLogger("tasks.example").info("progress of a step")
+
+    run = example(return_state=True).state_details.flow_run_id
+    messages: list[str] = []
+    for _ in range(60):
+        with get_client(sync_client=True) as client:
+            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))
+        messages = [each.message for each in logs]
+        if "progress of a step" in messages:
+            return
+        time.sleep(0.5)
+    raise AssertionError(messages)
 
 
 def test_a_step_is_loaded_by_its_name() -> None:

@@ -1,4 +1,4 @@
-"""The forms of the flows, as Prefect makes them of the signatures: every field is told, and bounds are kept."""
+"""The forms of the flows, which Prefect creates from their signatures: descriptions and bounds of the fields."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from tests.all_flows import all_flows
 from tests.conftest import ROOT
 
 FLOWS = all_flows()
-# what the pipeline starts by itself has no form
+# only the pipeline starts this flow
 WITH_FORM = sorted(FLOWS.keys() - {"attack_in_parts"})
 
 
@@ -26,9 +26,9 @@ def test_every_field_is_described(name: str) -> None:
 @pytest.mark.parametrize(
     ("flow", "name", "value", "bound"),
     [
-        ("active_learning", "n_images", 0, "greater than or equal to 1"),
-        ("active_learning", "n_rounds", 100, "less than or equal to 99"),
-        ("active_learning", "acquisition", "guess", "Input should be 'random'"),
+        ("labelling", "n_images", 0, "greater than or equal to 1"),
+        ("labelling", "n_rounds", 100, "less than or equal to 99"),
+        ("labelling", "acquisition", "guess", "Input should be 'random'"),
         ("robustness_audit", "model", "m", "at least 3 characters"),
         ("export", "path", "champion.onnx", "should match pattern"),
         ("pipeline", "workers", {"n_workers": 0}, "greater than or equal to 1"),
@@ -40,15 +40,15 @@ def test_every_field_is_described(name: str) -> None:
         ("seeds", "seeds", [0, 2**32], "less than 4294967296"),
     ],
 )
-def test_a_value_out_of_bounds_is_refused_before_the_run_begins(
+def test_a_value_outside_its_bounds_is_refused_before_the_run_starts(
     flow: str, name: str, value: object, bound: str
 ) -> None:
-    needed = {"pool": "pool"} if flow == "active_learning" else {}
+    needed = {"pool": "pool"} if flow == "labelling" else {}
     with pytest.raises(ParameterTypeError, match=f"{name}.*{bound}"):
         FLOWS[flow].validate_parameters(needed | {name: value})
 
 
-def test_the_form_itself_has_the_bounds() -> None:
+def test_a_form_shows_the_bounds() -> None:
     seeds = parameter_schema(FLOWS["seeds"].fn).properties["seeds"]
     assert (seeds["minItems"], seeds["maxItems"], seeds["items"]["minimum"]) == (2, 100, 0)
     alpha = parameter_schema(FLOWS["promote"].fn).properties["alpha"]
@@ -56,15 +56,16 @@ def test_the_form_itself_has_the_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (["promote", "--alpha", "0.7"], "promote: Flow run received invalid parameters:\n - alpha: .* less than 0.5\n"),
         (["seeds", "0"], "seeds: Flow run received invalid parameters:\n - seeds: .* at least 2 items.*\n"),
     ],
 )
-def test_the_command_line_says_it_once_and_starts_no_server(command: list[str], told: str) -> None:
+def test_the_command_line_refuses_a_value_outside_its_bounds_with_one_message(command: list[str], message: str) -> None:
     flow, *arguments = command
-    begun = [sys.executable, "-m", f"flows.{flow}", *arguments]
-    done = subprocess.run(begun, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert re.fullmatch(told, done.stderr), done.stderr
+    ended = subprocess.run(
+        [sys.executable, "-m", f"flows.{flow}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert re.fullmatch(message, ended.stderr), ended.stderr

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tasks.analysis.heatmaps import Heatmaps, heatmap_agreement, heatmap_correlation, is_blank, top_iou, upsample
 from tasks.models.classifier import build_classifier
-from tasks.models.features import Features, head_of, last_feature_map
+from tasks.models.features import LogitsAndFeatures, classification_head, last_feature_map_layer
 
 
 class OneMapPerClass(nn.Module):
@@ -36,7 +36,7 @@ def test_heat_maps_are_positive_where_the_image_shows_the_class() -> None:
 def test_heat_maps_of_a_frozen_classifier_equal_the_definition_of_grad_cam() -> None:
     torch.manual_seed(0)
     model = build_classifier("cnn", 2, 0.5, 0.2).eval().requires_grad_(False)
-    layer = last_feature_map(model, 64)
+    layer = last_feature_map_layer(model, 64)
     images = torch.rand(3, 1, 64, 64)
     classes = torch.tensor([0, 1, 1])
     maps = Heatmaps(model, layer)(images, classes)
@@ -54,21 +54,21 @@ def test_features_are_the_input_of_the_head(architecture: str) -> None:
     model = build_classifier(architecture, 3, 0.5, 0.2).eval().requires_grad_(False)
     images = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
-        logits, features = Features(model)(images)
+        logits, features = LogitsAndFeatures(model)(images)
         assert torch.equal(logits, model(images))
         assert features.ndim == 2
-        head = head_of(model)
+        head = classification_head(model)
         if isinstance(head, nn.Linear):
             assert torch.allclose(head(features), logits, atol=1e-5)
-    layer = last_feature_map(model, 64)
+    layer = last_feature_map_layer(model, 64)
     assert Heatmaps(model, layer)(images, torch.tensor([0, 2])).shape[0] == 2
 
 
 def test_a_network_without_a_head_or_a_feature_map_raises_an_error() -> None:
     with pytest.raises(ValueError, match="no linear or convolutional layer"):
-        head_of(nn.Flatten())
+        classification_head(nn.Flatten())
     with pytest.raises(ValueError, match="no feature map"):
-        last_feature_map(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), 8)
+        last_feature_map_layer(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), 8)
 
 
 def test_agreement_is_largest_for_equal_and_smallest_for_opposite_maps() -> None:

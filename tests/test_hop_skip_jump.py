@@ -27,7 +27,7 @@ class FewGreyLevels(nn.Module):
 class NoisyInput(Linear):
     """The linear classifier on noisy images: it is random only near its decision boundary."""
 
-    n_draws = 2
+    n_eot_samples = 2
 
     def __init__(self, model: Linear) -> None:
         super().__init__(model.weights.numpy(), float(model.bias))

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from tasks.statistics.intervals import (
     bootstrap,
     bootstrap_counts,
-    over_seeds,
+    estimate_over_seeds,
     percentile_interval,
     resampled_auroc,
     resampled_mean,
@@ -18,7 +18,7 @@ from tasks.statistics.intervals import (
 )
 
 
-# Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3; and the textbook pair of 0 and 5 of 10
+# Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3; 0 and 5 of 10 are textbook values
 @pytest.mark.parametrize(
     ("n_success", "n", "low", "high"),
     [
@@ -30,77 +30,77 @@ from tasks.statistics.intervals import (
         (5, 10, 0.2366, 0.7634),
     ],
 )
-def test_interval_equals_published_values(n_success: int, n: int, low: float, high: float) -> None:
+def test_wilson_interval_equals_published_values(n_success: int, n: int, low: float, high: float) -> None:
     bounds = wilson(n_success, n)
     assert [float(bound) for bound in bounds] == pytest.approx([low, high], abs=5e-5)
 
 
-def test_no_success_and_no_failure_give_exact_bounds() -> None:
+def test_0_successes_and_0_failures_give_exact_bounds() -> None:
     assert wilson(0, 496)[0] == 0
     assert wilson(496, 496)[1] == 1
 
 
-def test_no_trials_give_nan() -> None:
+def test_0_trials_give_nan() -> None:
     low, high = wilson([0, 3], [0, 5])
     assert np.isnan([low[0], high[0]]).all()
     assert 0 < low[1] < 0.6 < high[1] < 1
 
 
-@given(n=st.integers(1, 2000), share=st.floats(0, 1), confidence=st.floats(0.5, 0.999))
-def test_interval_holds_the_share_and_mirrors_for_failures(n: int, share: float, confidence: float) -> None:
-    n_success = round(share * n)
+@given(n=st.integers(1, 2000), fraction=st.floats(0, 1), confidence=st.floats(0.5, 0.999))
+def test_interval_contains_the_proportion_and_mirrors_for_failures(n: int, fraction: float, confidence: float) -> None:
+    n_success = round(fraction * n)
     low, high = map(float, wilson(n_success, n, confidence))
     assert 0 <= low <= n_success / n <= high <= 1
     mirrored_low, mirrored_high = map(float, wilson(n - n_success, n, confidence))
     assert (1 - mirrored_high, 1 - mirrored_low) == pytest.approx((low, high), abs=1e-12)
 
 
-def test_arrays_give_what_their_elements_give() -> None:
+def test_arrays_broadcast_and_give_the_same_bounds_as_scalars() -> None:
     low, high = wilson([[1], [4]], [5, 10, 20])
     assert low.shape == high.shape == (2, 3)
     assert high[1, 2] == wilson(4, 20)[1]
 
 
 @pytest.mark.parametrize(("n_success", "n"), [(-1, 5), (6, 5)])
-def test_impossible_counts_are_refused(n_success: int, n: int) -> None:
+def test_impossible_counts_raise_an_error(n_success: int, n: int) -> None:
     with pytest.raises(ValueError, match="n_success must lie between 0 and n"):
         wilson(n_success, n)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
-def test_impossible_confidence_is_refused(confidence: float) -> None:
+def test_an_impossible_confidence_level_raises_an_error(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence must lie between 0 and 1"):
         wilson(1, 2, confidence)
 
 
-def test_every_resample_draws_as_many_images_as_there_are() -> None:
+def test_every_resample_has_as_many_images_as_the_sample() -> None:
     counts = bootstrap_counts(np.arange(40), 2000, seed=0)
     assert counts.shape == (2000, 40)
     assert counts.dtype == np.float32
     assert (counts.sum(axis=1) == 40).all()
-    # each image is left out of (1 - 1/n)^n of the resamples, and drawn once a resample on average
+    # a resample misses an image with probability (1 - 1/n)^n and contains it once on average
     assert (counts == 0).mean() == pytest.approx((1 - 1 / 40) ** 40, abs=0.01)
     assert counts.mean(axis=0) == pytest.approx(1, abs=0.15)
 
 
-def test_the_seed_decides_what_is_drawn() -> None:
+def test_the_same_seed_gives_the_same_resamples_and_another_seed_others() -> None:
     counts = bootstrap_counts(np.arange(30), 50, seed=3)
     assert (counts == bootstrap_counts(np.arange(30), 50, seed=3)).all()
     assert (counts != bootstrap_counts(np.arange(30), 50, seed=4)).any()
 
 
 @pytest.mark.parametrize(("n", "n_resamples"), [(0, 10), (10, 0)])
-def test_a_bootstrap_of_nothing_is_refused(n: int, n_resamples: int) -> None:
+def test_a_bootstrap_without_images_or_resamples_raises_an_error(n: int, n_resamples: int) -> None:
     with pytest.raises(ValueError, match="at least 1 image and 1 resample"):
         bootstrap_counts(np.arange(n), n_resamples, seed=0)
 
 
-def test_percentile_interval_cuts_the_tails_off() -> None:
+def test_percentile_interval_has_2_5_per_cent_of_the_values_on_each_side() -> None:
     low, high = percentile_interval(np.arange(1001.0))
     assert [float(low), float(high)] == pytest.approx([25, 975])
 
 
-def test_percentile_interval_is_nan_where_fewer_than_half_the_resamples_are_defined() -> None:
+def test_percentile_interval_is_nan_if_more_than_half_of_the_resamples_are_undefined() -> None:
     resampled = np.tile(np.arange(10.0)[:, None], 3)
     resampled[:5, 1] = np.nan
     resampled[:6, 2] = np.nan
@@ -110,35 +110,37 @@ def test_percentile_interval_is_nan_where_fewer_than_half_the_resamples_are_defi
     assert np.isnan([low[2], high[2]]).all()
 
 
-def test_bootstrap_of_a_mean_agrees_with_the_normal_approximation() -> None:
+def test_bootstrap_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
     values = np.random.default_rng(0).exponential(size=400)
     counts = bootstrap_counts(np.arange(400), 4000, seed=1)
-    estimate = bootstrap(lambda drawn: resampled_mean(values, drawn), counts)
-    half = 1.96 * values.std() / 20
+    estimate = bootstrap(lambda resamples: resampled_mean(values, resamples), counts)
+    half_width = 1.96 * values.std() / 20
     assert estimate.value == pytest.approx(values.mean())
-    assert (estimate.low, estimate.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (values.mean() - half_width, values.mean() + half_width), abs=0.1 * half_width
+    )
 
 
-def test_means_leave_out_images_without_a_value() -> None:
+def test_means_skip_undefined_values() -> None:
     counts = np.array([[1, 1, 1], [0, 2, 1], [0, 3, 0]], dtype=np.float32)
     means = resampled_mean(np.array([1, np.nan, 4]), counts)
     assert means[:2].tolist() == [2.5, 4]
     assert np.isnan(means[2])
 
 
-def test_ratios_without_a_whole_are_what_the_caller_says() -> None:
+def test_a_ratio_with_denominator_0_is_zero_division_or_nan() -> None:
     counts = np.array([[1, 1], [2, 0]], dtype=np.float32)
-    hits, predicted = np.array([False, True]), np.array([False, True])
-    assert resampled_ratio(hits, predicted, counts, otherwise=0).tolist() == [1, 0]
-    assert np.isnan(resampled_ratio(hits, predicted, counts)[1])
+    numerator = denominator = np.array([False, True])
+    assert resampled_ratio(numerator, denominator, counts, zero_division=0).tolist() == [1, 0]
+    assert np.isnan(resampled_ratio(numerator, denominator, counts)[1])
 
 
 @given(values=st.lists(st.integers(0, 4), min_size=1, max_size=30), seed=st.integers(0, 99))
-def test_ranks_are_those_of_the_images_drawn(values: list[int], seed: int) -> None:
+def test_ranks_equal_those_of_scipy_on_the_resampled_images(values: list[int], seed: int) -> None:
     counts = bootstrap_counts(np.arange(len(values)), 5, seed)
     ranks = resampled_ranks(np.array(values), counts)
-    for drawn, ours in zip(counts.astype(int), ranks, strict=True):
-        assert np.repeat(ours, drawn) == pytest.approx(rankdata(np.repeat(values, drawn)))
+    for resample, actual in zip(counts.astype(int), ranks, strict=True):
+        assert np.repeat(actual, resample) == pytest.approx(rankdata(np.repeat(values, resample)))
 
 
 @settings(max_examples=40)
@@ -146,19 +148,19 @@ def test_ranks_are_those_of_the_images_drawn(values: list[int], seed: int) -> No
 def test_auroc_of_each_resample_equals_that_of_scikit_learn(images: list[tuple[int, bool]], seed: int) -> None:
     scores, positive = (np.array(column) for column in zip(*images, strict=True))
     counts = bootstrap_counts(np.arange(len(images)), 5, seed)
-    for drawn, ours in zip(counts.astype(int), resampled_auroc(scores, positive, counts), strict=True):
-        labels = np.repeat(positive, drawn)
+    for resample, actual in zip(counts.astype(int), resampled_auroc(scores, positive, counts), strict=True):
+        labels = np.repeat(positive, resample)
         if labels.all() or not labels.any():
-            assert np.isnan(ours)
+            assert np.isnan(actual)
         else:
-            assert ours == pytest.approx(roc_auc_score(labels, np.repeat(scores, drawn)))
+            assert actual == pytest.approx(roc_auc_score(labels, np.repeat(scores, resample)))
 
 
-def test_an_interval_over_seeds_is_students_and_one_seed_has_none() -> None:
-    three = over_seeds(np.array([1.0, 2.0, 3.0]))
+def test_the_interval_over_seeds_is_students_t_and_one_seed_gives_nan() -> None:
+    three = estimate_over_seeds(np.array([1.0, 2.0, 3.0]))
     # 4.302653 is the 97.5 % point of t with two degrees of freedom
     assert three == pytest.approx({"value": 2, "low": 2 - 4.302653 / 3**0.5, "high": 2 + 4.302653 / 3**0.5, "sd": 1})
-    one = over_seeds(np.array([5.0]))
+    one = estimate_over_seeds(np.array([5.0]))
     assert one["value"] == 5
     assert all(np.isnan(one[name]) for name in ("low", "high", "sd"))
-    assert np.isnan(over_seeds(np.empty(0))["value"])
+    assert np.isnan(estimate_over_seeds(np.empty(0))["value"])

@@ -1,16 +1,16 @@
-"""The page of licences, which is written from the installed packages."""
+"""The page of licences, which is written from the metadata of the installed packages."""
 
 import pytest
 
-from docs.write_licences import PAGE, is_permissive, locked
+from docs.write_licences import PAGE, is_permissive, locked_packages
 from tests.conftest import ROOT
 
 
 def test_the_page_names_every_package_of_the_lock_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    of_all = PAGE.read_text(encoding="utf-8").partition("## All packages")[2]
-    named = [line.split(" | ")[0].strip("| ") for line in of_all.splitlines()[4:]]
-    assert named == locked(), "python -m docs.write_licences"
+    table = PAGE.read_text(encoding="utf-8").partition("## All packages")[2]
+    names = [line.split(" | ")[0].strip("| ") for line in table.splitlines()[4:]]
+    assert names == locked_packages(), "run python -m docs.write_licences"
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_the_page_names_every_package_of_the_lock_file(monkeypatch: pytest.Monke
         ("", False),
     ],
 )
-def test_a_licence_is_permissive_if_all_of_it_is(licence: str, permissive: bool) -> None:
+def test_a_licence_is_permissive_if_all_its_parts_are(licence: str, permissive: bool) -> None:
     assert is_permissive(licence) == permissive

@@ -1,8 +1,6 @@
-"""Networks, augmentation, noise and the training loop."""
+"""Architectures, saved models, augmentation, noise and the training loop."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,22 +14,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_model
 from tasks.models.augmentation import augment
 from tasks.models.autoencoder import ARCHITECTURES, VariationalAutoencoder, build_autoencoder
 from tasks.models.classifier import build_classifier
-from tasks.models.compute import set_up
+from tasks.models.compute import configure_torch
 from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
-from tasks.models.objectives import classification, denoising, reconstruct
+from tasks.models.objectives import classification_objective, denoising_objective, reconstruct
 from tasks.models.seeding import build_seeded
-from tasks.models.training import TrainingDiverged, UncompiledAdam, _Batches, fit
+from tasks.models.training import TrainingDiverged, _BatchLoader, fit
 from tasks.params import Augmentation, Noise, Precision, TrainClassifier
 from tasks.train_classifier import mean_and_std
 
 SIZE = 32
-KINDS_OF_NOISE = get_args(Noise.model_fields["kind"].annotation)
-NO_AUGMENTATION = Augmentation(flip=0, rotation=0, scale=0, translation=0, brightness=0, contrast=0)
+NOISE_KINDS = get_args(Noise.model_fields["kind"].annotation)
+NO_AUGMENTATION = Augmentation(
+    horizontal_flip_probability=0, rotation=0, scale=0, translation=0, brightness=0, contrast=0
+)
 
 
 def settings(**overrides: Any) -> TrainClassifier:
@@ -41,8 +42,8 @@ def settings(**overrides: Any) -> TrainClassifier:
         "epochs": 3,
         "batch_size": 8,
         "learning_rate": 1e-3,
-        "schedule": "constant",
-        "early_stopping": 0,
+        "learning_rate_schedule": "constant",
+        "early_stopping_patience": 0,
         "ema_decay": 0.9,
         "augmentation": NO_AUGMENTATION,
     }
@@ -61,22 +62,22 @@ def images() -> Tensor:
 class TestClassifier:
     @pytest.mark.parametrize("architecture", ["cnn", "resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet"])
     @pytest.mark.parametrize("n_classes", [2, 3])
-    def test_takes_grey_images_and_returns_logits(self, architecture: str, n_classes: int, images: Tensor) -> None:
+    def test_it_takes_grey_images_and_returns_logits(self, architecture: str, n_classes: int, images: Tensor) -> None:
         model = build_classifier(architecture, n_classes, mean=0.5, std=0.25).eval()
         assert model(images).shape == (len(images), n_classes)
 
-    def test_normalisation_lives_inside(self, images: Tensor) -> None:
+    def test_the_normalisation_is_part_of_the_model(self, images: Tensor) -> None:
         model = build_classifier("cnn", 2, mean=0.3, std=0.2).eval()
         torch.testing.assert_close(model(images), model.network((images - 0.3) / 0.2))
 
-    def test_an_unknown_architecture_is_refused_with_the_known_ones(self) -> None:
-        with pytest.raises(ValueError, match=r"train_classifier.architecture: no classifier 'resnet19'.*resnet18"):
+    def test_the_error_about_an_unknown_architecture_lists_the_known_ones(self) -> None:
+        with pytest.raises(ValueError, match=r"train_classifier.architecture: no classifier 'resnet19'\. .*resnet18"):
             build_classifier("resnet19", 2, 0.5, 0.25)
 
-    def test_weights_that_cant_be_downloaded_are_refused_with_what_to_do(
+    def test_the_error_about_a_failed_download_of_weights_says_what_to_do(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        # a proxy on a closed local port stands for "no network", wherever the test runs
+        # a proxy on a closed local port has the effect of no network on every machine
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
         with pytest.raises(
@@ -87,59 +88,65 @@ class TestClassifier:
 
 class TestAutoencoder:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
-    def test_keeps_shape_and_range(self, architecture: str, images: Tensor) -> None:
+    def test_it_keeps_shape_and_range(self, architecture: str, images: Tensor) -> None:
         denoised = build_autoencoder(architecture)(images)
         assert denoised.shape == images.shape
         assert 0 <= float(denoised.min()) <= float(denoised.max()) <= 1
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
-    def test_the_bottleneck_holds_a_quarter_as_many_numbers_as_pixels(self, architecture: str, images: Tensor) -> None:
+    def test_the_bottleneck_has_a_quarter_as_many_values_as_the_image_has_pixels(
+        self, architecture: str, images: Tensor
+    ) -> None:
         autoencoder, codes = build_autoencoder(architecture), []
-        autoencoder.get_submodule("encoder").register_forward_hook(lambda *seen: codes.append(seen[-1]))
+        autoencoder.get_submodule("encoder").register_forward_hook(
+            lambda _module, _inputs, output: codes.append(output)
+        )
         autoencoder(images)
         assert codes[0].numel() * 4 == images.numel()
 
     @pytest.mark.parametrize("architecture", ["residual", "residual_unet"])
-    def test_untrained_residual_ones_change_nothing(self, architecture: str, images: Tensor) -> None:
+    def test_an_untrained_residual_autoencoder_returns_its_input(self, architecture: str, images: Tensor) -> None:
         assert torch.equal(build_autoencoder(architecture)(images), images)
 
-    def test_a_u_net_sees_detail_that_its_bottleneck_does_not_pass(self, images: Tensor) -> None:
+    def test_the_skip_connections_of_a_u_net_bypass_its_bottleneck(self, images: Tensor) -> None:
         torch.manual_seed(0)
         unet = build_autoencoder("unet")
         code = unet.get_submodule("encoder")
         code.register_forward_hook(lambda _module, _inputs, output: torch.zeros_like(output))
         assert not torch.equal(unet(images), unet(images.flip(0)))
 
-    def test_a_variational_code_costs_its_divergence_from_the_standard_normal_distribution(self) -> None:
+    def test_the_penalty_of_a_variational_autoencoder_is_the_divergence_from_the_standard_normal_distribution(
+        self,
+    ) -> None:
         autoencoder = VariationalAutoencoder()
         for layer in (autoencoder.encoder[-1], autoencoder.log_variance):
             torch.nn.init.zeros_(layer.weight)
         images = torch.rand(2, 1, 32, 32)
         n_codes = 64 * 2 * 2
 
-        def cost(mean: float, log_variance: float) -> float:
+        def penalty(mean: float, log_variance: float) -> float:
             torch.nn.init.constant_(autoencoder.encoder[-1].bias, mean)
             torch.nn.init.constant_(autoencoder.log_variance.bias, log_variance)
-            return float(autoencoder.draw(images, generator())[1].detach())
+            return float(autoencoder.sample(images, generator())[1].detach())
 
         per_pixel = 2 * autoencoder.PIXEL_VARIANCE * n_codes / (32 * 32)
-        assert cost(0, 0) == pytest.approx(0)
-        assert cost(2, 0) == pytest.approx(per_pixel * 2)
-        assert cost(0, 1) == pytest.approx(per_pixel * (math.e - 2) / 2)
+        assert penalty(0, 0) == pytest.approx(0)
+        assert penalty(2, 0) == pytest.approx(per_pixel * 2)
+        assert penalty(0, 1) == pytest.approx(per_pixel * (math.e - 2) / 2)
 
-    def test_a_variational_code_is_drawn_in_training_alone(self, images: Tensor) -> None:
+    def test_the_code_of_a_variational_autoencoder_is_random_in_training_only(self, images: Tensor) -> None:
         autoencoder = VariationalAutoencoder()
         assert torch.equal(autoencoder.eval()(images), reconstruct(autoencoder, images, generator())[0])
-        draws = [reconstruct(autoencoder.train(), images, generator(seed))[0] for seed in (0, 0, 1)]
-        assert torch.equal(draws[0], draws[1])
-        assert not torch.equal(draws[0], draws[2])
+        samples = [reconstruct(autoencoder.train(), images, generator(seed))[0] for seed in (0, 0, 1)]
+        assert torch.equal(samples[0], samples[1])
+        assert not torch.equal(samples[0], samples[2])
 
 
 class TestFiles:
-    def test_a_saved_model_comes_back_with_the_same_outputs_frozen(self, tmp_path: Path, images: Tensor) -> None:
-        build = {"architecture": "cnn", "n_classes": 2, "mean": 0.5, "std": 0.25}
-        model = build_classifier(**build).eval()
-        save_model(tmp_path / "model.safetensors", model, **build)
+    def test_a_loaded_model_has_the_same_outputs_and_frozen_parameters(self, tmp_path: Path, images: Tensor) -> None:
+        build_arguments = {"architecture": "cnn", "n_classes": 2, "mean": 0.5, "std": 0.25}
+        model = build_classifier(**build_arguments).eval()
+        save_model(tmp_path / "model.safetensors", model, **build_arguments)
         loaded = load_model(tmp_path / "model.safetensors", build_classifier)
         torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
         assert not loaded.training
@@ -153,71 +160,71 @@ class TestFiles:
 
 
 class TestAugmentation:
-    def test_without_settings_nothing_changes(self, images: Tensor) -> None:
+    def test_with_all_bounds_0_the_images_stay_unchanged(self, images: Tensor) -> None:
         assert torch.equal(augment(images, NO_AUGMENTATION, generator()), images)
 
-    def test_a_certain_flip_is_exact(self, images: Tensor) -> None:
-        flipped = augment(images, NO_AUGMENTATION.model_copy(update={"flip": 1.0}), generator())
+    def test_a_flip_is_exact(self, images: Tensor) -> None:
+        flipped = augment(images, NO_AUGMENTATION.model_copy(update={"horizontal_flip_probability": 1.0}), generator())
         assert torch.equal(flipped, images.flip(-1))
 
-    def test_a_move_is_by_whole_pixels_and_repeats_the_border(self, images: Tensor) -> None:
-        moved = augment(images, NO_AUGMENTATION.model_copy(update={"translation": 0.25}), generator())
-        assert not torch.equal(moved, images)
-        for before, after in zip(images, moved, strict=True):
+    def test_a_translation_is_by_whole_pixels_and_repeats_the_border(self, images: Tensor) -> None:
+        translated = augment(images, NO_AUGMENTATION.model_copy(update={"translation": 0.25}), generator())
+        assert not torch.equal(translated, images)
+        for before, after in zip(images, translated, strict=True):
             assert set(after.unique().tolist()) <= set(before.unique().tolist())
 
     @pytest.mark.parametrize("name", ["rotation", "scale", "translation", "brightness", "contrast"])
-    def test_stays_in_range_is_reproducible_and_differs_by_seed(self, name: str, images: Tensor) -> None:
-        some = NO_AUGMENTATION.model_copy(update={name: 0.5})
-        first = augment(images, some, generator(1))
-        assert torch.equal(first, augment(images, some, generator(1)))
-        assert not torch.equal(first, augment(images, some, generator(2)))
+    def test_it_keeps_the_range_and_depends_on_the_seed_alone(self, name: str, images: Tensor) -> None:
+        augmentation = NO_AUGMENTATION.model_copy(update={name: 0.5})
+        first = augment(images, augmentation, generator(1))
+        assert torch.equal(first, augment(images, augmentation, generator(1)))
+        assert not torch.equal(first, augment(images, augmentation, generator(2)))
         assert 0 <= float(first.min()) <= float(first.max()) <= 1
 
-    def test_a_quarter_turn_at_most_keeps_the_centre(self) -> None:
+    def test_a_rotation_keeps_the_centre_of_the_image(self) -> None:
         image = torch.zeros(1, 1, 33, 33)
         image[..., 16, 16] = 1
-        turned = augment(image, NO_AUGMENTATION.model_copy(update={"rotation": 90.0}), generator())
-        assert turned[..., 16, 16] > 0.9
+        rotated = augment(image, NO_AUGMENTATION.model_copy(update={"rotation": 90.0}), generator())
+        assert rotated[..., 16, 16] > 0.9
 
 
 class TestNoise:
-    @pytest.mark.parametrize("kind", KINDS_OF_NOISE)
-    def test_changes_images_within_range(self, kind: Any, images: Tensor) -> None:
-        noisy = add_noise(images, (Noise(kind=kind, strength=0.5),), 0.0, generator())
+    @pytest.mark.parametrize("kind", NOISE_KINDS)
+    def test_every_image_changes_and_stays_in_range(self, kind: Any, images: Tensor) -> None:
+        noisy = add_noise(images, (Noise(kind=kind, max_strength=0.5),), 0.0, generator())
         assert all(not torch.equal(before, after) for before, after in zip(images, noisy, strict=True))
         assert 0 <= float(noisy.min()) <= float(noisy.max()) <= 1
 
-    def test_uniform_noise_is_no_larger_than_its_strength(self, images: Tensor) -> None:
-        noisy = add_noise(images, (Noise(kind="uniform", strength=0.1),), 0.0, generator())
+    def test_uniform_noise_is_at_most_its_maximum_strength(self, images: Tensor) -> None:
+        noisy = add_noise(images, (Noise(kind="uniform", max_strength=0.1),), 0.0, generator())
         assert float((noisy - images).abs().max()) <= 0.1 + 1e-6
 
     @pytest.mark.parametrize(("kind", "brightness"), [("gaussian", 1.0), ("speckle", 0.5)])
-    def test_gaussian_and_speckle_are_normal_with_every_standard_deviation_up_to_their_strength(
+    def test_gaussian_and_speckle_noise_are_normal_with_a_uniform_standard_deviation(
         self, kind: Any, brightness: float
     ) -> None:
         grey = torch.full((200, 1, SIZE, SIZE), 0.5)
-        added = add_noise(grey, (Noise(kind=kind, strength=0.12),), 0.0, generator()).sub(0.5).flatten(1).double()
+        added = add_noise(grey, (Noise(kind=kind, max_strength=0.12),), 0.0, generator()).sub(0.5).flatten(1).double()
         deviations = added.std(dim=1)
         assert kstest(deviations.numpy(), "uniform", (0, 0.12 * brightness)).pvalue > 0.01
         assert kstest((added / deviations[:, None]).numpy().ravel(), "norm").pvalue > 0.01
 
-    def test_salt_and_pepper_touches_its_share_of_pixels_at_most(self) -> None:
+    def test_salt_and_pepper_noise_changes_half_of_its_maximum_fraction_of_pixels_on_average(self) -> None:
         grey = torch.full((64, 1, SIZE, SIZE), 0.5)
-        touched = (add_noise(grey, (Noise(kind="salt_pepper", strength=0.2),), 0.0, generator()) != 0.5).float()
-        assert 0.05 < float(touched.mean()) < 0.15
+        changed = (add_noise(grey, (Noise(kind="salt_pepper", max_strength=0.2),), 0.0, generator()) != 0.5).float()
+        assert 0.05 < float(changed.mean()) < 0.15
 
-    def test_salt_and_pepper_is_white_and_black_and_nothing_between(self) -> None:
+    def test_salt_and_pepper_noise_sets_pixels_to_0_or_1_equally_often(self) -> None:
         grey = torch.full((64, 1, SIZE, SIZE), 0.5)
-        noisy = add_noise(grey, (Noise(kind="salt_pepper", strength=1.0),), 0.0, generator())
+        noisy = add_noise(grey, (Noise(kind="salt_pepper", max_strength=1.0),), 0.0, generator())
         assert noisy.unique().tolist() == [0, 0.5, 1]
         white, black = (float((noisy == value).float().mean()) for value in (1, 0))
         assert white == pytest.approx(black, rel=0.05)
 
-    def test_the_clean_share_is_left_as_it_is(self) -> None:
-        many = torch.rand(400, 1, 8, 8, generator=generator())
-        noisy = add_noise(many, (Noise(kind="gaussian", strength=0.5),), 0.25, generator())
-        unchanged = (noisy == many).flatten(1).all(dim=1).float().mean()
+    def test_the_clean_fraction_of_the_images_stays_unchanged(self) -> None:
+        clean = torch.rand(400, 1, 8, 8, generator=generator())
+        noisy = add_noise(clean, (Noise(kind="gaussian", max_strength=0.5),), 0.25, generator())
+        unchanged = (noisy == clean).flatten(1).all(dim=1).float().mean()
         assert 0.18 < float(unchanged) < 0.32
 
 
@@ -228,11 +235,11 @@ def classify(
     return {"loss": F.cross_entropy(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
 
 
-class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for an accelerator.
+class SynchronisationCounter(TorchDispatchMode):
+    """Counts the operations in which the host would wait for an accelerator.
 
-    These are values that are read, sizes that hang on values, and copies from one device to another, which a training
-    on the CPU has none of.
+    These are reads of values, operations whose output size depends on values, and copies between devices. A training on
+    the CPU has no copies between devices.
     """
 
     def __init__(self) -> None:
@@ -252,8 +259,12 @@ class Waits(TorchDispatchMode):
         return output
 
 
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
 class TestTraining:
-    """On images whose class is whether the left or the right half is brighter."""
+    """Training on images of two classes: the left or the right half is brighter."""
 
     @pytest.fixture
     def data(self) -> dict[str, Any]:
@@ -262,14 +273,15 @@ class TestTraining:
         pixels = rng.integers(0, 100, (64, 1, SIZE, SIZE), dtype=np.uint8)
         pixels[labels == 1, :, :, SIZE // 2 :] += 100
         pixels[labels == 0, :, :, : SIZE // 2] += 100
-        return {"pixels": pixels, "labels": labels, "rows": {"train": np.arange(48), "validation": np.arange(48, 64)}}
+        split_rows = {"train": np.arange(48), "validation": np.arange(48, 64)}
+        return {"pixels": pixels, "labels": labels, "split_rows": split_rows}
 
     @pytest.fixture
     def train(self, data: dict[str, Any], tmp_path: Path) -> Callable[..., Any]:
         def train(
             chosen: TrainClassifier,
             seed: int = 0,
-            checkpoint: str = "checkpoint.pt",
+            checkpoints: str = "checkpoints",
             objective: Any = classify,
             on_epoch: Any = None,
             precision: Precision = "float32",
@@ -278,14 +290,14 @@ class TestTraining:
             extra = {"on_epoch": on_epoch} if on_epoch else {}
             return fit(
                 model, objective, **data, settings=chosen, seed=seed, device=torch.device("cpu"),
-                precision=precision, checkpoint=tmp_path / checkpoint, **extra,
+                precision=precision, checkpoints=Checkpoints(tmp_path / checkpoints, ("models",)), **extra,
             )  # fmt: skip
 
         return train
 
-    def test_learns_what_is_easy_and_keeps_the_best_epoch(self, train: Any, data: dict[str, Any]) -> None:
+    def test_it_learns_an_easy_task_and_returns_the_best_epoch(self, train: Any, data: dict[str, Any]) -> None:
         model, history = train(settings(epochs=6))
-        rows = data["rows"]["validation"]
+        rows = data["split_rows"]["validation"]
         logits = model(torch.from_numpy(data["pixels"][rows]).float() / 255)
         assert (logits.argmax(1).numpy() == data["labels"][rows]).mean() == 1
         assert list(history["epoch"]) == [1, 2, 3, 4, 5, 6]
@@ -296,194 +308,176 @@ class TestTraining:
         kept_loss = F.cross_entropy(logits, torch.from_numpy(data["labels"][rows])).item()
         assert kept_loss == pytest.approx(kept["validation_loss"], rel=1e-4)
 
-    def test_steps_of_bfloat16_learn_as_well_and_keep_everything_else_in_float32(
+    def test_with_bfloat16_it_learns_as_well_and_weights_losses_and_evaluation_stay_float32(
         self, train: Any, data: dict[str, Any]
     ) -> None:
-        seen = []
+        calls = []
 
-        def watched(model: Any, *rest: Any) -> dict[str, Tensor]:
+        def recording(model: Any, *rest: Any) -> dict[str, Tensor]:
             metrics = classify(model, *rest)
-            seen.append((model.training, torch.is_autocast_enabled("cpu"), metrics["loss"].dtype))
+            calls.append((model.training, torch.is_autocast_enabled("cpu"), metrics["loss"].dtype))
             return metrics
 
-        model, history = train(settings(epochs=6), precision="bfloat16", objective=watched)
-        exact, _ = train(settings(epochs=6), checkpoint="exact.pt")
-        assert set(seen) == {(True, True, torch.float32), (False, False, torch.float32)}
+        model, history = train(settings(epochs=6), precision="bfloat16", objective=recording)
+        exact, _ = train(settings(epochs=6), checkpoints="exact")
+        assert set(calls) == {(True, True, torch.float32), (False, False, torch.float32)}
         assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
         assert history["validation_accuracy"].max() == 1
-        ours, theirs = (each.network.head.weight for each in (model, exact))
-        assert not torch.equal(ours, theirs)
-        assert ours == pytest.approx(theirs, abs=0.1 * float(theirs.abs().max()))
+        weight, exact_weight = (each.network.head.weight for each in (model, exact))
+        assert not torch.equal(weight, exact_weight)
+        assert weight == pytest.approx(exact_weight, abs=0.1 * float(exact_weight.abs().max()))
 
     @pytest.mark.parametrize("architecture", ["cnn", "squeezenet1_1"])
-    def test_trainings_side_by_side_learn_what_each_learns_alone(
+    def test_trainings_in_threads_give_the_same_weights_as_one_after_the_other(
         self, architecture: str, data: dict[str, Any], tmp_path: Path
     ) -> None:
-        """SqueezeNet drops channels, and dropout draws from the generator that all threads share."""
+        """SqueezeNet has dropout, which uses torch's global generator that all threads share."""
 
-        def trained(number: int, checkpoint: str) -> str:
-            model = build_seeded(lambda: build_classifier(architecture, 2, 0.4, 0.2), number)
-            how = settings(epochs=6), number, torch.device("cpu"), "float32", tmp_path / checkpoint
-            return digest_of_model(fit(model, classify, *data.values(), *how)[0])
+        def trained(seed: int, folder: str) -> str:
+            model = build_seeded(lambda: build_classifier(architecture, 2, 0.4, 0.2), seed)
+            checkpoints = Checkpoints(tmp_path / folder, ("models",))
+            arguments = settings(epochs=6), seed, torch.device("cpu"), "float32", checkpoints
+            return digest_of_model(fit(model, classify, *data.values(), *arguments)[0])
 
-        alone = [trained(number, f"alone-{number}.pt") for number in range(3)]
-        for turn in range(2):
+        sequential = [trained(seed, "sequential") for seed in range(3)]
+        for repetition in range(2):
             with ThreadPoolExecutor(3) as pool:
-                beside = pool.map(trained, range(3), [f"{turn}-{number}.pt" for number in range(3)])
-            assert list(beside) == alone
+                concurrent = pool.map(trained, range(3), [f"concurrent-{repetition}"] * 3)
+            assert list(concurrent) == sequential
 
     @pytest.mark.parametrize("step", ["train_classifier", "train_autoencoder"])
-    def test_no_step_reads_a_value_that_it_has_computed(
+    def test_training_steps_do_not_synchronise_with_the_host(
         self, step: str, data: dict[str, Any], params_with: Any, tmp_path: Path
     ) -> None:
         def build() -> tuple[nn.Module, Any]:
             if step == "train_classifier":
-                some = dict.fromkeys(Augmentation.model_fields, 0.1)
-                augmentation = params_with({"train_classifier.augmentation": some}).train_classifier.augmentation
-                return build_classifier("cnn", 2, 0.4, 0.2), classification(augmentation)
-            noises = [{"kind": kind, "strength": 0.1} for kind in KINDS_OF_NOISE]
-            return build_autoencoder("plain"), denoising(
-                params_with({"train_autoencoder.noises": noises}).train_autoencoder
+                values = dict.fromkeys(Augmentation.model_fields, 0.1)
+                augmentation = params_with({"train_classifier.augmentation": values}).train_classifier.augmentation
+                return build_classifier("cnn", 2, 0.4, 0.2), classification_objective(augmentation)
+            noises = [{"kind": kind, "max_strength": 0.1} for kind in NOISE_KINDS]
+            return build_autoencoder("plain"), denoising_objective(
+                params_with({"train_autoencoder.noise_types": noises}).train_autoencoder
             )
 
-        def waits(n_steps: int) -> int:
+        def n_synchronisations(n_steps: int) -> int:
             model, objective = build()
-            rows = {"train": np.arange(8 * n_steps), "validation": data["rows"]["validation"]}
-            how = settings(epochs=1), 0, torch.device("cpu"), "float32", tmp_path / f"{n_steps}.pt"
-            with Waits() as seen:
-                fit(model, objective, data["pixels"], data["labels"], rows, *how)
-            return seen.count
+            split_rows = {"train": np.arange(8 * n_steps), "validation": data["split_rows"]["validation"]}
+            arguments = settings(epochs=1), 0, torch.device("cpu"), "float32", Checkpoints(tmp_path, ("models",))
+            with SynchronisationCounter() as counter:
+                fit(model, objective, data["pixels"], data["labels"], split_rows, *arguments)
+            return counter.count
 
-        # an epoch reads its metrics
-        assert waits(1) == waits(6) > 0
+        # the number does not grow with the steps; each epoch reads its metrics once
+        assert n_synchronisations(1) == n_synchronisations(6) > 0
 
-    def test_an_accelerator_is_sent_the_order_of_an_epoch_at_once(self, data: dict[str, Any]) -> None:
-        # the device "meta" takes what an accelerator takes, and computes nothing
-        batches = _Batches(data["pixels"], data["labels"], torch.device("meta"))
+    def test_the_row_numbers_of_an_epoch_are_copied_to_an_accelerator_at_once(self, data: dict[str, Any]) -> None:
+        # the device "meta" stands for an accelerator; it computes nothing
+        loader = _BatchLoader(data["pixels"], data["labels"], torch.device("meta"))
 
-        def waits(n_images: int) -> int:
-            with Waits() as seen:
-                shapes = [images.shape for images, _ in batches.full(np.arange(n_images), 8)]
+        def n_copies(n_images: int) -> int:
+            with SynchronisationCounter() as counter:
+                shapes = [images.shape for images, _ in loader.full_size_batches(np.arange(n_images), 8)]
             assert shapes == [(8, 1, SIZE, SIZE)] * (n_images // 8)
-            return seen.count
+            return counter.count
 
-        assert waits(8) == waits(48) == 1
+        assert n_copies(8) == n_copies(48) == 1
 
-    def test_a_step_is_that_of_torchs_adam_to_the_bit(self) -> None:
-        def trained(kind: Any) -> list[Tensor]:
-            model = build_seeded(lambda: build_classifier("cnn", 2, 0.4, 0.2), 0)
-            optimizer = kind(model.parameters(), lr=0.01, fused=True)
-            images = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-            for number in range(6):
-                if number == 3:
-                    state = optimizer.state_dict()
-                    optimizer = kind(model.parameters(), lr=1, fused=True)
-                    optimizer.load_state_dict(state)
-                optimizer.zero_grad()
-                F.cross_entropy(model(images), torch.arange(8) % 2).backward()
-                optimizer.step()
-            return list(model.parameters())
-
-        assert all(map(torch.equal, trained(UncompiledAdam), trained(torch.optim.Adam)))
-
-    def test_training_does_not_import_torchs_compiler(self, tmp_path: Path) -> None:
-        code = (
-            "import sys, numpy as np, torch\n"
-            "from pathlib import Path\n"
-            "from tasks.models.classifier import build_classifier\n"
-            "from tasks.models.objectives import classification\n"
-            "from tasks.models.training import fit\n"
-            "from tasks.params import load_params\n"
-            "settings = load_params().train_classifier.model_copy(update={'epochs': 1})\n"
-            "pixels, labels = np.zeros((16, 1, 32, 32), dtype=np.uint8), np.arange(16) % 2\n"
-            "rows = {'train': np.arange(16), 'validation': np.arange(16)}\n"
-            "model, objective = build_classifier('cnn', 2, 0.5, 0.2), classification(settings.augmentation)\n"
-            "how = settings, 0, torch.device('cpu'), 'bfloat16', Path(sys.argv[1])\n"
-            "fit(model, objective, pixels, labels, rows, *how)\n"
-            "sys.exit('torch._dynamo' in sys.modules)"
-        )
-        command = [sys.executable, "-c", code, str(tmp_path / "state.pt")]
-        assert subprocess.run(command, check=False).returncode == 0
-
-    def test_a_checkpoint_of_another_precision_is_not_gone_on_from(self, train: Any) -> None:
-        exact, _ = train(settings(), checkpoint="exact.pt")
+    def test_a_training_does_not_resume_from_a_checkpoint_of_another_precision(self, train: Any) -> None:
+        exact, _ = train(settings(), checkpoints="exact")
         train(settings(), precision="bfloat16")
-        again, _ = train(settings())
+        epochs: list[int] = []
+        again, _ = train(settings(), on_epoch=lambda epoch, metrics: epochs.append(epoch))
+        assert epochs == [1, 2, 3]
         assert torch.equal(again.network.head.weight, exact.network.head.weight)
 
-    def test_the_same_seed_gives_the_same_weights_and_another_does_not(self, train: Any) -> None:
-        first, _ = train(settings(), seed=1, checkpoint="a.pt")
-        again, _ = train(settings(), seed=1, checkpoint="b.pt")
-        other, _ = train(settings(), seed=2, checkpoint="c.pt")
+    def test_the_same_seed_gives_the_same_weights_and_another_seed_others(self, train: Any) -> None:
+        first, _ = train(settings(), seed=1, checkpoints="a")
+        again, _ = train(settings(), seed=1, checkpoints="b")
+        other, _ = train(settings(), seed=2, checkpoints="c")
         weights = [model.network.head.weight for model in (first, again, other)]
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[0], weights[2])
 
     @pytest.mark.parametrize("killed_after", [1, 2])
-    def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(self, train: Any, killed_after: int) -> None:
-        class Killed(Exception):
-            pass
-
+    def test_a_killed_training_resumes_and_gives_the_same_weights_as_an_uninterrupted_one(
+        self, train: Any, killed_after: int
+    ) -> None:
         def kill(epoch: int, metrics: dict[str, float]) -> None:
             if epoch == killed_after:
                 raise Killed
 
-        undisturbed, history = train(settings(schedule="cosine"), checkpoint="a.pt")
+        uninterrupted, history = train(settings(learning_rate_schedule="cosine"), checkpoints="a")
         with pytest.raises(Killed):
-            train(settings(schedule="cosine"), checkpoint="b.pt", on_epoch=kill)
+            train(settings(learning_rate_schedule="cosine"), checkpoints="b", on_epoch=kill)
         epochs: list[int] = []
         resumed, resumed_history = train(
-            settings(schedule="cosine"), checkpoint="b.pt", on_epoch=lambda epoch, metrics: epochs.append(epoch)
+            settings(learning_rate_schedule="cosine"),
+            checkpoints="b",
+            on_epoch=lambda epoch, metrics: epochs.append(epoch),
         )
         assert epochs == list(range(killed_after + 1, 4))
         assert resumed_history.equals(history)
-        for name, tensor in undisturbed.state_dict().items():
+        for name, tensor in uninterrupted.state_dict().items():
             assert torch.equal(tensor, resumed.state_dict()[name]), name
 
-    def test_a_checkpoint_of_other_settings_is_not_taken_up(self, train: Any) -> None:
+    def test_a_damaged_checkpoint_gives_one_clear_error(self, train: Any, tmp_path: Path) -> None:
+        def kill(epoch: int, metrics: dict[str, float]) -> None:
+            raise Killed
+
+        with pytest.raises(Killed):
+            train(settings(), on_epoch=kill)
+        (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+        with pytest.raises(ValueError, match=f"^{checkpoint}: damaged, or not a training checkpoint .* Delete it;"):
+            train(settings())
+
+    def test_a_training_does_not_resume_from_a_checkpoint_of_other_settings(self, train: Any) -> None:
         train(settings(epochs=2))
         epochs: list[int] = []
         train(settings(epochs=2, learning_rate=1e-4), on_epoch=lambda epoch, metrics: epochs.append(epoch))
         assert epochs == [1, 2]
 
-    def test_early_stopping_ends_after_that_many_epochs_without_a_better_loss(self, train: Any) -> None:
-        def never_better(
+    def test_early_stopping_ends_the_training_after_so_many_epochs_without_improvement(self, train: Any) -> None:
+        def never_improving(
             model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
         ) -> dict[str, Tensor]:
             loss = model(images).square().mean()
             return {"loss": loss if model.training else loss.detach() * 0 + 1}
 
-        _, history = train(settings(epochs=9, early_stopping=2), objective=never_better)
+        _, history = train(settings(epochs=9, early_stopping_patience=2), objective=never_improving)
         assert len(history) == 3
 
-    def test_a_loss_that_is_not_finite_stops_with_what_to_do(self, train: Any) -> None:
+    def test_the_error_about_a_loss_that_is_not_finite_says_what_to_do(self, train: Any) -> None:
         def diverging(
             model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
         ) -> dict[str, Tensor]:
             return {"loss": model(images).mean() * float("inf")}
 
-        told = r"training loss is -?inf at step 1 of epoch 1 of 3; lower learning_rate .* no epoch before it is kept"
-        with pytest.raises(TrainingDiverged, match=told):
+        message = (
+            r"training loss is -?inf at step 1 of epoch 1 of 3\. No earlier epoch was saved\. "
+            r"Lower learning_rate \(0\.001\)"
+        )
+        with pytest.raises(TrainingDiverged, match=message):
             train(settings(), objective=diverging)
 
-    def test_a_step_that_goes_too_far_at_the_end_of_an_epoch_is_found_before_the_epoch_is_kept(
+    def test_a_divergence_in_the_last_step_of_an_epoch_is_found_before_the_checkpoint_is_saved(
         self, train: Any, tmp_path: Path
     ) -> None:
-        # one batch an epoch, whose loss is that of the weights before the step
+        # one step in each epoch; its training loss is computed before the step
         too_fast = settings(batch_size=48).model_copy(update={"learning_rate": 1e30})
         with pytest.raises(
-            TrainingDiverged, match=r"validation loss is \S+ of epoch 1 of 3; .* no epoch before it is kept"
+            TrainingDiverged, match=r"validation loss is \S+ of epoch 1 of 3\. No earlier epoch was saved\."
         ):
             train(too_fast)
-        assert not (tmp_path / "checkpoint.pt").exists()
+        assert not (tmp_path / "checkpoints").exists()
 
-    def test_evaluation_does_not_follow_the_batch_norm_statistics_of_single_batches(self, train: Any) -> None:
-        """With weights that no longer move, measured statistics make every epoch's evaluation the same."""
+    def test_evaluation_does_not_depend_on_the_batch_norm_statistics_of_single_batches(self, train: Any) -> None:
+        """With constant weights, all epochs have the same statistics and so the same validation loss."""
         _, history = train(settings(epochs=3, learning_rate=1e-12, ema_decay=0.0))
         assert history["validation_loss"].std() < 1e-4
 
 
-def test_mean_and_standard_deviation_are_those_of_the_chosen_images_pixels() -> None:
+def test_mean_and_standard_deviation_are_those_of_the_pixels_of_the_given_rows() -> None:
     pixels = np.random.default_rng(0).integers(0, 200, (9, 1, SIZE, SIZE), dtype=np.uint8)
     rows = np.array([1, 2, 7])
     expected = pixels[rows].mean() / 255, pixels[rows].std() / 255
@@ -491,18 +485,20 @@ def test_mean_and_standard_deviation_are_those_of_the_chosen_images_pixels() -> 
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_where_bfloat16_gains_nothing_a_warning_says_so(
+def test_a_warning_is_logged_if_bfloat16_is_slower_than_float32(
     precision: str, params_with: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compute = params_with({"compute.device": "cpu", "compute.threads": 1, "compute.precision": precision}).compute
     for capabilities, expected in (({"avx512_f": True}, precision == "bfloat16"), ({"amx_bf16": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known)
         caplog.clear()
-        assert set_up(compute) == torch.device("cpu")
+        assert configure_torch(compute) == torch.device("cpu")
         assert ("compute.precision" in caplog.text) == expected
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(params_with: Any) -> None:
+def test_the_error_about_a_missing_device_lists_the_available_ones(params_with: Any) -> None:
     missing = "cuda" if not torch.cuda.is_available() else "mps"
-    with pytest.raises(ValueError, match=f"compute.device: no {missing} on this machine; available: auto, .*cpu"):
-        set_up(params_with({"compute.device": missing}).compute)
+    with pytest.raises(
+        ValueError, match=f"compute.device: {missing} is not available on this machine. Allowed are auto, .*cpu"
+    ):
+        configure_torch(params_with({"compute.device": missing}).compute)

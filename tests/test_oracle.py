@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.labelling.oracle import assign_labels, can_label
-from tasks.params import NoisyOracle, PseudoLabels, Truth
+from tasks.params import GroundTruth, NoisyOracle, PseudoLabelOracle
 
 CLASSES = ("a", "b", "c")
 ROWS = np.arange(3000)
@@ -12,8 +12,8 @@ LABELS: np.ndarray = ROWS % 3
 WRONG = (LABELS + 1) % 3
 
 
-def test_the_truth_oracle_assigns_the_true_labels() -> None:
-    assert (assign_labels(Truth(kind="truth"), ROWS, LABELS, WRONG, CLASSES, 0) == LABELS).all()
+def test_the_ground_truth_oracle_assigns_the_true_labels() -> None:
+    assert (assign_labels(GroundTruth(kind="ground_truth"), ROWS, LABELS, WRONG, CLASSES, 0) == LABELS).all()
 
 
 def test_a_noisy_oracle_has_the_error_rate_of_each_class_and_errs_equally_towards_the_others() -> None:
@@ -36,11 +36,11 @@ def test_the_label_of_a_noisy_oracle_depends_on_the_image_and_the_seed_alone() -
 
 
 def test_pseudo_labels_are_the_predictions_that_reach_the_confidence() -> None:
-    oracle = PseudoLabels(kind="pseudo", confidence=0.9)
+    oracle = PseudoLabelOracle(kind="pseudo_label", confidence_threshold=0.9)
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.05, 0.95]])
     assert can_label(oracle, probabilities).tolist() == [True, False, True]
     assert (assign_labels(oracle, ROWS, LABELS, WRONG, CLASSES, 0) == WRONG).all()
 
 
-def test_the_truth_oracle_can_label_every_image() -> None:
-    assert can_label(Truth(kind="truth"), np.array([[0.5, 0.5]])).all()
+def test_the_ground_truth_oracle_can_label_every_image() -> None:
+    assert can_label(GroundTruth(kind="ground_truth"), np.array([[0.5, 0.5]])).all()

@@ -1,4 +1,4 @@
-"""What steps say while the tracking store is out: kept on disk, and sent to a real store later."""
+"""The outbox: runs that are journalled while the tracking store is unavailable, and sent to a real store later."""
 
 import fcntl
 import json
@@ -26,6 +26,8 @@ from tasks.tracking import EXPERIMENT, Tracker, digest_of
 from tasks.tracking.outbox import outbox, sync, waiting
 from tests.conftest import ROOT
 
+PYTHONPATH = {"PYTHONPATH": str(ROOT)}
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -34,15 +36,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """The store to which the outbox is sent; the working folder is empty, and the server that it names is out."""
+    """The store to which the outbox is sent. MLFLOW_TRACKING_URI is the address of a server that is unavailable."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{taken.getsockname()[1]}")
-    # these tests are about what follows from an outage, not about how long it takes to notice
+    # the tests do not measure how long it takes to detect an outage
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.chdir(tmp_path)
-    Workspace().data.mkdir()
+    monkeypatch.setenv("CT_ROBUSTNESS_OUTBOX", str(tmp_path / "tracking-outbox"))
     return MlflowClient(tracking_uri=store)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
 
 
 def runs_of(client: MlflowClient, filter_string: str) -> list[Any]:
@@ -52,29 +58,34 @@ def runs_of(client: MlflowClient, filter_string: str) -> list[Any]:
 
 
 def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Say one of everything."""
-    (Workspace().train_classifier / "history.csv").write_bytes(b"epoch,loss\n1,0.5\n")
-    (Workspace().train_classifier / "deep" / "er").mkdir(parents=True)
-    (Workspace().train_classifier / "deep" / "er" / "weights.bin").write_bytes(bytes(range(256)))
-    tracker.dataset(Workspace().train_classifier, "prepared", "training")
+    """Call every method of the tracker."""
+    folder = workspace.train_classifier
+    (folder / "history.csv").write_bytes(b"epoch,loss\n1,0.5\n")
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "weights.bin").write_bytes(bytes(range(256)))
+    tracker.dataset(folder, "prepared", "training")
     for epoch in range(3):
         tracker.metrics({"train/loss": 1 / (epoch + 3), "train/odd": float("nan")}, epoch)
     tracker.params({"extra": "ε = 1/255"})
     tracker.tags({"check.ball": "PASS"})
-    tracker.artifact(Workspace().train_classifier / "history.csv")
-    tracker.artifact(Workspace().train_classifier / "deep", "kept")
+    tracker.artifact(folder / "history.csv")
+    tracker.artifact(folder / "deep", "kept")
     tracker.curve(
         "undefended",
         {"target": "undefended"},
         [(250, {"robust/accuracy": 0.5}), (1000, {"robust/accuracy": np.float64(0.25)})],
-        [Workspace().train_classifier / "history.csv"],
+        [folder / "history.csv"],
     )
     tracker.model("classifier", torch.nn.Flatten(), np.zeros((2, 1, 2, 2), np.float32))
-    tracker.note("what happened")
+    tracker.note("a description")
 
 
-def told(client: MlflowClient, run: Any) -> dict[str, Any]:
-    """All that a store knows of a run and of the curves below it, but for ids and times."""
+def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+    tracker.metrics({"data/n": 3}, 250)
+
+
+def content_of(client: MlflowClient, run: Any) -> dict[str, Any]:
+    """Everything that a store has of a run and its curves, without ids and times."""
     run_id = run.info.run_id
     own = {"run_key", "mlflow.parentRunId", "mlflow.user", "mlflow.source.git.commit"}
     model = run.outputs.model_outputs[0].model_id if run.outputs and run.outputs.model_outputs else None
@@ -90,7 +101,7 @@ def told(client: MlflowClient, run: Any) -> dict[str, Any]:
         "datasets": [(data.dataset.name, data.dataset.digest) for data in run.inputs.dataset_inputs],
         "files": files_of(client.download_artifacts(run_id, "")),
         "model": client.get_logged_model(model).status if model else None,
-        "curves": [told(client, child) for child in runs_of(client, f"tags.`mlflow.parentRunId` = '{run_id}'")],
+        "curves": [content_of(client, child) for child in runs_of(client, f"tags.`mlflow.parentRunId` = '{run_id}'")],
     }
 
 
@@ -99,18 +110,19 @@ def files_of(folder: str) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-def test_a_step_without_its_server_finishes_says_so_and_what_is_sent_later_is_what_a_server_would_have_heard(
+def test_a_journalled_run_is_sent_complete(
     client: MlflowClient,
     store: str,
+    workspace: Workspace,
     params_with: Callable[..., Params],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = time.time() * 1000
-    run_step(train_classifier, Workspace(), params_with())
+    run_step(train_classifier, workspace, params_with())
     after = time.time() * 1000
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("tasks")]
-    assert "the tracking store can't be reached" in warning
+    assert "the tracking store is unavailable" in warning
     assert "python -m tasks.tracking sync" in warning
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
@@ -119,12 +131,13 @@ def test_a_step_without_its_server_finishes_says_so_and_what_is_sent_later_is_wh
     (sent,) = runs_of(client, "tags.step = 'train_classifier'")
     assert before <= sent.info.start_time <= sent.info.end_time <= after
 
-    run_step(train_classifier, Workspace(), params_with())
+    # the same step with an available store
+    run_step(train_classifier, workspace, params_with())
     direct, _ = runs_of(client, "tags.step = 'train_classifier'")
     assert direct.info.start_time > sent.info.end_time
-    assert told(client, sent) == told(client, direct)
-    assert told(client, sent)["files"]["kept/er/weights.bin"] == bytes(range(256))
-    assert told(client, sent)["model"] == "READY"
+    assert content_of(client, sent) == content_of(client, direct)
+    assert content_of(client, sent)["files"]["kept/er/weights.bin"] == bytes(range(256))
+    assert content_of(client, sent)["model"] == "READY"
 
     import mlflow
 
@@ -133,155 +146,163 @@ def test_a_step_without_its_server_finishes_says_so_and_what_is_sent_later_is_wh
     torch.testing.assert_close(model(images), images.flatten(1))
 
 
-def test_what_is_sent_twice_is_there_once(
+def test_a_run_that_is_sent_twice_is_stored_once(
     client: MlflowClient,
     store: str,
+    workspace: Workspace,
     params_with: Callable[..., Params],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    run_step(train_classifier, Workspace(), params_with({"seed": 7}))
-    # as if the first attempt had been cut off before it could delete what it had sent
+    run_step(train_classifier, workspace, params_with({"seed": 7}))
+    # as if the first attempt was killed before it deleted the journal
     shutil.copytree(outbox(), tmp_path / "again")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert sync(moved=True)
     (first,) = runs_of(client, "params.seed = '7' and tags.kind = 'step'")
-    (tmp_path / "again").rename(tmp_path / "outbox")
-    monkeypatch.setenv("CT_ROBUSTNESS_OUTBOX", str(tmp_path / "outbox"))
+    monkeypatch.setenv("CT_ROBUSTNESS_OUTBOX", str(tmp_path / "again"))
     assert sync(moved=True)
     (second,) = runs_of(client, "params.seed = '7' and tags.kind = 'step'")
-    assert told(client, second) == told(client, first)
+    assert content_of(client, second) == content_of(client, first)
     assert len(second.outputs.model_outputs) == 1
-    assert len(told(client, second)["curves"]) == 1
+    assert len(content_of(client, second)["curves"]) == 1
 
 
 def test_a_failed_step_is_sent_as_failed(
-    client: MlflowClient, store: str, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+    client: MlflowClient,
+    store: str,
+    workspace: Workspace,
+    params_with: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         raise ValueError("no images")
 
     with pytest.raises(ValueError, match="no images"):
-        run_step(validate, Workspace(), params_with())
+        run_step(validate, workspace, params_with())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert sync(moved=True)
     (run,) = runs_of(client, "tags.step = 'validate'")
     assert run.info.status == "FAILED"
 
 
-def test_a_killed_step_loses_nothing_that_it_had_said_and_is_sent_as_killed(
-    client: MlflowClient, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_killed_step_is_sent_as_killed_with_all_that_it_logged(
+    client: MlflowClient, store: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = f"""
-import sys, time
-sys.path.insert(0, {str(ROOT)!r})
+import time
 from pathlib import Path
+from tasks.core.workspace import Workspace
 from tasks.runner import run_step
 from tests.conftest import parse_params, with_overrides
 
-def prepare(workspace: Workspace, params, tracker):
+def prepare(workspace, params, tracker):
     tracker.metrics({{"data/n": 3}}, 250)
-    print("said", flush=True)
+    print("logged", flush=True)
     time.sleep(600)
 
-run_step(prepare, Workspace(), parse_params(with_overrides({{}})))
+run_step(prepare, Workspace(Path({str(workspace.root)!r})), parse_params(with_overrides({{}})))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    command, environment = [sys.executable, "-c", script], os.environ | PYTHONPATH
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"said\n"
+        assert process.stdout.readline() == b"logged\n"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-        # while the step runs, its journal is its own
+        # the running step holds a lock on its journal
         assert not sync(moved=True)
         (folder,) = waiting()
         os.kill(process.pid, signal.SIGKILL)
     with (folder / "journal.jsonl").open("a") as journal:
-        journal.write('{"call": "metrics", "run": "half a li')
+        journal.write('{"method": "metrics", "run": "half a li')
     assert sync(moved=True)
     (run,) = runs_of(client, "tags.step = 'prepare'")
     assert run.info.status == "KILLED"
-    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "data/n")] == [(250, 3)]
-    assert run.info.end_time == client.get_metric_history(run.info.run_id, "data/n")[0].timestamp
+    (metric,) = client.get_metric_history(run.info.run_id, "data/n")
+    assert (metric.step, metric.value) == (250, 3)
+    assert run.info.end_time == metric.timestamp
 
 
-def test_a_report_is_linked_to_runs_that_came_to_the_store_with_it(
-    client: MlflowClient, store: str, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+def test_a_report_is_sent_after_the_runs_that_it_links_to(
+    client: MlflowClient,
+    store: str,
+    workspace: Workspace,
+    params_with: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        (Workspace().evaluate / "seed.txt").write_text("unlike any other")
+        (workspace.evaluate / "seed.txt").write_text("unlike any other")
 
     def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.link_steps()
 
-    run_step(evaluate, Workspace(), params_with())
-    # the store is back, but what the report is about waits: so the report waits, too
+    run_step(evaluate, workspace, params_with())
+    # the store is available again, but the run of evaluate is in the outbox: so the report is journalled, too
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    run_step(report, Workspace(), params_with())
+    run_step(report, workspace, params_with())
     assert len(waiting()) == 2
     assert sync(moved=True)
-    (made,) = runs_of(client, f"tags.outputs_md5 = '{digest_of(Workspace().evaluate)}'")
+    (made,) = runs_of(client, f"tags.outputs_md5 = '{digest_of(workspace.evaluate)}'")
     (run,) = runs_of(client, "tags.step = 'report'")
     assert run.data.tags["run.evaluate"] == made.info.run_id
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_goes_to_no_other_store_than_the_one_it_was_meant_for(
+def test_a_journal_is_sent_only_to_its_own_store(
     client: MlflowClient,
     store: str,
+    workspace: Workspace,
     params_with: Callable[..., Params],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        pass
-
-    meant_for = os.environ["MLFLOW_TRACKING_URI"]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", meant_for.replace("//", "//name:secret@"))
-    run_step(prepare, Workspace(), params_with())
+    own_store = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_store.replace("//", "//name:secret@"))
+    run_step(prepare, workspace, params_with())
     assert "secret" not in caplog.text
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert not sync()
-    assert f"it is meant for the store at {meant_for}, not for {store}" in caplog.text
+    assert f"it is for the store at {own_store}, not for {store}" in caplog.text
     (folder,) = waiting()
     assert "secret" not in (folder / "journal.jsonl").read_text()
 
     head, *others = (folder / "journal.jsonl").read_text().splitlines()
-    begun = json.dumps({**json.loads(head), "begun": True})
-    (folder / "journal.jsonl").write_text("\n".join([begun, *others, ""]))
+    existing = json.dumps({**json.loads(head), "run_exists": True})
+    (folder / "journal.jsonl").write_text("\n".join([existing, *others, ""]))
     assert not sync(moved=True)
-    assert f"its run was begun in the store at {meant_for}" in caplog.text
+    assert f"its run is in the store at {own_store}" in caplog.text
 
 
-def test_a_store_that_is_still_out_leaves_everything_where_it_is(
-    client: MlflowClient, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
+def test_a_journal_stays_while_the_store_is_unavailable(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        tracker.metrics({"x": 1})
-
-    run_step(prepare, Workspace(), params_with())
+    run_step(prepare, workspace, params_with())
     (folder,) = waiting()
     kept = (folder / "journal.jsonl").read_bytes()
-    command = [sys.executable, "-m", "tasks.tracking", "sync"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    result = sync_command()
     assert result.returncode == 1
     assert f"{folder.name}: not sent: API request to" in result.stderr
-    assert "still in tracking-outbox: 1" in result.stderr
+    assert f"journals left in {outbox()}: 1" in result.stderr
     assert (folder / "journal.jsonl").read_bytes() == kept
 
 
-def test_with_nothing_to_send_the_command_says_so_and_asks_no_store(client: MlflowClient) -> None:
+def test_sync_of_an_empty_outbox_does_not_use_the_store(client: MlflowClient) -> None:
+    result = sync_command()
+    assert (result.returncode, result.stdout) == (0, f"{outbox()} is empty: nothing to send\n")
+
+
+def sync_command() -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tasks.tracking", "sync"]
-    printed = subprocess.check_output(command, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert printed == "nothing waits in tracking-outbox\n"
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | PYTHONPATH, check=False)
 
 
-def test_a_journal_that_another_command_is_sending_is_left_to_it(
-    client: MlflowClient, store: str, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+def test_a_journal_that_another_command_is_sending_is_skipped(
+    client: MlflowClient,
+    store: str,
+    workspace: Workspace,
+    params_with: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        pass
-
-    run_step(prepare, Workspace(), params_with())
+    run_step(prepare, workspace, params_with())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     (folder,) = waiting()
     with (folder / "journal.jsonl").open() as other:
@@ -291,13 +312,17 @@ def test_a_journal_that_another_command_is_sending_is_left_to_it(
     assert sync(moved=True)
 
 
-def test_a_mistake_of_the_step_is_no_outage(
-    client: MlflowClient, store: str, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+def test_an_invalid_call_is_an_error_and_not_an_outage(
+    client: MlflowClient,
+    store: str,
+    workspace: Workspace,
+    params_with: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.metrics({"a name that MLflow refuses @": 1})
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     with pytest.raises(MlflowException, match="Invalid value"):
-        run_step(prepare, Workspace(), params_with())
+        run_step(prepare, workspace, params_with())
     assert not waiting()

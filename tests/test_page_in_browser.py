@@ -27,7 +27,9 @@ PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQV
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Address of a report on a workspace with hostile class names."""
     workspace = tmp_path_factory.mktemp("page")
-    params = parse_params(with_overrides({"attack.eps": list(EPS), "prepare.image_size": SIDE, "benchmark": DEFENCES}))
+    params = parse_params(
+        with_overrides({"attack.eps": list(EPS), "prepare.image_size": SIDE, "selected_defences": DEFENCES})
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         # the layout of the static figures is not tested here, and it takes long

@@ -1,4 +1,4 @@
-"""The whole way at toy size, by real DVC, Prefect and MLflow: the same bytes whichever runs it."""
+"""The whole pipeline at toy size by DVC and by the flow: same bytes, no unneeded work, and the runs in MLflow."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STEPS = [
 TRAINING = ["train_autoencoder", "train_classifier", "train_defence@retrained_autoencoder"]
 
 TOY: dict[str, Any] = {
-    "acquire.phantom": {"n_patients": 24, "n_slices": 3},
+    "acquire.phantom": {"n_patients": 24, "n_slices_per_patient": 3},
     "compute": {"threads": 1, "device": "cpu", "precision": "float32"},
     "validate.min_images_per_class": 5,
     "prepare.image_size": 64,
@@ -32,22 +32,24 @@ TOY: dict[str, Any] = {
     "train_classifier.batch_size": 8,
     "train_autoencoder.epochs": 2,
     "train_autoencoder.batch_size": 8,
-    "benchmark": ["autoencoder", "retrained_autoencoder"],
+    "selected_defences": ["autoencoder", "retrained_autoencoder"],
     "defences.retrained_autoencoder.training.epochs": 1,
     "defences.retrained_autoencoder.adversary.pgd.n_steps": 1,
     "attack.eps": [1, 4],
-    "attack.keep_eps": [4],
+    "attack.saved_eps": [4],
     "analyze.eps": 4,
     "analyze.n_resamples": 100,
-    "analyze.evasion.eps": [4],
-    "analyze.evasion.n_steps": 2,
-    "attack.pgd": {"n_steps": 2, "relative_step": 0.5, "n_restarts": 1},
+    "analyze.detector_evasion.eps": [4],
+    "analyze.detector_evasion.n_steps": 2,
+    "attack.pgd": {"n_steps": 2, "relative_step_size": 0.5, "n_random_starts": 1},
     "attack.sweep": {"n_steps": 3, "n_restarts": 0},
-    "active_learning.shrink": 2,
+    "attack.suite": {"n_steps": 2},
+    "attack.square": {"n_queries": 5},
+    "attack.hop_skip_jump": {"n_queries": 0, "max_images": 2},
+    "active_learning.downsampling_factor": 2,
     "active_learning.n_cycles": 1,
     "active_learning.training.epochs": 1,
     "active_learning.warm_start_epochs": 1,
-    "attack.suite": {"n_steps": 2, "n_queries": 5, "n_label_queries": 0, "max_label_images": 2},
 }
 
 
@@ -57,20 +59,27 @@ def write_params(workspace: Path, overrides: dict[str, Any]) -> None:
 
 
 def make_workspace(folder: Path) -> Path:
+    """Write a new workspace with the code of the repository and toy parameters, and return its folder."""
     folder.mkdir()
     for name in ("tasks", "flows", "images"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", "prefect.toml"):
+    for name in ("dvc.yaml", "environment.yaml", "prefect.toml"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data" / "reference.csv", folder / "data")
     write_params(folder, {})
-    run(folder, "dvc", "init", "--no-scm", "--quiet")
+    init_dvc(folder, "--no-scm")
     return folder
 
 
+def init_dvc(workspace: Path, *options: str) -> None:
+    """Initialise DVC in a workspace, with the plot templates of the repository."""
+    run(workspace, "dvc", "init", "--quiet", *options)
+    shutil.copytree(ROOT / ".dvc" / "plots", workspace / ".dvc" / "plots", dirs_exist_ok=True)
+
+
 def run(workspace: Path, *command: str) -> str:
-    """Run a command of the environment in a workspace; its standard output and error."""
+    """Run a command of the environment in a workspace, and return its output and errors."""
     binaries = Path(sys.executable).parent
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_T", "PREFECT_API"))
@@ -90,40 +99,32 @@ def run(workspace: Path, *command: str) -> str:
 
 
 def digests(workspace: Path) -> dict[str, str]:
+    """Digest of the outputs of each step."""
     return {step: digest_of(workspace / "data" / step.replace("@", "/")) for step in STEPS}
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A workspace that ``dvc repro`` has brought up to date."""
-    workspace = make_workspace(tmp_path_factory.mktemp("dvc") / "workspace")
-    run(workspace, "dvc", "repro")
-    yield workspace
-    shutil.rmtree(workspace)
-
-
-@pytest.fixture(scope="module")
 def flowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A workspace that the flow has brought up to date."""
+    """A toy workspace that the flow has brought up to date."""
     workspace = make_workspace(tmp_path_factory.mktemp("flow") / "workspace")
     run(workspace, sys.executable, "-m", "flows.pipeline")
     yield workspace
     shutil.rmtree(workspace)
 
 
-def test_dvc_and_the_flow_make_the_same_bytes(reproduced: Path, flowed: Path) -> None:
+def test_dvc_and_the_flow_write_the_same_bytes(reproduced: Path, flowed: Path) -> None:
     assert digests(flowed) == digests(reproduced)
 
 
-def test_after_dvc_repro_neither_dvc_nor_the_flow_has_anything_to_do(reproduced: Path) -> None:
+def test_after_dvc_repro_dvc_and_the_flow_find_every_step_up_to_date(reproduced: Path) -> None:
     assert "up to date" in run(reproduced, "dvc", "repro")
     assert "Nothing to do" in run(reproduced, sys.executable, "-m", "flows.pipeline")
 
 
-def test_with_nothing_to_do_the_flow_does_not_import_prefect(reproduced: Path) -> None:
-    look = "import sys; from flows.pipeline import main; main(); print(*sys.modules)"
-    *told, modules = run(reproduced, sys.executable, "-c", look).splitlines()
-    assert "Nothing to do" in told[-1]
+def test_a_flow_without_a_changed_step_does_not_import_prefect(reproduced: Path) -> None:
+    code = "import sys; from flows.pipeline import main; main(); print(*sys.modules)"
+    *messages, modules = run(reproduced, sys.executable, "-c", code).splitlines()
+    assert "Nothing to do" in messages[-1]
     assert {"dvc", "prefect"} & set(modules.split()) == {"dvc"}
 
 
@@ -132,14 +133,18 @@ def test_after_the_flow_dvc_status_is_clean(flowed: Path) -> None:
     assert "up to date" in run(flowed, "dvc", "repro")
 
 
-def test_dvc_lock_and_tracking_agree_on_what_every_step_made(reproduced: Path) -> None:
+def test_dvc_lock_has_the_digest_of_the_outputs_of_every_step(reproduced: Path) -> None:
     stages = YAML(typ="safe").load((reproduced / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     assert {step: stage["outs"][0]["md5"] for step, stage in stages.items()} == digests(reproduced)
 
 
-def test_a_changed_eps_reruns_the_attack_and_what_follows_it_only_and_going_back_runs_nothing(flowed: Path) -> None:
+def test_a_changed_eps_repeats_the_attack_and_later_steps_alone_and_the_old_eps_restores_their_outputs(
+    flowed: Path,
+) -> None:
     before = digests(flowed)
-    write_params(flowed, {"attack.eps": [1, 2], "attack.keep_eps": [2], "analyze.eps": 2, "analyze.evasion.eps": []})
+    write_params(
+        flowed, {"attack.eps": [1, 2], "attack.saved_eps": [2], "analyze.eps": 2, "analyze.detector_evasion.eps": []}
+    )
     printed = run(flowed, "dvc", "repro")
     ran = [step for step in STEPS if f"Running stage '{step}'" in printed]
     assert ran == STEPS[STEPS.index("attack") :]
@@ -158,14 +163,14 @@ def test_a_changed_eps_reruns_the_attack_and_what_follows_it_only_and_going_back
     assert "up to date" in run(flowed, "dvc", "status")
 
 
-def test_another_defence_wants_its_own_steps_and_what_compares_them_only(flowed: Path) -> None:
+def test_a_new_defence_changes_its_own_steps_and_the_steps_that_compare_defences_alone(flowed: Path) -> None:
     third = {"kind": "autoencoder"}
-    write_params(flowed, {"benchmark": [*TOY["benchmark"], "third"], "defences.third": third})
+    write_params(flowed, {"selected_defences": [*TOY["selected_defences"], "third"], "defences.third": third})
     changed = json.loads(run(flowed, "dvc", "status", "--json"))
     assert set(changed) == {"train_defence@third", "attack_defence@third", "evaluate", "analyze", "report"}
 
 
-def test_metrics_and_plots_are_known_to_dvc(reproduced: Path) -> None:
+def test_dvc_shows_metrics_and_plots(reproduced: Path) -> None:
     metrics = json.loads(run(reproduced, "dvc", "metrics", "show", "--json"))
     assert "clean" in metrics[""]["data"]["data/evaluate/metrics.json"]["data"]
     page = run(reproduced, "dvc", "plots", "show")
@@ -174,7 +179,7 @@ def test_metrics_and_plots_are_known_to_dvc(reproduced: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(reproduced: Path) -> list[Any]:
-    """Everything that MLflow holds about the reproduced workspace."""
+    """All runs of the reproduced workspace in MLflow."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
@@ -197,18 +202,20 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
     assert {(run.data.tags["target"], run.data.tags["threat_model"], run.data.tags["attack"]) for run in curves} == {
         (target, threat_model, attack)
         for target, threat_model, attacks in [
-            *((target, "adaptive", ("fgsm", "pgd", "sweep", "suite")) for target in ("undefended", *TOY["benchmark"])),
-            *((target, "black_box", ("square",)) for target in ("undefended", *TOY["benchmark"])),
-            *((defence, "transfer", ("fgsm", "pgd")) for defence in TOY["benchmark"]),
+            *(
+                (target, "adaptive", ("fgsm", "pgd", "sweep", "suite"))
+                for target in ("undefended", *TOY["selected_defences"])
+            ),
+            *((target, "black_box", ("square",)) for target in ("undefended", *TOY["selected_defences"])),
+            *((defence, "transfer", ("fgsm", "pgd")) for defence in TOY["selected_defences"]),
         ]
-        for attack in (*attacks, "worst")
+        for attack in (*attacks, "worst_case")
     }
     assert {run.data.tags["mlflow.parentRunId"] for run in curves} == {parent.info.run_id}
     for run in curves:
-        of_all = {"robust/accuracy", "robust/accuracy_low", "robust/accuracy_high"}
-        assert of_all <= set(run.data.metrics)
-        if run.data.tags["attack"] == "worst":
-            assert {"cost/parameters", "cost/multiply_adds"} <= set(run.data.metrics)
+        assert {"robust/accuracy", "robust/accuracy_low", "robust/accuracy_high"} <= set(run.data.metrics)
+        if run.data.tags["attack"] == "worst_case":
+            assert {"cost/n_parameters", "cost/multiply_adds"} <= set(run.data.metrics)
             assert {"check.gradients", "check.black_box"} <= set(run.data.tags)
         else:
             assert "robust/mean_entropy" in run.data.metrics
@@ -228,16 +235,18 @@ def test_every_acquisition_function_is_a_child_run_over_its_cycles(runs: list[An
         assert [file.path for file in client.list_artifacts(curve.info.run_id)] == [f"{name}.png"]
 
 
-def test_targets_are_found_by_how_their_checks_ended(reproduced: Path, runs: list[Any]) -> None:
+def test_targets_can_be_filtered_by_the_status_of_a_check(reproduced: Path, runs: list[Any]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
     experiment = runs[0].info.experiment_id
-    found = client.search_runs([experiment], filter_string="tags.`check.ball` = 'PASS' and tags.attack = 'worst'")
-    assert {run.data.tags["target"] for run in found} == {"undefended", *TOY["benchmark"]}
+    found = client.search_runs(
+        [experiment], filter_string="tags.`check.norm_bound` = 'PASS' and tags.attack = 'worst_case'"
+    )
+    assert {run.data.tags["target"] for run in found} == {"undefended", *TOY["selected_defences"]}
 
 
-def test_the_reports_run_carries_every_parameter_and_links_to_the_runs_behind_it(runs: list[Any]) -> None:
+def test_the_run_of_the_report_has_every_parameter_and_links_to_the_runs_of_the_other_steps(runs: list[Any]) -> None:
     from tasks.params import parse_params
 
     report = next(run for run in runs if run.data.tags.get("step") == "report")
@@ -250,7 +259,7 @@ def test_the_reports_run_carries_every_parameter_and_links_to_the_runs_behind_it
     assert "mlflow.note.content" in report.data.tags
 
 
-def test_the_reports_run_carries_data_set_models_and_artifacts(runs: list[Any], reproduced: Path) -> None:
+def test_the_run_of_the_report_has_the_data_set_the_models_and_the_artifacts(runs: list[Any], reproduced: Path) -> None:
     from mlflow import MlflowClient
 
     by_step = {run.data.tags["step"]: run for run in runs if run.data.tags.get("kind") == "step"}
@@ -261,7 +270,7 @@ def test_the_reports_run_carries_data_set_models_and_artifacts(runs: list[Any], 
     client = MlflowClient(tracking_uri=f"sqlite:///{reproduced / 'mlflow.db'}")
     assert {file.path for file in client.list_artifacts(report.info.run_id)} == {
         "report.html",
-        "benchmark.csv",
+        "comparison.csv",
         "metrics.json",
         "checks.json",
         "figures",
@@ -270,7 +279,7 @@ def test_the_reports_run_carries_data_set_models_and_artifacts(runs: list[Any], 
     assert "data_docs/index.html" in {file.path for file in client.list_artifacts(report.info.run_id, "data_docs")}
 
 
-def test_a_logged_model_gives_the_same_logits_as_the_saved_one(
+def test_a_logged_model_has_the_same_logits_as_the_saved_model(
     reproduced: Path, runs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow

@@ -16,14 +16,19 @@ from tasks.attack_defence import attack_defence
 from tasks.attacks import attack_run
 from tasks.core.workspace import Workspace
 from tasks.evaluate import evaluate
-from tasks.evaluation.checks import Check
+from tasks.evaluation.checks import CheckResult
 from tasks.params import Params
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
 from tests.small_workspace import SMALL
 
 DEFENCES = ["autoencoder", "bit_depth"]
-OVERRIDES = SMALL | {"benchmark": DEFENCES, "attack.eps": [4, 32], "attack.keep_eps": [4], "attack.suite.n_queries": 60}
+OVERRIDES = SMALL | {
+    "selected_defences": DEFENCES,
+    "attack.eps": [4, 32],
+    "attack.saved_eps": [4],
+    "attack.square.n_queries": 60,
+}
 
 
 class RoundedWithoutBpda(nn.Module):
@@ -39,11 +44,11 @@ def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-def checks_of(workspace: Workspace, params: Params) -> dict[tuple[str | None, str], Check]:
+def checks_of(workspace: Workspace, params: Params) -> dict[tuple[str | None, str], CheckResult]:
     """Attack all targets and evaluate; the checks by target and key."""
     workspace.attack.mkdir()
     attack(workspace, params, Tracker())
-    for defence in params.benchmark:
+    for defence in params.selected_defences:
         if not workspace.step_folder("train_defence", defence).exists():
             workspace.step_folder("train_defence", defence).mkdir()
             train_defence(workspace, params, Tracker(), defence)
@@ -51,7 +56,7 @@ def checks_of(workspace: Workspace, params: Params) -> dict[tuple[str | None, st
         attack_defence(workspace, params, Tracker(), defence)
     workspace.evaluate.mkdir()
     evaluate(workspace, params, Tracker())
-    checks = [Check(**values) for values in json.loads(workspace.checks.read_text())]
+    checks = [CheckResult(**values) for values in json.loads(workspace.checks.read_text())]
     return {(check.target, check.key): check for check in checks}
 
 
@@ -60,7 +65,7 @@ def test_masked_gradients_fail_the_checks_and_bpda_passes_them(
 ) -> None:
     params = params_with(OVERRIDES)
     with_bpda = checks_of(workspace, params)
-    for key in ("gradients", "huge_eps", "black_box"):
+    for key in ("gradients", "unbounded_attack", "black_box"):
         assert with_bpda["bit_depth", key].status == "PASS", with_bpda["bit_depth", key]
 
     for step in ("attack", "attack_defence", "evaluate"):
@@ -75,7 +80,7 @@ def test_masked_gradients_fail_the_checks_and_bpda_passes_them(
 
     monkeypatch.setattr(attack_run, "load_target", load_masked)
     masked = checks_of(workspace, params)
-    for key in ("gradients", "huge_eps", "black_box", "transfer"):
+    for key in ("gradients", "unbounded_attack", "black_box", "transfer_vs_adaptive"):
         assert masked["bit_depth", key].status == "FAIL", masked["bit_depth", key]
     assert masked["autoencoder", "gradients"].status == "PASS"
 
@@ -91,10 +96,10 @@ def test_counting_images_that_are_misclassified_unchanged_as_successes_fails_the
         return table.set_column(table.column_names.index("success"), "success", pa.array(wrong))
 
     monkeypatch.setattr(attack_run, "build_records", build_wrongly)
-    checks = checks_of(workspace, params_with(OVERRIDES | {"benchmark": ["autoencoder"]}))
+    checks = checks_of(workspace, params_with(OVERRIDES | {"selected_defences": ["autoencoder"]}))
     for target in ("undefended", "autoencoder"):
-        assert checks[target, "success"].status == "FAIL"
-        assert checks[target, "success"].figure > 0
+        assert checks[target, "success_definition"].status == "FAIL"
+        assert checks[target, "success_definition"].value > 0
 
 
 @pytest.fixture
@@ -126,5 +131,5 @@ def test_a_perturbation_outside_the_ball_fails_the_check_where_the_step_does_not
     workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attack_run, "check_adversarial", lambda *_: None)
-    checks = checks_of(workspace, params_with(OVERRIDES | {"benchmark": ["autoencoder"]}))
-    assert checks["undefended", "ball"].status == "FAIL"
+    checks = checks_of(workspace, params_with(OVERRIDES | {"selected_defences": ["autoencoder"]}))
+    assert checks["undefended", "norm_bound"].status == "FAIL"

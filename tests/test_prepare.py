@@ -1,4 +1,4 @@
-"""Step ``prepare``, and the prepared data set as later steps read it."""
+"""Step ``prepare``, and the prepared data set that later steps read."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ N_PATIENTS, N_SLICES = 30, 3
 
 
 def scan(patient: int, slice_: int) -> np.ndarray:
-    """A smooth picture that is a patient's own and changes a little from slice to slice."""
+    """A smooth image that depends on the patient and changes a little from slice to slice."""
     rng = np.random.default_rng([patient])
     coarse = rng.uniform(30, 220, (8, 8)) + slice_ * rng.uniform(-30, 30, (8, 8)) / N_SLICES
     size = (60 + patient, 50)
@@ -39,17 +39,16 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFra
     return folder, build_manifest(folder, CLASSES, 1, 0.97, 0.8).table
 
 
-@pytest.fixture(autouse=True)
-def workspace(manifest: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def workspace(manifest: tuple[Path, pd.DataFrame], tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path)
     folder, table = manifest
-    for step in (Workspace().acquire, Workspace().validate, Workspace().prepare):
+    for step in (workspace.acquire, workspace.validate, workspace.prepare):
         step.mkdir(parents=True)
-    Workspace().images.symlink_to(folder)
-    table.to_parquet(Workspace().manifest, index=False)
-    Workspace().source.write_text(
-        json.dumps({"source": "folder", "name": "scans", "is_phantom": False, "n_images": {}})
-    )
+    workspace.images.symlink_to(folder)
+    table.to_parquet(workspace.manifest, index=False)
+    workspace.source.write_text(json.dumps({"source": "folder", "name": "scans", "is_phantom": False, "n_images": {}}))
+    return workspace
 
 
 @pytest.fixture
@@ -69,10 +68,12 @@ def params_of(params_with: Any) -> Any:
 
 
 @pytest.mark.parametrize("strategy", ["stratified", "grouped"])
-def test_every_image_is_in_one_split_in_the_order_of_the_manifest(strategy: str, params_of: Any) -> None:
-    prepare(params_of(strategy), Tracker())
-    data = load_prepared(Workspace())
-    assert data.table["path"].tolist() == pd.read_parquet(Workspace().manifest)["path"].tolist()
+def test_each_image_is_in_one_split_and_rows_follow_the_manifest(
+    workspace: Workspace, strategy: str, params_of: Any
+) -> None:
+    prepare(workspace, params_of(strategy), Tracker())
+    data = load_prepared(workspace)
+    assert data.table["path"].tolist() == pd.read_parquet(workspace.manifest)["path"].tolist()
     rows = np.concatenate([data.indices(split) for split in SPLITS])
     assert sorted(rows) == list(range(90))
     assert {split: len(data.indices(split)) for split in SPLITS} == {"train": 58, "validation": 14, "test": 18} or (
@@ -81,27 +82,27 @@ def test_every_image_is_in_one_split_in_the_order_of_the_manifest(strategy: str,
     assert (data.classes, data.positive, data.value_range, data.is_phantom) == (CLASSES, 1, (0.0, 1.0), False)
 
 
-def test_pixels_are_the_image_shrunk_with_antialiasing(params_of: Any) -> None:
-    """A fine checkerboard becomes grey; picking pixels would leave black and white."""
+def test_resizing_is_antialiased(workspace: Workspace, params_of: Any) -> None:
+    """A fine checkerboard becomes grey; without antialiasing it would stay black and white."""
     board = (255 * (np.indices((64, 64)).sum(axis=0) % 2)).astype(np.uint8)
-    path = pd.read_parquet(Workspace().manifest)["path"][4]
-    original = Workspace().images / path
+    path = pd.read_parquet(workspace.manifest)["path"][4]
+    original = workspace.images / path
     content = original.read_bytes()
     try:
         Image.fromarray(board).save(original)
-        prepare(params_of("stratified"), Tracker())
+        prepare(workspace, params_of("stratified"), Tracker())
     finally:
         original.write_bytes(content)
-    data = load_prepared(Workspace())
+    data = load_prepared(workspace)
     assert data.pixels.shape == (90, 1, 32, 32)
     assert data.pixels.dtype == np.uint8
     assert abs(data.pixels[4, 0].astype(int) - 128).max() <= 3
     assert isinstance(data.pixels, np.memmap)
 
 
-def test_floats_are_grey_over_255(params_of: Any) -> None:
-    prepare(params_of("stratified"), Tracker())
-    data = load_prepared(Workspace())
+def test_floats_are_grey_levels_divided_by_255(workspace: Workspace, params_of: Any) -> None:
+    prepare(workspace, params_of("stratified"), Tracker())
+    data = load_prepared(workspace)
     floats = data.floats(np.array([3, 0]))
     assert (floats.dtype, floats.shape) == (np.float32, (2, 1, 32, 32))
     np.testing.assert_allclose(floats, data.pixels[[3, 0]] / 255, rtol=1e-6)
@@ -110,44 +111,46 @@ def test_floats_are_grey_over_255(params_of: Any) -> None:
     assert data.labels().dtype == data.indices("test").dtype == np.int64
 
 
-def test_stratified_split_leaks_and_says_how_much(params_of: Any) -> None:
-    prepare(params_of("stratified"), Tracker())
-    info = json.loads(Workspace().dataset_info.read_text())
+def test_stratified_split_reports_its_leakage(workspace: Workspace, params_of: Any) -> None:
+    prepare(workspace, params_of("stratified"), Tracker())
+    info = json.loads(workspace.dataset_info.read_text())
     assert info["strategy"] == "stratified"
     assert info["leakage"]["group_in_train"] > 0.5
     assert info["n_images"]["test"] == {"non-COVID": 9, "COVID": 9}
     assert sum(sum(counts.values()) for counts in info["n_images"].values()) == info["n"] == 90
 
 
-def test_grouped_split_does_not_leak(params_of: Any) -> None:
-    prepare(params_of("grouped"), Tracker())
-    info = json.loads(Workspace().dataset_info.read_text())
+def test_grouped_split_does_not_leak(workspace: Workspace, params_of: Any) -> None:
+    prepare(workspace, params_of("grouped"), Tracker())
+    info = json.loads(workspace.dataset_info.read_text())
     assert info["leakage"] == {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
-    table = pd.read_parquet(Workspace().split)
+    table = pd.read_parquet(workspace.split)
     assert table.groupby("group")["split"].nunique().max() == 1
     assert table.groupby("near_duplicate_group")["split"].nunique().max() == 1
     patients = table["path"].str.extract(r"/(\d+) ")[0]
     assert table.groupby(patients)["split"].nunique().max() == 1
 
 
-def test_impossible_split_is_refused_before_any_image_is_read(params_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.prepare.read_square", lambda path: pytest.fail("read"))
-    with pytest.raises(ValueError, match=r"prepare\.split leaves no test image for a class of 45 images"):
-        prepare(params_of("stratified", test_fraction=0.005), Tracker())
+def test_impossible_split_is_rejected_before_images_are_read(
+    workspace: Workspace, params_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.prepare.read_square", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(ValueError, match=r"prepare\.split leaves no test image for a class with 45 images"):
+        prepare(workspace, params_of("stratified", test_fraction=0.005), Tracker())
 
 
-def test_second_run_gives_equal_bytes_and_another_seed_another_split(params_of: Any, params_with: Any) -> None:
+def test_second_run_gives_equal_bytes_and_another_seed_gives_another_split(
+    workspace: Workspace, params_of: Any
+) -> None:
     digests = []
     for params in (params_of("grouped"), params_of("grouped"), params_of("grouped").model_copy(update={"seed": 1})):
-        prepare(Workspace(), params, Tracker())
-        digests.append(
-            (digest_of(Workspace().split), digest_of(Workspace().pixels), digest_of(Workspace().dataset_info))
-        )
+        prepare(workspace, params, Tracker())
+        digests.append((digest_of(workspace.split), digest_of(workspace.pixels), digest_of(workspace.dataset_info)))
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0]
     assert digests[0][1] == digests[2][1]
 
 
-def test_loading_before_the_step_has_run_says_so() -> None:
-    with pytest.raises(FileNotFoundError, match=r"pixels\.npy not found: run the step prepare first"):
-        load_prepared(Workspace())
+def test_loading_before_the_step_has_run_gives_an_error_with_the_command(workspace: Workspace) -> None:
+    with pytest.raises(FileNotFoundError, match=r"pixels\.npy not found\. Run the step prepare first"):
+        load_prepared(workspace)

@@ -60,9 +60,9 @@ def plant(folder: Path, model: Registered, clean: range, adaptive: range, failed
     unchanged = pd.DataFrame({**shared, "threat_model": "none", "attack": "clean", "eps": 0.0})
     # PGD breaks no image, the search breaks all that are not robust
     attacked = pd.DataFrame({**shared, "threat_model": "adaptive", "attack": "pgd", "eps": EPS})
-    search = {"threat_model": "adaptive", "attack": "sweep", "smallest_eps": np.where(is_robust, np.inf, EPS)}
+    search = {"threat_model": "adaptive", "attack": "sweep", "minimum_eps": np.where(is_robust, np.inf, EPS)}
     pd.concat([unchanged, attacked]).to_parquet(workspace.records(TARGET))
-    pd.DataFrame({"image": images, "target": TARGET, **search}).to_parquet(workspace.smallest_eps(TARGET))
+    pd.DataFrame({"image": images, "target": TARGET, **search}).to_parquet(workspace.minimum_eps(TARGET))
     pd.DataFrame({"group": images // 2}).to_parquet(workspace.split)
     checks = [{"target": TARGET, "key": "ball", "status": "PASS", "explanation": "fine"}]
     checks += [{"target": TARGET, "key": key, "status": "FAIL", "explanation": f"about {key}"} for key in failed]
@@ -165,7 +165,7 @@ def test_results_on_different_images_are_not_compared() -> None:
 
 def test_an_eps_without_attack_is_refused(versions: list[Registered], audits: Path) -> None:
     workspace = plant(audits, versions[0], range(30), range(20)).workspace
-    records, smallest = pd.read_parquet(workspace.records(TARGET)), pd.read_parquet(workspace.smallest_eps(TARGET))
+    records, smallest = pd.read_parquet(workspace.records(TARGET)), pd.read_parquet(workspace.minimum_eps(TARGET))
     with pytest.raises(ValueError, match="autoencoder was not attacked at eps 3"):
         outcomes_of(records, smallest, TARGET, 3.0)
     found = outcomes_of(records, smallest, TARGET, EPS)
@@ -179,5 +179,5 @@ def test_the_interval_of_the_difference_contains_the_difference() -> None:
     found = compare("clean", candidate, champion, pd.Series(np.arange(200) // 2), 500, 0)
     assert found.difference.value == pytest.approx(found.candidate.value - found.champion.value)
     assert 0 < found.difference.low < found.difference.value < found.difference.high
-    assert (found.n_wrong_alone, found.n_right_alone) == (0, int((candidate & ~champion).sum()))
+    assert (found.n_only_champion_correct, found.n_only_candidate_correct) == (0, int((candidate & ~champion).sum()))
     assert not found.is_worse(0.05)

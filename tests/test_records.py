@@ -88,10 +88,10 @@ def test_the_error_about_non_finite_logits_names_image_target_attack_and_eps(bro
 
 
 def test_the_error_about_missing_records_names_the_step(workspace: Workspace) -> None:
-    with pytest.raises(FileNotFoundError, match="run the step attack first"):
+    with pytest.raises(FileNotFoundError, match="Run the step attack first"):
         read_records(workspace, ["autoencoder"])
     write_records(three_images(), workspace.records("undefended"))
-    with pytest.raises(FileNotFoundError, match="run the step attack_defence@autoencoder first"):
+    with pytest.raises(FileNotFoundError, match="Run the step attack_defence@autoencoder first"):
         read_records(workspace, ["autoencoder"])
 
 

@@ -107,7 +107,7 @@ def test_changes_of_the_champion_are_recorded_and_can_be_undone(versions: list[R
     [
         ("toy", "Write name@alias or name/version"),
         ("toy@", "Write name@alias or name/version"),
-        ("toy@nobody", "Versions of toy: toy/1, toy/2"),
+        ("toy@unknown", "Versions of toy: toy/1, toy/2"),
         ("toy/7", "Versions of toy: toy/1, toy/2"),
         ("other@champion", "Versions of other: none"),
     ],

@@ -26,7 +26,7 @@ from tasks.reporting.results import Results, load_results
 from tasks.reporting.section import Section
 from tasks.reporting.sections import all_sections
 from tasks.reporting.sections.active_learning import active_learning_section
-from tasks.reporting.sections.claims import claims_section, result_of, results_at_other_eps
+from tasks.reporting.sections.claims import claims_section, results_at_other_eps
 from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.reporting.sections.detection import detection_section
 from tasks.reporting.templating import environment, headline_sentences, keep_together
@@ -70,7 +70,7 @@ def params() -> Params:
 
 
 def params_of(defences: list[str]) -> Params:
-    overrides = {"attack.eps": list(EPS), "prepare.image_size": SIDE, "benchmark": defences}
+    overrides = {"attack.eps": list(EPS), "prepare.image_size": SIDE, "selected_defences": defences}
     return parse_params(with_overrides(overrides))
 
 
@@ -360,7 +360,7 @@ def test_tracker_gets_data_set_headline_metrics_artifacts_and_note(
         Workspace().report_html: "",
         Workspace().metrics: "",
         Workspace().checks: "",
-        Workspace().benchmark: "",
+        Workspace().comparison: "",
         Workspace().figures: "figures",
         Workspace().data_docs: "data_docs",
     }
@@ -509,7 +509,7 @@ def test_checks_section_has_a_table_by_target_then_explains_warnings_and_failure
     (transfer,) = re.findall(r"transfer is no stronger than adaptive</th>(.*?)</tr>", matrix)
     assert text_of(transfer).split() == ["–", "PASS", "PASS"]
     assert ">PASS<" not in raised
-    assert "not checked: needs attack.suite.n_queries" in raised
+    assert "not checked: needs attack.square.n_queries" in raised
 
 
 def test_data_changes_since_the_reference_are_counted(html: str) -> None:
@@ -549,12 +549,9 @@ def test_acquisition_functions_that_differ_from_random_are_named(workspace: Path
     )
 
 
-def test_result_of_a_claim_comes_from_its_field() -> None:
-    claim = {"value": 0.7, "outcome": "can't be told from 60 images", "elsewhere": {"0.5": "holds", "2": "holds"}}
-    assert result_of(claim) == "not significant"
-    assert result_of(claim | {"result": "holds"}) == "holds"
-    assert result_of(claim | {"value": None}) == "not tested"
-    assert results_at_other_eps(claim) == "0.5, 2: holds"
+def test_results_of_a_claim_at_other_eps_are_grouped_by_result() -> None:
+    claim = {"result_by_eps": {"0.5": "holds", "2": "holds", "4": "does not hold"}}
+    assert results_at_other_eps(claim) == "0.5, 2: holds; 4: does not hold"
 
 
 def test_a_report_on_scans_counts_the_results_of_the_claims(workspace: Path, params: Params) -> None:

@@ -1,4 +1,4 @@
-"""Keeping results, and the documents' tables that are written from them."""
+"""Archiving of results, and the tables of the documents that are written from the archive."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from docs import RESULTS, keep_results, write_tables
 from tasks.core.workspace import Workspace
+from tasks.params import load_params
 from tests.conftest import ROOT, VALUES
 
 # target, threat model, attack, eps, accuracy and its interval, precision, recall, f1
@@ -25,28 +26,29 @@ COLUMNS = ["target", "threat_model", "attack", "eps", "accuracy", "accuracy_low"
 COLUMNS += ["precision", "recall", "f1"]
 
 
-@pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Outputs of the pipeline on images of patients, as far as results are kept of them."""
-    monkeypatch.chdir(tmp_path)
-    for path in keep_results.FILES:
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """Outputs of the pipeline on images of patients, as far as they are archived."""
+    workspace = Workspace(tmp_path)
+    for attribute in keep_results.FILES:
+        path = getattr(workspace, attribute)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{path.name}\n", encoding="utf-8")
-    write_info(is_phantom=False)
-    pd.DataFrame(POINTS, columns=COLUMNS).assign(n=500, norm="linf").to_csv(Workspace().robustness, index=False)
-    Workspace().figures.mkdir(parents=True)
+    write_info(workspace, is_phantom=False)
+    pd.DataFrame(POINTS, columns=COLUMNS).assign(n=500, norm="linf").to_csv(workspace.robustness, index=False)
+    workspace.figures.mkdir(parents=True)
     for name in ("robustness-pgd.png", "images-attack.png", "images-classes.png"):
-        (Workspace().figures / name).write_bytes(b"PNG")
-    write_yaml(Workspace().params_file, VALUES)
+        (workspace.figures / name).write_bytes(b"PNG")
+    write_yaml(workspace.params_file, VALUES)
     params = {"seed": VALUES["seed"], "attack": VALUES["attack"], "prepare.split": VALUES["prepare"]["split"]}
-    write_yaml(Path("dvc.lock"), {"stages": {"attack": {"params": {"params.yaml": params}}, "evaluate": {}}})
-    return tmp_path
+    write_yaml(tmp_path / "dvc.lock", {"stages": {"attack": {"params": {"params.yaml": params}}, "evaluate": {}}})
+    return workspace
 
 
-def write_info(is_phantom: bool, n_test: int = 500) -> None:
+def write_info(workspace: Workspace, is_phantom: bool, n_test: int = 500) -> None:
     leakage = {"near_duplicate_in_train": 0.1, "group_in_train": 0.825}
     info = {"is_phantom": is_phantom, "leakage": leakage, "n_images": {"test": {"a": 100, "b": n_test - 100}}}
-    Workspace().dataset_info.write_text(json.dumps(info), encoding="utf-8")
+    workspace.dataset_info.write_text(json.dumps(info), encoding="utf-8")
 
 
 def write_yaml(path: Path, values: object) -> None:
@@ -54,109 +56,117 @@ def write_yaml(path: Path, values: object) -> None:
         YAML(typ="safe").dump(values, file)
 
 
-def write_documents(readme: str, results: str = "# Results\n") -> None:
-    Path("README.md").write_text(readme, encoding="utf-8")
-    Path("docs/evidence/results.md").write_text(results, encoding="utf-8")
+def archive(workspace: Workspace, name: str = "run") -> Path:
+    return keep_results.keep_results(name, workspace.root)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr("sys.argv", ["write_tables", *arguments])
-    write_tables.main()
+def archived_figures(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.png"))
 
 
-def test_numbers_are_kept_byte_for_byte(workspace: Path) -> None:
-    folder = keep_results.keep_results("stratified-80-20")
-    assert folder == Path("docs/evidence/results/stratified-80-20")
-    for source, kept in keep_results.FILES.items():
-        if source != Workspace().params_file:
-            assert (folder / kept).read_bytes() == source.read_bytes()
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def test_numbers_are_archived_byte_for_byte(workspace: Workspace) -> None:
+    folder = archive(workspace, "stratified-80-20")
+    assert folder == workspace.root / "docs/evidence/results/stratified-80-20"
+    for attribute, archived in keep_results.FILES.items():
+        if attribute != "params_file":
+            assert (folder / archived).read_bytes() == getattr(workspace, attribute).read_bytes()
     assert (folder / "figures/robustness-pgd.png").read_bytes() == b"PNG"
 
 
-def test_histories_of_trained_defences_are_kept_by_name() -> None:
-    write_yaml(Workspace().params_file, {**VALUES, "benchmark": ["autoencoder", "retrained_autoencoder"]})
-    history = Workspace().defence_history("retrained_autoencoder")
+def test_histories_of_trained_defences_are_archived_by_name(workspace: Workspace) -> None:
+    write_yaml(workspace.params_file, {**VALUES, "selected_defences": ["autoencoder", "retrained_autoencoder"]})
+    history = workspace.defence_history("retrained_autoencoder")
     history.parent.mkdir(parents=True)
     history.write_text("epoch\n1\n", encoding="utf-8")
-    folder = keep_results.keep_results("run")
-    assert (folder / "retrained_autoencoder_history.csv").read_text(encoding="utf-8") == "epoch\n1\n"
-    assert (folder / "autoencoder_history.csv").read_bytes() == Workspace().autoencoder_history.read_bytes()
+    folder = archive(workspace)
+    assert read(folder / "retrained_autoencoder_history.csv") == "epoch\n1\n"
+    assert (folder / "autoencoder_history.csv").read_bytes() == workspace.autoencoder_history.read_bytes()
 
 
-def test_a_history_never_takes_the_place_of_another() -> None:
-    history = Workspace().defence_history("autoencoder")
+def test_two_histories_of_one_name_are_an_error(workspace: Workspace) -> None:
+    history = workspace.defence_history("autoencoder")
     history.parent.mkdir(parents=True)
     history.write_text("epoch\n1\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"autoencoder_history.csv would stand for two histories"):
-        keep_results.keep_results("run")
+    with pytest.raises(ValueError, match=r"autoencoder_history.csv: two training histories have this name"):
+        archive(workspace)
 
 
-def test_parameters_are_kept_without_the_place_of_the_images() -> None:
+def test_the_path_of_the_images_is_not_archived(workspace: Workspace) -> None:
     params = {**VALUES, "acquire": {**VALUES["acquire"], "folder": "/home/someone/sars-cov-2-ct"}}
-    write_yaml(Workspace().params_file, params)
-    kept = YAML(typ="safe").load(keep_results.keep_results("run") / "params.yaml")
-    assert kept == {**VALUES, "acquire": {**VALUES["acquire"], "folder": "sars-cov-2-ct"}}
+    write_yaml(workspace.params_file, params)
+    archived = YAML(typ="safe").load(archive(workspace) / "params.yaml")
+    assert archived == {**VALUES, "acquire": {**VALUES["acquire"], "folder": "sars-cov-2-ct"}}
 
 
-def test_figures_that_show_images_of_patients_are_not_kept() -> None:
-    kept = [path.name for path in keep_results.keep_results("real").rglob("*.png")]
-    assert kept == ["robustness-pgd.png"]
+def test_figures_that_show_images_of_patients_are_not_archived(workspace: Workspace) -> None:
+    assert archived_figures(archive(workspace)) == ["robustness-pgd.png"]
 
 
-def test_figures_too_large_for_a_repository_are_not_kept() -> None:
-    (Workspace().figures / "embeddings.png").write_bytes(bytes(keep_results.MAX_FIGURE_BYTES + 1))
-    kept = [path.name for path in keep_results.keep_results("real").rglob("*.png")]
-    assert kept == ["robustness-pgd.png"]
+def test_large_figures_are_not_archived(workspace: Workspace) -> None:
+    (workspace.figures / "embeddings.png").write_bytes(bytes(keep_results.MAX_FIGURE_BYTES + 1))
+    assert archived_figures(archive(workspace)) == ["robustness-pgd.png"]
 
 
-def test_figures_that_show_phantoms_are_kept() -> None:
-    write_info(is_phantom=True)
-    kept = sorted(path.name for path in keep_results.keep_results("phantoms").rglob("*.png"))
-    assert kept == ["images-attack.png", "images-classes.png", "robustness-pgd.png"]
+def test_figures_that_show_phantoms_are_archived(workspace: Workspace) -> None:
+    write_info(workspace, is_phantom=True)
+    assert archived_figures(archive(workspace)) == ["images-attack.png", "images-classes.png", "robustness-pgd.png"]
 
 
-def test_keeping_again_replaces_what_was_kept() -> None:
-    folder = keep_results.keep_results("run")
+def test_an_archive_of_the_same_name_is_replaced(workspace: Workspace) -> None:
+    folder = archive(workspace)
     (folder / "figures/old.png").write_bytes(b"")
-    Workspace().metrics.write_text("new", encoding="utf-8")
-    keep_results.keep_results("run")
+    workspace.metrics.write_text("new", encoding="utf-8")
+    archive(workspace)
     assert not (folder / "figures/old.png").exists()
-    assert (folder / "metrics.json").read_text(encoding="utf-8") == "new"
+    assert read(folder / "metrics.json") == "new"
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "A", "a b", "-a", "a-", "a--b", "a.b", "ä"])
-def test_a_name_that_is_no_simple_name_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="must be made of a-z, 0-9 and single hyphens"):
-        keep_results.keep_results(name)
-    assert not RESULTS.exists()
+def test_an_invalid_name_is_an_error(workspace: Workspace, name: str) -> None:
+    with pytest.raises(ValueError, match="a-z, 0-9 and single hyphens are allowed"):
+        archive(workspace, name)
+    assert not (workspace.root / RESULTS).exists()
 
 
-@pytest.mark.parametrize("path", [Workspace().metrics, Workspace().checks, Path("dvc.lock"), Workspace().figures])
-def test_missing_outputs_are_named_and_nothing_that_was_kept_is_lost(path: Path) -> None:
-    folder = keep_results.keep_results("run")
+@pytest.mark.parametrize("missing", ["metrics", "checks", "dvc.lock", "figures"])
+def test_a_missing_output_is_an_error_and_the_archive_remains(workspace: Workspace, missing: str) -> None:
+    folder = archive(workspace)
+    path = workspace.root / "dvc.lock" if missing == "dvc.lock" else getattr(workspace, missing)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(FileNotFoundError, match=f"^{path} not found: run dvc repro first"):
-        keep_results.keep_results("run")
+    with pytest.raises(FileNotFoundError, match=f"^{path} not found. Run dvc repro first"):
+        archive(workspace)
     assert (folder / "metrics.json").is_file()
 
 
-def test_results_of_other_parameters_are_refused() -> None:
-    write_yaml(Workspace().params_file, {**VALUES, "attack": {**VALUES["attack"], "eps": [1]}})
-    with pytest.raises(ValueError, match=r"attack in params\.yaml is not what the stage attack ran with"):
-        keep_results.keep_results("run")
+def test_results_of_other_parameters_are_an_error(workspace: Workspace) -> None:
+    write_yaml(workspace.params_file, {**VALUES, "attack": {**VALUES["attack"], "eps": [1]}})
+    with pytest.raises(ValueError, match=r"attack in params\.yaml has changed since the stage attack ran"):
+        archive(workspace)
 
 
-def test_clean_table_has_a_row_a_run_below_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_results.keep_results("stratified")
-    write_info(is_phantom=True, n_test=1240)
-    keep_results.keep_results("phantoms")
-    write_documents("Before\n<!-- table: clean stratified phantoms -->\nold\n<!-- end table -->\nAfter\n")
-    run(monkeypatch)
-    assert Path("README.md").read_text(encoding="utf-8") == (
+@pytest.mark.parametrize("run", sorted(path.name for path in (ROOT / RESULTS).glob("*/")))
+def test_parameters_of_the_archived_runs_are_valid(run: str) -> None:
+    assert load_params(ROOT / RESULTS / run / "params.yaml").acquire.source == "folder"
+
+
+def test_tables_of_this_repository_are_up_to_date() -> None:
+    assert not write_tables.outdated_documents(ROOT)
+
+
+def test_clean_table_has_one_row_for_each_run_below_the_study(workspace: Workspace) -> None:
+    archive(workspace, "stratified")
+    write_info(workspace, is_phantom=True, n_test=1240)
+    archive(workspace, "phantoms")
+    text = "Before\n<!-- table: clean stratified phantoms -->\nold\n<!-- end table -->\nAfter\n"
+    assert write_tables.with_tables(text, "README.md", workspace.root / RESULTS) == (
         "Before\n"
         "<!-- table: clean stratified phantoms -->\n"
         "\n"
-        "| run | test images | with their group in training | accuracy [95 %] | precision | recall | F1 |\n"
+        "| run | test images | group member in training | accuracy [95 %] | precision | recall | F1 |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         "| the study |  |  | 93.23 % |  |  |  |\n"
         "| stratified | 500 | 82.5 % | 96.0 % [93.8, 97.4] | 95.1 % | 97.0 % | 96.1 % |\n"
@@ -167,151 +177,150 @@ def test_clean_table_has_a_row_a_run_below_the_study(monkeypatch: pytest.MonkeyP
     )
 
 
-def test_phantoms_alone_are_not_held_against_the_study() -> None:
-    write_info(is_phantom=True)
-    keep_results.keep_results("phantoms")
-    assert "study" not in write_tables.clean_table("phantoms")
+def test_phantoms_are_not_compared_with_the_study(workspace: Workspace) -> None:
+    write_info(workspace, is_phantom=True)
+    archive(workspace, "phantoms")
+    assert "study" not in write_tables.clean_table(workspace.root / RESULTS, "phantoms")
 
 
-def test_robust_table_has_a_row_for_every_eps_and_transfer_beside_adaptive() -> None:
-    keep_results.keep_results("run")
-    assert write_tables.robust_table("run", "pgd") == (
+def test_robust_table_has_one_row_for_each_eps_and_one_column_for_each_curve(workspace: Workspace) -> None:
+    results = archive(workspace).parent
+    assert write_tables.robust_table(results, "run", "pgd") == (
         "| ε in 1/255 | PGD: undefended | PGD: autoencoder, transfer | PGD: autoencoder, adaptive |\n"
         "| --- | ---: | ---: | ---: |\n"
         "| 0 (clean) | 96.0 % [93.8, 97.4] | 72.0 % [68.0, 76.0] | 72.0 % [68.0, 76.0] |\n"
         "| 1 | 10.0 % [8.0, 13.0] | 60.0 % [56.0, 64.0] | 30.0 % [26.0, 34.0] |\n"
     )
-    assert "| ε in 1/255 | FGSM: undefended | PGD: undefended |" in write_tables.robust_table("run")
-    with pytest.raises(ValueError, match=r"run has no attack \['square'\]; it has \['fgsm', 'pgd'\]"):
-        write_tables.robust_table("run", "square")
+    assert "| ε in 1/255 | FGSM: undefended | PGD: undefended |" in write_tables.robust_table(results, "run")
+    with pytest.raises(ValueError, match=r"unknown attacks \['square'\]. The run has \['fgsm', 'pgd'\]"):
+        write_tables.robust_table(results, "run", "square")
 
 
-def test_finding_calls_phantoms_phantoms() -> None:
-    keep_results.keep_results("run")
-    assert write_tables.finding("run").startswith("The classifier is right on 96.0 % [93.8, 97.4] of 500 clean")
-    write_info(is_phantom=True)
-    keep_results.keep_results("run")
-    assert write_tables.finding("run").startswith("Phantoms (computer-drawn), not patients: The classifier")
+def test_headline_is_at_the_eps_of_the_run_and_names_phantoms(workspace: Workspace) -> None:
+    results = archive(workspace).parent
+    text = write_tables.headline_text(results, "run")
+    assert text.startswith("Without a defence, accuracy is 96.0 % [93.8, 97.4] on 500 clean test images")
+    assert "under PGD at ε = 1/255" in text
+    write_info(workspace, is_phantom=True)
+    archive(workspace)
+    assert write_tables.headline_text(results, "run") == f"The images are phantoms, drawn by the computer. {text}"
 
 
-def test_writing_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    keep_results.keep_results("run")
-    write_documents(
-        "<!-- table: finding run -->\n<!-- end table -->\n", "<!-- table: robust run -->\n<!-- end table -->"
-    )
-    run(monkeypatch)
-    assert capsys.readouterr().out == "README.md written\ndocs/evidence/results.md written\n"
-    texts = [path.read_text(encoding="utf-8") for path in write_tables.DOCUMENTS]
-    run(monkeypatch)
+def write_documents(root: Path, readme: str, results: str = "# Results\n") -> None:
+    (root / "README.md").write_text(readme, encoding="utf-8")
+    (root / "docs/evidence/results.md").write_text(results, encoding="utf-8")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, workspace: Workspace, *arguments: str) -> None:
+    """Run the command in the workspace."""
+    monkeypatch.chdir(workspace.root)
+    monkeypatch.setattr("sys.argv", ["write_tables", *arguments])
+    write_tables.main()
+
+
+def test_a_second_run_changes_nothing(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive(workspace)
+    headline, robust = (f"<!-- table: {kind} run -->\n<!-- end table -->\n" for kind in ("headline", "robust"))
+    write_documents(workspace.root, headline, robust)
+    run(monkeypatch, workspace)
+    assert capsys.readouterr().out == "wrote README.md\nwrote docs/evidence/results.md\n"
+    texts = [read(workspace.root / name) for name in write_tables.DOCUMENTS]
+    run(monkeypatch, workspace)
     assert capsys.readouterr().out == ""
-    assert [path.read_text(encoding="utf-8") for path in write_tables.DOCUMENTS] == texts
+    assert [read(workspace.root / name) for name in write_tables.DOCUMENTS] == texts
 
 
-def test_check_fails_on_a_table_that_is_out_of_date_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_results.keep_results("run")
-    write_documents("<!-- table: finding run -->\n<!-- end table -->\n")
-    run(monkeypatch)
-    run(monkeypatch, "--check")
-    edited = Path("README.md").read_text(encoding="utf-8").replace("96.0 %", "99.9 %")
-    write_documents(edited)
-    with pytest.raises(SystemExit, match=r"out of date: README\.md; run python -m docs\.write_tables"):
-        run(monkeypatch, "--check")
-    assert Path("README.md").read_text(encoding="utf-8") == edited
+def test_check_fails_if_a_table_is_out_of_date_and_writes_nothing(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive(workspace)
+    write_documents(workspace.root, "<!-- table: headline run -->\n<!-- end table -->\n")
+    run(monkeypatch, workspace)
+    run(monkeypatch, workspace, "--check")
+    edited = read(workspace.root / "README.md").replace("96.0 %", "99.9 %")
+    write_documents(workspace.root, edited)
+    with pytest.raises(SystemExit, match=r"out of date: README\.md. Run python -m docs\.write_tables"):
+        run(monkeypatch, workspace, "--check")
+    assert read(workspace.root / "README.md") == edited
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "<!-- table: nonsense run -->\n<!-- end table -->",
-            "README.md: unknown table 'nonsense'; known: clean",
-        ),
-        ("<!-- table: -->\n<!-- end table -->", "README.md: unknown table ''"),
-        ("<!-- table: clean -->\n<!-- end table -->", "README.md: the table 'clean' needs the name of a run"),
-        ("<!-- table: clean lost -->\n<!-- end table -->", r"no kept results in docs/evidence/results/lost \(kept: run\)"),
-        ("<!-- table: clean run -->\n", "README.md: a table has no '<!-- end table -->'"),
-        ("<!-- table: clean run --> <!-- end table -->", "README.md: a table has no '<!-- end table -->'"),
-        ("<!-- table: clean run -->\n<!-- table: robust run -->\n<!-- end table -->", "the table 'clean run' has no"),
+        ("<!-- table: nonsense run -->\n<!-- end table -->", "README.md: unknown kind of table 'nonsense'. Use one of"),
+        ("<!-- table: -->\n<!-- end table -->", "README.md: unknown kind of table ''"),
+        ("<!-- table: clean -->\n<!-- end table -->", "README.md: table 'clean' has no run"),
+        ("<!-- table: clean lost -->\n<!-- end table -->", r"no archived results in .*lost. Archived runs: run\."),
+        ("<!-- table: clean run -->\n", "README.md: a marker is not valid"),
+        ("<!-- table: clean run --> <!-- end table -->", "README.md: a marker is not valid"),
+        ("<!-- table: clean run -->\n<!-- table: robust run -->\n<!-- end table -->", "'clean run' is not closed"),
     ],
 )
-def test_a_mark_that_cannot_be_followed_is_an_error_and_nothing_is_written(
-    monkeypatch: pytest.MonkeyPatch, text: str, message: str
+def test_an_invalid_marker_is_an_error_and_nothing_is_written(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    keep_results.keep_results("run")
-    write_documents(text, "<!-- table: finding run -->\n<!-- end table -->\n")
+    archive(workspace)
+    write_documents(workspace.root, text, "<!-- table: headline run -->\n<!-- end table -->\n")
     with pytest.raises(SystemExit, match=message):
-        run(monkeypatch)
-    assert Path("README.md").read_text(encoding="utf-8") == text
-    assert "classifier" not in Path("docs/evidence/results.md").read_text(encoding="utf-8")
+        run(monkeypatch, workspace)
+    assert read(workspace.root / "README.md") == text
+    assert "accuracy" not in read(workspace.root / "docs/evidence/results.md")
 
 
-def test_tables_of_this_repository_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    run(monkeypatch, "--check")
-
-
-def test_verdict_table_has_a_row_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    claim = {
-        "claim": "Features overlap",
-        "study": "yes",
-        "figure": "AUROC",
-        "rule": "below 0.7",
-        "elsewhere": {"2": "holds", "4": "holds"},
-    }
+def test_claims_table_has_one_row_for_each_claim(workspace: Workspace) -> None:
+    claim = {"statement": "Features overlap", "measure": "AUROC", "result_by_eps": {"2": "holds", "4": "holds"}}
     judged = [
-        claim | {"value": 0.61234, "low": 0.5, "high": 0.69, "outcome": "holds"},
-        claim | {"value": None, "low": None, "high": None, "outcome": "can't be told from 4 images"},
+        claim | {"value": 0.61234, "low": 0.5, "high": 0.69, "n": 400, "result": "holds"},
+        claim | {"value": None, "low": None, "high": None, "n": None, "result": "not tested", "result_by_eps": {}},
     ]
-    Workspace().verdict.write_text(json.dumps(judged), encoding="utf-8")
-    keep_results.keep_results("stratified")
-    write_documents("<!-- table: verdict stratified -->\n<!-- end table -->\n")
-    run(monkeypatch)
-    lines = Path("README.md").read_text(encoding="utf-8").splitlines()
-    assert "| Features overlap | AUROC | 0.612 [0.500, 0.690] | **holds** | at 2, 4: holds |" in lines
-    assert "| Features overlap | AUROC | – [–, –] | **can't be told from 4 images** | at 2, 4: holds |" in lines
+    workspace.claims.write_text(json.dumps(judged), encoding="utf-8")
+    assert write_tables.claims_table(archive(workspace).parent, "run").splitlines()[2:] == [
+        "| Features overlap | AUROC | 0.612 [0.500, 0.690] | 400 | **holds** | 2, 4: holds |",
+        "| Features overlap | AUROC | – | – | **not tested** | – |",
+    ]
 
 
-def keep_benchmark() -> None:
-    """A run in which a defence keeps most of two at eps 1, and least at eps 4."""
-    keep_results.keep_results("run")
-    compared = {"next": "undefended", "n_right_alone": 4, "n_wrong_alone": 0, "p_value": 0.125}
+def write_comparison(folder: Path) -> None:
+    """A run in which a defence has the highest accuracy of two targets at eps 1, and the lowest at eps 4."""
+    test = {"next_target": "undefended", "n_only_this_correct": 4, "n_only_next_correct": 0, "p_value": 0.125}
     rows = [
-        {"threat_model": "adaptive", "eps": 1.0, "rank": 1, "target": "strong_one", "accuracy": 0.9, **compared},
-        {"threat_model": "adaptive", "eps": 1.0, "rank": 2, "target": "undefended", "accuracy": 0.5},
-        {"threat_model": "adaptive", "eps": 4.0, "rank": 1, "target": "undefended", "accuracy": 0.2},
-        {"threat_model": "adaptive", "eps": 4.0, "rank": 2, "target": "strong_one", "accuracy": 0.1},
-        {"threat_model": "transfer", "eps": 1.0, "rank": 1, "target": "strong_one", "accuracy": 0.95},
+        {"threat_model": "adaptive", "eps": 1.0, "rank": 1, "target": "strong_one", "robust_accuracy": 0.9, **test},
+        {"threat_model": "adaptive", "eps": 1.0, "rank": 2, "target": "undefended", "robust_accuracy": 0.5},
+        {"threat_model": "adaptive", "eps": 4.0, "rank": 1, "target": "undefended", "robust_accuracy": 0.2},
+        {"threat_model": "adaptive", "eps": 4.0, "rank": 2, "target": "strong_one", "robust_accuracy": 0.1},
+        {"threat_model": "transfer", "eps": 1.0, "rank": 1, "target": "strong_one", "robust_accuracy": 0.95},
     ]
     table = pd.DataFrame(rows).assign(clean_accuracy=0.96)
-    for name in ("accuracy", "clean_accuracy"):
+    for name in ("robust_accuracy", "clean_accuracy"):
         table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.01, table[name] + 0.01
-    table.to_csv(RESULTS / "run" / "benchmark.csv", index=False)
+    table.to_csv(folder / "comparison.csv", index=False)
 
 
-def test_benchmark_table_ranks_the_targets_at_the_first_eps_that_is_named() -> None:
-    keep_benchmark()
-    head, _, *rows = write_tables.benchmark_table("run", "1", "4").splitlines()
+def test_comparison_table_ranks_the_targets_at_the_first_eps(workspace: Workspace) -> None:
+    folder = archive(workspace)
+    write_comparison(folder)
+    head, _, *rows = write_tables.comparison_table(folder.parent, "run", "1", "4").splitlines()
     assert head.split(" | ")[1:4] == ["clean", "adaptive, ε = 1", "adaptive, ε = 4"]
     assert rows == [
         "| strong one | 96.0 % [95.0, 97.0] | 90.0 % [89.0, 91.0] | 10.0 % [9.0, 11.0] | – | 95.0 % [94.0, 96.0] | "
         "4 : 0, p = 0.125 |",
         "| undefended | 96.0 % [95.0, 97.0] | 50.0 % [49.0, 51.0] | 20.0 % [19.0, 21.0] | – | – | – |",
     ]
-    assert [row.split(" | ")[0] for row in write_tables.benchmark_table("run", "4").splitlines()[2:]] == [
-        "| undefended",
-        "| strong one",
-    ]
+    at_4 = write_tables.comparison_table(folder.parent, "run", "4").splitlines()[2:]
+    assert [row.split(" | ")[0] for row in at_4] == ["| undefended", "| strong one"]
 
 
 @pytest.mark.parametrize("eps", [(), ("3",)])
-def test_a_benchmark_table_needs_eps_of_the_run(eps: tuple[str, ...]) -> None:
-    keep_benchmark()
-    with pytest.raises(ValueError, match=r"'benchmark run' needs some of these ε: 1, 4"):
-        write_tables.benchmark_table("run", *eps)
+def test_a_comparison_table_needs_eps_of_the_run(workspace: Workspace, eps: tuple[str, ...]) -> None:
+    folder = archive(workspace)
+    write_comparison(folder)
+    with pytest.raises(ValueError, match=r"table 'comparison run': ε is .*. Write one or more of 1, 4"):
+        write_tables.comparison_table(folder.parent, "run", *eps)
 
 
-def keep_learning() -> None:
-    keep_benchmark()
+def write_efficiency(folder: Path) -> None:
     columns = ["acquisition", "quantity", "value", "low", "high", "sd", "n_seeds"]
     rows = [
         ["random", "clean_area", 0.7, 0.68, 0.72, 0.01, 3],
@@ -322,25 +331,27 @@ def keep_learning() -> None:
         ["core_set", "clean_area_gain", -0.02, -0.05, 0.01, 0.01, 3],
         ["core_set", "robust_area_gain", 0.0, -0.01, 0.01, 0.01, 3],
     ]
-    pd.DataFrame(rows, columns=columns).to_csv(RESULTS / "run" / "active_learning_efficiency.csv", index=False)
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "active_learning_efficiency.csv", index=False)
 
 
-def test_learning_table_tells_of_every_acquisition_function_and_of_seeds_that_did_not_get_there() -> None:
-    keep_learning()
-    accuracies, labels = write_tables.learning_table("run").split("\n\n")
+def test_label_efficiency_has_one_row_for_each_function_and_the_number_of_seeds(workspace: Workspace) -> None:
+    folder = archive(workspace)
+    write_efficiency(folder)
+    accuracies, labels = write_tables.label_efficiency_tables(folder.parent, "run").split("\n\n")
     head, _, random, entropy, core_set = accuracies.splitlines()
-    assert head.split(" | ")[1:3] == ["mean clean accuracy", "against random, points"]
+    assert head.split(" | ")[1:3] == ["mean clean accuracy", "difference to random (points)"]
     assert random.split(" | ")[:3] == ["| random", "70.0 % [68.0, 72.0]", "–"]
     assert "400 (1 of 3 seeds)" in labels.splitlines()[2]
     assert entropy.split(" | ")[2] == "+5.0 [+3.0, +7.0]"
     assert core_set.startswith("| core set | – | −2.0 [−5.0, +1.0]")
 
 
-def test_what_was_learned_is_told_in_sentences() -> None:
-    keep_learning()
-    assert write_tables.learned("run").splitlines() == [
-        "- Entropy changes the mean clean accuracy by +5.0 [+3.0, +7.0] points against random, the robust one by "
-        "−1.0 [−4.0, +2.0]: better than random on clean images.",
-        "- Core set changes the mean clean accuracy by −2.0 [−5.0, +1.0] points against random, the robust one by "
-        "+0.0 [−1.0, +1.0]: not told from random on clean images.",
+def test_gains_are_one_list_item_for_each_function(workspace: Workspace) -> None:
+    folder = archive(workspace)
+    write_efficiency(folder)
+    assert write_tables.gains_text(folder.parent, "run").splitlines() == [
+        "- Entropy changes the mean clean accuracy by +5.0 [+3.0, +7.0] points and the mean robust accuracy by "
+        "−1.0 [−4.0, +2.0] points compared with random. It is better than random on clean images.",
+        "- Core set changes the mean clean accuracy by −2.0 [−5.0, +1.0] points and the mean robust accuracy by "
+        "+0.0 [−1.0, +1.0] points compared with random. The difference on clean images is not significant.",
     ]

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.evaluation.robustness import by_eps, confusion_table, curves_of, robustness_table
+from tasks.evaluation.robustness import confusion_table, curve_table, curves_of, robustness_table
 
 CLASSES = ["non-COVID", "COVID"]
 
@@ -114,9 +114,10 @@ def test_curves_begin_with_the_targets_own_clean_row(records: pd.DataFrame) -> N
     for points in curves.values():
         assert points["eps"].tolist() == [0, 1, 2]
         assert points["accuracy"][0] == 6 / 8
-    wide = by_eps(robustness_table(records, CLASSES, 1), "accuracy")
-    assert wide.columns.tolist() == ["eps", "undefended/adaptive/fgsm", "undefended/adaptive/pgd"]
-    assert wide["undefended/adaptive/pgd"].tolist() == [6 / 8, 6 / 8, 0]
+    points = curve_table(robustness_table(records, CLASSES, 1), "accuracy")
+    assert points.columns.tolist() == ["curve", "eps", "value"]
+    assert points["curve"].unique().tolist() == ["undefended/adaptive/fgsm", "undefended/adaptive/pgd"]
+    assert points.loc[points["curve"] == "undefended/adaptive/pgd", "value"].tolist() == [6 / 8, 6 / 8, 0]
 
 
 def test_confusion_counts_every_pair_of_classes_at_every_point(records: pd.DataFrame) -> None:

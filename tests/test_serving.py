@@ -22,7 +22,7 @@ from torch import nn
 from tasks.core.workspace import Workspace
 from tasks.dataset.images import ImageError, read_square
 from tasks.dataset.prepared import load_prepared
-from tasks.defences.preprocessing import Noise
+from tasks.defences.preprocessing import AdditiveGaussianNoise
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
 from tasks.params import load_params
@@ -192,7 +192,7 @@ class TestPredictor:
     def test_a_random_target_predicts_an_image_independently_of_the_others(self) -> None:
         torch.manual_seed(0)
         classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
-        target = Purified(Noise(0.3), classifier, n_draws=3).eval()
+        target = Purified(AdditiveGaussianNoise(0.3), classifier, n_eot_samples=3).eval()
         images = np.random.default_rng(0).uniform(size=(5, 1, 8, 8)).astype(np.float32)
         logits, scores = predict(target, images)
         alone, score = predict(target, images[3:4])
@@ -239,16 +239,16 @@ class TestExport:
     def test_a_target_that_draws_at_random_is_not_exported(
         self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        noisy = Purified(Noise(0.1), nn.Identity())
+        noisy = Purified(AdditiveGaussianNoise(0.1), nn.Identity())
         monkeypatch.setattr(export, "load_bundle", lambda folder: noisy)
-        with pytest.raises(ValueError, match=r"autoencoder can't be exported: Noise\(std=0.1\)"):
+        with pytest.raises(ValueError, match=r"autoencoder can't be exported: AdditiveGaussianNoise\(std=0.1\)"):
             export_target(bundle, tmp_path / "x.pt2")
 
 
 class TestServer:
     @pytest.fixture(scope="class")
     def address(self, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        """Address of ``mlflow models serve`` for the champion of a registry, started in a folder without this project."""
+        """Address of ``mlflow models serve`` for a champion, started in a folder without this project."""
         folder = tmp_path_factory.mktemp("served")
         store = f"sqlite:///{folder / 'mlflow.db'}"
         with pytest.MonkeyPatch.context() as patch:

@@ -6,20 +6,19 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tasks.dataset.split import TOLERANCE, grouped_split, leakage, stratified_split
+from tasks.dataset.prepared import SPLITS
+from tasks.dataset.split import MAX_SPLIT_DEVIATION, grouped_split, leakage, stratified_split
 
-SPLITS = ("train", "validation", "test")
 
-
-def shares(split: np.ndarray, labels: np.ndarray, label: int) -> dict[str, int]:
+def counts_by_split(split: np.ndarray, labels: np.ndarray, label: int) -> dict[str, int]:
     return {name: int(((split == name) & (labels == label)).sum()) for name in SPLITS}
 
 
-def test_published_data_set_is_split_80_20() -> None:
+def test_split_80_20_of_the_published_data_set() -> None:
     labels = np.repeat([0, 1], [1229, 1252])
     split = stratified_split(labels, 0.2, 0.1, seed=0)
-    assert shares(split, labels, 0) == {"train": 885, "validation": 98, "test": 246}
-    assert shares(split, labels, 1) == {"train": 902, "validation": 100, "test": 250}
+    assert counts_by_split(split, labels, 0) == {"train": 885, "validation": 98, "test": 246}
+    assert counts_by_split(split, labels, 1) == {"train": 902, "validation": 100, "test": 250}
 
 
 @settings(deadline=None)
@@ -29,7 +28,7 @@ def test_published_data_set_is_split_80_20() -> None:
     validation_fraction=st.floats(0.15, 0.5),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_stratified_split_is_a_partition_with_the_fractions_in_every_class(
+def test_stratified_split_has_the_fractions_in_every_class(
     counts: list[int], test_fraction: float, validation_fraction: float, seed: int
 ) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
@@ -41,13 +40,13 @@ def test_stratified_split_is_a_partition_with_the_fractions_in_every_class(
     assert (split == "test").sum() == n_test
     assert (split == "validation").sum() == round((n - n_test) * validation_fraction)
     for label, count in enumerate(counts):
-        found = shares(split, labels, label)
+        found = counts_by_split(split, labels, label)
         assert abs(found["test"] - count * n_test / n) < 1
         assert abs(found["validation"] - count * (1 - n_test / n) * validation_fraction) < 2
     np.testing.assert_array_equal(split, stratified_split(labels, test_fraction, validation_fraction, seed))
 
 
-def test_another_seed_draws_other_images() -> None:
+def test_another_seed_gives_another_split() -> None:
     labels = np.repeat([0, 1], 50)
     assert (stratified_split(labels, 0.2, 0.1, 0) != stratified_split(labels, 0.2, 0.1, 1)).any()
 
@@ -56,10 +55,10 @@ def test_another_seed_draws_other_images() -> None:
     ("counts", "fractions", "missing"),
     [((4, 100), (0.1, 0.3), "test"), ((10, 10), (0.2, 0.01), "validation"), ((1, 1), (0.9, 0.5), "train")],
 )
-def test_class_missing_from_a_split_is_refused(
+def test_split_without_images_of_a_class_is_rejected(
     counts: tuple[int, int], fractions: tuple[float, float], missing: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"prepare\.split leaves no {missing} image for a class of \d+ images"):
+    with pytest.raises(ValueError, match=rf"prepare\.split leaves no {missing} image for a class with \d+ images"):
         stratified_split(np.repeat([0, 1], counts), *fractions, seed=0)
 
 
@@ -70,26 +69,26 @@ def test_class_missing_from_a_split_is_refused(
     validation_fraction=st.sampled_from([0.15, 0.25]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_grouped_split_is_a_partition_that_no_group_straddles(
+def test_grouped_split_has_the_fractions_and_keeps_groups_in_one_split(
     sizes: list[tuple[int, int]], test_fraction: float, validation_fraction: float, seed: int
 ) -> None:
     labels = np.concatenate([np.full(size, label) for size, label in sizes])
     groups = np.repeat(np.arange(len(sizes)), [size for size, _ in sizes])
-    # a class of few groups can't be divided well
+    # the fractions can't be met if a class has few groups
     assume(min(sum(label == other for _, other in sizes) for label in (0, 1)) >= 20)
     order = np.random.default_rng(seed).permutation(len(labels))
     labels, groups = labels[order], groups[order]
     split = grouped_split(labels, groups, test_fraction, validation_fraction, seed)
     assert set(split) == set(SPLITS)
     assert all(len(set(split[groups == group])) == 1 for group in np.unique(groups))
-    assert abs((split == "test").mean() - test_fraction) <= TOLERANCE
-    assert abs((split == "validation").mean() - (1 - test_fraction) * validation_fraction) <= TOLERANCE
+    assert abs((split == "test").mean() - test_fraction) <= MAX_SPLIT_DEVIATION
+    assert abs((split == "validation").mean() - (1 - test_fraction) * validation_fraction) <= MAX_SPLIT_DEVIATION
     for name in SPLITS:
-        assert abs(labels[split == name].mean() - labels.mean()) <= 2 * TOLERANCE
+        assert abs(labels[split == name].mean() - labels.mean()) <= 2 * MAX_SPLIT_DEVIATION
     np.testing.assert_array_equal(split, grouped_split(labels, groups, test_fraction, validation_fraction, seed))
 
 
-def test_groups_of_both_classes_are_kept_together() -> None:
+def test_groups_with_images_of_both_classes_stay_in_one_split() -> None:
     labels = np.tile([0, 1], 60)
     groups = np.repeat(np.arange(30), 4)
     split = grouped_split(labels, groups, 0.2, 0.2, seed=0)
@@ -103,20 +102,20 @@ def test_group_numbers_need_not_be_consecutive() -> None:
     np.testing.assert_array_equal(grouped_split(labels, groups * 7 + 3, 0.2, 0.2, seed=0), expected)
 
 
-def test_one_group_with_most_images_is_refused() -> None:
+def test_grouped_split_with_one_very_large_group_is_rejected() -> None:
     labels = np.repeat([0, 1], 50)
     groups = np.where(np.arange(100) < 45, 0, np.arange(100))
-    with pytest.raises(ValueError, match=r"grouped can't meet the fractions within 5%: .*largest has 45\.0%"):
+    with pytest.raises(ValueError, match=r"grouped can't meet the fractions within 5%: .*largest group has 45\.0%"):
         grouped_split(labels, groups, 0.2, 0.1, seed=0)
 
 
-def test_fewer_groups_than_splits_are_refused() -> None:
+def test_grouped_split_with_too_few_groups_is_rejected() -> None:
     labels = np.repeat([0, 1], 50)
-    with pytest.raises(ValueError, match=r"no split has every class; there are 4 groups, \[2, 2\] by class"):
+    with pytest.raises(ValueError, match=r"each attempt leaves out a class\. There are 4 groups, \[2, 2\] by class"):
         grouped_split(labels, np.repeat(np.arange(4), 25), 0.2, 0.2, seed=0)
 
 
-def test_leakage_counts_test_images_with_a_relative_in_training() -> None:
+def test_leakage_is_the_fraction_of_test_images_with_a_near_duplicate_or_group_member_in_training() -> None:
     table = pd.DataFrame(
         {
             "split": ["train", "train", "validation", "test", "test", "test", "test"],

@@ -98,7 +98,7 @@ def test_one_wrong_draw_of_a_random_model_does_not_count_as_a_success() -> None:
     assert (found_by_square[robust] == 1).mean() > 0.9
 
     class WithoutConfirmation(RandomLabels):
-        n_draws = 1
+        n_eot_samples = 1
 
     # without confirmations, nearly all images count as broken
     unconfirmed = run_sweep(replace(one_radius, model=WithoutConfirmation(model)), 20, 0.25, 1).index

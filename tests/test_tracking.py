@@ -1,4 +1,4 @@
-"""What MLflow hears, in a real SQLite store."""
+"""Tracking runs in a real SQLite store."""
 
 import fcntl
 import os
@@ -18,7 +18,7 @@ from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of, open_run
-from tasks.tracking.open_runs import noted
+from tasks.tracking.open_runs import registered
 from tests.conftest import ROOT
 
 
@@ -30,9 +30,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def client(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.chdir(tmp_path)
-    Workspace().data.mkdir()
     return MlflowClient(tracking_uri=store)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    (tmp_path / "data").mkdir()
+    return Workspace(tmp_path)
 
 
 def runs_of(client: MlflowClient, step: str) -> list[Any]:
@@ -41,79 +45,114 @@ def runs_of(client: MlflowClient, step: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], filter_string=f"tags.step = '{step}'"))
 
 
-def test_a_run_carries_its_own_parameters_the_digest_of_its_outputs_and_its_end(
-    client: MlflowClient, params_with: Callable[..., Params]
+def test_a_run_has_parameters_metrics_tags_and_the_digest_of_the_outputs(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        (Workspace().prepare / "out.txt").write_text("1")
+        (workspace.prepare / "out.txt").write_text("1")
         tracker.metrics({"data/n": 3}, step=250)
 
-    run_step(prepare, Workspace(), params_with(), "prefect")
+    run_step(prepare, workspace, params_with(), "prefect")
     (run,) = runs_of(client, "prepare")
     assert run.info.status == "FINISHED"
     assert run.data.tags["orchestrator"] == "prefect"
-    assert run.data.tags["outputs_md5"] == digest_of(Workspace().prepare)
-    assert run.data.params["prepare.split.strategy"] == "stratified"
-    assert "attack.norm" not in run.data.params
-    assert [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "data/n")] == [
-        (250, 3)
-    ]
+    assert run.data.tags["outputs_md5"] == digest_of(workspace.prepare)
+    history = client.get_metric_history(run.info.run_id, "data/n")
+    assert [(metric.step, metric.value) for metric in history] == [(250, 3)]
 
 
-def test_a_step_that_raises_is_marked_failed_and_its_exception_comes_out(
-    client: MlflowClient, params_with: Callable[..., Params]
+@pytest.mark.parametrize(
+    ("step", "sections"),
+    [
+        ("prepare", {"seed", "acquire", "prepare"}),
+        ("attack", {"seed", "compute", "attack"}),
+        ("attack_defence@jpeg", {"seed", "compute", "attack"}),
+        ("train_defence@jpeg", {"seed", "compute", "train_classifier", "train_autoencoder", "defences.jpeg"}),
+    ],
+)
+def test_a_run_and_its_curves_have_the_parameters_that_the_step_reads(
+    step: str, sections: set[str], client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    params = params_with()
+    with open_run(workspace, step, workspace.data, params, "python") as tracker:
+        tracker.params({"extra": 1})
+        tracker.curve("curve", {"target": "jpeg"}, [(0, {"robust/accuracy": 0.5})])
+    run = runs_of(client, step)[0]
+    name, _, defence = step.partition("@")
+    expected = params.of_step(name, defence) | {"extra": 1}
+    assert run.data.params == {key: str(value) for key, value in expected.items()}
+    assert {section for section in sections if not any(key.startswith(section) for key in expected)} == set()
+    assert {key for key in expected if not key.startswith((*sections, "extra"))} == set()
+    (curve,) = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert curve.data.params == run.data.params
+
+
+@pytest.mark.parametrize("step", ["report", "seeds"])
+def test_the_runs_of_the_report_and_of_a_flow_have_all_parameters(
+    step: str, client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    with open_run(workspace, step, workspace.data, params_with(), "prefect"):
+        pass
+    run = runs_of(client, step)[0]
+    assert run.data.params == {key: str(value) for key, value in params_with().flat().items()}
+
+
+def test_an_exception_marks_the_run_as_failed_and_is_raised(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         raise ValueError("no images")
 
     with pytest.raises(ValueError, match="no images"):
-        run_step(validate, Workspace(), params_with())
+        run_step(validate, workspace, params_with())
     (run,) = runs_of(client, "validate")
     assert run.info.status == "FAILED"
     assert "outputs_md5" not in run.data.tags
 
 
-SLEEPER = f"""
+SLEEPER = """
 import sys, time
-sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tasks.core.workspace import Workspace
 from tasks.runner import run_step
 from tests.conftest import parse_params, with_overrides
 
-def prepare(workspace: Workspace, params, tracker):
-    tracker.metrics({{"data/n": 3}})
-    print("said", flush=True)
+def prepare(workspace, params, tracker):
+    tracker.metrics({"data/n": 3})
+    print("logged", flush=True)
     time.sleep(600)
 
-run_step(prepare, Workspace(), parse_params(with_overrides({{}})))
+run_step(prepare, Workspace(Path(sys.argv[1])), parse_params(with_overrides({})))
 """
 
 
-def test_the_run_of_a_killed_step_is_ended_by_the_next_step_and_one_that_still_runs_is_not(
-    client: MlflowClient, params_with: Callable[..., Params]
+def test_the_next_step_ends_the_run_of_a_killed_step_but_not_of_a_running_one(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         pass
 
     def status() -> str:
         run = max(runs_of(client, "prepare"), key=lambda run: run.info.start_time)
-        said = client.get_metric_history(run.info.run_id, "data/n")[-1].timestamp
-        assert run.info.end_time in (None, said)
+        logged = client.get_metric_history(run.info.run_id, "data/n")[-1].timestamp
+        assert run.info.end_time in (None, logged)
         return str(run.info.status)
 
-    with subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE) as process:
+    command, environment = [sys.executable, "-c", SLEEPER, str(workspace.root)], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"said\n"
-        run_step(validate, Workspace(), params_with())
+        assert process.stdout.readline() == b"logged\n"
+        run_step(validate, workspace, params_with())
         assert status() == "RUNNING"
         process.kill()
     assert status() == "RUNNING"
-    run_step(validate, Workspace(), params_with())
+    run_step(validate, workspace, params_with())
     assert status() == "KILLED"
-    assert not list(Workspace().open_runs.iterdir())
+    assert not list(workspace.open_runs.iterdir())
 
 
-def test_the_run_of_a_step_that_could_not_say_its_end_is_ended_by_the_next_step(
-    client: MlflowClient, params_with: Callable[..., Params]
+def test_the_next_step_ends_a_run_that_an_error_left_open(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         pass
@@ -121,54 +160,43 @@ def test_the_run_of_a_step_that_could_not_say_its_end_is_ended_by_the_next_step(
     def status() -> str:
         return str(min(runs_of(client, "evaluate"), key=lambda run: run.info.start_time).info.status)
 
-    # no note: the step is interrupted after its run is opened
-    unreadable = Workspace().open_runs / "a folder"
+    # the run is open when the step looks for open runs and fails
+    unreadable = workspace.open_runs / "a folder"
     unreadable.mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
-        run_step(evaluate, Workspace(), params_with())
+        run_step(evaluate, workspace, params_with())
     assert status() == "RUNNING"
     unreadable.rmdir()
-    run_step(evaluate, Workspace(), params_with())
+    run_step(evaluate, workspace, params_with())
     assert status() == "KILLED"
-    assert not list(Workspace().open_runs.iterdir())
+    assert not list(workspace.open_runs.iterdir())
 
 
-def test_a_note_that_another_step_takes_for_left_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    Workspace().open_runs.mkdir(parents=True)
-    note, inside, through = Workspace().open_runs / "run", Event(), Event()
+def test_the_file_of_an_open_run_is_created_again_if_another_step_removes_it(workspace: Workspace) -> None:
+    workspace.open_runs.mkdir(parents=True)
+    path, inside, ended = workspace.open_runs / "run", Event(), Event()
 
     def step() -> None:
-        with noted(Workspace(), "run"):
-            assert note.exists()
+        with registered(workspace, "run"):
+            assert path.exists()
             inside.set()
-        through.set()
+        ended.set()
 
-    with note.open("w") as file:
-        # as if this step had found the note before that one could lock it
+    with path.open("w") as file:
+        # as if another step had locked the file first
         fcntl.flock(file, fcntl.LOCK_EX)
         Thread(target=step, daemon=True).start()
         assert not inside.wait(0.3)
-        note.unlink()
-    assert through.wait(30)
-    assert not note.exists()
+        path.unlink()
+    assert ended.wait(30)
+    assert not path.exists()
 
 
-def test_a_step_finds_its_folder_empty(client: MlflowClient, params_with: Callable[..., Params]) -> None:
-    found: list[Path] = []
-
-    def attack(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        found.extend(Workspace().attack.iterdir())
-        (Workspace().attack / "left.txt").write_text("x")
-
-    run_step(attack, Workspace(), params_with())
-    run_step(attack, Workspace(), params_with())
-    assert found == []
-
-
-def test_runs_in_two_threads_do_not_mix(client: MlflowClient, params_with: Callable[..., Params]) -> None:
+def test_runs_in_two_threads_do_not_mix(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
     def log_many(name: str) -> None:
-        with open_run(Workspace(), name, Workspace().data, params_with(), "python") as tracker:
+        with open_run(workspace, name, workspace.data, params_with(), "python") as tracker:
             for step in range(20):
                 tracker.metrics({"x/value": hash(name) % 1000}, step)
 
@@ -183,7 +211,7 @@ def test_runs_in_two_threads_do_not_mix(client: MlflowClient, params_with: Calla
         assert [metric.value for metric in history] == [hash(name) % 1000] * 20
 
 
-def test_two_processes_that_begin_at_once_without_a_store_both_find_one(tmp_path: Path) -> None:
+def test_two_processes_create_a_store_at_the_same_time(tmp_path: Path) -> None:
     script = "from tasks.tracking.store import Store; Store().open('a key', 'prepare', {}, 1)"
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, "-c", script]
@@ -195,7 +223,7 @@ def test_two_processes_that_begin_at_once_without_a_store_both_find_one(tmp_path
     assert experiment.artifact_location.startswith((tmp_path / "mlartifacts").as_uri())
 
 
-def test_a_kill_while_the_store_is_made_leaves_nothing_that_the_next_step_trips_over(tmp_path: Path) -> None:
+def test_a_process_killed_while_it_creates_the_store_does_not_break_the_next_one(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
@@ -212,49 +240,51 @@ def test_a_kill_while_the_store_is_made_leaves_nothing_that_the_next_step_trips_
     assert made.exists()
 
 
-def test_what_the_store_would_cut_is_refused(client: MlflowClient, params_with: Callable[..., Params]) -> None:
-    with open_run(Workspace(), "long", Workspace().data, params_with(), "python") as tracker:
-        with pytest.raises(ValueError, match=r"parameters \['x'\] are longer than the 6000"):
+def test_values_that_are_too_long_for_the_store_are_refused(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    with open_run(workspace, "long", workspace.data, params_with(), "python") as tracker:
+        with pytest.raises(ValueError, match=r"parameters \['x'\] are too long\. At most 6000 characters"):
             tracker.params({"x": "a" * 6001})
-        with pytest.raises(ValueError, match="note of 8001 characters"):
+        with pytest.raises(ValueError, match="the note has 8001 characters"):
             tracker.note("a" * 8001)
 
 
-def test_links_point_to_the_run_that_made_what_is_there_now(
-    client: MlflowClient, params_with: Callable[..., Params]
+def test_a_report_is_linked_to_the_run_that_made_the_present_outputs(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        (Workspace().evaluate / "seed.txt").write_text(str(params.seed))
+        (workspace.evaluate / "seed.txt").write_text(str(params.seed))
 
     def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.link_steps()
 
     made = {}
     for seed in (1, 2, 1):
-        run_step(evaluate, Workspace(), params_with({"seed": seed}))
+        run_step(evaluate, workspace, params_with({"seed": seed}))
         made[seed] = runs_of(client, "evaluate")[0].info.run_id
-    run_step(report, Workspace(), params_with())
-    (run,) = runs_of(client, "report")
+    run_step(report, workspace, params_with())
+    run = runs_of(client, "report")[0]
     assert run.data.tags["run.evaluate"] == made[1]
     assert "run.report" not in run.data.tags
 
 
-def test_the_reports_run_lists_the_models_of_the_runs_that_made_what_is_there_now(
-    client: MlflowClient, params_with: Callable[..., Params]
+def test_a_report_lists_the_models_of_the_runs_that_made_the_present_outputs(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        (Workspace().train_classifier / "weights").write_text(str(params.seed))
+        (workspace.train_classifier / "weights").write_text(str(params.seed))
         tracker.model("classifier", torch.nn.Flatten(), np.zeros((2, 1, 2, 2), np.float32))
 
     def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.link_steps()
 
     for seed in (1, 2):
-        run_step(train_classifier, Workspace(), params_with({"seed": seed}))
+        run_step(train_classifier, workspace, params_with({"seed": seed}))
     newest = runs_of(client, "train_classifier")[0]
     assert len(newest.outputs.model_outputs) == 1
     for _ in range(2):
-        run_step(report, Workspace(), params_with())
+        run_step(report, workspace, params_with())
     for run in runs_of(client, "report")[:2]:
         assert [model.model_id for model in run.outputs.model_outputs] == [newest.outputs.model_outputs[0].model_id]
     made = client.search_logged_models([newest.info.experiment_id])
@@ -262,48 +292,50 @@ def test_the_reports_run_lists_the_models_of_the_runs_that_made_what_is_there_no
     assert {"report"}.isdisjoint(client.get_run(model.source_run_id).data.tags["step"] for model in made)
 
 
-def test_a_step_whose_run_is_in_another_store_is_named_and_does_no_harm(
-    client: MlflowClient, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
+def test_a_step_without_a_run_in_the_store_is_logged_and_not_linked(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
 ) -> None:
     def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tracker.link_steps()
 
-    Workspace().prepare.mkdir()
-    (Workspace().prepare / "out.txt").write_text("from DVC's cache")
+    workspace.prepare.mkdir()
+    (workspace.prepare / "out.txt").write_text("from DVC's cache")
     caplog.set_level("INFO", logger="tasks.tracking")
-    run_step(report, Workspace(), params_with())
-    assert caplog.messages == ["no run in the tracking store made what is in data/prepare now: not linked"]
+    run_step(report, workspace, params_with())
+    assert caplog.messages == ["No run in the tracking store made the present outputs of prepare: not linked"]
     run = runs_of(client, "report")[0]
     assert run.info.status == "FINISHED"
     assert not [tag for tag in run.data.tags if tag.startswith("run.")]
 
 
-def test_the_report_does_not_link_to_the_run_of_an_earlier_report(
-    client: MlflowClient, params_with: Callable[..., Params]
+def test_a_report_is_not_linked_to_an_earlier_report(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        (Workspace().report / "report.html").write_text("as before")
+        (workspace.report / "report.html").write_text("as before")
         tracker.link_steps()
 
     for _ in range(2):
-        run_step(report, Workspace(), params_with())
+        run_step(report, workspace, params_with())
     assert not any("run.report" in run.data.tags for run in runs_of(client, "report"))
 
 
-def test_a_data_set_is_known_by_dvcs_digest(client: MlflowClient, params_with: Callable[..., Params]) -> None:
-    Workspace().prepare.mkdir()
-    (Workspace().prepare / "pixels.npy").write_bytes(b"1")
-    with open_run(Workspace(), "data", Workspace().data, params_with(), "python") as tracker:
-        tracker.dataset(Workspace().prepare, "phantoms", "evaluation")
+def test_a_data_set_has_the_digest_of_dvc(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    workspace.prepare.mkdir()
+    (workspace.prepare / "pixels.npy").write_bytes(b"1")
+    with open_run(workspace, "data", workspace.data, params_with(), "python") as tracker:
+        tracker.dataset(workspace.prepare, "phantoms", "evaluation")
     (found,) = runs_of(client, "data")[0].inputs.dataset_inputs
-    assert (found.dataset.name, found.dataset.digest + ".dir") == ("phantoms", digest_of(Workspace().prepare))
+    assert (found.dataset.name, found.dataset.digest + ".dir") == ("phantoms", digest_of(workspace.prepare))
     assert {tag.key: tag.value for tag in found.tags} == {
         "mlflow.data.context": "evaluation",
-        "dvc_md5": digest_of(Workspace().prepare),
+        "dvc_md5": digest_of(workspace.prepare),
     }
 
 
-def test_the_null_tracker_hears_everything_and_keeps_nothing(tmp_path: Path) -> None:
+def test_the_no_op_tracker_has_every_method_and_stores_nothing(tmp_path: Path) -> None:
     tracker = Tracker()
     tracker.metrics({"a": 1.0})
     tracker.params({"a": "x" * 10_000})
@@ -316,7 +348,7 @@ def test_the_null_tracker_hears_everything_and_keeps_nothing(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:
+def test_the_digest_of_a_folder_depends_on_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.npy").write_bytes(np.arange(3).tobytes())
     first = digest_of(tmp_path)
@@ -325,22 +357,22 @@ def test_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:
     assert digest_of(tmp_path) != first
 
 
-def test_steps_that_name_the_same_new_data_set_at_once_all_keep_it(
-    client: MlflowClient, params_with: Callable[..., Params]
+def test_steps_can_log_the_same_new_data_set_at_the_same_time(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     n_rounds, n_steps = 5, 4
-    Workspace().prepare.mkdir()
+    workspace.prepare.mkdir()
 
     def attack(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         for number in range(n_rounds):
             together.wait(timeout=300)
-            tracker.dataset(Workspace().prepare, f"new {number}", "attack")
+            tracker.dataset(workspace.prepare, f"new {number}", "attack")
 
     def at_once(number: int) -> None:
-        folder = Workspace().data / f"step_{number}"
+        folder = workspace.data / f"step_{number}"
         folder.mkdir()
-        with open_run(Workspace(), "attack", folder, params_with(), "python") as tracker:
-            attack(Workspace(), params_with(), tracker)
+        with open_run(workspace, "attack", folder, params_with(), "python") as tracker:
+            attack(workspace, params_with(), tracker)
 
     together = Barrier(n_steps)
     threads = [Thread(target=at_once, args=(number,)) for number in range(n_steps)]

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from tasks.models.features import Features
+from tasks.models.features import LogitsAndFeatures
 
 
 class Activations:
@@ -20,7 +20,7 @@ class Activations:
         purifier: autoencoder with a submodule ``encoder``; takes and returns images.
     """
 
-    def __init__(self, images: Tensor, classifier: Features, purifier: nn.Module) -> None:
+    def __init__(self, images: Tensor, classifier: LogitsAndFeatures, purifier: nn.Module) -> None:
         self.images = images
         self._classifier = classifier
         self._purifier = purifier

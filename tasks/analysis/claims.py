@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import CLEAN, spoken
-from tasks.statistics.intervals import Estimate, bootstrap, resampled_mean, share_estimate
+from tasks.records.vocabulary import CLEAN, display_name
+from tasks.statistics.intervals import Estimate, bootstrap, proportion_estimate, resampled_mean
 
 STUDY_ACCURACY = 0.9323
 """Accuracy that the study reports."""
@@ -139,7 +139,7 @@ def _accuracy_is_reached(records: pd.DataFrame, resample: Resample) -> Claim:
         "A CNN classifies the slices with an accuracy of 93.23 %",
         "93.23 % on its test images",
         "accuracy of the undefended classifier on all clean test images",
-        share_estimate(clean["correct"].to_numpy(), resample(clean["image"].to_numpy())),
+        proportion_estimate(clean["correct"].to_numpy(), resample(clean["image"].to_numpy())),
         len(clean),
         above=f"holds from {100 * STUDY_ACCURACY:.2f} % up",
         bound=STUDY_ACCURACY,
@@ -154,9 +154,9 @@ def _features_overlap(features: pd.DataFrame) -> list[Claim]:
         best = by_metric.loc[["probe_auroc", "knn_auroc"]].sort_values("value").iloc[-1]
         method = "probe" if best.name == "probe_auroc" else "neighbours"
         p_value = float(by_metric["value"]["mmd_p_value"])
-        where = f"in the bottleneck of the {spoken(target)}"
+        where = f"in the bottleneck of the {display_name(target)}"
         if space == "classifier":
-            behind = "" if target == UNDEFENDED else f" behind the {spoken(target)}"
+            behind = "" if target == UNDEFENDED else f" behind the {display_name(target)}"
             where = f"in the penultimate features of the classifier{behind}"
         claims.append(
             _judge(
@@ -221,9 +221,9 @@ def _defences_do_not_restore(records: pd.DataFrame, resample: Resample) -> list[
         claims.append(
             _judge(
                 f"restoration/{target}/{threat_model}",
-                f"The {spoken(target)} does not restore the accuracy that {threat_model} attacks take",
+                f"The {display_name(target)} does not restore the accuracy that {threat_model} attacks take",
                 "compromised resilience: denoised images are still misclassified",
-                f"fraction of the lost accuracy that the {spoken(target)} restores ({threat_model})",
+                f"fraction of the lost accuracy that the {display_name(target)} restores ({threat_model})",
                 restored_fraction(
                     attacked["clean_correct"].to_numpy(), attacked["correct"].to_numpy(), defended, counts
                 ),
@@ -277,8 +277,8 @@ def _retraining_helps(records: pd.DataFrame, plain: list[str], retrained: list[s
                     f"retraining/{without}/{using}/{threat_model}",
                     f"An autoencoder that is retrained on adversarial images helps ({threat_model} attack)",
                     "proposed as future work",
-                    f"accuracy of the {spoken(using)} minus accuracy of the {spoken(without)}, on the same images "
-                    f"({threat_model})",
+                    f"accuracy of the {display_name(using)} minus accuracy of the {display_name(without)}, on the same "
+                    f"images ({threat_model})",
                     bootstrap(partial(resampled_mean, gain.to_numpy()), resample(gain.index.to_numpy())),
                     len(gain),
                     above=f"holds from {MIN_ACCURACY_GAIN:g} up",

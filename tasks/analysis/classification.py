@@ -17,10 +17,10 @@ from tasks.statistics.calibration import brier_scores, expected_calibration_erro
 from tasks.statistics.intervals import (
     Statistic,
     bootstrap,
+    proportion_estimate,
     resampled_auroc,
     resampled_mean,
     resampled_ratio,
-    share_estimate,
 )
 
 
@@ -45,7 +45,9 @@ def classification_table(records: pd.DataFrame, positive: int, counts: np.ndarra
     for point, group in _points(records):
         correct = group["correct"].to_numpy()
         shares = {"accuracy": correct, "top1_error": ~correct}
-        rows += [{**point, "metric": name, **share_estimate(hits, counts)._asdict()} for name, hits in shares.items()]
+        rows += [
+            {**point, "metric": name, **proportion_estimate(hits, counts)._asdict()} for name, hits in shares.items()
+        ]
         for metric, statistic in _statistics(group, positive).items():
             rows.append({**point, "metric": metric, **bootstrap(statistic, counts)._asdict()})
     return pd.DataFrame(rows)
@@ -152,9 +154,9 @@ def _statistics(group: pd.DataFrame, positive: int) -> dict[str, Statistic]:
     confidence = probabilities.max(axis=1)
     return {
         "loss": partial(resampled_mean, -log_probabilities[np.arange(len(labels)), labels]),
-        "precision": partial(resampled_ratio, hits, predicted, otherwise=0),
-        "recall": partial(resampled_ratio, hits, actual, otherwise=0),
-        "f1": partial(resampled_ratio, 2 * hits, actual.astype(int) + predicted, otherwise=0),
+        "precision": partial(resampled_ratio, hits, predicted, zero_division=0),
+        "recall": partial(resampled_ratio, hits, actual, zero_division=0),
+        "f1": partial(resampled_ratio, 2 * hits, actual.astype(int) + predicted, zero_division=0),
         "auroc": partial(_auroc, log_probabilities, labels, positive),
         "ece": partial(expected_calibration_error, confidence, correct),
         "brier": partial(resampled_mean, brier_scores(probabilities, labels)),

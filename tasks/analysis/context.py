@@ -12,9 +12,8 @@ from tasks.analysis.feature_extractor import BatchReader, FeatureExtractor, Imag
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
 from tasks.defences.targets import load_target
-from tasks.models.compute import set_up
-from tasks.params import UNDEFENDED, Attack, Params
-from tasks.params.params import Analyze
+from tasks.models.compute import configure_torch
+from tasks.params import UNDEFENDED, Analyze, Attack, Autoencoder, Params, TrainedAutoencoder, read_defence
 from tasks.records.adversarial_images import QuantizedPerturbations, load_perturbations
 from tasks.records.vocabulary import AS_GIVEN, CLEAN
 from tasks.statistics.intervals import bootstrap_counts
@@ -65,7 +64,7 @@ class AnalysisContext:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """How often each image is drawn in each bootstrap resample, float32 ``(R, N)``."""
+        """Number of times that each image is drawn in each bootstrap resample, float32 ``(R, N)``."""
         return self.resample(self.rows)
 
     @property
@@ -98,8 +97,8 @@ class AnalysisContext:
 
 def build_context(workspace: Workspace, params: Params, data: Prepared, records: pd.DataFrame) -> AnalysisContext:
     """Load the networks, fit the detectors to clean training images, and extract features of the clean test images."""
-    device = set_up(params.compute)
-    targets = {name: load_target(workspace, name, device) for name in params.autoencoders}
+    device = configure_torch(params.compute)
+    targets = {name: load_target(workspace, name, device) for name in autoencoder_defences(workspace, params)}
     extractor = FeatureExtractor(
         classifier=load_target(workspace, UNDEFENDED, device),
         purifiers={name: target.get_submodule("purifier") for name, target in targets.items()},
@@ -139,3 +138,10 @@ def build_context(workspace: Workspace, params: Params, data: Prepared, records:
 def image_reader(data: Prepared, rows: np.ndarray) -> BatchReader:
     """Return a function that reads a batch of these rows."""
     return lambda batch: data.floats(rows[batch])
+
+
+def autoencoder_defences(workspace: Workspace, params: Params) -> list[str]:
+    """Names of the selected defences that are an autoencoder before the bare classifier; the study's comes first."""
+    settings = {name: read_defence(workspace.defence_settings(name)) for name in params.selected_defences}
+    kinds = (Autoencoder, TrainedAutoencoder)
+    return [name for kind in kinds for name, defence in settings.items() if isinstance(defence, kind)]

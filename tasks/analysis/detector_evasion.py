@@ -31,7 +31,7 @@ def evasion_tables(context: AnalysisContext, detector: str, eps: float) -> Itera
     """
     # hooks read the outputs of layers, so every thread needs networks of its own
     extractor = deepcopy(context.extractor)
-    data, attack, settings = context.data, context.attack_settings, context.settings.evasion
+    data, attack, settings = context.data, context.attack_settings, context.settings.detector_evasion
     perturbations = context.perturbations(UNDEFENDED, context.headline_attack, eps)
     rows = choose_stratified(data, context.rows, settings.max_images, context.seed)
     chosen = np.searchsorted(context.rows, rows)
@@ -82,7 +82,8 @@ def evade(
     arXiv 2002.08347). As in selective gradient descent (Bryniarski et al. 2021, arXiv 2106.15023), a step uses the
     gradient of one objective: of the margin while an image is classified correctly, of the score while it is
     misclassified. Momentum (Dong et al. 2018, arXiv 1710.06081) averages the two, because alternating sign steps would
-    cancel each other. The step size decreases linearly, with a mean of ``relative_step`` times the radius. Large steps
+    cancel each other. The step size decreases linearly, with a mean of ``relative_step_size`` times the radius. Large
+    steps
     find a misclassification; small steps follow the decision boundary.
 
     Args:
@@ -124,6 +125,6 @@ def evade(
                 (gradient,) = torch.autograd.grad(objectives.sum(), variable)
                 length = gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min_(torch.finfo(gradient.dtype).tiny)
                 velocity.mul_(MOMENTUM).addcdiv_(gradient, length)
-                step_size = settings.relative_step * radius * (2 - (2 * step + 1) / settings.n_steps)
+                step_size = settings.relative_step_size * radius * (2 - (2 * step + 1) / settings.n_steps)
                 perturbed = ball.project(perturbed.sub_(ball.steepest(velocity), alpha=step_size), images, size)
     return best

@@ -59,10 +59,15 @@ def resample_roc(roc: pd.DataFrame) -> pd.DataFrame:
     """ROC curves at 101 equally spaced false-positive rates, so that two versions have the same x values."""
     rates = np.linspace(0, 1, 101)
     parts = [
-        pd.DataFrame({"false_positive_rate": rates}).assign(
-            true_positive_rate=np.interp(rates, points["false_positive_rate"], points["true_positive_rate"]),
-            **dict(zip(["detector", "surrogate", "attack"], names, strict=True)),
+        pd.DataFrame(
+            {
+                "false_positive_rate": rates,
+                "true_positive_rate": np.interp(rates, points["false_positive_rate"], points["true_positive_rate"]),
+                "detector": detector,
+                "surrogate": surrogate,
+                "attack": attack,
+            }
         )
-        for names, points in roc.groupby(["detector", "surrogate", "attack"], sort=False)
+        for (detector, surrogate, attack), points in roc.groupby(["detector", "surrogate", "attack"], sort=False)
     ]
     return pd.concat(parts, ignore_index=True) if parts else roc

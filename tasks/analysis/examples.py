@@ -5,7 +5,7 @@ import numpy as np
 from tasks.analysis.context import AnalysisContext
 from tasks.analysis.heatmaps import upsample
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_GIVEN, CLEAN, spoken
+from tasks.records.vocabulary import AS_GIVEN, CLEAN, display_name
 
 
 def example_arrays(context: AnalysisContext) -> dict[str, np.ndarray]:
@@ -23,8 +23,8 @@ def example_arrays(context: AnalysisContext) -> dict[str, np.ndarray]:
     at_clean, at_attack, at_transfer = ("none", CLEAN, 0.0), ("adaptive", attack, eps), ("transfer", attack, eps)
     columns = {"clean": (AS_GIVEN, clean, at_clean), "adversarial": (AS_GIVEN, adversarial, at_attack)}
     for purifier in extractor.purifiers:
-        columns[f"clean, denoised by {spoken(purifier)}"] = purifier, clean, at_clean
-        columns[f"adversarial, denoised by {spoken(purifier)}"] = purifier, adversarial, at_transfer
+        columns[f"clean, denoised by {display_name(purifier)}"] = purifier, clean, at_clean
+        columns[f"adversarial, denoised by {display_name(purifier)}"] = purifier, adversarial, at_transfer
     shown, captions, maps = {}, {}, {}
     for title, (purifier, images, point) in columns.items():
         shown[title] = extractor.purify_batch(purifier, images)
@@ -36,7 +36,7 @@ def example_arrays(context: AnalysisContext) -> dict[str, np.ndarray]:
 
     differences = {"adversarial − clean": adversarial - clean}
     for purifier in extractor.purifiers:
-        by = f"denoised by {spoken(purifier)}"
+        by = f"denoised by {display_name(purifier)}"
         differences[f"clean, {by} − clean"] = shown[f"clean, {by}"] - clean
         differences[f"{by}: adversarial − clean"] = shown[f"adversarial, {by}"] - shown[f"clean, {by}"]
     amplified = {title: amplify(difference) for title, difference in differences.items()}

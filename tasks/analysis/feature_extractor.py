@@ -14,7 +14,7 @@ from tasks.analysis.heatmaps import Heatmaps
 from tasks.analysis.intensity import histograms, radial_power
 from tasks.analysis.resilience import image_quality, removed_share
 from tasks.models.compute import device_of
-from tasks.models.features import Features, last_feature_map
+from tasks.models.features import LogitsAndFeatures, last_feature_map_layer
 from tasks.records.vocabulary import AS_GIVEN
 
 BatchReader = Callable[[slice], np.ndarray]
@@ -159,12 +159,12 @@ class FeatureExtractor:
         return features
 
     @cached_property
-    def _features(self) -> Features:
-        return Features(self.classifier)
+    def _features(self) -> LogitsAndFeatures:
+        return LogitsAndFeatures(self.classifier)
 
     @cached_property
     def _heatmaps(self) -> Heatmaps:
-        return Heatmaps(self.classifier, last_feature_map(self.classifier, self.image_size))
+        return Heatmaps(self.classifier, last_feature_map_layer(self.classifier, self.image_size))
 
     def batches(self, n: int) -> list[slice]:
         """Split N images into batches."""

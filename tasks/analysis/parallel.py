@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from tasks.models.compute import use_threads
+from tasks.models.compute import set_num_threads
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def collect_in_threads(work: Mapping[str, Callable[[], Iterable[T]]], n_threads:
     def collect(function: Callable[[], Iterable[T]]) -> list[T]:
         return list(function())
 
-    with threadpool_limits(1), ThreadPoolExecutor(n_threads, initializer=use_threads, initargs=(1,)) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(n_threads, initializer=set_num_threads, initargs=(1,)) as pool:
         names = {pool.submit(collect, function): name for name, function in reversed([*work.items()])}
         try:
             for number, future in enumerate(as_completed(names), start=1):

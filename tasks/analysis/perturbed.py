@@ -115,7 +115,7 @@ def detection_tables(
     yield "roc", with_point(point, pd.DataFrame({"false_positive_rate": false, "true_positive_rate": true}))
     if point["surrogate"] == UNDEFENDED:
         clean_correct = (context.predictions[AS_GIVEN] == context.labels)[chosen]
-        yield "gate", with_point(point, gate_rows(clean, scores, clean_correct, correct, validation))
+        yield "rejection", with_point(point, gate_rows(clean, scores, clean_correct, correct, validation))
 
 
 def _pixel_tables(context: AnalysisContext, point: Point, features: ImageFeatures) -> Iterator[TablePart]:

@@ -1,1 +1,1 @@
-"""Attacks, what they keep, and what a killed step goes on from."""
+"""Attack methods, and the attack on one target with its checkpoints."""

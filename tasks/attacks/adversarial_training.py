@@ -1,4 +1,4 @@
-"""What networks are trained for against an attacker, who crafts other examples in each batch as the training goes."""
+"""Training objectives with an attack: each batch contains new adversarial examples of the current networks."""
 
 import math
 
@@ -11,7 +11,7 @@ from tasks.attacks.gradient.norm_ball import NormBall, radius
 from tasks.attacks.gradient.pgd import pgd
 from tasks.defences.purified import Purified
 from tasks.models.augmentation import augment
-from tasks.models.features import Features
+from tasks.models.features import LogitsAndFeatures
 from tasks.models.noise import add_noise
 from tasks.models.objectives import accuracy, reconstruct
 from tasks.models.training import Objective
@@ -27,162 +27,202 @@ from tasks.params import (
 )
 
 
-def examples(
-    model: nn.Module, images: Tensor, labels: Tensor, adversary: Adversary, generator: torch.Generator, share: float = 1
+def adversarial_examples(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    adversary: Adversary,
+    generator: torch.Generator,
+    eps_scale: float = 1,
 ) -> Tensor:
-    """Adversarial examples of a batch by PGD, all of one radius, ``(N, 1, H, W)``.
+    """Return PGD examples of a batch, ``(N, 1, H, W)``, at one random eps.
 
     Args:
-        model: the target; where it trains, batch norm takes the statistics of what it is given.
+        model: target. In training mode, its batch normalisation uses the statistics of the batch.
         images: float32 ``(N, 1, H, W)`` in [0, 1].
-        labels: true classes, int64 ``(N,)``, or probabilities to lead away from, ``(N, K)``.
-        adversary: range of radii, and PGD.
-        generator: of the radius and the random starts.
-        share: of the radius that is used.
+        labels: true classes, int64 ``(N,)``, or class probabilities ``(N, K)``, from which the attack moves the
+            prediction away.
+        adversary: norm, range of eps, and parameters of PGD.
+        generator: random generator for eps and the random starts.
+        eps_scale: factor for eps, in (0, 1].
     """
-    low, high = map(math.log, adversary.eps)
-    drawn = torch.rand((), generator=generator, device=generator.device)
+    log_low, log_high = map(math.log, adversary.eps_range)
+    uniform = float(torch.rand((), generator=generator, device=generator.device))
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    ball = share * radius(math.exp(low + float(drawn) * (high - low)), adversary.norm, images[0].numel())
+    eps = math.exp(log_low + uniform * (log_high - log_low))
+    scaled_radius = eps_scale * radius(eps, adversary.norm, images[0].numel())
     norm_ball = NormBall(adversary.norm, (0.0, 1.0))
-    (adversarial,) = pgd(model, images, labels, [ball], norm_ball, adversary.pgd, seed, np.arange(len(images)))
+    (adversarial,) = pgd(model, images, labels, [scaled_radius], norm_ball, adversary.pgd, seed, np.arange(len(images)))
     return adversarial
 
 
-def retraining(classifier: nn.Module, settings: AttackedAutoencoder, noise: TrainAutoencoder) -> Objective:
-    """Mean squared error between the originals and what an autoencoder makes of adversarial and of noisy copies.
+def retraining_objective(
+    classifier: nn.Module, settings: AttackedAutoencoder, noise_settings: TrainAutoencoder
+) -> Objective:
+    """Return the objective of an autoencoder that is trained on adversarial and on noisy images.
 
-    The adversarial examples are those of the undefended classifier.
+    The loss is the mean squared error between its output and the clean images. The adversarial examples are computed on
+    the undefended classifier.
 
     Args:
         classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
-        settings: share, radii and PGD of the adversarial examples.
-        noise: kinds of noise for the rest of the batch, and the share of it that has none.
+        settings: adversary, and fraction of each batch that is adversarial.
+        noise_settings: noise on the rest of the batch.
     """
 
-    def measure(
+    def objective(
         model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
     ) -> dict[str, Tensor]:
-        denoised, cost = reconstruct(model, _mixed(classifier, images, labels, settings, noise, generator), generator)
-        return {"loss": F.mse_loss(denoised, images) + cost}
+        perturbed = _perturb(classifier, images, labels, settings, noise_settings, generator)
+        denoised, penalty = reconstruct(model, perturbed, generator)
+        return {"loss": F.mse_loss(denoised, images) + penalty}
 
-    return measure
+    return objective
 
 
-def feature_guided(classifier: nn.Module, settings: FeatureGuidedAutoencoder, noise: TrainAutoencoder) -> Objective:
-    """Mean absolute difference of what the classifier makes of restored images from what it makes of the originals.
+def feature_guided_objective(
+    classifier: nn.Module, settings: FeatureGuidedAutoencoder, noise_settings: TrainAutoencoder
+) -> Objective:
+    """Return the objective of an autoencoder that preserves the classifier's features or logits of the clean images.
 
-    Liao et al. 2018, "Defense against adversarial attacks using high-level representation guided denoiser" (arXiv
-    1712.02976): of the features before the head, or of the logits. Arguments as of :func:`retraining`.
+    The loss is the mean absolute difference between features (or logits) of denoised and of clean images (Liao et al.
+    2018, "Defense against adversarial attacks using high-level representation guided denoiser", arXiv 1712.02976). The
+    batches are those of :func:`retraining_objective`.
+
+    Args:
+        classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
+        settings: layer to compare, adversary, and fraction of each batch that is adversarial.
+        noise_settings: noise on the rest of the batch.
     """
-    look = Features(classifier)
-    index = {"logits": 0, "features": 1}[settings.guide]
+    logits_and_features = LogitsAndFeatures(classifier)
+    layer = {"logits": 0, "features": 1}[settings.guidance_layer]
 
-    def measure(
+    def objective(
         model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
     ) -> dict[str, Tensor]:
-        denoised, cost = reconstruct(model, _mixed(classifier, images, labels, settings, noise, generator), generator)
-        seen = look(denoised)
+        perturbed = _perturb(classifier, images, labels, settings, noise_settings, generator)
+        denoised, penalty = reconstruct(model, perturbed, generator)
+        denoised_outputs = logits_and_features(denoised)
         with torch.no_grad():
-            wanted = look(images)[index]
-        return {"loss": F.l1_loss(seen[index], wanted) + cost, "accuracy": accuracy(seen[0], labels)}
+            clean_outputs = logits_and_features(images)
+        loss = F.l1_loss(denoised_outputs[layer], clean_outputs[layer]) + penalty
+        return {"loss": loss, "accuracy": accuracy(denoised_outputs[0], labels)}
 
-    return measure
+    return objective
 
 
-def joint_training(classifier: nn.Module, settings: JointAutoencoder, augmentation: Augmentation) -> Objective:
-    """Adversarial training of an autoencoder alone: what it makes of images must lead the frozen classifier right.
+def joint_training_objective(
+    classifier: nn.Module, settings: JointAutoencoder, augmentation: Augmentation
+) -> Objective:
+    """Return the objective of an autoencoder that is trained adversarially in front of a frozen classifier.
 
-    Cross-entropy on clean images and on examples that were crafted through both networks, as in
-    :func:`robust_training`, and the squared error against the originals.
+    The loss adds two terms: the cross-entropy of the classifier on denoised images, clean and adversarial as in
+    :func:`robust_training_objective`, and the mean squared error between denoised and clean images. The adversarial
+    examples are computed end to end through both networks.
 
     Args:
         classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
-        settings: adversary, and weights of the parts of the loss.
-        augmentation: of images that are trained on.
+        settings: adversary, and weights of the terms of the loss.
+        augmentation: augmentation of the training images.
     """
 
-    def measure(
+    def objective(
         model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float
     ) -> dict[str, Tensor]:
         if model.training:
             images = augment(images, augmentation, generator)
-        share = _ramped(progress, settings.ramp)
-        adversarial = examples(Purified(model, classifier), images, labels, settings.adversary, generator, share)
-        # one batch, since batch norm must not tell the two apart
-        denoised, cost = reconstruct(model, torch.cat([images, adversarial]), generator)
-        clean_logits, logits = classifier(denoised).chunk(2)
-        error = F.mse_loss(denoised, torch.cat([images, images]))
-        loss = _mean_of_both(clean_logits, logits, labels, settings.clean_weight)
-        loss = loss + settings.reconstruction_weight * error + cost
-        return {"loss": loss, "squared_error": error, **_accuracies(clean_logits, logits, labels)}
+        eps_scale = _eps_scale(progress, settings.eps_warmup_fraction)
+        target = Purified(model, classifier)
+        adversarial = adversarial_examples(target, images, labels, settings.adversary, generator, eps_scale)
+        # one batch, so that batch normalisation uses the same statistics for both
+        denoised, penalty = reconstruct(model, torch.cat([images, adversarial]), generator)
+        clean_logits, adversarial_logits = classifier(denoised).chunk(2)
+        squared_error = F.mse_loss(denoised, torch.cat([images, images]))
+        loss = _weighted_cross_entropy(clean_logits, adversarial_logits, labels, settings.clean_weight)
+        loss = loss + settings.reconstruction_weight * squared_error + penalty
+        accuracies = _accuracies(clean_logits, adversarial_logits, labels)
+        return {"loss": loss, "squared_error": squared_error, **accuracies}
 
-    return measure
+    return objective
 
 
-def robust_training(settings: AdversarialTraining | Trades, augmentation: Augmentation) -> Objective:
-    """What makes a classifier robust itself: cross-entropy on adversarial examples of it, or TRADES.
+def robust_training_objective(settings: AdversarialTraining | Trades, augmentation: Augmentation) -> Objective:
+    """Return the objective of a classifier that is trained on its own adversarial examples.
 
-    - Madry et al. 2018 (arXiv 1706.06083), equation 2.1; with a ``clean_weight``, that share of the loss is the
-      cross-entropy on the clean images (Goodfellow et al. 2015, arXiv 1412.6572, section 6).
-    - Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy" (arXiv 1901.08573),
-      equation 5: cross-entropy on clean images plus ``beta`` times the divergence KL(clean || adversarial) of the
-      predictions, which is also what the examples are crafted for.
+    - Adversarial training: cross-entropy on adversarial examples (Madry et al. 2018, arXiv 1706.06083, equation 2.1).
+      With a ``clean_weight``, this fraction of the loss is the cross-entropy on the clean images (Goodfellow et al.
+      2015, arXiv 1412.6572, section 6).
+    - TRADES: cross-entropy on clean images plus ``beta`` times the divergence KL(clean || adversarial) of the predicted
+      probabilities (Zhang et al. 2019, arXiv 1901.08573, equation 5). The attack maximises the same divergence.
 
-    Validation accuracy is the mean of that on clean images and of that on adversarial examples.
+    The metric ``accuracy`` is the mean of clean and robust accuracy.
+
+    Args:
+        settings: adversary, and weights of the terms of the loss.
+        augmentation: augmentation of the training images.
     """
 
-    def measure(
+    def objective(
         model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float
     ) -> dict[str, Tensor]:
         if model.training:
             images = augment(images, augmentation, generator)
-        away_from = labels
+        attacked_labels = labels
         if isinstance(settings, Trades):
             with torch.no_grad():
-                away_from = model(images).softmax(dim=1)
-        share = _ramped(progress, settings.ramp)
-        adversarial = examples(model, images, away_from, settings.adversary, generator, share)
-        # one batch, since batch norm must not tell the two apart
-        clean_logits, logits = model(torch.cat([images, adversarial])).chunk(2)
+                attacked_labels = model(images).softmax(dim=1)
+        eps_scale = _eps_scale(progress, settings.eps_warmup_fraction)
+        adversarial = adversarial_examples(model, images, attacked_labels, settings.adversary, generator, eps_scale)
+        # one batch, so that batch normalisation uses the same statistics for both
+        clean_logits, adversarial_logits = model(torch.cat([images, adversarial])).chunk(2)
         if isinstance(settings, Trades):
-            expected, predicted = (F.log_softmax(of, dim=1) for of in (clean_logits, logits))
-            divergence = F.kl_div(predicted, expected, reduction="batchmean", log_target=True)
+            clean_log_probabilities = F.log_softmax(clean_logits, dim=1)
+            adversarial_log_probabilities = F.log_softmax(adversarial_logits, dim=1)
+            divergence = F.kl_div(
+                adversarial_log_probabilities, clean_log_probabilities, reduction="batchmean", log_target=True
+            )
             loss = F.cross_entropy(clean_logits, labels) + settings.beta * divergence
         else:
-            loss = _mean_of_both(clean_logits, logits, labels, settings.clean_weight)
-        return {"loss": loss, **_accuracies(clean_logits, logits, labels)}
+            loss = _weighted_cross_entropy(clean_logits, adversarial_logits, labels, settings.clean_weight)
+        return {"loss": loss, **_accuracies(clean_logits, adversarial_logits, labels)}
 
-    return measure
-
-
-def _ramped(progress: float, ramp: float) -> float:
-    """Share of the radii, which rise evenly over the first part of a training."""
-    return min(progress / ramp, 1) if ramp else 1
+    return objective
 
 
-def _mean_of_both(clean_logits: Tensor, logits: Tensor, labels: Tensor, clean_weight: float) -> Tensor:
-    """Weighted mean of the cross-entropies on clean images and on adversarial examples."""
-    clean_loss, loss = F.cross_entropy(clean_logits, labels), F.cross_entropy(logits, labels)
-    return clean_weight * clean_loss + (1 - clean_weight) * loss
+def _eps_scale(progress: float, warmup_fraction: float) -> float:
+    """Return the factor for eps, which rises linearly to 1 over the first epochs.
+
+    Args:
+        progress: fraction of the training, in (0, 1].
+        warmup_fraction: fraction of the training over which the factor rises; 0: the factor is always 1.
+    """
+    return min(progress / warmup_fraction, 1) if warmup_fraction else 1
 
 
-def _accuracies(clean_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Accuracies on clean images and on adversarial examples, and their mean, by which epochs are judged."""
-    clean, robust = accuracy(clean_logits, labels), accuracy(logits, labels)
+def _weighted_cross_entropy(
+    clean_logits: Tensor, adversarial_logits: Tensor, labels: Tensor, clean_weight: float
+) -> Tensor:
+    """Return the weighted mean of the cross-entropies on clean images and on adversarial examples."""
+    clean_loss, adversarial_loss = F.cross_entropy(clean_logits, labels), F.cross_entropy(adversarial_logits, labels)
+    return clean_weight * clean_loss + (1 - clean_weight) * adversarial_loss
+
+
+def _accuracies(clean_logits: Tensor, adversarial_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return clean accuracy, robust accuracy, and their mean, by which the best epoch is selected."""
+    clean, robust = accuracy(clean_logits, labels), accuracy(adversarial_logits, labels)
     return {"accuracy": (clean + robust) / 2, "clean_accuracy": clean, "robust_accuracy": robust}
 
 
-def _mixed(
+def _perturb(
     target: nn.Module,
     images: Tensor,
     labels: Tensor,
     settings: AttackedAutoencoder,
-    noise: TrainAutoencoder,
+    noise_settings: TrainAutoencoder,
     generator: torch.Generator,
 ) -> Tensor:
-    """A batch that begins with adversarial examples of the target and ends with noisy images."""
-    n_attacked = math.ceil(settings.adversarial_share * len(images))
-    adversarial = examples(target, images[:n_attacked], labels[:n_attacked], settings.adversary, generator)
-    noisy = add_noise(images[n_attacked:], noise.noises, noise.clean_share, generator)
+    """Return a batch with adversarial examples of the target in its first part and noisy images in the rest."""
+    n_attacked = math.ceil(settings.adversarial_fraction * len(images))
+    adversarial = adversarial_examples(target, images[:n_attacked], labels[:n_attacked], settings.adversary, generator)
+    noisy = add_noise(images[n_attacked:], noise_settings.noise_types, noise_settings.clean_fraction, generator)
     return torch.cat([adversarial, noisy])

@@ -28,7 +28,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         norm: ``np.inf``, ``"inf"`` or 2.
         eps: radii of the balls (or one), rising, in units of the images' values.
         max_iter: gradient steps of PGD; 0 is the fast gradient sign method.
-        relative_step: step size of PGD divided by eps.
+        relative_step_size: step size of PGD divided by eps.
         num_random_init: further random starts of PGD for images that survive the first start.
         batch_size: images of one pass.
         seed: of the random starts.
@@ -38,7 +38,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
 
     attack_params: ClassVar[list[str]] = [
         *EvasionAttack.attack_params,
-        *("norm", "eps", "max_iter", "relative_step", "num_random_init", "batch_size", "seed", "precision"),
+        *("norm", "eps", "max_iter", "relative_step_size", "num_random_init", "batch_size", "seed", "precision"),
     ]
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
 
@@ -48,7 +48,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         norm: Any = np.inf,
         eps: float | Sequence[float] = 8 / 255,
         max_iter: int = 40,
-        relative_step: float = 0.25,
+        relative_step_size: float = 0.25,
         num_random_init: int = 0,
         batch_size: int = 32,
         seed: int = 0,
@@ -58,7 +58,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         self.norm = norm
         self.eps = tuple(float(value) for value in np.atleast_1d(eps))
         self.max_iter = max_iter
-        self.relative_step = relative_step
+        self.relative_step_size = relative_step_size
         self.num_random_init = num_random_init
         self.batch_size = batch_size
         self.seed = seed
@@ -98,7 +98,7 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         common = (model, images, labels, np.array(self.eps), ball, self.batch_size)
         if self.max_iter == 0:
             return fgsm_sweep(*common)
-        steps = (self.max_iter, self.relative_step, self.num_random_init)
+        steps = (self.max_iter, self.relative_step_size, self.num_random_init)
         return pgd_sweep(*common, *steps, self.seed, np.arange(len(images)), self.precision)
 
     def _check_params(self) -> None:
@@ -109,11 +109,11 @@ class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
         rising = bool(self.eps) and list(self.eps) == sorted(set(self.eps))
         if not rising or not 0 < self.eps[0] <= self.eps[-1] < np.inf:
             raise ValueError(f"eps: {list(self.eps)}. Positive, finite, rising radii are allowed")
-        if self.max_iter < 0 or self.num_random_init < 0 or self.batch_size < 1 or self.relative_step <= 0:
+        if self.max_iter < 0 or self.num_random_init < 0 or self.batch_size < 1 or self.relative_step_size <= 0:
             raise ValueError(
                 f"max_iter {self.max_iter}, num_random_init {self.num_random_init}, batch_size {self.batch_size}, "
-                f"relative_step {self.relative_step}. Allowed: max_iter and num_random_init at least 0, batch_size at "
-                "least 1, relative_step above 0"
+                f"relative_step_size {self.relative_step_size}. Allowed: max_iter and num_random_init at least 0, "
+                "batch_size at least 1, relative_step_size above 0"
             )
         if self.estimator.clip_values is None or any(np.size(value) != 1 for value in self.estimator.clip_values):
             raise ValueError(

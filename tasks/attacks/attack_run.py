@@ -35,8 +35,8 @@ from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.targets import load_target
-from tasks.models.compute import set_up
-from tasks.models.cost import cost_of
+from tasks.models.compute import configure_torch
+from tasks.models.cost import prediction_cost
 from tasks.params import UNDEFENDED, Attack, Params, Precision
 from tasks.records.adversarial_images import (
     QuantizedPerturbations,
@@ -46,7 +46,7 @@ from tasks.records.adversarial_images import (
     save_perturbations,
 )
 from tasks.records.perturbation_norms import check_adversarial, perturbation_norms
-from tasks.records.tables import build_probes, build_records, build_smallest_eps, write_records
+from tasks.records.tables import build_diagnostics, build_minimum_eps, build_records, write_records
 from tasks.records.vocabulary import CLEAN, HOP_SKIP_JUMP, SQUARE, SUITE, SWEEP
 from tasks.tracking import Tracker
 
@@ -104,7 +104,7 @@ class AttackRun:
             ValueError: there are no test images.
             FileNotFoundError: a model is missing.
         """
-        settings, device, data = params.attack, set_up(params.compute), load_prepared(workspace)
+        settings, device, data = params.attack, configure_torch(params.compute), load_prepared(workspace)
         test_rows = data.indices("test")
         if len(test_rows) == 0:
             raise ValueError("no test images to attack. Raise prepare.split.test_fraction")
@@ -141,7 +141,7 @@ class AttackRun:
     @property
     def saved_eps(self) -> tuple[float, ...]:
         """The eps whose adversarial images are saved; all for the bare classifier, since they are transferred."""
-        return self.settings.eps if self.target == UNDEFENDED else self.settings.kept_eps
+        return self.settings.eps if self.target == UNDEFENDED else self.settings.analysed_eps
 
     def parts(self) -> list[Part]:
         """All parts, the longest first; each can be computed by another worker."""
@@ -183,13 +183,13 @@ class AttackRun:
                 merge_perturbations([folder / f"eps{eps:g}.npz" for folder in finished[attack]], path)
         searched = [folder for attack in _searches(self.settings) for folder in finished[attack]]
         write_records(pa.concat_tables(records), workspace.records(self.target))
-        write_records(_concatenate(searched, "smallest_eps.parquet"), workspace.smallest_eps(self.target))
-        write_records(_concatenate(finished[DIAGNOSTICS], "probes.parquet"), workspace.probes(self.target))
-        cost = cost_of(self.model, self.data.floats(self.rows[:1]))
+        write_records(_concatenate(searched, "minimum_eps.parquet"), workspace.minimum_eps(self.target))
+        write_records(_concatenate(finished[DIAGNOSTICS], "diagnostics.parquet"), workspace.diagnostics(self.target))
+        cost = prediction_cost(self.model, self.data.floats(self.rows[:1]))
         write_json(cost, workspace.cost(self.target))
         tracker.metrics({f"cost/{key}": value for key, value in cost.items()})
-        tracker.metrics({"cost/milliseconds_an_image": self.latency_ms})
-        for path_of in (workspace.records, workspace.smallest_eps, workspace.probes):
+        tracker.metrics({"cost/latency_ms": self.latency_ms})
+        for path_of in (workspace.records, workspace.minimum_eps, workspace.diagnostics):
             tracker.artifact(path_of(self.target))
 
     def _craft(self, attack: str, rows: np.ndarray) -> dict[str, Path]:
@@ -198,7 +198,7 @@ class AttackRun:
             f"{attack} on {self.target}, {len(rows)} images at {len(self.settings.eps)} eps",
             partial(self._write_crafted, attack, rows),
             attack=attack,
-            settings=self.settings.model_dump(mode="json", include={"pgd", "keep_eps"}),
+            settings=self.settings.model_dump(mode="json", include={"pgd", "saved_eps"}),
             images=_digest_of_images(self.data, rows),
         )
         return {attack: folder}
@@ -217,10 +217,10 @@ class AttackRun:
         """Part: all searches for the smallest eps that breaks each of some images, one after the other."""
         settings, finished = self.settings, dict[str, Path]()
         effort: dict[str, Any] = dict.fromkeys(_searches(settings), settings.suite.model_dump(mode="json"))
-        effort[SWEEP] = [settings.sweep.model_dump(mode="json"), settings.pgd.relative_step]
+        effort[SWEEP] = [settings.sweep.model_dump(mode="json"), settings.pgd.relative_step_size]
         before: list[str] = []
         for attack in _searches(settings):
-            known = pq.read_table(finished[before[-1]] / "smallest_eps.parquet") if before else None
+            known = pq.read_table(finished[before[-1]] / "minimum_eps.parquet") if before else None
             finished[attack] = self.checkpoints.get_or_compute(
                 f"{attack} on {self.target}, {len(rows)} images",
                 partial(self._write_search, attack, rows, known),
@@ -280,19 +280,21 @@ class AttackRun:
             if before is None:
                 assert attack == SWEEP, attack
                 sweep = settings.sweep
-                found = run_sweep(batch, sweep.n_steps, settings.pgd.relative_step, sweep.n_restarts, self.precision)
+                found = run_sweep(
+                    batch, sweep.n_steps, settings.pgd.relative_step_size, sweep.n_restarts, self.precision
+                )
             else:
-                index = np.searchsorted(grid, before["smallest_eps"].to_numpy()) - 1
+                index = np.searchsorted(grid, before["minimum_eps"].to_numpy()) - 1
                 if attack == SUITE:
                     earlier = MinimumEps(index, before["found_by"].to_numpy(), batch.images)
                     found = run_suite(batch, earlier, settings.suite.n_steps)
                 elif attack == SQUARE:
-                    found = run_square(batch, index, settings.suite.n_queries)
+                    found = run_square(batch, index, settings.square.n_queries)
                 else:
                     assert attack == HOP_SKIP_JUMP, attack
-                    sample = choose_stratified(self.data, self.rows, settings.suite.max_label_images, self.seed)
+                    sample = choose_stratified(self.data, self.rows, settings.hop_skip_jump.max_images, self.seed)
                     chosen = np.flatnonzero(np.isin(rows, sample))
-                    found = run_hop_skip_jump(batch, chosen, index < 0, settings.suite.n_label_queries)
+                    found = run_hop_skip_jump(batch, chosen, index < 0, settings.hop_skip_jump.n_queries)
             minimum = shrink(batch, found)[chosen] / self._radius(1)
 
         adversarial, index = found.adversarial[chosen], found.index[chosen]
@@ -302,8 +304,8 @@ class AttackRun:
                 self._check(eps, adversarial[here], norms[here], rows[chosen][here])
         if before is not None and attack in WHITE_BOX_SEARCHES:
             # an attack that finds nothing smaller returns no image to shrink
-            minimum = np.fmin(minimum, before["minimal_eps"].to_numpy())
-        table = build_smallest_eps(
+            minimum = np.fmin(minimum, before["minimum_perturbation"].to_numpy())
+        table = build_minimum_eps(
             rows[chosen],
             self.data.paths(rows[chosen]),
             batch.labels[chosen],
@@ -312,7 +314,7 @@ class AttackRun:
             found.found_by[chosen],
             minimum,
         )
-        write_records(table, folder / "smallest_eps.parquet")
+        write_records(table, folder / "minimum_eps.parquet")
 
     def _write_diagnostics(self, rows: np.ndarray, folder: Path) -> None:
         """Write the diagnostics of some images."""
@@ -323,7 +325,9 @@ class AttackRun:
             if self.target == UNDEFENDED:
                 largest = self.settings.eps[-1]
                 found |= run_positive_control(batch, largest, self._radius(largest))
-        write_records(build_probes(rows, self.data.paths(rows), self.target, found), folder / "probes.parquet")
+        write_records(
+            build_diagnostics(rows, self.data.paths(rows), self.target, found), folder / "diagnostics.parquet"
+        )
 
     def _clean_records(self) -> pa.Table:
         """Records of all test images unchanged, which have 8 bits already."""
@@ -428,8 +432,12 @@ class AttackRun:
 
 def _searches(settings: Attack) -> list[str]:
     """Attacks that search for the smallest eps, in the order in which each builds on the one before."""
-    suite = settings.suite
-    effort = {SWEEP: 1, SUITE: suite.n_steps, SQUARE: suite.n_queries, HOP_SKIP_JUMP: suite.n_label_queries}
+    effort = {
+        SWEEP: 1,
+        SUITE: settings.suite.n_steps,
+        SQUARE: settings.square.n_queries,
+        HOP_SKIP_JUMP: settings.hop_skip_jump.n_queries,
+    }
     return [attack for attack, n in effort.items() if n]
 
 

@@ -14,9 +14,9 @@ from tasks.attacks.gradient.norm_ball import radius
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import choose_stratified, load_prepared
 from tasks.defences.targets import load_target
-from tasks.models.compute import device_of, set_up
+from tasks.models.compute import configure_torch, device_of
 from tasks.params import Params, RandomizedSmoothing
-from tasks.records.tables import CERTIFIED, write_records
+from tasks.records.tables import CERTIFIED_RADII, write_records
 from tasks.tracking import Tracker
 
 ABSTAIN = -1
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 def certify_target(
     workspace: Workspace, params: Params, tracker: Tracker, name: str, settings: RandomizedSmoothing
 ) -> None:
-    """Write the certified radius of some of the attacked images, one row for each; see ``records.tables.CERTIFIED``."""
-    device = set_up(params.compute)
+    """Write the certified radius of some of the attacked images, one row for each; see ``CERTIFIED_RADII``."""
+    device = configure_torch(params.compute)
     data = load_prepared(workspace)
     rows = choose_stratified(data, data.indices("test"), params.attack.max_images, params.seed)
     rows = choose_stratified(data, rows, settings.certification.max_images, params.seed)
@@ -52,8 +52,8 @@ def certify_target(
         "prediction": prediction,
         "certified_eps": radii / radius(1, "l2", data.pixels[0].size),
     }
-    write_records(pa.table(table, schema=CERTIFIED), workspace.certified(name))
-    tracker.artifact(workspace.certified(name))
+    write_records(pa.table(table, schema=CERTIFIED_RADII), workspace.certified_radii(name))
+    tracker.artifact(workspace.certified_radii(name))
 
 
 def certified(
@@ -91,7 +91,7 @@ def certified(
         device_type="gpu" if device_of(base).type == "cuda" else "cpu",
         sample_size=N_SELECTION_SAMPLES,
         scale=settings.std,
-        alpha=settings.certification.failure,
+        alpha=settings.certification.alpha,
     )
     with numpy_seeded(np.random.SeedSequence(seed).generate_state(4)), torch.inference_mode():
         classes, radii = smoothed.certify(images, settings.certification.n_samples, batch_size=NOISE_BATCH_SIZE)

@@ -7,7 +7,7 @@ from torch import nn
 from tasks.attacks.batch import AttackBatch
 from tasks.attacks.gradient.losses import loss_gradient
 from tasks.attacks.sweep import pgd_sweep
-from tasks.defences.preprocessing import WithoutGradient
+from tasks.defences.preprocessing import BPDA
 from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
 
@@ -35,18 +35,18 @@ def run_diagnostics(batch: AttackBatch, eps: tuple[float, ...], unbounded_radius
         unbounded_radius: radius of ``UNBOUNDED_EPS``, in units of the value range.
 
     Returns:
-        - ``huge``, at ``UNBOUNDED_EPS``: 1 where the image is still classified correctly after PGD, else 0;
-        - ``noise``, at each eps: 1 where it is correct at a random point of the ball, else 0;
+        - ``unbounded_attack``, at ``UNBOUNDED_EPS``: 1 where the image is still classified correctly after PGD, else 0;
+        - ``random_noise``, at each eps: 1 where it is correct at a random point of the ball, else 0;
         - ``zero_gradient``: fraction of the pixels at which the gradient of the cross-entropy is zero;
         - ``finite_gradient``: 1 where that gradient is finite everywhere, else 0;
-        - ``spread``: largest difference of a logit between passes;
-        - ``steady``: 1 where all passes predict the same class, else 0;
-        - ``probabilities``: 1 where the outputs lie in [0, 1] and add up to 1, else 0.
+        - ``max_logit_difference``: largest difference of a logit between passes;
+        - ``repeatable_prediction``: 1 where all passes predict the same class, else 0;
+        - ``outputs_are_probabilities``: 1 where the outputs lie in [0, 1] and add up to 1, else 0.
     """
     starts = range(0, len(batch.images), batch.batch_size)
     parts = [_one_pass_diagnostics(batch, eps, slice(start, start + batch.batch_size)) for start in starts]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {("huge", UNBOUNDED_EPS): robust_correct(batch, batch.model, unbounded_radius), **found}
+    return {("unbounded_attack", UNBOUNDED_EPS): robust_correct(batch, batch.model, unbounded_radius), **found}
 
 
 def run_positive_control(batch: AttackBatch, eps: float, radius: float) -> Diagnostics:
@@ -58,12 +58,12 @@ def run_positive_control(batch: AttackBatch, eps: float, radius: float) -> Diagn
         radius: the same in units of the value range.
 
     Returns:
-        ``broken_defence``, at the eps: 1 where the image is still classified correctly, else 0.
+        ``positive_control``, at the eps: 1 where the image is still classified correctly, else 0.
     """
     n_levels = 2**POSITIVE_CONTROL_BITS - 1
-    rounding = WithoutGradient(lambda images: (np.rint(images * n_levels) / n_levels, None), "rounding")
+    rounding = BPDA(lambda images: (np.rint(images * n_levels) / n_levels, None), "rounding")
     defended = Purified(rounding, batch.model).eval()
-    return {("broken_defence", eps): robust_correct(batch, defended, radius)}
+    return {("positive_control", eps): robust_correct(batch, defended, radius)}
 
 
 def robust_correct(batch: AttackBatch, model: nn.Module, radius: float) -> np.ndarray:
@@ -76,7 +76,7 @@ def robust_correct(batch: AttackBatch, model: nn.Module, radius: float) -> np.nd
         batch.ball,
         batch.batch_size,
         N_STEPS,
-        relative_step=0.25,
+        relative_step_size=0.25,
         n_restarts=1,
         seed=batch.seed,
         image_ids=batch.image_ids,
@@ -96,12 +96,12 @@ def _one_pass_diagnostics(batch: AttackBatch, eps: tuple[float, ...], part: slic
         found = {
             ("zero_gradient", 0.0): (gradients == 0).float().mean(dim=(1, 2, 3)),
             ("finite_gradient", 0.0): gradients.isfinite().all(dim=(1, 2, 3)),
-            ("spread", 0.0): (passes.amax(dim=0) - passes.amin(dim=0)).amax(dim=1),
-            ("steady", 0.0): (passes.argmax(dim=2) == outputs.argmax(dim=1)).all(dim=0),
-            ("probabilities", 0.0): in_range & ((outputs.sum(dim=1) - 1).abs() < 1e-4),
+            ("max_logit_difference", 0.0): (passes.amax(dim=0) - passes.amin(dim=0)).amax(dim=1),
+            ("repeatable_prediction", 0.0): (passes.argmax(dim=2) == outputs.argmax(dim=1)).all(dim=0),
+            ("outputs_are_probabilities", 0.0): in_range & ((outputs.sum(dim=1) - 1).abs() < 1e-4),
         }
         for value, radius in zip(eps, batch.radii.tolist(), strict=True):
             restart = np.full(len(images), NOISE_RESTART)
             noisy = batch.ball.random_starts(images, radius, batch.seed, batch.image_ids[part], restart)
-            found["noise", value] = batch.model(noisy).argmax(dim=1) == labels
+            found["random_noise", value] = batch.model(noisy).argmax(dim=1) == labels
     return {name: values.cpu().numpy().astype(np.float64) for name, values in found.items()}

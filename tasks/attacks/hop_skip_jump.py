@@ -36,7 +36,7 @@ def run_hop_skip_jump(
     flat = batch.images.reshape(len(index), -1).astype(np.float64)
     squared_norms = (flat**2).sum(axis=1)
     distances = squared_norms[:, None] + squared_norms - 2 * flat @ flat.T
-    for _ in range(1 + N_CONFIRMATIONS if getattr(batch.model, "n_draws", 1) > 1 else 1):
+    for _ in range(1 + N_CONFIRMATIONS if getattr(batch.model, "n_eot_samples", 1) > 1 else 1):
         distances[batch.labels[:, None] == batch.predictions()] = np.inf
     rows = chosen[~is_misclassified[chosen] & np.isfinite(distances[chosen]).any(axis=1)]
     if rows.size:
@@ -147,7 +147,7 @@ class _QueryCounter(nn.Module):
 
     def nearest(self) -> Tensor:
         """The nearest misclassified image; for a random model the nearest that is confirmed by further predictions."""
-        if getattr(self.model, "n_draws", 1) == 1:
+        if getattr(self.model, "n_eot_samples", 1) == 1:
             return self.nearest_so_far[-1]
         latest = torch.stack(self.nearest_so_far[-BATCH_SIZE:])
         labels = torch.full((len(latest),), self.label, device=latest.device)

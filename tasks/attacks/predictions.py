@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.defences.preprocessing import Noise
+from tasks.defences.preprocessing import AdditiveGaussianNoise
 from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
 
@@ -34,7 +34,7 @@ def predict(model: nn.Module, images: np.ndarray) -> Predictions:
         batch = torch.from_numpy(images).to(device_of(model))
         if not isinstance(model, Purified):
             return Predictions(model(batch).cpu().numpy(), None)
-        purified = [model.purifier(batch) for _ in range(model.n_draws)]
+        purified = [model.purifier(batch) for _ in range(model.n_eot_samples)]
         error = torch.stack([(sample - batch).square().mean(dim=(1, 2, 3)) for sample in purified]).mean(dim=0)
         return Predictions(model.classify(purified).cpu().numpy(), error.cpu().numpy().astype(np.float64))
 
@@ -61,5 +61,5 @@ def seed_random_defences(model: nn.Module, seed: int, image_ids: np.ndarray | No
     """
     first = [] if image_ids is None else [int(image_ids[0])]
     for module in model.modules():
-        if isinstance(module, Noise):
+        if isinstance(module, AdditiveGaussianNoise):
             module.reseed([seed, *first])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tasks.attacks.batch import AttackBatch, MinimumEps
 from tasks.attacks.gradient.losses import logit_margin, misclassified
 from tasks.attacks.gradient.norm_ball import NormBall
-from tasks.models.compute import device_of, in_precision
+from tasks.models.compute import autocast, device_of
 from tasks.params import Precision
 
 
@@ -42,7 +42,7 @@ class SweepResult:
 
 
 def run_sweep(
-    batch: AttackBatch, n_steps: int, relative_step: float, n_restarts: int, precision: Precision = "float32"
+    batch: AttackBatch, n_steps: int, relative_step_size: float, n_restarts: int, precision: Precision = "float32"
 ) -> MinimumEps:
     """Run :func:`pgd_sweep` on a batch."""
     result = pgd_sweep(
@@ -53,7 +53,7 @@ def run_sweep(
         batch.ball,
         batch.batch_size,
         n_steps,
-        relative_step,
+        relative_step_size,
         n_restarts,
         batch.seed,
         batch.image_ids,
@@ -110,7 +110,7 @@ def pgd_sweep(
     ball: NormBall,
     batch_size: int,
     n_steps: int,
-    relative_step: float,
+    relative_step_size: float,
     n_restarts: int,
     seed: int,
     image_ids: np.ndarray,
@@ -130,7 +130,7 @@ def pgd_sweep(
         ball: norm and value range.
         batch_size: images of one pass.
         n_steps: gradient steps of every start.
-        relative_step: step size divided by the radius.
+        relative_step_size: step size divided by the radius.
         n_restarts: further random starts of images that survive the first start.
         seed: of the random starts.
         image_ids: a number for each image, ``(N,)``; with the seed it determines the random starts.
@@ -184,7 +184,7 @@ def pgd_sweep(
 
         trial_radii = bracket.radii_of(rows)
         sizes = _per_image(trial_radii, device)
-        strides = _per_image(trial_radii * np.where(fresh, 1, relative_step), device)
+        strides = _per_image(trial_radii * np.where(fresh, 1, relative_step_size), device)
         perturbed = ball.project(perturbed.addcmul_(ball.steepest(gradient), strides), origins, sizes)
         if again.any():
             (slots,) = _on_device(device, np.flatnonzero(again))
@@ -241,7 +241,7 @@ def _logits_and_margin_gradient(
     """Logits ``(N, K)``, and the negative gradient of the margins ``(N, C, H, W)``, both as float32."""
     with torch.enable_grad():
         variable = images.detach().requires_grad_()
-        with in_precision(precision, images.device):
+        with autocast(precision, images.device):
             logits = model(variable).float()
         (gradient,) = torch.autograd.grad(-logit_margin(logits, labels).sum(), variable)
     return logits.detach(), gradient

@@ -19,7 +19,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
-LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "scikit-activeml", "torch", "torchvision")
+LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "scikit-learn", "torch", "torchvision")
 """Libraries whose version can change a result."""
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Digests of arrays and networks, by which work that was cut off knows its own."""
+"""Digests of arrays and networks, as parts of the names of checkpoints."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:
-    """SHA-256 of the shapes, types and values of arrays."""
+    """Return the SHA-256 of the shapes, types and values of arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.shape}{array.dtype.str}".encode())
@@ -16,7 +16,7 @@ def digest_of_arrays(*arrays: np.ndarray) -> str:
 
 
 def digest_of_model(model: nn.Module) -> str:
-    """SHA-256 of a network's layers and of everything it has learned."""
+    """Return the SHA-256 of the layers, weights and buffers of a network."""
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

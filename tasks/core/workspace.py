@@ -42,8 +42,8 @@ class Workspace:
     acquire = _Below("data/acquire")
     images = _Below("data/acquire/images")
     source = _Below("data/acquire/source.json")
-    refused = _Below("data/acquire/refused.json")
-    """Path and reason of each refused file; absent if none was refused."""
+    rejected = _Below("data/acquire/rejected.json")
+    """Path and reason of each rejected file; absent if none was rejected."""
 
     validate = _Below("data/validate")
     manifest = _Below("data/validate/manifest.parquet")
@@ -71,9 +71,9 @@ class Workspace:
     metrics = _Below("data/evaluate/metrics.json")
     robustness = _Below("data/evaluate/robustness.csv")
     confusion = _Below("data/evaluate/confusion.csv")
-    benchmark = _Below("data/evaluate/benchmark.csv")
-    minimal_eps = _Below("data/evaluate/minimal_eps.csv")
-    certified_accuracy = _Below("data/evaluate/certified.csv")
+    comparison = _Below("data/evaluate/comparison.csv")
+    minimum_perturbation = _Below("data/evaluate/minimum_perturbation.csv")
+    certified_accuracy = _Below("data/evaluate/certified_accuracy.csv")
     checks = _Below("data/evaluate/checks.json")
     plots = _Below("data/evaluate/plots")
 
@@ -92,13 +92,13 @@ class Workspace:
     resilience = _Below("data/analyze/resilience.csv")
     detection = _Below("data/analyze/detection.csv")
     roc = _Below("data/analyze/roc.csv")
-    gate = _Below("data/analyze/gate.csv")
-    verdict = _Below("data/analyze/verdict.json")
+    rejection = _Below("data/analyze/rejection.csv")
+    claims = _Below("data/analyze/claims.json")
     analyze_plots = _Below("data/analyze/plots")
 
     active_learning = _Below("data/active_learning")
     queries = _Below("data/active_learning/queries.parquet")
-    tested = _Below("data/active_learning/tested.parquet")
+    test_predictions = _Below("data/active_learning/test_predictions.parquet")
     cycles = _Below("data/active_learning/cycles.csv")
     learning_curves = _Below("data/active_learning/learning_curves.csv")
     label_efficiency = _Below("data/active_learning/label_efficiency.csv")
@@ -118,25 +118,29 @@ class Workspace:
         """Records of a target: one row for each image, threat model, attack and eps."""
         return self.attack_folder(target) / "records.parquet"
 
-    def smallest_eps(self, target: str) -> Path:
+    def minimum_eps(self, target: str) -> Path:
         """The smallest eps that breaks each image of a target."""
-        return self.attack_folder(target) / "smallest_eps.parquet"
+        return self.attack_folder(target) / "minimum_eps.parquet"
 
-    def probes(self, target: str) -> Path:
-        """Results of the small experiments on a target that the checks read."""
-        return self.attack_folder(target) / "probes.parquet"
+    def diagnostics(self, target: str) -> Path:
+        """Diagnostics of a target, which the checks read."""
+        return self.attack_folder(target) / "diagnostics.parquet"
 
     def cost(self, target: str) -> Path:
         """Parameters and multiply-adds of one prediction of a target."""
         return self.attack_folder(target) / "cost.json"
 
-    def certified(self, target: str) -> Path:
+    def certified_radii(self, target: str) -> Path:
         """Certified radius of each image; only for targets that are certified."""
-        return self.attack_folder(target) / "certified.parquet"
+        return self.attack_folder(target) / "certified_radii.parquet"
 
     def perturbation_file(self, surrogate: str, attack: str, eps: float) -> Path:
         """Perturbations of one attack on one surrogate at one eps."""
         return self.attack_folder(surrogate) / "perturbations" / f"{attack}-eps{eps:g}.npz"
+
+    def defence_settings(self, defence: str) -> Path:
+        """The row of ``defences`` that a defence was made with."""
+        return self.train_defence / defence / "settings.json"
 
     def purifier(self, defence: str) -> Path:
         """Weights of the purifier of a defence, if it has one."""

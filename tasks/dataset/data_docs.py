@@ -1,11 +1,11 @@
-"""Where Great Expectations keeps its Data Docs."""
+"""Storage of the Data Docs of Great Expectations."""
 
 from great_expectations.data_context.store.tuple_store_backend import TupleFilesystemStoreBackend
 
 
-class SortedFiles(TupleFilesystemStoreBackend):
-    """Pages in a folder; the index has them in the order in which they are listed here."""
+class SortedFilesystemStore(TupleFilesystemStoreBackend):
+    """Pages in a folder. The index page lists them in the order of :meth:`list_keys`."""
 
     def list_keys(self, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-        """Keys of the pages, by name: file systems list a folder each in an order of its own."""
+        """Keys of the pages, sorted, because the order of files depends on the file system."""
         return sorted(super().list_keys(prefix))

@@ -1,10 +1,10 @@
-"""What is expected of a data set, checked with Great Expectations over its manifest."""
+"""Expectations of a data set, validated on its manifest with Great Expectations."""
 
 import html
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,39 +17,41 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MIN_STD = 0.02
-"""Standard deviation of grey in [0, 1] below which an image is blank."""
-MAX_SATURATED = 0.8
-"""Share of black and white pixels above which an image is suspicious."""
-MAX_NEAR_DUPLICATES = 0.1
-"""Share of images with a near-duplicate above which a split by single images is suspicious."""
-MAX_GROUP_SHARE = 0.1
-"""Share of all images above which one group is suspicious: it can hardly be one patient."""
+"""Minimum standard deviation of the grey levels in [0, 1]; an image below it is blank."""
+MAX_SATURATED_FRACTION = 0.8
+"""Maximum fraction of black and white pixels of an image."""
+MAX_NEAR_DUPLICATE_FRACTION = 0.1
+"""Maximum fraction of images with a near-duplicate. Above it, a split of single images has much leakage."""
+MAX_GROUP_FRACTION = 0.1
+"""Maximum fraction of the images in one group. A larger group is probably more than one patient."""
 N_EXAMPLES = 5
+"""Maximum number of examples of a result."""
 
-NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+FIXED_RUN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+"""Time in the Data Docs, in place of the time of the run, so that equal data give equal bytes."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """An expectation of Great Expectations, and how it is told."""
+class DatasetExpectation:
+    """An expectation of Great Expectations, with its description and its observed value."""
 
     name: str
     description: str
     severity: Literal["error", "warning"]
     table: Literal["images", "classes"]
-    """Which table it is about: one row an image, or one row a class."""
+    """Validated table: one row for each image, or one row for each class."""
     observed: str
     allowed: str
-    type: str
-    """Great Expectations' name of the class."""
+    expectation_type: str
+    """Class name in Great Expectations."""
     column: str
-    bounds: dict[str, Any]
-    """Arguments of the expectation besides the column."""
+    kwargs: dict[str, Any]
+    """Arguments of the class besides the column."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a check."""
+class ExpectationResult:
+    """Result of one expectation."""
 
     name: str
     description: str
@@ -58,27 +60,32 @@ class Outcome:
     observed: str
     allowed: str
     n_unexpected: int
+    """Number of images or classes that fail the expectation."""
     examples: list[str]
-    """Paths, or names of classes, of the first unexpected ones."""
+    """Paths of the first images, or names of the first classes, that fail the expectation."""
 
 
 def validate_manifest(
     manifest: Manifest, classes: tuple[str, ...], settings: Validate, data_docs: Path
-) -> list[Outcome]:
-    """Run all checks and write Great Expectations' Data Docs; equal manifests give equal bytes."""
-    # before the import, which logs hundreds of lines; the second sets a level of its own
+) -> list[ExpectationResult]:
+    """Validate all expectations and write the Data Docs. Equal manifests give equal bytes.
+
+    Args:
+        manifest: of the data set.
+        classes: names of the classes.
+        settings: limits of the expectations.
+        data_docs: folder of the Data Docs.
+    """
+    # levels are set before and after the import: the import logs hundreds of lines, and sets the level of one logger
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations as gx
-    import great_expectations.expectations as gxe
-    from great_expectations.checkpoint.actions import UpdateDataDocsAction
-    from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    from tasks.dataset.data_docs import SortedFiles
+    from tasks.dataset.data_docs import SortedFilesystemStore
 
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     tables = {"images": _images_table(manifest), "classes": _classes_table(manifest, classes)}
-    checks = list(_checks(tables["images"], tables["classes"], settings))
+    expectations = list(_expectations(tables["images"], tables["classes"], settings))
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
@@ -88,59 +95,75 @@ def validate_manifest(
             "class_name": "SiteBuilder",
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             "store_backend": {
-                "class_name": SortedFiles.__name__,
-                "module_name": SortedFiles.__module__,
+                "class_name": SortedFilesystemStore.__name__,
+                "module_name": SortedFilesystemStore.__module__,
                 "base_directory": str(data_docs.absolute()),
             },
         },
     )
     source = context.data_sources.add_pandas("manifest")
-    results = {}
+    results: dict[str, Any] = {}
     for name, table in tables.items():
-        expectations = [
-            getattr(gxe, check.type)(
-                column=check.column,
-                severity="critical" if check.severity == "error" else "warning",
-                notes=check.description,
-                meta={"name": check.name},
-                **check.bounds,
-            )
-            for check in checks
-            if check.table == name
-        ]
+        chosen = [expectation for expectation in expectations if expectation.table == name]
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-        suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
-        definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
-        checkpoint = gx.Checkpoint(
-            name=name,
-            validation_definitions=[definition],
-            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [table.columns[0]]},
-            actions=[UpdateDataDocsAction(name="data_docs", site_names=["data_docs"])],
-        )
-        run = context.checkpoints.add(checkpoint).run(
-            batch_parameters={"dataframe": _escaped(table)}, run_id=RunIdentifier(run_name="validate", run_time=NO_TIME)
-        )
-        (validated,) = run.run_results.values()
-        for result in validated.results:
-            assert result.expectation_config
-            results[result.expectation_config.meta["name"]] = result
+        results |= _validate_table(context, name, table, batch, chosen)
     _remove_times_and_ids(data_docs)
-    return [_outcome(check, results[check.name], tables[check.table]) for check in checks]
+    return [
+        _expectation_result(expectation, results[expectation.name], tables[expectation.table])
+        for expectation in expectations
+    ]
+
+
+def _validate_table(
+    context: Any, name: str, table: "pd.DataFrame", batch: Any, expectations: list[DatasetExpectation]
+) -> dict[str, Any]:
+    """Validate one table with Great Expectations; return its results by name of the expectation."""
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+    from great_expectations.checkpoint.actions import UpdateDataDocsAction
+    from great_expectations.core.run_identifier import RunIdentifier
+
+    suite = gx.ExpectationSuite(
+        name=name,
+        expectations=[
+            getattr(gxe, expectation.expectation_type)(
+                column=expectation.column,
+                severity="critical" if expectation.severity == "error" else "warning",
+                notes=expectation.description,
+                meta={"name": expectation.name},
+                **expectation.kwargs,
+            )
+            for expectation in expectations
+        ],
+    )
+    definition = gx.ValidationDefinition(name=name, data=batch, suite=context.suites.add(suite))
+    checkpoint = gx.Checkpoint(
+        name=name,
+        validation_definitions=[context.validation_definitions.add(definition)],
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [table.columns[0]]},
+        actions=[UpdateDataDocsAction(name="data_docs", site_names=["data_docs"])],
+    )
+    run = context.checkpoints.add(checkpoint).run(
+        batch_parameters={"dataframe": _escape_html(table)},
+        run_id=RunIdentifier(run_name="validate", run_time=FIXED_RUN_TIME),
+    )
+    (validated,) = run.run_results.values()
+    return {result.expectation_config.meta["name"]: result for result in validated.results}
 
 
 def _images_table(manifest: Manifest) -> "pd.DataFrame":
-    """The manifest, unreadable images included, with what the checks look at."""
+    """Table of all images, including unreadable ones: the manifest and further columns for the expectations."""
     import pandas as pd
 
     table = manifest.table.copy()
-    pixels = table.groupby("sha256", sort=False)
-    near = table.groupby("near_duplicate_group", sort=False)
+    same_pixels = table.groupby("sha256", sort=False)
+    near_duplicates = table.groupby("near_duplicate_group", sort=False)
     table["shorter_side"] = table[["width", "height"]].min(axis=1)
     table["longer_side"] = table[["width", "height"]].max(axis=1)
-    table["n_classes_of_pixels"] = pixels["class"].transform("nunique")
+    table["n_classes_of_pixels"] = same_pixels["class"].transform("nunique")
     table["is_exact_duplicate"] = table["sha256"].duplicated().astype(int)
-    table["has_near_duplicate"] = (near["path"].transform("size") > 1).astype(int)
-    table["n_classes_of_near_duplicates"] = near["class"].transform("nunique")
+    table["has_near_duplicate"] = (near_duplicates["path"].transform("size") > 1).astype(int)
+    table["n_classes_of_near_duplicates"] = near_duplicates["class"].transform("nunique")
     table["group_share"] = table.groupby("group", sort=False)["path"].transform("size") / max(len(table), 1)
     table["decodes"] = 1
     unreadable = pd.DataFrame({"path": list(manifest.unreadable), "decodes": 0})
@@ -155,8 +178,14 @@ def _classes_table(manifest: Manifest, classes: tuple[str, ...]) -> "pd.DataFram
     return pd.DataFrame({"class": list(classes), "n_images": n_images, "imbalance": imbalance})
 
 
-def _checks(images: "pd.DataFrame", classes: "pd.DataFrame", settings: Validate) -> Iterator[Check]:
-    """All checks, in the order in which they are told."""
+def _expectations(images: "pd.DataFrame", classes: "pd.DataFrame", settings: Validate) -> Iterator[DatasetExpectation]:
+    """All expectations, in the order of the report.
+
+    Args:
+        images: of :func:`_images_table`.
+        classes: of :func:`_classes_table`.
+        settings: limits.
+    """
     between, mean_between, in_set = (
         "ExpectColumnValuesToBeBetween",
         "ExpectColumnMeanToBeBetween",
@@ -167,109 +196,120 @@ def _checks(images: "pd.DataFrame", classes: "pd.DataFrame", settings: Validate)
     def values(column: str) -> str:
         return ", ".join(sorted(readable[column].unique()))
 
-    def span(table: "pd.DataFrame", column: str, form: str) -> str:
-        return f"{table[column].min():{form}} to {table[column].max():{form}}" if len(table) else "nothing"
+    def value_range(table: "pd.DataFrame", column: str, format_: str, unit: str = "") -> str:
+        if table.empty:
+            return "no images"
+        return f"{table[column].min():{format_}} to {table[column].max():{format_}}{unit}"
 
-    share = readable[["is_exact_duplicate", "has_near_duplicate"]].mean().fillna(0)
+    fraction = readable[["is_exact_duplicate", "has_near_duplicate"]].mean().fillna(0)
     # fmt: off
-    yield Check(
+    yield DatasetExpectation(
         "decodes", "Every image decodes", "error", "images",
         f"{len(readable)} of {len(images)}", "all", in_set, "decodes", {"value_set": [1]},
     )
-    yield Check(
-        "known_format", "The format of every image is known", "error", "images",
+    yield DatasetExpectation(
+        "known_format", "Every image has a supported format", "error", "images",
         values("format"), ", ".join(FORMATS), in_set, "format", {"value_set": list(FORMATS)},
     )
-    yield Check(
-        "known_mode", "The mode of every image is known", "error", "images",
+    yield DatasetExpectation(
+        "known_mode", "Every image has a supported pixel mode", "error", "images",
         values("mode"), ", ".join(MODES), in_set, "mode", {"value_set": list(MODES)},
     )
-    yield Check(
+    yield DatasetExpectation(
         "shorter_side", "No image is too small", "error", "images",
-        span(readable, "shorter_side", ".0f") + " pixels", f"at least {settings.min_side} pixels",
+        value_range(readable, "shorter_side", ".0f", " pixels"), f"at least {settings.min_side} pixels",
         between, "shorter_side", {"min_value": settings.min_side},
     )
-    yield Check(
+    yield DatasetExpectation(
         "longer_side", "No image is too large", "error", "images",
-        span(readable, "longer_side", ".0f") + " pixels", f"at most {settings.max_side} pixels",
+        value_range(readable, "longer_side", ".0f", " pixels"), f"at most {settings.max_side} pixels",
         between, "longer_side", {"max_value": settings.max_side},
     )
-    yield Check(
+    yield DatasetExpectation(
         "class_present", "Every class has images", "error", "classes",
-        span(classes, "n_images", "d"), "at least 1", between, "n_images", {"min_value": 1},
+        value_range(classes, "n_images", "d"), "at least 1", between, "n_images", {"min_value": 1},
     )
-    yield Check(
+    yield DatasetExpectation(
         "class_size", "Every class has enough images", "error", "classes",
-        span(classes, "n_images", "d"), f"at least {settings.min_images_per_class}",
+        value_range(classes, "n_images", "d"), f"at least {settings.min_images_per_class}",
         between, "n_images", {"min_value": settings.min_images_per_class},
     )
-    yield Check(
-        "class_balance", "The largest class is not much larger than any other", "error", "classes",
-        f"{classes['imbalance'].max():.2f} times", f"at most {settings.max_imbalance:g} times",
-        between, "imbalance", {"max_value": settings.max_imbalance},
+    yield DatasetExpectation(
+        "class_balance", "The largest class is not much larger than the smallest", "error", "classes",
+        f"{classes['imbalance'].max():.2f} times", f"at most {settings.max_imbalance_ratio:g} times",
+        between, "imbalance", {"max_value": settings.max_imbalance_ratio},
     )
-    yield Check(
+    yield DatasetExpectation(
         "pixels_in_one_class", "Identical pixels are in one class only", "error", "images",
-        f"{(readable['n_classes_of_pixels'] > 1).sum()} images in several", "none",
+        f"{(readable['n_classes_of_pixels'] > 1).sum()} images in several classes", "none",
         between, "n_classes_of_pixels", {"max_value": 1},
     )
-    yield Check(
-        "exact_duplicates", "Few images repeat the pixels of another", "error", "images",
-        f"{share['is_exact_duplicate']:.2%}", f"at most {settings.max_exact_duplicates:.2%}",
-        mean_between, "is_exact_duplicate", {"max_value": settings.max_exact_duplicates},
+    yield DatasetExpectation(
+        "exact_duplicates", "Few images have the pixels of an earlier image", "error", "images",
+        f"{fraction['is_exact_duplicate']:.2%}", f"at most {settings.max_exact_duplicate_fraction:.2%}",
+        mean_between, "is_exact_duplicate", {"max_value": settings.max_exact_duplicate_fraction},
     )
-    yield Check(
+    yield DatasetExpectation(
         "not_blank", "No image is blank", "error", "images",
-        f"standard deviation {span(readable, 'std', '.3f')}", f"at least {MIN_STD}",
+        f"standard deviation {value_range(readable, 'std', '.3f')}", f"at least {MIN_STD}",
         between, "std", {"min_value": MIN_STD},
     )
-    yield Check(
-        "not_saturated", "No image is nearly all black and white", "warning", "images",
-        f"share of black and white pixels {span(readable, 'saturated', '.2f')}", f"at most {MAX_SATURATED}",
-        between, "saturated", {"max_value": MAX_SATURATED},
+    yield DatasetExpectation(
+        "not_saturated", "No image has mostly black and white pixels", "warning", "images",
+        f"fraction of black and white pixels {value_range(readable, 'saturated_fraction', '.2f')}",
+        f"at most {MAX_SATURATED_FRACTION}", between, "saturated_fraction", {"max_value": MAX_SATURATED_FRACTION},
     )
-    yield Check(
+    yield DatasetExpectation(
         "near_duplicates", "Few images have a near-duplicate", "warning", "images",
-        f"{share['has_near_duplicate']:.2%}", f"at most {MAX_NEAR_DUPLICATES:.2%}",
-        mean_between, "has_near_duplicate", {"max_value": MAX_NEAR_DUPLICATES},
+        f"{fraction['has_near_duplicate']:.2%}", f"at most {MAX_NEAR_DUPLICATE_FRACTION:.2%}",
+        mean_between, "has_near_duplicate", {"max_value": MAX_NEAR_DUPLICATE_FRACTION},
     )
-    yield Check(
+    yield DatasetExpectation(
         "near_duplicates_in_one_class", "Near-duplicates are in one class only", "warning", "images",
-        f"{(readable['n_classes_of_near_duplicates'] > 1).sum()} images in several", "none",
+        f"{(readable['n_classes_of_near_duplicates'] > 1).sum()} images in several classes", "none",
         between, "n_classes_of_near_duplicates", {"max_value": 1},
     )
-    yield Check(
-        "group_size", "No group of slices is too large to be one patient's", "warning", "images",
+    yield DatasetExpectation(
+        "group_size", "No group is too large to be one patient", "warning", "images",
         f"largest {readable['group_share'].max() if len(readable) else 0:.2%} of images",
-        f"at most {MAX_GROUP_SHARE:.0%}", between, "group_share", {"max_value": MAX_GROUP_SHARE},
+        f"at most {MAX_GROUP_FRACTION:.0%}", between, "group_share", {"max_value": MAX_GROUP_FRACTION},
     )
     # fmt: on
 
 
-def _outcome(check: Check, result: Any, table: "pd.DataFrame") -> Outcome:
+def _expectation_result(expectation: DatasetExpectation, result: Any, table: "pd.DataFrame") -> ExpectationResult:
+    """Convert a result of Great Expectations."""
     assert not result.exception_info["raised_exception"], result.exception_info
-    if check.type == "ExpectColumnMeanToBeBetween":
-        unexpected = table.loc[table[check.column] == 1, table.columns[0]].tolist()
+    if expectation.expectation_type == "ExpectColumnMeanToBeBetween":
+        unexpected = table.loc[table[expectation.column] == 1, table.columns[0]].tolist()
     else:
-        listed = result.result.get("unexpected_index_list") or []
-        unexpected = [html.unescape(entry[table.columns[0]]) for entry in listed]
-    told = {key: value for key, value in asdict(check).items() if key in Outcome.__dataclass_fields__}
-    return Outcome(**told, success=bool(result.success), n_unexpected=len(unexpected), examples=unexpected[:N_EXAMPLES])
+        entries = result.result.get("unexpected_index_list") or []
+        unexpected = [html.unescape(entry[table.columns[0]]) for entry in entries]
+    return ExpectationResult(
+        name=expectation.name,
+        description=expectation.description,
+        severity=expectation.severity,
+        success=bool(result.success),
+        observed=expectation.observed,
+        allowed=expectation.allowed,
+        n_unexpected=len(unexpected),
+        examples=unexpected[:N_EXAMPLES],
+    )
 
 
-def _escaped(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table as Data Docs may show it: they write names of files and classes into their pages as they are."""
+def _escape_html(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Escape the paths or class names of a table, because Data Docs write them into HTML unescaped."""
     return table.assign(**{table.columns[0]: table[table.columns[0]].map(html.escape)})
 
 
 def _remove_times_and_ids(data_docs: Path) -> None:
-    """Replace what differs from run to run in the pages: when they were made, and random ids."""
+    """Replace times and random ids in the pages, which differ from run to run."""
     for page in sorted(data_docs.rglob("*.html")):
         page.write_text(_without_times_and_ids(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _without_times_and_ids(text: str) -> str:
-    text = re.sub(r"\b\d{8}T\d{6}\.\d{6}Z", f"{NO_TIME:%Y%m%dT%H%M%S.%fZ}", text)
+    text = re.sub(r"\b\d{8}T\d{6}\.\d{6}Z", f"{FIXED_RUN_TIME:%Y%m%dT%H%M%S.%fZ}", text)
     ids: dict[str, str] = {}
     uuid = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     return re.sub(uuid, lambda match: ids.setdefault(match[0], f"id-{len(ids)}"), text)

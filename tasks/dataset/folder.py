@@ -1,4 +1,4 @@
-"""Folders of images that others made: what is in them, and which files are not taken, by name."""
+"""Files in a folder of images of the user: list them, and reject files because of their name or type."""
 
 import os
 import unicodedata
@@ -6,83 +6,88 @@ from pathlib import Path
 
 from tasks.dataset.images import SUFFIXES
 
-LITTER = {"thumbs.db", "desktop.ini"}
-"""What file managers leave behind; names that begin with a dot are passed over as well."""
+IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
+"""Files of file managers, in lower case."""
 
-ODD = {"Cc", "Cs", "Zl", "Zp"}
-"""Unicode's categories of control characters, of surrogates, which stand for bytes that are no UTF-8, and of line
-ends: no table or message holds such a name as it is."""
-
-
-def is_litter(path: Path) -> bool:
-    """Whether a file or folder is passed over: hidden, or left by a file manager."""
-    return path.name.startswith(".") or path.name.lower() in LITTER
+UNPRINTABLE_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories of characters that tables and messages cannot contain unescaped: control characters, surrogates
+(which stand for bytes that are not UTF-8), line separators and paragraph separators."""
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All that lies under a folder except litter, sorted; links to folders are listed, not followed.
+def is_ignored(path: Path) -> bool:
+    """Return whether a file or folder is ignored: its name starts with a dot, or a file manager made it."""
+    return path.name.startswith(".") or path.name.lower() in IGNORED_NAMES
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All files below a folder that are not ignored, sorted. Links to folders are listed, but not followed.
 
     Raises:
         OSError: a subfolder can't be read.
     """
 
-    def fail(error: OSError) -> None:
+    def raise_error(error: OSError) -> None:
         raise error
 
     found = []
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not is_litter(Path(name))]
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        found += [Path(place) / name for name in files + links if not is_litter(Path(name))]
+    for parent, folders, files in os.walk(folder, onerror=raise_error):
+        folders[:] = [name for name in folders if not is_ignored(Path(name))]
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        found += [Path(parent) / name for name in files + links if not is_ignored(Path(name))]
     return sorted(found)
 
 
-def refusals(files: list[Path], folder: Path) -> dict[Path, str]:
-    """Those of the files below a folder that are not taken, and why; contents are not looked at."""
-    alike: dict[str, list[Path]] = {}
+def rejected_files(files: list[Path], folder: Path) -> dict[Path, str]:
+    """Files that are rejected because of their name or type, with the reason. The content of the files is not read.
+
+    Args:
+        files: paths below ``folder``.
+        folder: folder of the images.
+    """
+    same_name: dict[str, list[Path]] = {}
     for path in files:
-        alike.setdefault(_as_careless_systems_see_it(path, folder), []).append(path)
-    refused = {}
+        same_name.setdefault(_normalized_name(path, folder), []).append(path)
+    rejected = {}
     for path in files:
-        others = [other for other in alike[_as_careless_systems_see_it(path, folder)] if other != path]
-        if reason := _reason(path, folder):
-            refused[path] = reason
+        others = [other for other in same_name[_normalized_name(path, folder)] if other != path]
+        if reason := _rejection_reason(path, folder):
+            rejected[path] = reason
         elif others:
-            refused[path] = (
-                f"the name differs from {printable(others[0], folder)} only in case or in how accents are encoded, "
-                "which some file systems take for one; rename it"
+            rejected[path] = (
+                f"the name differs from {printable(others[0], folder)} only in case or in how accents are encoded. "
+                "Some file systems treat such names as equal. Rename the file."
             )
-    return refused
+    return rejected
 
 
 def printable(path: Path, folder: Path) -> str:
-    """Path below a folder with slashes, odd characters escaped as in Python."""
+    """Path relative to a folder, with slashes. Unprintable characters are escaped as in Python."""
     name = path.relative_to(folder).as_posix()
-    return repr(name)[1:-1] if _is_odd(name) else name
+    return repr(name)[1:-1] if _has_unprintable_characters(name) else name
 
 
-def _reason(path: Path, folder: Path) -> str | None:
+def _rejection_reason(path: Path, folder: Path) -> str | None:
     if path.is_symlink():
         if path.is_dir():
-            return "a symbolic link to a folder is not followed; put the files there"
-        # not Path.resolve, which raises where links go round in circles
+            return "symbolic link to a folder. Such links are not followed. Copy the files into the folder."
+        # not Path.resolve, which raises an error for circular links
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-            return "a symbolic link out of the folder is not followed; put the file there"
+            return "symbolic link out of the folder. Such links are not followed. Copy the file into the folder."
         if not path.exists():
-            return "a symbolic link that leads nowhere; put the file there"
+            return "symbolic link that leads nowhere. The file must exist. Replace the link by the file."
     if path.suffix.lower() not in SUFFIXES:
-        return f"no {'/'.join(SUFFIXES)} by its name; move it away"
+        return f"not an image by its name; move it away. Names of images end with {', '.join(SUFFIXES)}."
     if not path.is_file():
-        return "no regular file; move it away"
-    if _is_odd(path.relative_to(folder).as_posix()):
-        return "the name holds undecodable or control characters; rename it"
+        return "not a regular file, but for example a pipe or a device. Move it away."
+    if _has_unprintable_characters(path.relative_to(folder).as_posix()):
+        return "the name contains undecodable or control characters. Rename the file."
     return None
 
 
-def _as_careless_systems_see_it(path: Path, folder: Path) -> str:
-    """What is left of a name where a file system ignores case or normalises Unicode."""
+def _normalized_name(path: Path, folder: Path) -> str:
+    """Name with normalized case and Unicode. Some file systems treat names with the same result as equal."""
     return unicodedata.normalize("NFC", path.relative_to(folder).as_posix()).casefold()
 
 
-def _is_odd(name: str) -> bool:
-    return any(unicodedata.category(character) in ODD for character in name)
+def _has_unprintable_characters(name: str) -> bool:
+    return any(unicodedata.category(character) in UNPRINTABLE_CATEGORIES for character in name)

@@ -1,4 +1,4 @@
-"""The manifest: one row an image with what its file says, its pixels' hash, and which images belong together."""
+"""The manifest: one row for each image, with properties of its file, the hash of its pixels, and its groups."""
 
 import hashlib
 import logging
@@ -10,31 +10,40 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tasks.dataset.images import ImageError, read_image
+from tasks.dataset.images import GreyImage, ImageError, read_image
 
 if TYPE_CHECKING:
     import pandas as pd
 
 THUMBNAIL_SIDE = 32
 COLUMNS = (
-    *("path", "class", "label", "width", "height", "mode", "format", "bytes", "sha256"),
-    *("mean", "std", "saturated", "near_duplicate_group", "group"),
+    *("path", "class", "label", "width", "height", "mode", "format", "file_size", "sha256"),
+    *("mean", "std", "saturated_fraction", "near_duplicate_group", "group"),
 )
-"""path: below ``data/acquire/images``, with slashes; width, height: pixels, after EXIF's orientation;
-mode, format: of the file; bytes: its size; sha256: of the grey pixels and their shape, whatever the file's
-format; mean, std: of grey in [0, 1]; saturated: share of pixels that are 0 or 255; groups: numbers from 0."""
+"""Columns of the manifest.
+
+- path: relative to ``data/acquire/images``, with slashes.
+- class, label: name and number of the class.
+- width, height: pixels, after the EXIF orientation.
+- mode, format: of the file.
+- file_size: bytes.
+- sha256: hash of the grey levels and of their shape; the file format does not matter.
+- mean, std: of the grey levels in [0, 1].
+- saturated_fraction: fraction of the pixels that are 0 or 255.
+- near_duplicate_group, group: number of the group, from 0.
+"""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was found in a folder of images."""
+    """Readable and unreadable files in a folder of images."""
 
     table: "pd.DataFrame"
-    """The images that decode, with COLUMNS; by class, then in natural order of their paths."""
+    """Readable images, with COLUMNS; sorted by class, then in natural order of the paths."""
     unreadable: dict[str, str]
-    """Path and reason of each file that doesn't, or was not even taken."""
+    """Path of each rejected or unreadable file -> reason."""
 
 
 def build_manifest(
@@ -42,68 +51,64 @@ def build_manifest(
     classes: tuple[str, ...],
     max_megapixels: float,
     near_duplicate_correlation: float,
-    neighbour_correlation: float,
+    same_group_correlation: float,
 ) -> Manifest:
     """Read every image below ``<folder>/<class>/``.
 
-    ``near_duplicate_group`` joins images, of any class, whose thumbnails correlate by at least
-    ``near_duplicate_correlation``, and images that such images join. ``group``, which stands for one
-    patient, joins in addition files that follow each other in natural order in one folder, where each
-    correlates with the one before by at least ``neighbour_correlation``.
+    Images with the same ``near_duplicate_group`` are connected by pairs of near-duplicates: their thumbnails correlate
+    by at least ``near_duplicate_correlation``, or their pixels are equal. The images may have different classes.
+
+    Images with the same ``group`` probably show one patient. They are connected by the same pairs, and by pairs of
+    consecutive files of one folder whose thumbnails correlate by at least ``same_group_correlation``.
+
+    Args:
+        folder: of the images.
+        classes: names of the classes; the position of a name is its label.
+        max_megapixels: limit on the number of pixels of an image, in millions.
+        near_duplicate_correlation: Pearson correlation, in [-1, 1].
+        same_group_correlation: Pearson correlation, in [-1, 1].
     """
     import pandas as pd
 
     files = [(label, path) for label, name in enumerate(classes) for path in _image_paths(folder / name)]
     rows, thumbnails, unreadable = [], [], {}
-    for count, (label, path) in enumerate(files, start=1):
+    for n_read, (label, path) in enumerate(files, start=1):
         name = path.relative_to(folder).as_posix()
         try:
             image = read_image(path, max_megapixels)
         except ImageError as error:
             unreadable[name] = str(error).removeprefix(f"{path}: ")
             continue
-        height, width = image.pixels.shape
-        rows.append(
-            {
-                "path": name,
-                "class": classes[label],
-                "label": label,
-                "width": width,
-                "height": height,
-                "mode": image.mode,
-                "format": image.format,
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(f"{height} {width} ".encode() + image.pixels.tobytes()).hexdigest(),
-                "mean": float(image.pixels.mean() / 255),
-                "std": float(image.pixels.std() / 255),
-                "saturated": float(np.isin(image.pixels, (0, 255)).mean()),
-            }
-        )
+        identity = {"path": name, "class": classes[label], "label": label, "file_size": path.stat().st_size}
+        rows.append(identity | _image_properties(image))
         thumbnails.append(thumbnail(image.pixels))
-        if count % 500 == 0:
-            log.info("read %d of %d images", count, len(files))
+        if n_read % 500 == 0:
+            log.info("read %d of %d images", n_read, len(files))
 
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     vectors = np.array(thumbnails).reshape(len(rows), THUMBNAIL_SIDE**2)
     hashes = table["sha256"].factorize()[0]
-    pairs = np.concatenate([correlated_pairs(vectors, near_duplicate_correlation), _equal_pairs(hashes)])
-    places = [Path(path).parent for path in table["path"]]
-    neighbours = neighbour_pairs(vectors, places, neighbour_correlation)
-    table["near_duplicate_group"] = join(len(table), pairs)
-    table["group"] = join(len(table), np.concatenate([pairs, neighbours]))
+    near_duplicates = np.concatenate([correlated_pairs(vectors, near_duplicate_correlation), _equal_pairs(hashes)])
+    folders = [Path(path).parent for path in table["path"]]
+    adjacent_slices = adjacent_slice_pairs(vectors, folders, same_group_correlation)
+    table["near_duplicate_group"] = connected_component_ids(len(table), near_duplicates)
+    table["group"] = connected_component_ids(len(table), np.concatenate([near_duplicates, adjacent_slices]))
     return Manifest(table, unreadable)
 
 
 def natural_key(path: str) -> tuple[list[str | int], str]:
-    """Sort key that puts ``2.png`` before ``10.png``."""
+    """Sort key of the natural order: ``2.png`` is sorted before ``10.png``."""
     pieces = re.split(r"(\d+)", path)
     return [int(piece) if index % 2 else piece.casefold() for index, piece in enumerate(pieces)], path
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """Mean-free 32 x 32 version of uint8 ``(H, W)`` with unit norm (zero if blank), float64 ``(1024,)``.
+    """Normalized 32 x 32 version of an image, float64 ``(1024,)``, with mean 0 and norm 1 (norm 0 if it is blank).
 
-    The scalar product of two is their Pearson correlation, which ignores brightness and contrast.
+    The scalar product of two thumbnails is their Pearson correlation, which does not depend on brightness and contrast.
+
+    Args:
+        pixels: uint8 ``(H, W)``.
     """
     small = Image.fromarray(pixels).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BILINEAR)
     vector = np.asarray(small, dtype=np.float64).ravel()
@@ -114,26 +119,37 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 def correlated_pairs(vectors: np.ndarray, threshold: float, block: int = 1024) -> np.ndarray:
     """Pairs of rows of ``(N, D)`` whose scalar product is at least ``threshold``, int64 ``(n, 2)``."""
-    found = [np.empty((0, 2), dtype=np.int64)]
+    found = [np.empty((0, 2), dtype=np.int64)]  # so that the result has this shape if there are no pairs
     for start in range(0, len(vectors), block):
-        # each pair once: only rows from this block on
+        # the rows before this block were compared with it already
         first, second = np.nonzero(vectors[start : start + block] @ vectors[start:].T >= threshold)
         pairs = np.column_stack([first, second]) + start
         found.append(pairs[pairs[:, 0] < pairs[:, 1]])
     return np.concatenate(found)
 
 
-def neighbour_pairs(vectors: np.ndarray, places: list[Path], threshold: float) -> np.ndarray:
-    """Pairs (i - 1, i) of one place whose scalar product is at least ``threshold``, int64 ``(n, 2)``."""
-    following = np.arange(1, len(vectors))
-    same_place = np.array([places[i - 1] == places[i] for i in following], dtype=bool)
+def adjacent_slice_pairs(vectors: np.ndarray, folders: list[Path], threshold: float) -> np.ndarray:
+    """Pairs (i - 1, i) in the same folder whose scalar product is at least ``threshold``, int64 ``(n, 2)``.
+
+    Args:
+        vectors: float ``(N, D)``, in the order of the files.
+        folders: folder of each file.
+        threshold: of the scalar product.
+    """
+    second = np.arange(1, len(vectors))
+    is_same_folder = np.array([folders[i - 1] == folders[i] for i in second], dtype=bool)
     products = np.einsum("nd,nd->n", vectors[:-1], vectors[1:])
-    chosen = following[same_place & (products >= threshold)]
+    chosen = second[is_same_folder & (products >= threshold)]
     return np.column_stack([chosen - 1, chosen])
 
 
-def join(n: int, pairs: np.ndarray) -> np.ndarray:
-    """Connected components of ``n`` nodes, numbered by first appearance, int64 ``(n,)``."""
+def connected_component_ids(n: int, pairs: np.ndarray) -> np.ndarray:
+    """Number of the connected component of each of ``n`` nodes, by first appearance, int64 ``(n,)``.
+
+    Args:
+        n: number of nodes.
+        pairs: connected nodes, int ``(M, 2)``.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -144,12 +160,28 @@ def join(n: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def _equal_pairs(values: np.ndarray) -> np.ndarray:
-    """Pairs that link each entry to the one before of equal value, int64 ``(n, 2)``."""
+    """Pairs of each entry and the previous entry with the same value, int64 ``(n, 2)``."""
     order = np.argsort(values, kind="stable")
     equal = values[order][1:] == values[order][:-1]
     return np.column_stack([order[:-1][equal], order[1:][equal]])
 
 
+def _image_properties(image: GreyImage) -> dict[str, str | int | float]:
+    """Properties of one image by column of the manifest."""
+    height, width = image.pixels.shape
+    return {
+        "width": width,
+        "height": height,
+        "mode": image.mode,
+        "format": image.format,
+        "sha256": hashlib.sha256(f"{height} {width} ".encode() + image.pixels.tobytes()).hexdigest(),
+        "mean": float(image.pixels.mean() / 255),
+        "std": float(image.pixels.std() / 255),
+        "saturated_fraction": float(np.isin(image.pixels, (0, 255)).mean()),
+    }
+
+
 def _image_paths(folder: Path) -> list[Path]:
+    """Files below a folder in natural order."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(files, key=lambda path: natural_key(path.relative_to(folder).as_posix()))

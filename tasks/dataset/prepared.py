@@ -1,4 +1,4 @@
-"""The prepared data set, as every later step reads it."""
+"""The prepared data set: the input of every later step."""
 
 import json
 from dataclasses import dataclass
@@ -21,43 +21,48 @@ class Prepared:
     pixels: np.ndarray
     """uint8 ``(N, 1, H, W)``, memory-mapped and read-only."""
     table: "pd.DataFrame"
-    """A row an image in the order of ``pixels``: path, class, label, group, near_duplicate_group, split."""
+    """One row for each image, in the order of ``pixels``: path, class, label, group, near_duplicate_group, split."""
     classes: tuple[str, ...]
     """Class names; the position of a name is its label."""
     positive: int
     """Label of the positive class."""
     value_range: tuple[float, float]
-    """Lowest and highest value of :meth:`floats`, which models and attacks see."""
+    """Minimum and maximum of the values that models and attacks receive."""
     is_phantom: bool
-    """Whether the images are drawn phantoms instead of patients' scans."""
+    """True if the images are computer-drawn phantoms, False if they are scans of patients."""
 
     def indices(self, split: str) -> np.ndarray:
-        """Rows of ``train``, ``validation`` or ``test``, rising, int64 ``(n,)``."""
+        """Rows of the images of ``train``, ``validation`` or ``test``, ascending, int64 ``(n,)``."""
         assert split in SPLITS, split
         return np.flatnonzero(self.table["split"].to_numpy() == split).astype(np.int64)
 
-    def floats(self, indices: np.ndarray) -> np.ndarray:
-        """Images of these rows as models see them, float32 ``(n, 1, H, W)`` in [0, 1]."""
-        return as_floats(self.pixels[indices])
+    def floats(self, rows: np.ndarray) -> np.ndarray:
+        """Images in these rows as input of a model, float32 ``(n, 1, H, W)`` in [0, 1]."""
+        return as_floats(self.pixels[rows])
 
-    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
-        """Labels of these rows (all without ``indices``), int64 ``(n,)``."""
+    def labels(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Labels of the images in these rows, or of all images, int64 ``(n,)``."""
         labels = self.table["label"].to_numpy(dtype=np.int64)
-        return labels if indices is None else labels[indices]
+        return labels if rows is None else labels[rows]
 
-    def paths(self, indices: np.ndarray) -> np.ndarray:
-        """Paths of the images of these rows, str ``(n,)``."""
-        image_paths: np.ndarray = self.table["path"].to_numpy(dtype=object)[indices]
+    def paths(self, rows: np.ndarray) -> np.ndarray:
+        """Paths of the images in these rows, str ``(n,)``."""
+        image_paths: np.ndarray = self.table["path"].to_numpy(dtype=object)[rows]
         return image_paths
 
-    def nearest_path(self, indices: np.ndarray, image: np.ndarray) -> str:
-        """Path of the one of these rows' images that an image ``(1, H, W)`` in [0, 1] is nearest to."""
-        distances = np.square(self.floats(indices) - image).sum(axis=(1, 2, 3))
-        return str(self.paths(indices)[distances.argmin()])
+    def nearest_path(self, rows: np.ndarray, image: np.ndarray) -> str:
+        """Path of the nearest image, in L2 distance, among the images in these rows.
+
+        Args:
+            rows: of the candidates.
+            image: ``(1, H, W)`` in [0, 1].
+        """
+        distances = np.square(self.floats(rows) - image).sum(axis=(1, 2, 3))
+        return str(self.paths(rows)[distances.argmin()])
 
 
 def as_floats(pixels: np.ndarray) -> np.ndarray:
-    """Images as models see them, float32 in [0, 1].
+    """Images as input of a model, float32 in [0, 1].
 
     Args:
         pixels: uint8 ``(N, 1, H, W)``.
@@ -66,21 +71,23 @@ def as_floats(pixels: np.ndarray) -> np.ndarray:
 
 
 def load_prepared(workspace: Workspace) -> Prepared:
-    """The output of the step ``prepare`` in this workspace.
+    """Read the output of the step ``prepare``.
 
     Raises:
         FileNotFoundError: the step has not run.
-        ValueError: the pixels are no array of numbers.
+        ValueError: the file of the pixels is not a NumPy array, or it contains pickled objects.
     """
     import pandas as pd
 
     if missing := [path for path in (workspace.pixels, workspace.split, workspace.dataset_info) if not path.is_file()]:
-        raise FileNotFoundError(f"{missing[0]} not found: run the step prepare first (dvc repro prepare)")
+        raise FileNotFoundError(f"{missing[0]} not found. Run the step prepare first: dvc repro prepare")
     info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     try:
         pixels = np.load(workspace.pixels, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{workspace.pixels} holds no array of pixels: run the step prepare again") from error
+        raise ValueError(
+            f"{workspace.pixels} holds no array of pixels: run the step prepare again (dvc repro --force prepare)."
+        ) from error
     table = pd.read_parquet(workspace.split)
     assert len(pixels) == len(table)
     low, high = info["value_range"]
@@ -95,23 +102,23 @@ def load_prepared(workspace: Workspace) -> Prepared:
 
 
 def choose_stratified(data: Prepared, rows: np.ndarray, n_images: int, seed: int) -> np.ndarray:
-    """Some of these rows in the classes' proportions, rising, int64 ``(n_images,)``; 0: all of them.
+    """Random sample of rows, stratified by class, ascending, int64 ``(n_images,)``.
 
-    With the same seed, fewer images are a part of more.
+    With the same seed, a smaller sample is a subset of a larger one.
 
     Args:
         data: the prepared data set.
-        rows: to choose from, rising, ``(n,)``.
-        n_images: at least as many as there are classes, or 0.
-        seed: of the choice.
+        rows: population of the sample, ascending, ``(n,)``.
+        n_images: size of the sample, at least the number of classes; 0: all rows.
+        seed: of the sample.
     """
     if n_images == 0 or n_images >= len(rows):
         return rows
     rows = np.random.default_rng(seed).permutation(rows)
     labels = data.labels(rows)
-    # how far along its class an image is, in [0, 1): the first of all classes come before any second
-    progress = np.empty(len(rows))
+    # position of an image within its class, in [0, 1); the first image of each class comes before all others
+    position = np.empty(len(rows))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        progress[members] = np.arange(len(members)) / len(members)
-    return np.sort(rows[np.argsort(progress, kind="stable")[:n_images]])
+        position[members] = np.arange(len(members)) / len(members)
+    return np.sort(rows[np.argsort(position, kind="stable")[:n_images]])

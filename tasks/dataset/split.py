@@ -1,43 +1,47 @@
-"""Training, validation and test split: by single images, or by whole groups."""
+"""Split into training, validation and test images: of single images, or of whole groups."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.dataset.prepared import SPLITS
+
 if TYPE_CHECKING:
     import pandas as pd
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
-NAMES = np.array(["train", "validation", "test"])
+SPLIT_NAMES = np.array(SPLITS)
+"""Names of the splits by number."""
 
-TOLERANCE = 0.05
-"""How far the share of a split, and of a class in it, may be off where whole groups are kept together."""
+MAX_SPLIT_DEVIATION = 0.05
+"""Maximum deviation of a grouped split: of the fraction of each split, and of the fraction of each class in a split."""
 N_ATTEMPTS = 50
-"""Random orders of the groups, of which the best split is taken."""
+"""Number of random orders of the groups; the best split is used."""
 
 
 def stratified_split(labels: np.ndarray, test_fraction: float, validation_fraction: float, seed: int) -> np.ndarray:
-    """Draw single images, each class in proportion.
+    """Draw single images, stratified by class.
 
     Args:
         labels: int ``(N,)`` in 0 .. K - 1.
         test_fraction: of all images.
         validation_fraction: of the images that are not test images.
-        seed: of the drawing.
+        seed: of the draw.
 
     Returns:
-        ``train``, ``validation`` or ``test``, str ``(N,)``.
+        ``train``, ``validation`` or ``test`` for each image, str ``(N,)``.
 
     Raises:
         ValueError: a class would be missing from a split.
     """
     counts = np.bincount(labels)
     targets = _target_counts(counts, test_fraction, validation_fraction)
-    if (lacking := targets < 1).any():
-        split, label = np.argwhere(lacking)[0]
+    if (is_empty := targets < 1).any():
+        split, label = np.argwhere(is_empty)[0]
         raise ValueError(
-            f"prepare.split leaves no {NAMES[split]} image for a class of {counts[label]} images: "
-            "use other fractions or more images"
+            f"prepare.split leaves no {SPLIT_NAMES[split]} image for a class with {counts[label]} images. Every split "
+            "needs an image of every class. Use more images, or change prepare.split.test_fraction or "
+            "prepare.split.validation_fraction."
         )
     rng = np.random.default_rng(seed)
     split = np.full(len(labels), TRAIN)
@@ -46,29 +50,29 @@ def stratified_split(labels: np.ndarray, test_fraction: float, validation_fracti
         n_test, n_validation = targets[TEST, label], targets[VALIDATION, label]
         split[rows[:n_test]] = TEST
         split[rows[n_test : n_test + n_validation]] = VALIDATION
-    return np.asarray(NAMES[split])
+    return np.asarray(SPLIT_NAMES[split])
 
 
 def grouped_split(
     labels: np.ndarray, groups: np.ndarray, test_fraction: float, validation_fraction: float, seed: int
 ) -> np.ndarray:
-    """Draw whole groups, so that each split has nearly its share of the images of each class.
+    """Draw whole groups, so that each split has approximately its fraction of the images of each class.
 
-    Groups are taken in random order, each goes where it brings the counts nearest to their targets in
-    the squared sense; of :data:`N_ATTEMPTS` orders the one with the smallest deviation is taken.
+    The groups are assigned in random order. Each group is assigned to the split that minimizes the squared distance of
+    the counts from their targets. Of :data:`N_ATTEMPTS` orders, the one with the smallest deviation is used.
 
     Args:
         labels: int ``(N,)`` in 0 .. K - 1.
-        groups: int ``(N,)``; a group may hold several classes.
+        groups: int ``(N,)``; the images of a group may have different classes.
         test_fraction: of all images.
         validation_fraction: of the images that are not test images.
-        seed: of the drawing.
+        seed: of the draw.
 
     Returns:
-        ``train``, ``validation`` or ``test``, str ``(N,)``.
+        ``train``, ``validation`` or ``test`` for each image, str ``(N,)``.
 
     Raises:
-        ValueError: no attempt comes within :data:`TOLERANCE`, or a class would be missing from a split.
+        ValueError: in every attempt, the deviation is above :data:`MAX_SPLIT_DEVIATION` or a split lacks a class.
     """
     counts = np.bincount(labels)
     targets = _target_counts(counts, test_fraction, validation_fraction).astype(float)
@@ -79,28 +83,48 @@ def grouped_split(
     rng = np.random.default_rng(seed)
     best, smallest = None, np.inf
     for _ in range(N_ATTEMPTS):
-        split, filled = np.empty(len(sizes), dtype=np.int64), np.zeros_like(targets)
-        for group in rng.permutation(len(sizes)):
-            size = sizes[group]
-            # change of the squared distance to the targets
-            split[group] = np.argmin((size * (size + 2 * (filled - targets)) / counts**2).sum(axis=1))
-            filled[split[group]] += size
-        deviation = _deviation(filled, targets)
-        if (filled >= 1).all() and deviation < smallest:
+        split, assigned = _assign_groups(rng.permutation(len(sizes)), sizes, targets)
+        deviation = _deviation(assigned, targets)
+        if (assigned >= 1).all() and deviation < smallest:
             best, smallest = split, deviation
-    if best is None or smallest > TOLERANCE:
-        reached = "no split has every class" if best is None else f"the best split is off by {smallest:.1%}"
+    if best is None or smallest > MAX_SPLIT_DEVIATION:
+        result = "each attempt leaves out a class" if best is None else f"the best split deviates by {smallest:.1%}"
         raise ValueError(
-            f"prepare.split.strategy grouped can't meet the fractions within {TOLERANCE:.0%}: {reached}; there are "
-            f"{len(sizes)} groups, {(sizes > 0).sum(axis=0).tolist()} by class, and the largest has "
+            f"prepare.split.strategy grouped can't meet the fractions within {MAX_SPLIT_DEVIATION:.0%}: {result}. "
+            f"There are {len(sizes)} groups, {(sizes > 0).sum(axis=0).tolist()} by class, and the largest group has "
             f"{sizes.sum(axis=1).max() / len(labels):.1%} of the images. Use more images, other fractions, a higher "
-            "validate.neighbour_correlation (smaller groups), or the strategy stratified"
+            "validate.same_group_correlation (smaller groups), or the strategy stratified."
         )
-    return np.asarray(NAMES[best][groups])
+    return np.asarray(SPLIT_NAMES[best][groups])
+
+
+def _assign_groups(order: np.ndarray, sizes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Assign each group to the split that minimizes the squared distance of the counts from their targets.
+
+    Args:
+        order: permutation of the groups, int ``(G,)``.
+        sizes: images of each group and class, int ``(G, K)``.
+        targets: images of each split and class, float ``(3, K)``.
+
+    Returns:
+        split of each group, int ``(G,)``, and images of each split and class, float ``(3, K)``.
+    """
+    split, assigned = np.empty(len(sizes), dtype=np.int64), np.zeros_like(targets)
+    n_by_class = targets.sum(axis=0)
+    for group in order:
+        size = sizes[group]
+        # change of the squared distance for each split
+        split[group] = np.argmin((size * (size + 2 * (assigned - targets)) / n_by_class**2).sum(axis=1))
+        assigned[split[group]] += size
+    return split, assigned
 
 
 def leakage(table: "pd.DataFrame") -> dict[str, float]:
-    """Shares of the test images that have a near-duplicate, and another image of their group, in training."""
+    """Leakage: fractions of the test images with a near-duplicate, or another image of their group, in training.
+
+    Args:
+        table: one row for each image; columns ``split``, ``near_duplicate_group`` and ``group``.
+    """
     test, train = table[table["split"] == "test"], table[table["split"] == "train"]
     return {
         "near_duplicate_in_train": float(test["near_duplicate_group"].isin(train["near_duplicate_group"]).mean()),
@@ -109,7 +133,7 @@ def leakage(table: "pd.DataFrame") -> dict[str, float]:
 
 
 def _target_counts(counts: np.ndarray, test_fraction: float, validation_fraction: float) -> np.ndarray:
-    """Images of each split and class, int ``(3, K)``; columns add up to ``counts`` ``(K,)``."""
+    """Number of images of each split and class, int ``(3, K)``; the sums over the splits are ``counts``, ``(K,)``."""
     test = _proportional(counts, round(counts.sum() * test_fraction))
     rest = counts - test
     validation = _proportional(rest, round(rest.sum() * validation_fraction))
@@ -117,16 +141,22 @@ def _target_counts(counts: np.ndarray, test_fraction: float, validation_fraction
 
 
 def _proportional(counts: np.ndarray, n: int) -> np.ndarray:
-    """``n`` images over classes in proportion to ``counts``, rounded by largest remainder, int ``(K,)``."""
+    """Distribute ``n`` images over the classes in proportion to ``counts``, int ``(K,)``.
+
+    Numbers are rounded by the largest remainder method.
+    """
     quotas = counts * n / max(counts.sum(), 1)
     shares = np.floor(quotas).astype(np.int64)
     shares[np.argsort(shares - quotas, kind="stable")[: n - shares.sum()]] += 1
     return np.asarray(shares)
 
 
-def _deviation(filled: np.ndarray, targets: np.ndarray) -> float:
-    """Largest error of a split's share of all images, and of a class's share of a split; both ``(3, K)``."""
-    of_all = abs(filled.sum(axis=1) - targets.sum(axis=1)) / targets.sum()
-    sums = np.maximum(filled.sum(axis=1, keepdims=True), 1)
-    in_split = abs(filled / sums - targets / targets.sum(axis=1, keepdims=True))
-    return float(max(of_all.max(), in_split.max()))
+def _deviation(assigned: np.ndarray, targets: np.ndarray) -> float:
+    """Deviation of a split from its targets, both ``(3, K)``.
+
+    It is the largest error of the fraction of a split, and of the fraction of a class in a split.
+    """
+    split_errors = abs(assigned.sum(axis=1) - targets.sum(axis=1)) / targets.sum()
+    totals = np.maximum(assigned.sum(axis=1, keepdims=True), 1)
+    class_errors = abs(assigned / totals - targets / targets.sum(axis=1, keepdims=True))
+    return float(max(split_errors.max(), class_errors.max()))

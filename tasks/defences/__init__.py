@@ -1,1 +1,1 @@
-"""Defences: what stands in front of the classifier; a defended model is one network."""
+"""Purifiers in front of a classifier, and the targets of attacks as single networks."""

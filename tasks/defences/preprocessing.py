@@ -1,4 +1,4 @@
-"""Image processing before a network: ART's preprocessor defences as modules that gradients pass, and our own."""
+"""Purifiers that process images without training, as differentiable modules; some use ART's preprocessor defences."""
 
 import logging
 import math
@@ -12,76 +12,80 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.models.autoencoder import build_autoencoder
-from tasks.params import BitDepth, GaussianNoise, Jpeg, MedianSmoothing, Step, TotalVariation
+from tasks.params import BitDepth, GaussianNoise, ImageTransform, Jpeg, MedianSmoothing, TotalVariation
 
-# where ART keeps its data is nobody's concern
+# ART logs its data folder at import
 logging.getLogger("art").setLevel(logging.WARNING)
 
-MOST_EXCHANGED = 25
-"""Neighbours of a pixel of which the median is found by exchanges: as many as the square of their number."""
+MAX_EXCHANGE_MEDIAN_SIZE = 25
+"""Maximum number of values whose median is computed by compare-and-exchange, which takes quadratic time."""
 
-Transform = Callable[[np.ndarray], tuple[np.ndarray, Any]]
-"""Images ``(N, 1, H, W)`` in [0, 1] to images of the same shape, and labels that nobody asks for."""
+NumpyTransform = Callable[[np.ndarray], tuple[np.ndarray, Any]]
+"""ART's interface: images ``(N, 1, H, W)`` in [0, 1] to images of the same shape and labels; the labels are ignored."""
 
 
-class Preprocessed(nn.Sequential):
-    """Steps of image processing, then perhaps an autoencoder: takes and returns images ``(N, 1, H, W)`` in [0, 1].
+class PreprocessingPipeline(nn.Sequential):
+    """A sequence of transforms, optionally followed by an autoencoder.
+
+    It takes and returns images ``(N, 1, H, W)`` in [0, 1].
 
     Args:
-        modules: one after the other.
-        n_draws: looks that whoever predicts from the outcome shall average, since a step is random; else 1.
+        modules: transforms and autoencoder, in order.
+        n_eot_samples: number of passes whose predictions are averaged; 1 if no transform is random.
     """
 
-    def __init__(self, *modules: nn.Module, n_draws: int = 1) -> None:
+    def __init__(self, *modules: nn.Module, n_eot_samples: int = 1) -> None:
         super().__init__(*modules)
-        self.n_draws = n_draws
+        self.n_eot_samples = n_eot_samples
 
 
-class WithoutGradient(nn.Module):
-    """What has no useful gradient, and borrows one backwards (BPDA; Athalye et al. 2018, arXiv 1802.00420).
+class BPDA(nn.Module):
+    """A transform without a useful gradient, with an approximation of it in the backward pass.
+
+    BPDA, the backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420).
 
     Args:
-        transform: of arrays.
-        name: by which digests tell one from another.
-        likeness: something like it, whose gradient is borrowed; without it, what comes out counts as what goes in.
+        transform: transform of arrays, used in the forward pass.
+        name: description of the transform and its parameters; digests of the network depend on it.
+        backward_approximation: differentiable approximation of the transform; None stands for the identity.
     """
 
-    def __init__(self, transform: Transform, name: str, likeness: nn.Module | None = None) -> None:
+    def __init__(self, transform: NumpyTransform, name: str, backward_approximation: nn.Module | None = None) -> None:
         super().__init__()
         self._transform = transform
         self._name = name
-        self.likeness = likeness
+        self.backward_approximation = backward_approximation
 
     def forward(self, images: Tensor) -> Tensor:
-        """Processed images, of the same shape and range."""
-        processed, _ = self._transform(images.detach().cpu().numpy())
-        changed: Tensor = torch.from_numpy(processed.astype(np.float32)).to(images.device).clamp_(0, 1)
+        """Return transformed images of the same shape and range."""
+        transformed, _ = self._transform(images.detach().cpu().numpy())
+        output: Tensor = torch.from_numpy(transformed.astype(np.float32)).to(images.device).clamp_(0, 1)
         if not (torch.is_grad_enabled() and images.requires_grad):
-            return changed
-        alike: Tensor = images if self.likeness is None else self.likeness(images)
-        # the value of the one, the gradient of the other
-        return changed + (alike - alike.detach())
+            return output
+        approximation: Tensor = images if self.backward_approximation is None else self.backward_approximation(images)
+        # the value of the transform, the gradient of the approximation
+        return output + (approximation - approximation.detach())
 
     def extra_repr(self) -> str:
-        """What it is."""
+        """Return the name."""
         return self._name
 
 
-class SoftJpeg(nn.Module):
-    """JPEG with a rounding that has a gradient: ``round(x) + (x - round(x))^3`` (Shin and Song 2017).
+class DifferentiableJpeg(nn.Module):
+    """JPEG compression with a differentiable rounding, ``round(x) + (x - round(x))^3``.
 
-    From "JPEG-resistant Adversarial Images" (NIPS workshop on machine learning and computer security). A coefficient in
-    the middle between two levels passes a gradient, one that is on its level none: what is found so is found among the
-    changes that survive. An attacker who takes JPEG for unchanged backwards breaks a fraction of the images.
+    Shin and Song 2017, "JPEG-resistant Adversarial Images" (NIPS workshop on machine learning and computer security).
+    The gradient of a coefficient is largest halfway between two quantization levels and 0 on a level. So an attack
+    prefers perturbations that survive the compression. With the identity in the backward pass, it breaks fewer images.
 
     Args:
-        quality: 1 to 95, from which the levels follow as in libjpeg.
+        quality: quality as in libjpeg, 1 to 95.
     """
 
-    BLOCK = 8
-    """Pixels of a block's side (ITU-T T.81, A.3.3)."""
+    BLOCK_SIZE = 8
+    """Side of a block in pixels (ITU-T T.81, A.3.3)."""
 
-    LUMINANCE = (
+    LUMINANCE_QUANTIZATION_TABLE = (
         (16, 11, 10, 16, 24, 40, 51, 61),
         (12, 12, 14, 19, 26, 58, 60, 55),
         (14, 13, 16, 24, 40, 57, 69, 56),
@@ -91,43 +95,44 @@ class SoftJpeg(nn.Module):
         (49, 64, 78, 87, 103, 121, 120, 101),
         (72, 92, 95, 98, 112, 100, 103, 99),
     )
-    """Distances of the levels of each coefficient at quality 50, in grey levels of 255 (ITU-T T.81, table K.1)."""
+    """Quantization steps of the coefficients at quality 50, in grey levels of 255 (ITU-T T.81, table K.1)."""
 
-    cosines: Tensor
-    distances: Tensor
+    dct_matrix: Tensor
+    quantization_steps: Tensor
 
     def __init__(self, quality: int) -> None:
         super().__init__()
-        place = torch.arange(self.BLOCK, dtype=torch.float64)
-        cosines = torch.cos((2 * place + 1) * place[:, None] * math.pi / (2 * self.BLOCK)) / 2
-        cosines[0] /= math.sqrt(2)
+        index = torch.arange(self.BLOCK_SIZE, dtype=torch.float64)
+        dct_matrix = torch.cos((2 * index + 1) * index[:, None] * math.pi / (2 * self.BLOCK_SIZE)) / 2
+        dct_matrix[0] /= math.sqrt(2)
         percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-        distances = ((torch.tensor(self.LUMINANCE) * percent + 50) // 100).clamp(1, 255)
-        self.register_buffer("cosines", cosines.float(), persistent=False)
-        self.register_buffer("distances", distances.float(), persistent=False)
+        steps = ((torch.tensor(self.LUMINANCE_QUANTIZATION_TABLE) * percent + 50) // 100).clamp(1, 255)
+        self.register_buffer("dct_matrix", dct_matrix.float(), persistent=False)
+        self.register_buffer("quantization_steps", steps.float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images much like compressed ones, ``(N, 1, H, W)``; values may lie a little outside [0, 1]."""
+        """Return approximately compressed images ``(N, 1, H, W)``; values can lie slightly outside [0, 1]."""
         n, channels, height, width = images.shape
-        padded = F.pad(images, (0, -width % self.BLOCK, 0, -height % self.BLOCK), mode="replicate")
-        blocks = (255 * padded - 128).unfold(2, self.BLOCK, self.BLOCK).unfold(3, self.BLOCK, self.BLOCK)
-        # in bfloat16 a grey level is lost
+        size = self.BLOCK_SIZE
+        padded = F.pad(images, (0, -width % size, 0, -height % size), mode="replicate")
+        blocks = (255 * padded - 128).unfold(2, size, size).unfold(3, size, size)
+        # bfloat16 is too coarse for 255 grey levels
         with torch.autocast(images.device.type, enabled=False):
-            coefficients = self.cosines @ blocks @ self.cosines.T / self.distances
-            level = coefficients.detach().round()
-            quantised = (level + (coefficients - level) ** 3) * self.distances
-            restored = self.cosines.T @ quantised @ self.cosines
+            coefficients = self.dct_matrix @ blocks @ self.dct_matrix.T / self.quantization_steps
+            levels = coefficients.detach().round()
+            quantized = (levels + (coefficients - levels) ** 3) * self.quantization_steps
+            restored = self.dct_matrix.T @ quantized @ self.dct_matrix
         restored = restored.transpose(3, 4).reshape(n, channels, *padded.shape[2:])
         return (restored[..., :height, :width] + 128) / 255
 
 
-class Noise(nn.Module):
-    """Gaussian noise, drawn anew at every look, and cut to [0, 1].
+class AdditiveGaussianNoise(nn.Module):
+    """Gaussian noise, different in every forward pass; the result is clamped to [0, 1].
 
-    It draws from a generator of its own: ART's draws from numpy's global one, which several steps in one process share.
+    The module has its own random generator. ART's version uses numpy's global one, which all steps of a process share.
 
     Args:
-        std: standard deviation, images in [0, 1].
+        std: standard deviation of the noise, for images in [0, 1].
     """
 
     def __init__(self, std: float) -> None:
@@ -136,27 +141,27 @@ class Noise(nn.Module):
         self.reseed([0])
 
     def reseed(self, seed: list[int]) -> None:
-        """Begin the draws anew, at a place that the seed tells."""
+        """Restart the random numbers from a seed."""
         self._generator = np.random.default_rng(seed)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Noisy images, of the same shape and range."""
+        """Return noisy images of the same shape and range."""
         noise = self._generator.standard_normal(images.shape, dtype=np.float32)
         return (images + self.std * torch.from_numpy(noise).to(images.device)).clamp(0, 1)
 
     def extra_repr(self) -> str:
-        """Its number."""
+        """Return the parameter."""
         return f"std={self.std}"
 
 
 class MedianFilter(nn.Module):
-    """The median of the square around each pixel; images go on beyond their borders as in a mirror.
+    """Median filter over a square window, with reflected borders.
 
-    Its gradient goes to the pixel that is the median. An attacker who takes it for unchanged backwards, as ART's filter
-    has to be taken, breaks a fraction of the images that he breaks with it.
+    The gradient goes to the pixel that is the median. ART's filter has no gradient. With the identity in its backward
+    pass, an attack breaks fewer images.
 
     Args:
-        window: side of the square, odd.
+        window: side of the window in pixels, odd.
     """
 
     def __init__(self, window: int) -> None:
@@ -165,141 +170,146 @@ class MedianFilter(nn.Module):
         self.window = window
 
     def forward(self, images: Tensor) -> Tensor:
-        """Filtered images, of the same shape and range."""
+        """Return filtered images of the same shape and range."""
         half, (height, width) = self.window // 2, images.shape[2:]
         rows, columns = (
-            torch.cat([every[:half].flip(0), every, every[-half:].flip(0)])
-            for every in (torch.arange(side, device=images.device) for side in (height, width))
+            torch.cat([index[:half].flip(0), index, index[-half:].flip(0)])
+            for index in (torch.arange(side, device=images.device) for side in (height, width))
         )
-        pixels = rows[:, None] * width + columns
+        pixel_numbers = rows[:, None] * width + columns
         with torch.no_grad():
-            mirrored = images[:, :, rows][..., columns]
-            squares = [
+            padded = images[:, :, rows][..., columns]
+            shifts = [
                 (slice(down, down + height), slice(right, right + width))
                 for down in range(self.window)
                 for right in range(self.window)
             ]
-            median = _median([mirrored[:, :, down, right] for down, right in squares])
+            median = _median([padded[:, :, down, right] for down, right in shifts])
             if not images.requires_grad:
                 return median
             source = torch.zeros_like(median, dtype=torch.int64)
-            for down, right in squares:
-                neighbour = mirrored[:, :, down, right]
-                source = torch.where((neighbour == median) | neighbour.isnan(), pixels[down, right], source)
+            for down, right in shifts:
+                neighbour = padded[:, :, down, right]
+                source = torch.where((neighbour == median) | neighbour.isnan(), pixel_numbers[down, right], source)
         return images.flatten(2).gather(2, source.flatten(2)).view_as(images)
 
     def extra_repr(self) -> str:
-        """Its number."""
+        """Return the parameter."""
         return f"window={self.window}"
 
 
 def _median(arrays: Sequence[Tensor]) -> Tensor:
-    """The median, element by element, of an odd number of arrays; of few by exchanges (Paeth 1990, Graphics Gems).
+    """Return the elementwise median of an odd number of arrays.
 
-    Among any ``n // 2 + 2`` of n numbers, one is at most as large as the median of all, and one at least as large: the
-    least and the greatest can be forgotten, and another number takes their place.
+    Few arrays are compared and exchanged elementwise (Paeth 1990, Graphics Gems), which is faster than sorting. The
+    minimum of any ``n // 2 + 2`` of n values is at most the median of all n, and the maximum is at least the median.
+    Both are removed, and the next value is added, until one value is left.
     """
-    if len(arrays) > MOST_EXCHANGED:
+    if len(arrays) > MAX_EXCHANGE_MEDIAN_SIZE:
         return torch.stack(list(arrays), dim=-1).median(dim=-1).values
-    n_held = len(arrays) // 2 + 2
-    held, waiting = list(arrays[:n_held]), list(arrays[n_held:])
-    while len(held) > 1:
-        for i in range(1, len(held)):
-            held[0], held[i] = torch.minimum(held[0], held[i]), torch.maximum(held[0], held[i])
-        for i in range(1, len(held) - 1):
-            held[i], held[-1] = torch.minimum(held[i], held[-1]), torch.maximum(held[i], held[-1])
-        held = held[1:-1] + waiting[:1]
-        waiting = waiting[1:]
-    return held[0]
+    n_candidates = len(arrays) // 2 + 2
+    candidates, remaining = list(arrays[:n_candidates]), list(arrays[n_candidates:])
+    while len(candidates) > 1:
+        # the minimum to the front, the maximum to the end
+        for i in range(1, len(candidates)):
+            low, high = candidates[0], candidates[i]
+            candidates[0], candidates[i] = torch.minimum(low, high), torch.maximum(low, high)
+        for i in range(1, len(candidates) - 1):
+            low, high = candidates[i], candidates[-1]
+            candidates[i], candidates[-1] = torch.minimum(low, high), torch.maximum(low, high)
+        candidates = candidates[1:-1] + remaining[:1]
+        remaining = remaining[1:]
+    return candidates[0]
 
 
 class TotalVariationDenoiser(nn.Module):
-    """The image nearest to the given one for its total variation (Rudin, Osher and Fatemi 1992, Physica D 60).
+    """Total-variation denoising (Rudin, Osher and Fatemi 1992, Physica D 60).
 
-    Minimises ``|u - f|^2 / 2 + strength * TV(u)`` by Chambolle's projection (2004, Journal of Mathematical Imaging and
-    Vision 20, 89-97, equation 9), through which gradients flow. ART's takes more than a second an image.
+    Minimises ``|u - f|^2 / 2 + weight * TV(u)`` over images u by Chambolle's projection (2004, Journal of Mathematical
+    Imaging and Vision 20, 89-97, equation 9), which is differentiable. ART's version is not, and takes more than a
+    second for each image.
 
     Args:
-        strength: weight of the total variation, images in [0, 1].
-        n_steps: of the projection.
+        weight: weight of the total variation, for images in [0, 1].
+        n_iterations: number of iterations of the projection.
     """
 
-    STEP = 0.25
-    """Of the projection; converges in practice up to this (Chambolle 2004, remark after theorem 3.1)."""
+    STEP_SIZE = 0.25
+    """Step size of the projection, the largest that converges in practice (Chambolle 2004, after theorem 3.1)."""
 
-    def __init__(self, strength: float, n_steps: int) -> None:
+    def __init__(self, weight: float, n_iterations: int) -> None:
         super().__init__()
-        self.strength = strength
-        self.n_steps = n_steps
+        self.weight = weight
+        self.n_iterations = n_iterations
 
     def forward(self, images: Tensor) -> Tensor:
-        """Denoised images, of the same shape and range."""
+        """Return denoised images of the same shape and range."""
+        # the dual variable, a vector for each pixel
         down, right = torch.zeros_like(images), torch.zeros_like(images)
-        for _ in range(self.n_steps):
-            slope_down, slope_right = _slopes(_divergence(down, right) - images / self.strength)
-            # the root has no gradient at 0
-            length = (slope_down.square() + slope_right.square() + 1e-12).sqrt()
-            shrink = 1 + self.STEP * length
-            down, right = (down + self.STEP * slope_down) / shrink, (right + self.STEP * slope_right) / shrink
-        return (images - self.strength * _divergence(down, right)).clamp(0, 1)
+        for _ in range(self.n_iterations):
+            gradient_down, gradient_right = _forward_differences(_divergence(down, right) - images / self.weight)
+            # the square root has no gradient at 0
+            length = (gradient_down.square() + gradient_right.square() + 1e-12).sqrt()
+            scale = 1 + self.STEP_SIZE * length
+            down = (down + self.STEP_SIZE * gradient_down) / scale
+            right = (right + self.STEP_SIZE * gradient_right) / scale
+        return (images - self.weight * _divergence(down, right)).clamp(0, 1)
 
     def extra_repr(self) -> str:
-        """Its numbers."""
-        return f"strength={self.strength}, n_steps={self.n_steps}"
+        """Return the parameters."""
+        return f"weight={self.weight}, n_iterations={self.n_iterations}"
 
 
-def _slopes(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences to the next pixel below and to the right, 0 at the border."""
+def _forward_differences(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the differences to the next pixel below and to the right, 0 at the border."""
     down, right = images.diff(dim=2), images.diff(dim=3)
     return F.pad(down, (0, 0, 0, 1)), F.pad(right, (0, 1))
 
 
 def _divergence(down: Tensor, right: Tensor) -> Tensor:
-    """The negative adjoint of the slopes."""
-    below, beside = down[:, :, :-1], right[..., :-1]
-    return F.pad(below, (0, 0, 0, 1)) - F.pad(below, (0, 0, 1, 0)) + F.pad(beside, (0, 1)) - F.pad(beside, (1, 0))
+    """Return the divergence, which is the negative adjoint of the forward differences."""
+    down, right = down[:, :, :-1], right[..., :-1]
+    return F.pad(down, (0, 0, 0, 1)) - F.pad(down, (0, 0, 1, 0)) + F.pad(right, (0, 1)) - F.pad(right, (1, 0))
 
 
-def module_of(step: Step) -> nn.Module:
-    """The module that does a step of ``params.yaml``."""
+def build_transform(step: ImageTransform) -> nn.Module:
+    """Return the module of a transform of ``params.yaml``."""
     match step:
         case TotalVariation():
-            return TotalVariationDenoiser(step.strength, step.n_steps)
+            return TotalVariationDenoiser(step.weight, step.n_iterations)
         case GaussianNoise():
-            return Noise(step.std)
+            return AdditiveGaussianNoise(step.std)
         case MedianSmoothing():
-            return MedianFilter(step.window)
+            return MedianFilter(step.window_size)
         case _:
-            return _by_art(step)
+            return _build_art_transform(step)
 
 
-def _by_art(step: Jpeg | BitDepth) -> nn.Module:
+def _build_art_transform(step: Jpeg | BitDepth) -> nn.Module:
     import art
 
     value_range = (0.0, 1.0)
     match step:
         case Jpeg():
             jpeg = art.defences.preprocessor.JpegCompression(value_range, quality=step.quality, channels_first=True)
-            return WithoutGradient(jpeg, str(step), SoftJpeg(step.quality))
+            return BPDA(jpeg, str(step), DifferentiableJpeg(step.quality))
         case BitDepth():
-            return WithoutGradient(
-                art.defences.preprocessor.FeatureSqueezing(value_range, bit_depth=step.bits), str(step)
-            )
+            return BPDA(art.defences.preprocessor.FeatureSqueezing(value_range, bit_depth=step.bits), str(step))
 
 
 def build_purifier(
-    architecture: str | None = None, steps: Sequence[dict[str, Any]] = (), n_draws: int = 1
+    architecture: str | None = None, steps: Sequence[dict[str, Any]] = (), n_eot_samples: int = 1
 ) -> nn.Module:
-    """What stands in front of a classifier: an untrained autoencoder, image processing, or one after the other.
+    """Return a purifier: transforms, an untrained autoencoder, or transforms followed by an autoencoder.
 
     Args:
-        architecture: of the autoencoder, if there is one.
-        steps: of the image processing, as in ``params.yaml``.
-        n_draws: see :class:`Preprocessed`.
+        architecture: architecture of the autoencoder; None for transforms alone.
+        steps: transforms as in ``params.yaml``; empty for an autoencoder alone.
+        n_eot_samples: see :class:`PreprocessingPipeline`; ignored for an autoencoder alone.
     """
     autoencoders = [] if architecture is None else [build_autoencoder(architecture)]
     if not steps:
         (autoencoder,) = autoencoders
         return autoencoder
-    typed = TypeAdapter(tuple[Step, ...]).validate_python(tuple(steps))
-    return Preprocessed(*map(module_of, typed), *autoencoders, n_draws=n_draws)
+    transforms = TypeAdapter(tuple[ImageTransform, ...]).validate_python(tuple(steps))
+    return PreprocessingPipeline(*map(build_transform, transforms), *autoencoders, n_eot_samples=n_eot_samples)

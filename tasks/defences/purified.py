@@ -1,4 +1,4 @@
-"""A classifier behind a purifying defence, as one network."""
+"""A purifier and a classifier as one network."""
 
 import math
 
@@ -7,31 +7,35 @@ from torch import Tensor, nn
 
 
 class Purified(nn.Module):
-    """Purifier, then classifier: one network, so that an adaptive attack goes through both.
+    """A purifier followed by a classifier, as one network: adaptive attacks use the gradients of both.
 
-    After Salman et al. 2020, "Denoised Smoothing" (arXiv 2003.01908), where the composition is the model under attack.
+    Salman et al. 2020, "Denoised Smoothing" (arXiv 2003.01908), attack the same composition.
 
     Args:
-        purifier: takes and returns images ``(N, 1, H, W)`` in [0, 1]; a denoising autoencoder, for one.
+        purifier: takes and returns images ``(N, 1, H, W)`` in [0, 1], for example a denoising autoencoder.
         classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits ``(N, K)``.
-        n_draws: looks through a random purifier whose predicted probabilities are averaged; 1 where it is not random.
-            An attacker who differentiates this meets the expectation over transformation (EOT; Athalye et al. 2018,
-            arXiv 1707.07397).
+        n_eot_samples: number of passes through a random purifier whose predicted probabilities are averaged; 1 for a
+            deterministic purifier. Gradients are averaged over the same passes (EOT, expectation over transformation;
+            Athalye et al. 2018, arXiv 1707.07397).
     """
 
-    def __init__(self, purifier: nn.Module, classifier: nn.Module, n_draws: int = 1) -> None:
+    def __init__(self, purifier: nn.Module, classifier: nn.Module, n_eot_samples: int = 1) -> None:
         super().__init__()
         self.purifier = purifier
         self.classifier = classifier
-        self.n_draws = n_draws
+        self.n_eot_samples = n_eot_samples
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, K)`` of images ``(N, 1, H, W)`` in [0, 1]."""
-        return self.classify([self.purifier(images) for _ in range(self.n_draws)])
+        """Return logits ``(N, K)`` for images ``(N, 1, H, W)`` in [0, 1]."""
+        return self.classify([self.purifier(images) for _ in range(self.n_eot_samples)])
 
-    def classify(self, looks: list[Tensor]) -> Tensor:
-        """Logits ``(N, K)`` of what the purifier made of the same images, once or several times."""
-        logits = torch.stack([self.classifier(purified) for purified in looks])
-        if len(looks) == 1:
+    def classify(self, purified_samples: list[Tensor]) -> Tensor:
+        """Return logits ``(N, K)`` for the outputs of the purifier; several are the log of mean probabilities.
+
+        Args:
+            purified_samples: outputs of the purifier for the same images, one for each pass, ``(N, 1, H, W)``.
+        """
+        logits = torch.stack([self.classifier(purified) for purified in purified_samples])
+        if len(purified_samples) == 1:
             return logits[0]
-        return logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(looks))
+        return logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(purified_samples))

@@ -1,8 +1,8 @@
-"""Checks that tell whether a target's numbers can be believed; each says where to look when it does not pass.
+"""Checks of the evaluation: whether the robust accuracy of a target can be trusted.
 
 After Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv 1902.06705), and AutoAttack's flags (Croce and
-Hein 2020, arXiv 2003.01690). Passing all of them proves nothing. docs/reference/checks.md says of each when it is raised, what it
-means and what to do.
+Hein 2020, arXiv 2003.01690). If all checks pass, robustness is not proven. ``docs/reference/checks.md`` explains when
+each check is raised, what it means and what to do.
 """
 
 import math
@@ -12,116 +12,115 @@ from typing import Literal
 
 import pandas as pd
 
-from tasks.evaluation.comparison import worst_case
 from tasks.evaluation.robustness import curves_of
 from tasks.params import UNDEFENDED
 from tasks.records.perturbation_norms import TOLERANCE, ball_excess
 from tasks.records.vocabulary import CLEAN, SWEEP
+from tasks.records.worst_case import worst_case_accuracy
 from tasks.statistics.intervals import wilson
 
-FALLEN = 0.01
-"""Accuracy at most, where an attack must break everything."""
-MISSED_SHARE = 0.002
-"""Of the images that attacks without gradients may break where white-box attacks failed."""
-WITHOUT_GRADIENT = 0.01
-"""Share of images, at most, that may have no gradient at all."""
-SAME = 1e-4
-"""Largest difference of a logit that is taken for rounding."""
-UNSTEADY = 0.01
-"""Share of images whose predicted class may change from one pass to the next."""
-CONTROL_EPS = 8.0
-"""In 1/255; below it a target that is known to be broken may stand."""
+MAX_CONTROL_ACCURACY = 0.01
+"""Maximum accuracy where an attack must break every image."""
+MAX_BLACK_BOX_ONLY = 0.002
+"""Maximum fraction of images that black-box attacks break and white-box attacks do not."""
+MAX_ZERO_GRADIENT = 0.01
+"""Maximum fraction of images whose gradient is zero."""
+LOGIT_TOLERANCE = 1e-4
+"""Differences of a logit up to this value are rounding errors."""
+MAX_UNREPEATABLE = 0.01
+"""Maximum fraction of images whose predicted class changes between passes."""
+MIN_CONTROL_EPS = 8.0
+"""In 1/255; at a smaller eps even a broken target may keep some accuracy."""
 
 Status = Literal["PASS", "WARN", "FAIL"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a check of a target ended."""
+class CheckOutcome:
+    """Outcome of a check of one target."""
 
     status: Status
-    figure: float | None
-    """What was measured, in the unit that the explanation names; None where nothing could be."""
+    value: float | None
+    """The measured value, in the unit that the explanation names; None if it could not be measured."""
     explanation: str
 
 
 @dataclass(frozen=True)
-class Check:
-    """Outcome of one check of one target."""
+class CheckResult:
+    """Outcome of one check, with its target and name; an entry of ``checks.json``."""
 
     target: str | None
-    """None where the check is about the data."""
+    """None for a check of the data."""
     key: str
-    """Short name: of tags, and of the section in docs/reference/checks.md."""
+    """Key of the check, in tags and in ``docs/reference/checks.md``."""
     name: str
-    """What should be."""
+    """The statement that is checked."""
     status: Status
-    figure: float | None
-    """See :class:`Outcome`."""
+    value: float | None
+    """See :class:`CheckOutcome`."""
     explanation: str
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All that is known of one target."""
+class CheckInputs:
+    """The data that the checks of one target read."""
 
     name: str
-    is_control: bool
-    """Whether it is known to be broken, or no defence at all."""
-    n_looks: int
-    """That predictions, and attacks on them, are averaged over."""
+    """Name of the target."""
+    is_positive_control: bool
+    """True if the target is known to be broken, or has no defence at all."""
+    n_eot_samples: int
+    """Predictions that are averaged, also in attacks."""
     records: pd.DataFrame
-    smallest: pd.DataFrame
+    minimum_eps: pd.DataFrame
     """The smallest eps that breaks each image."""
-    probes: pd.DataFrame
+    diagnostics: pd.DataFrame
     table: pd.DataFrame
-    """Rows of the robustness table and of the table of the smallest eps."""
-    withstood: pd.DataFrame
-    """Which images withstand all attacks (:func:`tasks.evaluation.comparison.withstood`)."""
-    bare_withstood: pd.DataFrame
-    """The same of the bare classifier."""
+    """Rows of the robustness table, with the searches."""
+    outcomes: pd.DataFrame
+    """Worst-case outcomes (:func:`tasks.records.worst_case.worst_case_outcomes`)."""
+    undefended_outcomes: pd.DataFrame
+    """Worst-case outcomes of the bare classifier."""
 
-    def probed(self, probe: str) -> pd.DataFrame:
-        """Rows of a probe."""
-        return self.probes[self.probes["probe"] == probe]
+    def diagnostic(self, name: str) -> pd.DataFrame:
+        """Rows of one diagnostic."""
+        return self.diagnostics[self.diagnostics["diagnostic"] == name]
 
 
-def run_checks(evidence: list[Evidence], leakage: dict[str, float]) -> list[Check]:
-    """All checks of all targets, in a fixed order; what makes no sense for a target is left out.
+def run_checks(inputs: list[CheckInputs], leakage: dict[str, float]) -> list[CheckResult]:
+    """Run all checks of all targets in a fixed order; checks that do not apply to a target are left out.
 
     Args:
-        evidence: of each target.
-        leakage: shares of the test images with relatives in training, as the step prepare measures them.
+        inputs: of each target.
+        leakage: fractions of the test images with relatives in training, as measured by the step prepare.
     """
-    checks = []
-    for of_target in evidence:
-        for key, (name, run) in CHECKS.items():
-            if outcome := run(of_target):
-                checks.append(Check(of_target.name, key, name, **vars(outcome)))
-    of_data = Check(None, "leakage", "no test image has a relative in training", **vars(_no_leakage(leakage)))
-    return [*checks, of_data]
+    results = []
+    for of_target in inputs:
+        for key, (name, check) in CHECKS.items():
+            if outcome := check(of_target):
+                results.append(CheckResult(of_target.name, key, name, **vars(outcome)))
+    of_data = CheckResult(None, "leakage", "no test image has a relative in training", **vars(_leakage(leakage)))
+    return [*results, of_data]
 
 
-def _tells_classes_apart(of: Evidence) -> Outcome:
+def _majority_class(of: CheckInputs) -> CheckOutcome:
     clean = of.records[of.records["attack"] == CLEAN]
-    right, guessed = float(clean["correct"].mean()), float(clean["label"].value_counts(normalize=True).max())
-    explanation = (
-        f"{100 * right:.1f} % of the clean test images are right, where naming the commonest class each time is right "
-        f"on {100 * guessed:.1f} %"
-    )
+    accuracy, majority = float(clean["correct"].mean()), float(clean["label"].value_counts(normalize=True).max())
+    difference = accuracy - majority
+    explanation = f"clean accuracy is {100 * accuracy:.1f} %, the fraction of the majority class {100 * majority:.1f} %"
     if clean["label"].nunique() > 1 == clean["prediction"].nunique():
-        return Outcome("FAIL", right - guessed, f"{explanation}: all of them get one class")
+        return CheckOutcome("FAIL", difference, f"{explanation}; all images get the same class")
     low, _ = wilson(clean["correct"].sum(), len(clean))
-    if low > guessed:
-        return Outcome("PASS", right - guessed, explanation)
-    return Outcome("WARN", right - guessed, f"{explanation}: within the interval, it may as well guess")
+    if low > majority:
+        return CheckOutcome("PASS", difference, explanation)
+    return CheckOutcome("WARN", difference, f"{explanation}; the difference is within the interval")
 
 
-def _does_not_rise(of: Evidence) -> Outcome:
+def _monotone_in_eps(of: CheckInputs) -> CheckOutcome:
     rises = []
     for (_, threat_model, attack), points in curves_of(of.table).items():
         lowest = points["accuracy"].cummin().shift()
-        # the interval that belongs to the lowest accuracy so far
+        # upper bound of the interval of the lowest accuracy at a smaller eps
         bound = points["accuracy_high"].cummin().shift()
         for i in range(1, len(points)):
             rise = points["accuracy"][i] - lowest[i]
@@ -130,12 +129,12 @@ def _does_not_rise(of: Evidence) -> Outcome:
     return _judge_excess(rises, "accuracy rises above its lowest value at a smaller eps")
 
 
-def _pgd_at_least_fgsm(of: Evidence) -> Outcome:
+def _pgd_vs_fgsm(of: CheckInputs) -> CheckOutcome:
     adaptive = of.table[of.table["threat_model"] == "adaptive"]
     pgd, fgsm = (adaptive[adaptive["attack"] == attack].set_index("eps") for attack in ("pgd", "fgsm"))
     both = pgd.join(fgsm, how="inner", rsuffix="_fgsm")
     if both.empty:
-        return Outcome("WARN", None, "not checked: needs both fgsm and pgd in attack.attacks")
+        return CheckOutcome("WARN", None, "not checked: needs both fgsm and pgd in attack.attacks")
     differences = [
         (row["accuracy"] - row["accuracy_fgsm"], row["accuracy"] > row["accuracy_high_fgsm"], f"at eps {eps:g}")
         for eps, row in both.iterrows()
@@ -143,76 +142,79 @@ def _pgd_at_least_fgsm(of: Evidence) -> Outcome:
     return _judge_excess(differences, "accuracy under adaptive PGD is above that under adaptive FGSM")
 
 
-def _falls_to_a_huge_eps(of: Evidence) -> Outcome:
-    huge = of.probed("huge")
-    figure = float(huge["value"].mean())
-    explanation = f"{100 * figure:.1f} % of the images withstand PGD at eps {huge['eps'].iloc[0]:g}"
-    if figure <= FALLEN:
-        return Outcome("PASS", figure, explanation)
-    return Outcome("FAIL", figure, f"{explanation}, where each can become uniform grey: it does not find what is there")
+def _unbounded_attack(of: CheckInputs) -> CheckOutcome:
+    unbounded = of.diagnostic("unbounded_attack")
+    accuracy = float(unbounded["value"].mean())
+    explanation = f"accuracy under PGD at eps {unbounded['eps'].iloc[0]:g} is {100 * accuracy:.1f} %"
+    if accuracy <= MAX_CONTROL_ACCURACY:
+        return CheckOutcome("PASS", accuracy, explanation)
+    return CheckOutcome(
+        "FAIL", accuracy, f"{explanation}, although every image can become uniform grey: the attack fails to optimise"
+    )
 
 
-def _more_steps_change_little(of: Evidence) -> Outcome:
+def _more_steps(of: CheckInputs) -> CheckOutcome:
     adaptive = of.records[(of.records["threat_model"] == "adaptive") & (of.records["attack"] == "pgd")]
     if adaptive.empty:
-        return Outcome("WARN", None, "not checked: needs pgd in attack.attacks")
-    # nested balls: what breaks an image at one eps breaks it at every larger one
-    broken = _broken_by(adaptive).rename("broken_eps")
-    both = of.smallest[of.smallest["attack"] == SWEEP].join(broken, on="image").fillna({"broken_eps": math.inf})
+        return CheckOutcome("WARN", None, "not checked: needs pgd in attack.attacks")
+    # balls nest: a perturbation that breaks an image at one eps breaks it at every larger eps
+    broken = _smallest_recorded_eps(adaptive).rename("broken_eps")
+    both = of.minimum_eps[of.minimum_eps["attack"] == SWEEP].join(broken, on="image").fillna({"broken_eps": math.inf})
     gains = [
-        (float((both["broken_eps"] > eps).mean() - (both["smallest_eps"] > eps).mean()), float(eps))
+        (float((both["broken_eps"] > eps).mean() - (both["minimum_eps"] > eps).mean()), float(eps))
         for eps in sorted(adaptive["eps"].unique())
     ]
-    figure, eps = max(gains)
-    where = f"the sweep breaks {100 * figure:.1f} points more than PGD at eps {eps:g}"
-    weakest, weak_eps = min(gains)
-    if weakest <= -0.01:
-        weak = f"the sweep breaks {-100 * weakest:.1f} points less than PGD at eps {weak_eps:g}"
-        return Outcome("WARN", figure, f"{weak}, so it can't vouch for PGD; raise attack.sweep.n_restarts")
-    if figure < 0.01:
-        return Outcome("PASS", figure, where if figure > 0 else "the sweep breaks no more than PGD")
-    if round(figure * len(both)) <= 1:
-        return Outcome("WARN", figure, f"{where}, one image of {len(both)}")
-    return Outcome("FAIL", figure, f"{where}; take the sweep's accuracy, or raise attack.pgd.n_steps")
+    largest, eps = max(gains)
+    explanation = f"the sweep breaks {100 * largest:.1f} points more than PGD at eps {eps:g}"
+    smallest, weak_eps = min(gains)
+    if smallest <= -0.01:
+        weak = f"the sweep breaks {-100 * smallest:.1f} points less than PGD at eps {weak_eps:g}"
+        return CheckOutcome("WARN", largest, f"{weak}, so it cannot confirm PGD. Raise attack.sweep.n_restarts")
+    if largest < 0.01:
+        return CheckOutcome("PASS", largest, explanation if largest > 0 else "the sweep breaks no more than PGD")
+    if round(largest * len(both)) <= 1:
+        return CheckOutcome("WARN", largest, f"{explanation}, one image of {len(both)}")
+    return CheckOutcome("FAIL", largest, f"{explanation}. Report the sweep's accuracy, or raise attack.pgd.n_steps")
 
 
-def _broken_by(records: pd.DataFrame) -> "pd.Series[float]":
-    """The smallest eps at which each image is wrong, 0 where it was before, by image; those that never are, left out.
+def _smallest_recorded_eps(records: pd.DataFrame) -> "pd.Series[float]":
+    """The smallest eps at which each image is misclassified, by image; images that never are, are left out.
 
-    What an attack turns right counts as wrong, as in searches for the smallest eps.
+    0 for images that are misclassified unchanged, also if an attack makes their prediction correct, as in the searches.
     """
     wrong = records[~(records["correct"] & records["clean_correct"])]
     return wrong["eps"].where(wrong["clean_correct"], 0.0).groupby(wrong["image"]).min()
 
 
-def _black_box_finds_nothing_new(of: Evidence) -> Outcome:
-    lowest = of.smallest.groupby(["threat_model", "image"])["smallest_eps"].min()
+def _black_box(of: CheckInputs) -> CheckOutcome:
+    lowest = of.minimum_eps.groupby(["threat_model", "image"])["minimum_eps"].min()
     if "black_box" not in lowest.index:
-        return Outcome("WARN", None, "not checked: needs attack.suite.n_queries or n_label_queries")
-    by_records = _broken_by(of.records[of.records["threat_model"] == "adaptive"])
-    seen = pd.concat([lowest["adaptive"], by_records]).groupby(level=0).min().rename("seen")
-    both = lowest["black_box"].rename("asked").reset_index().join(seen, on="image")
-    # wherever between the two eps, the white-box attacks say that it is withstood
-    missed = both.loc[both["asked"] < both["seen"], "image"]
-    figure = len(missed) / len(both)
+        return CheckOutcome(
+            "WARN", None, "not checked: needs attack.square.n_queries or attack.hop_skip_jump.n_queries"
+        )
+    recorded = _smallest_recorded_eps(of.records[of.records["threat_model"] == "adaptive"])
+    white_box = pd.concat([lowest["adaptive"], recorded]).groupby(level=0).min().rename("white_box")
+    both = lowest["black_box"].rename("black_box").reset_index().join(white_box, on="image")
+    missed = both.loc[both["black_box"] < both["white_box"], "image"]
+    fraction = len(missed) / len(both)
     if missed.empty:
-        return Outcome("PASS", 0.0, f"none of {len(both)} images")
+        return CheckOutcome("PASS", 0.0, f"none of {len(both)} images")
     numbers = ", ".join(map(str, missed))
-    explanation = f"{100 * figure:.1f} % of the images at some eps (images {numbers}): gradients may be masked"
-    return Outcome("FAIL" if figure > MISSED_SHARE else "WARN", figure, explanation)
+    explanation = f"{100 * fraction:.1f} % of the images at some eps (images {numbers}): possible gradient masking"
+    return CheckOutcome("FAIL" if fraction > MAX_BLACK_BOX_ONLY else "WARN", fraction, explanation)
 
 
-def _noise_hurts_less(of: Evidence) -> Outcome:
+def _random_noise(of: CheckInputs) -> CheckOutcome:
     adaptive = of.table[of.table["threat_model"] == "adaptive"]
     strongest = adaptive.groupby("eps")["accuracy"].min()
     differences = []
-    for eps, right in of.probed("noise").groupby("eps")["value"]:
-        _, high = wilson(right.sum(), len(right))
-        differences.append((strongest[eps] - right.mean(), strongest[eps] > float(high), f"at eps {eps:g}"))
+    for eps, correct in of.diagnostic("random_noise").groupby("eps")["value"]:
+        _, high = wilson(correct.sum(), len(correct))
+        differences.append((strongest[eps] - correct.mean(), strongest[eps] > float(high), f"at eps {eps:g}"))
     return _judge_excess(differences, "accuracy under the strongest adaptive attack is above that under random noise")
 
 
-def _transfer_no_stronger(of: Evidence) -> Outcome | None:
+def _transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
     if of.name == UNDEFENDED:
         return None
     adaptive, transfer = (of.table[of.table["threat_model"] == threat] for threat in ("adaptive", "transfer"))
@@ -225,149 +227,154 @@ def _transfer_no_stronger(of: Evidence) -> Outcome | None:
         )
         for _, row in both.iterrows()
     ]
-    return _judge_excess(differences, "accuracy under adaptive is above that under transfer")
+    return _judge_excess(differences, "accuracy under adaptive attacks is above that under transfer attacks")
 
 
-def _knowing_it_pays(of: Evidence) -> Outcome | None:
+def _adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
     if of.name == UNDEFENDED:
         return None
-    known, ignored = (_withstanding(of.withstood, threat_model) for threat_model in ("adaptive", "transfer"))
-    bare, n = _withstanding(of.bare_withstood, "adaptive"), of.withstood["image"].nunique()
-    eps = max(ignored, key=lambda each: ignored[each] - bare[each])
-    figure = ignored[eps] - known[eps]
-    low, _ = wilson(round(ignored[eps] * n), n)
-    _, bare_high = wilson(round(bare[eps] * n), n)
-    if ignored[eps] <= bare_high:
-        return Outcome("PASS", figure, "nobody is kept off, whether he knows the defence or not")
+    adaptive, transfer = (_accuracy_by_eps(of.outcomes, threat_model) for threat_model in ("adaptive", "transfer"))
+    undefended, n = _accuracy_by_eps(of.undefended_outcomes, "adaptive"), of.outcomes["image"].nunique()
+    eps = max(transfer, key=lambda each: transfer[each] - undefended[each])
+    advantage = transfer[eps] - adaptive[eps]
+    low, _ = wilson(round(transfer[eps] * n), n)
+    _, undefended_high = wilson(round(undefended[eps] * n), n)
+    if transfer[eps] <= undefended_high:
+        return CheckOutcome("PASS", advantage, "the defence stops neither transfer nor adaptive attacks")
     explanation = (
-        f"at eps {eps:g}, where it helps most against who does not know it, it lifts accuracy from "
-        f"{100 * bare[eps]:.1f} to {100 * ignored[eps]:.1f} %"
+        f"at eps {eps:g}, where the defence gains most under transfer attacks, it raises accuracy from "
+        f"{100 * undefended[eps]:.1f} to {100 * transfer[eps]:.1f} %"
     )
-    if figure < 0:
-        return Outcome("WARN", figure, f"{explanation}; who knows it does worse by {-100 * figure:.1f} points")
-    explanation += f"; who knows it takes {100 * figure:.1f} points of that"
-    if known[eps] < low:
-        return Outcome("PASS", figure, explanation)
-    return Outcome("WARN", figure, f"{explanation}, which is within the interval: he may lack a good gradient")
+    if advantage < 0:
+        return CheckOutcome(
+            "WARN", advantage, f"{explanation}; adaptive attacks are {-100 * advantage:.1f} points weaker"
+        )
+    explanation += f"; adaptive attacks take back {100 * advantage:.1f} points"
+    if adaptive[eps] < low:
+        return CheckOutcome("PASS", advantage, explanation)
+    return CheckOutcome("WARN", advantage, f"{explanation}, which is within the interval: possible gradient masking")
 
 
-def _withstanding(outcomes: pd.DataFrame, threat_model: str) -> dict[float, float]:
-    """Share of images that withstand all attacks of a threat model, by eps."""
-    found = worst_case(outcomes[outcomes["threat_model"] == threat_model])
+def _accuracy_by_eps(outcomes: pd.DataFrame, threat_model: str) -> dict[float, float]:
+    """Worst-case robust accuracy under a threat model, by eps."""
+    found = worst_case_accuracy(outcomes[outcomes["threat_model"] == threat_model])
     return dict(zip(found["eps"], found["accuracy"], strict=True))
 
 
-def _gradients_are_there(of: Evidence) -> Outcome:
-    zero, finite = of.probed("zero_gradient")["value"], of.probed("finite_gradient")["value"]
-    none, broken = float((zero == 1).mean()), float((finite == 0).mean())
+def _gradients(of: CheckInputs) -> CheckOutcome:
+    zero, finite = of.diagnostic("zero_gradient")["value"], of.diagnostic("finite_gradient")["value"]
+    all_zero, not_finite = float((zero == 1).mean()), float((finite == 0).mean())
     explanation = (
-        f"the loss has no gradient at all on {100 * none:.1f} % of the images, at {100 * zero.mean():.1f} % of all "
-        f"pixels; NaN or infinite on {100 * broken:.1f} %"
+        f"the gradient is zero at every pixel of {100 * all_zero:.1f} % of the images, at {100 * zero.mean():.1f} % of "
+        f"all pixels, and not finite in {100 * not_finite:.1f} % of the images"
     )
-    status: Status = "FAIL" if broken or none > WITHOUT_GRADIENT else "WARN" if none else "PASS"
-    return Outcome(status, max(none, broken), explanation)
+    status: Status = "FAIL" if not_finite or all_zero > MAX_ZERO_GRADIENT else "WARN" if all_zero else "PASS"
+    return CheckOutcome(status, max(all_zero, not_finite), explanation)
 
 
-def _outputs_are_logits_and_steady(of: Evidence) -> Outcome:
-    if of.probed("probabilities")["value"].all():
-        return Outcome("FAIL", 1.0, "outputs lie in [0, 1] and add up to 1: probabilities, which saturate, not logits")
-    figure = float(of.probed("spread")["value"].max())
-    if figure <= SAME:
-        return Outcome("PASS", figure, "logits, the same in five passes")
-    unsteady = float((of.probed("steady")["value"] == 0).mean())
+def _outputs(of: CheckInputs) -> CheckOutcome:
+    if of.diagnostic("outputs_are_probabilities")["value"].all():
+        return CheckOutcome("FAIL", 1.0, "the outputs lie in [0, 1] and add up to 1: probabilities instead of logits")
+    difference = float(of.diagnostic("max_logit_difference")["value"].max())
+    if difference <= LOGIT_TOLERANCE:
+        return CheckOutcome("PASS", difference, "logits, equal in five passes")
+    unrepeatable = float((of.diagnostic("repeatable_prediction")["value"] == 0).mean())
     explanation = (
-        f"in five passes a logit differs by up to {figure:.2g}, and {100 * unsteady:.1f} % of the predictions change"
+        f"in five passes a logit differs by up to {difference:.2g}, and {100 * unrepeatable:.1f} % of the predictions "
+        "change"
     )
-    if of.n_looks == 1:
-        return Outcome("FAIL", figure, f"{explanation}, but attacks look once: raise the defence's n_draws")
-    explanation += f"; attacks average over {of.n_looks} looks (EOT)"
-    if unsteady > UNSTEADY:
-        return Outcome("WARN", figure, f"{explanation}: too few for a steady prediction, raise n_draws")
-    return Outcome("PASS", figure, explanation)
+    if of.n_eot_samples == 1:
+        return CheckOutcome("FAIL", difference, f"{explanation}, but attacks use one sample. Raise n_eot_samples")
+    explanation += f"; attacks average over {of.n_eot_samples} samples (EOT)"
+    if unrepeatable > MAX_UNREPEATABLE:
+        return CheckOutcome(
+            "WARN", difference, f"{explanation}, too few for repeatable predictions. Raise n_eot_samples"
+        )
+    return CheckOutcome("PASS", difference, explanation)
 
 
-def _inside_ball(of: Evidence) -> Outcome:
+def _norm_bound(of: CheckInputs) -> CheckOutcome:
     attacked = of.records[of.records["attack"] != CLEAN]
     norms = attacked[str(attacked["norm"].iloc[0])]
     excess = ball_excess(norms.to_numpy(), attacked["eps"].to_numpy(), attacked["radius"].to_numpy())
-    figure = float(excess.max())
+    largest = float(excess.max())
     n_outside = int((excess > TOLERANCE).sum())
-    explanation = f"{n_outside} of {len(attacked)} leave it by more than {TOLERANCE:g}; the farthest: {figure:.2g}"
+    explanation = (
+        f"{n_outside} of {len(attacked)} adversarial examples are outside their ball by more than {TOLERANCE:g}; the "
+        f"largest excess is {largest:.2g}"
+    )
     successful = attacked[attacked["success"]]
     if len(successful):
         kept = 1 - successful["correct_8bit"].groupby(successful["eps"]).mean()
-        shares = ", ".join(f"{100 * share:.0f} % at eps {eps:g}" for eps, share in kept.items())
-        explanation += f". Of those that succeed, these still do in 8 bits, which is what a PNG keeps: {shares}"
-    return Outcome("FAIL" if n_outside else "PASS", figure, explanation)
+        fractions = ", ".join(f"{100 * fraction:.0f} % at eps {eps:g}" for eps, fraction in kept.items())
+        explanation += f". Successful examples that stay successful after rounding to 8 bits: {fractions}"
+    return CheckOutcome("FAIL" if n_outside else "PASS", largest, explanation)
 
 
-def _controls_fall(of: Evidence) -> Outcome | None:
-    if not of.is_control:
+def _positive_control(of: CheckInputs) -> CheckOutcome | None:
+    if not of.is_positive_control:
         return None
-    largest = of.withstood["eps"].max()
-    at_largest = of.withstood[(of.withstood["threat_model"] == "adaptive") & (of.withstood["eps"] == largest)]
-    figure = float(at_largest["withstood"].mean())
-    explanation = f"{100 * figure:.1f} % of the images withstand all adaptive attacks at eps {largest:g}"
-    planted = of.probed("broken_defence")
+    eps = of.outcomes["eps"].max()
+    at_largest = of.outcomes[(of.outcomes["threat_model"] == "adaptive") & (of.outcomes["eps"] == eps)]
+    accuracy = float(at_largest["robust_correct"].mean())
+    explanation = f"accuracy under all adaptive attacks at eps {eps:g} is {100 * accuracy:.1f} %"
+    planted = of.diagnostic("positive_control")
     if len(planted):
-        share = float(planted["value"].mean())
-        explanation += f"; with 4 bits a pixel before it, a defence known to be broken, {100 * share:.1f} %"
-        figure = max(figure, share)
-    if figure <= FALLEN:
-        return Outcome("PASS", figure, explanation)
-    if largest < CONTROL_EPS:
-        return Outcome("WARN", figure, f"{explanation}; add {CONTROL_EPS:g} to attack.eps to see it fall")
-    return Outcome("FAIL", figure, f"{explanation}: the attacks are too weak to tell a defence from none")
+        planted_accuracy = float(planted["value"].mean())
+        explanation += f"; with a broken defence (4 bits a pixel) in front it is {100 * planted_accuracy:.1f} %"
+        accuracy = max(accuracy, planted_accuracy)
+    if accuracy <= MAX_CONTROL_ACCURACY:
+        return CheckOutcome("PASS", accuracy, explanation)
+    if eps < MIN_CONTROL_EPS:
+        return CheckOutcome("WARN", accuracy, f"{explanation}. Add {MIN_CONTROL_EPS:g} to attack.eps")
+    return CheckOutcome("FAIL", accuracy, f"{explanation}: the attacks are too weak to evaluate a defence")
 
 
-def _success_counts_correct_only(of: Evidence) -> Outcome:
+def _success_definition(of: CheckInputs) -> CheckOutcome:
     clean = of.records[of.records["attack"] == CLEAN].set_index("image")["correct"].rename("correct_before")
     before = of.records.join(clean, on="image")["correct_before"].astype(bool)
     wrong = (of.records["success"] != (before & ~of.records["correct"])) | (of.records["clean_correct"] != before)
     n_wrong = int(wrong.sum())
-    return Outcome("FAIL" if n_wrong else "PASS", n_wrong, f"{n_wrong} of {len(wrong)} records count otherwise")
+    return CheckOutcome("FAIL" if n_wrong else "PASS", n_wrong, f"{n_wrong} of {len(wrong)} records differ")
 
 
-def _no_leakage(leakage: dict[str, float]) -> Outcome:
+def _leakage(leakage: dict[str, float]) -> CheckOutcome:
     near_duplicates, group = leakage["near_duplicate_in_train"], leakage["group_in_train"]
     explanation = (
         f"{100 * near_duplicates:.1f} % of the test images have a near-duplicate in training, {100 * group:.1f} % "
         "an image of their group"
     )
     if not group:
-        return Outcome("PASS", group, explanation)
-    return Outcome("WARN", group, f"{explanation}; prepare.split.strategy grouped keeps them apart")
+        return CheckOutcome("PASS", group, explanation)
+    return CheckOutcome("WARN", group, f"{explanation}. prepare.split.strategy grouped keeps groups in one split")
 
 
-def _judge_excess(excesses: list[tuple[float, bool, str]], what: str) -> Outcome:
+def _judge_excess(excesses: list[tuple[float, bool, str]], statement: str) -> CheckOutcome:
     """Judge differences of accuracy that should not be above 0: (difference, beyond the interval, where)."""
     beyond = [excess for excess in excesses if excess[1]]
-    figure, _, where = max(beyond or excesses, key=lambda excess: excess[0])
-    if figure <= 0:
-        return Outcome("PASS", float(figure), f"nowhere {what}")
+    value, _, where = max(beyond or excesses, key=lambda excess: excess[0])
+    if value <= 0:
+        return CheckOutcome("PASS", float(value), f"nowhere: {statement}")
     extent = "beyond its interval" if beyond else "within its interval"
-    return Outcome(
-        "FAIL" if beyond else "WARN", float(figure), f"{what} by {100 * figure:.1f} points, {extent}: {where}"
+    return CheckOutcome(
+        "FAIL" if beyond else "WARN", float(value), f"{statement} by {100 * value:.1f} points, {extent}: {where}"
     )
 
 
-CHECKS: dict[str, tuple[str, Callable[[Evidence], Outcome | None]]] = {
-    "constant": ("clean images are told apart", _tells_classes_apart),
-    "monotone": ("robust accuracy does not rise with eps", _does_not_rise),
-    "pgd": ("PGD is at least as strong as FGSM", _pgd_at_least_fgsm),
-    "huge_eps": ("a huge perturbation leaves at most 1 % right", _falls_to_a_huge_eps),
-    "more_steps": ("more steps and restarts change accuracy by less than 1 point", _more_steps_change_little),
-    "black_box": (
-        "attacks without gradients break nothing that white-box attacks missed",
-        _black_box_finds_nothing_new,
-    ),
-    "noise": ("random noise hurts less than attacks", _noise_hurts_less),
-    "transfer": ("transfer is no stronger than adaptive", _transfer_no_stronger),
-    "knowledge": ("who knows the defence finds more than who does not", _knowing_it_pays),
-    "gradients": ("gradients are there, and finite", _gradients_are_there),
-    "outputs": ("outputs are logits, and steady", _outputs_are_logits_and_steady),
-    "ball": ("every adversarial example lies in its ball", _inside_ball),
-    "control": ("what is known to be broken falls", _controls_fall),
-    "success": ("success counts only images classified correctly before", _success_counts_correct_only),
+CHECKS: dict[str, tuple[str, Callable[[CheckInputs], CheckOutcome | None]]] = {
+    "majority_class": ("clean accuracy is above the fraction of the majority class", _majority_class),
+    "monotone_in_eps": ("robust accuracy does not rise with eps", _monotone_in_eps),
+    "pgd_vs_fgsm": ("PGD is at least as strong as FGSM", _pgd_vs_fgsm),
+    "unbounded_attack": ("an unbounded attack leaves an accuracy of at most 1 %", _unbounded_attack),
+    "more_steps": ("more steps and restarts change accuracy by less than 1 point", _more_steps),
+    "black_box": ("black-box attacks break no image that white-box attacks miss", _black_box),
+    "random_noise": ("random noise lowers accuracy less than the attacks", _random_noise),
+    "transfer_vs_adaptive": ("transfer attacks are not stronger than adaptive attacks", _transfer_vs_adaptive),
+    "adaptive_advantage": ("adaptive attacks are clearly stronger than transfer attacks", _adaptive_advantage),
+    "gradients": ("gradients are nonzero and finite", _gradients),
+    "outputs": ("outputs are logits and repeatable", _outputs),
+    "norm_bound": ("every adversarial example lies in its ball", _norm_bound),
+    "positive_control": ("a target that is known to be broken is broken", _positive_control),
+    "success_definition": ("successes count only images that were correct before", _success_definition),
 }
-"""Key -> what should be, and the check; in the order of the list in docs/reference/checks.md."""
+"""Key -> the statement that is checked, and the check; in the order of ``docs/reference/checks.md``."""

@@ -1,4 +1,4 @@
-"""Defences side by side: each against the worst of all attacks, ranked, and compared on the same images."""
+"""Comparison of the targets: worst-case robust accuracy, rank, and paired tests on the same images."""
 
 import numpy as np
 import pandas as pd
@@ -6,73 +6,34 @@ from scipy.special import bdtr
 
 from tasks.records.vocabulary import CLEAN
 from tasks.statistics.intervals import wilson
+from tasks.statistics.paired import mcnemar
 
 COLUMNS = (
     *("threat_model", "eps", "rank", "target", "n"),
     *("clean_accuracy", "clean_accuracy_low", "clean_accuracy_high"),
-    *("accuracy", "accuracy_low", "accuracy_high"),
-    *("next", "n_right_alone", "n_wrong_alone", "p_value"),
-    *("parameters", "multiply_adds", "looks", "n_warn", "n_fail"),
+    *("robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"),
+    *("next_target", "n_only_this_correct", "n_only_next_correct", "p_value"),
+    *("n_parameters", "multiply_adds", "n_eot_samples", "n_warn", "n_fail"),
 )
 
 
-def withstood(records: pd.DataFrame, smallest: pd.DataFrame) -> pd.DataFrame:
-    """Which images withstand every attack: target, threat_model, eps, image, withstood (bool).
+def comparison_table(records: pd.DataFrame, outcomes: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """All targets ranked by worst-case robust accuracy, at each threat model and eps.
 
-    An image does where it is classified correctly unchanged, under every attack at that eps, and where no search found
-    a smaller eps that breaks it: the worst case for each image, never a minimum of averages. Who may see everything
-    (``adaptive``) may also ask for scores and labels alone (``black_box``).
-
-    Args:
-        records: as written by the steps that attack.
-        smallest: the smallest eps that breaks each image, as written by the same.
-    """
-    attacked = records[records["attack"] != CLEAN]
-    by_image = attacked.groupby(["target", "threat_model", "eps", "image"], sort=False)
-    holds = by_image[["correct", "clean_correct"]].all().all(axis=1).rename("withstood").reset_index()
-    by_queries = smallest[smallest["threat_model"] == "black_box"]
-    # what is tried on some of the images only is no threat model of its own
-    n_tried = by_queries.groupby(["target", "attack"])["image"].nunique().groupby("target").max()
-    n_images = smallest.groupby("target")["image"].nunique()
-    whole = n_tried.index[n_tried == n_images[n_tried.index]]
-    asked = holds[(holds["threat_model"] == "adaptive") & holds["target"].isin(whole)]
-    holds = pd.concat([holds, asked.assign(threat_model="black_box", withstood=True)], ignore_index=True)
-
-    for threat_model, found in (("adaptive", smallest), ("black_box", by_queries)):
-        lowest = found.groupby(["target", "image"])["smallest_eps"].min().rename("lowest")
-        is_broken = holds[["target", "image"]].join(lowest, on=["target", "image"])["lowest"] <= holds["eps"]
-        holds["withstood"] &= ~(is_broken & (holds["threat_model"] == threat_model))
-    return holds
-
-
-def worst_case(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Share of images that withstand every attack: target, threat_model, eps, accuracy.
+    Rows are sorted by threat model, eps and rank; rank 1 has the highest robust accuracy, ties are resolved by clean
+    accuracy, then by name. Accuracies are of the attacked images, with Wilson's 95 % intervals. Each target is compared
+    with the ``next_target`` in rank on the same images: the numbers of images that only one of the two classifies
+    correctly, and the p-value of McNemar's test. The last target has no comparison.
 
     Args:
-        outcomes: of :func:`withstood`.
+        records: as written by the attack steps.
+        outcomes: of :func:`tasks.records.worst_case.worst_case_outcomes`.
+        costs: ``n_parameters``, ``multiply_adds``, ``n_eot_samples``, ``n_warn`` and ``n_fail`` by target.
     """
-    by_point = outcomes.groupby(["target", "threat_model", "eps"], sort=False)["withstood"]
-    return by_point.mean().rename("accuracy").reset_index()
-
-
-def benchmark_table(records: pd.DataFrame, outcomes: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
-    """Every target against the worst of all attacks, ranked at each threat model and eps.
-
-    Rows: threat model, eps, then rank, from 1 for the highest accuracy; equals by clean accuracy, then by name. Beside
-    the accuracies, with Wilson's 95 % intervals and on the attacked images alone: the target that is ``next`` in rank;
-    on how many images this one is right and that one wrong (``n_right_alone``), or the other way round
-    (``n_wrong_alone``); and McNemar's p-value of the two numbers. The last has none. Then what a prediction takes, and
-    how many checks of the target warn and fail.
-
-    Args:
-        records: as written by the steps that attack.
-        outcomes: of :func:`withstood`.
-        about: ``parameters``, ``multiply_adds``, ``looks``, ``n_warn`` and ``n_fail`` by target.
-    """
-    right = outcomes.pivot(index=["threat_model", "eps", "image"], columns="target", values="withstood")
+    correct = outcomes.pivot(index=["threat_model", "eps", "image"], columns="target", values="robust_correct")
     clean = records[records["attack"] == CLEAN].pivot(index="image", columns="target", values="correct")
     rows = []
-    for (threat_model, eps), of_images in right.groupby(level=["threat_model", "eps"], sort=True):
+    for (threat_model, eps), of_images in correct.groupby(level=["threat_model", "eps"], sort=True):
         of_images = of_images.dropna(axis="columns", how="all").astype(bool).droplevel(["threat_model", "eps"])
         clean_accuracy = clean.loc[of_images.index, of_images.columns].mean()
         order = sorted(
@@ -80,48 +41,69 @@ def benchmark_table(records: pd.DataFrame, outcomes: pd.DataFrame, about: pd.Dat
         )
         for rank, target in enumerate(order, start=1):
             row = {"threat_model": threat_model, "eps": eps, "rank": rank, "target": target, "n": len(of_images)}
-            row |= {"clean_accuracy": clean_accuracy[target], "accuracy": of_images[target].mean()}
+            row |= {"clean_accuracy": clean_accuracy[target], "robust_accuracy": of_images[target].mean()}
             if rank < len(order):
-                row |= {"next": order[rank], **_compared(of_images[target], of_images[order[rank]])}
+                row |= {"next_target": order[rank], **_paired(of_images[target], of_images[order[rank]])}
             rows.append(row)
     table = pd.DataFrame(rows)
-    for name in ("clean_accuracy", "accuracy"):
-        n_right = (table[name] * table["n"]).round()
-        table[f"{name}_low"], table[f"{name}_high"] = wilson(n_right, table["n"])
-    counts = {"n_right_alone": "Int64", "n_wrong_alone": "Int64"}
-    return table.join(about, on="target").reindex(columns=list(COLUMNS)).astype(counts)
+    for name in ("clean_accuracy", "robust_accuracy"):
+        n_correct = (table[name] * table["n"]).round()
+        table[f"{name}_low"], table[f"{name}_high"] = wilson(n_correct, table["n"])
+    counts = {"n_only_this_correct": "Int64", "n_only_next_correct": "Int64"}
+    return table.join(costs, on="target").reindex(columns=list(COLUMNS)).astype(counts)
 
 
-def minimal_eps_table(smallest: pd.DataFrame) -> pd.DataFrame:
-    """How small the perturbations are that break a target's images, white box or black, over those that are right.
+def minimum_perturbation_table(minimum_eps: pd.DataFrame) -> pd.DataFrame:
+    """Size of the smallest perturbations that break the images of each target, over correctly classified images.
 
-    A row a target: ``n`` images that are classified correctly as they are; ``withstood``, the share of them that
-    nothing breaks; the quartiles ``q25``, ``median`` and ``q75`` of the smallest perturbation found, in 1/255, infinite
-    where they are beyond the grid; the median's 95 % interval from order statistics, ``median_low`` and
-    ``median_high`` (Conover 1999, "Practical Nonparametric Statistics", section 3.2). NaN where no image is right, or
-    too few are for an interval.
+    One row for each target: ``n`` correctly classified images; ``unbroken_fraction``, the fraction of them that no
+    attack breaks; the quartiles ``q25``, ``median`` and ``q75`` of the smallest perturbation found, in 1/255, infinite
+    beyond the grid; the 95 % interval of the median from order statistics, ``median_low`` and ``median_high`` (Conover
+    1999, "Practical Nonparametric Statistics", section 3.2). NaN where no image is correct, or too few for an interval.
 
     Args:
-        smallest: the smallest eps that breaks each image, as written by the steps that attack.
+        minimum_eps: the smallest eps that breaks each image, as written by the attack steps.
     """
     rows = []
-    by_image = smallest.groupby(["target", "image"], sort=False)["minimal_eps"].min()
+    by_image = minimum_eps.groupby(["target", "image"], sort=False)["minimum_perturbation"].min()
     for target, of_target in by_image.groupby("target", sort=False):
         found = of_target[of_target > 0]
-        row = {"target": target, "n": len(found), "withstood": np.isinf(found).mean()}
-        # of images, so that no infinity is met halfway
+        row = {"target": target, "n": len(found), "unbroken_fraction": np.isinf(found).mean()}
+        # quartiles are values of images, since the mean of a finite and an infinite value is infinite
         row |= dict(
             zip(["q25", "median", "q75"], found.quantile([0.25, 0.5, 0.75], interpolation="higher"), strict=True)
         )
         rows.append(row | dict(zip(["median_low", "median_high"], _median_interval(found), strict=True)))
-    columns = ["target", "n", "withstood", "q25", "median", "median_low", "median_high", "q75"]
+    columns = ["target", "n", "unbroken_fraction", "q25", "median", "median_low", "median_high", "q75"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
+def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.DataFrame:
+    """Certified accuracy: the fraction of images that are correct, with a certified radius of at least eps.
+
+    One row for each target and eps: target, eps (in 1/255, of an L2 ball as ``attack.eps`` counts it, containing the
+    L-infinity ball of the same eps), n, accuracy and its 95 % Wilson interval.
+
+    Args:
+        certified: as written by the step attack_defence.
+        eps: grid, rising; 0 for the accuracy of the smoothed classifier itself.
+    """
+    rows = []
+    for target, found in certified.groupby("target", sort=False):
+        correct = found["prediction"] == found["label"]
+        for value in eps:
+            n_correct = int((correct & (found["certified_eps"] >= value)).sum())
+            low, high = wilson(n_correct, len(found))
+            row = {"target": target, "eps": value, "n": len(found), "accuracy": n_correct / len(found)}
+            rows.append(row | {"accuracy_low": float(low), "accuracy_high": float(high)})
+    columns = ["target", "eps", "n", "accuracy", "accuracy_low", "accuracy_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def _median_interval(values: "pd.Series[float]") -> tuple[float, float]:
-    """95 % interval of the median: as far in from both ends as chance puts a median in at most one of 40 cases."""
+    """95 % interval of the median from order statistics; NaN for too few values."""
     n = len(values)
-    # the share of cases in which at most so many of n values lie below the median
+    # order statistics below which the median lies with a probability of at most 2.5 %
     n_beyond = int((bdtr(np.arange(n), n, 0.5) <= 0.025).sum())
     if not n_beyond:
         return np.nan, np.nan
@@ -129,42 +111,7 @@ def _median_interval(values: "pd.Series[float]") -> tuple[float, float]:
     return float(ordered[n_beyond - 1]), float(ordered[n - n_beyond])
 
 
-def certified_table(certified: pd.DataFrame, eps: list[float]) -> pd.DataFrame:
-    """Certified accuracy: the share of images that are right, and stay so whatever lies within a radius.
-
-    A row a target and eps: target, eps (in 1/255, of an L2 ball as ``attack.eps`` counts it, which holds the L-infinity
-    ball of the same eps), n, accuracy and its 95 % Wilson interval.
-
-    Args:
-        certified: as written by the step attack_defence.
-        eps: where accuracy is told, rising; 0 for that of the smoothed classifier itself.
-    """
-    rows = []
-    for target, found in certified.groupby("target", sort=False):
-        right = found["prediction"] == found["label"]
-        for value in eps:
-            n_right = int((right & (found["certified_eps"] >= value)).sum())
-            low, high = wilson(n_right, len(found))
-            row = {"target": target, "eps": value, "n": len(found), "accuracy": n_right / len(found)}
-            rows.append(row | {"accuracy_low": float(low), "accuracy_high": float(high)})
-    columns = ["target", "eps", "n", "accuracy", "accuracy_low", "accuracy_high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def mcnemar(n_right_alone: int, n_wrong_alone: int) -> float:
-    """Exact two-sided p-value of McNemar's test (1947, Psychometrika 12, 153-157) of two classifiers' paired outcomes.
-
-    Under the hypothesis that both are right equally often, an image that only one of them gets right falls to either
-    with probability 1/2. 1 where there is no such image.
-
-    Args:
-        n_right_alone: images that the first gets right and the second wrong.
-        n_wrong_alone: images that the first gets wrong and the second right.
-    """
-    n = n_right_alone + n_wrong_alone
-    return min(1.0, 2 * float(bdtr(min(n_right_alone, n_wrong_alone), n, 0.5)))
-
-
-def _compared(first: "pd.Series[bool]", second: "pd.Series[bool]") -> dict[str, float]:
-    alone, other = int(np.sum(first & ~second)), int(np.sum(second & ~first))
-    return {"n_right_alone": alone, "n_wrong_alone": other, "p_value": mcnemar(alone, other)}
+def _paired(first: "pd.Series[bool]", second: "pd.Series[bool]") -> dict[str, float]:
+    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    p_value = mcnemar(only_first, only_second)
+    return {"n_only_this_correct": only_first, "n_only_next_correct": only_second, "p_value": p_value}

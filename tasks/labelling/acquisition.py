@@ -18,7 +18,7 @@ from tasks.attacks.gradient.losses import logit_margin
 from tasks.attacks.gradient.norm_ball import NormBall
 from tasks.labelling.dropout import set_dropout_generator
 from tasks.models.compute import device_of
-from tasks.models.features import Features
+from tasks.models.features import LogitsAndFeatures
 from tasks.records.perturbation_norms import perturbation_norms
 
 DEEPFOOL_STEPS = 10
@@ -40,7 +40,7 @@ class Pool:
     """Norm and value range of the attacks."""
     radius: float
     """Radius of the attacks, in units of the value range."""
-    n_passes: int
+    n_dropout_samples: int
     """Forward passes with dropout in ``bald``."""
     batch_size: int
     """Images in a forward pass."""
@@ -168,7 +168,7 @@ def _bald(pool: Pool) -> np.ndarray:
     assert any(dropout.p for dropout in dropouts)
     for dropout in dropouts:
         dropout.train()
-    passes = [predict_probabilities(pool.model, pool.images, pool.batch_size) for _ in range(pool.n_passes)]
+    passes = [predict_probabilities(pool.model, pool.images, pool.batch_size) for _ in range(pool.n_dropout_samples)]
     for dropout in dropouts:
         dropout.eval()
     return mutual_information(np.stack(passes))
@@ -239,7 +239,7 @@ def _score_batches(pool: Pool, score: Callable[[Tensor, Tensor], Tensor]) -> np.
 
 def _features(pool: Pool, images: np.ndarray) -> np.ndarray:
     """Return the penultimate features of images, float32 ``(n, D)``."""
-    model = Features(pool.model)
+    model = LogitsAndFeatures(pool.model)
     return np.concatenate([model(batch)[1].cpu().numpy() for batch in _batches(pool.model, images, pool.batch_size)])
 
 

@@ -6,13 +6,13 @@ import numpy as np
 
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
-from tasks.dataset.folder import files_below, printable, refusals
+from tasks.dataset.folder import list_files, printable, rejected_files
 from tasks.dataset.images import SUFFIXES, ImageError, read_square
 from tasks.dataset.prepared import load_prepared
 from tasks.labelling.acquisition import select_query
 from tasks.labelling.learner import CODE, build_learner, downsample
 from tasks.labelling.rounds import LabellingRound, create_round, labelled_images, read_rounds
-from tasks.models.compute import set_up
+from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
 from tasks.params import Params
 
@@ -59,9 +59,9 @@ def next_round(
     # read before the training, so that unreadable images are reported at once
     pool_pixels = _read_downsampled(params, pool, unlabelled, side)
     labelled_pixels = _read_downsampled(params, pool, [file for file, _ in labelled], side)
-    device = set_up(params.compute)
+    device = configure_torch(params.compute)
     train = data.indices("train")
-    train_pixels = downsample(data.pixels[train], settings.shrink)
+    train_pixels = downsample(data.pixels[train], settings.downsampling_factor)
     pixels = np.concatenate([train_pixels, labelled_pixels])
     labels = np.append(data.labels(train), np.array([data.classes.index(name) for _, name in labelled], dtype=np.int64))
     learner = build_learner(params, data, train_pixels, device)
@@ -99,7 +99,7 @@ def pool_files(pool: Path) -> list[str]:
         )
     files = sorted(
         path.relative_to(pool).as_posix()
-        for path in files_below(pool)
+        for path in list_files(pool)
         # a link to a folder may contain images; read_pool reports it
         if path.suffix.lower() in SUFFIXES or path.is_dir()
     )
@@ -122,7 +122,7 @@ def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float) ->
     Raises:
         ValueError: files cannot be read or are refused; the message lists all of them.
     """
-    refused = refusals([pool / file for file in files], pool)
+    refused = rejected_files([pool / file for file in files], pool)
     unreadable = [f"{pool / printable(path, pool)}: {reason}" for path, reason in refused.items()]
     pixels = np.empty((len(files), 1, side, side), dtype=np.uint8)
     for row, file in enumerate(files):
@@ -146,4 +146,4 @@ def _model_path(folder: Path, number: int) -> Path:
 
 def _read_downsampled(params: Params, pool: Path, files: list[str], side: int) -> np.ndarray:
     pixels = read_pool(pool, files, side, params.validate_.max_megapixels)
-    return downsample(pixels, params.active_learning.shrink)
+    return downsample(pixels, params.active_learning.downsampling_factor)

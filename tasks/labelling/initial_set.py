@@ -18,8 +18,8 @@ def choose_initial_set(data: Prepared, rows: np.ndarray, settings: ActiveLearnin
         settings: the section ``active_learning``, with the share and the selection.
         seed: of the choice.
     """
-    n = max(round(settings.start.share * len(rows)), len(data.classes))
-    if settings.start.selection == "stratified":
+    n = max(round(settings.initial_set.fraction * len(rows)), len(data.classes))
+    if settings.initial_set.strategy == "stratified":
         return choose_stratified(data, rows, n, seed)
     groups, labels = data.table["group"].to_numpy()[rows], data.labels(rows)
     is_chosen = np.zeros(len(rows), dtype=bool)

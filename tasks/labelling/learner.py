@@ -18,9 +18,9 @@ from tasks.dataset.prepared import Prepared, as_floats
 from tasks.labelling.acquisition import Pool, predict_probabilities
 from tasks.labelling.dropout import Dropout, set_dropout_generator
 from tasks.models.classifier import build_classifier
-from tasks.models.features import head_of
+from tasks.models.features import classification_head
 from tasks.models.files import load_model
-from tasks.models.objectives import classification
+from tasks.models.objectives import classification_objective
 from tasks.models.seeding import build_seeded, torch_seeded
 from tasks.models.training import fit
 from tasks.params import ActiveLearning, Attack, Params, Precision, TrainClassifier
@@ -64,7 +64,7 @@ class Learner:
     def build(self, pretrained: bool) -> nn.Module:
         """Return the classifier of ``train_classifier`` with :class:`Dropout` before its head."""
         model = build_classifier(self.classifier.architecture, self.n_classes, self.mean, self.std, pretrained)
-        head = head_of(model)
+        head = classification_head(model)
         name = next(name for name, module in model.named_modules() if module is head)
         model.set_submodule(name, nn.Sequential(Dropout(self.settings.dropout), head))
         for name, module in list(model.named_modules()):
@@ -100,7 +100,7 @@ class Learner:
             model = build_seeded(partial(self.build, self.classifier.pretrained), seed)
         rows = np.arange(len(labels))
         selection = np.random.default_rng(seed).permutation(rows)[:N_SELECTION_IMAGES]
-        cross_entropy = classification(self.classifier.augmentation)
+        cross_entropy = classification_objective(self.classifier.augmentation)
 
         def objective(
             model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float
@@ -150,8 +150,8 @@ class Learner:
             self.ball,
             self.attack.batch_size,
             self.attack.pgd.n_steps,
-            self.attack.pgd.relative_step,
-            self.attack.pgd.n_restarts,
+            self.attack.pgd.relative_step_size,
+            self.attack.pgd.n_random_starts,
             self.seed,
             attacked,
         )
@@ -170,7 +170,9 @@ class Learner:
             seed: of the choice.
         """
         images = as_floats(pixels), as_floats(labelled)
-        return Pool(model, *images, self.ball, self.radius, self.settings.n_passes, self.attack.batch_size, seed)
+        return Pool(
+            model, *images, self.ball, self.radius, self.settings.n_dropout_samples, self.attack.batch_size, seed
+        )
 
 
 def build_learner(params: Params, data: Prepared, pixels: np.ndarray, device: torch.device) -> Learner:
@@ -206,8 +208,9 @@ def build_learner(params: Params, data: Prepared, pixels: np.ndarray, device: to
         # each architecture rejects small images with an exception of its own
         raise ValueError(
             f"train_classifier.architecture {params.train_classifier.architecture!r} does not accept the images of "
-            f"active_learning.shrink {settings.shrink}: {pixels.shape[3]} x {pixels.shape[2]} pixels ({error}). Images "
-            "must be large enough for the network. Lower active_learning.shrink, or choose another architecture."
+            f"active_learning.downsampling_factor {settings.downsampling_factor}: {pixels.shape[3]} x "
+            f"{pixels.shape[2]} pixels ({error}). The images must be large enough for the network. Lower "
+            "active_learning.downsampling_factor, or choose another architecture."
         ) from error
     return learner
 

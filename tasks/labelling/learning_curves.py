@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.statistics.calibration import expected_calibration_error
-from tasks.statistics.intervals import over_seeds, wilson
+from tasks.statistics.intervals import estimate_over_seeds, wilson
 
 RANDOM = "random"
 """Acquisition function of the baseline."""
@@ -102,7 +102,7 @@ def curve_table(cycles: pd.DataFrame) -> pd.DataFrame:
     for (acquisition, cycle), runs in cycles.groupby(["acquisition", "cycle"], sort=False):
         if len(runs) == n_seeds:
             key = {"acquisition": acquisition, "cycle": cycle, "n_labelled": runs["n_labelled"].mean()}
-            rows += [key | {"metric": metric} | over_seeds(runs[metric].to_numpy()) for metric in metrics]
+            rows += [key | {"metric": metric} | estimate_over_seeds(runs[metric].to_numpy()) for metric in metrics]
     return pd.DataFrame(rows)
 
 
@@ -141,7 +141,7 @@ def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
             quantities |= {f"{name}_saved": baseline[name] - own[name] for name in ("labels_90", "labels_95")}
         for name, values in quantities.items():
             known = values.dropna().to_numpy()
-            estimate = over_seeds(known)
+            estimate = estimate_over_seeds(known)
             if len(known) < n_seeds:
                 # the seeds with a value are not a random sample of all seeds
                 estimate |= dict.fromkeys(("low", "high", "sd"), float("nan"))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tasks.params import NoisyOracle, Oracle, PseudoLabels, Truth
+from tasks.params import GroundTruth, NoisyOracle, Oracle, PseudoLabelOracle
 
 
 def can_label(oracle: Oracle, probabilities: np.ndarray) -> np.ndarray:
@@ -12,8 +12,8 @@ def can_label(oracle: Oracle, probabilities: np.ndarray) -> np.ndarray:
         oracle: of ``params.yaml``.
         probabilities: predicted by the classifier, ``(N, K)``.
     """
-    if isinstance(oracle, PseudoLabels):
-        is_confident: np.ndarray = probabilities.max(axis=1) >= oracle.confidence
+    if isinstance(oracle, PseudoLabelOracle):
+        is_confident: np.ndarray = probabilities.max(axis=1) >= oracle.confidence_threshold
         return is_confident
     return np.ones(len(probabilities), dtype=bool)
 
@@ -32,9 +32,9 @@ def assign_labels(
         seed: of the errors.
     """
     match oracle:
-        case Truth():
+        case GroundTruth():
             return labels
-        case PseudoLabels():
+        case PseudoLabelOracle():
             return predicted
         case NoisyOracle():
             error_rates = [oracle.error_rate[name] for name in classes]

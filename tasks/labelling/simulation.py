@@ -18,9 +18,9 @@ from tasks.labelling.initial_set import choose_initial_set
 from tasks.labelling.learner import CODE, Learner, build_learner, downsample
 from tasks.labelling.learning_curves import ALL_LABELS
 from tasks.labelling.oracle import assign_labels, can_label
-from tasks.models.compute import set_up
+from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
-from tasks.params import ActiveLearning, Params, PseudoLabels
+from tasks.params import ActiveLearning, Params, PseudoLabelOracle
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class CycleResult:
     """Labelled set as rows of the prepared table, in the order of the queries, int64 ``(n,)``."""
     assigned_labels: np.ndarray
     """Labels that the oracle assigned to them, int64 ``(n,)``."""
-    adversarial_copies: np.ndarray
+    adversarial_augmentation: np.ndarray
     """PGD examples of the last m images of the labelled set, uint8 ``(m, 1, H, W)``."""
     folder: Path
     """Checkpoint of the cycle: classifier, query, predictions and pool statistics."""
 
-    def extended(self, query: pd.DataFrame, adversarial_copies: np.ndarray, folder: Path) -> "CycleResult":
+    def extended(self, query: pd.DataFrame, adversarial_augmentation: np.ndarray, folder: Path) -> "CycleResult":
         """Return the next cycle, whose labelled set contains the queried images."""
         return replace(
             self,
             cycle=self.cycle + 1,
             rows=np.append(self.rows, query["image"]),
             assigned_labels=np.append(self.assigned_labels, query["told"]),
-            adversarial_copies=adversarial_copies,
+            adversarial_augmentation=adversarial_augmentation,
             folder=folder,
         )
 
@@ -69,9 +69,9 @@ class LabellingSimulation:
     attacked: np.ndarray
     """Positions in ``test`` of the images that are attacked."""
     checkpoints: Checkpoints
-    """Of finished cycles."""
+    """Checkpoints of finished cycles."""
     training_checkpoints: Checkpoints
-    """Of the training that runs."""
+    """Checkpoint of the current training."""
 
     @property
     def settings(self) -> ActiveLearning:
@@ -90,21 +90,21 @@ class LabellingSimulation:
         ]
         if all(len(rows) == len(self.train) for rows in initial_sets):
             raise ValueError(
-                f"active_learning.start leaves no image in the pool: {len(self.train)} of {len(self.train)} training "
-                "images are labelled at the start. At least one must have no label. Lower active_learning.start.share."
+                f"active_learning.initial_set leaves no image in the pool: all {len(self.train)} training images are "
+                "labelled at the start. At least one must have no label. Lower active_learning.initial_set.fraction."
             )
         results: list[CycleResult] = []
         for seed, rows in zip(seeds, initial_sets, strict=True):
             initial = self.initial_cycle("", seed, rows)
-            for acquisition in self.settings.functions:
+            for acquisition in self.settings.compared_functions:
                 results += self.run_acquisition(acquisition, initial)
             results.append(self.initial_cycle(ALL_LABELS, seed, self.train))
         if not any(result.cycle for result in results):
             oracle = self.settings.oracle
-            assert isinstance(oracle, PseudoLabels)
+            assert isinstance(oracle, PseudoLabelOracle)
             raise ValueError(
-                f"active_learning.oracle.confidence is too high, so no image was queried: {oracle.confidence:g}. Some "
-                "predictions for the pool must reach it. Lower it, or raise active_learning.start.share."
+                f"active_learning.oracle.confidence_threshold {oracle.confidence_threshold:g}: no prediction for the "
+                "pool reached it, so no image was queried. Lower it, or raise active_learning.initial_set.fraction."
             )
         return results
 
@@ -134,7 +134,7 @@ class LabellingSimulation:
         """Query ``n`` images at most, and train on the extended labelled set."""
         compute = partial(self._query_and_train, previous, n)
         folder = self._load_or_compute(previous, previous.cycle + 1, compute)
-        copies = np.load(folder / "adversarial_copies.npy", allow_pickle=False)
+        copies = np.load(folder / "adversarial_augmentation.npy", allow_pickle=False)
         return previous.extended(pd.read_parquet(folder / "query.parquet"), copies, folder)
 
     def _load_or_compute(self, run: CycleResult, cycle: int, compute: Callable[[Path], None]) -> Path:
@@ -144,7 +144,7 @@ class LabellingSimulation:
 
     def _query_size(self, n_labelled: int, n_initial: int) -> int:
         """Return the size of the next query: its share of the training images, limited by the pool and the budget."""
-        share = max(1, round(self.settings.query * len(self.train)))
+        share = max(1, round(self.settings.query_fraction * len(self.train)))
         budget = self.settings.budget - (n_labelled - n_initial) if self.settings.budget else share
         return min(share, len(self.train) - n_labelled, budget)
 
@@ -154,11 +154,11 @@ class LabellingSimulation:
         seed = self._derive_seed(previous.seed, previous.cycle + 1)
         query = self._query(model, previous, n, seed)
         query.to_parquet(folder / "query.parquet", index=False)
-        copies = previous.adversarial_copies
-        if self.settings.adversarial_copies and len(query):
+        copies = previous.adversarial_augmentation
+        if self.settings.adversarial_augmentation and len(query):
             pixels, labels = self.pixels[query["image"]], query["told"].to_numpy()
             copies = np.concatenate([copies, self.learner.attack_images(model, pixels, labels, seed)])
-        np.save(folder / "adversarial_copies.npy", copies)
+        np.save(folder / "adversarial_augmentation.npy", copies)
         if len(query):
             self._train_and_evaluate(previous.extended(query, copies, folder), model, folder)
 
@@ -180,8 +180,8 @@ class LabellingSimulation:
 
     def _train_and_evaluate(self, result: CycleResult, previous: nn.Module | None, folder: Path) -> None:
         """Write a classifier, its predictions on the test images, and statistics of the pool."""
-        pixels = np.concatenate([self.pixels[result.rows], result.adversarial_copies])
-        n_without_copy = len(result.rows) - len(result.adversarial_copies)
+        pixels = np.concatenate([self.pixels[result.rows], result.adversarial_augmentation])
+        n_without_copy = len(result.rows) - len(result.adversarial_augmentation)
         labels = np.append(result.assigned_labels, result.assigned_labels[n_without_copy:])
         seed = self._derive_seed(result.seed, result.cycle)
         model = self.learner.train(pixels, labels, previous, seed, self.training_checkpoints)
@@ -206,17 +206,17 @@ class LabellingSimulation:
 
 def build_simulation(workspace: Workspace, params: Params) -> LabellingSimulation:
     """Return the simulation of the section ``active_learning`` on the prepared images of a workspace."""
-    settings, device = params.active_learning, set_up(params.compute)
+    settings, device = params.active_learning, configure_torch(params.compute)
     data = load_prepared(workspace)
     train, test = data.indices("train"), data.indices("test")
-    pixels = downsample(data.pixels, settings.shrink)
+    pixels = downsample(data.pixels, settings.downsampling_factor)
     learner = build_learner(params, data, pixels[train], device)
-    attacked = np.searchsorted(test, choose_stratified(data, test, settings.max_images, params.seed))
+    attacked = np.searchsorted(test, choose_stratified(data, test, settings.max_attacked_images, params.seed))
     folder = workspace.checkpoint_folder("active_learning")
     checkpoints = Checkpoints(
         folder,
         CODE,
-        settings.n_seeds * (2 + len(settings.functions) * settings.n_cycles),
+        settings.n_seeds * (2 + len(settings.compared_functions) * settings.n_cycles),
         device=str(device),
         data=digest_of_arrays(pixels, data.labels(), data.table["group"].to_numpy(), train, test),
         params=params.model_dump(

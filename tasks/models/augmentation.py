@@ -1,4 +1,4 @@
-"""Random changes of training images that leave the diagnosis as it is."""
+"""Data augmentation: random changes of training images that keep their class."""
 
 import math
 
@@ -10,30 +10,32 @@ from tasks.params import Augmentation
 
 
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """Flip, rotate, scale, move and re-window every image by its own draw.
+    """Flip, translate, rotate and scale each image and change its contrast and brightness, all at random.
 
-    Moves are by whole pixels and flips are exact; only rotation and scale resample (bilinearly), which softens
-    the texture.
+    Flips and translations are exact: translations are by whole pixels. Rotation and scale interpolate bilinearly, which
+    smooths the texture.
 
     Args:
-        images: float32 ``(B, 1, H, W)`` in [0, 1].
-        settings: how much of each, at most.
-        generator: on the images' device.
+        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        settings: probability of a flip, and the upper bound of each other change.
+        generator: random generator on the device of the images.
 
     Returns:
-        Float32 ``(B, 1, H, W)`` in [0, 1].
+        Augmented images, float32 ``(N, 1, H, W)`` in [0, 1].
     """
 
     def draw(limit: float) -> Tensor:
-        """``(B,)``, evenly from -limit to limit."""
+        """Return uniform random numbers from -limit to limit, ``(N,)``."""
         return (torch.rand(len(images), generator=generator, device=images.device) * 2 - 1) * limit
 
     def per_image(values: Tensor) -> Tensor:
         return values[:, None, None, None]
 
-    if settings.flip or settings.translation:
-        flipped = torch.rand(len(images), generator=generator, device=images.device) < settings.flip
-        images = _flip_and_move(images, flipped, draw(settings.translation), draw(settings.translation))
+    if settings.horizontal_flip_probability or settings.translation:
+        flipped = (
+            torch.rand(len(images), generator=generator, device=images.device) < settings.horizontal_flip_probability
+        )
+        images = _flip_and_translate(images, flipped, draw(settings.translation), draw(settings.translation))
     if settings.rotation or settings.scale:
         angle, zoom = draw(math.radians(settings.rotation)), 1 + draw(settings.scale)
         cosine, sine, zero = torch.cos(angle) * zoom, torch.sin(angle) * zoom, torch.zeros_like(angle)
@@ -47,14 +49,14 @@ def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     return images
 
 
-def _flip_and_move(images: Tensor, flipped: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Some images flipped, then each moved by its own whole number of pixels; the border is repeated.
+def _flip_and_translate(images: Tensor, flipped: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Flip some of the images, then translate each by whole pixels; border pixels fill the gap.
 
     Args:
-        images: ``(B, 1, H, W)``.
-        flipped: bool ``(B,)``.
-        down: share of the height, ``(B,)``.
-        right: share of the width, ``(B,)``.
+        images: ``(N, 1, H, W)``.
+        flipped: True for images to flip, bool ``(N,)``.
+        down: translation as a fraction of the height, ``(N,)``.
+        right: translation as a fraction of the width, ``(N,)``.
     """
     n_images, _, height, width = images.shape
     rows = torch.arange(height, device=images.device) - (down * height).round().long()[:, None]
@@ -62,6 +64,6 @@ def _flip_and_move(images: Tensor, flipped: Tensor, down: Tensor, right: Tensor)
     columns = columns.clamp(0, width - 1)
     columns = torch.where(flipped[:, None], width - 1 - columns, columns)
     batch = torch.arange(n_images, device=images.device)[:, None]
-    # whole rows first, then pixels in them: three times as fast as one look-up of every pixel
-    moved = images[batch, 0, rows.clamp(0, height - 1)]
-    return moved.gather(2, columns[:, None, :].expand(n_images, height, width))[:, None]
+    # rows first, then pixels within rows: three times as fast as one index for each pixel
+    translated = images[batch, 0, rows.clamp(0, height - 1)]
+    return translated.gather(2, columns[:, None, :].expand(n_images, height, width))[:, None]

@@ -1,8 +1,8 @@
-"""Denoising autoencoders: images ``(N, 1, H, W)`` in [0, 1] to images of the same shape and range.
+"""Denoising autoencoders: from images ``(N, 1, H, W)`` in [0, 1] to images of the same shape and range.
 
-All are made for CPUs: pixels go to channels and back (4 x 4 blocks), so that no layer works at full resolution. H and W
-are multiples of 16. A module ``encoder`` gives the bottleneck, ``(N, 64, H / 16, W / 16)``: a quarter as many numbers
-as pixels.
+The architectures are fast on a CPU: 4 x 4 blocks of pixels become channels (pixel unshuffle), so no layer works at full
+resolution. H and W must be multiples of 16. The module ``encoder`` returns the bottleneck ``(N, 64, H / 16, W / 16)``,
+which has a quarter as many values as the image has pixels.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tasks.models.classifier import conv_bn_relu
+
 
 class PlainAutoencoder(nn.Module):
-    """Convolutional bottleneck without skips.
+    """Convolutional autoencoder with a bottleneck, without skip connections.
 
     Args:
-        residual: predict the noise, which is taken off the image, instead of the image (Zhang et al. 2017, "DnCNN",
-            arXiv 1608.03981); untrained, it gives back what it is given.
+        residual: predict the noise, which is subtracted from the input, instead of the image (Zhang et al. 2017,
+            "DnCNN", arXiv 1608.03981). Before training, the output is then equal to the input.
     """
 
     def __init__(self, residual: bool = False) -> None:
@@ -47,100 +49,99 @@ class PlainAutoencoder(nn.Module):
             nn.PixelShuffle(4),
         )
         if residual:
-            _predict_nothing(self.decoder[8])
+            _zero_init(self.decoder[8])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Denoised images, of the same shape and range."""
-        return _image(self.decoder(self.encoder(images)), images, self.residual)
+        """Return denoised images of the same shape and range."""
+        return _to_image(self.decoder(self.encoder(images)), images, self.residual)
 
 
 class UNet(nn.Module):
-    """A pyramid with skips at every level (Ronneberger et al. 2015, arXiv 1505.04597) and batch norm.
+    """U-Net with batch normalisation (Ronneberger et al. 2015, arXiv 1505.04597).
 
-    Below the bottleneck is one level more, and a look at the whole image, so that what is far away can tell what is to
-    be restored here.
+    Below the bottleneck are one more level and a branch over the mean of all positions. They add context from the whole
+    image to every position.
 
     Args:
-        residual: predict the noise instead of the image, as the denoiser of Liao et al. 2018 (arXiv 1712.02976).
+        residual: predict the noise instead of the image, as the denoiser of Liao et al. 2018 (arXiv 1712.02976). Before
+            training, the output is then equal to the input.
     """
 
     def __init__(self, residual: bool = False) -> None:
         super().__init__()
         self.residual = residual
-        self.fine = nn.Sequential(nn.PixelUnshuffle(4), _block(16, 16))
-        self.middle = nn.Sequential(_block(16, 32, stride=2), _block(32, 32))
-        self.encoder = nn.Sequential(_block(32, 64, stride=2), _block(64, 64))
-        self.deep = nn.Sequential(_block(64, 128, stride=2), _block(128, 128))
+        self.fine = nn.Sequential(nn.PixelUnshuffle(4), conv_bn_relu(16, 16))
+        self.middle = nn.Sequential(conv_bn_relu(16, 32, stride=2), conv_bn_relu(32, 32))
+        self.encoder = nn.Sequential(conv_bn_relu(32, 64, stride=2), conv_bn_relu(64, 64))
+        self.deep = nn.Sequential(conv_bn_relu(64, 128, stride=2), conv_bn_relu(128, 128))
         self.whole = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128))
-        self.up_to_code, self.at_code = _block(128, 64), _block(128, 64)
-        self.up_to_middle, self.at_middle = _block(64, 32), _block(64, 32)
-        self.up_to_fine = _block(32, 16)
+        self.up_to_code, self.at_code = conv_bn_relu(128, 64), conv_bn_relu(128, 64)
+        self.up_to_middle, self.at_middle = conv_bn_relu(64, 32), conv_bn_relu(64, 32)
+        self.up_to_fine = conv_bn_relu(32, 16)
         self.to_pixels = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.PixelShuffle(4))
         if residual:
-            _predict_nothing(self.to_pixels[0])
+            _zero_init(self.to_pixels[0])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Denoised images, of the same shape and range."""
+        """Return denoised images of the same shape and range."""
         fine = self.fine(images)
         middle = self.middle(fine)
         code = self.encoder(middle)
         deep = self.deep(code)
         deep = deep + self.whole(deep.mean(dim=(2, 3)))[:, :, None, None]
-        decoded = self.at_code(torch.cat([self.up_to_code(_enlarged(deep, code)), code], dim=1))
-        decoded = self.at_middle(torch.cat([self.up_to_middle(_enlarged(decoded, middle)), middle], dim=1))
-        decoded = self.to_pixels(torch.cat([self.up_to_fine(_enlarged(decoded, fine)), fine], dim=1))
-        return _image(decoded, images, self.residual)
+        decoded = self.at_code(torch.cat([self.up_to_code(_upsample(deep, code)), code], dim=1))
+        decoded = self.at_middle(torch.cat([self.up_to_middle(_upsample(decoded, middle)), middle], dim=1))
+        decoded = self.to_pixels(torch.cat([self.up_to_fine(_upsample(decoded, fine)), fine], dim=1))
+        return _to_image(decoded, images, self.residual)
 
 
 class VariationalAutoencoder(PlainAutoencoder):
-    """The plain one, its code a normal distribution (Kingma and Welling 2014, arXiv 1312.6114).
+    """:class:`PlainAutoencoder` with a normally distributed code (Kingma and Welling 2014, arXiv 1312.6114).
 
-    The code is drawn while it trains; what is trained uses its mean.
+    :meth:`sample` draws the code at random and is used in training. :meth:`forward` uses the mean of the code.
     """
 
     PIXEL_VARIANCE = 0.05**2
-    """Of the images given their code: it weighs the squared error against the divergence."""
+    """Variance of a pixel given the code. It weights the squared error against the Kullback-Leibler divergence."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log_variance = nn.Conv2d(64, 64, 1)
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images from one draw of the code, and what the draw costs.
+    def sample(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Reconstruct images from a random code.
 
         Args:
             images: float32 ``(N, 1, H, W)`` in [0, 1].
-            generator: of the draw, where the images are.
+            generator: random generator on the device of the images.
 
         Returns:
-            Images of the same shape and range; the divergence of the code from the standard normal distribution, in
-            units of the squared error: the negative evidence bound is, up to a constant factor, the sum of both.
+            The reconstructed images, of the same shape and range, and a penalty. The penalty is the Kullback-Leibler
+            divergence of the code from the standard normal distribution, scaled so that mean squared error plus penalty
+            is the negative evidence lower bound (ELBO) up to a constant factor and an additive constant.
         """
         mean = self.encoder(images).float()
         log_variance = self.log_variance(mean).float()
         code = mean + torch.empty_like(mean).normal_(generator=generator) * (log_variance / 2).exp()
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
-        return _image(self.decoder(code), images, False), 2 * self.PIXEL_VARIANCE * divergence / images.numel()
+        return _to_image(self.decoder(code), images, False), 2 * self.PIXEL_VARIANCE * divergence / images.numel()
 
 
-def _block(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+def _upsample(feature_maps: Tensor, like: Tensor) -> Tensor:
+    """Upsample feature maps ``(N, C, h, w)`` to the size of others by nearest-neighbour interpolation."""
+    return F.interpolate(feature_maps, size=like.shape[2:])
 
 
-def _enlarged(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps repeated to the size of others, ``(N, C, h, w)``."""
-    return F.interpolate(maps, size=like.shape[2:])
-
-
-def _predict_nothing(layer: nn.Module) -> None:
+def _zero_init(layer: nn.Module) -> None:
+    """Set weights and bias to 0, so that an untrained residual network predicts no noise."""
     assert isinstance(layer, nn.Conv2d)
     assert layer.bias is not None
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
 
 
-def _image(decoded: Tensor, images: Tensor, residual: bool) -> Tensor:
+def _to_image(decoded: Tensor, images: Tensor, residual: bool) -> Tensor:
+    """Convert the output of a decoder to images in [0, 1]."""
     decoded = decoded.float()
     return (images - decoded).clamp(0, 1) if residual else decoded.sigmoid()
 
@@ -155,5 +156,5 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 
 
 def build_autoencoder(architecture: str) -> nn.Module:
-    """An untrained autoencoder of the named architecture (``ARCHITECTURES``)."""
+    """Return an untrained autoencoder of an architecture from ``ARCHITECTURES``."""
     return ARCHITECTURES[architecture]()

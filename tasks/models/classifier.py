@@ -1,4 +1,4 @@
-"""Classifiers: images ``(N, 1, H, W)`` in [0, 1] to logits ``(N, K)``; normalisation lives inside."""
+"""Classifiers: from images ``(N, 1, H, W)`` in [0, 1] to logits ``(N, K)``, with the normalisation inside the model."""
 
 import os
 
@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 
 class Normalized(nn.Module):
-    """A network behind the normalisation of its input, so that attacks and defences see pixels in [0, 1].
+    """A network that normalises its input first, so that attacks and defences work on pixels in [0, 1].
 
     Args:
         network: takes normalised images ``(N, 1, H, W)``, returns logits ``(N, K)``.
-        mean: of the training pixels, in [0, 1].
-        std: of the training pixels.
+        mean: mean of the training pixels, in [0, 1].
+        std: standard deviation of the training pixels.
     """
 
     mean: Tensor
@@ -26,41 +26,41 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(std))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, K)``."""
+        """Return logits ``(N, K)``."""
         output = self.network((images - self.mean) / self.std)
-        # torchvision's Inception and GoogLeNet add auxiliary heads while they train
+        # torchvision's Inception and GoogLeNet also return auxiliary logits in training mode
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
         return logits.float()
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around which the input passes unchanged (He et al. 2016, arXiv 1512.03385)."""
+    """Residual block of two 3 x 3 convolutions (He et al. 2016, arXiv 1512.03385)."""
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            convolution(n_channels, n_channels),
+            conv_bn_relu(n_channels, n_channels),
             nn.Conv2d(n_channels, n_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(n_channels),
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of the same shape."""
+        """Return features of the same shape."""
         return F.relu(features + self.convolutions(features))
 
 
-def convolution(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
-    """3 x 3 convolution, batch normalisation, ReLU."""
+def conv_bn_relu(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
+    """Return a 3 x 3 convolution, batch normalisation and ReLU."""
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)
     )
 
 
 class Cnn(nn.Module):
-    """Our small classifier, made for CPUs: pixels go to channels first, so that no layer works at full resolution.
+    """Small classifier that is fast on a CPU, because no layer works at full resolution.
 
-    A 4 x 4 block of pixels becomes 16 channels (no pixel is lost), then a convolutional pyramid of four levels,
-    residual blocks at the two coarsest, and the mean over positions.
+    Each 4 x 4 block of pixels becomes 16 channels (pixel unshuffle). Four convolutional levels follow, the last two
+    with a residual block, then global average pooling and a linear layer.
     """
 
     def __init__(self, n_classes: int, widths: tuple[int, int, int, int] = (24, 48, 96, 192)) -> None:
@@ -68,17 +68,17 @@ class Cnn(nn.Module):
         first, second, third, fourth = widths
         self.features = nn.Sequential(
             nn.PixelUnshuffle(4),
-            convolution(16, first),
-            convolution(first, second, stride=2),
-            convolution(second, third, stride=2),
+            conv_bn_relu(16, first),
+            conv_bn_relu(first, second, stride=2),
+            conv_bn_relu(second, third, stride=2),
             ResidualBlock(third),
-            convolution(third, fourth, stride=2),
+            conv_bn_relu(third, fourth, stride=2),
             ResidualBlock(fourth),
         )
         self.head = nn.Linear(fourth, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, K)`` of normalised images, H and W multiples of 4."""
+        """Return logits ``(N, K)`` for normalised images ``(N, 1, H, W)``; H and W are multiples of 4."""
         logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
         return logits
 
@@ -86,17 +86,17 @@ class Cnn(nn.Module):
 def build_classifier(
     architecture: str, n_classes: int, mean: float, std: float, pretrained: bool = False
 ) -> Normalized:
-    """An untrained (or pretrained) classifier.
+    """Return a classifier with random or with pretrained weights.
 
     Args:
         architecture: ``cnn`` or the name of a torchvision classifier.
-        n_classes: K, the number of logits.
-        mean: of the training pixels, in [0, 1].
-        std: of the training pixels.
-        pretrained: begin with torchvision's ImageNet weights.
+        n_classes: number of classes, K.
+        mean: mean of the training pixels, in [0, 1].
+        std: standard deviation of the training pixels.
+        pretrained: load torchvision's ImageNet weights.
 
     Raises:
-        ValueError: no such architecture, or its weights can't be had.
+        ValueError: the architecture is unknown, or its pretrained weights are not available.
     """
     network = Cnn(n_classes) if architecture == "cnn" else _torchvision_classifier(architecture, n_classes, pretrained)
     return Normalized(network, mean, std)
@@ -110,32 +110,35 @@ def _torchvision_classifier(architecture: str, n_classes: int, pretrained: bool)
     known = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
         raise ValueError(
-            f"train_classifier.architecture: no classifier {architecture!r}; 'cnn' or one of torchvision's: {known}"
+            f"train_classifier.architecture: no classifier {architecture!r}. Allowed are 'cnn' and the classifiers of "
+            f"torchvision: {', '.join(known)}. Set one of these names"
         )
-    # torchvision would unpickle whatever lies in TORCH_HOME under the name of its file
+    # without this variable, torchvision unpickles the file of weights in TORCH_HOME
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     try:
         network: nn.Module = torchvision.models.get_model(architecture, weights="DEFAULT" if pretrained else None)
     except URLError as error:
         raise ValueError(
-            f"train_classifier.pretrained: torchvision's weights of {architecture!r} can't be downloaded "
-            f"({error.reason}); set it to false, or put the weights into TORCH_HOME on a machine with network"
+            f"train_classifier.pretrained: torchvision's weights of {architecture!r} can't be downloaded: "
+            f"{error.reason}. The download needs a network. Connect to one, copy the weights to TORCH_HOME, or "
+            "set it to false"
         ) from error
     except Exception as error:
         if not pretrained:
             raise
-        # a damaged file makes torch raise nearly anything
+        # torch raises many types of exceptions for damaged files
         raise ValueError(
-            f"train_classifier.pretrained: the file in TORCH_HOME for {architecture!r} holds no weights "
-            f"({type(error).__name__}); delete it, and it is fetched again"
+            f"train_classifier.pretrained: the weights of {architecture!r} in TORCH_HOME are damaged: "
+            f"{type(error).__name__}. A file of weights from torchvision is needed. Delete the file; the next run "
+            "downloads it again"
         ) from error
-    _take_one_channel(network)
-    _give_logits(network, n_classes)
+    _adapt_first_convolution(network)
+    _replace_heads(network, n_classes)
     return network
 
 
-def _take_one_channel(network: nn.Module) -> None:
-    """Replace the first convolution by one for grey images; weights are summed over the colours."""
+def _adapt_first_convolution(network: nn.Module) -> None:
+    """Replace the first convolution by one for grey images; its weights are summed over the colour channels."""
     name, first = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
     assert (first.in_channels, first.groups) == (3, 1)
     assert not isinstance(first.padding, str)
@@ -152,13 +155,13 @@ def _take_one_channel(network: nn.Module) -> None:
         if grey.bias is not None and first.bias is not None:
             grey.bias.copy_(first.bias)
     network.set_submodule(name, grey)
-    # Inception and GoogLeNet pick apart three channels when they carry pretrained weights
+    # with pretrained weights, Inception and GoogLeNet normalise three separate channels
     if hasattr(network, "transform_input"):
-        setattr(network, "transform_input", False)  # noqa: B010  to mypy it is a module
+        setattr(network, "transform_input", False)  # noqa: B010  mypy takes the attribute for a module
 
 
-def _give_logits(network: nn.Module, n_classes: int) -> None:
-    """Replace every head of 1000 ImageNet logits by one of ``n_classes``."""
+def _replace_heads(network: nn.Module, n_classes: int) -> None:
+    """Replace every head with 1000 ImageNet logits by a head with ``n_classes`` logits."""
     heads = [
         (name, module)
         for name, module in network.named_modules()

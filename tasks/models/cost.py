@@ -1,6 +1,5 @@
-"""What a prediction takes, apart from the machine that it runs on."""
+"""Cost of a prediction, independent of the machine: parameters and multiply-adds."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,63 +8,50 @@ import torch
 from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from tasks.models.compute import device_of
 
 
-def cost_of(model: nn.Module, image: np.ndarray) -> dict[str, int]:
-    """What a prediction takes: ``parameters``, ``multiply_adds`` of convolutions and matrix products, ``looks``.
+def prediction_cost(model: nn.Module, image: np.ndarray) -> dict[str, int]:
+    """Return ``n_parameters``, ``multiply_adds`` and ``n_eot_samples`` of a prediction.
 
-    Multiply-adds are over all looks at the image; image processing that is no network counts for nothing.
+    ``multiply_adds`` counts convolutions, matrix products and attention, summed over all forward passes of a random
+    defence (EOT samples). Image processing without these operations counts as 0.
 
     Args:
-        model: takes images, returns logits, of ``n_draws`` looks where it is random.
-        image: one, float32 ``(1, 1, H, W)``.
+        model: takes images ``(N, 1, H, W)``, returns logits. A random model averages ``n_eot_samples`` forward passes.
+        image: one image, float32 ``(1, 1, H, W)``.
     """
-    # where a function mode listens, torch does not fuse a layer of attention, which would hide its matrix products
-    with torch.no_grad(), BaseTorchFunctionMode(), _Operations() as operations:
+    # in a function mode, torch runs attention layers without the fused kernel, which has no formula
+    with torch.no_grad(), BaseTorchFunctionMode(), _FlopCounter() as counter:
         model(torch.from_numpy(image).to(device_of(model)))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
-        "parameters": parameters,
-        "multiply_adds": operations.multiply_adds,
-        "looks": getattr(model, "n_draws", 1),
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": counter.n_flops // 2,
+        "n_eot_samples": getattr(model, "n_eot_samples", 1),
     }
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's annotation
-    """Counts what torch's ``FlopCounterMode`` does, which imports compilers: more than a second of every attack."""
+class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's annotation
+    """Floating-point operations by torch's formulas; a multiply-add is two operations.
+
+    torch's ``FlopCounterMode`` gives the same counts, but is not thread-safe: it registers hooks on the modules of all
+    threads, and the flow runs several steps in threads.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's annotation
-        self.multiply_adds = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # nothing is compiled here, so nobody need be told to skip it
-        return False
+        self.n_flops = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        aten = torch.ops.aten
-        match func.overloadpacket:
-            case aten.convolution:
-                image, weight, *_ = args
-                is_transposed = args[6]
-                n_images, _, *places = (image if is_transposed else output).shape
-                self.multiply_adds += n_images * math.prod(places) * weight.numel()
-            case aten.linear:
-                # whole on some devices, elsewhere made of those below
-                self.multiply_adds += output.numel() * args[1].shape[-1]
-            case aten.mm | aten.bmm:
-                self.multiply_adds += args[0].numel() * args[1].shape[-1]
-            case aten.addmm | aten.baddbmm:
-                self.multiply_adds += args[1].numel() * args[2].shape[-1]
-            case attention if "scaled_dot_product" in str(attention):
-                # each device has kernels of its own, which take queries (B, H, L, E), keys (B, H, S, E), values
-                queries, keys, values = args[:3]
-                products = math.prod(queries.shape[:3]) * keys.shape[2]
-                self.multiply_adds += products * (queries.shape[3] + values.shape[3])
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func.overloadpacket is torch.ops.aten.linear:
+            # has no formula, since most devices decompose it into addmm
+            self.n_flops += 2 * output.numel() * args[1].shape[-1]
+        elif formula := flop_registry.get(func.overloadpacket):
+            self.n_flops += formula(*args, **kwargs, out_val=output)
         return output

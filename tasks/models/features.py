@@ -1,4 +1,4 @@
-"""What a classifier sees inside: its penultimate features, and the feature maps behind its heat maps."""
+"""Penultimate features of a classifier, and the layer of its last feature map."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,21 +6,26 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from tasks.models.compute import device_of
 
-def head_of(classifier: nn.Module) -> nn.Module:
-    """The layer that makes the logits: the last linear or convolutional one.
+
+def classification_head(classifier: nn.Module) -> nn.Module:
+    """Return the layer that computes the logits: the last linear or convolutional layer.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the classifier has no such layer.
     """
     layers = [module for module in classifier.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if not layers:
-        raise ValueError(f"{type(classifier).__name__} has no linear or convolutional layer that could be its head")
+        raise ValueError(
+            f"{type(classifier).__name__} has no linear or convolutional layer. The last such layer is the "
+            "classification head. Use a classifier with one"
+        )
     return layers[-1]
 
 
-class Features(nn.Module):
-    """Logits of a classifier together with its penultimate features: the input of its head.
+class LogitsAndFeatures(nn.Module):
+    """A classifier that returns logits and penultimate features; the features are the input of its head.
 
     Args:
         classifier: takes images ``(N, 1, H, W)``, returns logits ``(N, K)``.
@@ -29,50 +34,54 @@ class Features(nn.Module):
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
-        self._head = [head_of(classifier)]
+        # in a list, so that the head is not registered as a second submodule
+        self._head = [classification_head(classifier)]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(N, K)`` and features ``(N, D)``; where the head is a convolution, their mean over positions."""
-        with _inputs_of(self._head[0]) as seen:
+        """Return logits ``(N, K)`` and features ``(N, D)``, averaged over positions if the head is a convolution."""
+        with _capture_inputs(self._head[0]) as captured:
             logits = self.classifier(images)
-        (features,) = seen
+        (features,) = captured
         return logits, features.mean(dim=(2, 3)) if features.ndim == 4 else features.flatten(1)
 
 
-def last_feature_map(classifier: nn.Module, image_size: int) -> nn.Module:
-    """The module behind Grad-CAM: the last to run whose output is a map, ``(N, C, h, w)`` with more than one place.
+def last_feature_map_layer(classifier: nn.Module, image_size: int) -> nn.Module:
+    """Return the layer for Grad-CAM: the last one with output ``(N, C, h, w)`` and h, w above 1, in order of execution.
 
     Args:
         classifier: takes images ``(N, 1, H, W)``.
         image_size: H and W.
 
     Raises:
-        ValueError: no module's output is a map.
+        ValueError: no layer has such an output.
     """
     last: list[nn.Module] = []
 
-    def keep(module: nn.Module, _inputs: object, output: object) -> None:
+    def keep_layer(module: nn.Module, _inputs: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1 and module is not classifier:
             last[:] = [module]
 
-    hooks = [module.register_forward_hook(keep) for module in classifier.modules()]
+    hooks = [module.register_forward_hook(keep_layer) for module in classifier.modules()]
     try:
-        parameter = next(classifier.parameters())
         with torch.inference_mode():
-            classifier(torch.zeros(1, 1, image_size, image_size, device=parameter.device))
+            classifier(torch.zeros(1, 1, image_size, image_size, device=device_of(classifier)))
     finally:
         for hook in hooks:
             hook.remove()
     if not last:
-        raise ValueError(f"{type(classifier).__name__} has no feature map that a heat map could be made of")
+        raise ValueError(
+            f"{type(classifier).__name__} has no feature map larger than 1 x 1. Grad-CAM needs one. Use a "
+            "convolutional classifier or a larger prepare.image_size"
+        )
     return last[0]
 
 
 @contextmanager
-def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+def _capture_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the first argument of every call of a module."""
+    captured: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0]))
     try:
-        yield seen
+        yield captured
     finally:
         hook.remove()

@@ -1,4 +1,7 @@
-"""Noise for denoising autoencoders (Vincent et al. 2008, "Extracting and composing robust features")."""
+"""Noise for the training of denoising autoencoders.
+
+Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders" (ICML).
+"""
 
 import math
 
@@ -7,50 +10,54 @@ from torch import Tensor
 
 from tasks.params import Noise
 
-_FAR = 2.0**32
-"""Takes the smallest difference of two float32 near 1, 2^-24, out of [0, 1]."""
+_SATURATION_OFFSET = 2.0**32
+"""Factor that moves a pixel out of [0, 1] even if it multiplies the smallest float32 difference near 1, 2^-24."""
 
 
-def add_noise(images: Tensor, noises: tuple[Noise, ...], clean_share: float, generator: torch.Generator) -> Tensor:
-    """Images with noise of one kind each, drawn at random with a strength from zero to its greatest.
+def add_noise(
+    images: Tensor, noise_types: tuple[Noise, ...], clean_fraction: float, generator: torch.Generator
+) -> Tensor:
+    """Add noise to images. Each image gets one random type, with a random strength from 0 to the maximum of that type.
 
     Args:
-        images: float32 ``(B, 1, H, W)`` in [0, 1].
-        noises: kinds to draw from, with their greatest strengths.
-        clean_share: probability that an image is left as it is.
-        generator: on the images' device.
+        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        noise_types: types to choose from, with their maximum strengths.
+        clean_fraction: probability that an image stays unchanged.
+        generator: random generator on the device of the images.
 
     Returns:
-        Float32 ``(B, 1, H, W)`` in [0, 1].
+        Noisy images, float32 ``(N, 1, H, W)`` in [0, 1].
     """
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=images.device)
 
     n_images = len(images)
-    kind = torch.randint(len(noises), (n_images,), generator=generator, device=images.device)
-    kind = torch.where(uniform(n_images) < clean_share, -1, kind)[:, None, None, None]
-    strength = uniform(n_images, 1, 1, 1)
-    # one draw a pixel, evenly from -1 to 1, serves all kinds: an image has one of them and strength 0 of the others
-    even = torch.empty_like(images).uniform_(-1, 1, generator=generator)
-    normal = _normal(even) if any(noise.kind in {"gaussian", "speckle"} for noise in noises) else even
+    chosen = torch.randint(len(noise_types), (n_images,), generator=generator, device=images.device)
+    chosen = torch.where(uniform(n_images) < clean_fraction, -1, chosen)[:, None, None, None]
+    relative_strength = uniform(n_images, 1, 1, 1)
+    # one uniform number for each pixel serves all types: an image has strength 0 of all types but its own
+    uniform_noise = torch.empty_like(images).uniform_(-1, 1, generator=generator)
+    needs_normal = any(noise.kind in {"gaussian", "speckle"} for noise in noise_types)
+    normal_noise = _uniform_to_normal(uniform_noise) if needs_normal else uniform_noise
     noisy = images.clone()
-    for number, noise in enumerate(noises):
-        scale = torch.where(kind == number, strength * noise.strength, 0)
+    for index, noise in enumerate(noise_types):
+        strength = torch.where(chosen == index, relative_strength * noise.max_strength, 0)
         match noise.kind:
             case "gaussian":
-                noisy.addcmul_(normal, scale)
+                noisy.addcmul_(normal_noise, strength)
             case "uniform":
-                noisy.addcmul_(even, scale)
+                noisy.addcmul_(uniform_noise, strength)
             case "speckle":
-                noisy.addcmul_(normal * images, scale)
+                noisy.addcmul_(normal_noise * images, strength)
             case "salt_pepper":
-                # what lies beyond the bounds goes far beyond [0, 1], to which all is cut below: masks are slower
-                noisy.add_(even.clamp_min(scale - 1).clamp_max_(1 - scale).sub_(even), alpha=-_FAR)
+                # numbers beyond +-(1 - strength) move a pixel far out of [0, 1], to be clamped below; masks are slower
+                inside = uniform_noise.clamp_min(strength - 1).clamp_max_(1 - strength)
+                noisy.add_(inside.sub_(uniform_noise), alpha=-_SATURATION_OFFSET)
     return noisy.clamp_(0, 1)
 
 
-def _normal(even: Tensor) -> Tensor:
-    """Standard normal numbers from those that are even in [-1, 1), by the inverse of the distribution function."""
-    # -1 itself would give minus infinity
-    return even.mul(1 - 2**-24).erfinv_().mul_(math.sqrt(2))
+def _uniform_to_normal(uniform_noise: Tensor) -> Tensor:
+    """Transform uniform numbers in [-1, 1) to standard normal ones by the inverse of the distribution function."""
+    # the factor avoids minus infinity at -1
+    return uniform_noise.mul(1 - 2**-24).erfinv_().mul_(math.sqrt(2))

@@ -1,4 +1,4 @@
-"""What networks are trained for, without an attacker."""
+"""Training objectives without an attack: classification and denoising."""
 
 import torch
 from torch import Tensor, nn
@@ -11,68 +11,92 @@ from tasks.models.training import InputTransform, Objective, no_transform
 from tasks.params import Augmentation, TrainAutoencoder
 
 
-def classification(augmentation: Augmentation, input_transform: InputTransform = no_transform) -> Objective:
-    """Cross-entropy and accuracy.
+def classification_objective(augmentation: Augmentation, input_transform: InputTransform = no_transform) -> Objective:
+    """Return the objective of a classifier: cross-entropy, with accuracy as a further metric.
 
     Args:
-        augmentation: of images that are trained on.
-        seen: what the network is shown of images, augmented or not.
+        augmentation: augmentation of the training images.
+        input_transform: transform of the images, after augmentation, to the input of the network.
     """
 
-    def measure(
+    def objective(
         model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, _progress: float
     ) -> dict[str, Tensor]:
         if model.training:
             images = augment(images, augmentation, generator)
-        logits = model(seen(images, generator))
+        logits = model(input_transform(images, generator))
         return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy(logits, labels)}
 
-    return measure
+    return objective
 
 
-def purified(purifier: nn.Module, noise: TrainAutoencoder) -> InputTransform:
-    """What a frozen purifier makes of noisy images, as it was trained on them.
+def purified_noise_transform(purifier: nn.Module, noise_settings: TrainAutoencoder) -> InputTransform:
+    """Return a transform that adds noise to images and then applies a frozen purifier.
 
-    After Salman et al. 2020, "Denoised Smoothing" (arXiv 2003.01908), where a classifier is tuned to its denoiser.
+    A classifier that is trained on these images is adapted to the purifier (Salman et al. 2020, "Denoised Smoothing",
+    arXiv 2003.01908).
+
+    Args:
+        purifier: takes and returns images ``(N, 1, H, W)`` in [0, 1]; in evaluation mode, parameters frozen.
+        noise_settings: types of noise and fraction of clean images, as in the training of the purifier.
     """
 
-    def see(images: Tensor, generator: torch.Generator) -> Tensor:
+    def transform(images: Tensor, generator: torch.Generator) -> Tensor:
+        noisy = add_noise(images, noise_settings.noise_types, noise_settings.clean_fraction, generator)
         with torch.no_grad():
-            seen: Tensor = purifier(add_noise(images, noise.noises, noise.clean_share, generator))
-        return seen
+            purified: Tensor = purifier(noisy)
+        return purified
 
-    return see
+    return transform
 
 
-def noisy(std: float) -> InputTransform:
-    """Gaussian noise of a standard deviation, cut to [0, 1] (Cohen et al. 2019, arXiv 1902.02918, section 3.3)."""
+def gaussian_noise_transform(std: float) -> InputTransform:
+    """Return a transform that adds Gaussian noise and clamps the result to [0, 1].
 
-    def see(images: Tensor, generator: torch.Generator) -> Tensor:
+    Cohen et al. 2019, "Certified adversarial robustness via randomized smoothing" (arXiv 1902.02918), section 3.3.
+
+    Args:
+        std: standard deviation of the noise, for images in [0, 1].
+    """
+
+    def transform(images: Tensor, generator: torch.Generator) -> Tensor:
         return (images + torch.empty_like(images).normal_(0, std, generator=generator)).clamp_(0, 1)
 
-    return see
+    return transform
 
 
-def denoising(noise: TrainAutoencoder) -> Objective:
-    """Mean squared error between the originals and what an autoencoder makes of noisy copies."""
+def denoising_objective(noise_settings: TrainAutoencoder) -> Objective:
+    """Return the objective of a denoising autoencoder: mean squared error between its output and the clean images.
 
-    def measure(
+    Args:
+        noise_settings: types of noise on the input, and fraction of inputs without noise.
+    """
+
+    def objective(
         model: nn.Module, images: Tensor, _labels: Tensor, generator: torch.Generator, _progress: float
     ) -> dict[str, Tensor]:
-        noisy = add_noise(images, noise.noises, noise.clean_share, generator)
-        denoised, cost = reconstruct(model, noisy, generator)
-        return {"loss": F.mse_loss(denoised, images) + cost}
+        noisy = add_noise(images, noise_settings.noise_types, noise_settings.clean_fraction, generator)
+        denoised, penalty = reconstruct(model, noisy, generator)
+        return {"loss": F.mse_loss(denoised, images) + penalty}
 
-    return measure
+    return objective
 
 
 def reconstruct(model: nn.Module, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What an autoencoder makes of images ``(N, 1, H, W)``, and what it pays for its code beside the squared error."""
+    """Return the output of an autoencoder and the penalty that its loss adds to the squared error.
+
+    The penalty is 0 except for a variational autoencoder in training mode (:meth:`VariationalAutoencoder.sample`).
+
+    Args:
+        model: autoencoder.
+        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        generator: random generator on the device of the images.
+    """
     if isinstance(model, VariationalAutoencoder) and model.training:
-        return model.draw(images, generator)
+        return model.sample(images, generator)
     return model(images), torch.zeros((), device=images.device)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of images ``(N, K)`` whose largest logit is that of their class."""
+    """Return the accuracy of logits ``(N, K)`` against true classes ``(N,)``, as a scalar tensor."""
     return (logits.argmax(dim=1) == labels).float().mean()

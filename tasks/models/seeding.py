@@ -1,6 +1,6 @@
-"""Torch's global generator, from which layers get their first weights and dropout draws: one thread's at a time.
+"""Seeding of torch's global random generator, one thread at a time.
 
-The flow runs several steps in one process, whose threads share that generator.
+Initial weights and dropout use the global generator. All threads of the flow share it, so a thread must lock it.
 """
 
 import copy
@@ -13,29 +13,29 @@ from torch import Tensor, nn
 
 from tasks.models.compute import device_of
 
-_torch_is_seeded = threading.RLock()
+_torch_rng_lock = threading.RLock()
 
 
 @contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator, seeded and kept to this thread."""
-    with _torch_is_seeded, torch.random.fork_rng(devices=[]):
+    """Lock torch's global generator for this thread, seed it, and restore its state at the end."""
+    with _torch_rng_lock, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def build_seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """A network whose initial weights depend on the seed alone, whatever other threads draw."""
+    """Build a network whose initial weights depend on the seed alone, even if other threads draw random numbers."""
     with torch_seeded(seed):
         return build()
 
 
-def draws_globally(model: nn.Module, images: Tensor) -> bool:
-    """Whether a network draws from torch's global generator while it trains, as for dropout and stochastic depth.
+def uses_global_rng(model: nn.Module, images: Tensor) -> bool:
+    """Return True if a network draws from torch's global generator in training, as dropout and stochastic depth do.
 
     Args:
-        model: as it is, it stays.
-        images: a batch that it can train on, on its device.
+        model: network, which stays unchanged.
+        images: input of the network, on its device.
     """
     trial = copy.deepcopy(model).train()
     device = device_of(model)

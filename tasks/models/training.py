@@ -1,4 +1,4 @@
-"""The training loop of every network: resumable, reproducible, without host synchronisation in its steps."""
+"""Training loop of all networks: resumable, reproducible, and without synchronisation with the host in its steps."""
 
 import copy
 import logging
@@ -16,20 +16,23 @@ from torch.optim.swa_utils import update_bn
 
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_arrays, digest_of_model
-from tasks.models.compute import in_precision
-from tasks.models.seeding import draws_globally, torch_seeded
+from tasks.models.compute import autocast
+from tasks.models.seeding import torch_seeded, uses_global_rng
 from tasks.params import Precision, Training
 
 Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator, float], dict[str, Tensor]]
 """``(model, images, labels, generator, progress) -> {"loss": scalar, other metrics: scalars}``, means over the batch.
 
-Images are float32 ``(B, C, H, W)`` in [0, 1], labels int64 ``(B,)``. Randomness comes from the generator alone, except
-for draws inside the network; images are augmented only if ``model.training``. ``progress`` is the fraction of the
-epochs that is completed by the current one, in (0, 1].
+Images are float32 ``(N, C, H, W)`` in [0, 1], labels int64 ``(N,)``. All randomness comes from the generator, except
+for dropout and the like inside the network. Images are augmented only if ``model.training``. ``progress`` is the number
+of the current epoch divided by the number of epochs, in (0, 1].
 """
 
 InputTransform = Callable[[Tensor, torch.Generator], Tensor]
-"""Images ``(B, C, H, W)`` in [0, 1] to the input of the network; randomness comes from the generator alone."""
+"""Transform of images ``(N, C, H, W)`` in [0, 1] to the input of the network.
+
+All randomness comes from the generator.
+"""
 
 
 def no_transform(images: Tensor, _generator: torch.Generator) -> Tensor:
@@ -37,15 +40,15 @@ def no_transform(images: Tensor, _generator: torch.Generator) -> Tensor:
     return images
 
 
-EVALUATION_BATCH = 128
-STATISTICS_IMAGES = 512
-"""Training images on which the batch-norm statistics are measured after each epoch."""
+EVALUATION_BATCH_SIZE = 128
+N_BATCH_NORM_IMAGES = 512
+"""Training images on which the batch-norm statistics are computed after each epoch."""
 
 log = logging.getLogger(__name__)
 
 
 class TrainingDiverged(ValueError):
-    """The loss is not finite."""
+    """A training or validation loss is not finite."""
 
 
 def fit(
@@ -53,47 +56,48 @@ def fit(
     objective: Objective,
     pixels: np.ndarray,
     labels: np.ndarray,
-    rows: dict[str, np.ndarray],
+    split_rows: dict[str, np.ndarray],
     settings: Training,
     seed: int,
     device: torch.device,
     precision: Precision,
     checkpoints: Checkpoints,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
-    *others: nn.Module,
+    *frozen_networks: nn.Module,
     input_transform: InputTransform = no_transform,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Train with Adam and keep the best epoch.
+    """Train a network with Adam and return the weights of the best epoch.
 
-    The best epoch has the highest validation accuracy, if the objective returns one, and then the lowest validation
-    loss.
+    The best epoch has the highest validation accuracy, if the objective returns an accuracy. Ties, and objectives
+    without an accuracy, are decided by the lowest validation loss.
 
-    The evaluated and kept weights are an exponential moving average (Polyak averaging). Its batch-norm statistics are
-    measured on training images after each epoch: running statistics of batches of 16 lag far behind the weights, and
-    accuracy would then fall to chance in some epochs.
+    The evaluated and returned weights are an exponential moving average (Polyak averaging). Its batch-norm statistics
+    are computed on training images after each epoch, because the running statistics of small batches lag behind the
+    weights: the accuracy would drop to chance in some epochs.
 
     Args:
-        model: network to train; it is changed.
-        objective: loss and metrics of a batch.
+        model: network to train; it is changed in place.
+        objective: function that returns the loss and the metrics of a batch.
         pixels: uint8 ``(N, C, H, W)``, may be memory-mapped; scaled to [0, 1] here.
-        labels: int64 ``(N,)``.
-        rows: row numbers of ``train`` and ``validation``.
+        labels: true classes, int64 ``(N,)``.
+        split_rows: row numbers of the images of ``train`` and ``validation``.
         settings: epochs, batch size, learning rate and so on.
-        seed: of the order of the images and of the objective's randomness.
-        device: where to train.
-        precision: of convolutions and matrix products in training steps; evaluation is in float32.
-        checkpoints: of the step; the state is saved after every epoch, and a killed training resumes from it.
-        on_epoch: called after every epoch with its number from 1 and its metrics.
-        others: further networks that the objective uses; they are part of the checkpoint's digest.
+        seed: seed of the order of the images and of the random numbers of the objective.
+        device: device of the training.
+        precision: precision of convolutions and matrix products in training steps; evaluation is in float32.
+        checkpoints: checkpoints of the step. The state is saved after every epoch; a killed training resumes from it.
+        on_epoch: called after every epoch with its number, from 1, and its metrics.
+        frozen_networks: further networks that the objective uses; they are part of the name of the checkpoint.
         input_transform: transform that the objective applies to the images before the network, if it changes their
-            distribution; batch-norm statistics are measured on its output.
+            distribution; batch-norm statistics are computed on its output.
 
     Returns:
-        The kept network in evaluation mode on the CPU, and the history: one row for each epoch with ``epoch``,
-        ``train_*`` and ``validation_*`` metrics, ``learning_rate``, and ``best`` (1 for the epoch that was kept).
+        The network of the best epoch and the history. The network is in evaluation mode, on the CPU, with frozen
+        parameters. The history has a row for each epoch: ``epoch``, ``train_*`` and ``validation_*`` metrics,
+        ``learning_rate``, and ``best`` (1 for the best epoch, otherwise 0).
 
     Raises:
-        TrainingDiverged: a loss is not finite; the checkpoint holds the epoch before.
+        TrainingDiverged: a loss is not finite. The checkpoint then holds the state after the previous epoch.
         ValueError: the checkpoint is damaged.
     """
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
@@ -102,16 +106,16 @@ def fit(
     averages: list[Tensor] = list(averaged.parameters())
     n_steps = 0
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-    batches = _Batches(pixels, labels, device)
+    batches = _BatchLoader(pixels, labels, device)
     checkpoint = checkpoints.path(
         training=[type(settings).__name__, settings.model_dump(mode="json"), seed, precision],
-        images=digest_of_arrays(pixels, labels, rows["train"], rows["validation"]),
-        networks=[digest_of_model(network) for network in (model, *others)],
+        images=digest_of_arrays(pixels, labels, split_rows["train"], split_rows["validation"]),
+        networks=[digest_of_model(network) for network in (model, *frozen_networks)],
     ).with_suffix(".pt")
     history: list[dict[str, Any]] = []
     best = copy.deepcopy(averaged.state_dict())
-    a_batch, _ = next(batches.full(rows["train"], settings.batch_size))
-    is_random = draws_globally(averaged, input_transform(a_batch, torch.Generator(device).manual_seed(0)))
+    images, _ = next(batches.full_size_batches(split_rows["train"], settings.batch_size))
+    is_random = uses_global_rng(averaged, input_transform(images, torch.Generator(device).manual_seed(0)))
 
     if state := _load_checkpoint(checkpoint):
         model.load_state_dict(state["model"])
@@ -120,50 +124,49 @@ def fit(
         n_steps, history, best = state["n_steps"], state["history"], state["best"]
         log.info("resumed after epoch %d", len(history))
 
-    while len(history) < settings.epochs and not _stalled(history, settings.early_stopping):
+    while len(history) < settings.epochs and not _should_stop_early(history, settings.early_stopping_patience):
         epoch = len(history) + 1
-        # a seed for each epoch, so that a resumed training draws what an undisturbed one draws
+        # a seed for each epoch, so that a resumed training draws the same numbers as an uninterrupted one
         epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(epoch_seed)
-        order = np.random.default_rng(epoch_seed).permutation(rows["train"])
+        order = np.random.default_rng(epoch_seed).permutation(split_rows["train"])
         learning_rate = _learning_rate(settings, epoch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
         with torch_seeded(epoch_seed) if is_random else nullcontext():
             model.train()
-            # one tensor for all losses: many small tensors between large ones would fragment the heap
-            sums, losses = _Sums(), torch.zeros(len(order), device=device)
-            for step, (images, batch_labels) in enumerate(batches.full(order, settings.batch_size)):
-                with in_precision(precision, device):
+            # one tensor for all losses, since many small tensors between large ones fragment the heap
+            means, losses = _MeanMetrics(), torch.zeros(len(order), device=device)
+            for step, (images, batch_labels) in enumerate(batches.full_size_batches(order, settings.batch_size)):
+                with autocast(precision, device):
                     metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
                 optimizer.zero_grad()
                 metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
                 optimizer.step()
-                _move_averages(averages, weights, settings.ema_decay, n_steps)
+                _update_ema(averages, weights, settings.ema_decay, n_steps)
                 n_steps += 1
-                sums.add(metrics, len(images))
+                means.update(metrics, len(images))
                 losses[step] = metrics["loss"].detach()
-            train_metrics = sums.means()
+            train_metrics = means.compute()
             if not math.isfinite(train_metrics["loss"]):
                 step = int((~losses.isfinite()).int().argmax())
-                raise _diverged(
-                    f"the training loss is {losses[step]:g} at step {step + 1}", epoch, settings, checkpoint
-                )
-            measured = np.random.default_rng(seed).permutation(rows["train"])[:STATISTICS_IMAGES]
+                problem = f"the training loss is {losses[step]:g} at step {step + 1}"
+                raise _divergence_error(problem, epoch, settings, checkpoint)
+            batch_norm_rows = np.random.default_rng(seed).permutation(split_rows["train"])[:N_BATCH_NORM_IMAGES]
             generator.manual_seed(0)
-            update_bn(
-                (input_transform(images, generator) for images, _ in batches.all(measured, EVALUATION_BATCH)), averaged
-            )
-            validation_metrics = evaluate(averaged, objective, batches, rows["validation"])
-            # the loss may diverge in the last step of an epoch
+            batch_norm_batches = batches.batches(batch_norm_rows, EVALUATION_BATCH_SIZE)
+            update_bn((input_transform(images, generator) for images, _ in batch_norm_batches), averaged)
+            validation_metrics = evaluate(averaged, objective, batches, split_rows["validation"])
+            # the last training step of an epoch can diverge, and no training loss shows it
             if not math.isfinite(validation_metrics["loss"]):
-                raise _diverged(f"the validation loss is {validation_metrics['loss']:g}", epoch, settings, checkpoint)
+                problem = f"the validation loss is {validation_metrics['loss']:g}"
+                raise _divergence_error(problem, epoch, settings, checkpoint)
 
         row = {"epoch": epoch, "learning_rate": learning_rate}
         row |= {f"train_{name}": value for name, value in train_metrics.items()}
         row |= {f"validation_{name}": value for name, value in validation_metrics.items()}
-        if all(_rank(row) < _rank(earlier) for earlier in history):
+        if all(_selection_key(row) < _selection_key(earlier) for earlier in history):
             best = copy.deepcopy(averaged.state_dict())
         history.append(row)
         _save_checkpoint(
@@ -177,7 +180,7 @@ def fit(
                 "best": best,
             },
         )
-        log.info("epoch %d/%d  %s", epoch, settings.epochs, _describe(row))
+        log.info("epoch %d/%d  %s", epoch, settings.epochs, _format_metrics(row))
         on_epoch(epoch, {name: value for name, value in row.items() if name != "epoch"})
 
     model.load_state_dict(best)
@@ -186,89 +189,97 @@ def fit(
     return model.eval().requires_grad_(False).cpu(), frame
 
 
-def evaluate(model: nn.Module, objective: Objective, batches: "_Batches", rows: np.ndarray) -> dict[str, float]:
-    """Means of the objective's metrics over some images, with the same random numbers at every call."""
+def evaluate(model: nn.Module, objective: Objective, batches: "_BatchLoader", rows: np.ndarray) -> dict[str, float]:
+    """Return the mean metrics of the objective over some images, with the same random numbers at every call."""
     model.eval()
     generator = torch.Generator(batches.device).manual_seed(0)
-    sums = _Sums()
+    means = _MeanMetrics()
     with torch.no_grad():
-        for images, labels in batches.all(rows, EVALUATION_BATCH):
-            # progress 1: the objective of the last epoch
-            sums.add(objective(model, images, labels, generator, 1.0), len(images))
-    return sums.means()
+        for images, labels in batches.batches(rows, EVALUATION_BATCH_SIZE):
+            # progress 1 selects the objective of the last epoch
+            means.update(objective(model, images, labels, generator, 1.0), len(images))
+    return means.compute()
 
 
-class _Batches:
-    """Batches of float images from uint8 pixels, which stay in their memory map if the device is the CPU."""
+class _BatchLoader:
+    """Loader of batches of float images from uint8 pixels.
+
+    On the CPU the pixels stay in their memory map. An accelerator holds them all, 50 kB for an image of 224 x 224.
+    """
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
         self.device = device
         self.labels = torch.tensor(labels, device=device)
-        # an accelerator holds the whole set: 50 kB an image at 224 x 224
-        self.resident = None if device.type == "cpu" else torch.from_numpy(np.array(pixels)).to(device)
         self.pixels = pixels
+        self.device_pixels = None if device.type == "cpu" else torch.from_numpy(np.array(pixels)).to(device)
 
-    def all(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images ``(N, C, H, W)`` in [0, 1] and labels ``(N,)`` of these rows in order."""
         # copied once for all batches, since each copy to an accelerator synchronises the host
         index = torch.from_numpy(rows).to(self.device)
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            chosen = torch.from_numpy(self.pixels[rows[part]]) if self.resident is None else self.resident[index[part]]
-            yield chosen.float().div_(255), self.labels[index[part]]
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            if self.device_pixels is None:
+                batch = torch.from_numpy(self.pixels[rows[part]])
+            else:
+                batch = self.device_pixels[index[part]]
+            yield batch.float().div_(255), self.labels[index[part]]
 
-    def full(self, rows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of one size; the incomplete last batch is dropped unless it is the only one."""
-        yield from self.all(rows[: max(len(rows) // size, 1) * size], size)
+    def full_size_batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches, without an incomplete last batch unless it is the only one."""
+        yield from self.batches(rows[: max(len(rows) // batch_size, 1) * batch_size], batch_size)
 
 
-class _Sums:
-    """Means over an epoch, summed on the device so that no step waits for the host."""
+class _MeanMetrics:
+    """Means of metrics over all images of an epoch; sums stay on the device, so that no step waits for the host."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
         self.n_images = 0
 
-    def add(self, metrics: dict[str, Tensor], n_images: int) -> None:
+    def update(self, metrics: dict[str, Tensor], n_images: int) -> None:
         for name, value in metrics.items():
             self.totals[name] = self.totals.get(name, torch.zeros((), device=value.device)) + value.detach() * n_images
         self.n_images += n_images
 
-    def means(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         return {name: float(total) / self.n_images for name, total in self.totals.items()}
 
 
 @torch.no_grad()
-def _move_averages(averages: list[Tensor], weights: list[Tensor], decay: float, n_steps: int) -> None:
-    # a smaller decay in the first steps, so that the initial weights lose their weight soon
-    share = 1 - min(decay, (1 + n_steps) / (10 + n_steps)) if n_steps else 1.0
-    torch._foreach_lerp_(averages, weights, share)
+def _update_ema(averages: list[Tensor], weights: list[Tensor], decay: float, n_steps: int) -> None:
+    """Update the exponential moving average after a step; the first steps use a smaller decay."""
+    weight_of_step = 1 - min(decay, (1 + n_steps) / (10 + n_steps)) if n_steps else 1.0
+    torch._foreach_lerp_(averages, weights, weight_of_step)
 
 
 def _learning_rate(settings: Training, epoch: int) -> float:
-    if settings.schedule == "constant":
+    """Return the learning rate of an epoch, counted from 1."""
+    if settings.learning_rate_schedule == "constant":
         return settings.learning_rate
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs))
 
 
-def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
+def _should_stop_early(history: list[dict[str, Any]], patience: int) -> bool:
+    """Return True if the last ``patience`` epochs brought no improvement; never with a patience of 0."""
     return bool(patience and history) and len(history) - 1 - _best_epoch(history) >= patience
 
 
 def _best_epoch(history: list[dict[str, Any]]) -> int:
-    """Index of the best epoch; of equal epochs the earliest."""
-    return min(range(len(history)), key=lambda epoch: _rank(history[epoch]))
+    """Return the index of the best epoch; of equal epochs the earliest."""
+    return min(range(len(history)), key=lambda index: _selection_key(history[index]))
 
 
-def _rank(row: dict[str, Any]) -> tuple[float, float]:
-    """Sort key of an epoch; smaller is better."""
+def _selection_key(row: dict[str, Any]) -> tuple[float, float]:
+    """Return the sort key of an epoch; the best epoch has the smallest key."""
     return -row.get("validation_accuracy", 0.0), row["validation_loss"]
 
 
-def _diverged(what: str, epoch: int, settings: Training, checkpoint: Path) -> TrainingDiverged:
-    kept = f"{checkpoint} holds the state after epoch {epoch - 1}" if epoch > 1 else "No earlier epoch was saved"
+def _divergence_error(problem: str, epoch: int, settings: Training, checkpoint: Path) -> TrainingDiverged:
+    saved = f"{checkpoint} holds the state after epoch {epoch - 1}" if epoch > 1 else "No earlier epoch was saved"
     return TrainingDiverged(
-        f"{what} of epoch {epoch} of {settings.epochs}. {kept}. Lower learning_rate ({settings.learning_rate:g}) and "
-        "run the step again; the training then starts from the beginning"
+        f"{problem} of epoch {epoch} of {settings.epochs}. {saved}. Lower learning_rate ({settings.learning_rate:g}) "
+        "and run the step again; the training then starts from the beginning"
     )
 
 
@@ -285,7 +296,7 @@ def _load_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        # torch raises many types of exceptions for damaged files and for pickles of other objects
+        # torch raises many types of exceptions for damaged files and for files with other objects
         raise ValueError(
             f"{path}: damaged, or not a training checkpoint ({type(error).__name__}). Delete it; the training then "
             "starts from the beginning"
@@ -293,5 +304,5 @@ def _load_checkpoint(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def _describe(row: dict[str, float]) -> str:
+def _format_metrics(row: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in {"epoch", "learning_rate"})

@@ -1,10 +1,17 @@
-"""``params.yaml`` as typed objects; nothing else reads that file.
+"""Typed parameters: the only reader of ``params.yaml``.
 
-Unknown keys, wrong types and impossible values are refused before any work begins, by one :class:`ParamsError` that
-names every offending dotted key and what is allowed there.
+Unknown keys, wrong types and impossible values raise one :class:`ParamsError` before any work begins. The error names
+every wrong dotted key and the allowed values.
 """
 
-from tasks.params.active_learning import Acquisition, ActiveLearning, NoisyOracle, Oracle, PseudoLabels, Truth
+from tasks.params.active_learning import (
+    Acquisition,
+    ActiveLearning,
+    GroundTruth,
+    NoisyOracle,
+    Oracle,
+    PseudoLabelOracle,
+)
 from tasks.params.defences import (
     UNDEFENDED,
     AdversarialTraining,
@@ -18,19 +25,20 @@ from tasks.params.defences import (
     FeatureGuidedAutoencoder,
     FinetunedClassifier,
     GaussianNoise,
+    ImageTransform,
     JointAutoencoder,
     Jpeg,
     MedianSmoothing,
     Preprocessing,
     RandomizedSmoothing,
     RetrainedAutoencoder,
-    Step,
     TotalVariation,
     Trades,
     TrainedAutoencoder,
 )
 from tasks.params.params import (
     Acquire,
+    Analyze,
     Attack,
     Augmentation,
     Compute,
@@ -39,8 +47,9 @@ from tasks.params.params import (
     TrainAutoencoder,
     TrainClassifier,
     Validate,
+    flatten,
 )
-from tasks.params.reading import ParamsError, load_params, parse_params
+from tasks.params.reading import ParamsError, load_params, parse_params, read_defence
 from tasks.params.section import (
     Noise,
     Pgd,
@@ -56,6 +65,7 @@ __all__ = [
     "ActiveLearning",
     "AdversarialTraining",
     "Adversary",
+    "Analyze",
     "Attack",
     "AttackedAutoencoder",
     "Augmentation",
@@ -68,6 +78,8 @@ __all__ = [
     "FeatureGuidedAutoencoder",
     "FinetunedClassifier",
     "GaussianNoise",
+    "GroundTruth",
+    "ImageTransform",
     "JointAutoencoder",
     "Jpeg",
     "MedianSmoothing",
@@ -79,20 +91,20 @@ __all__ = [
     "Pgd",
     "Precision",
     "Preprocessing",
-    "PseudoLabels",
+    "PseudoLabelOracle",
     "RandomizedSmoothing",
     "RetrainedAutoencoder",
     "Section",
     "Split",
-    "Step",
     "TotalVariation",
     "Trades",
     "TrainAutoencoder",
     "TrainClassifier",
     "TrainedAutoencoder",
     "Training",
-    "Truth",
     "Validate",
+    "flatten",
     "load_params",
     "parse_params",
+    "read_defence",
 ]

@@ -1,4 +1,4 @@
-"""The section ``active_learning``: which images are labelled next, by whom, and what is learned from them."""
+"""The section ``active_learning``: acquisition functions, oracle and training of the simulated experiment."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -21,95 +21,96 @@ Acquisition = Literal[
 
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        # which Literal takes for 1
+        # Literal accepts True as 1
         raise ValueError("must be a number")
     return value
 
 
-class Truth(Section):
-    """An oracle that is always right."""
+class GroundTruth(Section):
+    """An oracle that always returns the true class."""
 
-    kind: Literal["truth"]
-    """Who labels."""
+    kind: Literal["ground_truth"]
+    """Type of the oracle."""
 
 
 class NoisyOracle(Section):
-    """An oracle that is wrong now and then, about the same images whoever asks."""
+    """An oracle with random errors, which are the same for every acquisition function."""
 
     kind: Literal["noisy"]
-    """Who labels."""
+    """Type of the oracle."""
     error_rate: Annotated[dict[str, Share], Field(min_length=1)]
-    """By the name of the true class: the probability that another class is told, each other one as likely."""
+    """Name of the true class -> probability that the oracle returns another class, each equally likely."""
 
 
-class PseudoLabels(Section):
-    """The model itself, where it is sure; only such images are queried."""
+class PseudoLabelOracle(Section):
+    """The model itself: confident predictions become labels, and only such images are queried."""
 
-    kind: Literal["pseudo"]
-    """Who labels."""
-    confidence: Annotated[float, Field(gt=0, lt=1)]
-    """Largest probability of the softmax from which the model's prediction becomes the label."""
-
-
-Oracle = Annotated[Truth | NoisyOracle | PseudoLabels, Field(discriminator="kind")]
+    kind: Literal["pseudo_label"]
+    """Type of the oracle."""
+    confidence_threshold: Annotated[float, Field(gt=0, lt=1)]
+    """Smallest largest softmax probability at which the prediction becomes the label."""
 
 
-class Start(Section):
-    """The images that are labelled before the first query."""
+Oracle = Annotated[GroundTruth | NoisyOracle | PseudoLabelOracle, Field(discriminator="kind")]
 
-    selection: Literal["stratified", "grouped"]
-    """``stratified`` draws single images in the classes' proportions; ``grouped`` draws whole groups (patients)."""
-    share: Fraction
-    """Of the training images."""
+
+class InitialSet(Section):
+    """The labelled images before the first query."""
+
+    strategy: Literal["stratified", "grouped"]
+    """``stratified`` draws single images in the proportions of the classes; ``grouped`` draws whole groups."""
+    fraction: Fraction
+    """Fraction of the training images."""
 
 
 class ActiveLearning(Section):
-    """Labels are asked for in cycles: train, choose from the pool, ask the oracle, train again."""
+    """Cycles of active learning: train, query images from the pool, label them by the oracle, train again."""
 
-    acquisition: tuple[Acquisition, ...]
-    """How images are chosen; ``random`` is always run beside."""
+    acquisition_functions: tuple[Acquisition, ...]
+    """Acquisition functions to compare; ``random`` is always included."""
     n_seeds: Count
-    """Runs of each acquisition function; all functions share the starts of these runs."""
-    shrink: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_not_bool)]
-    """``prepare.image_size`` over the size that is learned from; squares of pixels are averaged."""
-    start: Start
-    query: Fraction
-    """Share of the training images that each cycle asks for, at most."""
+    """Runs of each acquisition function; the runs of all functions start from the same initial sets."""
+    downsampling_factor: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_not_bool)]
+    """``prepare.image_size`` divided by the image size of this experiment; squares of pixels are averaged."""
+    initial_set: InitialSet
+    query_fraction: Fraction
+    """Maximum fraction of the training images that each cycle queries."""
     n_cycles: Count
-    """Queries, at most."""
+    """Maximum number of queries."""
     budget: CountOrOff
-    """Labels, at most, that are asked for after the start; 0: as many as the cycles ask for."""
+    """Maximum number of labels after the initial set; 0: as many as the cycles query."""
     training: Training
-    """Of the start, and of every cycle that does not go on from the weights before."""
+    """Training on the initial set, and in every cycle without a warm start."""
     warm_start_epochs: CountOrOff
-    """Epochs of each later cycle, which goes on from the weights before; 0: every cycle begins anew."""
+    """Epochs of each later cycle, which starts from the weights before; 0: every cycle starts from random weights."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the penultimate features that are dropped in training, and in the passes of ``bald``."""
-    n_passes: Annotated[int, Field(ge=2)]
-    """Passes with dropout that ``bald`` compares."""
+    """Fraction of the penultimate features that is dropped in training and in the samples of ``bald``."""
+    n_dropout_samples: Annotated[int, Field(ge=2)]
+    """Monte-Carlo dropout samples of ``bald``."""
     oracle: Oracle
-    """Who labels."""
-    adversarial_copies: bool
-    """Whether queried images join the training a second time, attacked as they were queried."""
+    adversarial_augmentation: bool
+    """True if the training also uses an adversarial copy of each image of the last query."""
     eps: Annotated[float, Field(gt=0, le=255)]
-    """Radius of all attacks of this section, as in ``attack.eps``."""
-    max_images: CountOrOff
-    """Test images that are attacked in each cycle, stratified; 0: all."""
+    """eps of all attacks of this section, in 1/255."""
+    max_attacked_images: CountOrOff
+    """Number of test images that are attacked in each cycle, stratified by class; 0: all."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         check_unit(self.eps)
-        if len(set(self.acquisition)) < len(self.acquisition):
-            raise ValueError(f"acquisition must not repeat, not {list(self.acquisition)}")
-        if "bald" in self.acquisition and not self.dropout:
-            raise ValueError("dropout must be above 0 with the acquisition 'bald', whose passes differ by it")
-        if self.start.share + self.query > 1:
+        names = self.acquisition_functions
+        if len(set(names)) < len(names):
+            raise ValueError(f"acquisition_functions {list(names)} must not repeat a name")
+        if "bald" in names and not self.dropout:
+            raise ValueError("dropout must be above 0 for the acquisition function 'bald'")
+        if self.initial_set.fraction + self.query_fraction > 1:
             raise ValueError(
-                f"start.share {self.start.share:g} and query {self.query:g} together are more than all training images"
+                f"initial_set.fraction {self.initial_set.fraction:g} and query_fraction {self.query_fraction:g} "
+                "together must be at most 1"
             )
         return self
 
     @property
-    def functions(self) -> tuple[str, ...]:
-        """``random``, then the others of ``acquisition``."""
-        return tuple(dict.fromkeys(("random", *self.acquisition)))
+    def compared_functions(self) -> tuple[str, ...]:
+        """``random``, then the other acquisition functions."""
+        return tuple(dict.fromkeys(("random", *self.acquisition_functions)))

@@ -1,4 +1,4 @@
-"""The rows of ``defences``: what can stand in front of the classifier, or take its place."""
+"""The rows of ``defences``: purifiers in front of the classifier, and classifiers that replace it."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,31 +11,34 @@ UNDEFENDED = "undefended"
 
 
 class Adversary(Section):
-    """Adversarial examples that a training crafts as it goes, other ones in each batch."""
+    """Adversarial examples that a training computes anew for each batch."""
 
     norm: Literal["linf", "l2"]
-    """Norm of the perturbations' ball."""
-    eps: tuple[Positive, Positive]
-    """Smallest and largest radius as in ``attack.eps``; one is drawn for each batch, evenly on a logarithmic scale."""
+    """Norm of the ball around an image."""
+    eps_range: tuple[Positive, Positive]
+    """Smallest and largest eps, in 1/255; one is drawn for each batch, uniformly on a logarithmic scale."""
     pgd: Pgd
 
     @model_validator(mode="after")
     def _eps_in_order(self) -> Self:
-        if not self.eps[0] <= self.eps[1] <= 255:
-            raise ValueError(f"eps must be a smallest and a largest value up to 255, not {list(self.eps)}")
-        check_unit(self.eps[1])
+        if not self.eps_range[0] <= self.eps_range[1] <= 255:
+            raise ValueError(f"eps_range {list(self.eps_range)} must be a smallest and a largest value up to 255")
+        check_unit(self.eps_range[1])
         return self
 
 
 class Autoencoder(Section):
-    """The denoising autoencoder of ``train_autoencoder`` as it is: the study's defence."""
+    """The denoising autoencoder of ``train_autoencoder``, unchanged: the defence of the study."""
 
     kind: Literal["autoencoder"]
-    """What the row is about."""
+    """Type of the defence."""
 
 
 class TrainedAutoencoder(Section):
-    """An autoencoder that is trained for this defence; it begins with ``train_autoencoder`` if that has its form."""
+    """An autoencoder that is trained for this defence.
+
+    It starts from the weights of ``train_autoencoder`` if the architecture is the same.
+    """
 
     architecture: Architecture
     """See :mod:`tasks.models.autoencoder`."""
@@ -43,192 +46,197 @@ class TrainedAutoencoder(Section):
 
 
 class DenoisingAutoencoder(TrainedAutoencoder):
-    """An autoencoder of any architecture, trained on the noise of ``train_autoencoder`` and on nothing else."""
+    """An autoencoder of any architecture that is trained on the noise of ``train_autoencoder`` alone."""
 
     kind: Literal["denoising_autoencoder"]
-    """What the row is about."""
+    """Type of the defence."""
 
 
 class AttackedAutoencoder(TrainedAutoencoder):
-    """An autoencoder that sees adversarial examples as it is trained."""
+    """An autoencoder that is trained on adversarial examples."""
 
     adversary: Adversary
-    adversarial_share: Annotated[float, Field(gt=0, le=1)]
-    """Share of each batch that is adversarial; the rest is what ``train_autoencoder`` sees."""
+    adversarial_fraction: Annotated[float, Field(gt=0, le=1)]
+    """Fraction of each batch that is adversarial; the rest is noisy as in ``train_autoencoder``."""
 
 
 class RetrainedAutoencoder(AttackedAutoencoder):
     """An autoencoder trained on noise and on adversarial examples of the undefended classifier."""
 
     kind: Literal["retrained_autoencoder"]
-    """What the row is about."""
+    """Type of the defence."""
 
 
 class FeatureGuidedAutoencoder(AttackedAutoencoder):
-    """As ``retrained_autoencoder``, but what is to be restored is what the classifier makes of an image."""
+    """As ``retrained_autoencoder``, with a loss on the classifier's features or logits instead of pixels."""
 
     kind: Literal["feature_guided_autoencoder"]
-    """What the row is about."""
-    guide: Literal["features", "logits"]
-    """What of the classifier is to be as on the clean image."""
+    """Type of the defence."""
+    guidance_layer: Literal["features", "logits"]
+    """Output of the classifier that must be the same as for the clean image."""
 
 
 class JointAutoencoder(TrainedAutoencoder):
-    """An autoencoder attacked end to end, together with the frozen classifier behind it, as it is trained."""
+    """An autoencoder that is trained adversarially, end to end through the frozen classifier behind it."""
 
     kind: Literal["joint_autoencoder"]
-    """What the row is about."""
+    """Type of the defence."""
     adversary: Adversary
-    ramp: Share
-    """Share of the epochs over which the radii rise to those of the adversary."""
+    eps_warmup_fraction: Share
+    """Fraction of the epochs over which eps rises linearly to that of the adversary."""
     clean_weight: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the cross-entropy that is about the images as they are."""
+    """Weight of the clean images in the cross-entropy; the rest is the weight of the adversarial examples."""
     reconstruction_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Of the squared error against the originals, beside the classifier's cross-entropy."""
+    """Weight of the mean squared error against the originals, relative to the cross-entropy."""
 
 
 class FinetunedClassifier(Section):
-    """The classifier, trained further on what the denoising autoencoder in front of it makes of noisy images."""
+    """The classifier, trained further on the output of the denoising autoencoder in front of it."""
 
     kind: Literal["finetuned_classifier"]
-    """What the row is about."""
+    """Type of the defence."""
     training: Training
 
 
 class Certification(Section):
-    """Radii within which no perturbation changes what is predicted, with a probability."""
+    """Certified radii: no perturbation within them changes the prediction, with a given probability."""
 
     n_samples: Annotated[int, Field(ge=100, le=10_000)]
-    """Noisy copies of each image that its radius is told from; ART draws them all at once, 400 kB each at 224 x 224."""
-    failure: Annotated[float, Field(gt=0, le=0.05)]
-    """Probability, for each image, that its radius is too large."""
+    """Noisy copies of each image that its radius is computed from; ART draws all at once (200 kB each at 224 x 224)."""
+    alpha: Annotated[float, Field(gt=0, le=0.05)]
+    """Probability, for each image, that its certified radius is too large."""
     max_images: CountOrOff
-    """Of the attacked images, those that are certified, stratified; 0: all."""
+    """Number of attacked images that are certified, stratified by class; 0: all."""
 
 
 class RandomizedSmoothing(Section):
-    """The classifier, trained further on noisy images, and several noisy looks at each image that it is to classify.
+    """The classifier, trained further on noisy images; its prediction is the mean over several noisy copies.
 
     Cohen et al. 2019, "Certified adversarial robustness via randomized smoothing" (arXiv 1902.02918).
     """
 
     kind: Literal["randomized_smoothing"]
-    """What the row is about."""
+    """Type of the defence."""
     std: Annotated[float, Field(gt=0, le=1)]
     """Standard deviation of the noise, images in [0, 1]."""
     training: Training
-    n_draws: Annotated[int, Field(ge=2)]
-    """Looks whose predicted probabilities are averaged; attacks see the average, too (EOT, as in Salman et al. 2019,
-    arXiv 1906.04584)."""
+    n_eot_samples: Annotated[int, Field(ge=2)]
+    """Noisy copies whose predicted probabilities are averaged. Attacks use the same average (EOT, as in Salman et al.
+    2019, arXiv 1906.04584)."""
     certification: Certification
 
 
 class RobustTraining(Section):
-    """A classifier trained further on adversarial examples of itself; nothing stands in front of it."""
+    """A classifier that is trained further on its own adversarial examples, without a purifier."""
 
     training: Training
     adversary: Adversary
-    ramp: Share
-    """Share of the epochs over which the radii rise to those of the adversary."""
+    eps_warmup_fraction: Share
+    """Fraction of the epochs over which eps rises linearly to that of the adversary."""
 
 
 class AdversarialTraining(RobustTraining):
-    """The classifier, trained further to be right on adversarial examples of itself."""
+    """Adversarial training of the classifier."""
 
     kind: Literal["adversarial_training"]
-    """What the row is about."""
+    """Type of the defence."""
     clean_weight: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the loss that is about the images as they are."""
+    """Weight of the clean images in the loss; the rest is the weight of the adversarial examples."""
 
 
 class Trades(RobustTraining):
-    """The classifier, trained further to be right, and to say the same in the whole ball."""
+    """TRADES: training for clean accuracy and for equal predictions in the whole ball."""
 
     kind: Literal["trades"]
-    """What the row is about."""
+    """Type of the defence."""
     beta: Positive
-    """Weight of the divergence of what is predicted of adversarial from what is predicted of clean images."""
+    """Weight of the divergence between the predictions on clean images and on adversarial examples."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
-        if self.adversary.pgd.n_restarts != 1:
-            raise ValueError("adversary.pgd.n_restarts must be 1: at the image itself the divergence has no gradient")
+        if self.adversary.pgd.n_random_starts != 1:
+            raise ValueError(
+                "adversary.pgd.n_random_starts must be 1: the divergence has no gradient at the image itself"
+            )
         return self
 
 
 class Jpeg(Section):
     """JPEG compression (Das et al. 2017, arXiv 1705.02900)."""
 
-    method: Literal["jpeg"]
-    """What the step does."""
+    kind: Literal["jpeg"]
+    """Type of the transform."""
     quality: Annotated[int, Field(ge=1, le=95)]
-    """As Pillow takes it."""
+    """Quality as in Pillow."""
 
 
 class BitDepth(Section):
     """Fewer grey levels (Xu et al. 2018, "Feature Squeezing", arXiv 1704.01155)."""
 
-    method: Literal["bit_depth"]
-    """What the step does."""
+    kind: Literal["bit_depth"]
+    """Type of the transform."""
     bits: Annotated[int, Field(ge=1, le=8)]
-    """Of a pixel."""
+    """Bits of a pixel."""
 
 
 class MedianSmoothing(Section):
     """Median over a window (Xu et al. 2018, arXiv 1704.01155)."""
 
-    method: Literal["median"]
-    """What the step does."""
-    window: Annotated[int, Field(ge=3, le=31)]
+    kind: Literal["median"]
+    """Type of the transform."""
+    window_size: Annotated[int, Field(ge=3, le=31)]
     """Side in pixels, odd."""
 
     @model_validator(mode="after")
     def _has_a_middle(self) -> Self:
-        if self.window % 2 == 0:
-            raise ValueError(f"window must be odd, so that a pixel is in its middle, not {self.window}")
+        if self.window_size % 2 == 0:
+            raise ValueError(f"window_size must be odd, not {self.window_size}: the window is centred on a pixel")
         return self
 
 
 class TotalVariation(Section):
-    """Denoising by total variation (as in Guo et al. 2018, arXiv 1711.00117, without their dropping of pixels)."""
+    """Total-variation denoising (Guo et al. 2018, arXiv 1711.00117, without random removal of pixels)."""
 
-    method: Literal["total_variation"]
-    """What the step does."""
-    strength: Positive
-    """Weight of the total variation against half the squared error, images in [0, 1]."""
-    n_steps: Count
-    """Of the minimisation, which starts at the image itself."""
+    kind: Literal["total_variation"]
+    """Type of the transform."""
+    weight: Positive
+    """Weight of the total variation relative to half the squared error, images in [0, 1]."""
+    n_iterations: Count
+    """Iterations of the minimisation, which starts at the image itself."""
 
 
 class GaussianNoise(Section):
-    """Gaussian noise, drawn anew at every look."""
+    """Gaussian noise, drawn anew for every prediction."""
 
-    method: Literal["gaussian_noise"]
-    """What the step does."""
+    kind: Literal["gaussian_noise"]
+    """Type of the transform."""
     std: Annotated[float, Field(gt=0, le=1)]
     """Standard deviation, images in [0, 1]."""
 
 
-Step = Annotated[Jpeg | BitDepth | MedianSmoothing | TotalVariation | GaussianNoise, Field(discriminator="method")]
+ImageTransform = Annotated[
+    Jpeg | BitDepth | MedianSmoothing | TotalVariation | GaussianNoise, Field(discriminator="kind")
+]
 
 
 class Preprocessing(Section):
-    """Steps of image processing before the classifier, or before the study's autoencoder and the classifier."""
+    """Image processing before the classifier, or before the study's autoencoder and the classifier."""
 
     kind: Literal["preprocessing"]
-    """What the row is about."""
-    steps: Annotated[tuple[Step, ...], Field(min_length=1)]
-    """One after the other."""
-    before: Literal["classifier", "autoencoder"]
-    """What the processed image goes to."""
-    n_draws: Count
-    """Looks whose predictions are averaged, where a step is random: attacks see the average, too, so that gradients are
-    expectations over transformation (Athalye et al. 2018, arXiv 1802.00420); 1 where none is."""
+    """Type of the defence."""
+    transforms: Annotated[tuple[ImageTransform, ...], Field(min_length=1)]
+    """Transforms, applied one after the other."""
+    applied_before: Literal["classifier", "autoencoder"]
+    """Network that receives the processed image."""
+    n_eot_samples: Count
+    """Predictions that are averaged if a transform is random; attacks use the same average (expectation over
+    transformation, Athalye et al. 2018, arXiv 1802.00420). 1 if no transform is random."""
 
     @model_validator(mode="after")
-    def _draws_only_of_what_is_random(self) -> Self:
-        if self.n_draws > 1 and not any(isinstance(step, GaussianNoise) for step in self.steps):
-            raise ValueError(f"n_draws must be 1, not {self.n_draws}: no step draws at random")
+    def _several_samples_only_if_random(self) -> Self:
+        is_random = any(isinstance(transform, GaussianNoise) for transform in self.transforms)
+        if self.n_eot_samples > 1 and not is_random:
+            raise ValueError(f"n_eot_samples must be 1, not {self.n_eot_samples}: no transform is random")
         return self
 
 

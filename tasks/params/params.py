@@ -1,4 +1,4 @@
-"""The sections of ``params.yaml``, one a step."""
+"""The sections of ``params.yaml``, one for each step."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tasks.params.active_learning import ActiveLearning, NoisyOracle
-from tasks.params.defences import UNDEFENDED, Autoencoder, Defence, TrainedAutoencoder
+from tasks.params.defences import UNDEFENDED, Autoencoder, Defence
 from tasks.params.section import (
     Architecture,
     Count,
@@ -27,57 +27,57 @@ DefenceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Compute(Section):
-    """Where and how steps compute."""
+    """Device, threads and precision."""
 
     threads: Annotated[int, Field(ge=1, le=256)]
-    """CPU threads that a step uses. Floating-point sums depend on it, so it belongs to the experiment."""
+    """CPU threads of a step. Floating-point sums depend on the number, so it is part of the experiment."""
     device: Literal["auto", "cpu", "cuda", "mps"]
-    """Where networks run; ``auto`` takes cuda, then mps, then cpu."""
+    """Device of the networks; ``auto``: cuda if available, otherwise mps, otherwise cpu."""
     precision: Precision
-    """Of convolutions and matrix products while networks are trained, and in the gradients of the sweep. Weights,
-    losses, validation, and what an attack is said to have broken stay in float32."""
+    """Precision of convolutions and matrix products in training steps and in the gradients of the sweep. Weights,
+    losses, validation and the success of attacks are always in float32."""
 
 
 class Phantom(Section):
-    """How many phantoms are drawn."""
+    """Number of phantoms."""
 
     n_patients: Annotated[int, Field(ge=2)]
     """Patients over all classes."""
-    n_slices: Count
-    """Neighbouring slices of each patient."""
+    n_slices_per_patient: Count
+    """Adjacent slices of each patient."""
 
 
 class Acquire(Section):
-    """Where images come from, and their classes."""
+    """Source and classes of the images."""
 
     source: Literal["phantom", "folder", "kaggle"]
-    """Where the images come from."""
+    """Source of the images; ``phantom`` draws computer-made CT slices."""
     folder: Annotated[str, Field(min_length=1)]
-    """Folder with one subfolder a class, outside ``data/``; read when ``source`` is ``folder``."""
+    """Folder with one subfolder for each class, outside ``data/``; used if ``source`` is ``folder``."""
     kaggle_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
-    """``owner/name`` of a Kaggle data set; read when ``source`` is ``kaggle``."""
+    """``owner/name`` of a Kaggle data set; used if ``source`` is ``kaggle``."""
     classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
-    """Class names, which are the names of the subfolders; their order gives the label numbers."""
+    """Names of the classes and of their subfolders; the order determines the label numbers."""
     positive_class: str
-    """The class that precision, recall and F1 are about."""
+    """Class of precision, recall and F1."""
     phantom: Phantom
 
     @field_validator("classes")
     @classmethod
     def _distinct_folder_names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
         if len({name.casefold() for name in classes}) < len(classes):
-            raise ValueError("class names must differ, not only in case")
+            raise ValueError(f"class names {list(classes)} must differ by more than upper and lower case")
         for name in classes:
             if name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
-                raise ValueError(f"{name!r} can't be a folder's name")
+                raise ValueError(f"{name!r} is not a valid folder name")
         return classes
 
     @field_validator("folder")
     @classmethod
     def _not_in_data(cls, folder: str) -> str:
-        # the folders in there are emptied before their steps run
+        # a step empties its folder below data/ before it runs
         if Path(folder).resolve().is_relative_to(Path("data").resolve()):
-            raise ValueError("must lie outside data/, where only steps write")
+            raise ValueError(f"{folder} is inside data/, where only steps write. Use a folder outside data/")
         return folder
 
     @model_validator(mode="after")
@@ -88,24 +88,24 @@ class Acquire(Section):
 
 
 class Validate(Section):
-    """What the data set must be like."""
+    """Requirements on the data set."""
 
     min_side: Count
-    """Pixels that the shorter side has at least."""
+    """Minimum length of the shorter side, in pixels."""
     max_side: Count
-    """Pixels that the longer side has at most."""
+    """Maximum length of the longer side, in pixels."""
     max_megapixels: Positive
-    """Millions of pixels above which an image is refused before it is decoded."""
+    """Maximum number of pixels, in millions; a larger image is rejected before it is decoded."""
     min_images_per_class: Count
-    """Images of every class, at least."""
-    max_imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)]
-    """Images of the largest class over images of the smallest, at most."""
-    max_exact_duplicates: Share
-    """Share of images, at most, whose decoded pixels equal those of an earlier image."""
+    """Minimum number of images of every class."""
+    max_imbalance_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """Maximum ratio of the numbers of images of the largest and of the smallest class."""
+    max_exact_duplicate_fraction: Share
+    """Maximum fraction of images whose pixels are equal to those of an earlier image."""
     near_duplicate_correlation: Fraction
-    """Pearson correlation of 32 x 32 thumbnails from which two images are near-duplicates."""
-    neighbour_correlation: Fraction
-    """Same correlation from which two slices that follow each other are taken for one patient's."""
+    """Pearson correlation of 32 x 32 thumbnails at and above which two images are near-duplicates."""
+    same_group_correlation: Fraction
+    """The same correlation at and above which two consecutive images are put into one inferred group."""
 
     @model_validator(mode="after")
     def _sides_ordered(self) -> Self:
@@ -115,18 +115,18 @@ class Validate(Section):
 
 
 class Split(Section):
-    """How images are split into training, validation and test."""
+    """Split into training, validation and test images."""
 
     strategy: Literal["stratified", "grouped"]
-    """``stratified`` draws single slices; ``grouped`` keeps a patient's slices on one side."""
+    """``stratified`` draws single images; ``grouped`` keeps all images of a group in one split."""
     test_fraction: Fraction
-    """Share of all images."""
+    """Fraction of all images."""
     validation_fraction: Fraction
-    """Share of the images that are not test images."""
+    """Fraction of the images that are not test images."""
 
 
 class Prepare(Section):
-    """What networks see."""
+    """Image size and split."""
 
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
     """Height and width in pixels, a multiple of 32."""
@@ -134,20 +134,20 @@ class Prepare(Section):
 
 
 class Augmentation(Section):
-    """Random changes of training images."""
+    """Random augmentation of the training images."""
 
-    flip: Share
-    """Probability of a left-right flip."""
+    horizontal_flip_probability: Share
+    """Probability of a horizontal flip."""
     rotation: Annotated[float, Field(ge=0, le=180)]
-    """Degrees, at most, either way."""
+    """Maximum rotation in either direction, in degrees."""
     scale: Annotated[float, Field(ge=0, lt=1)]
-    """Share by which an image is enlarged or shrunk, at most."""
+    """Maximum relative enlargement or reduction."""
     translation: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the side by which an image is moved, at most."""
+    """Maximum shift as a fraction of the side."""
     brightness: Share
-    """Share of the value range added or taken away, at most."""
+    """Maximum change of brightness as a fraction of the value range."""
     contrast: Annotated[float, Field(ge=0, lt=1)]
-    """Share by which differences from the mean grey are stretched or squeezed, at most."""
+    """Maximum relative change of contrast."""
 
 
 class TrainClassifier(Training):
@@ -156,13 +156,13 @@ class TrainClassifier(Training):
     architecture: Annotated[str, Field(min_length=1)]
     """``cnn`` (ours) or the name of a torchvision classifier."""
     pretrained: bool
-    """Begin with torchvision's weights; not for ``cnn``."""
+    """Start from torchvision's pretrained weights; not for ``cnn``."""
     augmentation: Augmentation
 
     @model_validator(mode="after")
     def _cnn_has_no_weights(self) -> Self:
         if self.pretrained and self.architecture == "cnn":
-            raise ValueError("pretrained weights exist for torchvision architectures only, not for 'cnn'")
+            raise ValueError("pretrained: true is not possible for the architecture 'cnn', only for torchvision's")
         return self
 
 
@@ -171,116 +171,126 @@ class TrainAutoencoder(Training):
 
     architecture: Architecture
     """See :mod:`tasks.models.autoencoder`."""
-    noises: Annotated[tuple[Noise, ...], Field(min_length=1)]
-    """One of these is drawn for each image."""
-    clean_share: Annotated[float, Field(ge=0, lt=1)]
-    """Share of each batch that is left without noise."""
+    noise_types: Annotated[tuple[Noise, ...], Field(min_length=1)]
+    """Types of noise, of which one is drawn for each image."""
+    clean_fraction: Annotated[float, Field(ge=0, lt=1)]
+    """Fraction of each batch without noise."""
 
 
 class Sweep(Section):
-    """A stronger PGD that looks for the smallest eps that breaks each image."""
+    """Search for the smallest eps that breaks each image, by PGD on the margin."""
 
     n_steps: Count
     """Gradient steps of each start."""
     n_restarts: CountOrOff
-    """Random starts of the images that withstand the first."""
+    """Further random starts of the images that survive the first start."""
 
 
 class Suite(Section):
-    """Stronger and other attacks, for the smallest eps that breaks each image."""
+    """White-box suite: Auto-PGD and DeepFool on the images that survive the sweep."""
 
     n_steps: CountOrOff
-    """Gradients of each try by Auto-PGD and DeepFool on what withstands the sweep; 0: neither."""
+    """Gradients of each attack at each eps; 0: no suite."""
+
+
+class Square(Section):
+    """Square attack, which uses scores alone."""
+
     n_queries: CountOrOff
-    """Scores that the Square attack asks for, of each image at each eps that it tries; 0: no such attack."""
-    n_label_queries: CountOrOff
-    """Labels that HopSkipJump asks for, about, of each image; 0: no such attack."""
-    max_label_images: Count
-    """Of the attacked images, those that HopSkipJump is tried on, stratified."""
+    """Maximum number of queries for each image at each eps; 0: no such attack."""
+
+
+class HopSkipJump(Section):
+    """HopSkipJump, which uses predicted labels alone."""
+
+    n_queries: CountOrOff
+    """Approximate maximum number of queries for each image; 0: no such attack."""
+    max_images: Count
+    """Number of attacked images that are tried, stratified by class."""
 
 
 class Attack(Section):
     """Attacks on the test images."""
 
     norm: Literal["linf", "l2"]
-    """Norm of the perturbations' ball."""
+    """Norm of the ball around an image."""
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
-    """Radii in units of 1/255 of the value range, rising. For l2 the radius is
+    """Grid of radii in units of 1/255 of the value range, rising. For l2 the radius is
     eps / 255 * sqrt(number of pixels), so that eps is the root-mean-square change of a pixel."""
-    mode: Literal["fast", "reference"]
-    """``fast``: our own FGSM and PGD; ``reference``: ART's classes, one eps after the other, to hold ours against."""
     attacks: Annotated[tuple[Literal["fgsm", "pgd"], ...], Field(min_length=1)]
-    """Attacks that every target meets."""
+    """Attacks at every eps of the grid, for the curves of accuracy against eps."""
     pgd: Pgd
     sweep: Sweep
     suite: Suite
+    square: Square
+    hop_skip_jump: HopSkipJump
     max_images: CountOrOff
-    """Test images that are attacked, stratified by class; 0: all."""
+    """Number of attacked test images, stratified by class; 0: all."""
     batch_size: Count
-    """Images that are attacked at once."""
-    keep_eps: tuple[float, ...]
-    """Those of ``eps`` that are analysed; none named: all. Adversarial images of defences are kept for these alone,
-    those of the bare classifier for all, since they are transferred."""
+    """Images of one forward pass."""
+    saved_eps: tuple[float, ...]
+    """The eps of the grid that are analysed; empty: all. Adversarial images of defences are saved for these alone,
+    those of the bare classifier for all eps, since they are transferred."""
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> Self:
         if list(self.eps) != sorted(set(self.eps)):
-            raise ValueError(f"eps must rise without repeats, not {list(self.eps)}")
+            raise ValueError(f"eps {list(self.eps)} must rise without repeats")
         check_unit(self.eps[-1])
-        if len(set(self.keep_eps)) < len(self.keep_eps):
-            raise ValueError(f"keep_eps must not repeat, not {list(self.keep_eps)}")
+        if len(set(self.saved_eps)) < len(self.saved_eps):
+            raise ValueError(f"saved_eps {list(self.saved_eps)} must not repeat a value")
         if len(set(self.attacks)) < len(self.attacks):
-            raise ValueError(f"attacks must not repeat, not {list(self.attacks)}")
+            raise ValueError(f"attacks {list(self.attacks)} must not repeat a name")
         if self.sweep.n_steps < self.pgd.n_steps:
             raise ValueError(
-                f"sweep.n_steps {self.sweep.n_steps} must not be below pgd.n_steps {self.pgd.n_steps}: the sweep is "
-                "the stronger attack, against which PGD is checked"
+                f"sweep.n_steps {self.sweep.n_steps} must be at least pgd.n_steps {self.pgd.n_steps}: a check compares "
+                "PGD with the sweep, which must be the stronger attack"
             )
-        if self.norm == "l2" and self.suite.n_queries:
+        if self.norm == "l2" and self.square.n_queries:
             raise ValueError(
-                f"suite.n_queries must be 0 with norm l2, not {self.suite.n_queries}: the Square attack moves in linf "
-                "balls; HopSkipJump (suite.n_label_queries) asks for labels in either"
+                f"square.n_queries must be 0 with norm l2, not {self.square.n_queries}: this Square attack is for linf "
+                "balls. Use hop_skip_jump.n_queries, which supports both norms"
             )
-        if unknown := sorted(set(self.keep_eps) - set(self.eps)):
-            raise ValueError(f"keep_eps {unknown} must be among eps {list(self.eps)}")
+        if unknown := sorted(set(self.saved_eps) - set(self.eps)):
+            raise ValueError(f"saved_eps {unknown} must be among eps {list(self.eps)}")
         return self
 
     @property
-    def kept_eps(self) -> tuple[float, ...]:
-        """Those of ``eps`` whose adversarial images are kept, rising."""
-        return tuple(sorted(set(self.keep_eps))) or self.eps
+    def analysed_eps(self) -> tuple[float, ...]:
+        """The eps whose adversarial images are saved and analysed, rising."""
+        return tuple(sorted(set(self.saved_eps))) or self.eps
 
 
-class Evasion(Section):
-    """Attacks that know a detector and evade it."""
+class DetectorEvasion(Section):
+    """Adaptive attacks on a detector and the classifier behind it."""
 
     eps: tuple[float, ...]
-    """Those of the kept eps at which every detector is attacked; none: no such attacks."""
+    """The saved eps at which every detector is attacked; empty: no such attacks."""
     n_steps: Count
-    """Gradient steps; their size over eps is ``attack.pgd.relative_step``."""
+    """Gradient steps; the relative step size is ``attack.pgd.relative_step_size``."""
     max_images: CountOrOff
-    """Of the attacked images, the first so many by seeded choice, stratified; 0: all."""
+    """Number of attacked images, stratified by class; 0: all."""
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:
         if len(set(self.eps)) < len(self.eps):
-            raise ValueError(f"eps must not repeat, not {list(self.eps)}")
+            raise ValueError(f"eps {list(self.eps)} must not repeat a value")
         return self
 
 
 class Analyze(Section):
-    """The study's analyses, of the adversarial images that were kept."""
+    """Analyses of the saved adversarial images."""
 
     eps: Positive
-    """The one of the kept eps at which the study's claims are judged."""
+    """The reported eps: claims, headline, model card and promotion use it. It is one of the saved eps."""
     n_resamples: Annotated[int, Field(ge=100)]
-    """Bootstrap resamples behind 95 % intervals."""
+    """Bootstrap resamples of 95 % intervals."""
     false_positive_rate: Fraction
-    """Share of clean validation images, at most, above a detector's threshold."""
-    evasion: Evasion
+    """Maximum fraction of clean validation images above the threshold of a detector."""
+    detector_evasion: DetectorEvasion
 
 
-_TRAINING_DATA = ("train_classifier.augmentation", "train_autoencoder.noises", "train_autoencoder.clean_share")
+_TRAINING_DATA = ("train_classifier.augmentation", "train_autoencoder.noise_types", "train_autoencoder.clean_fraction")
 _LEARNER = ("train_classifier.architecture", "train_classifier.pretrained", "train_classifier.augmentation")
 STEP_PARAMS: dict[str, tuple[str, ...]] = {
     "acquire": ("seed", "acquire"),
@@ -290,15 +300,15 @@ STEP_PARAMS: dict[str, tuple[str, ...]] = {
     "train_autoencoder": ("seed", "compute", "train_autoencoder"),
     "train_defence": ("seed", "compute", *_TRAINING_DATA, "defences.${item.defence}"),
     "attack": ("seed", "compute", "attack"),
-    "attack_defence": ("seed", "compute", "attack", "defences.${item.defence}"),
-    "evaluate": ("benchmark", "defences"),
-    "analyze": ("seed", "compute", "benchmark", "defences", "attack", "analyze"),
+    "attack_defence": ("seed", "compute", "attack"),
+    "evaluate": ("selected_defences",),
+    "analyze": ("seed", "compute", "selected_defences", "attack", "analyze"),
     "active_learning": (
         *("seed", "compute", *_LEARNER, "attack.norm", "attack.pgd", "attack.batch_size", "active_learning"),
     ),
     "report": (
         *("seed", "compute", "acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
-        *("benchmark", "defences", "attack", "analyze", "active_learning"),
+        *("selected_defences", "attack", "analyze", "active_learning"),
     ),
 }
 """The parameters that each step reads, as in dvc.yaml (``tests/test_contracts.py`` compares the two)."""
@@ -308,17 +318,17 @@ class Params(Section):
     """All parameters of the pipeline; sections are named after the steps."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    """Of everything that is drawn at random."""
+    """Seed of all random numbers."""
     compute: Compute
     acquire: Acquire
     validate_: Annotated[Validate, Field(alias="validate")]
     prepare: Prepare
     train_classifier: TrainClassifier
     train_autoencoder: TrainAutoencoder
-    benchmark: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Defences that are trained, attacked and analysed, by their names in ``defences``."""
+    selected_defences: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of the ``defences`` that are trained, attacked and analysed."""
     defences: dict[DefenceName, Defence]
-    """What can stand in front of the classifier, by the name that tables give it."""
+    """Name of a defence -> its settings."""
     attack: Attack
     analyze: Analyze
     active_learning: ActiveLearning
@@ -326,26 +336,29 @@ class Params(Section):
     @model_validator(mode="after")
     def _defences_are_known(self) -> Self:
         if UNDEFENDED in self.defences:
-            raise ValueError(f"defences.{UNDEFENDED}: this is the name of the bare classifier; choose another")
-        if unknown := [name for name in self.benchmark if name not in self.defences]:
-            raise ValueError(f"benchmark: {unknown} must be among the names in defences, {list(self.defences)}")
-        if len(set(self.benchmark)) < len(self.benchmark):
-            raise ValueError(f"benchmark must not repeat a name, not {list(self.benchmark)}")
-        if not any(isinstance(self.defences[name], Autoencoder) for name in self.benchmark):
             raise ValueError(
-                f"benchmark: one of {list(self.benchmark)} must be of the kind 'autoencoder', the study's defence, "
-                "which the others are compared with and what detectors look through"
+                f"defences.{UNDEFENDED}: this name is reserved for the bare classifier. Choose another name"
+            )
+        names = self.selected_defences
+        if unknown := [name for name in names if name not in self.defences]:
+            raise ValueError(f"selected_defences: {unknown} must be among the names in defences, {list(self.defences)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"selected_defences {list(names)} must not repeat a name")
+        if not any(isinstance(self.defences[name], Autoencoder) for name in names):
+            raise ValueError(
+                f"selected_defences: one of {list(names)} must be of the kind 'autoencoder', the defence of the study. "
+                "The other defences are compared with it, and the detectors use it"
             )
         return self
 
     @model_validator(mode="after")
     def _analysed_images_are_kept(self) -> Self:
-        kept = self.attack.kept_eps
-        allowed = f"must be among the eps whose images are kept {list(kept)}; see attack.keep_eps"
-        if self.analyze.eps not in kept:
+        saved = self.attack.analysed_eps
+        allowed = f"must be among the saved eps {list(saved)}. See attack.saved_eps"
+        if self.analyze.eps not in saved:
             raise ValueError(f"analyze.eps {self.analyze.eps:g} {allowed}")
-        if unknown := sorted(set(self.analyze.evasion.eps) - set(kept)):
-            raise ValueError(f"analyze.evasion.eps {unknown} {allowed}")
+        if unknown := sorted(set(self.analyze.detector_evasion.eps) - set(saved)):
+            raise ValueError(f"analyze.detector_evasion.eps {unknown} {allowed}")
         return self
 
     @model_validator(mode="after")
@@ -353,37 +366,32 @@ class Params(Section):
         n_classes = len(self.acquire.classes)
         limits = {
             "attack.max_images": self.attack.max_images,
-            "attack.suite.max_label_images": self.attack.suite.max_label_images,
-            "analyze.evasion.max_images": self.analyze.evasion.max_images,
-            "active_learning.max_images": self.active_learning.max_images,
+            "attack.hop_skip_jump.max_images": self.attack.hop_skip_jump.max_images,
+            "analyze.detector_evasion.max_images": self.analyze.detector_evasion.max_images,
+            "active_learning.max_attacked_images": self.active_learning.max_attacked_images,
         }
         for name, limit in limits.items():
             if 0 < limit < n_classes:
                 raise ValueError(
-                    f"{name}: {limit} images can't stand for {n_classes} classes; at least {n_classes}, or 0 for all"
+                    f"{name} {limit}: at least one image of each of the {n_classes} classes is needed, or 0 for all"
                 )
         return self
 
     @model_validator(mode="after")
     def _active_learning_fits(self) -> Self:
-        if self.active_learning.adversarial_copies and (self.attack.norm != "linf" or self.active_learning.eps % 1):
+        learning = self.active_learning
+        if learning.adversarial_augmentation and (self.attack.norm != "linf" or learning.eps % 1):
             raise ValueError(
-                "active_learning.adversarial_copies are kept in 8 bits, so they need attack.norm linf and a whole "
-                f"number for active_learning.eps, not {self.attack.norm} and {self.active_learning.eps:g}"
+                "active_learning.adversarial_augmentation needs attack.norm linf and a whole number for "
+                f"active_learning.eps, since the copies have 8 bits; got {self.attack.norm} and {learning.eps:g}"
             )
         oracle = self.active_learning.oracle
         if isinstance(oracle, NoisyOracle) and set(oracle.error_rate) != set(self.acquire.classes):
             raise ValueError(
-                f"active_learning.oracle.error_rate names the classes {list(oracle.error_rate)}; it needs a rate for "
-                f"each of acquire.classes {list(self.acquire.classes)}, and for no other"
+                f"active_learning.oracle.error_rate has the classes {list(oracle.error_rate)}; exactly those of "
+                f"acquire.classes {list(self.acquire.classes)} are needed"
             )
         return self
-
-    @property
-    def autoencoders(self) -> list[str]:
-        """Those of the benchmark that put an autoencoder before the undefended classifier, the study's first."""
-        kinds = (Autoencoder, TrainedAutoencoder)
-        return [name for kind in kinds for name in self.benchmark if isinstance(self.defences[name], kind)]
 
     def of_step(self, step: str, defence: str | None = None) -> dict[str, Any]:
         """The parameters that a step reads, by dotted key; the same as its stage's ``params`` in dvc.yaml.
@@ -397,14 +405,15 @@ class Params(Section):
 
     def flat(self) -> dict[str, Any]:
         """All values by dotted key, as typed in params.yaml: ``{"attack.pgd.n_steps": 10, ...}``."""
+        return flatten(json.loads(self.model_dump_json(by_alias=True)))
 
-        def walk(prefix: str, value: Any) -> dict[str, Any]:
-            if not isinstance(value, dict):
-                return {prefix: value}
-            return {
-                key: leaf
-                for name, child in value.items()
-                for key, leaf in walk(f"{prefix}.{name}" if prefix else name, child).items()
-            }
 
-        return walk("", json.loads(self.model_dump_json(by_alias=True)))
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: leaf
+        for name, child in values.items()
+        for key, leaf in flatten(child, f"{prefix}.{name}" if prefix else name).items()
+    }

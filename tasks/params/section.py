@@ -1,4 +1,4 @@
-"""What all sections of ``params.yaml`` are made of."""
+"""Types and sections that all sections of ``params.yaml`` share."""
 
 from typing import Annotated, Literal
 
@@ -12,57 +12,57 @@ CountOrOff = Annotated[int, Field(ge=0, lt=2**31)]
 Architecture = Literal["plain", "residual", "unet", "residual_unet", "variational"]
 
 Precision = Literal["float32", "bfloat16"]
-"""Of products in networks, where these may be less exact than what is said of them."""
+"""Floating-point type of the matrix products of networks."""
 
 FRACTION_OF_RANGE = 0.1
-"""Largest eps below which it must be meant as a fraction of the value range: a tenth of a grey level changes nothing
-that a file of 8 bits keeps, and a tenth of the range is more than is attacked with."""
+"""A largest eps below this value is taken for a fraction of the value range: a tenth of a grey level does not survive
+rounding to 8 bits."""
 
 
 def check_unit(eps: float) -> None:
-    """Refuse a radius that was given as a fraction of the value range, 0.031 where 8 (of 255) is meant.
+    """Refuse an eps that is a fraction of the value range, for instance 0.031 instead of 8.
 
     Raises:
         ValueError: the largest eps is below :data:`FRACTION_OF_RANGE`.
     """
     if eps < FRACTION_OF_RANGE:
         raise ValueError(
-            f"eps is in units of 1/255, and {eps:g} looks like a fraction of the value range: write {255 * eps:.3g} "
-            f"for a radius of {eps:g} of images in [0, 1]; the largest must be at least {FRACTION_OF_RANGE:g}"
+            f"eps {eps:g} looks like a fraction of the value range. eps is in units of 1/255, and the largest must be "
+            f"at least {FRACTION_OF_RANGE:g}. Write {255 * eps:.3g} for a radius of {eps:g} of images in [0, 1]"
         )
 
 
 class Section(BaseModel):
-    """A part of params.yaml: frozen, no unknown keys, no silent conversions."""
+    """A section of params.yaml: frozen, without unknown keys and silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Training(Section):
-    """What every training loop needs."""
+    """Settings of a training loop."""
 
     epochs: Count
-    """Passes over the training images, at most."""
+    """Maximum number of passes over the training images."""
     batch_size: Annotated[int, Field(ge=2)]
-    """Images a step; at least 2, for batch normalisation."""
+    """Images of one step; at least 2, for batch normalisation."""
     learning_rate: Annotated[float, Field(gt=0, le=1)]
-    """Of Adam."""
-    schedule: Literal["constant", "cosine"]
-    """Of the learning rate; ``cosine`` falls to zero over all epochs."""
-    early_stopping: CountOrOff
-    """Epochs without a better one on the validation images after which training ends; 0: never."""
+    """Learning rate of Adam."""
+    learning_rate_schedule: Literal["constant", "cosine"]
+    """``cosine`` decays the learning rate to zero over all epochs."""
+    early_stopping_patience: CountOrOff
+    """Epochs without improvement on the validation images after which training stops; 0: never."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Decay a step of the exponential moving average of the weights; 0 keeps the last weights."""
+    """Decay per step of the exponential moving average of the weights; 0 keeps the last weights."""
 
 
 class Noise(Section):
-    """One kind of noise."""
+    """One type of noise."""
 
     kind: Literal["gaussian", "uniform", "salt_pepper", "speckle"]
-    """gaussian and uniform are added, salt_pepper replaces pixels by 0 or 1, speckle is gaussian times the pixel."""
-    strength: Annotated[float, Field(gt=0, le=1)]
-    """At most, drawn evenly from 0 up for each image. gaussian, speckle: standard deviation;
-    uniform: half-width; salt_pepper: share of pixels. Images are in [0, 1]."""
+    """gaussian and uniform are added; salt_pepper sets pixels to 0 or 1; speckle multiplies."""
+    max_strength: Annotated[float, Field(gt=0, le=1)]
+    """Upper bound of the strength, which is drawn uniformly from 0 for each image. gaussian, speckle: standard
+    deviation; uniform: half-width; salt_pepper: fraction of pixels. Images are in [0, 1]."""
 
 
 class Pgd(Section):
@@ -70,7 +70,7 @@ class Pgd(Section):
 
     n_steps: Count
     """Gradient steps of each start."""
-    relative_step: Annotated[float, Field(gt=0, le=2)]
-    """Size of a step over eps."""
-    n_restarts: CountOrOff
-    """Random starts; 0 starts once, at the image itself."""
+    relative_step_size: Annotated[float, Field(gt=0, le=2)]
+    """Step size divided by eps."""
+    n_random_starts: CountOrOff
+    """Random starts; 0: one start at the image itself."""

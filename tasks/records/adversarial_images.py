@@ -108,7 +108,7 @@ def load_perturbations(
     path = workspace.perturbation_file(surrogate, attack, eps)
     if not path.is_file():
         step = workspace.step_of(path)
-        raise FileNotFoundError(f"{path} not found: add {eps:g} to attack.keep_eps and run the step {step}")
+        raise FileNotFoundError(f"{path} not found: add {eps:g} to attack.saved_eps and run the step {step}")
     try:
         rows, scale, levels = (_read(path, name) for name in ("rows", "scale", "q"))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -1,15 +1,15 @@
-"""Perturbations held to the ball that the attacker may move in."""
+"""Norms of perturbations, and the check that adversarial examples stay in their ball and in the value range."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 TOLERANCE = 1e-6
-"""How far rounding may lead out of the ball or the value range, in units of the value range."""
+"""Largest distance from the ball or the value range that counts as a rounding error, in units of the value range."""
 
 
 def perturbation_norms(images: np.ndarray, adversarial: np.ndarray) -> dict[str, np.ndarray]:
-    """``linf`` and ``l2`` norm of each perturbation, float64 ``(N,)``, from two arrays ``(N, 1, H, W)``."""
+    """Return the ``linf`` and ``l2`` norms of perturbations, float64 ``(N,)``, from two arrays ``(N, 1, H, W)``."""
     flat = (
         adversarial_image.astype(np.float64).ravel() - image.ravel()
         for image, adversarial_image in zip(images, adversarial, strict=True)
@@ -20,15 +20,16 @@ def perturbation_norms(images: np.ndarray, adversarial: np.ndarray) -> dict[str,
 
 
 def ball_excess(norms: np.ndarray, eps: np.ndarray | float, radius: np.ndarray | float) -> np.ndarray:
-    """How far perturbations reach beyond their ball, in units of the value range a pixel; negative inside.
+    """Return the excess of perturbations over their ball, per pixel, ``(N,)``; negative inside the ball.
 
-    The excess over the radius as a share of it, times eps / 255. For linf that is the norm minus the radius; for l2 it
-    is the same in root-mean-square over the pixels: the norm of 50,000 float32 numbers can't be held to 1e-6 itself.
+    The excess is ``(norm / radius - 1) * eps / 255``, in units of the value range. For linf it equals the norm minus
+    the radius. For l2 it is the excess of the root mean square over the pixels. The L2 norm itself adds the rounding
+    errors of 50,000 float32 values, which together exceed ``TOLERANCE``.
 
     Args:
-        norms: of the perturbations, in the norm of the ball, ``(N,)``.
-        eps: in 1/255 of the value range, one or ``(N,)``.
-        radius: in units of the value range, one or ``(N,)``.
+        norms: norms of the perturbations, in the norm of the ball, ``(N,)``.
+        eps: eps in units of 1/255 of the value range, one for all or ``(N,)``.
+        radius: radius of the ball in units of the value range, one for all or ``(N,)``.
     """
     excess: np.ndarray = (norms / radius - 1) * eps / 255
     return excess
@@ -42,22 +43,30 @@ def check_adversarial(
     value_range: tuple[float, float],
     names: Sequence[str] | None = None,
 ) -> None:
-    """Hold adversarial examples ``(N, 1, H, W)`` to their ball (see :func:`ball_excess`) and to the value range.
+    """Check that adversarial examples are in their ball and in the value range.
+
+    Args:
+        adversarial: adversarial examples, ``(N, 1, H, W)``.
+        norms: norms of the perturbations, in the norm of the ball, ``(N,)``.
+        eps: eps in units of 1/255 of the value range.
+        radius: radius of the ball in units of the value range.
+        value_range: smallest and largest value of a pixel.
+        names: names of the images for the error message; without them, their numbers.
 
     Raises:
-        AssertionError: one lies outside of either by more than ``TOLERANCE``, or holds NaN; with its name, or else its
-            number.
+        AssertionError: an image is outside by more than ``TOLERANCE``, or contains NaN.
     """
     low, high = value_range
     flat = adversarial.reshape(len(adversarial), -1)
-    outside = np.maximum(low - flat.min(axis=1), flat.max(axis=1) - high)
-    excess = ball_excess(norms, eps, radius)
-    rules = {
-        f"adversarial examples leave the value range [{low:g}, {high:g}]": outside,
-        f"perturbations leave the ball of eps {eps:g} and radius {radius:g}": excess,
+    range_excess = np.maximum(low - flat.min(axis=1), flat.max(axis=1) - high)
+    excess_by_rule = {
+        f"adversarial examples leave the value range [{low:g}, {high:g}]": range_excess,
+        f"perturbations leave the ball of eps {eps:g} and radius {radius:g}": ball_excess(norms, eps, radius),
     }
-    for rule, by in rules.items():
-        # no comparison holds for NaN
-        if len(beyond := np.flatnonzero(~(by <= TOLERANCE))):
-            first = names[beyond[0]] if names is not None else beyond[0]
-            raise AssertionError(f"{rule} by {by[beyond[0]]:g}: {len(beyond)} of {len(by)} images, {first} the first")
+    for rule, excess in excess_by_rule.items():
+        # negated, since every comparison with NaN is false
+        if len(failed := np.flatnonzero(~(excess <= TOLERANCE))):
+            first = names[failed[0]] if names is not None else failed[0]
+            raise AssertionError(
+                f"{rule} by {excess[failed[0]]:g}: {len(failed)} of {len(excess)} images; the first is {first}"
+            )

@@ -1,10 +1,10 @@
-"""Scores of single predictions, computed from their logits."""
+"""Entropy and margin of predictions, from their logits."""
 
 import numpy as np
 
 
 def entropy(logits: np.ndarray) -> np.ndarray:
-    """Shannon entropy of the softmax in nats, float64 ``(N,)``, from logits ``(N, K)``; at most ln K."""
+    """Return the Shannon entropy of the softmax in nats, float64 ``(N,)`` in [0, ln K], from logits ``(N, K)``."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     nats: np.ndarray = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
@@ -13,7 +13,7 @@ def entropy(logits: np.ndarray) -> np.ndarray:
 
 
 def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Logit of the true class minus the largest other, float64 ``(N,)``; negative where the prediction is wrong.
+    """Return the logit of the true class minus the largest other logit, float64 ``(N,)``; negative if misclassified.
 
     Args:
         logits: ``(N, K)``, K at least 2.

@@ -1,4 +1,4 @@
-"""The tidy records of robustness: one row for each image, target, threat model, attack and eps."""
+"""Tables of the attack steps: records (one row for each image, target, threat model, attack and eps) and others."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from tasks.records.scores import entropy, margin
 if TYPE_CHECKING:
     import pandas as pd
 
-CERTIFIED = pa.schema(
+CERTIFIED_RADII = pa.schema(
     {
         "image": pa.int32(),
         "path": pa.string(),
@@ -26,18 +26,18 @@ CERTIFIED = pa.schema(
         "certified_eps": pa.float64(),
     }
 )
-"""Columns of certified radii: ``prediction`` is -1 where the smoothed classifier abstained, and ``certified_eps`` 0; it
-is in 1/255 of the value range, as ``attack.eps`` counts an L2 ball."""
+"""Columns of certified radii. ``certified_eps`` is in 1/255 of the value range, as ``attack.eps`` counts an L2 ball;
+for abstentions of the smoothed classifier ``prediction`` is -1 and ``certified_eps`` 0."""
 
 
 def schema(n_classes: int) -> pa.Schema:
     """Columns of the records, for K classes.
 
-    ``image`` is the row of the prepared data set's table; ``eps`` is in 1/255 of the value range; ``radius``,
-    ``linf`` and ``l2`` (norms of the perturbation) are in units of the value range; ``norm`` is that of the step's
-    balls, for clean rows too; ``entropy`` is in nats; ``margin`` is the true logit minus the largest other; ``success``
-    means that a correctly classified image is no longer so; ``correct_8bit`` is ``correct`` of the image rounded to 8
-    bits, which is what a PNG keeps; ``reconstruction_error`` is null without a purifier.
+    ``image`` is the row in the prepared table; ``eps`` is in 1/255 of the value range; ``radius``, ``linf`` and ``l2``
+    (norms of the perturbation) are in units of the value range; ``norm`` is the norm of the ball, for clean rows too;
+    ``entropy`` is in nats; ``margin`` is the true logit minus the largest other; ``success`` means that an image that
+    is correct unchanged is misclassified; ``correct_8bit`` is ``correct`` after rounding the image to 8 bits;
+    ``reconstruction_error`` is null without a purifier.
     """
     columns = {
         "image": pa.int32(),
@@ -77,18 +77,18 @@ def build_records(
     norms: dict[str, np.ndarray],
     reconstruction_error: np.ndarray | None,
 ) -> pa.Table:
-    """Records of N images at one point of one curve.
+    """Records of N images under one attack at one eps.
 
     Args:
-        rows: rows of the prepared data set's table, ``(N,)``.
-        image_paths: their paths, ``(N,)``.
+        rows: of the images in the prepared table, ``(N,)``.
+        image_paths: paths of the images, ``(N,)``.
         labels: true classes, ``(N,)``.
         curve: target, threat_model, attack and norm.
         eps: in 1/255 of the value range.
         radius: of the ball, in units of the value range.
-        logits: of the target on the images as attacked, float32 ``(N, K)``.
-        clean_logits: of the target on the images unchanged, float32 ``(N, K)``.
-        logits_8bit: of the target on the attacked images rounded to 8 bits, float32 ``(N, K)``.
+        logits: of the target on the attacked images, float32 ``(N, K)``.
+        clean_logits: on the unchanged images, float32 ``(N, K)``.
+        logits_8bit: on the attacked images rounded to 8 bits, float32 ``(N, K)``.
         norms: ``linf`` and ``l2`` of the perturbations, ``(N,)`` each.
         reconstruction_error: ``(N,)``, or None without a purifier.
 
@@ -98,9 +98,9 @@ def build_records(
     finite = np.isfinite(logits).all(axis=1) & np.isfinite(logits_8bit).all(axis=1)
     if not finite.all():
         raise ValueError(
-            f"{(~finite).sum()} of {len(rows)} images have logits that are not finite, {image_paths[~finite][0]} the "
-            f"first; {', '.join(f'{name} {value}' for name, value in curve.items())}, eps {eps:g}. "
-            f"Train the models again, with a lower learning rate"
+            f"{(~finite).sum()} of {len(rows)} images have logits that are not finite; the first is "
+            f"{image_paths[~finite][0]} ({', '.join(f'{name} {value}' for name, value in curve.items())}, eps {eps:g})."
+            " Train the models again with a lower learning rate"
         )
     n_images, n_classes = logits.shape
     prediction = logits.argmax(axis=1)
@@ -127,54 +127,54 @@ def build_records(
     return pa.table(columns, schema=schema(n_classes))
 
 
-def build_smallest_eps(
+def build_minimum_eps(
     rows: np.ndarray,
     image_paths: np.ndarray,
     labels: np.ndarray,
     curve: dict[str, str],
     eps: np.ndarray,
     found_by: np.ndarray,
-    minimal_eps: np.ndarray,
+    perturbation: np.ndarray,
 ) -> pa.Table:
-    """The smallest eps of the grid that breaks each of N images: a row an image, target and attack.
+    """The smallest eps of the grid that breaks each of N images: one row for each image, target and attack.
 
     Args:
-        rows: rows of the prepared data set's table, ``(N,)``.
-        image_paths: their paths, ``(N,)``.
+        rows: of the images in the prepared table, ``(N,)``.
+        image_paths: paths of the images, ``(N,)``.
         labels: true classes, ``(N,)``.
         curve: ``target``, ``threat_model``, ``attack`` and ``norm``, the same for all images.
-        eps: in 1/255 of the value range, ``(N,)``; 0 for what is wrong as it is, infinite for what no eps breaks.
-        found_by: of an attack that is made of several, the one that broke the image there, ``(N,)``.
-        minimal_eps: size of the smallest perturbation found, in 1/255, ``(N,)``; 0 and infinite as ``eps``.
+        eps: in 1/255, ``(N,)``; 0 for images that are misclassified unchanged, infinite where no eps breaks the image.
+        found_by: for an attack that combines several, the one that broke the image, ``(N,)``.
+        perturbation: size of the smallest perturbation found, in 1/255, ``(N,)``; 0 and infinite as ``eps``.
     """
     columns = {
         "image": pa.array(rows, pa.int32()),
         "path": pa.array(image_paths, pa.string()),
         "label": pa.array(labels, pa.int32()),
         **{name: pa.array([value] * len(rows), pa.string()) for name, value in curve.items()},
-        "smallest_eps": pa.array(eps, pa.float64()),
+        "minimum_eps": pa.array(eps, pa.float64()),
         "found_by": pa.array(found_by, pa.string()),
-        "minimal_eps": pa.array(minimal_eps, pa.float64()),
+        "minimum_perturbation": pa.array(perturbation, pa.float64()),
     }
     return pa.table(columns)
 
 
-def build_probes(
+def build_diagnostics(
     rows: np.ndarray, image_paths: np.ndarray, target: str, found: Mapping[tuple[str, float], np.ndarray]
 ) -> pa.Table:
-    """What small experiments on a target found: a row an image, probe and eps; ``value`` is what the probe measures.
+    """Diagnostics of a target: one row for each image, diagnostic and eps, with its ``value``.
 
     Args:
-        rows: of N images in the prepared data set's table, ``(N,)``.
-        image_paths: their paths, ``(N,)``.
-        target: its name.
-        found: name of a probe and eps -> a number for each image, ``(N,)``.
+        rows: of N images in the prepared table, ``(N,)``.
+        image_paths: paths of the images, ``(N,)``.
+        target: name of the target.
+        found: name of a diagnostic and eps -> a value for each image, ``(N,)``.
     """
     columns = {
         "image": pa.array(np.tile(rows, len(found)), pa.int32()),
         "path": pa.array(np.tile(image_paths, len(found)), pa.string()),
         "target": pa.array([target] * len(rows) * len(found), pa.string()),
-        "probe": pa.array([name for name, _ in found for _ in rows], pa.string()),
+        "diagnostic": pa.array([name for name, _ in found for _ in rows], pa.string()),
         "eps": pa.array([eps for _, eps in found for _ in rows], pa.float64()),
         "value": pa.array(np.concatenate(list(found.values())), pa.float64()),
     }
@@ -187,14 +187,12 @@ def write_records(records: pa.Table, path: Path) -> None:
     Raises:
         ValueError: a number is missing or NaN; with the image's path.
     """
-    refuse_gaps(records, path, "train the models again, with a lower learning rate")
+    refuse_gaps(records, path, "Train the models again with a lower learning rate")
     pq.write_table(records.combine_chunks(), path, compression="zstd")
 
 
 def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """Records of the undefended classifier and of these defences; ``logits`` holds an array ``(K,)`` a row.
-
-    Nulls are NaN.
+    """Records of the bare classifier and of some defences; ``logits`` holds an array ``(K,)`` a row, nulls are NaN.
 
     Raises:
         FileNotFoundError: a target was not attacked.
@@ -202,67 +200,67 @@ def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame
     return _read(workspace, [workspace.records(target) for target in (UNDEFENDED, *defences)])
 
 
-def read_smallest_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """The smallest eps that breaks each image, of the undefended classifier and of these defences.
+def read_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
+    """The smallest eps that breaks each image, of the bare classifier and of some defences.
 
     Raises:
         FileNotFoundError: a target was not attacked.
     """
-    return _read(workspace, [workspace.smallest_eps(target) for target in (UNDEFENDED, *defences)])
+    return _read(workspace, [workspace.minimum_eps(target) for target in (UNDEFENDED, *defences)])
 
 
-def read_probes(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """What small experiments found, of the undefended classifier and of these defences.
+def read_diagnostics(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
+    """Diagnostics of the bare classifier and of some defences.
 
     Raises:
         FileNotFoundError: a target was not attacked.
     """
-    return _read(workspace, [workspace.probes(target) for target in (UNDEFENDED, *defences)])
+    return _read(workspace, [workspace.diagnostics(target) for target in (UNDEFENDED, *defences)])
 
 
-def read_certified(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """Certified radii of those of these defences that have them: no row where none has."""
-    files = [path for path in map(workspace.certified, defences) if path.is_file()]
-    return _read(workspace, files) if files else CERTIFIED.empty_table().to_pandas()
+def read_certified_radii(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
+    """Certified radii of those of the defences that were certified; no rows if there are none."""
+    files = [path for path in map(workspace.certified_radii, defences) if path.is_file()]
+    return _read(workspace, files) if files else CERTIFIED_RADII.empty_table().to_pandas()
 
 
 def _read(workspace: Workspace, files: list[Path]) -> "pd.DataFrame":
     if missing := [file for file in files if not file.is_file()]:
         step = workspace.step_of(missing[0])
-        raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
+        raise FileNotFoundError(f"{missing[0]} not found. Run the step {step} first (dvc repro {step})")
     frame: pd.DataFrame = pa.concat_tables(_read_table(workspace, file) for file in files).to_pandas()
     return frame
 
 
 def _read_table(workspace: Workspace, file: Path) -> pa.Table:
-    advice = f"run the step {workspace.step_of(file)} again"
+    advice = f"Run the step {workspace.step_of(file)} again"
     try:
         table = pq.read_table(file)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} is damaged: {advice}") from error
+        raise ValueError(f"{file} is damaged. {advice}") from error
     refuse_gaps(table, file, advice)
     return table
 
 
 def refuse_gaps(table: pa.Table, file: Path, advice: str) -> None:
-    """Look for what no table may be made of: means pass over NaN without a word.
+    """Refuse a table with missing values, which means would ignore silently.
 
     Args:
-        table: records, smallest eps, probes or certified radii.
-        file: where they are, or will be.
-        advice: what to do.
+        table: records, minimum eps, diagnostics or certified radii.
+        file: path of the table.
+        advice: what to do, for the error message.
 
     Raises:
-        ValueError: a value is missing or NaN, but for the reconstruction error, which may be missing.
+        ValueError: a value is missing or NaN; only the reconstruction error may be missing.
     """
     for name, values in zip(table.column_names, table.columns, strict=True):
         if (gaps := _gaps(name, values)).any():
             first = table["path"][int(gaps.argmax())]
-            raise ValueError(f"{file}: no number in {name} of {gaps.sum()} rows, that of {first} the first: {advice}")
+            raise ValueError(f"{file}: {gaps.sum()} rows without a value in {name}; the first is {first}. {advice}")
 
 
 def _gaps(name: str, values: pa.ChunkedArray) -> np.ndarray:
-    """Where a column has no value, bool ``(N,)``."""
+    """Return which rows of a column have no value, bool ``(N,)``."""
     if name == "reconstruction_error":
         return np.asarray(pc.is_nan(values).fill_null(False))
     if name == "logits" and not values.null_count:

@@ -1,25 +1,27 @@
-"""The vocabulary of the records: names of attacks, threat models and columns, and how people write them."""
+"""Vocabulary of the records: names of attacks, threat models and columns."""
 
 CLEAN = "clean"
-"""Attack of the rows of unchanged images: one for each image and target, eps 0, threat model ``none``."""
+"""Attack of the rows of unchanged images: one row for each image and target, eps 0, threat model ``none``."""
 
-THREAT_MODELS = ("none", "transfer", "adaptive")
-"""``transfer``: crafted on the bare classifier; ``adaptive``: end to end through the target itself."""
+THREAT_MODELS = ("none", "transfer", "adaptive", "black_box")
+"""``transfer``: adversarial examples of the bare classifier; ``adaptive``: attacks end to end through the target;
+``black_box``: attacks that use scores or labels alone."""
 
 CURVE = ["target", "threat_model", "attack"]
-"""What names a curve: robustness against eps."""
-
-SWEEP, SUITE, SQUARE = SEARCHES = ("sweep", "suite", "square")
-HOP_SKIP_JUMP = "hop_skip_jump"
-"""Attacks of the rows that come from the smallest eps that breaks each image."""
-
+"""Columns that identify a curve of accuracy against eps."""
 POINT = [*CURVE, "norm", "eps"]
-"""What names a point of a curve."""
+"""Columns that identify a point of a curve."""
+
+SWEEP, SUITE, SQUARE, HOP_SKIP_JUMP = "sweep", "suite", "square", "hop_skip_jump"
+SEARCHES = (SWEEP, SUITE, SQUARE)
+"""Attacks that search for the smallest eps that breaks each image, and have a curve of their own."""
+WORST_CASE = "worst_case"
+"""Name of the strongest attack on each image, in metrics and curves."""
 
 AS_GIVEN = ""
-"""Where tables name a purifier: images that none has touched."""
+"""Name of the purifier in tables where images were not purified."""
 
 
-def spoken(name: str) -> str:
-    """The name of a target as people write it: ``retrained autoencoder``."""
+def display_name(name: str) -> str:
+    """Display name of a target, threat model or acquisition function: ``retrained autoencoder``."""
     return name.replace("_", " ")

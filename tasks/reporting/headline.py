@@ -84,7 +84,7 @@ class DefenceResult:
 
     @property
     def intervals_overlap(self) -> bool:
-        """Whether the intervals with the defence (adaptive) and without it overlap."""
+        """Return whether the intervals with the defence (adaptive) and without it overlap."""
         return bool(self.adaptive["accuracy_low"] <= self.undefended["accuracy_high"])
 
     @property

@@ -1,7 +1,7 @@
 """Display names of targets, attacks and curves."""
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import SQUARE, SUITE, SWEEP, spoken
+from tasks.records.vocabulary import HOP_SKIP_JUMP, SQUARE, SUITE, SWEEP, display_name
 
 ATTACK_NAMES = {
     "fgsm": "FGSM",
@@ -9,16 +9,11 @@ ATTACK_NAMES = {
     SWEEP: "PGD sweep",
     SUITE: "white-box suite",
     SQUARE: "Square attack",
-    "hop_skip_jump": "HopSkipJump",
+    HOP_SKIP_JUMP: "HopSkipJump",
 }
 EMBEDDING_NAMES = {"pca": "PCA", "tsne": "t-SNE"}
 DETECTOR_AWARE = " and detector"
 """Suffix of the names of attacks that also evade the detector."""
-
-
-def display_name(name: str) -> str:
-    """Display name of a target, a threat model or an acquisition function: ``retrained autoencoder``."""
-    return spoken(name)
 
 
 def attack_name(attack: str) -> str:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN
-from tasks.reporting.names import curve_name, display_name
+from tasks.records.vocabulary import CLEAN, display_name
+from tasks.reporting.names import curve_name
 
 PALETTE = ["#333333", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 """Colour-blind safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/)."""
@@ -43,7 +43,7 @@ class Line:
 
     @property
     def is_hollow(self) -> bool:
-        """Whether the markers are hollow; threat models share a colour, and dashes alone are hard to distinguish."""
+        """Return whether the markers are hollow: threat models share a colour, and dashes are hard to distinguish."""
         return self.dash != "solid"
 
 
@@ -77,7 +77,7 @@ class Panel:
 
     @property
     def has_clean(self) -> bool:
-        """Whether a line has a point at eps 0."""
+        """Return whether a line has a point at eps 0."""
         return any(0.0 in line.x for line in self.lines)
 
 

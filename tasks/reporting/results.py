@@ -11,8 +11,8 @@ import pandas as pd
 from tasks.core.workspace import Workspace
 from tasks.dataset.comparison import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
-from tasks.params import Params
-from tasks.records.tables import read_records, read_smallest_eps
+from tasks.params import Defence, Params, read_defence
+from tasks.records.tables import read_minimum_eps, read_records
 from tasks.records.vocabulary import AS_GIVEN
 from tasks.reporting.examples import AttackExamples, read_examples
 
@@ -34,8 +34,8 @@ class Files:
     autoencoder_history: pd.DataFrame
     robustness: pd.DataFrame
     confusion: pd.DataFrame
-    benchmark: pd.DataFrame
-    minimal_eps: pd.DataFrame
+    comparison: pd.DataFrame
+    minimum_perturbation: pd.DataFrame
     certified_accuracy: pd.DataFrame
     metrics: dict[str, Any]
     checks: list[dict[str, Any]]
@@ -52,8 +52,8 @@ class Files:
     resilience: pd.DataFrame
     detection: pd.DataFrame
     roc: pd.DataFrame
-    gate: pd.DataFrame
-    verdict: list[dict[str, Any]]
+    rejection: pd.DataFrame
+    claims: list[dict[str, Any]]
     examples: AttackExamples
     cycles: pd.DataFrame
     learning_curves: pd.DataFrame
@@ -71,8 +71,10 @@ class Results(Files):
     """Columns of the manifest for the data version that is in git (:mod:`tasks.dataset.comparison`)."""
     defence_histories: dict[str, pd.DataFrame]
     """Training histories of the trained defences, by name."""
+    defence_settings: dict[str, Defence]
+    """Settings of the selected defences, by name."""
     records: pd.DataFrame
-    smallest_eps: pd.DataFrame
+    minimum_eps: pd.DataFrame
 
 
 def load_results(workspace: Workspace, params: Params) -> Results:
@@ -88,7 +90,7 @@ def load_results(workspace: Workspace, params: Params) -> Results:
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
     if not workspace.reference.is_file():
         raise FileNotFoundError(f"{workspace.reference} not found: write it with `python -m flows.data_changes --keep`")
-    defences = params.benchmark
+    defences = params.selected_defences
     return Results(
         **{name: READERS[path.suffix](path) for name, path in paths.items()},
         params=params,
@@ -97,8 +99,9 @@ def load_results(workspace: Workspace, params: Params) -> Results:
         defence_histories={
             name: read_table(path) for name in defences if (path := workspace.defence_history(name)).is_file()
         },
+        defence_settings={name: read_defence(workspace.defence_settings(name)) for name in defences},
         records=read_records(workspace, defences),
-        smallest_eps=read_smallest_eps(workspace, defences),
+        minimum_eps=read_minimum_eps(workspace, defences),
     )
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN
+from tasks.records.vocabulary import CLEAN, display_name
 from tasks.reporting.formats import Format, estimate
-from tasks.reporting.names import attack_name, display_name
+from tasks.reporting.names import attack_name
 from tasks.reporting.section import Point
 from tasks.statistics.formatting import eps_text
 

@@ -7,8 +7,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tasks.records.vocabulary import display_name
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import attack_name, display_name
+from tasks.reporting.names import attack_name
 from tasks.reporting.sections.active_learning import Gain
 from tasks.statistics.formatting import eps_text, interval, percent, points, with_interval
 

@@ -64,7 +64,7 @@ class Bundle(Section):
     dataset: str
     """Name of the training data set."""
     is_phantom: bool
-    """Whether the training images are drawn phantoms, not scans."""
+    """True if the training images are drawn phantoms, not scans."""
     classes: tuple[str, ...]
     """Class names in the order of the labels."""
     positive_class: str
@@ -101,10 +101,10 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
     from tasks.core.digests import digest_of_model
     from tasks.dataset.prepared import load_prepared
     from tasks.defences.targets import load_target
-    from tasks.models.compute import set_up
+    from tasks.models.compute import configure_torch
 
     data = load_prepared(workspace)
-    network = load_target(workspace, target, set_up(params.compute))
+    network = load_target(workspace, target, configure_torch(params.compute))
     steps = [workspace.train_classifier, workspace.train_autoencoder]
     steps += [] if target == UNDEFENDED else [workspace.step_folder("train_defence", target)]
     if missing := [path for path in (*steps, workspace.manifest) if not path.exists()]:
@@ -179,11 +179,11 @@ def load_bundle(folder: Path) -> "nn.Module":
     import torch
 
     from tasks.defences.targets import load_target
-    from tasks.models.compute import set_up
+    from tasks.models.compute import configure_torch
     from tasks.params import Compute
 
     bundle = read_bundle(folder)
-    device = set_up(Compute(threads=bundle.threads, device="auto", precision="float32"))
+    device = configure_torch(Compute(threads=bundle.threads, device="auto", precision="float32"))
     network: torch.nn.Module = load_target(Workspace(folder), bundle.target, device)
     return network
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params
-from tasks.records.vocabulary import spoken
+from tasks.records.vocabulary import display_name
 from tasks.statistics.formatting import eps_text, percent, with_interval
 
 INTENDED_USE = (
@@ -24,7 +24,7 @@ def card_of(workspace: Workspace, params: Params, target: str) -> tuple[str, str
         FileNotFoundError: the step ``evaluate`` has not run.
         ValueError: the target was not evaluated at ``analyze.eps``.
     """
-    needed = (workspace.dataset_info, workspace.metrics, workspace.benchmark, workspace.checks)
+    needed = (workspace.dataset_info, workspace.metrics, workspace.comparison, workspace.checks)
     if missing := [path for path in needed if not path.is_file()]:
         step = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found. Run the step {step} first: dvc repro {step}")
@@ -32,13 +32,13 @@ def card_of(workspace: Workspace, params: Params, target: str) -> tuple[str, str
         json.loads(path.read_text(encoding="utf-8"))
         for path in (workspace.dataset_info, workspace.metrics, workspace.checks)
     )
-    comparison = pd.read_csv(workspace.benchmark)
+    comparison = pd.read_csv(workspace.comparison)
     rows = comparison[comparison["target"] == target]
     headline = rows[(rows["threat_model"] == "adaptive") & (rows["eps"] == params.analyze.eps)]
     if target not in metrics["clean"] or headline.empty:
         raise ValueError(
-            f"{workspace.benchmark} has no {target!r} at eps {eps_text(params.analyze.eps)}. It must be undefended or "
-            f"in benchmark of {workspace.params_file}. Add it there, then run: dvc repro evaluate"
+            f"{workspace.comparison} has no {target!r} at eps {eps_text(params.analyze.eps)}. It must be undefended or "
+            f"in selected_defences of {workspace.params_file}. Add it there, then run: dvc repro evaluate"
         )
     clean, worst = metrics["clean"][target], headline.iloc[0].to_dict()
     checks = [check for check in all_checks if check["target"] in (target, None)]
@@ -47,7 +47,8 @@ def card_of(workspace: Workspace, params: Params, target: str) -> tuple[str, str
     summary = (
         f"{title_of(target)}, trained on {escaped(data['name'])}. Clean accuracy: {with_interval(clean)} "
         f"(n = {n_test}). Worst-case accuracy under adaptive attacks at ε = {eps_text(params.analyze.eps)}/255 "
-        f"({params.attack.norm}): {with_interval(worst)} (n = {worst['n']}). Checks: {counts}. {INTENDED_USE}"
+        f"({params.attack.norm}): {with_interval(worst, 'robust_accuracy')} (n = {worst['n']}). Checks: {counts}. "
+        f"{INTENDED_USE}"
     )
     lines = [f"# {title_of(target)}", "", summary, "", "## Data", "", *data_lines(data)]
     lines += ["", "## Accuracy", "", *accuracy_lines(clean, n_test, rows, params.attack.norm)]
@@ -64,7 +65,7 @@ STATUSES = ("PASS", "WARN", "FAIL")
 
 def title_of(target: str) -> str:
     """The target as a heading: ``Classifier with the defence "jpeg"``."""
-    return "Undefended classifier" if target == UNDEFENDED else f'Classifier with the defence "{spoken(target)}"'
+    return "Undefended classifier" if target == UNDEFENDED else f'Classifier with the defence "{display_name(target)}"'
 
 
 def escaped(name: str) -> str:
@@ -92,7 +93,8 @@ def accuracy_lines(clean: dict[str, float], n_test: int, rows: pd.DataFrame, nor
     lines = [f"| attack | ε in 1/255 ({norm}) | images | accuracy [95 %] |", "| --- | ---: | ---: | ---: |"]
     lines.append(f"| none | 0 | {n_test} | {with_interval(clean)} |")
     lines += [
-        f"| worst case, {spoken(row['threat_model'])} | {eps_text(row['eps'])} | {row['n']} | {with_interval(row)} |"
+        f"| worst case, {display_name(row['threat_model'])} | {eps_text(row['eps'])} | {row['n']} | "
+        f"{with_interval(row, 'robust_accuracy')} |"
         for row in rows.sort_values(["threat_model", "eps"]).to_dict("records")
     ]
     return lines

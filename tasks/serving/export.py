@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tasks.dataset.prepared import as_floats
-from tasks.defences.preprocessing import Noise, WithoutGradient
+from tasks.defences.preprocessing import BPDA, AdditiveGaussianNoise
 from tasks.serving.bundle import BUNDLE, EXAMPLES, load_bundle, read_bundle
 
 LOGIT_TOLERANCE = 1e-5
@@ -31,7 +31,7 @@ def export_target(bundle: Path, path: Path) -> float:
             ``LOGIT_TOLERANCE``.
     """
     about, target = read_bundle(bundle), load_bundle(bundle).cpu().to(memory_format=torch.contiguous_format)
-    if outside := [module for module in target.modules() if isinstance(module, Noise | WithoutGradient)]:
+    if outside := [module for module in target.modules() if isinstance(module, AdditiveGaussianNoise | BPDA)]:
         raise ValueError(
             f"{about.target} can't be exported: {', '.join(map(str, outside))} runs outside torch or draws at random. "
             "Serve the model instead: mlflow models serve"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tasks.analysis.detectors import change_of_probabilities
-from tasks.defences.preprocessing import Noise
+from tasks.defences.preprocessing import AdditiveGaussianNoise
 from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
 
@@ -33,7 +33,7 @@ def predict(target: nn.Module, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Returns:
         Logits, float32 ``(N, K)``, and scores, float32 ``(N,)``; None for a target without a purifier.
     """
-    random_layers = [module for module in target.modules() if isinstance(module, Noise)]
+    random_layers = [module for module in target.modules() if isinstance(module, AdditiveGaussianNoise)]
     batch_size = 1 if random_layers else BATCH_SIZE
     parts = []
     for start in range(0, len(images), batch_size):

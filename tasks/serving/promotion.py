@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from tasks.evaluation.comparison import mcnemar, withstood
 from tasks.records.vocabulary import CLEAN
+from tasks.records.worst_case import worst_case_outcomes
 from tasks.statistics.intervals import Estimate, bootstrap, bootstrap_counts, resampled_mean, wilson
+from tasks.statistics.paired import mcnemar
 
 
 @dataclass(frozen=True)
@@ -25,39 +26,41 @@ class Comparison:
     """Accuracy with Wilson's 95 % interval."""
     difference: Estimate
     """Candidate minus champion, with a bootstrap interval over groups of images."""
-    n_right_alone: int
+    n_only_candidate_correct: int
     """Images that only the candidate classifies correctly."""
-    n_wrong_alone: int
+    n_only_champion_correct: int
     """Images that only the champion classifies correctly."""
     p_value: float
-    """Of McNemar's exact two-sided test."""
+    """p-value of McNemar's exact two-sided test."""
 
     def is_worse(self, alpha: float) -> bool:
-        """Whether the candidate is significantly worse than the champion."""
-        return self.n_wrong_alone > self.n_right_alone and self.p_value < alpha
+        """Return whether the candidate is significantly worse than the champion."""
+        return self.n_only_champion_correct > self.n_only_candidate_correct and self.p_value < alpha
 
 
-def outcomes_of(records: pd.DataFrame, smallest: pd.DataFrame, target: str, eps: float) -> dict[str, "pd.Series[bool]"]:
-    """Whether a target classifies each image correctly, by condition (``clean``, ``adaptive``) and image.
+def outcomes_of(
+    records: pd.DataFrame, minimum_eps: pd.DataFrame, target: str, eps: float
+) -> dict[str, "pd.Series[bool]"]:
+    """Return whether a target classifies each image correctly, by condition (``clean``, ``adaptive``) and image.
 
     Args:
         records: of the target, from the attack steps.
-        smallest: the smallest eps that breaks each image, from the same steps.
+        minimum_eps: the smallest eps that breaks each image, from the same steps.
         target: name of the target.
         eps: one of ``attack.eps``.
 
     Raises:
         ValueError: the target was not attacked at this eps.
     """
-    mine, found = records[records["target"] == target], smallest[smallest["target"] == target]
+    mine, found = records[records["target"] == target], minimum_eps[minimum_eps["target"] == target]
     clean = mine[mine["attack"] == CLEAN].set_index("image")["correct"].sort_index()
-    held = withstood(mine, found)
+    held = worst_case_outcomes(mine, found)
     at = (held["threat_model"] == "adaptive") & (held["eps"] == eps)
     if not at.any():
         raise ValueError(
             f"{target} was not attacked at eps {eps:g}. Add the value to attack.eps and run the attack again."
         )
-    return {"clean": clean, "adaptive": held[at].set_index("image")["withstood"].astype(bool).sort_index()}
+    return {"clean": clean, "adaptive": held[at].set_index("image")["robust_correct"].astype(bool).sort_index()}
 
 
 def compare(
@@ -92,8 +95,8 @@ def compare(
         candidate=_accuracy(first),
         champion=_accuracy(second),
         difference=bootstrap(partial(resampled_mean, first.astype(np.float64) - second), counts),
-        n_right_alone=alone,
-        n_wrong_alone=other,
+        n_only_candidate_correct=alone,
+        n_only_champion_correct=other,
         p_value=mcnemar(alone, other),
     )
 

@@ -1,1 +1,1 @@
-"""Intervals, tests and measures of classification, from arrays alone."""
+"""Confidence intervals, paired tests, calibration and metrics of classification, from arrays."""

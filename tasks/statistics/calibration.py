@@ -1,6 +1,7 @@
-"""Calibration: does a prediction of confidence 0.8 hold in 80 % of cases?
+"""Calibration: agreement of the confidence of predictions with their accuracy.
 
-The confidence of a prediction is the largest probability of the softmax.
+Predictions with confidence 0.8 are calibrated if 80 % of them are correct. The confidence is the largest probability of
+the softmax.
 """
 
 import numpy as np
@@ -9,21 +10,22 @@ import pandas as pd
 from tasks.statistics.intervals import wilson
 
 N_BINS = 15
-"""Bins of equal width over confidences in [0, 1], each closed on the right, as in Guo et al. 2017."""
+"""Number of bins of equal width over [0, 1], each closed on the right, as in Guo et al. 2017 (arXiv 1706.04599)."""
 
 
 def reliability_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Accuracy against confidence (Guo et al. 2017, arXiv 1706.04599, section 2), a row for each of the 15 bins.
-
-    Columns: ``bin`` from 0; ``n`` predictions; mean ``confidence``; ``accuracy`` and its 95 % Wilson interval ``low``,
-    ``high``. All but the first two are NaN in an empty bin.
+    """Return accuracy against confidence, a row for each of the 15 bins (Guo et al. 2017, section 2).
 
     Args:
-        confidence: ``(N,)`` in [0, 1].
-        correct: bool ``(N,)``.
+        confidence: confidence of each prediction, ``(N,)`` in [0, 1].
+        correct: True for correct predictions, bool ``(N,)``.
+
+    Returns:
+        Columns ``bin``, from 0; ``n``, the number of predictions; mean ``confidence``; ``accuracy``, with its 95 %
+        Wilson interval ``low``, ``high``. In an empty bin all but ``bin`` and ``n`` are NaN.
 
     Raises:
-        ValueError: a confidence lies outside [0, 1].
+        ValueError: a confidence is outside [0, 1].
     """
     bins = _bin(confidence)
     n = np.bincount(bins, minlength=N_BINS)
@@ -44,18 +46,19 @@ def reliability_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFra
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean gap between accuracy and confidence over the bins (Guo et al. 2017, equation 5), float64 ``(R,)`` in [0, 1].
+    """Return the expected calibration error of each resample, float64 ``(R,)`` in [0, 1].
 
-    Chance alone makes gaps, so even a calibrated predictor has an error above 0 (about 0.02 for 500 images, 0.04 for
-    100). Resampling adds to them: a percentile interval holds a larger error as it should, but never reaches 0.
+    It is the mean gap between accuracy and confidence over the bins (Guo et al. 2017, equation 5). The estimate is
+    biased upwards: a calibrated classifier has about 0.02 with 500 images and 0.04 with 100. Resampling adds to this
+    bias, so a percentile interval never contains 0.
 
     Args:
-        confidence: ``(N,)`` in [0, 1].
-        correct: bool ``(N,)``.
-        counts: how often each image counts in each resample, ``(R, N)``.
+        confidence: confidence of each prediction, ``(N,)`` in [0, 1].
+        correct: True for correct predictions, bool ``(N,)``.
+        counts: how often each resample contains each image, ``(R, N)``.
 
     Raises:
-        ValueError: a confidence lies outside [0, 1].
+        ValueError: a confidence is outside [0, 1].
     """
     gaps = np.zeros((len(confidence), N_BINS))
     gaps[np.arange(len(confidence)), _bin(confidence)] = correct - confidence
@@ -64,12 +67,13 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, coun
 
 
 def brier_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Squared differences from the truth, summed over the classes (Brier 1950), float64 ``(N,)`` in [0, 2].
+    """Return the Brier score of each prediction, float64 ``(N,)`` in [0, 2].
 
-    Over two classes it is twice what is also called Brier score, the squared difference of one class.
+    It is the squared difference between probabilities and one-hot labels, summed over the classes (Brier 1950). For two
+    classes, another definition uses one class only and gives half of this value.
 
     Args:
-        probabilities: ``(N, K)``, rows sum to 1.
+        probabilities: predicted probabilities, ``(N, K)``, rows sum to 1.
         labels: true classes, int ``(N,)``.
     """
     differences = probabilities.astype(np.float64)
@@ -79,8 +83,12 @@ def brier_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _bin(confidence: np.ndarray) -> np.ndarray:
-    if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise ValueError("confidences must lie in [0, 1]")
-    # closed on the right: a confidence of 1 belongs to the last bin, and 0 to the first
+    """Return the number of the bin of each confidence, int64 ``(N,)``."""
+    if (outside := ~((confidence >= 0) & (confidence <= 1))).any():
+        raise ValueError(
+            f"a confidence is {confidence[outside][0]:g}. All confidences must lie in [0, 1]. Pass probabilities of a "
+            "softmax"
+        )
+    # closed on the right: 1 belongs to the last bin; 0 belongs to the first
     bins: np.ndarray = np.maximum(np.ceil(confidence * N_BINS).astype(np.int64) - 1, 0)
     return bins

@@ -1,15 +1,15 @@
-"""Metrics of classification, from counts."""
+"""Confusion matrix, and precision, recall and F1 score from it."""
 
 import numpy as np
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
-    """Counts, int64 ``(K, K)``: rows are the true classes, columns the predicted ones.
+    """Return the confusion matrix, int64 ``(K, K)``: rows are true classes, columns are predicted classes.
 
     Args:
         labels: true classes, int ``(N,)`` in [0, K).
-        predictions: int ``(N,)`` in [0, K).
-        n_classes: K.
+        predictions: predicted classes, int ``(N,)`` in [0, K).
+        n_classes: number of classes, K.
     """
     flat = np.asarray(labels, dtype=np.int64) * n_classes + np.asarray(predictions, dtype=np.int64)
     counts: np.ndarray = np.bincount(flat, minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -17,21 +17,21 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int
 
 
 def precision_recall_f1(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """``precision``, ``recall`` and ``f1`` of each class, float64 ``(K,)``; 0 where nothing is there to divide by.
+    """Return ``precision``, ``recall`` and ``f1`` of each class, float64 ``(K,)``; 0 if the denominator is 0.
 
     Args:
-        confusion: ``(K, K)``, rows true, columns predicted.
+        confusion: confusion matrix ``(K, K)``, as from :func:`confusion_matrix`.
     """
-    hits = np.diag(confusion)
-    actual, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    true_positives = np.diag(confusion)
+    n_actual, n_predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     return {
-        "precision": _share(hits, predicted),
-        "recall": _share(hits, actual),
-        # the harmonic mean of the two, 2 TP / (2 TP + FP + FN)
-        "f1": _share(2 * hits, actual + predicted),
+        "precision": _ratio(true_positives, n_predicted),
+        "recall": _ratio(true_positives, n_actual),
+        # harmonic mean of precision and recall: 2 TP / (2 TP + FP + FN)
+        "f1": _ratio(2 * true_positives, n_actual + n_predicted),
     }
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
-    return shares
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    ratio: np.ndarray = np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
+    return ratio

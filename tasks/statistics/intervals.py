@@ -1,4 +1,4 @@
-"""Confidence intervals: of proportions in closed form, over seeds by Student's t, else by bootstrap over groups."""
+"""Confidence intervals: Wilson's for proportions, Student's t over seeds, and the bootstrap over groups."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,39 +10,43 @@ from numpy.typing import ArrayLike
 
 
 def wilson(n_success: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Score interval of a proportion (Wilson 1927, "Probable inference", JASA 22, 209-212), without correction.
+    """Return the Wilson score interval of a proportion, without continuity correction.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22, 209-212.
 
     Args:
-        n_success: successes, of any shape.
-        n: trials, broadcast against ``n_success``.
-        confidence: of the two-sided interval, in (0, 1).
+        n_success: numbers of successes, of any shape.
+        n: numbers of trials, broadcast against ``n_success``.
+        confidence: confidence level of the two-sided interval, in (0, 1).
 
     Returns:
-        Lower and upper bound, float64 of the broadcast shape, in [0, 1]; NaN where there were no trials.
+        Lower and upper bounds in [0, 1], float64 of the broadcast shape; NaN for 0 trials.
 
     Raises:
-        ValueError: more successes than trials, negative counts, or an impossible confidence.
+        ValueError: a number of successes is negative or exceeds the trials, or the confidence level is not in (0, 1).
     """
     successes, trials = np.broadcast_arrays(np.asarray(n_success, dtype=np.float64), np.asarray(n, dtype=np.float64))
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
-    if not ((successes >= 0) & (successes <= trials)).all():
-        raise ValueError("n_success must lie between 0 and n")
+        raise ValueError(f"confidence is {confidence}: confidence must lie between 0 and 1, for example 0.95")
+    if (wrong := ~((successes >= 0) & (successes <= trials))).any():
+        raise ValueError(
+            f"n_success is {successes[wrong][0]:g} with n {trials[wrong][0]:g}: n_success must lie between 0 and n"
+        )
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = successes / trials
+        proportion = successes / trials
         scale = 1 + z**2 / trials
-        centre = (share + z**2 / (2 * trials)) / scale
-        half = z / scale * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    # the bounds at no success and at no failure are exact; rounding would miss them
-    low = np.where(successes == 0, 0.0, np.maximum(centre - half, 0.0))
-    high = np.where(successes == trials, 1.0, np.minimum(centre + half, 1.0))
-    nothing = trials == 0
-    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
+        centre = (proportion + z**2 / (2 * trials)) / scale
+        half_width = z / scale * np.sqrt(proportion * (1 - proportion) / trials + z**2 / (4 * trials**2))
+    # for 0 successes or 0 failures a bound is exactly 0 or 1, apart from rounding errors
+    low = np.where(successes == 0, 0.0, np.maximum(centre - half_width, 0.0))
+    high = np.where(successes == trials, 1.0, np.minimum(centre + half_width, 1.0))
+    undefined = trials == 0
+    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % interval; NaN where not defined."""
+    """A value and its 95 % confidence interval; NaN if undefined."""
 
     value: float
     low: float
@@ -50,115 +54,117 @@ class Estimate(NamedTuple):
 
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""How often each image counts in each resample, ``(R, N)``, to the figure of each resample, ``(R,)``."""
+"""Function from counts ``(R, N)``, as from :func:`bootstrap_counts`, to the value of each resample, ``(R,)``."""
 
 
 def bootstrap_counts(groups: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
-    """How often each image is drawn in each bootstrap resample (Efron 1979), float32 ``(R, N)``.
+    """Return how often each bootstrap resample contains each image (Efron 1979), float32 ``(R, N)``.
 
-    Whole groups are drawn, as many as there are, with replacement: slices of one patient are alike, and drawn one by
-    one they would pass for independent witnesses (Davison and Hinkley 1997, "Bootstrap Methods", section 3.8). With
-    each image a group of its own this is the ordinary bootstrap. With few groups (some 30 or less) intervals are still
-    somewhat narrow.
+    This is a cluster bootstrap: a resample draws as many whole groups as there are, with replacement. Slices of one
+    patient are similar, so they are not independent (Davison and Hinkley 1997, "Bootstrap Methods and their
+    Application", section 3.8). If each image is a group of its own, this is the ordinary bootstrap. With about 30
+    groups or fewer, the intervals are somewhat too narrow.
 
-    Statistics of the same images that share these counts are paired: their differences have an interval of their own.
+    Use the same counts for two statistics of the same images to get a paired interval of their difference.
 
     Args:
-        groups: images of one patient share a number, int ``(N,)``.
-        n_resamples: R.
-        seed: of the draw; the same arguments give the same counts.
+        groups: number of the group of each image, int ``(N,)``; images of one patient have the same number.
+        n_resamples: number of resamples, R.
+        seed: seed of the resamples; the same arguments give the same counts.
 
     Raises:
-        ValueError: no images or no resamples.
+        ValueError: there are no images or no resamples.
     """
     if not len(groups) or n_resamples < 1:
-        raise ValueError(f"a bootstrap needs at least 1 image and 1 resample, not {len(groups)} and {n_resamples}")
-    names, group = np.unique(groups, return_inverse=True)
-    n = len(names)
+        raise ValueError(
+            f"{len(groups)} images and {n_resamples} resamples: a bootstrap needs at least 1 image and 1 resample"
+        )
+    unique_groups, group = np.unique(groups, return_inverse=True)
+    n = len(unique_groups)
     drawn = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
     flat = (drawn + n * np.arange(n_resamples)[:, None]).ravel()
-    of_groups = np.bincount(flat, minlength=n_resamples * n).reshape(n_resamples, n)
-    counts: np.ndarray = of_groups[:, group].astype(np.float32)
+    group_counts = np.bincount(flat, minlength=n_resamples * n).reshape(n_resamples, n)
+    counts: np.ndarray = group_counts[:, group].astype(np.float32)
     return counts
 
 
 def percentile_interval(resampled: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of a bootstrap (Efron and Tibshirani 1993, chapter 13).
+    """Return the percentile interval of a bootstrap (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        resampled: a figure of each resample along the first axis, ``(R, ...)``; NaN where it has none.
-        confidence: of the two-sided interval, in (0, 1).
+        resampled: value of each resample along the first axis, ``(R, ...)``; NaN if undefined.
+        confidence: confidence level of the two-sided interval, in (0, 1).
 
     Returns:
-        Lower and upper bound, float64 ``(...)``, of the resamples that have a figure; NaN where fewer than half do.
+        Lower and upper bounds, float64 ``(...)``, without the undefined values; NaN if more than half are undefined.
     """
-    rare = np.isnan(resampled).mean(axis=0) > 0.5
+    undefined = np.isnan(resampled).mean(axis=0) > 0.5
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(np.where(rare, 0.0, resampled), [tail, 1 - tail], axis=0)
-    return np.where(rare, np.nan, low), np.where(rare, np.nan, high)
+    low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [tail, 1 - tail], axis=0)
+    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
 def bootstrap(statistic: Statistic, counts: np.ndarray) -> Estimate:
-    """A statistic of all images, each counted once, with its percentile interval.
+    """Return the statistic of all images, each counted once, with its percentile interval.
 
     Args:
-        statistic: such as :func:`resampled_mean` with its values bound.
-        counts: of :func:`bootstrap_counts`, or columns of it, ``(R, N)``.
+        statistic: statistic of resamples, for example :func:`resampled_mean` with bound values.
+        counts: counts ``(R, N)`` from :func:`bootstrap_counts`, or some columns of them.
     """
     each_once = np.ones((1, counts.shape[1]), dtype=counts.dtype)
     low, high = percentile_interval(statistic(counts))
     return Estimate(float(statistic(each_once)[0]), float(low), float(high))
 
 
-def share_estimate(hits: np.ndarray, counts: np.ndarray) -> Estimate:
-    """Share of images with its bootstrap interval, widened to Wilson's where that reaches farther.
+def proportion_estimate(successes: np.ndarray, counts: np.ndarray) -> Estimate:
+    """Return a proportion of images with the union of its bootstrap interval and its Wilson interval.
 
-    The bootstrap of no hits (or of hits only) would have no width.
+    The bootstrap interval alone has width 0 if all images are successes or none is.
 
     Args:
-        hits: bool ``(N,)``.
-        counts: ``(R, N)``.
+        successes: True for images that count, bool ``(N,)``.
+        counts: how often each resample contains each image, ``(R, N)``.
     """
-    value, low, high = bootstrap(partial(resampled_mean, hits.astype(np.float64)), counts)
-    wilson_low, wilson_high = wilson(hits.sum(), len(hits))
+    value, low, high = bootstrap(partial(resampled_mean, successes.astype(np.float64)), counts)
+    wilson_low, wilson_high = wilson(successes.sum(), len(successes))
     return Estimate(value, min(low, float(wilson_low)), max(high, float(wilson_high)))
 
 
 def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean in each resample, float64 ``(R,)``, over the images that have a value; NaN where none drawn has.
+    """Return the mean of each resample, float64 ``(R,)``, without undefined values; NaN if all are undefined.
 
     Args:
-        values: one an image, ``(N,)``; NaN where an image has none.
-        counts: ``(R, N)``.
+        values: value of each image, ``(N,)``; NaN if undefined.
+        counts: how often each resample contains each image, ``(R, N)``.
     """
     defined = ~np.isnan(values)
     return resampled_ratio(np.where(defined, values, 0), defined, counts)
 
 
 def resampled_ratio(
-    part: np.ndarray, whole: np.ndarray, counts: np.ndarray, otherwise: float = float("nan")
+    numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray, zero_division: float = float("nan")
 ) -> np.ndarray:
-    """Sum of ``part`` over sum of ``whole`` in each resample, float64 ``(R,)``.
+    """Return the ratio of two sums in each resample, float64 ``(R,)``.
 
     Args:
-        part: ``(N,)``.
-        whole: ``(N,)``, not negative.
-        counts: ``(R, N)``.
-        otherwise: the ratio where ``whole`` sums to 0.
+        numerator: term of each image in the first sum, ``(N,)``.
+        denominator: term of each image in the second sum, ``(N,)``, not negative.
+        counts: how often each resample contains each image, ``(R, N)``.
+        zero_division: ratio if the second sum is 0.
     """
-    parts, wholes = (counts @ values.astype(np.float64) for values in (part, whole))
-    ratio: np.ndarray = np.divide(parts, wholes, out=np.full(len(counts), float(otherwise)), where=wholes > 0)
+    first, second = (counts @ values.astype(np.float64) for values in (numerator, denominator))
+    ratio: np.ndarray = np.divide(first, second, out=np.full(len(counts), float(zero_division)), where=second > 0)
     return ratio
 
 
 def resampled_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Rank of each image among those drawn, from 1, the mean rank where values tie; float64 ``(R, N)``.
+    """Return the rank of each image in each resample, from 1, float64 ``(R, N)``; ties get their mean rank.
 
-    An image that a resample leaves out gets the mean of the ranks beside it, which its count of 0 keeps out of sums.
+    An image that a resample does not contain gets a rank between its neighbours. In sums its count of 0 removes it.
 
     Args:
-        values: ``(N,)``, none of them NaN.
-        counts: ``(R, N)``.
+        values: value of each image, ``(N,)``, without NaN.
+        counts: how often each resample contains each image, ``(R, N)``.
     """
     _, tie = np.unique(values, return_inverse=True)
     order = np.argsort(tie, kind="stable")
@@ -169,29 +175,32 @@ def resampled_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def resampled_auroc(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve in each resample, float64 ``(R,)``; NaN where only one kind of image is drawn.
+    """Return the AUROC of each resample, float64 ``(R,)``; NaN for a resample with images of one class only.
 
-    The share of pairs in which the positive image has the higher score, ties counted as half (Hanley and McNeil 1982,
-    Radiology 143, 29-36).
+    The AUROC is the fraction of pairs of a positive and a negative image in which the positive one has the higher
+    score; ties count as half (Hanley and McNeil 1982, Radiology 143, 29-36).
 
     Args:
-        scores: higher for positive, ``(N,)``.
-        positive: bool ``(N,)``.
-        counts: ``(R, N)``.
+        scores: score of each image, ``(N,)``; high scores predict the positive class.
+        positive: True for positive images, bool ``(N,)``.
+        counts: how often each resample contains each image, ``(R, N)``.
     """
     n_positive = counts @ positive.astype(np.float64)
     n_pairs = n_positive * (counts.sum(axis=1) - n_positive)
     rank_sum = (counts * resampled_ranks(scores, counts)) @ positive.astype(np.float64)
-    n_ordered = rank_sum - n_positive * (n_positive + 1) / 2
-    area: np.ndarray = np.divide(n_ordered, n_pairs, out=np.full(len(counts), np.nan), where=n_pairs > 0)
-    return area
+    n_correct_pairs = rank_sum - n_positive * (n_positive + 1) / 2
+    auroc: np.ndarray = np.divide(n_correct_pairs, n_pairs, out=np.full(len(counts), np.nan), where=n_pairs > 0)
+    return auroc
 
 
-def over_seeds(values: np.ndarray) -> dict[str, float]:
-    """Mean of what seeds gave, its 95 % interval by Student's t, and their standard deviation; NaN where not defined.
+def estimate_over_seeds(values: np.ndarray) -> dict[str, float]:
+    """Return the mean over seeds (``value``), its 95 % interval (``low``, ``high``) and standard deviation (``sd``).
+
+    The interval uses Student's t distribution. With one seed, all but ``value`` are NaN. Without seeds, or if a value
+    is NaN, all are NaN.
 
     Args:
-        values: ``(n,)``.
+        values: result of each seed, ``(n,)``.
     """
     n = len(values)
     if n == 0 or np.isnan(values).any():
@@ -199,9 +208,9 @@ def over_seeds(values: np.ndarray) -> dict[str, float]:
     mean = float(values.mean())
     if n == 1:
         return {"value": mean, "low": float("nan"), "high": float("nan"), "sd": float("nan")}
-    # slow to import, and steps that only count need none of it
+    # imported here since it is slow, and most steps do not need it
     from scipy.stats import t
 
     sd = float(values.std(ddof=1))
-    half = float(t.ppf(0.975, n - 1)) * sd / n**0.5
-    return {"value": mean, "low": mean - half, "high": mean + half, "sd": sd}
+    half_width = float(t.ppf(0.975, n - 1)) * sd / n**0.5
+    return {"value": mean, "low": mean - half_width, "high": mean + half_width, "sd": sd}

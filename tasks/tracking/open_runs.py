@@ -64,5 +64,5 @@ def _is_abandoned(file: IO[str]) -> bool:
 
 
 def _exists(file: IO[str]) -> bool:
-    """Whether an open file still has a name."""
+    """Return whether an open file still has a name."""
     return os.fstat(file.fileno()).st_nlink > 0

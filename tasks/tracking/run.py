@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import threading
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -155,8 +156,7 @@ class _MlflowTracker(Tracker):
         digests = {step: digest_of(folder) for step, folder in steps.items() if step != self.step}
         missing = self._call("link", digests=digests)
         for step in missing or []:
-            folder = self.workspace.data.joinpath(*step.split("@")).as_posix()
-            log.info("No run in the tracking store made the present %s: not linked", folder)
+            log.info("No run in the tracking store made the present outputs of %s: not linked", step)
         if missing and self.journal is None and waiting():
             # a missing run can be in the outbox, and this run must be sent after it
             self._start_journal("runs of other steps are in the outbox", run_exists=True)
@@ -174,13 +174,13 @@ def open_run(
 ) -> Iterator[Tracker]:
     """Open the tracking run of a step.
 
-    The run logs the parameters that the step reads. At the end it is tagged with the digest of the outputs; an
-    exception marks it as failed. If the store becomes unavailable, a warning is logged, and all further calls are
-    journalled in the outbox. Without mlflow the step runs untracked.
+    The run logs the parameters that the step reads; the run of the report logs all. At the end it is tagged with the
+    digest of the outputs; an exception marks it as failed. If the store becomes unavailable, a warning is logged, and
+    all further calls are journalled in the outbox. Without mlflow the step runs untracked.
 
     Args:
         workspace: where the step runs.
-        step: ``step`` or ``step@defence``; the parameters of a name that is no step are all parameters.
+        step: ``step`` or ``step@defence``; for another name all parameters are logged.
         folder: output folder of the step.
         params: all parameters.
         orchestrator: a tag of the run: ``dvc``, ``prefect`` or ``python``.
@@ -199,7 +199,9 @@ def open_run(
         tracker.open()
         try:
             name, _, defence = step.partition("@")
-            tracker.params(params.of_step(name, defence or None) if name in STEP_PARAMS else params.flat())
+            # the run of the report stands for the whole pipeline
+            has_own_params = name in STEP_PARAMS and name != "report"
+            tracker.params(params.of_step(name, defence or None) if has_own_params else params.flat())
             yield tracker
             tracker.tags({"outputs_md5": digest_of(folder)})
         except BaseException as error:
@@ -214,16 +216,19 @@ def _save_model(path: str, module: "nn.Module", example: "np.ndarray") -> None:
 
     with torch.no_grad():
         output = module(torch.from_numpy(example)).numpy()
-    mlflow.pytorch.save_model(
-        module,
-        path,
-        input_example=example,
-        signature=mlflow.models.infer_signature(example, output),
-        # on Databricks the default is a pickle
-        serialization_format="pt2",
-        # MLflow's inference of requirements starts a process and takes nine seconds
-        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-    )
+    with warnings.catch_warnings():
+        # about tensors that are parts of a larger one; all weights are saved
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        mlflow.pytorch.save_model(
+            module,
+            path,
+            input_example=example,
+            signature=mlflow.models.infer_signature(example, output),
+            # on Databricks the default is a pickle
+            serialization_format="pt2",
+            # MLflow's inference of requirements starts a process and takes nine seconds
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+        )
 
 
 def _git_commit() -> str | None:

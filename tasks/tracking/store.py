@@ -94,7 +94,7 @@ class Store:
             return str(experiment.experiment_id)
 
     def has(self, run: str) -> bool:
-        """Whether the run of this key is in the store."""
+        """Return whether the run of this key is in the store."""
         if run not in self._run_ids:
             runs = self.client.search_runs([self.experiment_id], f"tags.run_key = '{run}'", max_results=1)
             if runs:
@@ -247,7 +247,7 @@ class Store:
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Whether an error means that the store is unavailable: no connection, a time-out or an error of the server."""
+    """Return whether an error means that the store is unavailable: no connection, time-out or server error."""
     import requests
 
     status = _status_of(error)
@@ -257,7 +257,7 @@ def is_unavailable(error: Exception) -> bool:
 
 
 def is_login_refused(error: Exception) -> bool:
-    """Whether the store refuses the user and the password."""
+    """Return whether the store refuses the user and the password."""
     return _status_of(error) in (401, 403)
 
 

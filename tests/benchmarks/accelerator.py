@@ -31,8 +31,8 @@ from ruamel.yaml import YAML
 
 from tasks.core.checkpoints import Checkpoints
 from tasks.models.classifier import build_classifier
-from tasks.models.compute import multiplies_bfloat16, set_up
-from tasks.models.objectives import classification
+from tasks.models.compute import configure_torch, supports_bfloat16
+from tasks.models.objectives import classification_objective
 from tasks.models.seeding import build_seeded
 from tasks.models.training import fit
 from tasks.params import Params, Precision, load_params
@@ -58,14 +58,14 @@ def seconds_of_training(
     model = build_seeded(lambda: build_classifier("cnn", 2, 0.5, 0.29), params.seed)
     how = settings, params.seed, device, precision, Checkpoints(folder, ("models",))
     began = time.perf_counter()
-    fit(model, classification(settings.augmentation), pixels, labels, rows, *how)
+    fit(model, classification_objective(settings.augmentation), pixels, labels, rows, *how)
     return time.perf_counter() - began
 
 
 def stages(params: Params) -> Iterator[list[str]]:
     """Steps in the order of ``dvc.yaml``, with the defence for steps that run once for each."""
     for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
-        yield from ([name, defence] for defence in params.benchmark) if "matrix" in stage else ([name],)
+        yield from ([name, defence] for defence in params.selected_defences) if "matrix" in stage else ([name],)
 
 
 def seconds_of_stages(params: Params, device: str, images: Path | None, workspace: Path) -> dict[str, float]:
@@ -76,7 +76,10 @@ def seconds_of_stages(params: Params, device: str, images: Path | None, workspac
     if images:
         values["acquire"] |= {"source": "folder", "folder": str(images.resolve())}
     else:
-        values["acquire"] |= {"source": "phantom", "phantom": {"n_patients": ALL_IMAGES // SLICES, "n_slices": SLICES}}
+        values["acquire"] |= {
+            "source": "phantom",
+            "phantom": {"n_patients": ALL_IMAGES // SLICES, "n_slices_per_patient": SLICES},
+        }
     with (workspace / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(values, file)
     (workspace / "tasks").symlink_to(ROOT / "tasks")
@@ -115,7 +118,7 @@ def main() -> None:
     params = load_params(ROOT / "params.yaml")
     params = params.model_copy(update={"compute": params.compute.model_copy(update={"device": arguments.device})})
     try:
-        device = set_up(params.compute)
+        device = configure_torch(params.compute)
     except ValueError as error:
         print(f"not measured: {error}")
         return
@@ -123,7 +126,7 @@ def main() -> None:
     facts["device"] = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
     print(describe(facts), flush=True)
     figures: dict[str, Any] = {"machine": facts, "images": arguments.images, "epochs": arguments.epochs, "training": {}}
-    precisions: list[Precision] = ["float32", "bfloat16"] if multiplies_bfloat16(device) else ["float32"]
+    precisions: list[Precision] = ["float32", "bfloat16"] if supports_bfloat16(device) else ["float32"]
     with tempfile.TemporaryDirectory() as name:
         # initialisation of the device
         seconds_of_training(params, device, "float32", 64, 1, Path(name) / "warm-up")

@@ -60,14 +60,14 @@ def make_workspace(folder: Path, n_patients: int) -> Path:
 def write_params(folder: Path, n_patients: int, eps: list[float]) -> None:
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["compute"]["device"] = "cpu"
-    values["acquire"] |= {"source": "phantom", "phantom": {"n_patients": n_patients, "n_slices": N_SLICES}}
+    values["acquire"] |= {"source": "phantom", "phantom": {"n_patients": n_patients, "n_slices_per_patient": N_SLICES}}
     values["prepare"]["image_size"] = IMAGE_SIZE
     # two full validation batches of 128 at 4x images
     values["prepare"]["split"]["validation_fraction"] = 0.5
     values["train_classifier"]["epochs"] = values["train_autoencoder"]["epochs"] = 1
     # parts of the searches have their maximum size at 4x images
-    values["attack"] |= {"eps": eps, "keep_eps": eps[:1], "batch_size": 8}
-    values["analyze"]["eps"], values["analyze"]["evasion"]["eps"] = eps[0], eps[:1]
+    values["attack"] |= {"eps": eps, "saved_eps": eps[:1], "batch_size": 8}
+    values["analyze"]["eps"], values["analyze"]["detector_evasion"]["eps"] = eps[0], eps[:1]
     values["attack"]["pgd"]["n_steps"] = 4
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(values, file)

@@ -17,8 +17,8 @@ import torch
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.targets import load_target
-from tasks.models.compute import set_up
-from tasks.models.cost import cost_of
+from tasks.models.compute import configure_torch
+from tasks.models.cost import prediction_cost
 from tasks.params import UNDEFENDED, load_params
 from tests.benchmarks.machine import describe, machine, write_json
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
-    device = set_up(load_params().compute)
+    device = configure_torch(load_params().compute)
     data = load_prepared(Workspace())
     names = [UNDEFENDED, *sorted(folder.name for folder in Workspace().train_defence.glob("*"))]
     targets = {name: load_target(Workspace(), name, device) for name in names}
@@ -47,7 +47,7 @@ def main() -> None:
     print(describe(facts))
     found: dict[str, dict[str, Any]] = {
         name: {f"ms an image, batches of {size}": 1000 * median(seconds[name, size]) / size for size in BATCHES}
-        | cost_of(target, images[:1].cpu().numpy())
+        | prediction_cost(target, images[:1].cpu().numpy())
         for name, target in targets.items()
     }
     print(json.dumps(found, indent=2))

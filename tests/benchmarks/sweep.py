@@ -41,7 +41,7 @@ from tasks.attacks.gradient.losses import loss_gradient
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.defences.targets import load_target
-from tasks.models.compute import in_precision, multiplies_bfloat16, set_up
+from tasks.models.compute import autocast, configure_torch, supports_bfloat16
 from tasks.params import UNDEFENDED, Compute, Precision
 from tests.benchmarks.machine import describe, machine, write_json
 
@@ -50,7 +50,7 @@ BATCH = 16
 N_STEPS = {"pgd": 40, "fgsm": 0}
 RELATIVE_STEP = 0.25
 
-PRECISIONS: list[Precision] = ["float32", "bfloat16"] if multiplies_bfloat16(torch.device("cpu")) else ["float32"]
+PRECISIONS: list[Precision] = ["float32", "bfloat16"] if supports_bfloat16(torch.device("cpu")) else ["float32"]
 
 Correct = list[int]
 """Images that stay classified correctly, for each eps."""
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     # all libraries use the threads and the allocator of the steps
-    set_up(Compute(threads=2, device="cpu", precision="float32"))
+    configure_torch(Compute(threads=2, device="cpu", precision="float32"))
     data = load_prepared(Workspace())
     rows = np.random.default_rng(0).permutation(data.indices("test"))[: arguments.more]
     images, labels = data.floats(rows), data.labels(rows)
@@ -170,7 +170,7 @@ def estimator_of(model: nn.Module, images: np.ndarray, n_classes: int) -> PyTorc
 
 def sweep_of(estimator: PyTorchClassifier, attack: str, precision: Precision) -> EpsilonSweep:
     """Return the sweep with the settings that all libraries share."""
-    shared: dict[str, Any] = {"eps": EPS, "max_iter": N_STEPS[attack], "relative_step": RELATIVE_STEP}
+    shared: dict[str, Any] = {"eps": EPS, "max_iter": N_STEPS[attack], "relative_step_size": RELATIVE_STEP}
     return EpsilonSweep(estimator, **shared, batch_size=BATCH, precision=precision)
 
 
@@ -256,7 +256,7 @@ def time_passes(
         began = time.perf_counter()
         if with_gradient:
             variable = batch[:size].detach().requires_grad_()
-            with in_precision(precision, batch.device):
+            with autocast(precision, batch.device):
                 logits = model(variable).float()
             torch.autograd.grad(F.cross_entropy(logits, target[:size], reduction="sum"), variable)
         else:

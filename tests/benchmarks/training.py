@@ -45,7 +45,7 @@ from tasks.dataset.phantom import write_phantoms
 from tasks.models import objectives
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
-from tasks.models.compute import in_precision, multiplies_bfloat16, set_up
+from tasks.models.compute import autocast, configure_torch, supports_bfloat16
 from tasks.models.training import fit
 from tasks.params import Params, Precision, Training, load_params
 from tests.benchmarks.machine import ROOT, describe, machine, write_json
@@ -75,7 +75,7 @@ class Ordinary:
         side, moved = params.prepare.image_size, params.train_classifier.augmentation.translation
         grey = [transforms.Grayscale(), transforms.Resize((side, side))]
         random = [
-            transforms.RandomHorizontalFlip(params.train_classifier.augmentation.flip),
+            transforms.RandomHorizontalFlip(params.train_classifier.augmentation.horizontal_flip_probability),
             transforms.RandomAffine(0, translate=(moved, moved)),
         ]
         chosen = {"train": grey + random if loss is classification else grey, "validation": grey}
@@ -134,7 +134,7 @@ class Bare:
         began = time.perf_counter()
         for _ in range(n_steps):
             self.optimizer.zero_grad()
-            with in_precision(self.precision, self.images.device):
+            with autocast(self.precision, self.images.device):
                 loss = self.loss(self.model, self.images, self.labels, self.images)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
             self.optimizer.step()
@@ -145,7 +145,12 @@ def draw(folder: Path, params: Params, n_patients: int) -> tuple[np.ndarray, np.
     """Draw phantoms as PNG files in ``folder/<class>``; return pixels and labels as of ``prepare``, and a split."""
     settings = params.acquire
     write_phantoms(
-        folder, settings.classes, settings.positive_class, n_patients, settings.phantom.n_slices, params.seed
+        folder,
+        settings.classes,
+        settings.positive_class,
+        n_patients,
+        settings.phantom.n_slices_per_patient,
+        params.seed,
     )
     samples = datasets.ImageFolder(str(folder)).samples
     side = params.prepare.image_size
@@ -174,10 +179,13 @@ def compare(
     n_images = len(rows["train"])
     settings: Training
     if network == "classifier":
-        settings, objective = params.train_classifier, objectives.classification(params.train_classifier.augmentation)
+        settings, objective = (
+            params.train_classifier,
+            objectives.classification_objective(params.train_classifier.augmentation),
+        )
         loss = classification
     else:
-        settings, objective = params.train_autoencoder, objectives.denoising(params.train_autoencoder)
+        settings, objective = params.train_autoencoder, objectives.denoising_objective(params.train_autoencoder)
         loss = reconstruction
 
     def build() -> nn.Module:
@@ -186,7 +194,7 @@ def compare(
         return build_autoencoder("plain")
 
     own_threads = torch.get_num_threads()
-    device = set_up(params.compute)
+    device = configure_torch(params.compute)
     n_steps = n_images // settings.batch_size
     batch = torch.from_numpy(pixels[rows["train"][: settings.batch_size]]).float() / 255
     batch_labels = torch.from_numpy(labels[rows["train"][: settings.batch_size]])
@@ -285,7 +293,7 @@ def main() -> None:
     print(describe(facts), flush=True)
     figures: dict[str, Any] = {"machine": facts, "threads": params.compute.threads}
     precisions: list[Precision] = ["float32"]
-    if multiplies_bfloat16(torch.device("cpu")):
+    if supports_bfloat16(torch.device("cpu")):
         precisions.append("bfloat16")
     for network in [arguments.network] if arguments.network else ["classifier", "autoencoder"]:
         for precision in precisions:

@@ -1,7 +1,7 @@
-"""Fuzzing of what reads files of others: ``python -m tests.faults.fuzz images 300``.
+"""Fuzzing of the readers of image files and of params.yaml: ``python -m tests.faults.fuzz images 300``.
 
-With atheris, where it is installed, inputs are mutated by what they reach in Pillow's and our own Python; without it,
-at random. Only documented errors may come out, and no input may take more than its share of time and memory.
+If atheris is installed, the mutations are guided by the coverage of Pillow and of this project. Otherwise they are
+random. A reader may raise only documented errors, and its time and memory are limited for each input.
 """
 
 import argparse
@@ -24,38 +24,39 @@ from tests.conftest import ROOT
 from tests.faults.mutants import mutants, saved
 
 MAX_MEGAPIXELS = 1.0
-SECONDS, WALL_SECONDS = 5.0, 60
-"""Of a processor, and on the wall, that an input may take on a busy machine."""
-MEGABYTES = 1024
-"""That an input may add; for atheris, that the process may hold, the libraries themselves included."""
+MAX_CPU_SECONDS, MAX_WALL_SECONDS = 5.0, 60
+"""Limits on the CPU time and the wall time of one input; the machine may be busy."""
+MAX_MEGABYTES = 1024
+"""Limit on the memory that one input adds. With atheris: limit on the memory of the process, including libraries."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, and files to begin with."""
+    """A reader and its seed inputs."""
 
     read: Callable[[Path], None]
-    """Raises what is not documented, and where something read is not as it should be."""
+    """Reads a file; raises an exception if the reader raises an undocumented error or returns a wrong result."""
     seeds: Callable[[], Iterator[bytes]]
     max_bytes: int
+    """Maximum length of an input."""
 
 
 def read_images(path: Path) -> None:
-    """Read an image twice: memory that nobody filled would differ."""
+    """Read an image twice, because uninitialized memory in the pixels would differ."""
     try:
         image = read_image(path, MAX_MEGAPIXELS)
     except ImageError as error:
-        told = str(error)
+        message = str(error)
     else:
         check_image(image)
         np.testing.assert_array_equal(read_image(path, MAX_MEGAPIXELS).pixels, image.pixels)
         return
-    assert told.startswith(f"{path}: ")
-    assert len(told) > len(f"{path}: "), "no reason is given"
+    assert message.startswith(f"{path}: ")
+    assert len(message) > len(f"{path}: "), "the reason is missing"
 
 
 def check_image(image: GreyImage) -> None:
-    """What every image is."""
+    """Check the properties of every image that is read."""
     assert image.pixels.dtype == np.uint8
     assert image.pixels.ndim == 2
     assert 0 < image.pixels.size <= MAX_MEGAPIXELS * 1e6
@@ -64,19 +65,19 @@ def check_image(image: GreyImage) -> None:
 
 
 def read_params(path: Path) -> None:
-    """Read parameters; what is valid says the same once it is written out again."""
+    """Read parameters, and check that valid ones are equal after they are written and read again."""
     try:
         params = load_params(path)
     except ParamsError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert parse_params(json.loads(params.model_dump_json(by_alias=True))) == params
         return
-    assert told.startswith(f"{path} ")
+    assert message.startswith(f"{path} ")
 
 
 def small_images() -> Iterator[bytes]:
-    """Small files of every format and most modes, and those that tests know."""
+    """Small files of every format and most modes, and the small files of :mod:`tests.faults.mutants`."""
     grey = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) * 5)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         for format_ in ("PNG", "TIFF", *(("BMP",) if mode not in ("LA",) else ())):
@@ -91,7 +92,7 @@ def small_images() -> Iterator[bytes]:
 
 
 def small_params() -> Iterator[bytes]:
-    """The repository's parameters, whole and by section, and what YAML knows beside."""
+    """The params.yaml of the repository, parts of 10 lines of it, and other features of YAML."""
     text = (ROOT / "params.yaml").read_bytes()
     yield text
     yield from (b"".join(part) for part in zip(*[iter(text.splitlines(keepends=True))] * 10, strict=False))
@@ -103,8 +104,8 @@ def small_params() -> Iterator[bytes]:
 TARGETS = {"images": Target(read_images, small_images, 4096), "params": Target(read_params, small_params, 16_384)}
 
 
-def mutated(content: bytes, rng: random.Random) -> bytes:
-    """The content with a few bytes or pieces changed, at random."""
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Change up to eight random bytes or pieces of a content."""
     changed = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 4, 8])):
         if not changed:
@@ -132,35 +133,38 @@ def check(target: Target, content: bytes, folder: Path) -> None:
     """Read one input.
 
     Raises:
-        AssertionError: it took too long, or what was read is not as it should be.
-        Exception: an error that is not documented.
+        AssertionError: a limit of time or memory is exceeded, or the result is wrong.
+        Exception: the reader raised an undocumented error.
     """
     path = folder / "input"
     path.write_bytes(content)
     start, before = time.process_time(), _peak_megabytes()
     target.read(path)
     seconds = time.process_time() - start
-    assert seconds < SECONDS, f"{seconds:.1f} s for {len(content)} bytes"
+    assert seconds < MAX_CPU_SECONDS, f"{seconds:.1f} s for {len(content)} bytes"
     megabytes = _peak_megabytes() - before
-    assert megabytes < MEGABYTES, f"{megabytes:.0f} MB for {len(content)} bytes"
+    assert megabytes < MAX_MEGABYTES, f"{megabytes:.0f} MB for {len(content)} bytes"
 
 
 def _peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def at_random(target: Target, seconds: float, folder: Path, seed: int = 0) -> int:
-    """Read mutated inputs for so long; the one that fails is in ``folder``. How many were read."""
+def fuzz_randomly(target: Target, seconds: float, folder: Path, seed: int = 0) -> int:
+    """Read random mutations of the seed inputs, and return their number.
+
+    If an input fails, it stays in ``folder``.
+    """
     rng, seeds, n = random.Random(seed), list(target.seeds()), 0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        check(target, mutated(rng.choice(seeds), rng)[: target.max_bytes], folder)
+        check(target, mutate(rng.choice(seeds), rng)[: target.max_bytes], folder)
         n += 1
     return n
 
 
-def guided(name: str, seconds: int, folder: Path) -> None:
-    """The same by libFuzzer; ends the process."""
+def fuzz_by_coverage(name: str, seconds: int, folder: Path) -> None:
+    """Read mutations that are guided by coverage, with atheris. It ends the process."""
     import atheris
 
     corpus = folder / "corpus"
@@ -168,28 +172,29 @@ def guided(name: str, seconds: int, folder: Path) -> None:
     for i, content in enumerate(TARGETS[name].seeds()):
         (corpus / str(i)).write_bytes(content)
     atheris.instrument_all()
-    limits = [f"-max_total_time={seconds}", f"-max_len={TARGETS[name].max_bytes}", f"-rss_limit_mb={MEGABYTES}"]
+    limits = [f"-max_total_time={seconds}", f"-max_len={TARGETS[name].max_bytes}", f"-rss_limit_mb={MAX_MEGABYTES}"]
     atheris.Setup(
-        [sys.argv[0], str(corpus), *limits, f"-timeout={WALL_SECONDS}", f"-artifact_prefix={folder}/"],
+        [sys.argv[0], str(corpus), *limits, f"-timeout={MAX_WALL_SECONDS}", f"-artifact_prefix={folder}/"],
         lambda content: check(TARGETS[name], content, folder),
     )
     atheris.Fuzz()
 
 
 def main() -> None:
-    """Fuzz a reader; what fails is left in the folder that is named at the start."""
+    """Fuzz a reader. An input that fails stays in the folder that is printed at the start."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz", description=main.__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("seconds", type=int)
-    given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{given.target}-"))
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{arguments.target}-"))
     print(f"inputs in {folder}", flush=True)
     try:
-        import atheris  # noqa: F401  guided() imports it when it is too late for a message
+        import atheris  # noqa: F401  only to check that it is installed
     except ModuleNotFoundError:
-        print(f"without atheris: {at_random(TARGETS[given.target], given.seconds, folder)} inputs read, nothing found")
+        n = fuzz_randomly(TARGETS[arguments.target], arguments.seconds, folder)
+        print(f"atheris is not installed: {n} random inputs read without a failure")
     else:
-        guided(given.target, given.seconds, folder)
+        fuzz_by_coverage(arguments.target, arguments.seconds, folder)
 
 
 if __name__ == "__main__":

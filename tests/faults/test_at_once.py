@@ -1,4 +1,4 @@
-"""Several at once in one workspace, or at one tracking store: they take turns, and nothing is lost."""
+"""Several processes at the same time in one workspace, or with one tracking store."""
 
 import os
 import subprocess
@@ -20,8 +20,8 @@ FLOW = (sys.executable, "-m", "flows.pipeline")
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Digests of what every step makes if one run is alone."""
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digests of the outputs of a run without another run at the same time."""
     workspace = make_workspace(tmp_path_factory.mktemp("alone") / "workspace")
     run(workspace, *REPRO)
     return digests(workspace)
@@ -30,8 +30,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("first", "second"), [(REPRO, REPRO), (FLOW, FLOW), (FLOW, REPRO)], ids=["two repros", "two flows", "both"]
 )
-def test_of_two_runs_in_one_workspace_one_works_and_the_other_waits_or_says_so(
-    first: tuple[str, ...], second: tuple[str, ...], alone: dict[str, str], tmp_path: Path
+def test_two_runs_in_one_workspace_take_turns_or_dvc_refuses_one(
+    first: tuple[str, ...], second: tuple[str, ...], expected: dict[str, str], tmp_path: Path
 ) -> None:
     workspace = make_workspace(tmp_path / "workspace")
     both = [start(workspace, *command) for command in (first, second)]
@@ -39,35 +39,35 @@ def test_of_two_runs_in_one_workspace_one_works_and_the_other_waits_or_says_so(
     codes = [process.returncode for process in both]
     assert 0 in codes, printed
     for command, code, text in zip((first, second), codes, printed, strict=True):
-        # DVC does not wait, and says so in words of its own; the flow does
+        # a flow waits for the other run; DVC does not wait and prints a message
         assert code == 0 or (command == REPRO and ("lock" in text or "is busy" in text)), text
     run(workspace, *REPRO)
-    assert digests(workspace) == alone
+    assert digests(workspace) == expected
     assert "up to date" in run(workspace, "dvc", "status")
 
 
-def test_four_processes_that_log_to_one_sqlite_store_lose_nothing(tmp_path: Path) -> None:
-    script = f"""
+SCRIPT = """
 import sys
-sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tasks.core.workspace import Workspace
 from tasks.runner import run_step
 from tests.conftest import parse_params, with_overrides
 
-def prepare(workspace: Workspace, params, tracker):
+def prepare(workspace, params, tracker):
     for step in range(100):
-        tracker.metrics({{f"data/{{sys.argv[1]}}": step}}, step)
+        tracker.metrics({f"data/{sys.argv[1]}": step}, step)
     for number in range(10):
-        tracker.curve(f"curve {{number}}", {{"number": str(number)}}, [(0, {{"robust/accuracy": 0.5}})])
+        tracker.curve(f"curve {number}", {"number": str(number)}, [(0, {"robust/accuracy": 0.5})])
 
-run_step(prepare, Workspace(), parse_params(with_overrides({{}})))
+run_step(prepare, Workspace(Path(sys.argv[1])), parse_params(with_overrides({})))
 """
+
+
+def test_four_processes_log_to_one_sqlite_store_without_loss(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    processes = []
-    for name in "abcd":
-        (tmp_path / name / "data").mkdir(parents=True)
-        command = [sys.executable, "-c", script, name]
-        environment = {"MLFLOW_TRACKING_URI": store}
-        processes.append(subprocess.Popen(command, cwd=tmp_path / name, env=os.environ | environment))
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT]
+    processes = [subprocess.Popen([*command, name], cwd=tmp_path, env=environment) for name in "abcd"]
     assert [process.wait() for process in processes] == [0, 0, 0, 0]
     client = MlflowClient(tracking_uri=store)
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -78,4 +78,6 @@ run_step(prepare, Workspace(), parse_params(with_overrides({{}})))
         (metric,) = each.data.metrics
         assert [point.step for point in client.get_metric_history(each.info.run_id, metric)] == list(range(100))
     assert {metric for each in runs for metric in each.data.metrics} == {f"data/{name}" for name in "abcd"}
-    assert len(client.search_runs([experiment.experiment_id], "tags.kind = 'curve'", max_results=1000)) == 40
+    curves = client.search_runs([experiment.experiment_id], "tags.kind = 'curve'", max_results=1000)
+    assert len(curves) == 40
+    assert {curve.data.params["seed"] for curve in curves} == {"0"}

@@ -1,4 +1,4 @@
-"""Who is let in: nothing listens to more than this machine, and a server that wants a password gets it."""
+"""Access control: servers listen on loopback only, and a server with a password receives it."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from tests.operations.servers import free_port, wait_for
 from tests.test_pipeline import make_workspace
 
 BINARIES = Path(sys.executable).parent
-DOCUMENTED = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTED = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*.md"))]
 STARTS_SERVER = (
     r"(?m)^\s*((?:\w+=\S+ )*(?:mlflow server|mlflow models serve|prefect server start)(?:[^\n]*\\\n)*[^\n]*)"
 )
@@ -37,7 +37,7 @@ def test_every_documented_server_listens_on_loopback() -> None:
     assert [command for command in commands if not re.search(r"(--host|-h) 127\.0\.0\.1\b", command)] == []
 
 
-def test_no_code_listens_everywhere() -> None:
+def test_no_code_listens_on_all_addresses() -> None:
     files = [
         *ROOT.glob("containers/*"),
         ROOT / "Makefile",
@@ -47,8 +47,8 @@ def test_no_code_listens_everywhere() -> None:
     assert [file for file in files if "0.0.0.0" in file.read_text(encoding="utf-8")] == []
 
 
-def listened_to(process: int) -> set[str]:
-    """Addresses that a process and its children listen to; IPv4 behind IPv6 as IPv4."""
+def listening_addresses(process: int) -> set[str]:
+    """Addresses on which a process and its children listen; IPv4 addresses mapped to IPv6 as IPv4."""
     family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
     sockets = [each for member in family for each in member.net_connections("tcp")]
     found = [ip_address(each.laddr.ip) for each in sockets if each.status == psutil.CONN_LISTEN]
@@ -57,7 +57,7 @@ def listened_to(process: int) -> set[str]:
 
 @contextmanager
 def started(command: list[str], folder: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A process and its log; ended, with all that it started, at the end."""
+    """Start a process, and yield it with its log; at the end, stop it and its children."""
     path = {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     log = folder / "log.txt"
     with log.open("wb") as file:
@@ -68,7 +68,7 @@ def started(command: list[str], folder: Path, **environment: str) -> Iterator[tu
             stdout=file,
             stderr=file,
             start_new_session=True,
-            # shells let what runs in the background ignore Ctrl-C, and so what that starts
+            # processes in the background of a shell ignore Ctrl-C, and so do their children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
@@ -82,32 +82,32 @@ def started(command: list[str], folder: Path, **environment: str) -> Iterator[tu
             process.wait()
 
 
-def test_what_listens_everywhere_is_found() -> None:
+def test_a_socket_on_all_addresses_is_found() -> None:
     with socket.socket() as listening:
         listening.bind(("0.0.0.0", 0))
         listening.listen()
-        assert "0.0.0.0" in listened_to(os.getpid())
+        assert "0.0.0.0" in listening_addresses(os.getpid())
 
 
 @pytest.mark.faults
-def test_make_ui_listens_on_loopback_and_names_its_store_to_nobody(tmp_path: Path) -> None:
+def test_make_ui_listens_on_loopback_and_its_arguments_do_not_name_the_store(tmp_path: Path) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 5000)) == 0:
             pytest.skip("port 5000 is taken")
     (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
     store = f"sqlite:///{tmp_path / 'store.db'}"
-    # the environment of the tests stands in for the one that make would install
+    # the environment of the tests replaces the one that make would install
     command = ["make", "--assume-old", ".venv/requirements.lock", "ui"]
     with started(command, tmp_path, MLFLOW_TRACKING_URI=store) as (process, log):
         wait_for(lambda: urlopen("http://127.0.0.1:5000/health", timeout=5).status == 200, process, log)
-        assert listened_to(process.pid) == {"127.0.0.1"}
+        assert listening_addresses(process.pid) == {"127.0.0.1"}
         family = psutil.Process(process.pid).children(recursive=True)
         assert not any(store in " ".join(member.cmdline()) for member in family)
         assert (tmp_path / "store.db").is_file()
 
 
 @pytest.mark.faults
-def test_make_serve_listens_on_loopback_and_takes_a_password(tmp_path: Path) -> None:
+def test_make_serve_listens_on_loopback_and_needs_the_password(tmp_path: Path) -> None:
     folder = make_workspace(tmp_path / "workspace")
     (folder / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
     port, secret = free_port(), "reader:pwOfPrefect"
@@ -115,7 +115,7 @@ def test_make_serve_listens_on_loopback_and_takes_a_password(tmp_path: Path) -> 
     command = [sys.executable, "-m", "flows.serve", "--port", str(port)]
     with started(command, folder, **password) as (process, log):
         wait_for(lambda: "Serving:" in log.read_text(), process, log, 400)
-        assert listened_to(process.pid) == {"127.0.0.1"}
+        assert listening_addresses(process.pid) == {"127.0.0.1"}
         flows = f"http://127.0.0.1:{port}/api/deployments/filter"
         assert httpx.post(flows, json={}).status_code == 401
         assert len(httpx.post(flows, json={}, auth=("reader", "pwOfPrefect")).json()) == 4
@@ -131,11 +131,11 @@ def test_a_served_model_listens_on_loopback(workspace: Path, monkeypatch: pytest
     command = ["mlflow", "models", "serve", "-m", "models:/toy@champion", "--env-manager", "local", "-p", str(port)]
     with started([*command, "-h", "127.0.0.1"], workspace) as (process, log):
         wait_for(lambda: urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).status == 200, process, log)
-        assert listened_to(process.pid) == {"127.0.0.1"}
+        assert listening_addresses(process.pid) == {"127.0.0.1"}
 
 
 CLUSTER = """import sys, time
-from flows.spread import Workers, runner_of
+from flows.workers import Workers, runner_of
 
 if __name__ == "__main__":
     runner = runner_of(Workers(runner=sys.argv[1], n_workers=1))
@@ -156,4 +156,4 @@ def test_a_cluster_on_this_machine_listens_on_loopback(runner: str, tmp_path: Pa
     (tmp_path / "cluster.py").write_text(CLUSTER, encoding="utf-8")
     with started([sys.executable, "cluster.py", runner], tmp_path) as (process, log):
         wait_for(lambda: "up" in log.read_text().split(), process, log)
-        assert listened_to(process.pid) == {"127.0.0.1"}
+        assert listening_addresses(process.pid) == {"127.0.0.1"}

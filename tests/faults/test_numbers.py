@@ -25,20 +25,20 @@ from tasks.defences.targets import load_target
 from tasks.evaluate import evaluate
 from tasks.labelling.acquisition import predict_probabilities
 from tasks.models.classifier import build_classifier
-from tasks.models.files import build_of, load_model, save_model
+from tasks.models.files import load_build_arguments, load_model, save_model
 from tasks.models.training import TrainingDiverged
 from tasks.params import Params
 from tasks.records.adversarial_images import load_perturbations
 from tasks.records.tables import read_records
 from tasks.serving.predictor import Predictor
 from tasks.tracking import Tracker
-from tests.bundles import bundle_of
+from tests.bundles import bundle_of, complete_workspace
 from tests.small_workspace import SIDE, SMALL, draw_images
 
 FEW = SMALL | {
-    "benchmark": ["autoencoder"],
+    "selected_defences": ["autoencoder"],
     "attack.eps": [4],
-    "attack.suite.n_queries": 0,
+    "attack.square.n_queries": 0,
     "analyze.n_resamples": 100,
 }
 TRAINING = SMALL | {"train_classifier.epochs": 4}
@@ -99,7 +99,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[nn.Module
 def attack_all(params: Params) -> None:
     Workspace().attack.mkdir()
     attack(Workspace(), params, Tracker())
-    for defence in params.benchmark:
+    for defence in params.selected_defences:
         Workspace().step_folder("attack_defence", defence).mkdir(parents=True)
         attack_defence(Workspace(), params, Tracker(), defence)
 
@@ -117,7 +117,7 @@ class TestTrainingThatDiverges:
     @pytest.fixture
     def diverging(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make the loss NaN in the second batch of the third epoch."""
-        classification, n_batches = step.classification, 0
+        classification, n_batches = step.classification_objective, 0
 
         def planted(settings: Any) -> Any:
             measure = classification(settings)
@@ -131,7 +131,7 @@ class TestTrainingThatDiverges:
 
             return measure_with_nan
 
-        monkeypatch.setattr(step, "classification", planted)
+        monkeypatch.setattr(step, "classification_objective", planted)
 
     def trained(self, params: Params) -> bytes:
         """Train; return the weights. The checkpoint remains if the step raises, as with the runner."""
@@ -187,7 +187,7 @@ class TestNotANumber:
     ) -> None:
         plant("undefended", lambda target: Planted(target, lambda images: distance(images) < 1e-7))
         with pytest.raises(
-            ValueError, match=rf"1 of 32 images .* not finite, {PATH.replace('(', '.').replace(')', '.')}"
+            ValueError, match=rf"1 of 32 images .* not finite; the first is {PATH.replace('(', '.').replace(')', '.')}"
         ):
             attack_all(params_with(FEW))
 
@@ -215,7 +215,7 @@ class TestNotANumber:
         monkeypatch.setattr(attack_run, "fgsm", craft_nan)
         with pytest.raises(AssertionError, match="leave the value range") as raised:
             attack_all(params_with(FEW))
-        assert f"by nan: 1 of 16 images, {PATH} the first" in str(raised.value)
+        assert f"by nan: 1 of 16 images; the first is {PATH}" in str(raised.value)
 
     @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.faults)])
     def test_nan_gradients_fail_the_check(
@@ -233,11 +233,12 @@ class TestNotANumber:
             predict_probabilities(broken, images, 2)
 
     def test_a_served_model_with_nan_weights_raises_an_error(self, workspace: Path, tmp_path: Path) -> None:
-        folder = bundle_of("undefended", tmp_path / "bundles")
+        complete_workspace(Workspace())
+        folder = bundle_of(Workspace(), "undefended", tmp_path / "bundles")
         broken = load_model(folder / Workspace().classifier, build_classifier)
         with torch.no_grad():
             next(broken.parameters()).fill_(torch.nan)
-        save_model(folder / Workspace().classifier, broken, **build_of(folder / Workspace().classifier))
+        save_model(folder / Workspace().classifier, broken, **load_build_arguments(folder / Workspace().classifier))
         with pytest.raises(RuntimeError, match="undefended returns NaN or infinity"):
             Predictor.load(folder).predict_arrays(np.zeros((SIDE, SIDE)))
 
@@ -284,8 +285,8 @@ class TestNotANumberOnDisk:
                 (Workspace().records, name)
                 for name in ("logits", "entropy", "margin", "eps", "linf", "reconstruction_error")
             ),
-            *((Workspace().smallest_eps, name) for name in ("smallest_eps", "minimal_eps")),
-            (Workspace().probes, "value"),
+            *((Workspace().minimum_eps, name) for name in ("minimum_eps", "minimum_perturbation")),
+            (Workspace().diagnostics, "value"),
         ],
     )
     def test_the_error_about_nan_in_a_table_names_file_column_and_image(
@@ -295,12 +296,10 @@ class TestNotANumberOnDisk:
         table = pq.read_table(file)
         pq.write_table(with_nan(table, column, 5), file)
         Workspace().evaluate.mkdir()
-        with pytest.raises(ValueError, match=f"no number in {column} of 1 rows") as raised:
+        with pytest.raises(ValueError, match=f"1 rows without a value in {column}; the first is") as raised:
             evaluate(Workspace(), params, Tracker())
         assert str(file) in str(raised.value)
-        assert f"that of {table['path'][5]} the first: run the step attack_defence@autoencoder again" in str(
-            raised.value
-        )
+        assert f"{table['path'][5]}. Run the step attack_defence@autoencoder again" in str(raised.value)
 
     def test_the_error_about_nan_in_saved_perturbations_names_the_path_of_the_image(self) -> None:
         file = Workspace().perturbation_file("undefended", "pgd", 4)
@@ -315,7 +314,7 @@ class TestNotANumberOnDisk:
 
     def test_the_steps_write_no_nan(self) -> None:
         for target in ("undefended", "autoencoder"):
-            for path in (Workspace().records(target), Workspace().smallest_eps(target), Workspace().probes(target)):
+            for path in (Workspace().records(target), Workspace().minimum_eps(target), Workspace().diagnostics(target)):
                 assert (
                     not pd.read_parquet(path)
                     .drop(columns="reconstruction_error", errors="ignore")
@@ -333,12 +332,15 @@ def test_a_constant_predictor_fails_the_check_though_no_attack_breaks_it(
         # gradients are not masked, but no perturbation within the grid changes the prediction
         constant.network.head.bias[1] += 26
     Workspace().defended_classifier("trades").parent.mkdir(parents=True)
-    save_model(Workspace().defended_classifier("trades"), constant, **build_of(Workspace().classifier))
-    queries = {"benchmark": ["autoencoder", "trades"], "attack.eps": [4, 32], "attack.suite.n_queries": 20}
-    checks = checks_of("trades", params_with(FEW | queries))
-    assert checks.pop("constant") == "FAIL"
+    save_model(Workspace().defended_classifier("trades"), constant, **load_build_arguments(Workspace().classifier))
+    queries = {"selected_defences": ["autoencoder", "trades"], "attack.eps": [4, 32], "attack.square.n_queries": 20}
+    params = params_with(FEW | queries)
+    settings = params.defences["trades"].model_dump_json()
+    Workspace().defence_settings("trades").write_text(settings, encoding="utf-8")
+    checks = checks_of("trades", params)
+    assert checks.pop("majority_class") == "FAIL"
     # adaptive attacks are not stronger than transfer attacks
-    assert checks.pop("knowledge") == "WARN"
+    assert checks.pop("adaptive_advantage") == "WARN"
     assert set(checks.values()) == {"PASS"}
-    benchmark = pd.read_csv(Workspace().benchmark).set_index(["target", "threat_model", "eps"])
-    assert benchmark.loc[("trades", "adaptive", 32), ["accuracy", "n_fail"]].tolist() == [0.5, 1]
+    comparison = pd.read_csv(Workspace().comparison).set_index(["target", "threat_model", "eps"])
+    assert comparison.loc[("trades", "adaptive", 32), ["robust_accuracy", "n_fail"]].tolist() == [0.5, 1]

@@ -35,7 +35,7 @@ from tasks.tracking.run import _save_model
 from tasks.tracking.store import Store
 from tasks.train_classifier import train_classifier
 from tests.all_flows import all_flows
-from tests.bundles import bundle_of
+from tests.bundles import bundle_of, complete_workspace
 from tests.conftest import ROOT
 from tests.small_workspace import SMALL
 
@@ -219,7 +219,9 @@ def test_the_error_about_a_pickle_in_place_of_perturbations_names_the_file(works
 def test_the_error_about_a_pickle_in_place_of_records_names_the_file(workspace: Path, planted: bytes) -> None:
     Workspace().attack.mkdir()
     Workspace().records("undefended").write_bytes(planted)
-    with pytest.raises(ValueError, match=f"^{Workspace().records('undefended')} is damaged: run the step attack again"):
+    with pytest.raises(
+        ValueError, match=rf"^{Workspace().records('undefended')} is damaged\. Run the step attack again"
+    ):
         read_records(Workspace(), [])
 
 
@@ -239,7 +241,8 @@ def test_a_pickle_in_the_metadata_of_a_table_is_not_unpickled(workspace: Path, t
 class TestBundle:
     @pytest.fixture
     def bundle(self, workspace: Path, tmp_path: Path) -> Path:
-        return bundle_of("autoencoder", tmp_path / "bundles")
+        complete_workspace(Workspace())
+        return bundle_of(Workspace(), "autoencoder", tmp_path / "bundles")
 
     @pytest.mark.parametrize("file", [BUNDLE, Workspace().classifier, Workspace().purifier("autoencoder")])
     def test_the_error_about_a_pickle_in_place_of_a_file_names_it(
@@ -264,7 +267,9 @@ def test_a_pickle_in_place_of_the_weights_of_torchvision_raises_an_error(
     file.parent.mkdir(parents=True)
     file.write_bytes(as_torch_saves(Malicious(trace)))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=r"^train_classifier\.pretrained: the file in TORCH_HOME for 'resnet18'"):
+    with pytest.raises(
+        ValueError, match=r"^train_classifier\.pretrained: the weights of 'resnet18' in TORCH_HOME are damaged"
+    ):
         build_classifier("resnet18", 2, 0.5, 0.2, pretrained=True)
 
 
@@ -303,7 +308,8 @@ class TestMlflow:
         self, workspace: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
-        registry.register_bundle(bundle_of("undefended", workspace / "bundles"), "toy", "A toy.")
+        complete_workspace(Workspace())
+        registry.register_bundle(bundle_of(Workspace(), "undefended", workspace / "bundles"), "toy", "A toy.")
         (model,) = workspace.rglob("MLmodel")
         description = YAML(typ="safe").load(model.read_text(encoding="utf-8"))
         description["flavors"]["python_function"]["python_model"] = "python_model.pkl"

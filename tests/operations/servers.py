@@ -21,7 +21,7 @@ from urllib.request import urlopen
 import pytest
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-"""What the S3 server of the tests takes; it takes anything."""
+"""Credentials for the S3 server of the tests, which accepts any."""
 
 
 def free_port() -> int:

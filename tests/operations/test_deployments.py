@@ -1,4 +1,4 @@
-"""The deployments, worked off for real: server, pool, worker, runs; and what container pools make of them."""
+"""The deployments with real server, pool, worker and runs; and the jobs of container pools."""
 
 import asyncio
 import json
@@ -18,13 +18,13 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.operations.servers import free_port, running, wait_for
-from tests.test_pipeline import STEPS, make_workspace, run, write_params
+from tests.test_pipeline import STEPS, init_dvc, make_workspace, run, write_params
 
 pytestmark = pytest.mark.operations
 
 DEPLOYMENTS = {
     "pipeline/pipeline",
-    "active_learning/active-learning",
+    "labelling/labelling",
     "seeds/seeds",
     "robustness_audit/robustness-audit",
 }
@@ -41,7 +41,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "init", "--quiet", "--initial-branch", "main")
     run(folder, "git", "config", "user.email", "someone@example.org")
     run(folder, "git", "config", "user.name", "someone")
-    run(folder, "dvc", "init", "--quiet")
+    init_dvc(folder)
     run(folder, "git", "add", "--all")
     run(folder, "git", "commit", "--quiet", "--message", "code")
     return folder
@@ -49,7 +49,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def api(workspace: Path) -> Iterator[httpx.Client]:
-    """``make serve`` in the workspace: Prefect's API, once everything is deployed and the worker is there."""
+    """Prefect's API after ``make serve`` in the workspace has created the deployments and started the worker."""
     port, log = free_port(), workspace.parent / "serve.log"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
@@ -70,7 +70,7 @@ def deployed(api: httpx.Client) -> dict[str, dict[str, Any]]:
 
 
 def begin(api: httpx.Client, name: str, **parameters: Any) -> str:
-    """Ask for a run, as the form of the UI does; its id."""
+    """Create a run as the form of the UI does, and return its id."""
     deployment = deployed(api)[name]["id"]
     body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
     made = api.post(f"/deployments/{deployment}/create_flow_run", json=body).raise_for_status().json()
@@ -78,7 +78,7 @@ def begin(api: httpx.Client, name: str, **parameters: Any) -> str:
 
 
 def ended(api: httpx.Client, flow_run: str, seconds: float = 900) -> dict[str, Any]:
-    """The run, once it has come to its end."""
+    """Wait until a run has ended, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found: dict[str, Any] = api.get(f"/flow_runs/{flow_run}").raise_for_status().json()
@@ -89,27 +89,29 @@ def ended(api: httpx.Client, flow_run: str, seconds: float = 900) -> dict[str, A
 
 
 def artifacts(api: httpx.Client, flow_run: str) -> dict[str, str]:
-    """What a run and the tasks in it published, by key."""
+    """Artifacts of a run and its tasks, by key."""
     body = {"flow_runs": {"id": {"any_": [flow_run]}}}
     return {each["key"]: each["data"] for each in api.post("/artifacts/filter", json=body).raise_for_status().json()}
 
 
-def test_everything_is_deployed_with_typed_forms(api: httpx.Client) -> None:
-    there = deployed(api)
-    assert set(there) == DEPLOYMENTS
-    assert {name for name, each in there.items() if each["schedules"]} == {"robustness_audit/robustness-audit"}
-    assert {each["concurrency_options"]["collision_strategy"] for each in there.values()} == {"ENQUEUE"}
-    schema = there["pipeline/pipeline"]["parameter_openapi_schema"]
+def test_every_deployment_has_a_typed_form(api: httpx.Client) -> None:
+    deployments = deployed(api)
+    assert set(deployments) == DEPLOYMENTS
+    assert {name for name, each in deployments.items() if each["schedules"]} == {"robustness_audit/robustness-audit"}
+    assert {each["concurrency_options"]["collision_strategy"] for each in deployments.values()} == {"ENQUEUE"}
+    schema = deployments["pipeline/pipeline"]["parameter_openapi_schema"]
     n_workers = schema["definitions"]["Workers"]["properties"]["n_workers"]
     assert (n_workers["minimum"], n_workers["maximum"]) == (1, 256)
-    refused = api.post(
-        f"/deployments/{there['pipeline/pipeline']['id']}/create_flow_run",
+    response = api.post(
+        f"/deployments/{deployments['pipeline/pipeline']['id']}/create_flow_run",
         json={"parameters": {"workers": {"n_workers": 0}}, "enforce_parameter_schema": True},
     )
-    assert refused.status_code in (409, 422)
+    assert response.status_code in (409, 422)
 
 
-def test_a_run_comes_to_its_end_with_its_artifacts_and_dvc_knows_of_it(api: httpx.Client, workspace: Path) -> None:
+def test_a_run_completes_with_its_artifacts_and_dvc_finds_every_step_up_to_date(
+    api: httpx.Client, workspace: Path
+) -> None:
     flow_run = begin(api, "pipeline/pipeline")
     found = ended(api, flow_run)
     assert found["state"]["name"] == "Completed", found["state"]
@@ -123,7 +125,7 @@ def test_a_run_comes_to_its_end_with_its_artifacts_and_dvc_knows_of_it(api: http
     run(workspace, "git", "commit", "--quiet", "--message", "results")
 
 
-def test_of_two_runs_at_once_the_second_waits_and_finds_the_work_done(api: httpx.Client, workspace: Path) -> None:
+def test_the_second_of_two_runs_waits_and_repeats_no_step(api: httpx.Client, workspace: Path) -> None:
     write_params(workspace, {"analyze.n_resamples": 101})
     first, second = begin(api, "pipeline/pipeline"), begin(api, "pipeline/pipeline")
     names = set()
@@ -137,29 +139,29 @@ def test_of_two_runs_at_once_the_second_waits_and_finds_the_work_done(api: httpx
         time.sleep(0.2)
     assert ("AwaitingConcurrencySlot", "Running") in names
     runs = sorted((ended(api, flow_run) for flow_run in (first, second)), key=lambda found: found["start_time"])
-    ran, idle = (tasks_of(api, found["id"]) for found in runs)
+    ran, unchanged = (tasks_of(api, found["id"]) for found in runs)
     assert runs[0]["end_time"] <= runs[1]["end_time"]
-    assert set(ran) == set(idle) == set(STEPS)
-    assert ran["analyze"] > 3 * idle["analyze"]
+    assert set(ran) == set(unchanged) == set(STEPS)
+    assert ran["analyze"] > 3 * unchanged["analyze"]
     assert "up to date" in run(workspace, "dvc", "status")
 
 
 def tasks_of(api: httpx.Client, flow_run: str) -> dict[str, float]:
-    """Tasks of a run, and how many seconds each took."""
+    """Duration of each task of a run, in seconds."""
     body = {"flow_runs": {"id": {"any_": [flow_run]}}}
     found = api.post("/task_runs/filter", json=body).raise_for_status().json()
     return {each["name"].rsplit("-", 1)[0]: each["total_run_time"] for each in found}
 
 
-def test_a_run_that_fails_says_where_why_and_what_to_do(api: httpx.Client, workspace: Path) -> None:
+def test_a_failed_run_publishes_the_step_the_inputs_and_the_command(api: httpx.Client, workspace: Path) -> None:
     write_params(workspace, {"validate.min_images_per_class": 1000})
     flow_run = begin(api, "pipeline/pipeline")
     found = ended(api, flow_run)
     assert found["state"]["type"] == "FAILED"
-    told = artifacts(api, flow_run)["failure"]
-    assert "## validate failed" in told
-    assert "data/acquire" in told
-    assert "python -m tasks.validate" in told
+    page = artifacts(api, flow_run)["failure"]
+    assert "## validate failed" in page
+    assert "data/acquire" in page
+    assert "python -m tasks.validate" in page
     changed = json.loads(run(workspace, "dvc", "status", "--json"))
     assert "validate" in changed
 
@@ -168,7 +170,7 @@ def test_a_run_that_fails_says_where_why_and_what_to_do(api: httpx.Client, works
     assert "up to date" in run(workspace, "dvc", "status")
 
 
-def test_seeds_are_runs_of_their_own_with_mean_and_spread_in_one(api: httpx.Client, workspace: Path) -> None:
+def test_each_seed_is_an_experiment_and_one_table_has_mean_and_spread(api: httpx.Client, workspace: Path) -> None:
     write_params(workspace, {})
     run(workspace, "git", "checkout", "--quiet", "--force", "HEAD")
     run(workspace, "dvc", "checkout", "--quiet")
@@ -188,7 +190,7 @@ def test_seeds_are_runs_of_their_own_with_mean_and_spread_in_one(api: httpx.Clie
 
 
 class TestContainers:
-    """Job templates of Docker and Kubernetes, as the workers of such pools read them; no engine is asked."""
+    """Job templates of Docker and Kubernetes, as the workers of such pools read them, without a container engine."""
 
     @pytest.fixture(scope="class")
     def flow_run(self, api: httpx.Client) -> Any:
@@ -200,9 +202,7 @@ class TestContainers:
         return FlowRun.model_validate(found)
 
     @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-    def test_a_pool_is_made_of_the_template_and_what_is_deployed_goes_there(
-        self, kind: str, api: httpx.Client, workspace: Path
-    ) -> None:
+    def test_a_pool_is_created_from_the_template(self, kind: str, api: httpx.Client, workspace: Path) -> None:
         template = ROOT / "containers" / f"{kind}.json"
         prefect = [Path(sys.executable).parent / "prefect", "--no-prompt"]
         command = [*prefect, "work-pool", "create", f"on-{kind}", "--type", kind, "--base-job-template", template]
@@ -212,7 +212,7 @@ class TestContainers:
         assert pool["type"] == kind
         assert pool["base_job_template"] == json.loads(template.read_text())
 
-    def test_docker_gets_a_container_that_sees_the_workspace(self, flow_run: Any) -> None:
+    def test_docker_starts_a_container_with_the_workspace_as_volume(self, flow_run: Any) -> None:
         from prefect_docker.worker import DockerWorkerJobConfiguration
 
         template = json.loads((ROOT / "containers" / "docker.json").read_text())
@@ -226,7 +226,7 @@ class TestContainers:
         assert job.auto_remove
         assert job.container_create_kwargs == {"user": "7:8", "pid_mode": "host", "device_requests": []}
 
-    def test_kubernetes_gets_a_job_that_its_own_schema_allows(self, flow_run: Any) -> None:
+    def test_kubernetes_starts_a_job_that_is_valid_in_its_schema(self, flow_run: Any) -> None:
         import kubernetes_validate
         from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
@@ -245,7 +245,7 @@ class TestContainers:
         assert mount == {"name": volume["name"], "mountPath": "/srv/ct-robustness"}
         assert volume["persistentVolumeClaim"] == {"claimName": "ct-robustness"}
 
-    def test_the_image_is_made_of_what_is_in_git(self) -> None:
+    def test_the_image_contains_only_files_in_git(self) -> None:
         lines = (ROOT / "containers" / "Dockerfile").read_text().splitlines()
         copied = [line.split()[1] for line in lines if line.startswith("COPY")]
         tracked = run(ROOT, "git", "ls-files", *copied).split()

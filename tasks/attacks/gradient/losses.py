@@ -50,7 +50,7 @@ def misclassified(model: nn.Module, images: Tensor, labels: Tensor, logits: Tens
     random, an image therefore counts only if ``N_CONFIRMATIONS`` further predictions are wrong as well.
 
     Args:
-        model: takes images, returns logits ``(N, K)``; it draws at random if its ``n_draws`` is above 1.
+        model: takes images, returns logits ``(N, K)``; it draws at random if its ``n_eot_samples`` is above 1.
         images: float32 ``(N, C, H, W)``.
         labels: true classes, int64 ``(N,)``.
         logits: the model's logits of the images, ``(N, K)``.
@@ -63,7 +63,7 @@ def misclassified(model: nn.Module, images: Tensor, labels: Tensor, logits: Tens
         message = f"{len(non_finite)} of {len(logits)} images have logits that are not finite"
         raise NonFiniteLogits(message, images[non_finite[0]].detach().cpu().numpy())
     wrong = logits.argmax(dim=1) != labels
-    if getattr(model, "n_draws", 1) > 1:
+    if getattr(model, "n_eot_samples", 1) > 1:
         rows = wrong.nonzero()[:, 0]
         with torch.inference_mode():
             for _ in range(N_CONFIRMATIONS if len(rows) else 0):

@@ -23,8 +23,8 @@ def pgd(
 ) -> Iterator[Tensor]:
     """PGD on the cross-entropy.
 
-    ``n_steps`` steps of ``relative_step`` times the radius, from ``n_restarts`` random points of the ball (0: once,
-    from the image itself). Of several starts, the result with the smallest margin is kept for each image.
+    ``n_steps`` steps of ``relative_step_size`` times the radius, from ``n_random_starts`` random points of the
+    ball (0: once, from the image itself). Of several starts, each image keeps the result with the smallest margin.
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
@@ -50,10 +50,10 @@ def pgd(
 def _starts(
     images: Tensor, radius: float, ball: NormBall, settings: Pgd, seed: int, image_ids: np.ndarray
 ) -> Iterator[Tensor]:
-    """The starts of PGD: ``n_restarts`` random points of each ball, or the image itself; new ``(N, C, H, W)``."""
-    if settings.n_restarts == 0:
+    """The starts of PGD: ``n_random_starts`` random points of each ball, or the image itself; new ``(N, C, H, W)``."""
+    if settings.n_random_starts == 0:
         yield images.clone()
-    for restart in range(settings.n_restarts):
+    for restart in range(settings.n_random_starts):
         yield ball.random_starts(images, radius, seed, image_ids, np.full(len(image_ids), restart))
 
 
@@ -64,7 +64,7 @@ def _descend(
     perturbed, size = start, torch.tensor(radius, device=images.device)
     for _ in range(settings.n_steps):
         direction = ball.steepest(loss_gradient(model, perturbed, labels))
-        perturbed = ball.project(perturbed.add_(direction, alpha=settings.relative_step * radius), images, size)
+        perturbed = ball.project(perturbed.add_(direction, alpha=settings.relative_step_size * radius), images, size)
     return perturbed
 
 

@@ -38,7 +38,7 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
         "headline": headline,
         "curve_names": {attack: [curve.name for curve in curves_under(table, attack)] for attack in attacks},
         "tables": {attack: accuracy_table(table, attack) for attack in attacks},
-        "smallest_eps": eps_of(table)[0],
+        "minimum_eps": eps_of(table)[0],
         "area": _area_table(area),
         "area_span": None if of_headline.empty else span_of(of_headline, percent),
         "all_metrics": _all_metrics(table),

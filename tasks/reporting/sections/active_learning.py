@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from tasks.labelling.learning_curves import ALL_LABELS, RANDOM
+from tasks.records.vocabulary import display_name
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import IMAGES, Drawing, lines_drawing
 from tasks.reporting.examples import ImageGrid
 from tasks.reporting.formats import estimate, signed_points
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import display_name
 from tasks.reporting.panels import Line, Panel
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section

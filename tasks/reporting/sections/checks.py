@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from tasks.records.vocabulary import display_name
 from tasks.reporting.formats import number
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import display_name
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
 from tasks.reporting.sections.validation import status_counts
@@ -13,7 +13,7 @@ from tasks.reporting.sections.validation import status_counts
 def checks_section(results: Results, _headline: Headline) -> Section:
     """Return the status of each check of each target, and the explanations."""
     checks = [
-        {**check, "shown_target": display_name(check["target"] or "data"), "shown_figure": number(check["figure"])}
+        {**check, "shown_target": display_name(check["target"] or "data"), "shown_value": number(check["value"])}
         for check in results.checks
     ]
     values = {

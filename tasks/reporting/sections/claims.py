@@ -18,11 +18,10 @@ def claims_section(results: Results, _headline: Headline) -> Section:
         {
             **claim,
             "estimate": estimate(claim, fixed(3)),
-            "result": result_of(claim),
-            "badge": BADGES[result_of(claim)],
+            "badge": BADGES[claim["result"]],
             "other_eps": results_at_other_eps(claim),
         }
-        for claim in results.verdict
+        for claim in results.claims
     ]
     results_of_claims = [claim["result"] for claim in claims]
     counts = {result: results_of_claims.count(result) for result in BADGES if result in results_of_claims}
@@ -30,17 +29,9 @@ def claims_section(results: Results, _headline: Headline) -> Section:
     return Section("claims", "Claims of the study", values)
 
 
-def result_of(claim: dict[str, Any]) -> str:
-    """Result of a claim at ``analyze.eps``: one of the keys of :data:`BADGES`."""
-    result = str(claim.get("result", claim["outcome"]))
-    if result in BADGES:
-        return result
-    return NOT_TESTED if claim["value"] is None else NOT_SIGNIFICANT
-
-
 def results_at_other_eps(claim: dict[str, Any]) -> str:
     """Results at the other eps: ``0.25, 0.5: holds; 4: does not hold``; empty if the claim does not depend on eps."""
     eps_by_result: dict[str, list[str]] = {}
-    for eps, result in claim["elsewhere"].items():
-        eps_by_result.setdefault(result if result in BADGES else NOT_SIGNIFICANT, []).append(eps)
+    for eps, result in claim["result_by_eps"].items():
+        eps_by_result.setdefault(result, []).append(eps)
     return "; ".join(f"{', '.join(eps)}: {result}" for result, eps in eps_by_result.items())

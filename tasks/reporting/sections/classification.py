@@ -3,11 +3,10 @@
 import pandas as pd
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import CLEAN
+from tasks.records.vocabulary import CLEAN, display_name
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed, number, plain
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import display_name
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of

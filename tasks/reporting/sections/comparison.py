@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import display_name
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, number, p_text, plain
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import display_name
 from tasks.reporting.panels import Line, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
@@ -26,7 +26,7 @@ BOUNDS = ("", "_low", "_high")
 
 def comparison_section(results: Results, headline: Headline) -> Section:
     """Return the targets ranked by worst-case accuracy under adaptive attacks at the headline's eps."""
-    at_eps = results.benchmark[results.benchmark["eps"] == headline.eps]
+    at_eps = results.comparison[results.comparison["eps"] == headline.eps]
     ranked = at_eps[at_eps["threat_model"] == "adaptive"]
     drawn = _drawn_targets(ranked)
     best = ranked.iloc[0]
@@ -41,11 +41,11 @@ def comparison_section(results: Results, headline: Headline) -> Section:
         "n_drawn": len(drawn),
         "has_certified_lines": bool(results.certified_accuracy["target"].isin(drawn).any()),
         "ranking": _ranking(at_eps),
-        "minimal_eps": _minimal_eps_table(results.minimal_eps, ranked),
+        "minimum_perturbation": _minimum_perturbation_table(results.minimum_perturbation, ranked),
         "certified": _certified_table(results.certified_accuracy) if is_certified else None,
-        "everywhere": _every_point(results.benchmark),
+        "everywhere": _every_point(results.comparison),
     }
-    drawings = [_worst_case_drawing(results, drawn, headline), _minimal_eps_drawing(results, drawn, headline)]
+    drawings = [_worst_case_drawing(results, drawn, headline), _minimum_perturbation_drawing(results, drawn, headline)]
     return Section("comparison", "Comparison of the targets", values, drawings)
 
 
@@ -53,7 +53,7 @@ def next_target_text(row: "pd.Series[float]") -> str:
     """Comparison with the next target in rank: images correct only here, only there, and McNemar's p-value."""
     if pd.isna(row["p_value"]):
         return "–"
-    return f"{row['n_right_alone']:.0f} : {row['n_wrong_alone']:.0f}, {p_text(row['p_value'])}"
+    return f"{row['n_only_this_correct']:.0f} : {row['n_only_next_correct']:.0f}, {p_text(row['p_value'])}"
 
 
 def size_text(value: float) -> str:
@@ -82,15 +82,18 @@ def _ranking(at_eps: pd.DataFrame) -> Table:
     rows = []
     for _, row in ranked.iterrows():
         target = row["target"]
-        under_others = [with_interval(rows.loc[target]) if target in rows.index else "–" for rows in others.values()]
+        under_others = [
+            with_interval(rows.loc[target], "robust_accuracy") if target in rows.index else "–"
+            for rows in others.values()
+        ]
         rows.append(
             [
                 f"{row['rank']}. {display_name(target)}",
                 with_interval(row, "clean_accuracy"),
                 *under_others,
-                with_interval(row),
+                with_interval(row, "robust_accuracy"),
                 next_target_text(row),
-                f"{row['parameters'] / 1e6:.2f} M",
+                f"{row['n_parameters'] / 1e6:.2f} M",
                 f"{row['multiply_adds'] / 1e6:.0f} M",
                 checks_text(row),
             ]
@@ -100,13 +103,15 @@ def _ranking(at_eps: pd.DataFrame) -> Table:
 
 
 def _worst_case_drawing(results: Results, drawn: list[str], headline: Headline) -> Drawing:
-    table, certified = results.benchmark, results.certified_accuracy
+    table, certified = results.comparison, results.certified_accuracy
     lines = []
     for target in drawn:
         points = table[(table["target"] == target) & (table["threat_model"] == "adaptive")]
-        clean = points.iloc[:1].assign(eps=0.0, **{f"accuracy{end}": points[f"clean_accuracy{end}"] for end in BOUNDS})
+        clean = points.iloc[:1].assign(
+            eps=0.0, **{f"robust_accuracy{end}": points[f"clean_accuracy{end}"] for end in BOUNDS}
+        )
         style = headline.styles[target]
-        lines.append(line_over_eps(display_name(target), pd.concat([clean, points]), "accuracy", style))
+        lines.append(line_over_eps(display_name(target), pd.concat([clean, points]), "robust_accuracy", style))
         of_target = certified[certified["target"] == target]
         if len(of_target):
             lines.append(line_over_eps(f"{display_name(target)}, certified", of_target, "accuracy", style, "dashed"))
@@ -114,9 +119,9 @@ def _worst_case_drawing(results: Results, drawn: list[str], headline: Headline) 
     return lines_drawing("defences-worst", [panel], is_interactive=True)
 
 
-def _minimal_eps_drawing(results: Results, drawn: list[str], headline: Headline) -> Drawing:
-    by_image = results.smallest_eps.groupby(["target", "image"])["minimal_eps"].min()
-    grid = tuple(sorted(results.benchmark["eps"].unique()))
+def _minimum_perturbation_drawing(results: Results, drawn: list[str], headline: Headline) -> Drawing:
+    by_image = results.minimum_eps.groupby(["target", "image"])["minimum_perturbation"].min()
+    grid = tuple(sorted(results.comparison["eps"].unique()))
     lines = []
     for target in drawn:
         sizes = np.sort(by_image[target][by_image[target] > 0])
@@ -124,20 +129,20 @@ def _minimal_eps_drawing(results: Results, drawn: list[str], headline: Headline)
             continue
         within = sizes[sizes <= grid[-1]]
         unbroken = 1 - np.arange(len(within) + 1) / len(sizes)
-        # a step function: an image counts as unbroken below its own minimal eps
+        # a step function: an image counts as unbroken below its own minimum
         x = np.append(np.repeat([0, *within], 2)[1:], grid[-1])
         lines.append(Line(display_name(target), x, np.repeat(unbroken, 2), headline.styles[target]))
     panel = over_eps("images not broken", lines, y_scale="share", y_range=(-0.02, 1.02), drawn="lines", ticks=grid)
-    return lines_drawing("defences-minimal-eps", [panel])
+    return lines_drawing("defences-minimum-perturbation", [panel])
 
 
-def _minimal_eps_table(minimal: pd.DataFrame, ranked: pd.DataFrame) -> Table:
-    by_target = minimal.set_index("target")
+def _minimum_perturbation_table(minimum: pd.DataFrame, ranked: pd.DataFrame) -> Table:
+    by_target = minimum.set_index("target")
     rows = []
     for target in ranked["target"]:
         row = by_target.loc[target]
         quartiles = [size_text(row["q25"]), estimate(row, size_text, "median"), size_text(row["q75"])]
-        rows.append([display_name(target), f"{row['n']:.0f}", *quartiles, number(row["withstood"], percent)])
+        rows.append([display_name(target), f"{row['n']:.0f}", *quartiles, number(row["unbroken_fraction"], percent)])
     return Table(["target", "n", "first quartile", "median", "third quartile", "not broken"], rows)
 
 
@@ -157,7 +162,7 @@ def _every_point(table: pd.DataFrame) -> Table:
             eps_text(row["eps"]),
             str(row["rank"]),
             with_interval(row, "clean_accuracy"),
-            with_interval(row),
+            with_interval(row, "robust_accuracy"),
             next_target_text(row),
         ]
         for _, row in table.iterrows()

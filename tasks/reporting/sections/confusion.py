@@ -3,12 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN
+from tasks.records.vocabulary import CLEAN, display_name
 from tasks.reporting import figures
 from tasks.reporting.curves import Curve
 from tasks.reporting.drawings import Drawing
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import display_name
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.dataset.comparison import ALL, drift, image_changes
+from tasks.dataset.comparison import ALL_CLASSES, distribution_drift, image_changes
 from tasks.reporting.formats import number
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
@@ -34,7 +34,7 @@ def data_changes_section(results: Results, _headline: Headline) -> Section:
         "shifts": None,
     }
     if is_changed and len(before):
-        values |= {"changes": _changes_table(changes), "shifts": _shifts_table(drift(before, after))}
+        values |= {"changes": _changes_table(changes), "shifts": _shifts_table(distribution_drift(before, after))}
     return Section("data-changes", "Data changes", values)
 
 
@@ -46,14 +46,14 @@ def _changes_table(changes: pd.DataFrame) -> Table:
 def _shifts_table(shifts: pd.DataFrame) -> Table:
     rows = [
         [
-            row["column"] if row["class"] == ALL else f"{row['column']}, {row['class']}",
+            row["column"] if row["class"] == ALL_CLASSES else f"{row['column']}, {row['class']}",
             *(_quantiles(row, when) for when in ("before", "after")),
-            number(row["distance"]),
+            number(row["ks_statistic"]),
             number(row["p_value"]),
         ]
-        for row in shifts.sort_values("distance", ascending=False, kind="stable").to_dict("records")
+        for row in shifts.sort_values("ks_statistic", ascending=False, kind="stable").to_dict("records")
     ]
-    return Table(["column", "median before [5 %, 95 %]", "median now [5 %, 95 %]", "distance", "p-value"], rows)
+    return Table(["column", "median before [5 %, 95 %]", "median now [5 %, 95 %]", "KS statistic", "p-value"], rows)
 
 
 def _quantiles(row: dict[Hashable, Any], when: str) -> str:

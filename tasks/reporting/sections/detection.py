@@ -5,10 +5,11 @@ from typing import Any
 import pandas as pd
 
 from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import display_name
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed, number
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import DETECTOR_AWARE, attack_name, display_name
+from tasks.reporting.names import DETECTOR_AWARE, attack_name
 from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of
@@ -30,7 +31,7 @@ Styles = dict[str, int]
 def detection_section(results: Results, headline: Headline) -> Section:
     """Return ROC curves, AUROC by eps, operating points, and accuracies behind each detector as a gate."""
     key, title = "detection", "Detection of adversarial images"
-    table, roc, gate = results.detection, results.roc, results.gate
+    table, roc, gate = results.detection, results.roc, results.rejection
     point = point_of(table[~table["attack"].str.endswith(DETECTOR_AWARE)] if len(table) else table, headline)
     if point is None:
         return Section(key, title, {"point": None})

@@ -5,13 +5,12 @@ from typing import Any
 import pandas as pd
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_GIVEN, CLEAN
+from tasks.records.vocabulary import AS_GIVEN, CLEAN, display_name
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import Drawing, image_drawings, lines_drawing
 from tasks.reporting.examples import ImageGrid, group_by_purifier, split_into_figures
 from tasks.reporting.formats import estimate, fixed
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import display_name
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel, lines_by_purifier, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of

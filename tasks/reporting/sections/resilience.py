@@ -5,11 +5,11 @@ from typing import Any
 import pandas as pd
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_GIVEN, CLEAN
+from tasks.records.vocabulary import AS_GIVEN, CLEAN, display_name
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed, plain
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import attack_name, display_name
+from tasks.reporting.names import attack_name
 from tasks.reporting.panels import Panel, lines_by_purifier, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of

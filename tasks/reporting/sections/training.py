@@ -4,11 +4,11 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.records.vocabulary import display_name
 from tasks.reporting import figures
 from tasks.reporting.drawings import Drawing
 from tasks.reporting.formats import number
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import display_name
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
 from tasks.statistics.formatting import percent

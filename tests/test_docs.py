@@ -1,0 +1,97 @@
+"""The documentation: links, generated pages, length of the README, and phrases that the style bans."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.check_prose import matches, text_files
+from docs.write_parameters import PAGE, parameters_page
+from tasks.params import load_params
+from tests.conftest import ROOT
+
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+MAX_README_LINES = 150
+
+
+def without_code(path: Path) -> str:
+    """Text of a Markdown file without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of the headings, which GitHub and zensical form in the same way for these headings."""
+    headings = re.findall(r"^#+ (.+)$", without_code(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def broken_links(path: Path) -> list[str]:
+    """Relative links and images of a Markdown file whose file or anchor does not exist."""
+    broken = []
+    for link in LINK.findall(without_code(path)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_and_anchors_exist(path: Path) -> None:
+    assert broken_links(path) == []
+
+
+def test_a_missing_file_and_a_missing_anchor_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A title: two parts\n\n```\n[code](nowhere.md)\n```\n[1](page.md#a-title-two-parts) [2](#no-title) "
+        "![3](no.png) [4](https://example.org/no) [5](page.md#code)\n",
+        encoding="utf-8",
+    )
+    assert broken_links(page) == ["#no-title", "no.png", "page.md#code"]
+
+
+def test_the_parameter_reference_is_up_to_date() -> None:
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    assert page == parameters_page(load_params(ROOT / "params.yaml")), "run python -m docs.write_parameters"
+
+
+def test_the_parameter_reference_has_every_key_of_params_yaml() -> None:
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    keys = [key for key in load_params(ROOT / "params.yaml").flat() if not key.startswith("defences.")]
+    shared = ("attack.pgd.", "active_learning.training.", "active_learning.oracle.")
+    missing = [key for key in keys if f"- **`{key}`**" not in page and not key.startswith(shared)]
+    assert missing == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+def test_the_documentation_has_no_banned_phrase() -> None:
+    files = [path for path in text_files(ROOT) if path.is_relative_to(ROOT / "docs") or path.name == "README.md"]
+    assert files
+    assert [match for path in files for match in matches(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_banned"),
+    [
+        ("The classifier is right on 98 % of the images.", True),
+        ("An attacker who knows the defence.", True),
+        ("The tracking server is out.", True),
+        ("    '''", False),
+        ('"""Whether the model is robust."""', True),
+        ("The tracking server is out of date.", False),
+        ("He initialisation; the weights are stored as they are.", False),
+        ("Look at the figures in MLflow.", False),
+        ("Accuracy is 98.2 %.", False),
+    ],
+)
+def test_banned_phrases_are_found_and_plain_text_is_not(tmp_path: Path, line: str, is_banned: bool) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"{line}\n", encoding="utf-8")
+    assert bool(matches(path)) == is_banned
