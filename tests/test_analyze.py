@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tasks.analysis.dvc_plots import pivot_curves
+from tasks.analysis.dvc_plots import curve_rows
 from tasks.analysis.examples import amplify, choose_examples
 from tasks.analysis.parallel import collect_in_threads
 from tasks.analyze import analyze
@@ -206,14 +206,13 @@ def test_amplified_differences_use_the_whole_range() -> None:
     assert amplified == pytest.approx(0.5 + 5 * difference)
 
 
-def test_curves_become_columns() -> None:
+def test_a_curve_is_named_by_its_columns_and_points_without_a_value_are_dropped() -> None:
     rows = [("a", "", 1.0, 5), ("a", "b", 1.0, 6), ("a", "", 0.5, 7), ("a", "b", np.nan, 8)]
-    table = pivot_curves(
+    table = curve_rows(
         pd.DataFrame(rows, columns=["target", "purifier", "eps", "value"]), "eps", ["target", "purifier"], "value"
     )
-    assert list(table.columns) == ["eps", "a", "a/b"]
-    assert table.iloc[1].tolist() == [1, 5, 6]
-    assert table.iloc[0, :2].tolist() == [0.5, 7]
+    assert list(table.columns) == ["curve", "eps", "value"]
+    assert list(table.itertuples(index=False, name=None)) == [("a", 1, 5), ("a/b", 1, 6), ("a", 0.5, 7)]
 
 
 def test_results_of_threads_are_in_the_order_of_the_work() -> None:

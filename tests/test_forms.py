@@ -40,7 +40,7 @@ def test_every_field_is_described(name: str) -> None:
         ("seeds", "seeds", [0, 2**32], "less than 4294967296"),
     ],
 )
-def test_a_value_outside_its_bounds_is_refused_before_the_run_starts(
+def test_a_value_outside_its_bounds_is_rejected_before_the_run_starts(
     flow: str, name: str, value: object, bound: str
 ) -> None:
     needed = {"pool": "pool"} if flow == "labelling" else {}
@@ -62,7 +62,7 @@ def test_a_form_shows_the_bounds() -> None:
         (["seeds", "0"], "seeds: Flow run received invalid parameters:\n - seeds: .* at least 2 items.*\n"),
     ],
 )
-def test_the_command_line_refuses_a_value_outside_its_bounds_with_one_message(command: list[str], message: str) -> None:
+def test_the_command_line_rejects_a_value_outside_its_bounds_with_one_message(command: list[str], message: str) -> None:
     flow, *arguments = command
     ended = subprocess.run(
         [sys.executable, "-m", f"flows.{flow}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False

@@ -99,13 +99,3 @@ def digest_of_code(code: tuple[str, ...]) -> str:
             digest.update(source.relative_to(root).as_posix().encode())
             digest.update(source.read_bytes())
     return digest.hexdigest()
-
-
-# TODO-REMOVE: names used by labelling until its move is done
-class Shards(Checkpoints):
-    """See Checkpoints."""
-
-    def __init__(self, folder: Path, n_parts: int, **common: Any) -> None:
-        super().__init__(folder, ("attacks", "labelling", "models", "dataset/prepared.py"), n_parts, **common)
-
-    finish = Checkpoints.get_or_compute

@@ -119,9 +119,3 @@ def load_perturbations(
             f"{workspace.step_of(path)} again"
         )
     return QuantizedPerturbations(data, rows, scale, levels)
-
-
-# TODO-REMOVE
-load_kept = load_perturbations
-Kept = QuantizedPerturbations
-as_kept = quantize

@@ -82,16 +82,16 @@ INVALID_BY_TYPE = {
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_value_of_another_type_is_an_error_in_every_field(key: str) -> None:
-    for junk in INVALID_ANYWHERE + INVALID_BY_TYPE[schema_of(key)["type"]]:
-        message = error_of({key: junk})
-        assert message is not None, f"{key} accepts {junk!r}"
-        assert names(key, message), f"{junk!r}: {message}"
+    for invalid in INVALID_ANYWHERE + INVALID_BY_TYPE[schema_of(key)["type"]]:
+        message = error_of({key: invalid})
+        assert message is not None, f"{key} accepts {invalid!r}"
+        assert names(key, message), f"{invalid!r}: {message}"
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if isinstance(value_of(key), list)])
-@pytest.mark.parametrize("junk", [math.nan, math.inf, True, None, [1], {}, "\ud800"])
-def test_an_invalid_item_is_an_error_in_every_list(key: str, junk: Any) -> None:
-    message = error_of({key: [*value_of(key), junk]})
+@pytest.mark.parametrize("invalid", [math.nan, math.inf, True, None, [1], {}, "\ud800"])
+def test_an_invalid_item_is_an_error_in_every_list(key: str, invalid: Any) -> None:
+    message = error_of({key: [*value_of(key), invalid]})
     assert message is not None
     assert names(key, message)
 

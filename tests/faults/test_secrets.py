@@ -49,7 +49,7 @@ def test_a_text_without_password_is_not_changed(text: str) -> None:
 
 
 @pytest.fixture
-def refusing() -> Iterator[tuple[str, list[str]]]:
+def rejecting() -> Iterator[tuple[str, list[str]]]:
     """Address of a server that rejects every password, and the passwords that it received."""
     received: list[str] = []
 
@@ -81,9 +81,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_password_is_sent_to_the_server_and_is_in_no_message(
-    refusing: tuple[str, list[str]], folder: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+    rejecting: tuple[str, list[str]], folder: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, received = refusing
+    address, received = rejecting
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}%21@{address}")
     message = f"^the tracking store at http://{address} refuses user and password: set MLFLOW_TRACKING_USERNAME"
     with (
