@@ -203,7 +203,7 @@ class DvcPipeline:
         is_told = False
         while True:
             try:
-                # lock_repo also drops what DVC knows of stages and files: both may have changed
+                # lock_repo also drops the cached stages and hashes, which may have changed
                 with self._lock, lock_repo(self._repo):
                     return function()
             except LockError as error:

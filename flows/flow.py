@@ -137,10 +137,10 @@ def failure_page(workspace: Workspace, step: str, inputs: list[str], message: st
     name, _, defence = step.partition("@")
     command = f"CT_ROBUSTNESS_TRACEBACK=1 python -m tasks.{name} {defence}".rstrip()
     # the message can contain a file name that would close the block
-    shown = masked(message).replace("```", "'''")
+    escaped = masked(message).replace("```", "'''")
     lines = [
         f"## {step} failed",
-        f"```\n{shown}\n```",
+        f"```\n{escaped}\n```",
         f"Inputs: {', '.join(f'`{path}`' for path in inputs)}.",
         f"DVC has no record of the files in `{workspace.step_folder(name, defence)}`, so no later step uses them. "
         "Steps that do not need this step continued.",

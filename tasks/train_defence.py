@@ -58,7 +58,7 @@ def save_preprocessing(
         workspace: where inputs are read and outputs written.
         defence: name of the defence.
         steps: transforms as in ``params.yaml``.
-        n_eot_samples: number of passes whose predictions are averaged; 1 if no transform is random.
+        n_eot_samples: number of forward passes whose predictions are averaged; 1 if no transform is random.
         has_autoencoder: append the autoencoder.
     """
     from tasks.defences.preprocessing import build_purifier

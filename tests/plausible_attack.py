@@ -39,8 +39,8 @@ def diagnostics_in(records: pd.DataFrame) -> pd.DataFrame:
     }
     parts = [clean.assign(diagnostic=name, eps=eps, value=value) for (name, eps), value in values.items()]
     parts += [clean.assign(diagnostic="random_noise", eps=eps, value=clean["correct"].astype(float)) for eps in grid]
-    bare = clean[clean["target"] == UNDEFENDED]
-    parts.append(bare.assign(diagnostic="positive_control", eps=grid[-1], value=0.0))
+    undefended = clean[clean["target"] == UNDEFENDED]
+    parts.append(undefended.assign(diagnostic="positive_control", eps=grid[-1], value=0.0))
     return pd.concat(parts, ignore_index=True).drop(columns="correct")
 
 

@@ -197,7 +197,7 @@ def other_values(name: str, value: Any) -> list[Any]:
         changed = [
             [*value[:i], other, *value[i + 1 :]] for i, item in enumerate(value) for other in other_values(name, item)
         ]
-        # a list of eps whose images are kept may be empty; it must include the eps that is analysed
+        # a list of saved eps may be empty; it must include the eps that is analysed
         return [*changed, *longer, value[:-1], [*value, VALUES["analyze"]["eps"]]]
     assert isinstance(value, dict), value
     return [value | {key: other} for key, item in value.items() for other in other_values(key, item)]

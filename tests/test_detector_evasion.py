@@ -25,10 +25,10 @@ def evade_from_random_starts(
     settings: Pgd,
     seed: int = 0,
 ) -> Tensor:
-    """From ``n_restarts`` random points of each ball, or from the images if it is 0."""
+    """From ``n_random_starts`` random points of each ball, or from the images if it is 0."""
     starts = [
         ball.random_starts(images, size, seed, np.arange(len(images)), np.full(len(images), restart))
-        for restart in range(settings.n_restarts)
+        for restart in range(settings.n_random_starts)
     ]
     return evade(forward, images, labels, size, ball, settings, starts or [images.clone()])
 
@@ -45,8 +45,8 @@ def curved_score(images: Tensor) -> Tensor:
     return (images.flatten(1) @ torch.from_numpy(DIRECTION)).sin() + images.square().mean(dim=(1, 2, 3))
 
 
-def settings_with(n_restarts: int = 0, n_steps: int = 40) -> Pgd:
-    return Pgd(n_steps=n_steps, relative_step_size=0.25, n_restarts=n_restarts)
+def settings_with(n_random_starts: int = 0, n_steps: int = 40) -> Pgd:
+    return Pgd(n_steps=n_steps, relative_step_size=0.25, n_random_starts=n_random_starts)
 
 
 def smallest_change_of_score(weights: np.ndarray, needed: float, size: float, norm: str) -> float:
@@ -84,9 +84,9 @@ def test_the_score_of_misclassified_images_is_near_its_minimum_for_linear_networ
         assert by_evasion[row] - least < 0.03 * (by_pgd[row] - least)
 
 
-@pytest.mark.parametrize("n_restarts", [0, 2])
+@pytest.mark.parametrize("n_random_starts", [0, 2])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_adversarial_images_are_in_the_ball_and_the_value_range(norm: str, n_restarts: int) -> None:
+def test_adversarial_images_are_in_the_ball_and_the_value_range(norm: str, n_random_starts: int) -> None:
     model = linear_case()[0]
     rng = np.random.default_rng(1)
     images = rng.choice(np.array([0, 1 / 255, 254 / 255, 1], dtype=np.float32), (20, 1, SIDE, SIDE))
@@ -94,7 +94,7 @@ def test_adversarial_images_are_in_the_ball_and_the_value_range(norm: str, n_res
     outcomes = set()
     for eps in (0.25, 16, 128):
         size = radius(eps, norm, N_PIXELS)
-        forward, settings = logits_and_score(model, linear_score), settings_with(n_restarts, 5)
+        forward, settings = logits_and_score(model, linear_score), settings_with(n_random_starts, 5)
         adversarial = evade_from_random_starts(forward, x, y, size, NormBall(norm, (0, 1)), settings, seed=3)
         norms = perturbation_norms(images, adversarial.numpy())
         check_adversarial(adversarial.numpy(), norms[norm], eps, size, (0, 1))
@@ -120,8 +120,8 @@ def test_more_restarts_never_leave_a_larger_score() -> None:
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.uniform(size=(40, 1, SIDE, SIDE)).astype(np.float32)), torch.arange(40) % 3
     found = []
-    for n_restarts in (1, 2, 5):
-        forward, settings = logits_and_score(model, curved_score), settings_with(n_restarts, 4)
+    for n_random_starts in (1, 2, 5):
+        forward, settings = logits_and_score(model, curved_score), settings_with(n_random_starts, 4)
         ends = evade_from_random_starts(forward, x, y, 4 / 255, NormBall("linf", (0, 1)), settings, seed=1)
         found.append(torch.where(model(ends).argmax(dim=1) != y, curved_score(ends), torch.inf))
     assert (found[1] <= found[0]).all()

@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from tasks.core.digests import digest_of_arrays, digest_of_model
+from tasks.defences.preprocessing import AdditiveGaussianNoise
+from tasks.defences.purified import Purified
 
 
 def test_the_digest_of_an_array_depends_on_values_shape_and_type_but_not_on_memory_layout() -> None:
@@ -25,3 +27,8 @@ def test_the_digest_of_a_model_depends_on_weights_buffers_and_layers() -> None:
         other_buffer[1].running_mean += 1e-6
     assert len({digest_of_model(model) for model in (base, other_layer, other_weight, other_buffer)}) == 4
     assert digest_of_model(base) == digest_of_model(build(nn.ReLU()))
+
+
+def test_the_digest_of_a_target_depends_on_the_parameters_of_its_purifier() -> None:
+    targets = [Purified(AdditiveGaussianNoise(std), nn.Identity(), n) for std, n in ((0.1, 2), (0.2, 2), (0.1, 3))]
+    assert len({digest_of_model(target) for target in targets}) == 3

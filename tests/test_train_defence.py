@@ -365,7 +365,7 @@ def test_joint_training_attacks_the_autoencoder_and_the_classifier_end_to_end(
     metrics = objective(autoencoder, GREY, LABELS, torch.Generator().manual_seed(0), 1.0)
     clean, attacked = autoencoder.inputs.chunk(2)
     assert torch.equal(clean, GREY)
-    # class 1 is bright to the classifier, so it is dark before the inversion, and an adaptive attack brightens it
+    # the classifier predicts class 1 for bright images; the inversion reverses this, so the attack on class 1 brightens
     assert attacked[1].mean() > 0.5 > attacked[0].mean()
     assert float(metrics["robust_accuracy"]) == 0
     squared = float((1 - autoencoder.inputs - torch.cat([GREY, GREY])).square().mean())

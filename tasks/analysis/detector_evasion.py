@@ -93,7 +93,7 @@ def evade(
         labels: true classes, int64 ``(N,)``, on the model's device.
         radius: in units of the value range.
         ball: norm and value range.
-        settings: number and size of the steps; ``n_restarts`` is ignored.
+        settings: number and size of the steps; ``n_random_starts`` is ignored.
         starts: starting points within the balls, ``(N, 1, H, W)`` each, for example random points or the result of an
             attack that ignores the detector. They are overwritten.
 

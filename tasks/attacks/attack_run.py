@@ -121,7 +121,8 @@ class AttackRun:
             settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
             seed=params.seed,
             compute=[str(device), params.compute.threads, params.compute.precision],
-            target=[target, digest_of_model(model)],
+            # averaging over samples changes the target, but neither its layers nor its weights
+            target=[target, digest_of_model(model), getattr(model, "n_eot_samples", 1)],
         )
         folder = checkpoints.get_or_compute(
             f"{target}, {len(test_rows)} images unchanged",
@@ -169,11 +170,12 @@ class AttackRun:
             FileNotFoundError: the perturbations to transfer are missing.
             ValueError: they are of other images.
         """
+        # first, since they fail early if logits are not finite or perturbations are missing
+        records = [self._clean_records(), *self._transfer_records(workspace)]
         finished: dict[str, list[Path]] = defaultdict(list)
         for part in self.parts():
             for attack, folder in part().items():
                 finished[attack].append(folder)
-        records = [self._clean_records(), *self._transfer_records(workspace)]
         for attack in self.settings.attacks:
             crafted = _concatenate(finished[attack], "records.parquet")
             records.append(crafted.sort_by([("eps", "ascending"), ("image", "ascending")]))
@@ -198,7 +200,7 @@ class AttackRun:
             f"{attack} on {self.target}, {len(rows)} images at {len(self.settings.eps)} eps",
             partial(self._write_crafted, attack, rows),
             attack=attack,
-            settings=self.settings.model_dump(mode="json", include={"pgd", "saved_eps"}),
+            crafting=self.settings.model_dump(mode="json", include={"pgd", "saved_eps"}),
             images=_digest_of_images(self.data, rows),
         )
         return {attack: folder}
@@ -216,8 +218,12 @@ class AttackRun:
     def _search(self, rows: np.ndarray) -> dict[str, Path]:
         """Part: all searches for the smallest eps that breaks each of some images, one after the other."""
         settings, finished = self.settings, dict[str, Path]()
-        effort: dict[str, Any] = dict.fromkeys(_searches(settings), settings.suite.model_dump(mode="json"))
-        effort[SWEEP] = [settings.sweep.model_dump(mode="json"), settings.pgd.relative_step_size]
+        effort: dict[str, Any] = {
+            SWEEP: [settings.sweep.model_dump(mode="json"), settings.pgd.relative_step_size],
+            SUITE: settings.suite.model_dump(mode="json"),
+            SQUARE: settings.square.model_dump(mode="json"),
+            HOP_SKIP_JUMP: settings.hop_skip_jump.model_dump(mode="json"),
+        }
         before: list[str] = []
         for attack in _searches(settings):
             known = pq.read_table(finished[before[-1]] / "minimum_eps.parquet") if before else None

@@ -48,6 +48,8 @@ class Checkpoints:
         Args:
             ingredients: everything that made the checkpoint beyond the common ingredients; JSON can hold them.
         """
+        overlap = self._common.keys() & ingredients.keys()
+        assert not overlap, f"{sorted(overlap)} are common ingredients"
         everything = json.dumps(self._common | ingredients, sort_keys=True)
         return self.folder / hashlib.sha256(everything.encode()).hexdigest()[:32]
 

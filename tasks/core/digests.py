@@ -1,4 +1,4 @@
-"""Digests of arrays and networks, as parts of the names of checkpoints."""
+"""Digests of arrays and networks: equal digests mean equal contents."""
 
 import hashlib
 

@@ -31,7 +31,7 @@ class PreprocessingPipeline(nn.Sequential):
 
     Args:
         modules: transforms and autoencoder, in order.
-        n_eot_samples: number of passes whose predictions are averaged; 1 if no transform is random.
+        n_eot_samples: number of forward passes whose predictions are averaged; 1 if no transform is random.
     """
 
     def __init__(self, *modules: nn.Module, n_eot_samples: int = 1) -> None:

@@ -39,3 +39,7 @@ class Purified(nn.Module):
         if len(purified_samples) == 1:
             return logits[0]
         return logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(purified_samples))
+
+    def extra_repr(self) -> str:
+        """Return the number of samples, so that digests of the network depend on it."""
+        return f"n_eot_samples={self.n_eot_samples}"

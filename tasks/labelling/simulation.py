@@ -219,18 +219,9 @@ def build_simulation(workspace: Workspace, params: Params) -> LabellingSimulatio
         settings.n_seeds * (2 + len(settings.compared_functions) * settings.n_cycles),
         device=str(device),
         data=digest_of_arrays(pixels, data.labels(), data.table["group"].to_numpy(), train, test),
-        params=params.model_dump(
-            mode="json",
-            include={
-                "seed": True,
-                "compute": True,
-                "train_classifier": {"architecture", "pretrained", "augmentation"},
-                "attack": {"norm", "pgd", "batch_size"},
-                "active_learning": True,
-            },
-        ),
+        parameters=params.of_step("active_learning"),
     )
-    training_checkpoints = Checkpoints(folder / "training", CODE)
+    training_checkpoints = Checkpoints(folder / "training", CODE, parameters=params.of_step("active_learning"))
     return LabellingSimulation(learner, data, pixels, train, test, attacked, checkpoints, training_checkpoints)
 
 

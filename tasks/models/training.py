@@ -68,8 +68,8 @@ def fit(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train a network with Adam and return the weights of the best epoch.
 
-    The best epoch has the highest validation accuracy, if the objective returns an accuracy. Ties, and objectives
-    without an accuracy, are decided by the lowest validation loss.
+    The best epoch has the highest validation accuracy. For equal accuracies, or if the objective returns none, it has
+    the lowest validation loss.
 
     The evaluated and returned weights are an exponential moving average (Polyak averaging). Its batch-norm statistics
     are computed on training images after each epoch, because the running statistics of small batches lag behind the
