@@ -121,8 +121,7 @@ class AttackRun:
             settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
             seed=params.seed,
             compute=[str(device), params.compute.threads, params.compute.precision],
-            # averaging over samples changes the target, but neither its layers nor its weights
-            target=[target, digest_of_model(model), getattr(model, "n_eot_samples", 1)],
+            target=[target, digest_of_model(model)],
         )
         folder = checkpoints.get_or_compute(
             f"{target}, {len(test_rows)} images unchanged",

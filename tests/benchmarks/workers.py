@@ -1,6 +1,6 @@
 """Parallel efficiency of the step ``attack`` with two workers.
 
-Run ``python -m tests.benchmarks.spread`` in a folder where the pipeline has run. Its prepared images and its classifier
+Run ``python -m tests.benchmarks.workers`` in a folder where the pipeline has run. Its prepared images and its classifier
 are attacked in a temporary workspace, with one thread for each worker. Every round measures, in turns:
 
 - ``alone``: one process computes all parts;
@@ -12,7 +12,7 @@ Efficiency is the time of ``alone`` divided by twice the time of two workers; re
 ``limit`` divided by the time of two workers. Each measurement is a process of its own. Its time excludes the import of
 the step and of torch and the start of a Prefect server; it includes the start of a cluster.
 
-    python -m tests.benchmarks.spread [--images N] [--rounds N] [--json PATH]
+    python -m tests.benchmarks.workers [--images N] [--rounds N] [--json PATH]
 """
 
 import argparse
@@ -52,7 +52,7 @@ def begin(way: str, workspace: Path) -> "subprocess.Popen[str]":
     """Start the attack in a process of its own, without outputs and checkpoints."""
     for name in ("data/attack", "checkpoints"):
         shutil.rmtree(workspace / name, ignore_errors=True)
-    command = [sys.executable, "-m", "tests.benchmarks.spread", "--way", way, "--workspace", str(workspace)]
+    command = [sys.executable, "-m", "tests.benchmarks.workers", "--way", way, "--workspace", str(workspace)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
