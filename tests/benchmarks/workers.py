@@ -1,7 +1,7 @@
 """Parallel efficiency of the step ``attack`` with two workers.
 
-Run ``python -m tests.benchmarks.workers`` in a folder where the pipeline has run. Its prepared images and its classifier
-are attacked in a temporary workspace, with one thread for each worker. Every round measures, in turns:
+Run ``python -m tests.benchmarks.workers`` in a folder where the pipeline has run. Its prepared images and its
+classifier are attacked in a temporary workspace, with one thread for each worker. Every round measures, in turns:
 
 - ``alone``: one process computes all parts;
 - ``limit``: two independent processes compute all parts at the same time, each in a workspace of its own. This is twice
