@@ -73,8 +73,9 @@ def make_workspace(folder: Path) -> Path:
 
 
 def init_dvc(workspace: Path, *options: str) -> None:
-    """Initialise DVC in a workspace, with the plot templates of the repository."""
+    """Initialise DVC in a workspace, with the plot templates and the ignored files of the repository."""
     run(workspace, "dvc", "init", "--quiet", *options)
+    shutil.copy(ROOT / ".dvcignore", workspace)
     shutil.copytree(ROOT / ".dvc" / "plots", workspace / ".dvc" / "plots", dirs_exist_ok=True)
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tasks.serving import registry
-from tests.bundles import bundle_of
+from tests.bundles import bundle_of, copy_completed
 from tests.conftest import ROOT
 from tests.operations.servers import free_port, wait_for
 from tests.test_pipeline import make_workspace
@@ -123,13 +123,17 @@ def test_make_serve_listens_on_loopback_and_needs_the_password(tmp_path: Path) -
 
 
 @pytest.mark.faults
-def test_a_served_model_listens_on_loopback(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = f"sqlite:///{workspace / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    registry.register_bundle(bundle_of("undefended", workspace / "bundles"), "toy", "A toy.", "champion")
+def test_a_served_model_listens_on_loopback(
+    small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # artifacts of a store without a server are in the current folder
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    bundle = bundle_of(copy_completed(small_workspace, tmp_path), "undefended", tmp_path / "bundles")
+    registry.register_bundle(bundle, "toy", "A toy.", "champion")
     port = free_port()
     command = ["mlflow", "models", "serve", "-m", "models:/toy@champion", "--env-manager", "local", "-p", str(port)]
-    with started([*command, "-h", "127.0.0.1"], workspace) as (process, log):
+    with started([*command, "-h", "127.0.0.1"], tmp_path) as (process, log):
         wait_for(lambda: urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).status == 200, process, log)
         assert listening_addresses(process.pid) == {"127.0.0.1"}
 

@@ -21,7 +21,7 @@ from tasks.tracking import EXPERIMENT, Tracker
 from tasks.tracking.outbox import sync, waiting
 from tests.conftest import ROOT
 from tests.operations.servers import S3_KEYS, MlflowServer, Wire, mlflow_server, postgres, s3_server
-from tests.test_outbox import told, train_classifier
+from tests.test_outbox import content_of, train_classifier
 
 pytestmark = pytest.mark.operations
 
@@ -110,7 +110,7 @@ def test_a_server_killed_in_mid_run_costs_seconds_and_loses_nothing(
 ) -> None:
     run_step(train_classifier, Workspace(), params_with())
     (whole,) = runs_of(client, "tags.step = 'train_classifier'")
-    expected = told(client, whole)
+    expected = content_of(client, whole)
 
     def train_in_an_outage(params: Params, tracker: Tracker) -> None:
         tracker.metrics({"before/outage": 1}, 5)
@@ -133,7 +133,7 @@ def test_a_server_killed_in_mid_run_costs_seconds_and_loses_nothing(
     assert "sent (" in printed
     (run,) = runs_of(client, "params.seed = '11' and tags.kind = 'step'")
     assert run.info.run_id == begun_there.info.run_id
-    found = told(client, run)
+    found = content_of(client, run)
     assert found["metrics"].pop("before/outage") == [(5, "1.0")]
     assert len(run.outputs.model_outputs) == 2
     assert found | {"params": 0} == expected | {"params": 0}
@@ -180,7 +180,7 @@ def test_wherever_the_wire_is_cut_nothing_is_lost_and_nothing_is_there_twice(
     n_requests = wire.n_passed
     assert n_requests > 20
     (whole,) = runs_of(client, f"params.seed = '{first}' and tags.kind = 'step'")
-    expected = told(client, whole)
+    expected = content_of(client, whole)
     for cut in range(n_requests):
         seed = first + 1 + cut
         wire.cut(after=cut, answer_lost=answer_lost)
@@ -189,7 +189,7 @@ def test_wherever_the_wire_is_cut_nothing_is_lost_and_nothing_is_there_twice(
         assert len(waiting()) == 1, cut
         assert sync(), cut
         (run,) = runs_of(client, f"params.seed = '{seed}' and tags.kind = 'step'")
-        assert told(client, run) == expected | {"params": expected["params"] | {"seed": str(seed)}}, cut
+        assert content_of(client, run) == expected | {"params": expected["params"] | {"seed": str(seed)}}, cut
         models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
         assert [str(model.status) for model in models] == ["READY"], cut
     wire.close()
