@@ -25,8 +25,8 @@ from flows.command import log_progress, run_flow
 from flows.flow import load_step
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
+from tasks.dataset.leakage import measure_leakage
 from tasks.dataset.prepared import Prepared, load_prepared
-from tasks.dataset.split import leakage
 from tasks.params import UNDEFENDED, Autoencoder, Params, load_params, parse_params
 from tasks.records.vocabulary import display_name
 from tasks.runner import run_step
@@ -141,7 +141,14 @@ def set_up_audit(
     info = json.loads(current.dataset_info.read_text(encoding="utf-8"))
     counts = pd.crosstab(table["split"], table["class"]).reindex(columns=list(data.classes), fill_value=0)
     info["n_images"] = {split: counts.loc[split].to_dict() for split in info["n_images"] if split in counts.index}
-    info["leakage"] = leakage(table.assign(split=split_of_model(table["split"], digests, seen["train"])))
+    seen_split = split_of_model(table["split"], digests, seen["train"])
+    leakage = measure_leakage(table.assign(split=seen_split), data.pixels)
+    write_json(leakage, workspace.leakage)
+    row_of = {path: row for row, path in enumerate(table["path"]) if table["split"].iloc[row] == "test"}
+    shortcut = pd.read_csv(current.shortcut_predictions)
+    shortcut = shortcut[shortcut["path"].isin(row_of)]
+    shortcut.assign(image=shortcut["path"].map(row_of)).to_csv(workspace.shortcut_predictions, index=False)
+    info["leakage"] = leakage["fractions"]
     write_json(info, workspace.dataset_info)
     params = params_of(about, params)
     with workspace.params_file.open("w", encoding="utf-8") as file:

@@ -1,12 +1,13 @@
-"""The flow ``promote``: make the candidate champion, if it is not significantly worse than the champion.
+"""The flow ``promote``: make the candidate champion, if it is shown to be no worse than the champion.
 
 ``python -m flows.promote`` audits both on the same images, compares them, and moves the alias ``champion`` or gives the
 reasons against it. ``python -m flows.promote --back`` returns to the champion before.
 """
 
 import argparse
+import math
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 from prefect import flow
@@ -18,6 +19,7 @@ from flows.command import log_progress, run_flow
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
+from tasks.records.operating_points import parse_operating_points
 from tasks.records.vocabulary import display_name
 from tasks.serving import registry
 from tasks.serving.bundle import read_seen
@@ -27,7 +29,8 @@ from tasks.statistics.formatting import eps_text
 from tasks.statistics.intervals import Estimate
 from tasks.tracking import EXPERIMENT
 
-ALPHA = 0.05
+MARGIN = 0.05
+"""Largest acceptable loss of balanced accuracy."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Decision:
 
     candidate: Registered
     champion: Registered | None
-    alpha: float
+    margin: float
     eps: float
     """Eps of the adaptive attacks, in units of 1/255."""
     n_left_out: int
@@ -50,11 +53,11 @@ class Decision:
     def objections(self) -> list[str]:
         """Reasons why the candidate does not become champion."""
         worse = [
-            f"its {each.condition} accuracy is significantly worse: {_text(each.candidate)} against "
-            f"{_text(each.champion)}, correct by only one of the two {each.n_only_candidate_correct} : "
-            f"{each.n_only_champion_correct}, p = {each.p_value:.2g}"
+            f"its {each.condition} balanced accuracy is not shown to be at most {100 * self.margin:g} points below the "
+            f"champion's: {_text(each.candidate)} against {_text(each.champion)}, difference {_text(each.difference)}, "
+            f"n = {each.n} in {each.n_groups} groups"
             for each in self.comparisons
-            if each.is_worse(self.alpha)
+            if not each.is_non_inferior(self.margin)
         ]
         return worse + [f"failed check {key}: {explanation}" for key, explanation in self.failed.items()]
 
@@ -62,14 +65,14 @@ class Decision:
 @flow(name="promote")
 def promote(
     name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT,
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = ALPHA,
+    margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN,
     back: bool = False,
 ) -> str:
-    """Make the candidate champion, if neither its clean nor its adaptive accuracy is significantly worse.
+    """Make the candidate champion, if its clean and its adaptive accuracy are not inferior.
 
     Args:
         name: name of the registered model.
-        alpha: significance level of McNemar's test.
+        margin: largest acceptable loss of balanced accuracy, as a fraction.
         back: compare nothing, and return to the champion before the present one.
 
     Returns:
@@ -87,12 +90,12 @@ def promote(
         return f"{candidate.label} is {CANDIDATE} and {CHAMPION}. There is nothing to compare."
 
     audits = audit_both(Workspace(), candidate, champion, params)
-    outcome, page = settle(audits, params, alpha)
+    outcome, page = settle(audits, params, margin)
     create_markdown_artifact(key="promotion", markdown=page, description=f"Promotion of {candidate.label}")
     return f"{outcome} See {audits[0].workspace.root / 'promotion.md'}"
 
 
-def settle(audits: list[Audit], params: Params, alpha: float) -> tuple[str, str]:
+def settle(audits: list[Audit], params: Params, margin: float) -> tuple[str, str]:
     """Decide on the candidate, and move the alias ``champion`` if there is no objection.
 
     The decision is written beside the candidate's audit and to the registry.
@@ -100,15 +103,16 @@ def settle(audits: list[Audit], params: Params, alpha: float) -> tuple[str, str]
     Args:
         audits: of the candidate and, if there is one, the champion; their steps up to ``evaluate`` have run.
         params: of the current workspace.
-        alpha: significance level.
+        margin: largest acceptable loss of balanced accuracy.
 
     Returns:
         The decision in a few sentences, and as a page of Markdown.
     """
-    decision = decide(audits, params, alpha)
+    decision = decide(audits, params, margin)
     outcome, page, folder = outcome_of(decision), page_of(decision), audits[0].workspace.root
     (folder / "promotion.md").write_text(page, encoding="utf-8")
-    write_json(asdict(decision) | {"objections": decision.objections}, folder / "promotion.json")
+    record = _without_nan(asdict(decision)) | {"objections": decision.objections}
+    write_json(record, folder / "promotion.json")
     registry.log_audit(decision.candidate, outcome, [folder / "promotion.md", folder / "promotion.json"])
     if not decision.objections:
         registry.move_champion(decision.candidate, outcome)
@@ -139,38 +143,35 @@ def audit_both(current: Workspace, candidate: Registered, champion: Registered |
     return audits
 
 
-def decide(audits: list[Audit], params: Params, alpha: float) -> Decision:
+def decide(audits: list[Audit], params: Params, margin: float) -> Decision:
     """Compare the results of the candidate with those of the champion.
 
     Args:
         audits: of the candidate and, if there is one, the champion; their steps up to ``evaluate`` have run.
         params: of the current workspace.
-        alpha: significance level.
+        margin: largest acceptable loss of balanced accuracy.
     """
     eps = params.analyze.eps
     comparisons = []
     if len(audits) == 2:
-        groups = pd.read_parquet(audits[0].workspace.split)["group"]
         candidate, champion = (
             outcomes_of(
                 pd.read_parquet(audit.workspace.records(audit.model.target)),
                 pd.read_parquet(audit.workspace.minimum_eps(audit.model.target)),
+                parse_operating_points(
+                    audit.workspace.operating_points(audit.model.target).read_text(encoding="utf-8")
+                ),
                 audit.model.target,
                 eps,
             )
             for audit in audits
         )
-        comparisons = [
-            compare(
-                condition, candidate[condition], champion[condition], groups, params.analyze.n_resamples, params.seed
-            )
-            for condition in candidate
-        ]
+        comparisons = [compare(condition, candidate[condition], champion[condition]) for condition in candidate]
     failed = {check["key"]: check["explanation"] for check in checks_of(audits[0]) if check["status"] == "FAIL"}
     return Decision(
         candidate=audits[0].model,
         champion=audits[1].model if len(audits) == 2 else None,
-        alpha=alpha,
+        margin=margin,
         eps=eps,
         n_left_out=audits[0].n_left_out,
         comparisons=comparisons,
@@ -187,12 +188,13 @@ def outcome_of(decision: Decision) -> str:
     if champion is None:
         return f"{candidate} becomes champion: there is no other champion, and none of its checks failed."
     accuracies = ", ".join(
-        f"{each.condition} {_text(each.candidate)} against {_text(each.champion)} (p = {each.p_value:.2g})"
+        f"{each.condition} {_text(each.candidate)} against {_text(each.champion)}, difference {_text(each.difference)}"
         for each in decision.comparisons
     )
     return (
-        f"{candidate} becomes champion in place of {champion.label}: none of its checks failed, and no accuracy is "
-        f"significantly worse (n = {decision.comparisons[0].n}): {accuracies}."
+        f"{candidate} becomes champion in place of {champion.label}: none of its checks failed, and its "
+        f"balanced accuracies are at most {100 * decision.margin:g} points lower (n = {decision.comparisons[0].n} in "
+        f"{decision.comparisons[0].n_groups} groups): {accuracies}."
     )
 
 
@@ -207,9 +209,10 @@ def page_of(decision: Decision) -> str:
         outcome_of(decision),
         "",
         f"The adaptive accuracy is the worst case of each image over all adaptive attacks at ε = "
-        f"{eps_text(decision.eps)}/255. The p-values are those of McNemar's exact two-sided test; the significance "
-        f"level is {decision.alpha:g}. {decision.n_left_out} test images were left out, because {models} was trained "
-        "or validated on them.",
+        f"{eps_text(decision.eps)}/255. All accuracies are balanced, the mean of the recalls of the classes. Intervals "
+        f"and the p-values of the sign-flip test are by group. The candidate is not inferior if the interval of the "
+        f"difference is above -{100 * decision.margin:g} points. "
+        f"{decision.n_left_out} test images were left out, because {models} was trained or validated on them.",
         "",
     ]
     if decision.comparisons:
@@ -222,7 +225,7 @@ def page_of(decision: Decision) -> str:
             f"| {each.condition} | {each.n} | {_text(each.candidate)} | {_text(each.champion)} | "
             f"{_text(each.difference)} | {each.n_only_candidate_correct} : {each.n_only_champion_correct} | "
             f"{each.p_value:.3g} | "
-            f"{'**worse**' if each.is_worse(decision.alpha) else 'not worse'} |"
+            f"{'not inferior' if each.is_non_inferior(decision.margin) else '**not shown**'} |"
             for each in decision.comparisons
         ]
         lines.append("")
@@ -231,7 +234,22 @@ def page_of(decision: Decision) -> str:
     return "\n".join(lines)
 
 
+def _without_nan(values: Any) -> Any:
+    """The same nested values, with None for NaN (too few groups), which JSON does not have."""
+    match values:
+        case dict():
+            return {name: _without_nan(value) for name, value in values.items()}
+        case list() | tuple():
+            return [_without_nan(value) for value in values]
+        case float() if math.isnan(values):
+            return None
+        case _:
+            return values
+
+
 def _text(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return f"{100 * estimate.value:.1f} % [too few groups]"
     return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
@@ -240,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.promote", description=main.__doc__)
     parser.add_argument("--name", default=EXPERIMENT, help="name of the registered model (default: %(default)s)")
     parser.add_argument(
-        "--alpha", default=ALPHA, type=float, help="significance level of McNemar's test (default: %(default)s)"
+        "--margin", default=MARGIN, type=float, help="largest acceptable loss of accuracy (default: %(default)s)"
     )
     parser.add_argument("--back", action="store_true", help="return to the champion before the present one")
     print(run_flow(promote, **vars(parser.parse_args())))

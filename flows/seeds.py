@@ -61,7 +61,7 @@ def seeds(
     write_table(table, file)
     with open_run(Workspace(), "seeds", FOLDER, params, "prefect") as tracker:
         tracker.tags({f"experiment.{seed}": experiment for seed, experiment in experiments.items()})
-        for statistic in ("value", "low", "high", "sd"):
+        for statistic in ("value", "low", "high", "std"):
             known = table.dropna(subset=[statistic])
             name = "mean" if statistic == "value" else statistic
             tracker.metrics({f"{m}.{name}": v for m, v in zip(known["metric"], known[statistic], strict=True)})
@@ -96,7 +96,7 @@ def seeds_table(metrics: dict[int, dict[str, float]]) -> pd.DataFrame:
             out: they describe the images of one run.
 
     Returns:
-        A row for each metric: ``value`` (mean), ``low`` and ``high`` (Student's 95 % interval), ``sd``, and one column
+        A row for each metric: ``value`` (mean), ``low`` and ``high`` (Student's 95 % interval), ``std``, and one column
         for each seed.
     """
     rows = []

@@ -56,7 +56,9 @@ def curve_points(curve: pd.DataFrame, efficiency: pd.DataFrame) -> list[tuple[in
         for cycle, rows in curve.dropna(subset=["value"]).groupby("cycle")
     }
     known = efficiency.dropna(subset=["value"])
-    points[0] |= {f"efficiency/{name}": value for name, value in zip(known["quantity"], known["value"], strict=True)}
+    points[0] |= {
+        f"label_efficiency/{name}": value for name, value in zip(known["metric"], known["value"], strict=True)
+    }
     return sorted(points.items())
 
 

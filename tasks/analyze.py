@@ -33,9 +33,9 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     tracker.dataset(workspace.prepare, "prepared", "analysis")
     context = build_context(workspace, params, data, records)
     tables = {
-        "robustness_area": robustness_area(records, context.counts),
-        "classification": classification_table(records, data.positive, context.counts),
-        "reliability": reliability_table(records),
+        "robustness_area": robustness_area(records, context.jackknife),
+        "classification": classification_table(records, data.positive, context.jackknife),
+        "reliability": reliability_table(records, context.jackknife),
         "entropy": entropy_table(records),
         **image_tables(context, params),
     }
@@ -43,7 +43,8 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     plots = dvc_plot_tables(tables, context.headline_attack, params.analyze.eps)
     examples = example_arrays(context)
     kinds = {name: read_defence(workspace.defence_settings(name)).kind for name in params.selected_defences}
-    claims = judge_claims(records, tables["features"], tables["detection"], kinds, params.analyze.eps, context.resample)
+    features, detection = tables["features"], tables["detection"]
+    claims = judge_claims(records, features, detection, kinds, params.analyze.eps, context.jackknife_of)
 
     workspace.analyze_plots.mkdir()
     workspace.examples.parent.mkdir()
@@ -57,7 +58,9 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
 
     area = tables["robustness_area"]
     curves = zip(area["target"], area["threat_model"], area["attack"], area["value"], strict=True)
-    tracker.metrics({f"area/{target}_{threat_model}_{attack}": value for target, threat_model, attack, value in curves})
+    tracker.metrics(
+        {f"robustness_area/{target}_{threat_model}_{attack}": value for target, threat_model, attack, value in curves}
+    )
     tracker.tags({f"claim.{claim.key}": claim.result for claim in claims})
     tracker.artifact(workspace.analyze)
 
@@ -67,7 +70,7 @@ def image_tables(context: AnalysisContext, params: Params) -> dict[str, pd.DataF
     work = {
         f"{attack} on {surrogate} at eps {eps:g}": partial(perturbed_tables, context, surrogate, attack, eps)
         for surrogate in [UNDEFENDED, *context.extractor.purifiers]
-        for attack in params.attack.attacks
+        for attack in params.attack.own_attacks
         for eps in params.attack.analysed_eps
     } | {
         f"pgd that evades the detector {detector} at eps {eps:g}": partial(evasion_tables, context, detector, eps)

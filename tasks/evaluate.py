@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pandas as pd
 
 from tasks.core.files import write_json, write_table
 from tasks.core.workspace import Workspace
-from tasks.evaluation.checks import CheckInputs, CheckResult, run_checks
+from tasks.evaluation.check_inputs import CheckInputs, as_trained
+from tasks.evaluation.checks import CheckResult, run_checks
 from tasks.evaluation.comparison import certified_accuracy_table, comparison_table, minimum_perturbation_table
 from tasks.evaluation.robustness import (
     clean_rows,
@@ -18,10 +20,12 @@ from tasks.evaluation.robustness import (
     robustness_table,
     search_table,
 )
+from tasks.evaluation.worst_case_table import worst_case_table
 from tasks.params import UNDEFENDED, Params, Preprocessing, read_defence
+from tasks.records.operating_points import read_operating_points
 from tasks.records.tables import read_certified_radii, read_diagnostics, read_minimum_eps, read_records
-from tasks.records.vocabulary import CLEAN, POINT, WORST_CASE
-from tasks.records.worst_case import worst_case_accuracy, worst_case_outcomes
+from tasks.records.vocabulary import AS_TRAINED, CLEAN, POINT, WORST_CASE
+from tasks.records.worst_case import smallest_breaking_eps
 from tasks.tracking import Tracker
 
 CLEAN_METRICS = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
@@ -36,21 +40,23 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     table = robustness_table(records, classes, classes.index(info["positive_class"]))
     searches = search_table(minimum_eps, grid[1:], list(table.columns))
     table = pd.concat([table, searches], ignore_index=True)
-    outcomes = worst_case_outcomes(records, minimum_eps)
+    points = read_operating_points(workspace, defences)
+    worst = smallest_breaking_eps(records, minimum_eps, points)
+    worst_cases, outcomes = worst_case_table(worst, grid[1:], classes, classes.index(info["positive_class"]))
     costs = read_costs(workspace, params)
     tables = {
         "records": records,
-        "minimum_eps": minimum_eps,
+        "minimum_eps": as_trained(minimum_eps),
         "diagnostics": read_diagnostics(workspace, defences),
-        "table": table,
-        "outcomes": outcomes,
     }
-    checks = run_checks(check_inputs(workspace, params, tables, costs), info["leakage"])
-    comparison = comparison_table(records, outcomes, costs.join(count_checks(checks)))
-    metrics = headline_metrics(table, worst_case_accuracy(outcomes))
+    leakage = json.loads(workspace.leakage.read_text(encoding="utf-8"))
+    checks = run_checks(check_inputs(workspace, params, tables, costs), leakage)
+    comparison = comparison_table(worst_cases, outcomes, costs.join(count_checks(checks)), params.analyze.eps)
+    metrics = headline_metrics(table, worst_cases)
 
     write_table(table, workspace.robustness)
     write_table(confusion_table(records, classes), workspace.confusion)
+    write_table(worst_cases, workspace.worst_case)
     write_table(comparison, workspace.comparison)
     write_table(minimum_perturbation_table(minimum_eps), workspace.minimum_perturbation)
     certified = read_certified_radii(workspace, defences)
@@ -75,18 +81,22 @@ def read_costs(workspace: Workspace, params: Params) -> pd.DataFrame:
 def check_inputs(
     workspace: Workspace, params: Params, tables: dict[str, pd.DataFrame], costs: pd.DataFrame
 ) -> list[CheckInputs]:
-    """The inputs of the checks, one for each target."""
-    outcomes = tables["outcomes"]
-    return [
-        CheckInputs(
-            name=name,
-            is_positive_control=name == UNDEFENDED or is_broken_defence(workspace, name),
-            n_eot_samples=int(costs["n_eot_samples"][name]),
-            undefended_outcomes=outcomes[outcomes["target"] == UNDEFENDED],
-            **{key: of_all[of_all["target"] == name] for key, of_all in tables.items()},
+    """The inputs of the checks, one for each target; the bare classifier is the first."""
+    shortcut = pd.read_csv(workspace.shortcut_predictions).set_index("image")["correct"].astype(bool)
+    inputs: list[CheckInputs] = []
+    for name in (UNDEFENDED, *params.selected_defences):
+        inputs.append(
+            CheckInputs(
+                name=name,
+                is_positive_control=name == UNDEFENDED or is_broken_defence(workspace, name),
+                n_eot_samples=int(costs["n_eot_samples"][name]),
+                eps=params.analyze.eps,
+                shortcut_correct=shortcut,
+                undefended=inputs[0] if inputs else None,
+                **{key: of_all[of_all["target"] == name] for key, of_all in tables.items()},
+            )
         )
-        for name in (UNDEFENDED, *params.selected_defences)
-    ]
+    return inputs
 
 
 def is_broken_defence(workspace: Workspace, defence: str) -> bool:
@@ -109,21 +119,31 @@ def clean_predictions(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame
     return pd.DataFrame({name: numbers.map(dict(enumerate(classes))) for name, numbers in labels.items()})
 
 
-def headline_metrics(table: pd.DataFrame, worst_case: pd.DataFrame) -> dict[str, Any]:
+def headline_metrics(table: pd.DataFrame, worst_cases: pd.DataFrame) -> dict[str, Any]:
     """The metrics that ``dvc metrics`` compares.
 
     ``clean.<target>.<metric>``, and the accuracy ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where
-    the attack ``worst_case`` stands for the strongest attack on each image.
+    the attack ``worst_case`` stands for the strongest attack on each image, all for the targets as trained. And
+    ``worst_case.<target>.<operating point>.<threat model>.eps_<eps>.<metric>``; eps 0 are the unchanged images.
     """
     clean = clean_rows(table)[CLEAN_METRICS]
     robust: dict[str, Any] = {}
-    attacked = pd.concat([table[table["attack"] != CLEAN], worst_case.assign(attack=WORST_CASE)])
+    is_shown = (worst_cases["metric"] == "accuracy") & (worst_cases["operating_point"] == AS_TRAINED)
+    shown = worst_cases[is_shown & (worst_cases["eps"] > 0)]
+    shown = shown.rename(columns={"value": "accuracy"}).assign(attack=WORST_CASE)
+    attacked = pd.concat([table[table["attack"] != CLEAN], shown])
     for row in attacked.to_dict("records"):
         attacks = robust.setdefault(row["target"], {}).setdefault(row["threat_model"], {})
         attacks.setdefault(row["attack"], {})[f"eps_{row['eps']:g}"] = round(row["accuracy"], 6)
+    worst_case: dict[str, Any] = {}
+    for row in worst_cases.to_dict("records"):
+        of_target = worst_case.setdefault(row["target"], {}).setdefault(row["operating_point"], {})
+        of_eps = of_target.setdefault(row["threat_model"], {}).setdefault(f"eps_{row['eps']:g}", {})
+        of_eps[row["metric"]] = None if math.isnan(row["value"]) else round(row["value"], 6)
     return {
         "clean": {str(target): row.round(6).to_dict() for target, row in clean.iterrows()},
         "robust": robust,
+        "worst_case": worst_case,
     }
 
 
@@ -141,8 +161,11 @@ def track(
             tags={"target": target, "threat_model": threat_model, "attack": attack, "norm": points["norm"].iloc[-1]},
             points=[(round(point["eps"] * 1000), _curve_metrics(point)) for _, point in points.iterrows()],
         )
-    for names, points in comparison.groupby(["target", "threat_model"], sort=False):
-        curve = dict(zip(["target", "threat_model", "attack"], [*map(str, names), WORST_CASE], strict=True))
+    for names, points in comparison.groupby(["target", "operating_point", "threat_model"], sort=False):
+        target, operating_point, threat_model = map(str, names)
+        curve = {"target": target, "threat_model": threat_model, "attack": WORST_CASE}
+        if operating_point != AS_TRAINED:
+            curve["operating_point"] = operating_point
         found = {f"check.{check.key}": check.status for check in checks if check.target == curve["target"]}
         tags = {**curve, "norm": str(table["norm"].iloc[0]), **found}
         tracker.curve(" ".join(curve.values()), tags, _worst_case_points(points))
@@ -159,14 +182,14 @@ def _curve_metrics(point: Any) -> dict[str, float]:
 
 def _worst_case_points(points: pd.DataFrame) -> list[tuple[int, dict[str, float]]]:
     """Worst-case accuracy of a target at every eps; first (step 0) clean accuracy and cost."""
-    bounds = ("", "_low", "_high")
+    bounds = [f"{metric}{bound}" for metric in ("accuracy", "balanced_accuracy") for bound in ("", "_low", "_high")]
     first = points.iloc[0]
-    clean = {f"robust/accuracy{bound}": float(first[f"clean_accuracy{bound}"]) for bound in bounds}
+    clean = {f"robust/{name}": float(first[f"clean_{name}"]) for name in bounds if pd.notna(first[f"clean_{name}"])}
     clean |= {f"cost/{name}": float(first[name]) for name in ("n_parameters", "multiply_adds")}
     robust = [
         (
             round(point["eps"] * 1000),
-            {f"robust/accuracy{bound}": float(point[f"robust_accuracy{bound}"]) for bound in bounds},
+            {f"robust/{name}": float(point[f"robust_{name}"]) for name in bounds if pd.notna(point[f"robust_{name}"])},
         )
         for _, point in points.sort_values("eps").iterrows()
     ]

@@ -7,8 +7,10 @@ import numpy as np
 
 from tasks.core.workspace import Workspace
 from tasks.dataset.images import read_square
+from tasks.dataset.leakage import measure_leakage
 from tasks.dataset.prepared import SPLITS
-from tasks.dataset.split import grouped_split, leakage, stratified_split
+from tasks.dataset.shortcut import SHORTCUTS, predict_from_shortcuts, score_predictions
+from tasks.dataset.split import grouped_split, stratified_split
 from tasks.params import Params
 from tasks.tracking import Tracker
 
@@ -16,7 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Write the images ``pixels.npy``, the split ``split.parquet``, and facts about both in ``dataset.json``.
+    """Write the images, the split, its leakage, and the predictions of the shortcut baseline.
+
+    The files are ``pixels.npy``, ``split.parquet``, ``leakage.json``, ``shortcut_predictions.csv``, and
+    ``dataset.json`` with facts about all of them.
 
     Raises:
         ValueError: no split of these images has the required fractions.
@@ -24,19 +29,25 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     import pandas as pd
 
     settings, classes = params.prepare, params.acquire.classes
-    table = pd.read_parquet(workspace.manifest, columns=["path", "class", "label", "group", "near_duplicate_group"])
+    manifest = pd.read_parquet(workspace.manifest)
+    columns = ["path", "class", "label", "group", "near_duplicate_group", "patient"]
+    # without patient ids there is no such column
+    table = manifest[[column for column in columns if column in manifest]]
     source = json.loads(workspace.source.read_text(encoding="utf-8"))
 
     labels = table["label"].to_numpy()
     fractions = settings.split.test_fraction, settings.split.validation_fraction
     if settings.split.strategy == "stratified":
-        table["split"] = stratified_split(labels, *fractions, params.seed)
+        split = stratified_split(labels, *fractions, params.seed)
     else:
-        table["split"] = grouped_split(labels, table["group"].to_numpy(), *fractions, params.seed)
-    leakage_fractions = leakage(table)
-    assert settings.split.strategy == "stratified" or not any(leakage_fractions.values()), leakage_fractions
+        split = grouped_split(labels, table["group"].to_numpy(), *fractions, params.seed)
+    table = table.assign(split=split)
 
-    _write_pixels(workspace, table["path"].tolist(), settings.image_size)
+    pixels = _write_pixels(workspace, table["path"].tolist(), settings.image_size)
+    leakage = measure_leakage(table, pixels)
+    assert settings.split.strategy == "stratified" or not leakage["fractions"]["group_in_train"], leakage["fractions"]
+    shortcut_predictions = predict_from_shortcuts(table.assign(**manifest[list(SHORTCUTS)]))
+    shortcut_scores = score_predictions(shortcut_predictions)
 
     n_images = {
         split: {name: int(((table["split"] == split) & (table["class"] == name)).sum()) for name in classes}
@@ -54,19 +65,25 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "n": len(table),
         "n_groups": int(table["group"].nunique()),
         "n_images": n_images,
-        "leakage": leakage_fractions,
+        "leakage": leakage["fractions"],
+        "shortcut_baseline": shortcut_scores,
     }
     table.to_parquet(workspace.split, index=False)
-    workspace.dataset_info.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shortcut_predictions.to_csv(workspace.shortcut_predictions, index=False)
+    for content, file in ((info, workspace.dataset_info), (leakage, workspace.leakage)):
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    log.info("%s split of %d images: %s; leakage: %s", settings.split.strategy, len(table), n_images, leakage_fractions)
+    log.info("%s split of %d images: %s", settings.split.strategy, len(table), n_images)
+    log.info("leakage: %s; %s, estimate: %s", leakage["fractions"], leakage["outcome"], leakage["estimate"])
     tracker.dataset(workspace.prepare, source["name"], "prepared")
     tracker.metrics({f"data/n_{split}": sum(n_images[split].values()) for split in SPLITS})
-    tracker.metrics({f"leakage/{key}": value for key, value in leakage_fractions.items()})
+    tracker.metrics({f"leakage/{key}": value for key, value in leakage["fractions"].items()})
+    tracker.metrics({f"leakage/estimate_{key}": leakage["estimate"][key] for key in ("value", "low", "high")})
+    tracker.metrics({f"shortcut_baseline/{key}": value for key, value in shortcut_scores.items()})
 
 
-def _write_pixels(workspace: Workspace, paths: list[str], side: int) -> None:
-    """Write the images as one array, uint8 ``(N, 1, side, side)``, without holding all of them in memory."""
+def _write_pixels(workspace: Workspace, paths: list[str], side: int) -> np.ndarray:
+    """Write and return the images as one array, uint8 ``(N, 1, side, side)``, without holding all of them in memory."""
     shape = (len(paths), 1, side, side)
     pixels = np.lib.format.open_memmap(workspace.pixels, mode="w+", dtype=np.uint8, shape=shape)
     for row, path in enumerate(paths):
@@ -74,6 +91,7 @@ def _write_pixels(workspace: Workspace, paths: list[str], side: int) -> None:
         if (row + 1) % 500 == 0:
             log.info("prepared %d of %d images", row + 1, len(paths))
     pixels.flush()
+    return pixels
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class PlausibleAnalysis:
             workspace.resilience: self.resilience(),
             workspace.detection: self.detection(),
             workspace.roc: self.roc(),
-            workspace.rejection: self.gate(),
+            workspace.rejection: self.rejection(),
         }.items():
             pd.DataFrame(rows).to_csv(path, index=False)
         self.embeddings().to_parquet(workspace.embeddings)
@@ -121,7 +121,13 @@ class PlausibleAnalysis:
             for low, high in pairwise(edges):
                 counts = self.random.poisson(30 * np.exp(-4 * low), 2)
                 rows.append(
-                    {**point, "entropy_low": low, "entropy_high": high, "n_correct": counts[0], "n_wrong": counts[1]}
+                    {
+                        **point,
+                        "lower_edge": low,
+                        "upper_edge": high,
+                        "n_correct": counts[0],
+                        "n_misclassified": counts[1],
+                    }
                 )
         return rows
 
@@ -129,37 +135,47 @@ class PlausibleAnalysis:
         """Denoised clean images, then adversarial and denoised images for each surrogate, attack and eps."""
         for purifier in self.purifiers:
             clean = {"surrogate": "undefended", "attack": "clean", "eps": 0.0}
-            yield {**clean, "images": "denoised", "purifier": purifier}
+            yield {**clean, "image_kind": "denoised", "purifier": purifier}
         for surrogate, attack, eps in product(self.targets, ATTACKS, self.eps):
             point = {"surrogate": surrogate, "attack": attack, "eps": eps}
-            yield {**point, "images": "adversarial", "purifier": ""}
+            yield {**point, "image_kind": "adversarial", "purifier": ""}
             for purifier in self.purifiers:
                 if surrogate in ("undefended", purifier):
-                    yield {**point, "images": "denoised", "purifier": purifier}
+                    yield {**point, "image_kind": "denoised", "purifier": purifier}
 
     def intensity(self) -> list[dict[str, Any]]:
         rows = []
         for point, name in product(self.image_sets(), ["all", *self.classes]):
-            blur = 2.0 if point["images"] == "denoised" else 0.0
+            blur = 2.0 if point["image_kind"] == "denoised" else 0.0
             rows.append(
-                {**point, "class": name, "metric": "wasserstein", **self.estimate(blur + 0.4 * point["eps"], 0.1)}
+                {
+                    **point,
+                    "class": name,
+                    "metric": "wasserstein_distance",
+                    **self.estimate(blur + 0.4 * point["eps"], 0.1),
+                }
             )
             rows.append(
-                {**point, "class": name, "metric": "ks", **self.estimate(blur / 40 + 0.02 * point["eps"], 0.005)}
+                {
+                    **point,
+                    "class": name,
+                    "metric": "ks_statistic",
+                    **self.estimate(blur / 40 + 0.02 * point["eps"], 0.005),
+                }
             )
         return rows
 
     def histograms(self) -> list[dict[str, Any]]:
-        clean = {"surrogate": "undefended", "attack": "clean", "eps": 0.0, "images": "clean", "purifier": ""}
+        clean = {"surrogate": "undefended", "attack": "clean", "eps": 0.0, "image_kind": "clean", "purifier": ""}
         widths = {"clean": 30, "adversarial": 33, "denoised": 25}
         level = np.arange(256)
         rows = []
         for point, (label, name) in product([clean, *self.image_sets()], enumerate(["all", *self.classes])):
-            peaks = [np.exp(-(((level - at) / widths[point["images"]]) ** 2)) for at in (70 + 10 * label, 170)]
+            peaks = [np.exp(-(((level - at) / widths[point["image_kind"]]) ** 2)) for at in (70 + 10 * label, 170)]
             share = (peaks[0] + 0.6 * peaks[1]) * self.random.uniform(0.95, 1.05, 256)
             share[0] = 8.0
             row = {**point, "class": name}
-            rows += [{**row, "level": at, "share": value} for at, value in enumerate(share / share.sum())]
+            rows += [{**row, "grey_level": at, "pixel_fraction": value} for at, value in enumerate(share / share.sum())]
         return rows
 
     def spectrum(self) -> list[dict[str, Any]]:
@@ -167,12 +183,12 @@ class PlausibleAnalysis:
         kinds = {"clean images": 1e-3 * frequency**-2.5, "perturbation": 2e-5 * frequency**-0.3}
         points = [("undefended", "clean", 0.0, "clean images", "")]
         points += product(self.targets, ATTACKS, self.eps, ["perturbation"], [""])
-        crafted = product(self.targets, ATTACKS, self.eps, ["perturbation, denoised"], self.purifiers)
+        crafted = product(self.targets, ATTACKS, self.eps, ["denoised perturbation"], self.purifiers)
         points += [point for point in crafted if point[0] in ("undefended", point[-1])]
-        kinds["perturbation, denoised"] = kinds["perturbation"] * np.exp(-8 * frequency)
+        kinds["denoised perturbation"] = kinds["perturbation"] * np.exp(-8 * frequency)
         return [
             {
-                **dict(zip(("surrogate", "attack", "eps", "of", "purifier"), point, strict=True)),
+                **dict(zip(("surrogate", "attack", "eps", "signal", "purifier"), point, strict=True)),
                 "frequency": at,
                 "power": value,
             }
@@ -188,7 +204,7 @@ class PlausibleAnalysis:
         ]
 
     def features(self) -> list[dict[str, Any]]:
-        typical = {"probe_auroc": 0.5, "knn_auroc": 0.5, "silhouette": 0.0, "mmd": 0.0, "mmd_p_value": 0.5}
+        typical = {"linear_probe_auroc": 0.5, "knn_auroc": 0.5, "silhouette": 0.0, "mmd": 0.0, "mmd_p_value": 0.5}
         classes = {"class_auroc_clean": 0.95, "class_auroc_adversarial": 0.8}
         classes |= {"class_silhouette_clean": 0.4, "class_silhouette_adversarial": 0.2}
         rows = []
@@ -198,7 +214,7 @@ class PlausibleAnalysis:
             shift = 0.45 * min(1.0, point["eps"] / 4) * (1 if space == "classifier" else 0.4)
             for metric, value in (typical | classes).items():
                 moved = value if metric in classes else value + (-shift if metric == "mmd_p_value" else shift)
-                row = {"space": space, **point, "metric": metric, **self.estimate(moved)}
+                row = {"feature_space": space, **point, "metric": metric, **self.estimate(moved)}
                 rows.append(row | ({"low": np.nan, "high": np.nan} if metric == "mmd_p_value" else {}))
         return rows
 
@@ -209,28 +225,34 @@ class PlausibleAnalysis:
             *(("bottleneck", name, "transfer") for name in self.purifiers),
         ]
         for (space, target, threat_model), eps, method in product(curves, self.eps, ("pca", "tsne")):
-            for origin, shift in (("clean", 0.0), ("adversarial", 0.4 * eps)):
+            for kind, shift in (("clean", 0.0), ("adversarial", 0.4 * eps)):
                 coordinates = self.random.normal(0, 1, (len(self.images), 2)) + 2 * self.labels[:, None]
                 columns = {
                     "image": self.images,
-                    "origin": origin,
+                    "image_kind": kind,
                     "label": self.labels,
                     "x": coordinates[:, 0] + shift,
                     "y": coordinates[:, 1],
                 }
-                point = {"space": space, "target": target, "threat_model": threat_model, "attack": "pgd", "eps": eps}
+                point = {
+                    "feature_space": space,
+                    "target": target,
+                    "threat_model": threat_model,
+                    "attack": "pgd",
+                    "eps": eps,
+                }
                 parts.append(pd.DataFrame({**point, "method": method, **columns}))
         return pd.concat(parts, ignore_index=True)
 
     def resilience(self) -> list[dict[str, Any]]:
         rows = []
         for point in self.image_sets():
-            mse = (point["eps"] / 255) ** 2 + (1e-3 if point["images"] == "denoised" else 0)
+            mse = (point["eps"] / 255) ** 2 + (1e-3 if point["image_kind"] == "denoised" else 0)
             rows.append({**point, "metric": "mse", "value": mse, "low": 0.9 * mse, "high": 1.1 * mse})
             rows.append({**point, "metric": "psnr", **self.estimate(-10 * np.log10(mse), 0.5)})
             rows.append({**point, "metric": "ssim", **self.estimate(0.99 - 30 * mse, 0.005)})
-            if point["attack"] != "clean" and point["images"] == "denoised":
-                rows.append({**point, "metric": "removed", **self.estimate(0.6 - 0.05 * point["eps"])})
+            if point["attack"] != "clean" and point["image_kind"] == "denoised":
+                rows.append({**point, "metric": "removed_energy_fraction", **self.estimate(0.6 - 0.05 * point["eps"])})
                 if point["surrogate"] == "undefended":
                     rows.append({**point, "metric": "recovery_correlation", **self.estimate(-0.1)})
                     rows.append({**point, "metric": "residual_correlation", **self.estimate(-0.4)})
@@ -269,19 +291,23 @@ class PlausibleAnalysis:
             for x in rates
         ]
 
-    def gate(self) -> list[dict[str, Any]]:
+    def rejection(self) -> list[dict[str, Any]]:
         rows = []
         for point, separation in self.detection_points():
             if point["surrogate"] != "undefended":
                 continue
-            for aimed in (0.0, 0.05, 0.2, 0.5):
-                rejected = min(1.0, aimed * (1 + 4 * separation))
-                value = 0.4 + 0.4 * separation * rejected
-                row = {**point, "aimed": aimed, "threshold": 1 - aimed, "rejected_clean": aimed, "rejected": rejected}
-                row |= {"clean_accuracy": 0.95, "n_passed": round((1 - rejected) * len(self.images))}
-                row |= {"accuracy": value, "accuracy_low": value - 0.1, "accuracy_high": value + 0.1}
-                harm = (1 - value) * (1 - rejected)
-                rows.append(row | {"harm": harm, "harm_low": harm - 0.05, "harm_high": harm + 0.05})
+            for rate in (0.0, 0.05, 0.2, 0.5):
+                rejected = min(1.0, rate * (1 + 4 * separation))
+                accuracy = 0.4 + 0.4 * separation * rejected
+                row = {**point, "nominal_false_positive_rate": rate, "threshold": 1 - rate}
+                row |= {"clean_rejection_rate": rate, "adversarial_rejection_rate": rejected}
+                row |= {"clean_accepted_accuracy": 0.95, "n_accepted": round((1 - rejected) * len(self.images))}
+                for name, value, width in (
+                    ("accepted_accuracy", accuracy, 0.1),
+                    ("undetected_error_rate", (1 - accuracy) * (1 - rejected), 0.05),
+                ):
+                    row |= {name: value, f"{name}_low": value - width, f"{name}_high": value + width}
+                rows.append(row)
         return rows
 
     def claims(self) -> list[dict[str, Any]]:

@@ -2,13 +2,17 @@
 
 import json
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED
+from tasks.records.operating_points import OperatingPoint, write_operating_points
 from tasks.records.tables import write_records
 from tests.conftest import VALUES
 
@@ -17,13 +21,13 @@ COST = {"n_parameters": 1000, "multiply_adds": 2000, "n_eot_samples": 1}
 
 def minimum_eps_in(records: pd.DataFrame) -> pd.DataFrame:
     """The result of a sweep that breaks exactly the images that adaptive PGD breaks in these records."""
-    clean = records[records["attack"] == "clean"][["image", "label", "target", "norm", "correct"]]
+    clean = records[records["attack"] == "clean"][["image", "label", "group", "target", "norm", "correct"]]
     adaptive = records[(records["threat_model"] == "adaptive") & (records["attack"] == "pgd") & ~records["correct"]]
     broken = adaptive.groupby(["target", "image"])["eps"].min().rename("minimum_eps")
     found = clean.join(broken, on=["target", "image"]).fillna({"minimum_eps": math.inf})
     found.loc[~found["correct"], "minimum_eps"] = 0.0
     found["minimum_perturbation"] = 0.75 * found["minimum_eps"]
-    curve = {"threat_model": "adaptive", "attack": "sweep", "found_by": "sweep"}
+    curve = {"operating_point": "as_trained", "threat_model": "adaptive", "attack": "sweep", "found_by": "sweep"}
     return found.drop(columns="correct").assign(**curve).reset_index(drop=True)
 
 
@@ -44,8 +48,13 @@ def diagnostics_in(records: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).drop(columns="correct")
 
 
-def write_attacks(records: pa.Table) -> None:
-    """Write records of every target, and consistent other outputs, in the current folder as the steps do."""
+def write_attacks(records: pa.Table, points: Sequence[OperatingPoint] = ()) -> None:
+    """Write records of every target, and consistent other outputs, in the current folder as the steps do.
+
+    Args:
+        records: of all targets.
+        points: operating points of every target, beside ``as_trained``; no search ran there.
+    """
     workspace = Workspace()
     frame = records.to_pandas()
     minimum_eps, diagnostics = minimum_eps_in(frame), diagnostics_in(frame)
@@ -55,6 +64,9 @@ def write_attacks(records: pa.Table) -> None:
         for table, path in ((minimum_eps, workspace.minimum_eps(target)), (diagnostics, workspace.diagnostics(target))):
             write_records(pa.Table.from_pandas(table[table["target"] == target], preserve_index=False), path)
         workspace.cost(target).write_text(json.dumps(COST))
+        n_classes = len(frame["logits"].iloc[0])
+        as_trained = OperatingPoint("as_trained", (0.0,) * n_classes)
+        write_operating_points([as_trained, *points], workspace.operating_points(target))
         if target in VALUES["defences"]:
             write_settings(workspace, target)
 
@@ -64,3 +76,18 @@ def write_settings(workspace: Workspace, defence: str) -> None:
     path = workspace.defence_settings(defence)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(VALUES["defences"][defence]))
+
+
+def write_leakage(workspace: Workspace, images: Sequence[int] | np.ndarray) -> None:
+    """Write the leakage of a split without patient ids, and a shortcut baseline that is correct on every other image.
+
+    Args:
+        workspace: with the folder of the step prepare.
+        images: row numbers of the test images.
+    """
+    estimate = {"value": 0.1, "low": 0.0, "high": 0.3, "n_flagged": 1, "n_images": len(images), "n_groups": len(images)}
+    fractions = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
+    leakage = {"outcome": "unverified", "fractions": fractions, "estimate": estimate, "sweep": []}
+    write_json(leakage, workspace.leakage)
+    predictions = pd.DataFrame({"image": images, "path": [f"image {image}.png" for image in images]})
+    predictions.assign(correct=predictions.index % 2 == 0).to_csv(workspace.shortcut_predictions, index=False)

@@ -13,6 +13,7 @@ from tasks.dataset.comparison import write_reference
 from tasks.evaluate import evaluate
 from tasks.labelling.learning_curves import curve_table, summary_table
 from tasks.params import UNDEFENDED, Params
+from tasks.records.operating_points import OperatingPoint
 from tasks.records.tables import build_records
 from tasks.tracking import Tracker
 from tests.plausible_analysis import PlausibleAnalysis
@@ -22,6 +23,8 @@ CLASSES = ["<script>alert(1)</script>", "NA", "a|b $\\frac"]
 N_TRAIN, N_TEST, SIDE = 3, 60, 32
 EPS = (0.25, 1.0, 4.0)
 DEFENCES = ["autoencoder", "retrained_autoencoder"]
+BIASES = (0.0, 0.25, 0.125)
+"""Of the operating point ``recalibrated``; too small to change a prediction."""
 # correctly classified images of 60
 CORRECT = {
     ("undefended", "none", "clean"): [57],
@@ -55,7 +58,9 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     n = N_TRAIN + N_TEST
     labels = np.arange(n) % len(CLASSES)
     names = [CLASSES[label] for label in labels]
-    table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "class": names, "label": labels, "group": 0})
+    # three images of a group, one of each class
+    groups = np.arange(n) // len(CLASSES)
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "class": names, "label": labels, "group": groups})
     table["near_duplicate_group"] = np.arange(n)
     sizes = {"width": 320 + np.arange(n), "height": 240, "mode": "L", "format": "PNG"}
     looks = {
@@ -85,7 +90,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
         "value_range": [0.0, 1.0],
         "strategy": "stratified",
         "n": n,
-        "n_groups": 1,
+        "n_groups": len(set(groups)),
         "n_images": {split: dict.fromkeys(CLASSES, count // 3) for split, count in by_split.items()},
         "leakage": {"near_duplicate_in_train": 0.0625, "group_in_train": 0.875},
     }
@@ -109,12 +114,12 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
 
     rows = np.arange(N_TRAIN, n)
     records = pa.concat_tables(
-        records_of(rows, labels[rows], *curve, eps, n_correct)
+        records_of(rows, labels[rows], groups[rows], *curve, eps, n_correct)
         for curve, counts in CORRECT.items()
         if curve[0] in (UNDEFENDED, *params.selected_defences)
         for eps, n_correct in zip((0.0,) if curve[2] == "clean" else EPS, counts, strict=True)
     )
-    write_attacks(records)
+    write_attacks(records, [OperatingPoint("recalibrated", BIASES, (0.0, -0.25, 0.0), (0.0, 0.5, 0.25))])
     evaluate(Workspace(), params, Tracker())
     purifiers = params.selected_defences if has_purifiers else ()
     PlausibleAnalysis(EPS, CLASSES, rows, labels[rows], params.selected_defences, purifiers).write()
@@ -130,9 +135,9 @@ def write_learning(labels: np.ndarray, n_seeds: int = 3, gain: float = 0.02) -> 
             clean += shift + 0.001 * seed * (shift > 0)
             rows.append([name, seed, cycle, 10 * (cycle + 1), 0.5, clean, clean / 2, clean / 2, 0.1, 0.3])
     rows += [["all labels", seed, 0, 60, np.nan, 0.8, 0.4, 0.4, 0.1, np.nan] for seed in range(n_seeds)]
-    metrics = ["labelling_accuracy", "clean_accuracy", "robust_accuracy", "gap", "ece", "pool_entropy"]
+    metrics = ["query_accuracy", "clean_accuracy", "robust_accuracy", "accuracy_gap", "ece", "mean_pool_entropy"]
     columns = ["acquisition", "seed", "cycle", "n_labelled", *metrics]
-    cycles = pd.DataFrame(rows, columns=columns).assign(positive_share=0.5, n_test=N_TEST, n_attacked=N_TEST)
+    cycles = pd.DataFrame(rows, columns=columns).assign(positive_fraction=0.5, n_test=N_TEST, n_attacked=N_TEST)
     write_table(cycles, Workspace().cycles)
     write_table(curve_table(cycles), Workspace().learning_curves)
     write_table(summary_table(cycles), Workspace().label_efficiency)
@@ -151,17 +156,24 @@ def empty_analysis() -> None:
 
 
 def records_of(
-    rows: np.ndarray, labels: np.ndarray, target: str, threat_model: str, attack: str, eps: float, n_correct: int
+    rows: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    target: str,
+    threat_model: str,
+    attack: str,
+    eps: float,
+    n_correct: int,
 ) -> pa.Table:
+    """Records of one attack at one eps, of which the first ``n_correct`` images are correct."""
+
     def logits(n_correct: int) -> np.ndarray:
         correct = np.eye(len(CLASSES), dtype=np.float32)[labels]
         incorrect = np.eye(len(CLASSES), dtype=np.float32)[(labels + 1) % len(CLASSES)]
         return np.where(np.arange(len(labels))[:, None] < n_correct, correct, incorrect)
 
     return build_records(
-        rows,
-        np.array([f"{row}.png" for row in rows], dtype=object),
-        labels,
+        {"image": rows, "path": np.array([f"{row}.png" for row in rows], object), "label": labels, "group": groups},
         {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf"},
         eps,
         eps / 255,

@@ -16,6 +16,7 @@ from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
 from tests.conftest import VALUES
+from tests.plausible_attack import write_leakage
 
 CLASSES = ["none", "left", "right"]
 SIDE = 32
@@ -67,6 +68,7 @@ def make_small_workspace(folder: Path) -> None:
     info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
     leakage = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
     workspace.dataset_info.write_text(json.dumps(info | {"leakage": leakage}))
+    write_leakage(workspace, np.flatnonzero(table["split"] == "test"))
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -78,7 +78,7 @@ def test_each_cycle_adds_one_query_and_all_functions_share_the_initial_cycle(par
     data = load_prepared(Workspace())
     assert set(queries["image"]) <= set(data.indices("train"))
     assert (queries["path"] == data.table["path"].to_numpy()[queries["image"]]).all()
-    assert (queries["told"] == queries["label"]).all()
+    assert (queries["assigned_label"] == queries["label"]).all()
 
 
 def test_accuracies_are_computed_from_the_saved_predictions(params: Callable[..., Params]) -> None:
@@ -90,11 +90,11 @@ def test_accuracies_are_computed_from_the_saved_predictions(params: Callable[...
         key = ["acquisition", "seed", "cycle"]
         rows = predictions[(predictions[key] == row[key]).all(axis=1)]
         assert row["clean_accuracy"] == pytest.approx((rows["predicted"] == rows["label"]).mean())
-        assert row["robust_accuracy"] == pytest.approx(rows["robust"].mean())
+        assert row["robust_accuracy"] == pytest.approx(rows["robust_correct"].mean())
         # an image that is correct under attack is also correct without attack
-        robust = rows[rows["robust"] == 1]
+        robust = rows[rows["robust_correct"] == 1]
         assert (robust["predicted"] == robust["label"]).all()
-        assert row["gap"] >= 0
+        assert row["accuracy_gap"] >= 0
 
 
 @pytest.mark.parametrize("n_trainings", [2, 5, 9], ids=["random, cycle 2", "all labels", "entropy, second seed"])
@@ -148,23 +148,23 @@ def test_a_run_ends_when_the_pool_is_empty(params: Callable[..., Params]) -> Non
     cycles = pd.read_csv(Workspace().cycles)
     entropy_run = cycles[cycles["acquisition"] == "entropy"]
     assert list(entropy_run["n_labelled"]) == [14, 42, 56]
-    assert entropy_run["pool_entropy"].isna().tolist() == [False, False, True]
+    assert entropy_run["mean_pool_entropy"].isna().tolist() == [False, False, True]
 
 
 def test_the_labels_of_a_noisy_oracle_are_recorded(params: Callable[..., Params]) -> None:
     rates = {"none": 1.0, "left": 1.0, "right": 1.0}
     run(params(oracle={"kind": "noisy", "error_rate": rates}, n_seeds=1, n_cycles=1))
     queries = pd.read_parquet(Workspace().queries)
-    assert (queries["told"] != queries["label"]).all()
+    assert (queries["assigned_label"] != queries["label"]).all()
     cycles = pd.read_csv(Workspace().cycles)
-    assert (cycles.loc[cycles["n_queried"] > 0, "told_accuracy"] == 0).all()
+    assert (cycles.loc[cycles["n_queried"] > 0, "assigned_label_accuracy"] == 0).all()
 
 
 def test_pseudo_labels_are_assigned_to_confident_predictions_only(params: Callable[..., Params]) -> None:
     run(params(oracle={"kind": "pseudo_label", "confidence_threshold": 0.4}, n_seeds=1))
     queries = pd.read_parquet(Workspace().queries)
     assert (queries["confidence"] >= 0.4).all()
-    assert (queries["told"] == queries["predicted"]).all()
+    assert (queries["assigned_label"] == queries["predicted"]).all()
 
 
 def test_a_confidence_that_no_prediction_reaches_is_an_error(params: Callable[..., Params]) -> None:
@@ -222,7 +222,7 @@ def test_each_acquisition_function_is_tracked_as_a_curve_over_its_cycles_with_a_
     curves = pd.read_csv(Workspace().learning_curves)
     clean = curves[(curves["acquisition"] == "entropy") & (curves["metric"] == "clean_accuracy")]["value"]
     assert [metrics["learning/clean_accuracy"] for _, metrics in points] == pytest.approx(list(clean))
-    assert "efficiency/clean_area_gain" in points[0][1]
+    assert "label_efficiency/mean_clean_accuracy_gain" in points[0][1]
     plot = pd.read_csv(Workspace().active_learning_plots / "clean_accuracy.csv")
     assert list(plot) == ["curve", "n_labelled", "value"]
     assert list(plot["curve"].drop_duplicates()) == ["random", "entropy"]

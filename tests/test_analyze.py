@@ -85,8 +85,10 @@ def test_every_set_of_adversarial_images_is_analysed_for_every_target(analysed: 
     clean = {(defence, "none", "clean", 0.0) for defence in DEFENCES}
     assert points_of(pd.read_csv(analysed.heatmaps)) == pgd | clean
     features = pd.read_csv(analysed.features)
-    assert points_of(features[features["space"] == "classifier"]) == pgd
-    assert points_of(features[features["space"] == "bottleneck"]) == {point for point in pgd if point[0] in DEFENCES}
+    assert points_of(features[features["feature_space"] == "classifier"]) == pgd
+    assert points_of(features[features["feature_space"] == "bottleneck"]) == {
+        point for point in pgd if point[0] in DEFENCES
+    }
     detection = pd.read_csv(analysed.detection)
     assert set(detection["detector"]) == {"reconstruction error", "entropy", "prediction change", "feature distance"}
     assert set(detection["attack"]) == {"fgsm", "pgd", "pgd and detector"}
@@ -95,7 +97,7 @@ def test_every_set_of_adversarial_images_is_analysed_for_every_target(analysed: 
 
 def test_the_error_of_fgsm_images_follows_from_eps(analysed: Workspace) -> None:
     resilience = pd.read_csv(analysed.resilience)
-    of_fgsm = resilience[(resilience["attack"] == "fgsm") & (resilience["images"] == "adversarial")]
+    of_fgsm = resilience[(resilience["attack"] == "fgsm") & (resilience["image_kind"] == "adversarial")]
     mse = of_fgsm[of_fgsm["metric"] == "mse"].set_index(["surrogate", "eps"])["value"]
     for (_, eps), value in mse.items():
         assert value == pytest.approx((eps / 255) ** 2, rel=0.02)
@@ -149,7 +151,7 @@ def test_the_number_of_images_for_adaptive_attacks_on_detectors_can_be_limited(
 def test_embeddings_contain_every_image_clean_and_adversarial(analysed: Workspace) -> None:
     embeddings = pd.read_parquet(analysed.embeddings)
     rows = load_prepared(analysed).indices("test")
-    groups = embeddings.groupby(["space", *POINT, "method", "origin"])
+    groups = embeddings.groupby(["feature_space", *POINT, "method", "image_kind"])
     assert len(groups) == 3 * 2 * 2 * 2
     for _, group in groups:
         assert group["image"].tolist() == rows.tolist()

@@ -15,7 +15,7 @@ from torch import nn
 
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
-from tasks.attacks import attack_run
+from tasks.attacks import fixed_eps
 from tasks.attacks.attack_run import _split
 from tasks.attacks.gradient import pgd as pgd_module
 from tasks.core.workspace import Workspace
@@ -130,8 +130,8 @@ def test_an_attack_passes_few_modules_from_the_step_to_its_gradients_and_records
         # records of crafted images are first written to the unfinished folder of a part
         return path.name == "records.parquet" and path.parent.suffix == ".partial"
 
-    write, gradient = attack_run.write_records, pgd_module.loss_gradient
-    monkeypatch.setattr(attack_run, "write_records", traced("records", write, is_of_crafted))
+    write, gradient = fixed_eps.write_records, pgd_module.loss_gradient
+    monkeypatch.setattr(fixed_eps, "write_records", traced("records", write, is_of_crafted))
     monkeypatch.setattr(pgd_module, "loss_gradient", traced("gradient", gradient, lambda *_: True))
     workspace.attack.mkdir()
     attack(workspace, params_with(SMALL | {"attack.attacks": ["pgd"]}), Tracker())
@@ -156,6 +156,7 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         "attack/cost.json",
         "attack/diagnostics.parquet",
         "attack/minimum_eps.parquet",
+        "attack/operating_points.json",
         "attack/perturbations/fgsm-eps0.5.npz",
         "attack/perturbations/fgsm-eps4.npz",
         "attack/perturbations/pgd-eps0.5.npz",
@@ -164,6 +165,7 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         "attack_defence/autoencoder/cost.json",
         "attack_defence/autoencoder/diagnostics.parquet",
         "attack_defence/autoencoder/minimum_eps.parquet",
+        "attack_defence/autoencoder/operating_points.json",
         "attack_defence/autoencoder/perturbations/fgsm-eps4.npz",
         "attack_defence/autoencoder/perturbations/pgd-eps4.npz",
         "attack_defence/autoencoder/records.parquet",
@@ -171,12 +173,13 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
     records = read_records(workspace, DEFENCES)
     points = ["target", "threat_model", "attack", "eps"]
     expected = [("undefended", "none", "clean", 0.0)]
-    expected += [("undefended", "adaptive", kind, eps) for kind in ("fgsm", "pgd") for eps in (0.5, 4.0)]
+    adaptive = ("fgsm", "pgd", "art_fgsm", "art_pgd")
+    expected += [("undefended", "adaptive", kind, eps) for kind in adaptive for eps in (0.5, 4.0)]
     expected += [("autoencoder", "none", "clean", 0.0)]
     expected += [
         ("autoencoder", threat_model, kind, eps)
-        for threat_model in ("transfer", "adaptive")
-        for kind in ("fgsm", "pgd")
+        for threat_model, kinds in (("transfer", ("fgsm", "pgd")), ("adaptive", adaptive))
+        for kind in kinds
         for eps in (0.5, 4.0)
     ]
     assert list(records.groupby(points, sort=False).groups) == expected
@@ -251,7 +254,7 @@ def test_bfloat16_changes_the_sweep_alone_and_hardly_its_results(
     reduced = run(workspace, params_with(SMALL | {"compute.precision": "bfloat16"}))
     same = {name for name in exact if exact[name] == reduced[name]}
     assert {name for name in exact if name.endswith(("records.parquet", ".npz", "diagnostics.parquet"))} <= same
-    both = smallest.merge(read_minimum_eps(workspace, DEFENCES), on=["target", "attack", "image"])
+    both = smallest.merge(read_minimum_eps(workspace, DEFENCES), on=["target", "operating_point", "attack", "image"])
     assert len(both) == len(smallest)
     from_sweep = both[both["attack"] == "sweep"]
     assert (from_sweep["minimum_eps_x"] == from_sweep["minimum_eps_y"]).mean() > 0.95
@@ -263,6 +266,7 @@ def test_the_minimum_eps_is_consistent_with_the_records_of_the_attacks(
 ) -> None:
     run(workspace, params_with(SMALL | {"attack.sweep.n_steps": 10}))
     records, smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
+    smallest = smallest[smallest["operating_point"] == "as_trained"]
     searches = {attack: of.set_index(["target", "image"]) for attack, of in smallest.groupby("attack", sort=False)}
     assert {attack: set(of["threat_model"]) for attack, of in searches.items()} == {
         "sweep": {"adaptive"},
@@ -330,7 +334,8 @@ def test_an_interrupted_attack_resumes_and_gives_the_same_bytes(
     interrupt_after: Callable[[Params, int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # for each of two targets: clean predictions, three searches of two parts, 8 crafted parts, diagnostics of two parts
+    # for each of two targets: clean predictions on two splits, three searches of two parts at two operating points, 16
+    # crafted parts, diagnostics of two parts
     params = params_with(SMALL | {"attack.batch_size": 8, "attack.max_images": 30})
     monkeypatch.setattr("tasks.attacks.attack_run.MAX_SEARCH_BATCHES", 2)
     uninterrupted = run(workspace, params)
@@ -359,11 +364,11 @@ def test_clean_records_cover_every_test_image_if_only_some_are_attacked(
     ("change", "n_expected"),
     [
         ({"seed": 1}, 0),
-        # clean predictions and the three searches of two parts do not depend on it
-        ({"attack.pgd.n_steps": 4}, 7),
+        # clean predictions and the searches do not depend on it
+        ({"attack.pgd.n_steps": 4}, 8),
         ({"attack.norm": "l2", "attack.square.n_queries": 0}, 0),
-        # clean predictions are of all test images
-        ({"attack.max_images": 16}, 1),
+        # clean predictions are of all test images and of all validation images
+        ({"attack.max_images": 16}, 2),
     ],
 )
 def test_checkpoints_of_other_parameters_are_not_used(
@@ -388,12 +393,12 @@ def test_checkpoints_of_other_weights_of_a_defence_are_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = params_with(SMALL | {"attack.eps": [4]})
-    # clean predictions, three searches of two parts, 4 crafted parts and two diagnostics of the classifier, then the
-    # first parts of the autoencoder
-    interrupt_after(params, 15)
+    # 2 clean predictions, 12 searches, 8 crafted parts and two diagnostics of the classifier, then the first parts of
+    # the autoencoder
+    interrupt_after(params, 27)
     save_model(workspace.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
     resumed = run(workspace, params)
-    assert n_resumed(caplog) == 13
+    assert n_resumed(caplog) == 24
     assert resumed == run(workspace, params)
 
 
@@ -413,6 +418,8 @@ def test_the_batch_size_does_not_change_predictions(workspace: Workspace, params
     records, smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
     run(workspace, params_with(SMALL | {"attack.batch_size": 3}))
     others, others_smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
+    # ART draws one random start for each batch
+    records, others = (of[of["attack"] != "art_pgd"].reset_index(drop=True) for of in (records, others))
     assert (records["image"] == others["image"]).all()
     assert (records["prediction"] == others["prediction"]).all()
     assert records["margin"].to_numpy() == pytest.approx(others["margin"].to_numpy(), abs=1e-3)
@@ -493,7 +500,7 @@ def test_hop_skip_jump_attacks_the_chosen_images(workspace: Workspace, params_wi
     few = {"attack.hop_skip_jump.n_queries": 100, "attack.hop_skip_jump.max_images": 6, "attack.eps": [4, 16]}
     run(workspace, params_with(SMALL | few))
     smallest = read_minimum_eps(workspace, DEFENCES)
-    for _, of_target in smallest.groupby("target"):
+    for _, of_target in smallest.groupby(["target", "operating_point"]):
         hop_skip_jump = of_target[of_target["attack"] == "hop_skip_jump"].set_index("image")
         assert len(hop_skip_jump) == 6
         assert set(hop_skip_jump["threat_model"]) == {"black_box"}

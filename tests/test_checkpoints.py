@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from ruamel.yaml import YAML
 
-from tasks.attacks import attack_run
+from tasks.attacks import attack_run, searches
 from tasks.attacks.attack_run import AttackRun
 from tasks.core import checkpoints as module
 from tasks.core.checkpoints import Checkpoints, digest_of_code
@@ -345,7 +345,7 @@ def paths_of_parts(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Cal
             patch.setattr(Checkpoints, "get_or_compute", compute_first)
             run = AttackRun.load(workspace, params, target)
             # a part reads the result of the part before
-            patch.setattr(attack_run.pq, "read_table", lambda _: None)
+            patch.setattr(searches.pq, "read_table", lambda _: None)
             patch.setattr(Checkpoints, "get_or_compute", record)
             for part in run.parts():
                 part()

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 
 from tasks.analysis.claims import Claim, judge_claims, restored_fraction
-from tasks.statistics.intervals import bootstrap_counts
+from tasks.statistics.groups import GroupJackknife
 
 N = 200
 OVERLAP = "overlap/bottleneck/autoencoder/transfer"
-COUNTS = bootstrap_counts(np.arange(N), 500, 0)
+ALONE = GroupJackknife(np.arange(N))
 
 
 def records(clean: float, undefended: float, transfer: float, adaptive: float) -> pd.DataFrame:
@@ -40,8 +40,14 @@ def records(clean: float, undefended: float, transfer: float, adaptive: float) -
 
 
 def features(probe: tuple[float, float, float], knn: tuple[float, float, float], eps: float = 1.0) -> pd.DataFrame:
-    point = {"space": "bottleneck", "target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "eps": eps}
-    metrics = {"probe_auroc": probe, "knn_auroc": knn, "mmd_p_value": (0.25, np.nan, np.nan)}
+    point = {
+        "feature_space": "bottleneck",
+        "target": "autoencoder",
+        "threat_model": "transfer",
+        "attack": "pgd",
+        "eps": eps,
+    }
+    metrics = {"linear_probe_auroc": probe, "knn_auroc": knn, "mmd_p_value": (0.25, np.nan, np.nan)}
     return pd.DataFrame(
         [
             {**point, "metric": metric, "n": N, **dict(zip(("value", "low", "high"), numbers, strict=True))}
@@ -71,7 +77,7 @@ def claims(kinds: dict[str, str] | None = None, **changed: pd.DataFrame) -> dict
         "features": features((0.55, 0.5, 0.6), (0.5, 0.45, 0.55)),
         "detection": detection(("entropy", "pgd", 0.6)),
     }
-    judged = judge_claims(**(tables | changed), kinds=kinds, eps=1.0, resample=lambda rows: COUNTS)
+    judged = judge_claims(**(tables | changed), kinds=kinds, eps=1.0, jackknife_of=GroupJackknife)
     return {claim.key: claim for claim in judged}
 
 
@@ -136,14 +142,14 @@ def test_resilience_is_judged_for_each_threat_model_by_the_restored_fraction() -
 
 def test_the_restored_fraction_of_a_harmful_defence_is_negative() -> None:
     images = np.arange(N)
-    found = restored_fraction(images < 190, images < 80, images < 60, COUNTS)
+    found = restored_fraction(images < 190, images < 80, images < 60, ALONE)
     assert found.value == pytest.approx(-20 / 110)
     assert found.low < found.value < found.high < 0
 
 
 def test_the_restored_fraction_is_undefined_if_no_accuracy_was_lost() -> None:
     correct = np.full(N, True)
-    assert np.isnan(restored_fraction(correct, correct, correct, COUNTS)).all()
+    assert np.isnan(restored_fraction(correct, correct, correct, ALONE)).all()
     claim = claims(records=records(0.95, 0.95, 0.95, 0.95))["restoration/autoencoder/adaptive"]
     assert (claim.value, claim.result) == (None, "not significant")
 

@@ -18,7 +18,7 @@ from tasks.analysis.classification import (
     robustness_area,
 )
 from tasks.records.scores import entropy
-from tasks.statistics.intervals import bootstrap_counts
+from tasks.statistics.groups import GroupJackknife
 
 CLEAN = ("undefended", "none", "clean", 0.0)
 METRICS = ["accuracy", "top1_error", "loss", "precision", "recall", "f1", "auroc", "ece", "brier", "mean_entropy"]
@@ -57,8 +57,9 @@ def correct_logits(labels: np.ndarray, correct: list[bool]) -> np.ndarray:
     return np.eye(2)[predictions] * 4
 
 
-def ordinary(n: int, n_resamples: int) -> np.ndarray:
-    return bootstrap_counts(np.arange(n), n_resamples, seed=0)
+def alone(n: int) -> GroupJackknife:
+    """Every image is a group of its own."""
+    return GroupJackknife(np.arange(n))
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -83,7 +84,7 @@ def test_metrics_equal_scikit_learn(n_classes: int) -> None:
             "brier": brier_score_loss(labels, probabilities, scale_by_half=False, labels=range(n_classes)),
             "mean_entropy": float(entropy(logits).mean()),
         }
-    table = classification_table(pd.concat(parts), 1, ordinary(90, 200))
+    table = classification_table(pd.concat(parts), 1, alone(90))
     assert list(table.columns) == ["target", "threat_model", "attack", "eps", "metric", "value", "low", "high"]
     assert table["metric"].tolist() == METRICS * 2
     for eps, values in expected.items():
@@ -98,10 +99,10 @@ def test_clean_rows_cover_the_attacked_images_in_any_order() -> None:
     few = np.array([31, 2, 17, 8])
     of_few = records_at(CLEAN, labels[few], logits[few], few)
     attacked = records_at(pgd(1.0), labels[few][::-1], logits[few][::-1], few[::-1])
-    table = classification_table(pd.concat([records_at(CLEAN, labels, logits), attacked]), 1, ordinary(4, 50))
-    of_all = classification_table(pd.concat([of_few, attacked]), 1, ordinary(4, 50))
+    table = classification_table(pd.concat([records_at(CLEAN, labels, logits), attacked]), 1, alone(4))
+    of_all = classification_table(pd.concat([of_few, attacked]), 1, alone(4))
     pd.testing.assert_frame_equal(table, of_all)
-    # equal predictions and equal resamples give equal intervals
+    # equal predictions of equal images give equal intervals
     clean, after = (table.loc[table["eps"] == eps, ["value", "low", "high"]].to_numpy() for eps in (0, 1))
     assert clean == pytest.approx(after, nan_ok=True)
 
@@ -110,19 +111,22 @@ def test_auroc_is_nan_without_a_class_and_precision_is_0_without_positive_predic
     labels = np.zeros(6, dtype=int)
     logits = correct_logits(labels, [True] * 6)
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
-    table = classification_table(records, 1, ordinary(6, 20)).set_index(["eps", "metric"])
+    table = classification_table(records, 1, alone(6)).set_index(["eps", "metric"])
     assert table.loc[(1.0, "auroc")][["value", "low", "high"]].isna().all()
-    assert table.loc[(1.0, "precision")][["value", "low", "high"]].tolist() == [0, 0, 0]
-    assert table.loc[(1.0, "accuracy")][["value", "low", "high"]].tolist() == [1, pytest.approx(0.6097, abs=1e-4), 1]
+    precision = table.loc[(1.0, "precision")]
+    assert precision["value"] == 0
+    assert precision[["low", "high"]].isna().all()
+    # Clopper and Pearson's bound for 6 of 6
+    assert table.loc[(1.0, "accuracy")][["value", "low", "high"]].tolist() == [1, pytest.approx(0.025 ** (1 / 6)), 1]
 
 
 def test_auroc_orders_saturated_predictions() -> None:
     labels = np.array([0, 0, 1, 1])
     logits = np.column_stack([np.zeros(4), [50.0, 60, 70, 80]])
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
-    table = classification_table(records, 1, ordinary(4, 20)).set_index(["eps", "metric"])
+    table = classification_table(records, 1, alone(4)).set_index(["eps", "metric"])
     assert table.loc[(0.0, "auroc"), "value"] == 1
-    below = classification_table(records, 0, ordinary(4, 20)).set_index(["eps", "metric"])
+    below = classification_table(records, 0, alone(4)).set_index(["eps", "metric"])
     assert below.loc[(0.0, "auroc"), "value"] == 1
 
 
@@ -131,16 +135,16 @@ def test_points_with_different_images_raise_an_error() -> None:
     records = pd.concat([records_at(CLEAN, labels, logits), records_at(pgd(1.0), labels, logits)])
     missing = pd.concat([records, records_at(pgd(2.0), labels[:5], logits[:5])])
     with pytest.raises(ValueError, match=r"records of undefended/adaptive/pgd/2.0 is 5, but 6 images"):
-        classification_table(missing, 1, ordinary(6, 10))
+        classification_table(missing, 1, alone(6))
     with pytest.raises(ValueError, match=r"records of undefended/adaptive/pgd/2.0 is 5, but 6 images"):
-        robustness_area(missing, ordinary(6, 10))
+        robustness_area(missing, alone(6))
 
 
 def test_every_point_has_a_reliability_curve() -> None:
     labels = np.array([0, 1, 0, 1])
     sure = correct_logits(labels, [True, True, True, False])
     records = pd.concat([records_at(CLEAN, labels, sure), records_at(pgd(1.0), labels, np.zeros((4, 2)))])
-    table = reliability_table(records)
+    table = reliability_table(records, alone(4))
     assert len(table) == 2 * 15
     filled = table[table["n"] > 0].set_index("eps")
     assert filled["bin"].to_dict() == {0.0: 14, 1.0: 7}
@@ -155,19 +159,19 @@ def test_entropy_histograms_are_split_by_correctness_and_end_at_the_maximum() ->
     records["entropy"] += np.where(records["entropy"] > 0.1, 1e-12, 0)
     table = entropy_table(records, n_bins=4)
     at_one = table[table["eps"] == 1]
-    assert at_one["entropy_low"].tolist() == pytest.approx(np.arange(4) / 4 * np.log(2))
-    assert at_one["entropy_high"].tolist() == pytest.approx(np.arange(1, 5) / 4 * np.log(2))
+    assert at_one["lower_edge"].tolist() == pytest.approx(np.arange(4) / 4 * np.log(2))
+    assert at_one["upper_edge"].tolist() == pytest.approx(np.arange(1, 5) / 4 * np.log(2))
     assert at_one["n_correct"].tolist() == [1, 0, 0, 1]
-    assert at_one["n_wrong"].tolist() == [1, 0, 0, 1]
+    assert at_one["n_misclassified"].tolist() == [1, 0, 0, 1]
 
 
 def test_the_area_is_the_mean_accuracy_over_octaves() -> None:
-    labels = np.array([0, 1, 0, 1])
-    accuracies = {1.0: [True] * 4, 2.0: [True, True, False, False], 8.0: [False] * 4}
-    parts = [records_at(CLEAN, labels, correct_logits(labels, [True] * 4))]
+    labels = np.array([0, 1, 0, 1] * 4)
+    accuracies = {1.0: [True] * 16, 2.0: [True, True, False, False] * 4, 8.0: [False] * 16}
+    parts = [records_at(CLEAN, labels, correct_logits(labels, [True] * 16))]
     # one octave from 1 to 0.5, then two from 0.5 to 0
     parts += [records_at(pgd(eps), labels, correct_logits(labels, right)) for eps, right in accuracies.items()]
-    area = robustness_area(pd.concat([parts[0], parts[3], parts[1], parts[2]]), ordinary(4, 500))
+    area = robustness_area(pd.concat([parts[0], parts[3], parts[1], parts[2]]), alone(16))
     assert len(area) == 1
     assert area.loc[0, ["target", "threat_model", "attack"]].tolist() == ["undefended", "adaptive", "pgd"]
     assert area.loc[0, "value"] == pytest.approx((1 * 0.75 + 2 * 0.25) / 3)
@@ -182,8 +186,8 @@ def test_groups_of_similar_images_make_intervals_wider() -> None:
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
     widths = []
     for groups in (np.arange(90), np.repeat(np.arange(30), 3)):
-        counts = bootstrap_counts(groups, 500, seed=0)
-        tables = classification_table(records, 1, counts), robustness_area(records, counts)
+        jackknife = GroupJackknife(groups)
+        tables = classification_table(records, 1, jackknife), robustness_area(records, jackknife)
         widths += [table.iloc[0]["high"] - table.iloc[0]["low"] for table in tables]
     assert widths[2] / widths[0] == pytest.approx(3**0.5, rel=0.15)
     assert widths[3] / widths[1] == pytest.approx(3**0.5, rel=0.15)
@@ -192,7 +196,5 @@ def test_groups_of_similar_images_make_intervals_wider() -> None:
 def test_the_area_for_a_single_eps_is_the_accuracy() -> None:
     labels = np.array([0, 1, 0, 1])
     logits = correct_logits(labels, [True, True, True, False])
-    area = robustness_area(
-        pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(4.0))]), ordinary(4, 100)
-    )
+    area = robustness_area(pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(4.0))]), alone(4))
     assert area["value"].tolist() == [0.75]

@@ -87,7 +87,7 @@ def test_the_table_has_both_versions_of_every_image_for_both_methods() -> None:
     clean, adversarial = blobs(n=10)
     rows, labels = np.arange(20, 30), np.arange(10) % 2
     table = embedding_table(clean, adversarial, rows, labels, seed=0)
-    for (_, _), group in table.groupby(["method", "origin"]):
+    for (_, _), group in table.groupby(["method", "image_kind"]):
         assert group["image"].tolist() == rows.tolist()
         assert group["label"].tolist() == labels.tolist()
-    assert table.groupby(["method", "origin"]).ngroups == 4
+    assert table.groupby(["method", "image_kind"]).ngroups == 4

@@ -17,10 +17,11 @@ from tasks.evaluation.checks import CHECKS
 from tasks.params import Params
 from tasks.records.tables import build_records
 from tasks.tracking import Tracker
-from tests.plausible_attack import write_attacks
+from tests.plausible_attack import write_attacks, write_leakage
 
 N = 60
 EPS = (0.25, 2.0)
+GRID = {"attack.eps": [0.25, 2], "analyze.eps": 2, "analyze.detector_evasion.eps": []}
 
 
 class Recorder(Tracker):
@@ -57,10 +58,9 @@ def make_records(n_classes: int, defences: Sequence[str] = ("autoencoder",)) -> 
         logits[np.arange(N), labels] = clean_margin - eps * strength[attack] * (
             0.5 if threat_model == "transfer" else 1
         )
+        paths = np.array([f"image {i}.png" for i in range(N)], dtype=object)
         return build_records(
-            np.arange(N) + 100,
-            np.array([f"image {i}.png" for i in range(N)], dtype=object),
-            labels,
+            {"image": np.arange(N) + 100, "path": paths, "label": labels, "group": np.arange(N)},
             {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf"},
             eps,
             eps / 255,
@@ -91,12 +91,12 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Call
     monkeypatch.chdir(tmp_path)
 
     def run(classes: list[str], overrides: Mapping[str, Any] | None = None) -> Recorder:
-        params = params_with(overrides)
+        params = params_with(GRID | (overrides or {}))
         for step in (Workspace().prepare, Workspace().evaluate):
             step.mkdir(parents=True, exist_ok=True)
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
-        info["leakage"] = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
         Workspace().dataset_info.write_text(json.dumps(info))
+        write_leakage(Workspace(), np.arange(N) + 100)
         write_attacks(make_records(len(classes), params.selected_defences))
         recorder = Recorder()
         evaluate(Workspace(), params, recorder)
@@ -126,13 +126,18 @@ def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) 
         "plots/confusion.csv",
         "plots/mean_entropy_by_eps.csv",
         "robustness.csv",
+        "worst_case.csv",
     ]
 
 
 def test_metrics_json_has_a_value_for_each_target_threat_model_attack_and_eps(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     metrics = read_metrics()
-    assert set(metrics) == {"clean", "robust"}
+    assert set(metrics) == {"clean", "robust", "worst_case"}
+    worst_case = metrics["worst_case"]["autoencoder"]["as_trained"]
+    assert set(worst_case) == {"transfer", "adaptive"}
+    assert set(worst_case["adaptive"]) == {"eps_0", "eps_0.25", "eps_2"}
+    assert list(worst_case["adaptive"]["eps_2"]) == ["accuracy", "balanced_accuracy", "specificity", "sensitivity"]
     assert set(metrics["clean"]) == {"undefended", "autoencoder"}
     for values in metrics["clean"].values():
         assert list(values) == ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
@@ -181,7 +186,7 @@ def test_the_worst_case_includes_images_that_only_the_sweep_breaks(
     found.to_parquet(Workspace().minimum_eps("undefended"))
     shutil.rmtree(Workspace().evaluate)
     Workspace().evaluate.mkdir()
-    evaluate(Workspace(), params_with(), Tracker())
+    evaluate(Workspace(), params_with(GRID), Tracker())
     after = read_metrics()["robust"]["undefended"]["adaptive"]["worst_case"]
     assert after["eps_0.25"] == pytest.approx(before["eps_0.25"] - 3 / N, abs=1e-5)
     assert after["eps_2"] == before["eps_2"]
@@ -265,7 +270,7 @@ def test_the_checks_of_every_target_have_status_value_and_explanation(evaluated:
     checks = json.loads(Workspace().checks.read_text())
     for check in checks:
         assert list(check) == ["target", "key", "name", "status", "value", "explanation"]
-        assert check["status"] in {"PASS", "WARN", "FAIL"}
+        assert check["status"] in {"PASS", "INFO", "WARN", "FAIL", "UNVERIFIED"}
     found = {(check["target"], check["key"]): check["status"] for check in checks}
     # the bare classifier has no transfer attacks, and a defence of this kind is no positive control
     of_defences = {"transfer_vs_adaptive", "adaptive_advantage"}
@@ -331,4 +336,4 @@ def test_a_target_without_records_is_an_error_that_names_the_step(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="Run the step attack first"):
-        evaluate(Workspace(), params_with(), Tracker())
+        evaluate(Workspace(), params_with(GRID), Tracker())

@@ -13,12 +13,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from tasks.analysis import feature_overlap as module
 from tasks.analysis.feature_overlap import PENALTIES, group_folds, mmd, overlap, probe
 from tasks.analysis.inner_products import gram, squared_distances
-from tasks.statistics.intervals import bootstrap_counts
 
 N, D = 121, 40
 LABELS = np.arange(N) % 2
 ALONE = np.arange(N)
-COUNTS = bootstrap_counts(np.arange(N), 200, seed=0)
+SHARE = 1 - 0.025 ** (1 / N)
+"""Largest share of groups that a sample of N groups may miss, with a confidence of 97.5 %."""
 
 
 def draw(n: int = N, d: int = D, seed: int = 0) -> np.ndarray:
@@ -26,7 +26,7 @@ def draw(n: int = N, d: int = D, seed: int = 0) -> np.ndarray:
 
 
 def values_of(clean: np.ndarray, adversarial: np.ndarray, groups: np.ndarray = ALONE) -> dict[str, float]:
-    return {name: each.value for name, each in overlap(clean, adversarial, LABELS, groups, COUNTS, seed=1).items()}
+    return {name: each.value for name, each in overlap(clean, adversarial, LABELS, groups, seed=1).items()}
 
 
 def p_value_of(clean: np.ndarray, adversarial: np.ndarray, groups: np.ndarray, seed: int) -> float:
@@ -34,8 +34,8 @@ def p_value_of(clean: np.ndarray, adversarial: np.ndarray, groups: np.ndarray, s
 
 
 def test_independent_samples_of_one_distribution_overlap() -> None:
-    estimates = overlap(draw(seed=0), draw(seed=1), LABELS, ALONE, COUNTS, seed=1)
-    for name in ("probe_auroc", "knn_auroc"):
+    estimates = overlap(draw(seed=0), draw(seed=1), LABELS, ALONE, seed=1)
+    for name in ("linear_probe_auroc", "knn_auroc"):
         assert estimates[name].low < 0.5 < estimates[name].high
         assert estimates[name].value == pytest.approx(0.5, abs=0.1)
     assert estimates["silhouette"].value == pytest.approx(0, abs=0.01)
@@ -44,8 +44,10 @@ def test_independent_samples_of_one_distribution_overlap() -> None:
 
 
 def test_equal_features_give_ties_in_every_metric() -> None:
-    estimates = overlap(draw(), draw(), LABELS, ALONE, COUNTS, seed=1)
-    assert estimates["probe_auroc"] == estimates["knn_auroc"] == (0.5, 0.5, 0.5)
+    estimates = overlap(draw(), draw(), LABELS, ALONE, seed=1)
+    # no interval has width 0
+    expected = pytest.approx((0.5, 0.5 - SHARE / 2, 0.5 + SHARE / 2))
+    assert estimates["linear_probe_auroc"] == estimates["knn_auroc"] == expected
     assert estimates["mmd"].value == 0
     assert estimates["mmd_p_value"].value == 1
     assert estimates["silhouette"].value == pytest.approx(0, abs=0.02)
@@ -55,13 +57,13 @@ def test_equal_features_give_ties_in_every_metric() -> None:
 
 def test_identical_features_of_all_images_give_chance_level() -> None:
     values = values_of(np.ones((N, D), dtype=np.float32), np.ones((N, D), dtype=np.float32))
-    assert [values[name] for name in ("probe_auroc", "knn_auroc", "class_auroc_clean")] == [0.5, 0.5, 0.5]
+    assert [values[name] for name in ("linear_probe_auroc", "knn_auroc", "class_auroc_clean")] == [0.5, 0.5, 0.5]
     assert [values[name] for name in ("silhouette", "mmd", "mmd_p_value")] == [0, 0, 1]
 
 
 def test_every_metric_detects_a_large_shift() -> None:
-    estimates = overlap(draw(), draw(seed=1) + 5, LABELS, ALONE, COUNTS, seed=1)
-    assert estimates["probe_auroc"] == estimates["knn_auroc"] == (1, 1, 1)
+    estimates = overlap(draw(), draw(seed=1) + 5, LABELS, ALONE, seed=1)
+    assert estimates["linear_probe_auroc"] == estimates["knn_auroc"] == pytest.approx((1, 1 - SHARE, 1))
     assert estimates["silhouette"].value > 0.6
     assert estimates["mmd"].value > 0.5
     assert estimates["mmd_p_value"].value == 1 / 1001
@@ -70,7 +72,7 @@ def test_every_metric_detects_a_large_shift() -> None:
 @pytest.mark.parametrize("noise", [1e-6, 1e-3, 1e-1])
 def test_the_other_version_of_a_held_out_image_does_not_leak(noise: float) -> None:
     values = values_of(draw(), draw() + noise * draw(seed=1))
-    assert values["probe_auroc"] == pytest.approx(0.5, abs=0.1)
+    assert values["linear_probe_auroc"] == pytest.approx(0.5, abs=0.1)
     assert values["knn_auroc"] == pytest.approx(0.5, abs=0.06)
 
 
@@ -80,7 +82,7 @@ def test_other_images_of_the_group_do_not_leak() -> None:
     directions = 3 * draw(n=groups.max() + 1, seed=1)[groups]
     by_group = values_of(draw() * 0.1, draw() * 0.1 + directions, groups)
     by_image = values_of(draw() * 0.1, draw() * 0.1 + directions)
-    for name in ("probe_auroc", "knn_auroc"):
+    for name in ("linear_probe_auroc", "knn_auroc"):
         assert by_image[name] > 0.9
         assert by_group[name] < 0.75
 
@@ -89,18 +91,20 @@ def test_the_probe_detects_a_small_consistent_shift_that_nearest_neighbours_miss
     clean = draw(d=200) * np.repeat([10, 0.1], [20, 180]).astype(np.float32)
     shift = np.repeat([0, 0.1], [20, 180]).astype(np.float32)
     values = values_of(clean, clean + shift)
-    assert values["probe_auroc"] > 0.95
+    assert values["linear_probe_auroc"] > 0.95
     assert values["knn_auroc"] < 0.65
     assert values["mmd_p_value"] == 1 / 1001
 
 
 def test_swapped_classes_are_separable_before_the_attack_and_reversed_after_it() -> None:
     away = 3 * (2 * LABELS[:, None] - 1).astype(np.float32)
-    estimates = overlap(draw() + away, draw() - away, LABELS, ALONE, COUNTS, seed=1)
-    assert estimates["class_auroc_clean"] == (1, 1, 1)
-    assert estimates["class_auroc_adversarial"] == (0, 0, 0)
+    estimates = overlap(draw() + away, draw() - away, LABELS, ALONE, seed=1)
+    # 60 images of the smaller class
+    share = 1 - 0.025 ** (1 / 60)
+    assert estimates["class_auroc_clean"] == pytest.approx((1, 1 - share, 1))
+    assert estimates["class_auroc_adversarial"] == pytest.approx((0, 0, share))
     assert estimates["class_silhouette_clean"].value > 0.5
-    collapsed = overlap(draw() + away, draw(seed=1), LABELS, ALONE, COUNTS, seed=1)
+    collapsed = overlap(draw() + away, draw(seed=1), LABELS, ALONE, seed=1)
     assert collapsed["class_auroc_adversarial"].value == pytest.approx(0.5, abs=0.15)
     assert collapsed["class_silhouette_adversarial"].value == pytest.approx(0, abs=0.02)
 
@@ -120,7 +124,7 @@ def test_probes_equal_explicit_ridge_regressions(monkeypatch: pytest.MonkeyPatch
     labels, groups = np.arange(N) % 3, np.arange(N) // 2
     clean = draw() + 0.5 * (labels == 2)[:, None].astype(np.float32)
     adversarial = draw(seed=1) + np.float32(0.2)
-    estimates = overlap(clean, adversarial, labels, groups, COUNTS, seed=3)
+    estimates = overlap(clean, adversarial, labels, groups, seed=3)
     folds = group_folds(labels, groups, seed=3)
 
     both = np.concatenate([clean, adversarial]).astype(np.float64)
@@ -138,7 +142,9 @@ def test_probes_equal_explicit_ridge_regressions(monkeypatch: pytest.MonkeyPatch
 
     origin, of_both = np.repeat([False, True], N), np.tile(folds, 2)
     scores = fit_and_score(both, 2.0 * origin[:, None] - 1, of_both, both)
-    assert estimates["probe_auroc"].value == pytest.approx(reference_auroc(scores[:, 0], origin, of_both), abs=1e-3)
+    assert estimates["linear_probe_auroc"].value == pytest.approx(
+        reference_auroc(scores[:, 0], origin, of_both), abs=1e-3
+    )
     one_hot = labels[:, None] == np.arange(3)
     for name, at in (("clean", both[:N]), ("adversarial", both[N:])):
         scores = fit_and_score(both[:N], 2.0 * one_hot - 1, folds, at)
@@ -258,29 +264,35 @@ def test_two_or_three_groups_give_two_or_three_folds() -> None:
         groups = np.arange(N) % n_groups
         assert np.unique(group_folds(LABELS, groups, seed=0)).tolist() == list(range(n_groups))
         values = values_of(draw(), draw(seed=1) + 5, groups)
-        assert values["probe_auroc"] == values["knn_auroc"] == 1
+        assert values["linear_probe_auroc"] == values["knn_auroc"] == 1
 
 
 def test_metrics_that_need_folds_are_undefined_for_one_group() -> None:
     values = values_of(draw(), draw(seed=1) + 5, np.zeros(N, dtype=int))
     undefined = {name for name, value in values.items() if np.isnan(value)}
-    assert undefined == {"probe_auroc", "knn_auroc", "mmd_p_value", "class_auroc_clean", "class_auroc_adversarial"}
+    assert undefined == {
+        "linear_probe_auroc",
+        "knn_auroc",
+        "mmd_p_value",
+        "class_auroc_clean",
+        "class_auroc_adversarial",
+    }
 
 
 def test_class_metrics_are_undefined_for_one_class() -> None:
-    estimates = overlap(draw(), draw(seed=1), np.zeros(N, dtype=int), ALONE, COUNTS, seed=1)
+    estimates = overlap(draw(), draw(seed=1), np.zeros(N, dtype=int), ALONE, seed=1)
     undefined = {name for name, figure in estimates.items() if np.isnan(figure.value)}
     assert undefined == {name for name in estimates if name.startswith("class_")}
 
 
 def test_all_metrics_are_undefined_for_one_image() -> None:
-    one = overlap(draw(n=1), draw(n=1, seed=1), np.zeros(1, dtype=int), np.zeros(1, dtype=int), np.ones((9, 1)), seed=0)
+    one = overlap(draw(n=1), draw(n=1, seed=1), np.zeros(1, dtype=int), np.zeros(1, dtype=int), seed=0)
     assert np.isnan(list(one.values())).all()
 
 
 def test_intervals_contain_their_value_and_mmd_has_none() -> None:
     labels = np.arange(N) % 3
-    estimates = overlap(draw(), draw(seed=1) + np.float32(0.1), labels, ALONE, COUNTS, seed=1)
+    estimates = overlap(draw(), draw(seed=1) + np.float32(0.1), labels, ALONE, seed=1)
     for name, (value, low, high) in estimates.items():
         if name.startswith("mmd"):
             assert np.isnan([low, high]).all()
@@ -289,7 +301,7 @@ def test_intervals_contain_their_value_and_mmd_has_none() -> None:
 
 
 def test_the_same_arguments_give_the_same_estimates() -> None:
-    first, second = (overlap(draw(), draw(seed=1), LABELS, ALONE, COUNTS, seed=4) for _ in range(2))
+    first, second = (overlap(draw(), draw(seed=1), LABELS, ALONE, seed=4) for _ in range(2))
     assert first == second or str(first) == str(second)
 
 
@@ -299,7 +311,7 @@ def test_features_that_are_not_finite_raise_an_error(value: float) -> None:
     broken[3, 4] = value
     for pair in ((broken, draw()), (draw(), broken)):
         with pytest.raises(ValueError, match="features contain NaN or infinite values"):
-            overlap(*pair, LABELS, ALONE, COUNTS, seed=0)
+            overlap(*pair, LABELS, ALONE, seed=0)
 
 
 def test_features_of_different_shapes_raise_an_error() -> None:

@@ -245,13 +245,13 @@ def test_heat_maps_cover_their_images_and_are_transparent_at_zero() -> None:
 
 def test_embeddings_have_one_row_for_each_method_and_one_column_for_each_eps() -> None:
     points = [
-        (method, eps, origin, label)
+        (method, eps, kind, label)
         for method in ("pca", "tsne")
         for eps in (1.0, 4.0)
-        for origin in ("clean", "adversarial")
+        for kind in ("clean", "adversarial")
         for label in (0, 1)
     ]
-    table = pd.DataFrame(points, columns=["method", "eps", "origin", "label"]).assign(x=1.0, y=2.0)
+    table = pd.DataFrame(points, columns=["method", "eps", "image_kind", "label"]).assign(x=1.0, y=2.0)
     figure = image_figures.embeddings(table, ["<a>", "b"])
     assert [axes.get_title() for axes in figure.axes] == ["ε = 1/255", "ε = 4/255", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["PCA", "", "t-SNE", ""]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.analysis.heatmaps import Heatmaps, heatmap_agreement, heatmap_correlation, is_blank, top_iou, upsample
+from tasks.statistics.groups import GroupJackknife
 from tasks.models.classifier import build_classifier
 from tasks.models.features import LogitsAndFeatures, classification_head, last_feature_map_layer
 
@@ -106,6 +107,6 @@ def test_upsampled_maps_have_the_size_of_the_image_and_a_maximum_of_one() -> Non
 def test_images_without_a_reference_map_do_not_count() -> None:
     maps, reference = np.zeros((2, 3, 4, 4))
     reference[:2] = maps[0] = np.arange(16.0).reshape(4, 4)
-    table = heatmap_agreement(maps, reference, np.ones((5, 3))).set_index("metric")
+    table = heatmap_agreement(maps, reference, GroupJackknife(np.arange(3))).set_index("metric")
     assert table.loc["correlation", ["value", "n", "n_blank"]].tolist() == pytest.approx([0.5, 2, 1])
     assert table.loc["iou", "value"] == 0.5

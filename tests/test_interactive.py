@@ -61,16 +61,16 @@ def explored(data: Prepared) -> dict[str, Any]:
     curve = {"target": "undefended", "threat_model": "adaptive", "attack": "pgd"}
     parts = [
         {
-            "space": "classifier",
+            "feature_space": "classifier",
             **curve,
             "eps": eps,
             "method": "pca",
             "image": image,
-            "origin": origin,
+            "image_kind": kind,
             "label": image % 2,
         }
         for eps in (1.0, 4.0)
-        for origin in ("clean", "adversarial")
+        for kind in ("clean", "adversarial")
         for image in (1, 3)
     ]
     embeddings = pd.DataFrame(parts).assign(x=[2.0, 4, 3, 2.5] * 2, y=1.0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
-from tasks.attacks import attack_run
+from tasks.attacks import attack_run, attacked, fixed_eps
 from tasks.core.workspace import Workspace
 from tasks.evaluate import evaluate
 from tasks.evaluation.checks import CheckResult
@@ -88,14 +88,14 @@ def test_masked_gradients_fail_the_checks_and_bpda_passes_them(
 def test_counting_images_that_are_misclassified_unchanged_as_successes_fails_the_check(
     workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = attack_run.build_records
+    build = attacked.build_records
 
     def build_wrongly(*arguments: Any) -> pa.Table:
         table = build(*arguments)
         wrong = [not correct for correct in table["correct"].to_pylist()]
         return table.set_column(table.column_names.index("success"), "success", pa.array(wrong))
 
-    monkeypatch.setattr(attack_run, "build_records", build_wrongly)
+    monkeypatch.setattr(attacked, "build_records", build_wrongly)
     checks = checks_of(workspace, params_with(OVERRIDES | {"selected_defences": ["autoencoder"]}))
     for target in ("undefended", "autoencoder"):
         assert checks[target, "success_definition"].status == "FAIL"
@@ -114,7 +114,7 @@ def too_far(monkeypatch: pytest.MonkeyPatch) -> None:
         return craft_too_far
 
     for name in ("fgsm", "pgd"):
-        monkeypatch.setattr(attack_run, name, beyond_the_ball(getattr(attack_run, name)))
+        monkeypatch.setattr(fixed_eps, name, beyond_the_ball(getattr(fixed_eps, name)))
 
 
 @pytest.mark.usefixtures("too_far")
@@ -130,6 +130,6 @@ def test_a_perturbation_outside_the_ball_stops_the_step(
 def test_a_perturbation_outside_the_ball_fails_the_check_where_the_step_does_not_stop(
     workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attack_run, "check_adversarial", lambda *_: None)
+    monkeypatch.setattr(attacked, "check_adversarial", lambda *_: None)
     checks = checks_of(workspace, params_with(OVERRIDES | {"selected_defences": ["autoencoder"]}))
     assert checks["undefended", "norm_bound"].status == "FAIL"

@@ -131,6 +131,44 @@ def test_grouped_split_does_not_leak(workspace: Workspace, params_of: Any) -> No
     assert table.groupby(patients)["split"].nunique().max() == 1
 
 
+@pytest.mark.parametrize("strategy", ["stratified", "grouped"])
+def test_leakage_is_unverified_and_estimated_without_patient_ids(
+    workspace: Workspace, strategy: str, params_of: Any
+) -> None:
+    prepare(workspace, params_of(strategy), Tracker())
+    leakage = json.loads(workspace.leakage.read_text())
+    assert leakage["outcome"] == "unverified"
+    assert leakage["fractions"] == json.loads(workspace.dataset_info.read_text())["leakage"]
+    assert leakage["estimate"]["n_images"] == sum(load_prepared(workspace).table["split"] == "test")
+    assert 0 <= leakage["estimate"]["low"] <= leakage["estimate"]["value"] <= leakage["estimate"]["high"] <= 1
+    # the groups of the manifest have the threshold 0.8
+    by_threshold = {row["same_group_correlation"]: row["group_in_train"] for row in leakage["sweep"]}
+    assert by_threshold[0.8] == leakage["fractions"]["group_in_train"]
+
+
+def test_leakage_is_exact_with_patient_ids(workspace: Workspace, params_of: Any) -> None:
+    manifest = pd.read_parquet(workspace.manifest)
+    patients = manifest["path"].str.extract(r"/(\d+) ")[0]
+    manifest.assign(patient=patients).to_parquet(workspace.manifest, index=False)
+    prepare(workspace, params_of("stratified"), Tracker())
+    table = pd.read_parquet(workspace.split)
+    assert table["patient"].tolist() == patients.tolist()
+    train, test = (set(patients[table["split"] == split]) for split in ("train", "test"))
+    expected = patients[table["split"] == "test"].isin(train).mean()
+    leakage = json.loads(workspace.leakage.read_text())
+    assert (leakage["outcome"], leakage["fractions"]["patient_in_train"]) == ("exact", expected)
+    assert leakage["estimate"]["n_groups"] == len(test)
+
+
+def test_shortcut_baseline_predicts_every_test_image(workspace: Workspace, params_of: Any) -> None:
+    prepare(workspace, params_of("stratified"), Tracker())
+    data, predictions = load_prepared(workspace), pd.read_csv(workspace.shortcut_predictions)
+    assert predictions["image"].tolist() == data.indices("test").tolist()
+    assert predictions["path"].tolist() == data.paths(data.indices("test")).tolist()
+    scores = json.loads(workspace.dataset_info.read_text())["shortcut_baseline"]
+    assert scores["accuracy"] == predictions["correct"].mean()
+
+
 def test_impossible_split_is_rejected_before_images_are_read(
     workspace: Workspace, params_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,9 +181,10 @@ def test_second_run_gives_equal_bytes_and_another_seed_gives_another_split(
     workspace: Workspace, params_of: Any
 ) -> None:
     digests = []
+    files = ("split", "pixels", "dataset_info", "leakage", "shortcut_predictions")
     for params in (params_of("grouped"), params_of("grouped"), params_of("grouped").model_copy(update={"seed": 1})):
         prepare(workspace, params, Tracker())
-        digests.append((digest_of(workspace.split), digest_of(workspace.pixels), digest_of(workspace.dataset_info)))
+        digests.append([digest_of(getattr(workspace, file)) for file in files])
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0]
     assert digests[0][1] == digests[2][1]

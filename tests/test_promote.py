@@ -1,4 +1,4 @@
-"""Promotion of a candidate: planted results whose p-values are known, in a real registry."""
+"""Promotion of a candidate: planted results, in a real registry."""
 
 import json
 import shutil
@@ -14,13 +14,14 @@ from flows.promote import settle
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.params import Params, parse_params
+from tasks.records.operating_points import OperatingPoint, parse_operating_points, write_operating_points
 from tasks.serving import registry
 from tasks.serving.promotion import compare, outcomes_of
 from tasks.serving.registry import CHAMPION, Registered
 from tests.bundles import BUNDLE_PARAMS
 from tests.conftest import with_overrides
 
-NAME, TARGET, EPS, N = "toy", "autoencoder", 4.0, 40
+NAME, TARGET, EPS, N, MARGIN = "toy", "autoencoder", 4.0, 400, 0.05
 PARAMS: Params = parse_params(with_overrides(BUNDLE_PARAMS))
 
 
@@ -56,14 +57,18 @@ def plant(folder: Path, model: Registered, clean: range, adaptive: range, failed
         path.mkdir(parents=True)
     images = np.arange(N)
     is_correct, is_robust = np.isin(images, clean), np.isin(images, adaptive) & np.isin(images, clean)
-    shared = {"image": images, "target": TARGET, "clean_correct": is_correct, "correct": is_correct}
+    # two neighbours are one group
+    shared = {"image": images, "label": images % 2, "group": images // 2, "target": TARGET}
+    logits = list(np.eye(2)[np.where(is_correct, images % 2, 1 - images % 2)])
+    shared |= {"clean_correct": is_correct, "correct": is_correct, "logits": logits}
     unchanged = pd.DataFrame({**shared, "threat_model": "none", "attack": "clean", "eps": 0.0})
     # PGD breaks no image, the search breaks all that are not robust
     attacked = pd.DataFrame({**shared, "threat_model": "adaptive", "attack": "pgd", "eps": EPS})
-    search = {"threat_model": "adaptive", "attack": "sweep", "minimum_eps": np.where(is_robust, np.inf, EPS)}
+    search = {"operating_point": "as_trained", "threat_model": "adaptive", "attack": "sweep"}
+    search["minimum_eps"] = np.where(is_robust, np.inf, EPS)
     pd.concat([unchanged, attacked]).to_parquet(workspace.records(TARGET))
     pd.DataFrame({"image": images, "target": TARGET, **search}).to_parquet(workspace.minimum_eps(TARGET))
-    pd.DataFrame({"group": images // 2}).to_parquet(workspace.split)
+    write_operating_points([OperatingPoint("as_trained", (0.0, 0.0))], workspace.operating_points(TARGET))
     checks = [{"target": TARGET, "key": "ball", "status": "PASS", "explanation": "fine"}]
     checks += [{"target": TARGET, "key": key, "status": "FAIL", "explanation": f"about {key}"} for key in failed]
     checks += [{"target": "undefended", "key": "pgd", "status": "FAIL", "explanation": "of another target"}]
@@ -78,22 +83,22 @@ def champion() -> int | None:
 
 
 def test_the_first_champion_needs_only_its_checks(versions: list[Registered], audits: Path) -> None:
-    outcome, page = settle([plant(audits, versions[0], range(5), range(2))], PARAMS, 0.05)
+    outcome, page = settle([plant(audits, versions[0], range(50), range(200))], PARAMS, MARGIN)
     assert champion() == 1
     assert "there is no other champion" in outcome
     assert "against no champion" in page
 
 
 def test_the_first_candidate_with_a_failed_check_is_not_promoted(versions: list[Registered], audits: Path) -> None:
-    outcome, _ = settle([plant(audits, versions[0], range(30), range(30), failed=("noise",))], PARAMS, 0.05)
+    outcome, _ = settle([plant(audits, versions[0], range(300), range(300), failed=("noise",))], PARAMS, MARGIN)
     assert champion() is None
     assert "failed check noise: about noise" in outcome
 
 
 def test_an_equal_candidate_is_promoted_and_the_comparison_is_logged(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    pair = [plant(audits, versions[1], range(30), range(20)), plant(audits, versions[0], range(30), range(20))]
-    outcome, page = settle(pair, PARAMS, 0.05)
+    pair = [plant(audits, versions[1], range(300), range(200)), plant(audits, versions[0], range(300), range(200))]
+    outcome, page = settle(pair, PARAMS, MARGIN)
     assert champion() == 2
     assert registry.history(NAME)[-1].why == outcome
     assert "toy-v2 becomes champion in place of toy-v1" in outcome
@@ -109,42 +114,50 @@ def test_an_equal_candidate_is_promoted_and_the_comparison_is_logged(versions: l
 
 def test_a_candidate_with_a_lower_robust_accuracy_is_not_promoted(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    pair = [plant(audits, versions[1], range(40), range(10)), plant(audits, versions[0], range(30), range(20))]
-    outcome, page = settle(pair, PARAMS, 0.05)
+    pair = [plant(audits, versions[1], range(400), range(100)), plant(audits, versions[0], range(300), range(200))]
+    outcome, page = settle(pair, PARAMS, MARGIN)
     assert champion() == 1
-    # McNemar: 0 against 10 images, 2 / 2^10
-    assert "its adaptive accuracy is significantly worse: 25.0 %" in outcome
-    assert "correct by only one of the two 0 : 10, p = 0.002" in outcome
-    assert "clean accuracy is significantly worse" not in outcome
-    assert page.count("**worse**") == 1
+    expected = "its adaptive balanced accuracy is not shown to be at most 5 points below the champion's: 25.0 %"
+    assert expected in outcome
+    assert "n = 400 in 200 groups" in outcome
+    assert "clean balanced accuracy is not shown" not in outcome
+    assert page.count("**not shown**") == 1
 
 
 def test_a_candidate_with_a_lower_clean_accuracy_is_not_promoted(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    pair = [plant(audits, versions[1], range(24), range(24)), plant(audits, versions[0], range(30), range(10))]
-    outcome, _ = settle(pair, PARAMS, 0.05)
+    pair = [plant(audits, versions[1], range(240), range(240)), plant(audits, versions[0], range(300), range(100))]
+    outcome, _ = settle(pair, PARAMS, MARGIN)
     assert champion() == 1
-    # 0 against 6 images, 2 / 2^6
-    assert "its clean accuracy is significantly worse: 60.0 %" in outcome
-    assert "p = 0.031" in outcome
-    assert "adaptive accuracy is" not in outcome
+    assert "its clean balanced accuracy is not shown to be at most 5 points below the champion's: 60.0 %" in outcome
+    assert "adaptive balanced accuracy is not shown" not in outcome
 
 
-def test_the_significance_level_decides_on_a_small_difference(versions: list[Registered], audits: Path) -> None:
+def test_the_margin_decides_on_a_small_difference(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    # 0 against 5 images, 2 / 2^5 = 0.0625
-    pair = [plant(audits, versions[1], range(30), range(15)), plant(audits, versions[0], range(30), range(20))]
+    pair = [plant(audits, versions[1], range(300), range(196)), plant(audits, versions[0], range(300), range(200))]
     settle(pair, PARAMS, 0.05)
     assert champion() == 2
     registry.restore_champion(NAME)
-    settle(pair, PARAMS, 0.1)
+    settle(pair, PARAMS, 0.01)
     assert champion() == 1
+
+
+def test_too_few_groups_show_nothing(versions: list[Registered], audits: Path) -> None:
+    registry.move_champion(versions[0], "first")
+    pair = [plant(audits, versions[1], range(300), range(200)), plant(audits, versions[0], range(300), range(200))]
+    for audit in pair:
+        records = pd.read_parquet(audit.workspace.records(TARGET))
+        records.assign(group=records["image"] % 4).to_parquet(audit.workspace.records(TARGET))
+    outcome, _ = settle(pair, PARAMS, MARGIN)
+    assert champion() == 1
+    assert "n = 400 in 4 groups" in outcome
 
 
 def test_a_better_candidate_with_failed_checks_is_not_promoted(versions: list[Registered], audits: Path) -> None:
     registry.move_champion(versions[0], "first")
-    better = plant(audits, versions[2], range(40), range(40), failed=("gradients", "ball"))
-    outcome, page = settle([better, plant(audits, versions[0], range(30), range(20))], PARAMS, 0.05)
+    better = plant(audits, versions[2], range(400), range(400), failed=("gradients", "ball"))
+    outcome, page = settle([better, plant(audits, versions[0], range(300), range(200))], PARAMS, MARGIN)
     assert champion() == 1
     assert "toy-v1 stays champion: failed check gradients: about gradients; failed check ball" in outcome
     assert "Failed check **gradients**" in page
@@ -152,32 +165,39 @@ def test_a_better_candidate_with_failed_checks_is_not_promoted(versions: list[Re
 
 def test_two_promotions_are_undone_one_by_one(versions: list[Registered], audits: Path) -> None:
     for model in versions:
-        settle([plant(audits, model, range(30), range(20))], PARAMS, 0.05)
+        settle([plant(audits, model, range(300), range(200))], PARAMS, MARGIN)
     assert champion() == 3
     assert [registry.restore_champion(NAME).version for _ in range(2)] == [2, 1]
 
 
+def outcomes(correct: np.ndarray) -> pd.DataFrame:
+    images = np.arange(len(correct))
+    return pd.DataFrame({"label": images % 2, "group": images // 2, "robust_correct": correct})
+
+
 def test_results_on_different_images_are_not_compared() -> None:
-    first = pd.Series([True, False], index=[0, 1])
+    first = outcomes(np.array([True, False]))
     with pytest.raises(ValueError, match="clean: candidate and champion were evaluated on different images"):
-        compare("clean", first, first.set_axis([0, 2]), pd.Series([0, 1, 2]), 100, 0)
+        compare("clean", first, first.set_axis([0, 2]))
 
 
 def test_an_eps_without_attack_is_refused(versions: list[Registered], audits: Path) -> None:
-    workspace = plant(audits, versions[0], range(30), range(20)).workspace
+    workspace = plant(audits, versions[0], range(300), range(200)).workspace
     records, smallest = pd.read_parquet(workspace.records(TARGET)), pd.read_parquet(workspace.minimum_eps(TARGET))
+    points = parse_operating_points(workspace.operating_points(TARGET).read_text())
     with pytest.raises(ValueError, match="autoencoder was not attacked at eps 3"):
-        outcomes_of(records, smallest, TARGET, 3.0)
-    found = outcomes_of(records, smallest, TARGET, EPS)
-    assert (int(found["clean"].sum()), int(found["adaptive"].sum())) == (30, 20)
+        outcomes_of(records, smallest, points, TARGET, 3.0)
+    found = outcomes_of(records, smallest, points, TARGET, EPS)
+    assert (int(found["clean"]["robust_correct"].sum()), int(found["adaptive"]["robust_correct"].sum())) == (300, 200)
 
 
 def test_the_interval_of_the_difference_contains_the_difference() -> None:
     rng = np.random.default_rng(0)
-    champion = pd.Series(rng.random(200) < 0.5)
-    candidate = champion | pd.Series(rng.random(200) < 0.4)
-    found = compare("clean", candidate, champion, pd.Series(np.arange(200) // 2), 500, 0)
+    champion = rng.random(200) < 0.5
+    candidate = champion | (rng.random(200) < 0.4)
+    found = compare("clean", outcomes(candidate), outcomes(champion))
     assert found.difference.value == pytest.approx(found.candidate.value - found.champion.value)
     assert 0 < found.difference.low < found.difference.value < found.difference.high
     assert (found.n_only_champion_correct, found.n_only_candidate_correct) == (0, int((candidate & ~champion).sum()))
-    assert not found.is_worse(0.05)
+    assert found.is_non_inferior(0.001)
+    assert not compare("clean", outcomes(champion), outcomes(candidate)).is_non_inferior(0.05)

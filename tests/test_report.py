@@ -537,10 +537,13 @@ def test_unchanged_data_and_different_data_are_recognised(workspace: Path, param
 
 def test_acquisition_functions_that_differ_from_random_are_named(workspace: Path, params: Params) -> None:
     results, headline = loaded(params)
-    columns = ["acquisition", "quantity", "value", "low", "high", "sd", "n_seeds"]
-    rows = [["random", "clean_area", 0.7, 0.68, 0.72, 0.01, 3]]
+    columns = ["acquisition", "metric", "value", "low", "high", "std", "n_seeds"]
+    rows = [["random", "mean_clean_accuracy", 0.7, 0.68, 0.72, 0.01, 3]]
     for name, gain in (("entropy", 0.05), ("bald", 0.0), ("core_set", -0.04)):
-        rows += [[name, f"{kind}_area_gain", gain, gain - 0.01, gain + 0.01, 0.01, 3] for kind in ("clean", "robust")]
+        rows += [
+            [name, f"mean_{kind}_accuracy_gain", gain, gain - 0.01, gain + 0.01, 0.01, 3]
+            for kind in ("clean", "robust")
+        ]
     efficiency = pd.DataFrame(rows, columns=columns)
     section = active_learning_section(replace(results, label_efficiency=efficiency), headline)
     assert finding_of(section) == (
@@ -561,11 +564,11 @@ def test_a_report_on_scans_counts_the_results_of_the_claims(workspace: Path, par
     assert finding == "Result of 4 claims: holds (1), does not hold (1), not significant (1), not tested (1)."
 
 
-def test_gates_are_shown_at_the_false_positive_rate_of_the_parameters(workspace: Path, params: Params) -> None:
+def test_rejection_is_shown_at_the_false_positive_rate_of_the_parameters(workspace: Path, params: Params) -> None:
     for rate, shown in ((0.05, "5.0 %"), (0.3, "20.0 %")):
         analyze = params.analyze.model_copy(update={"false_positive_rate": rate})
         results, headline = loaded(params.model_copy(update={"analyze": analyze}))
-        assert detection_section(results, headline).values["gate_rate"] == shown
+        assert detection_section(results, headline).values["nominal_rate"] == shown
 
 
 def loaded(params: Params) -> tuple[Results, Headline]:

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from tasks.analysis.resilience import image_quality, quality_estimates, recovery_correlation, removed_share
-from tasks.statistics.intervals import bootstrap_counts
+from tasks.analysis.resilience import image_quality, quality_estimates, recovery_correlation, removed_energy_fraction
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import CORRELATION
 
 
 def images_of(n_images: int, seed: int = 0) -> np.ndarray:
@@ -70,9 +71,8 @@ def test_images_of_other_or_too_small_shapes_raise_an_error() -> None:
 
 
 def test_the_signal_to_noise_ratio_is_that_of_the_mean_error() -> None:
-    mse = np.array([0.0, 1e-2, 1e-4, 1e-3])
-    counts = bootstrap_counts(np.arange(4), 500, seed=0)
-    estimates = quality_estimates(mse, np.array([1, 0.5, 0.9, 0.8]), counts)
+    mse = np.array([0.0, 1e-2, 1e-4, 1e-3] * 3)
+    estimates = quality_estimates(mse, np.array([1, 0.5, 0.9, 0.8] * 3), GroupJackknife(np.arange(12)))
     assert estimates["mse"].value == pytest.approx(mse.mean())
     assert estimates["ssim"].value == pytest.approx(0.8)
     psnr = estimates["psnr"]
@@ -80,40 +80,40 @@ def test_the_signal_to_noise_ratio_is_that_of_the_mean_error() -> None:
     assert psnr.low < psnr.value < psnr.high < np.inf
 
 
-def test_removed_share_of_known_purifiers() -> None:
+def test_removed_energy_fraction_of_known_purifiers() -> None:
     perturbation = images_of(4) - 0.5
     perturbation[3] = 0
     scale = np.array([0, 0.5, 2, 1], dtype=np.float32).reshape(4, 1, 1, 1)
-    shares = removed_share(perturbation, perturbation * scale)
-    assert shares[:3] == pytest.approx([1, 0.75, -3])
-    assert np.isnan(shares[3])
+    fractions = removed_energy_fraction(perturbation, perturbation * scale)
+    assert fractions[:3] == pytest.approx([1, 0.75, -3])
+    assert np.isnan(fractions[3])
 
 
-@given(images=st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=3, max_size=40), seed=st.integers(0, 99))
-def test_correlation_equals_scipy(images: list[tuple[int, bool]], seed: int) -> None:
+@given(images=st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=3, max_size=40))
+def test_correlation_equals_scipy_for_all_images_and_without_each_group(images: list[tuple[int, bool]]) -> None:
     mse, recovered = (np.array(column) for column in zip(*images, strict=True))
-    counts = bootstrap_counts(np.arange(len(images)), 1, seed)
-    estimate = recovery_correlation(mse, recovered, counts)
-    drawn = counts[0].astype(int)
-    cases = [(mse, recovered, estimate.value), (np.repeat(mse, drawn), np.repeat(recovered, drawn), estimate.low)]
-    for losses, found, ours in cases:
-        if len(set(losses)) == 1 or len(set(found)) == 1:
-            assert np.isnan(ours)
-        else:
-            assert ours == pytest.approx(spearmanr(losses, found).statistic, abs=1e-9)
+    jackknife = GroupJackknife(np.arange(len(images)))
+    expected = []
+    for kept in jackknife.counts > 0:
+        is_constant = len(set(mse[kept])) == 1 or len(set(recovered[kept])) == 1
+        expected.append(np.nan if is_constant else spearmanr(mse[kept], recovered[kept]).statistic)
+    value, low, high = recovery_correlation(mse, recovered, jackknife)
+    assert value == pytest.approx(expected[0], abs=1e-9, nan_ok=True)
+    bounds = jackknife.interval(np.array(expected), CORRELATION)
+    assert (low, high) == pytest.approx(tuple(map(float, bounds)), abs=1e-6, nan_ok=True)
 
 
 def test_correlation_is_strong_if_the_loss_determines_recovery_and_near_zero_for_random_recovery() -> None:
     rng = np.random.default_rng(0)
-    mse, counts = rng.random(200), bootstrap_counts(np.arange(200), 400, seed=0)
-    decisive = recovery_correlation(mse, mse < np.median(mse), counts)
+    mse, alone = rng.random(200), GroupJackknife(np.arange(200))
+    decisive = recovery_correlation(mse, mse < np.median(mse), alone)
     assert decisive.high < -0.8
-    chance = recovery_correlation(mse, rng.random(200) < 0.5, counts)
+    chance = recovery_correlation(mse, rng.random(200) < 0.5, alone)
     assert -0.3 < chance.low < 0 < chance.high < 0.3
 
 
 @pytest.mark.parametrize("n_images", [0, 2])
 def test_correlation_of_fewer_than_three_images_is_nan(n_images: int) -> None:
-    counts = np.ones((5, n_images), dtype=np.float32)
-    estimate = recovery_correlation(np.arange(n_images) / 10, np.arange(n_images) > 0, counts)
+    alone = GroupJackknife(np.arange(n_images))
+    estimate = recovery_correlation(np.arange(n_images) / 10, np.arange(n_images) > 0, alone)
     assert np.isnan(estimate).all()

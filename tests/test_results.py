@@ -321,15 +321,15 @@ def test_a_comparison_table_needs_eps_of_the_run(workspace: Workspace, eps: tupl
 
 
 def write_efficiency(folder: Path) -> None:
-    columns = ["acquisition", "quantity", "value", "low", "high", "sd", "n_seeds"]
+    columns = ["acquisition", "metric", "value", "low", "high", "std", "n_seeds"]
     rows = [
-        ["random", "clean_area", 0.7, 0.68, 0.72, 0.01, 3],
-        ["random", "labels_90", 400, None, None, None, 1],
-        ["entropy", "clean_area", 0.75, 0.74, 0.76, 0.01, 3],
-        ["entropy", "clean_area_gain", 0.05, 0.03, 0.07, 0.01, 3],
-        ["entropy", "robust_area_gain", -0.01, -0.04, 0.02, 0.01, 3],
-        ["core_set", "clean_area_gain", -0.02, -0.05, 0.01, 0.01, 3],
-        ["core_set", "robust_area_gain", 0.0, -0.01, 0.01, 0.01, 3],
+        ["random", "mean_clean_accuracy", 0.7, 0.68, 0.72, 0.01, 3],
+        ["random", "n_labels_90", 400, None, None, None, 1],
+        ["entropy", "mean_clean_accuracy", 0.75, 0.74, 0.76, 0.01, 3],
+        ["entropy", "mean_clean_accuracy_gain", 0.05, 0.03, 0.07, 0.01, 3],
+        ["entropy", "mean_robust_accuracy_gain", -0.01, -0.04, 0.02, 0.01, 3],
+        ["core_set", "mean_clean_accuracy_gain", -0.02, -0.05, 0.01, 0.01, 3],
+        ["core_set", "mean_robust_accuracy_gain", 0.0, -0.01, 0.01, 0.01, 3],
     ]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "active_learning_efficiency.csv", index=False)
 

@@ -17,6 +17,10 @@ def records_of(
     frame["clean_correct"] = frame["label"] == pd.Series(clean)
     frame["success"] = frame["clean_correct"] & ~frame["correct"]
     frame["correct_8bit"] = frame["correct"]
+    # every image is a group of its own
+    frame["group"] = frame["image"]
+    n_classes = max(labels) + 1
+    frame["logits"] = [np.eye(n_classes)[prediction] for prediction in predictions]
     names = {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf", "eps": eps}
     error = np.nan if target == "undefended" else 0.5
     scores = {"entropy": 0.25, "margin": 2.0, "linf": eps / 255, "l2": 2 * eps / 255, "reconstruction_error": error}

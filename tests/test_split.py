@@ -1,13 +1,12 @@
 """Training, validation and test split."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tasks.dataset.prepared import SPLITS
-from tasks.dataset.split import MAX_SPLIT_DEVIATION, grouped_split, leakage, stratified_split
+from tasks.dataset.split import MAX_SPLIT_DEVIATION, grouped_split, stratified_split
 
 
 def counts_by_split(split: np.ndarray, labels: np.ndarray, label: int) -> dict[str, int]:
@@ -113,14 +112,3 @@ def test_grouped_split_with_too_few_groups_is_rejected() -> None:
     labels = np.repeat([0, 1], 50)
     with pytest.raises(ValueError, match=r"each attempt leaves out a class\. There are 4 groups, \[2, 2\] by class"):
         grouped_split(labels, np.repeat(np.arange(4), 25), 0.2, 0.2, seed=0)
-
-
-def test_leakage_is_the_fraction_of_test_images_with_a_near_duplicate_or_group_member_in_training() -> None:
-    table = pd.DataFrame(
-        {
-            "split": ["train", "train", "validation", "test", "test", "test", "test"],
-            "near_duplicate_group": [0, 1, 2, 0, 2, 3, 4],
-            "group": [0, 1, 2, 0, 2, 1, 4],
-        }
-    )
-    assert leakage(table) == {"near_duplicate_in_train": 0.25, "group_in_train": 0.5}

@@ -17,7 +17,11 @@ import pandas as pd
 
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import CLEAN, display_name
-from tasks.statistics.intervals import Estimate, bootstrap, proportion_estimate, resampled_mean
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import UNBOUNDED, Estimate
+from tasks.statistics.paired import compare_paired
+from tasks.statistics.rates import rate_estimate
+from tasks.statistics.resampled import resampled_ratio
 
 STUDY_ACCURACY = 0.9323
 """Accuracy that the study reports."""
@@ -31,8 +35,8 @@ MIN_RESTORED_FRACTION = 0.5
 Result = Literal["holds", "does not hold", "not significant", "not tested"]
 """``not tested``: the run has no such defence."""
 
-Resample = Callable[[np.ndarray], np.ndarray]
-"""Takes rows of images ``(N,)``, returns how often each is drawn in each bootstrap resample, ``(R, N)``."""
+JackknifeOf = Callable[[np.ndarray], GroupJackknife]
+"""Takes rows of images ``(N,)``, returns the jackknife of these images."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def judge_claims(
     detection: pd.DataFrame,
     kinds: Mapping[str, str],
     eps: float,
-    resample: Resample,
+    jackknife_of: JackknifeOf,
 ) -> list[Claim]:
     """Judge every claim, in the order of the study.
 
@@ -90,7 +94,7 @@ def judge_claims(
         detection: AUROC of the detectors (``detection.csv``).
         kinds: kind of each defence among the targets, by name.
         eps: eps of the values, in 1/255; one of those in the tables. Other eps get an outcome only.
-        resample: draws the bootstrap resamples.
+        jackknife_of: gives the groups of images.
     """
     attack = headline_attack(records)
     plain, retrained = (
@@ -103,8 +107,8 @@ def judge_claims(
         each: [
             *_features_overlap(overlaps[overlaps["eps"] == each]),
             *_detection_is_limited(detection[detection["eps"] == each], attack),
-            *_defences_do_not_restore(of_study[of_study["eps"] == each], resample),
-            *_retraining_helps(of_attack[of_attack["eps"] == each], plain, retrained, resample),
+            *_defences_do_not_restore(of_study[of_study["eps"] == each], jackknife_of),
+            *_retraining_helps(of_attack[of_attack["eps"] == each], plain, retrained, jackknife_of),
         ]
         for each in sorted(set(features["eps"]))
     }
@@ -123,7 +127,7 @@ def judge_claims(
     ]
     if not (plain and retrained):
         judged.append(RETRAINING_NOT_TESTED)
-    return [_accuracy_is_reached(records, resample), *judged]
+    return [_accuracy_is_reached(records, jackknife_of), *judged]
 
 
 def headline_attack(records: pd.DataFrame) -> str:
@@ -132,14 +136,14 @@ def headline_attack(records: pd.DataFrame) -> str:
     return "pgd" if "pgd" in attacks else attacks[-1]
 
 
-def _accuracy_is_reached(records: pd.DataFrame, resample: Resample) -> Claim:
+def _accuracy_is_reached(records: pd.DataFrame, jackknife_of: JackknifeOf) -> Claim:
     clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
     return _judge(
         "accuracy",
         "A CNN classifies the slices with an accuracy of 93.23 %",
         "93.23 % on its test images",
         "accuracy of the undefended classifier on all clean test images",
-        proportion_estimate(clean["correct"].to_numpy(), resample(clean["image"].to_numpy())),
+        rate_estimate(clean["correct"].to_numpy(), jackknife_of(clean["image"].to_numpy()).groups),
         len(clean),
         above=f"holds from {100 * STUDY_ACCURACY:.2f} % up",
         bound=STUDY_ACCURACY,
@@ -148,11 +152,11 @@ def _accuracy_is_reached(records: pd.DataFrame, resample: Resample) -> Claim:
 
 def _features_overlap(features: pd.DataFrame) -> list[Claim]:
     claims = []
-    for names, rows in features.groupby(["space", "target", "threat_model"], sort=False):
+    for names, rows in features.groupby(["feature_space", "target", "threat_model"], sort=False):
         space, target, threat_model = map(str, names)
         by_metric = rows.set_index("metric")
-        best = by_metric.loc[["probe_auroc", "knn_auroc"]].sort_values("value").iloc[-1]
-        method = "probe" if best.name == "probe_auroc" else "neighbours"
+        best = by_metric.loc[["linear_probe_auroc", "knn_auroc"]].sort_values("value").iloc[-1]
+        method = "probe" if best.name == "linear_probe_auroc" else "neighbours"
         p_value = float(by_metric["value"]["mmd_p_value"])
         where = f"in the bottleneck of the {display_name(target)}"
         if space == "classifier":
@@ -210,9 +214,9 @@ def _at_least_half(area: Estimate) -> Estimate:
     return Estimate(1 - area.value, 1 - area.high, 1 - area.low) if area.value < 0.5 else area
 
 
-def _defences_do_not_restore(records: pd.DataFrame, resample: Resample) -> list[Claim]:
+def _defences_do_not_restore(records: pd.DataFrame, jackknife_of: JackknifeOf) -> list[Claim]:
     attacked = records[records["target"] == UNDEFENDED].set_index("image").sort_index()
-    counts = resample(attacked.index.to_numpy())
+    jackknife = jackknife_of(attacked.index.to_numpy())
     claims = []
     defences = records[records["target"] != UNDEFENDED].groupby(["target", "threat_model"], sort=False)
     for names, rows in defences:
@@ -225,7 +229,7 @@ def _defences_do_not_restore(records: pd.DataFrame, resample: Resample) -> list[
                 "compromised resilience: denoised images are still misclassified",
                 f"fraction of the lost accuracy that the {display_name(target)} restores ({threat_model})",
                 restored_fraction(
-                    attacked["clean_correct"].to_numpy(), attacked["correct"].to_numpy(), defended, counts
+                    attacked["clean_correct"].to_numpy(), attacked["correct"].to_numpy(), defended, jackknife
                 ),
                 len(attacked),
                 below=f"holds below {100 * MIN_RESTORED_FRACTION:.0f} %",
@@ -235,8 +239,10 @@ def _defences_do_not_restore(records: pd.DataFrame, resample: Resample) -> list[
     return claims
 
 
-def restored_fraction(clean: np.ndarray, undefended: np.ndarray, defended: np.ndarray, counts: np.ndarray) -> Estimate:
-    """Fraction of the accuracy lost to an attack that a defence restores, with its bootstrap interval.
+def restored_fraction(
+    clean: np.ndarray, undefended: np.ndarray, defended: np.ndarray, jackknife: GroupJackknife
+) -> Estimate:
+    """Fraction of the accuracy lost to an attack that a defence restores, with its 95 % interval by group.
 
     1: the defended classifier under attack is as accurate as the undefended classifier on clean images. 0: it is as
     accurate as the undefended classifier under attack. Negative: it is less accurate than that. NaN if no accuracy was
@@ -246,22 +252,17 @@ def restored_fraction(clean: np.ndarray, undefended: np.ndarray, defended: np.nd
         clean: whether the undefended classifier is correct on each clean image, bool ``(N,)``.
         undefended: whether it is correct under attack, bool ``(N,)``.
         defended: whether the defended classifier is correct under attack, bool ``(N,)``.
-        counts: how often each image is drawn in each resample, ``(R, N)``.
+        jackknife: of the images.
     """
     lost = clean.astype(np.float64) - undefended
     restored = defended.astype(np.float64) - undefended
 
-    def share(resamples: np.ndarray) -> np.ndarray:
-        all_lost = resamples @ lost
-        shares: np.ndarray = np.divide(
-            resamples @ restored, all_lost, out=np.full(len(all_lost), np.nan), where=all_lost > 0
-        )
-        return shares
-
-    return bootstrap(share, counts)
+    return jackknife.estimate(partial(resampled_ratio, restored, lost), UNBOUNDED)
 
 
-def _retraining_helps(records: pd.DataFrame, plain: list[str], retrained: list[str], resample: Resample) -> list[Claim]:
+def _retraining_helps(
+    records: pd.DataFrame, plain: list[str], retrained: list[str], jackknife_of: JackknifeOf
+) -> list[Claim]:
     claims = []
     for without, using in product(plain, retrained):
         for threat_model in ("transfer", "adaptive"):
@@ -271,7 +272,8 @@ def _retraining_helps(records: pd.DataFrame, plain: list[str], retrained: list[s
                 .sort_index()
                 for target in (without, using)
             ]
-            gain = correct[1].astype(np.float64) - correct[0]
+            groups = jackknife_of(correct[1].index.to_numpy()).groups
+            gain = compare_paired(correct[1].to_numpy(), correct[0].to_numpy(), groups).difference
             claims.append(
                 _judge(
                     f"retraining/{without}/{using}/{threat_model}",
@@ -279,8 +281,8 @@ def _retraining_helps(records: pd.DataFrame, plain: list[str], retrained: list[s
                     "proposed as future work",
                     f"accuracy of the {display_name(using)} minus accuracy of the {display_name(without)}, on the same "
                     f"images ({threat_model})",
-                    bootstrap(partial(resampled_mean, gain.to_numpy()), resample(gain.index.to_numpy())),
-                    len(gain),
+                    gain,
+                    len(groups),
                     above=f"holds from {MIN_ACCURACY_GAIN:g} up",
                     bound=MIN_ACCURACY_GAIN,
                 )

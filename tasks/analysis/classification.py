@@ -1,4 +1,4 @@
-"""Classification metrics at every point of the records, with bootstrap intervals over the images.
+"""Classification metrics at every point of the records, with 95 % intervals by group.
 
 All tables cover the attacked images only, also for the clean rows, so that a curve compares the same images.
 """
@@ -13,51 +13,43 @@ from scipy.special import log_softmax
 
 from tasks.analysis.tables import Point, with_point
 from tasks.records.vocabulary import CLEAN, CURVE
+from tasks.statistics.auroc import auroc_without_blocks
 from tasks.statistics.calibration import brier_scores, expected_calibration_error, reliability_curve
-from tasks.statistics.intervals import (
-    Statistic,
-    bootstrap,
-    proportion_estimate,
-    resampled_auroc,
-    resampled_mean,
-    resampled_ratio,
-)
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import POSITIVE, RATE, Estimate
+from tasks.statistics.rates import rate_estimate, rate_estimates
+from tasks.statistics.resampled import resampled_mean
 
 
-def classification_table(records: pd.DataFrame, positive: int, counts: np.ndarray) -> pd.DataFrame:
+def classification_table(records: pd.DataFrame, positive: int, jackknife: GroupJackknife) -> pd.DataFrame:
     """Metrics at every point, in the order of the records: target, threat_model, attack, eps, metric, value, low, high.
 
     Metrics: ``accuracy``; ``loss`` (cross-entropy, nats); ``precision``, ``recall``, ``f1`` of the positive class, 0 if
     the denominator is 0; ``top1_error``; ``auroc`` of the positive class, or the mean of one versus rest for more than
     two classes, NaN if a class is missing; ``ece`` and ``brier``, see :mod:`tasks.statistics.calibration`;
-    ``mean_entropy`` (nats). ``low`` and ``high`` are the 95 % percentile interval; for accuracy and error, it is at
-    least as wide as the Wilson interval. All points share the resamples.
+    ``mean_entropy`` (nats). ``low`` and ``high`` are the 95 % interval by group; NaN if there are too few groups.
 
     Args:
         records: of the attack steps.
         positive: label of the positive class.
-        counts: how often each attacked image, in ascending order, is drawn in each resample, ``(R, N)``.
+        jackknife: of the attacked images, in ascending order.
 
     Raises:
         ValueError: the points of the records have different images.
     """
     rows = []
     for point, group in _points(records):
-        correct = group["correct"].to_numpy()
-        shares = {"accuracy": correct, "top1_error": ~correct}
-        rows += [
-            {**point, "metric": name, **proportion_estimate(hits, counts)._asdict()} for name, hits in shares.items()
-        ]
-        for metric, statistic in _statistics(group, positive).items():
-            rows.append({**point, "metric": metric, **bootstrap(statistic, counts)._asdict()})
+        estimates = _estimates(group, positive, jackknife)
+        rows += [{**point, "metric": metric, **estimate._asdict()} for metric, estimate in estimates.items()]
     return pd.DataFrame(rows)
 
 
-def reliability_table(records: pd.DataFrame) -> pd.DataFrame:
+def reliability_table(records: pd.DataFrame, jackknife: GroupJackknife) -> pd.DataFrame:
     """Reliability curve of every point: target, threat_model, attack, eps, and the columns of ``reliability_curve``.
 
     Args:
         records: of the attack steps.
+        jackknife: of the attacked images, in ascending order.
 
     Raises:
         ValueError: the points of the records have different images.
@@ -65,15 +57,15 @@ def reliability_table(records: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for point, group in _points(records):
         confidence = np.exp(_log_probabilities(group)).max(axis=1)
-        parts.append(with_point(point, reliability_curve(confidence, group["correct"].to_numpy())))
+        parts.append(with_point(point, reliability_curve(confidence, group["correct"].to_numpy(), jackknife.groups)))
     return pd.concat(parts, ignore_index=True)
 
 
 def entropy_table(records: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
-    """Histograms of the entropy of correct and of wrong predictions at every point.
+    """Histograms of the entropy of correct and of incorrect predictions at every point.
 
-    Columns: target, threat_model, attack, eps, ``entropy_low`` and ``entropy_high`` (edges of a bin in nats),
-    ``n_correct``, ``n_wrong``. The bins have equal widths over [0, ln K].
+    Columns: target, threat_model, attack, eps, ``lower_edge`` and ``upper_edge`` (edges of a bin in nats),
+    ``n_correct``, ``n_misclassified``. The bins have equal widths over [0, ln K].
 
     Args:
         records: of the attack steps.
@@ -88,25 +80,25 @@ def entropy_table(records: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
         # the entropy of a uniform softmax can exceed ln K by a rounding error
         entropy, correct = group["entropy"].clip(upper=edges[-1]).to_numpy(), group["correct"].to_numpy()
         columns = {
-            "entropy_low": edges[:-1],
-            "entropy_high": edges[1:],
+            "lower_edge": edges[:-1],
+            "upper_edge": edges[1:],
             "n_correct": np.histogram(entropy[correct], edges)[0],
-            "n_wrong": np.histogram(entropy[~correct], edges)[0],
+            "n_misclassified": np.histogram(entropy[~correct], edges)[0],
         }
         parts.append(with_point(point, pd.DataFrame(columns)))
     return pd.concat(parts, ignore_index=True)
 
 
-def robustness_area(records: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
+def robustness_area(records: pd.DataFrame, jackknife: GroupJackknife) -> pd.DataFrame:
     """Area under accuracy over log2(eps), divided by its width: target, threat_model, attack, value, low, high.
 
     The trapezoidal rule from the smallest to the largest eps of the records gives the mean accuracy over the octaves of
     the grid, in [0, 1]. Clean rows are left out. With a single eps it is the accuracy at this eps. ``low`` and ``high``
-    are the 95 % percentile interval; all curves share the resamples.
+    are the 95 % interval by group.
 
     Args:
         records: of the attack steps.
-        counts: how often each attacked image, in ascending order, is drawn in each resample, ``(R, N)``.
+        jackknife: of the attacked images, in ascending order.
 
     Raises:
         ValueError: the points of the records have different images.
@@ -119,7 +111,9 @@ def robustness_area(records: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
     for curve, correct_at in curves.items():
         grid = sorted(correct_at)
         correct = np.column_stack([correct_at[eps] for eps in grid])
-        area = bootstrap(partial(resampled_mean, correct @ _trapezoid_weights(np.log2(grid))), counts)
+        # rounding must not give an image more than 1
+        shares = (correct @ _trapezoid_weights(np.log2(grid))).round(12)
+        area = rate_estimate(shares, jackknife.groups)
         rows.append({**dict(zip(CURVE, curve, strict=True)), **area._asdict()})
     return pd.DataFrame(rows)
 
@@ -144,35 +138,44 @@ def _log_probabilities(group: pd.DataFrame) -> np.ndarray:
     return values
 
 
-def _statistics(group: pd.DataFrame, positive: int) -> dict[str, Statistic]:
-    """The metrics with bootstrap intervals, as functions of the counts."""
+def _estimates(group: pd.DataFrame, positive: int, jackknife: GroupJackknife) -> dict[str, Estimate]:
+    """Metrics of one point."""
     log_probabilities = _log_probabilities(group)
     probabilities = np.exp(log_probabilities)
     labels, correct = group["label"].to_numpy(), group["correct"].to_numpy()
     actual, predicted = labels == positive, group["prediction"].to_numpy() == positive
-    hits = actual & predicted
-    confidence = probabilities.max(axis=1)
+    hits, confidence = actual & predicted, probabilities.max(axis=1)
+    loss, entropy = -log_probabilities[np.arange(len(labels)), labels], group["entropy"].to_numpy()
+    accuracy, top1_error = rate_estimates(np.stack([correct, ~correct]), jackknife.groups)
     return {
-        "loss": partial(resampled_mean, -log_probabilities[np.arange(len(labels)), labels]),
-        "precision": partial(resampled_ratio, hits, predicted, zero_division=0),
-        "recall": partial(resampled_ratio, hits, actual, zero_division=0),
-        "f1": partial(resampled_ratio, 2 * hits, actual.astype(int) + predicted, zero_division=0),
-        "auroc": partial(_auroc, log_probabilities, labels, positive),
-        "ece": partial(expected_calibration_error, confidence, correct),
-        "brier": partial(resampled_mean, brier_scores(probabilities, labels)),
-        "mean_entropy": partial(resampled_mean, group["entropy"].to_numpy()),
+        "accuracy": accuracy,
+        "top1_error": top1_error,
+        "loss": jackknife.estimate(partial(resampled_mean, loss), POSITIVE),
+        "precision": _zero_if_undefined(rate_estimate(hits, jackknife.groups, predicted)),
+        "recall": _zero_if_undefined(rate_estimate(hits, jackknife.groups, actual)),
+        "f1": _zero_if_undefined(rate_estimate(2 * hits, jackknife.groups, actual.astype(int) + predicted)),
+        "auroc": _auroc(log_probabilities, labels, positive, jackknife),
+        "ece": jackknife.estimate(partial(expected_calibration_error, confidence, correct), RATE),
+        "brier": jackknife.estimate(partial(resampled_mean, brier_scores(probabilities, labels)), (0.0, 2.0)),
+        "mean_entropy": jackknife.estimate(partial(resampled_mean, entropy), POSITIVE),
     }
 
 
-def _auroc(log_probabilities: np.ndarray, labels: np.ndarray, positive: int, counts: np.ndarray) -> np.ndarray:
+def _zero_if_undefined(estimate: Estimate) -> Estimate:
+    return estimate._replace(value=0.0) if np.isnan(estimate.value) else estimate
+
+
+def _auroc(log_probabilities: np.ndarray, labels: np.ndarray, positive: int, jackknife: GroupJackknife) -> Estimate:
     n_classes = log_probabilities.shape[1]
     if n_classes == 2:
         # the logit margin has no ties where the softmax saturates
-        margins = log_probabilities[:, positive] - log_probabilities[:, 1 - positive]
-        return resampled_auroc(margins, labels == positive, counts)
-    areas = [resampled_auroc(log_probabilities[:, k], labels == k, counts) for k in range(n_classes)]
-    mean: np.ndarray = np.mean(areas, axis=0)
-    return mean
+        scores = {positive: log_probabilities[:, positive] - log_probabilities[:, 1 - positive]}
+    else:
+        scores = dict(enumerate(log_probabilities.T))
+    areas = [auroc_without_blocks(values, labels == label, jackknife) for label, values in scores.items()]
+    mean = np.mean(areas, axis=0)
+    low, high = jackknife.interval(mean, RATE, [labels == label for label in range(n_classes)])
+    return Estimate(float(mean[0]), float(low), float(high))
 
 
 def _trapezoid_weights(x: np.ndarray) -> np.ndarray:

@@ -16,19 +16,19 @@ from tasks.models.compute import configure_torch
 from tasks.params import UNDEFENDED, Analyze, Attack, Autoencoder, Params, TrainedAutoencoder, read_defence
 from tasks.records.adversarial_images import QuantizedPerturbations, load_perturbations
 from tasks.records.vocabulary import AS_GIVEN, CLEAN
-from tasks.statistics.intervals import bootstrap_counts
+from tasks.statistics.groups import GroupJackknife
 
 
 @dataclass(frozen=True)
 class AnalysisContext:
     """Networks, detectors, records, and features of the clean images.
 
-    Shapes: N attacked images, V validation images, R bootstrap resamples.
+    Shapes: N attacked images, V validation images.
     """
 
     workspace: Workspace
     seed: int
-    """Seed of resamples, folds, permutations and t-SNE."""
+    """Seed of folds, permutations and t-SNE."""
     settings: Analyze
     attack_settings: Attack
     data: Prepared
@@ -63,19 +63,18 @@ class AnalysisContext:
         return list(self.data.classes)
 
     @cached_property
-    def counts(self) -> np.ndarray:
-        """Number of times that each image is drawn in each bootstrap resample, float32 ``(R, N)``."""
-        return self.resample(self.rows)
+    def jackknife(self) -> GroupJackknife:
+        """Intervals of statistics of the attacked images."""
+        return self.jackknife_of(self.rows)
 
     @property
     def headline_attack(self) -> str:
         """The attack of the claims, which also gets heat maps, features and embeddings."""
         return headline_attack(self.records)
 
-    def resample(self, rows: np.ndarray) -> np.ndarray:
-        """Draw bootstrap resamples of images ``(N,)``; how often each is drawn, float32 ``(R, N)``."""
-        groups = self.data.table["group"].to_numpy()[rows]
-        return bootstrap_counts(groups, self.settings.n_resamples, self.seed)
+    def jackknife_of(self, rows: np.ndarray) -> GroupJackknife:
+        """Intervals of statistics of some rows of the prepared table."""
+        return GroupJackknife(self.data.table["group"].to_numpy()[rows])
 
     def records_at(self, target: str, threat_model: str, attack: str, eps: float) -> pd.DataFrame:
         """Records of one point, one row for each image in the order of ``rows``."""

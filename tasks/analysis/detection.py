@@ -3,7 +3,6 @@
 An image is flagged if its score is above a threshold. Clean validation images determine the threshold.
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,15 @@ import pandas as pd
 import sklearn.metrics
 
 from tasks.analysis.tables import UNDEFINED
-from tasks.statistics.intervals import bootstrap, resampled_auroc, wilson
+from tasks.statistics.auroc import ordered_pairs
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import RATE, Estimate
+from tasks.statistics.rates import rate_estimate
 
 MAX_POINTS = 200
 """Points of a ROC curve, at most."""
-GATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-"""Shares of the clean validation images that a gate rejects."""
+REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""Fractions of the clean validation images that a detector rejects."""
 
 
 def roc_curve(clean: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,17 +78,17 @@ def threshold_at(clean: np.ndarray, false_positive_rate: float = 0.05) -> float:
 
 
 def detection_row(
-    clean: np.ndarray, adversarial: np.ndarray, successful: np.ndarray, threshold: float, counts: np.ndarray
+    clean: np.ndarray, adversarial: np.ndarray, successful: np.ndarray, threshold: float, jackknife: GroupJackknife
 ) -> dict[str, Any]:
     """AUROC and detection rates of a detector, as one row of ``detection.csv``.
 
     - ``n``, ``n_successful``: number of images, and of images with a successful attack;
     - ``auroc``, ``auroc_successful``: over all images, and over the images with a successful attack (both versions of
-      them); ``_low`` and ``_high`` are 95 % bootstrap intervals, with both versions of an image drawn together;
+      them); ``_low`` and ``_high`` are 95 % intervals by group; both versions of an image belong to its group;
     - ``threshold``: as given;
     - ``false_positive_rate``: share of the clean images that are flagged; ``detection_rate``: of the adversarial
-      images; ``detection_rate_successful``: of the adversarial images with a successful attack; with 95 % Wilson
-      intervals.
+      images; ``detection_rate_successful``: of the adversarial images with a successful attack; with 95 % intervals
+      by group.
 
     NaN: an AUROC if one of its scores is NaN; a rate if one of its scores or the threshold is NaN, or if it has no
     images.
@@ -96,44 +98,45 @@ def detection_row(
         adversarial: scores of their adversarial versions, in the same order, ``(N,)``.
         successful: whether the attack is successful, bool ``(N,)``.
         threshold: images with a higher score are flagged.
-        counts: of :func:`tasks.statistics.intervals.bootstrap_counts`, ``(R, N)``.
+        jackknife: of the images.
     """
     row: dict[str, Any] = {"n": len(clean), "n_successful": int(successful.sum()), "threshold": threshold}
     for name, chosen in {"auroc": np.full(len(clean), True), "auroc_successful": successful}.items():
-        pair, area = (clean[chosen], adversarial[chosen]), UNDEFINED
-        if not _is_undefined(*pair):
-            area = bootstrap(partial(_paired_auroc, *pair), counts[:, chosen])
+        area = _paired_auroc(clean[chosen], adversarial[chosen], jackknife.select(chosen))
         row |= {name: area.value, f"{name}_low": area.low, f"{name}_high": area.high}
     by_rate = {
-        "false_positive_rate": clean,
-        "detection_rate": adversarial,
-        "detection_rate_successful": adversarial[successful],
+        "false_positive_rate": (clean, jackknife),
+        "detection_rate": (adversarial, jackknife),
+        "detection_rate_successful": (adversarial[successful], jackknife.select(successful)),
     }
-    for name, scores in by_rate.items():
-        is_defined = len(scores) > 0 and not np.isnan([*scores, threshold]).any()
-        n_flagged, n_scores = (int((scores > threshold).sum()), len(scores)) if is_defined else (0, 0)
-        low, high = wilson(n_flagged, n_scores)
-        row[name] = n_flagged / n_scores if is_defined else float("nan")
-        row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    for name, (scores, of_images) in by_rate.items():
+        is_defined = not np.isnan([*scores, threshold]).any()
+        rate = rate_estimate(scores > threshold, of_images.groups) if is_defined else UNDEFINED
+        row |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
     return row
 
 
-def gate_rows(
+def rejection_rows(
     clean: np.ndarray,
     adversarial: np.ndarray,
     clean_correct: np.ndarray,
     correct: np.ndarray,
     validation: np.ndarray,
+    groups: np.ndarray,
 ) -> pd.DataFrame:
-    """Accuracy of a classifier behind a gate: a detector that rejects images with a score above a threshold.
+    """Accuracy of a classifier behind a detector that rejects images with a score above a threshold.
 
-    Columns: ``aimed`` (share of the clean validation images above the threshold), ``threshold``; ``rejected_clean`` and
-    ``rejected``, the shares of the clean and of the adversarial images above it; ``clean_accuracy`` and ``accuracy``
-    over the images that are not rejected, ``n_passed`` of them adversarial; ``harm``, the share of all adversarial
-    images that are not rejected and are misclassified. The last two have 95 % Wilson intervals. An accuracy is NaN if
-    all images are rejected.
+    An image that is not rejected is accepted. Columns:
 
-    The first row is the classifier without a gate: its threshold is infinite.
+    - ``nominal_false_positive_rate``: fraction of the clean validation images above the ``threshold``
+    - ``clean_rejection_rate``, ``adversarial_rejection_rate``: fractions of the clean and of the adversarial images
+      that are rejected
+    - ``clean_accepted_accuracy``, ``accepted_accuracy``: accuracies on the accepted clean images and on the
+      ``n_accepted`` accepted adversarial images; NaN if all images are rejected
+    - ``undetected_error_rate``: fraction of all adversarial images that are accepted and misclassified
+
+    ``accepted_accuracy`` and ``undetected_error_rate`` have 95 % intervals by group. The first row is the classifier
+    without a detector: its threshold is infinite.
 
     Args:
         clean: scores of the clean images, ``(N,)``.
@@ -141,49 +144,46 @@ def gate_rows(
         clean_correct: whether the clean images are classified correctly, bool ``(N,)``.
         correct: whether the adversarial versions are, bool ``(N,)``.
         validation: scores of clean validation images, which determine the thresholds, ``(V,)``.
+        groups: group of each image, int ``(N,)``.
     """
     rows = []
-    for aimed in (0.0, *GATES):
-        threshold = threshold_at(validation, aimed) if aimed else float("inf")
-        # an image without a score is not rejected
-        clean_passes, passes = ~(clean > threshold), ~(adversarial > threshold)
-        n_passed, n_correct = int(passes.sum()), int((passes & correct).sum())
-        low, high = wilson(n_correct, n_passed)
-        harm_low, harm_high = wilson(n_passed - n_correct, len(adversarial))
+    for rate in (0.0, *REJECTION_RATES):
+        threshold = threshold_at(validation, rate) if rate else float("inf")
+        # an image without a score is accepted
+        accepted_clean, accepted = ~(clean > threshold), ~(adversarial > threshold)
+        accuracy = rate_estimate(accepted & correct, groups, accepted)
+        error_rate = rate_estimate(accepted & ~correct, groups)
+        clean_accuracy = clean_correct[accepted_clean].mean() if accepted_clean.any() else float("nan")
         rows.append(
             {
-                "aimed": aimed,
+                "nominal_false_positive_rate": rate,
                 "threshold": threshold,
-                "rejected_clean": 1 - clean_passes.mean(),
-                "rejected": 1 - passes.mean(),
-                "clean_accuracy": clean_correct[clean_passes].mean() if clean_passes.any() else float("nan"),
-                "n_passed": n_passed,
-                "accuracy": n_correct / n_passed if n_passed else float("nan"),
-                "accuracy_low": float(low),
-                "accuracy_high": float(high),
-                "harm": (n_passed - n_correct) / len(adversarial),
-                "harm_low": float(harm_low),
-                "harm_high": float(harm_high),
+                "clean_rejection_rate": 1 - accepted_clean.mean(),
+                "adversarial_rejection_rate": 1 - accepted.mean(),
+                "clean_accepted_accuracy": clean_accuracy,
+                "n_accepted": int(accepted.sum()),
+                "accepted_accuracy": accuracy.value,
+                "accepted_accuracy_low": accuracy.low,
+                "accepted_accuracy_high": accuracy.high,
+                "undetected_error_rate": error_rate.value,
+                "undetected_error_rate_low": error_rate.low,
+                "undetected_error_rate_high": error_rate.high,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _paired_auroc(clean: np.ndarray, adversarial: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """AUROC in each resample without the pairs of the two versions of one image, float64 ``(R,)``.
-
-    The two versions are not independent, and a resample with the image drawn twice would count their pair four times.
-    """
-    n = len(clean)
-    over_all_pairs = resampled_auroc(
-        np.concatenate([clean, adversarial]), np.repeat([False, True], n), np.hstack([counts, counts])
-    )
-    own_pair = (np.sign(adversarial - clean) + 1) / 2
-    squares = counts.astype(np.float64) ** 2
-    n_pairs, n_own = counts.sum(axis=1, dtype=np.float64) ** 2, squares.sum(axis=1)
-    n_ordered, n_left = over_all_pairs * n_pairs - squares @ own_pair, n_pairs - n_own
-    area: np.ndarray = np.divide(n_ordered, n_left, out=np.full(len(counts), np.nan), where=n_left > 0)
-    return area
+def _paired_auroc(clean: np.ndarray, adversarial: np.ndarray, jackknife: GroupJackknife) -> Estimate:
+    """AUROC without the pairs of the two versions of one image, which are not independent; NaN if it is undefined."""
+    if _is_undefined(clean, adversarial):
+        return UNDEFINED
+    both = GroupJackknife(np.tile(jackknife.groups, 2))
+    n_ordered, n_pairs = ordered_pairs(np.concatenate([clean, adversarial]), np.repeat([False, True], len(clean)), both)
+    own_pairs = jackknife.counts @ ((np.sign(adversarial - clean) + 1) / 2)
+    n_ordered, n_pairs = n_ordered - own_pairs, n_pairs - jackknife.counts.sum(axis=1)
+    areas = np.divide(n_ordered, n_pairs, out=np.full(len(n_pairs), np.nan), where=n_pairs > 0)
+    low, high = jackknife.interval(areas, RATE)
+    return Estimate(float(areas[0]), float(low), float(high))
 
 
 def _is_undefined(clean: np.ndarray, adversarial: np.ndarray) -> bool:

@@ -15,15 +15,15 @@ def dvc_plot_tables(tables: Mapping[str, pd.DataFrame], attack: str, eps: float)
         eps: eps of the curves that do not have eps on the x axis.
     """
     curve = ["target", "threat_model"]
-    images = ["surrogate", "images", "purifier"]
+    images = ["surrogate", "image_kind", "purifier"]
     plots = {}
     for name, metric, columns in (
         ("heatmaps", "iou", curve),
-        ("features", "probe_auroc", ["space", *curve]),
-        ("features", "knn_auroc", ["space", *curve]),
+        ("features", "linear_probe_auroc", ["feature_space", *curve]),
+        ("features", "knn_auroc", ["feature_space", *curve]),
         ("resilience", "mse", images),
         ("resilience", "ssim", images),
-        ("resilience", "removed", images),
+        ("resilience", "removed_energy_fraction", images),
     ):
         table = tables[name]
         rows = table[(table["attack"] == attack) & (table["metric"] == metric)]
@@ -39,7 +39,7 @@ def dvc_plot_tables(tables: Mapping[str, pd.DataFrame], attack: str, eps: float)
     plots["roc"] = curve_rows(
         resample_roc(at_eps("roc")), "false_positive_rate", ["detector", "surrogate", "attack"], "true_positive_rate"
     )
-    plots["spectrum"] = curve_rows(at_eps("spectrum"), "frequency", ["surrogate", "of", "purifier"], "power")
+    plots["spectrum"] = curve_rows(at_eps("spectrum"), "frequency", ["surrogate", "signal", "purifier"], "power")
     plots["reliability"] = curve_rows(at_eps("reliability"), "confidence", curve, "accuracy")
     return plots
 

@@ -30,7 +30,7 @@ trustworthiness is 0.938 with both.
 def embedding_table(
     clean: np.ndarray, adversarial: np.ndarray, rows: np.ndarray, labels: np.ndarray, seed: int
 ) -> pd.DataFrame:
-    """Coordinates of every image, clean and adversarial: method (``pca``, ``tsne``), image, origin, label, x, y.
+    """Coordinates of every image, clean and adversarial: method (``pca``, ``tsne``), image, image_kind, label, x, y.
 
     Args:
         clean: features of the clean images, float32 ``(N, D)``.
@@ -48,7 +48,7 @@ def embedding_table(
             {
                 "method": method,
                 "image": np.tile(rows, 2),
-                "origin": np.repeat(["clean", "adversarial"], len(rows)),
+                "image_kind": np.repeat(["clean", "adversarial"], len(rows)),
                 "label": np.tile(labels, 2),
                 "x": coordinates[:, 0].astype(np.float32),
                 "y": coordinates[:, 1].astype(np.float32),

@@ -12,7 +12,7 @@ from tasks.analysis.activations import Activations
 from tasks.analysis.detectors import Detector
 from tasks.analysis.heatmaps import Heatmaps
 from tasks.analysis.intensity import histograms, radial_power
-from tasks.analysis.resilience import image_quality, removed_share
+from tasks.analysis.resilience import image_quality, removed_energy_fraction
 from tasks.models.compute import device_of
 from tasks.models.features import LogitsAndFeatures, last_feature_map_layer
 from tasks.records.vocabulary import AS_GIVEN
@@ -32,8 +32,9 @@ The source is the name of a purifier or of a detector; ``AS_GIVEN`` stands for i
 - ``features``: penultimate features of the classifier, float32 ``(N, D)``;
 - ``heatmap``: Grad-CAM, float32 ``(N, h, w)``, if asked for.
 
-Purifiers also have ``removed``, the share of the perturbation's energy that they remove, float64 ``(N,)``, and
-``bottleneck``, the output of their encoder, float32 ``(N, B)``. Detectors have ``score``, float32 ``(N,)``, only.
+Purifiers also have ``removed_energy_fraction``, the fraction of the perturbation's energy that they remove, float64
+``(N,)``, and ``bottleneck``, the output of their encoder, float32 ``(N, B)``. Detectors have ``score``, float32
+``(N,)``, only.
 """
 
 
@@ -141,7 +142,9 @@ class FeatureExtractor:
             for name, activations in by_purifier.items():
                 inputs[name] = _to_numpy(activations.purified)
                 perturbations[name] = inputs[name] - purified[name]
-                features[name, "removed"] = removed_share(perturbations[AS_GIVEN], perturbations[name])
+                features[name, "removed_energy_fraction"] = removed_energy_fraction(
+                    perturbations[AS_GIVEN], perturbations[name]
+                )
                 features[name, "bottleneck"] = _to_numpy(activations.bottleneck)
                 features[name, "features"] = _to_numpy(activations.purified_features)
             # detectors use the first purifier, whichever purifiers are asked for

@@ -13,7 +13,9 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from tasks.analysis.inner_products import gram, squared_distances
 from tasks.analysis.tables import UNDEFINED
-from tasks.statistics.intervals import Estimate, bootstrap, resampled_mean
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import CORRELATION, RATE, Estimate
+from tasks.statistics.resampled import resampled_mean
 
 N_FOLDS = 5
 """Folds of the cross-validation; fewer if there are fewer groups."""
@@ -29,12 +31,12 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def overlap(
-    clean: np.ndarray, adversarial: np.ndarray, labels: np.ndarray, groups: np.ndarray, counts: np.ndarray, seed: int
+    clean: np.ndarray, adversarial: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> dict[str, Estimate]:
     """Metrics of the overlap of clean and adversarial features, and of the classes before and after the attack.
 
-    - ``probe_auroc``, ``knn_auroc``: AUROC of a linear probe and of k-NN that classify features as adversarial or
-      clean, cross-validated. 0.5: the features overlap, 1: they are separable.
+    - ``linear_probe_auroc``, ``knn_auroc``: AUROC of a linear probe and of k-NN that classify features as adversarial
+      or clean, cross-validated. 0.5: the features overlap, 1: they are separable.
     - ``silhouette``: mean silhouette (Rousseeuw 1987) of adversarial versus clean, in [-1, 1]; 0: they overlap.
     - ``mmd``, ``mmd_p_value``: see :func:`mmd`; without an interval.
     - ``class_auroc_clean``, ``class_auroc_adversarial``: AUROC of a linear probe for the class, which is fitted to
@@ -44,8 +46,8 @@ def overlap(
     Both versions of an image and all images of a group are in the same fold. Otherwise the clean version of a held-out
     image would be in the training set. For k-NN, each training image is present in one version only, half of them
     clean. An AUROC is the share of correctly ordered pairs among the pairs within a fold, with ties as half, because
-    scores of different fits are not comparable. The intervals are 95 % bootstrap intervals over the images; the two
-    versions of an image are drawn together, and the cross-validation is not repeated.
+    scores of different fits are not comparable. The intervals are 95 % intervals by group; both versions of
+    an image belong to its group, and the cross-validation is not repeated.
 
     NaN: AUROCs and the p-value with fewer than two groups, class metrics with one class, everything with one image.
 
@@ -54,7 +56,6 @@ def overlap(
         adversarial: features of their adversarial versions, in the same order, float32 ``(N, D)``.
         labels: true classes, int ``(N,)``.
         groups: group of each image, int ``(N,)``.
-        counts: of :func:`tasks.statistics.intervals.bootstrap_counts`, ``(R, N)``.
         seed: of folds and permutations.
 
     Raises:
@@ -64,37 +65,38 @@ def overlap(
     n = len(labels)
     squared = squared_distances(kernel)
     distances = np.sqrt(squared)
-    n_groups, n_classes = len(np.unique(groups)), len(np.unique(labels))
+    jackknife, n_classes = GroupJackknife(groups), len(np.unique(labels))
+    members = [labels == label for label in np.unique(labels)]
     is_adversarial = np.repeat([0, 1], n)
-    estimates = dict.fromkeys(("probe_auroc", "knn_auroc"), UNDEFINED)
-    estimates["silhouette"] = _silhouette(distances, is_adversarial, counts)
+    estimates = dict.fromkeys(("linear_probe_auroc", "knn_auroc"), UNDEFINED)
+    estimates["silhouette"] = _silhouette(distances, is_adversarial, jackknife, [])
     discrepancy, p_value = mmd(squared, groups, seed)
     estimates["mmd"] = UNDEFINED._replace(value=discrepancy)
     estimates["mmd_p_value"] = UNDEFINED._replace(value=p_value)
     estimates |= dict.fromkeys(("class_auroc_clean", "class_auroc_adversarial"), UNDEFINED)
-    estimates["class_silhouette_clean"] = _silhouette(distances[:n, :n], labels, counts)
-    estimates["class_silhouette_adversarial"] = _silhouette(distances[n:, n:], labels, counts)
-    if n_groups < 2:
+    estimates["class_silhouette_clean"] = _silhouette(distances[:n, :n], labels, jackknife, members)
+    estimates["class_silhouette_adversarial"] = _silhouette(distances[n:, n:], labels, jackknife, members)
+    if jackknife.n_groups < 2:
         return estimates
 
     folds = group_folds(labels, groups, seed)
     same_fold = folds[:, None] == folds
-    # The two versions of one image are not independent, and a resample with the image drawn twice would count their
-    # pair four times.
+    # the two versions of one image are not independent
     other_image = same_fold & ~np.eye(n, dtype=bool)
     # the intercept of the probes: a constant feature whose square is the mean squared length of the others
     kernel = kernel + kernel.diagonal().mean()
     (probe_scores,) = probe(kernel, 2.0 * is_adversarial[:, None] - 1, np.tile(folds, 2), [kernel])
-    scores = {"probe_auroc": probe_scores, "knn_auroc": _neighbour_scores(squared, np.tile(folds, 2), seed)}
+    scores = {"linear_probe_auroc": probe_scores, "knn_auroc": _neighbour_scores(squared, np.tile(folds, 2), seed)}
     for name, values in scores.items():
-        estimates[name] = bootstrap(partial(_auroc, values[n:], values[:n], [other_image]), counts)
+        estimates[name] = jackknife.estimate(partial(_auroc, values[n:], values[:n], [other_image]), RATE)
     if n_classes > 1:
         one_hot = labels[:, None] == np.unique(labels)
         comparable = [same_fold & member[:, None] & ~member for member in one_hot.T]
         blocks = [kernel[:n, :n], kernel[n:, :n]]
         by_version = probe(kernel[:n, :n], 2.0 * one_hot - 1, folds, blocks)
         for name, values in zip(("clean", "adversarial"), by_version, strict=True):
-            estimates[f"class_auroc_{name}"] = bootstrap(partial(_auroc, values, values, comparable), counts)
+            area = jackknife.estimate(partial(_auroc, values, values, comparable), RATE, members)
+            estimates[f"class_auroc_{name}"] = area
     return estimates
 
 
@@ -201,12 +203,14 @@ def probe(kernel: np.ndarray, targets: np.ndarray, folds: np.ndarray, evaluated:
     return [values.round(9) for values in scores]
 
 
-def _silhouette(distances: np.ndarray, clusters: np.ndarray, counts: np.ndarray) -> Estimate:
+def _silhouette(
+    distances: np.ndarray, clusters: np.ndarray, jackknife: GroupJackknife, sides: list[np.ndarray]
+) -> Estimate:
     if not 2 <= len(np.unique(clusters)) < len(clusters):
         return UNDEFINED
     values = silhouette_samples(distances, clusters, metric="precomputed")
-    of_images = values.reshape(-1, counts.shape[1]).mean(axis=0)
-    return bootstrap(partial(resampled_mean, of_images), counts)
+    of_images = values.reshape(-1, len(jackknife.groups)).mean(axis=0)
+    return jackknife.estimate(partial(resampled_mean, of_images), CORRELATION, sides)
 
 
 def _neighbour_scores(squared: np.ndarray, folds: np.ndarray, seed: int) -> np.ndarray:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.analysis.tables import estimate_rows
-from tasks.statistics.intervals import bootstrap, resampled_mean
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import CORRELATION, RATE
+from tasks.statistics.resampled import resampled_mean
 
 TOP_SHARE = 0.1
 """Share of the positions with the highest values whose overlap is measured."""
@@ -47,7 +49,7 @@ class Heatmaps:
         return evidence
 
 
-def heatmap_agreement(maps: np.ndarray, reference: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
+def heatmap_agreement(maps: np.ndarray, reference: np.ndarray, jackknife: GroupJackknife) -> pd.DataFrame:
     """Mean agreement of heat maps with reference maps of the same images and classes.
 
     Rows: metric (``correlation``, ``iou``), value, low, high, n, n_blank. ``n_blank`` counts the images whose map is
@@ -57,11 +59,17 @@ def heatmap_agreement(maps: np.ndarray, reference: np.ndarray, counts: np.ndarra
     Args:
         maps: ``(N, h, w)``.
         reference: ``(N, h, w)``.
-        counts: how often each image is drawn in each bootstrap resample, ``(R, N)``.
+        jackknife: of the images.
     """
     undefined = is_blank(maps) & is_blank(reference)
-    agreement = {"correlation": heatmap_correlation(maps, reference), "iou": top_iou(maps, reference)}
-    estimates = {metric: bootstrap(partial(resampled_mean, values), counts) for metric, values in agreement.items()}
+    agreement = {
+        "correlation": (heatmap_correlation(maps, reference), CORRELATION),
+        "iou": (top_iou(maps, reference), RATE),
+    }
+    estimates = {
+        metric: jackknife.estimate(partial(resampled_mean, values), bounds, [~undefined])
+        for metric, (values, bounds) in agreement.items()
+    }
     n_blank = int((is_blank(maps) & ~undefined).sum())
     return estimate_rows(estimates).assign(n=int((~undefined).sum()), n_blank=n_blank)
 

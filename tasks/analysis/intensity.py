@@ -1,13 +1,14 @@
 """Grey levels and spatial frequencies of images and perturbations.
 
-Shapes: N images, B bins of grey levels, F rings of spatial frequencies, R bootstrap resamples.
+Shapes: N images, B bins of grey levels, F rings of spatial frequencies.
 """
 
 import numpy as np
 import pandas as pd
 import torch
 
-from tasks.statistics.intervals import percentile_interval
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import POSITIVE, RATE
 
 
 def histograms(images: np.ndarray, bins_per_level: int = 4) -> np.ndarray:
@@ -37,8 +38,8 @@ def histograms(images: np.ndarray, bins_per_level: int = 4) -> np.ndarray:
     return counts
 
 
-def level_shares(counts: np.ndarray) -> np.ndarray:
-    """Share of the pixels of all images at each of the 256 grey levels, float64 ``(256,)``; the sum is 1.
+def level_fractions(counts: np.ndarray) -> np.ndarray:
+    """Fraction of the pixels of all images at each of the 256 grey levels, float64 ``(256,)``; the sum is 1.
 
     A bin halfway between two levels counts half for each.
 
@@ -49,12 +50,12 @@ def level_shares(counts: np.ndarray) -> np.ndarray:
     bins_per_level = (len(pooled) - 1) // 255
     twice = 2 * np.arange(len(pooled)) + bins_per_level
     down, up = (twice - 1) // (2 * bins_per_level), twice // (2 * bins_per_level)
-    shares: np.ndarray = (np.bincount(down, pooled, 256) + np.bincount(up, pooled, 256)) / (2 * pooled.sum())
-    return shares
+    fractions: np.ndarray = (np.bincount(down, pooled, 256) + np.bincount(up, pooled, 256)) / (2 * pooled.sum())
+    return fractions
 
 
 def histogram_table(counts: np.ndarray, labels: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Histograms over all images and over the images of each class: class, level, share.
+    """Histograms over all images and over the images of each class: class, grey_level, pixel_fraction.
 
     Classes without images have no rows.
 
@@ -65,7 +66,7 @@ def histogram_table(counts: np.ndarray, labels: np.ndarray, classes: list[str]) 
     """
     members = {"all": np.full(len(labels), True)} | {name: labels == label for label, name in enumerate(classes)}
     parts = [
-        pd.DataFrame({"class": name, "level": range(256), "share": level_shares(counts[chosen])})
+        pd.DataFrame({"class": name, "grey_level": range(256), "pixel_fraction": level_fractions(counts[chosen])})
         for name, chosen in members.items()
         if chosen.any()
     ]
@@ -73,29 +74,25 @@ def histogram_table(counts: np.ndarray, labels: np.ndarray, classes: list[str]) 
 
 
 def intensity_distances(
-    clean: np.ndarray, changed: np.ndarray, labels: np.ndarray, classes: list[str], counts: np.ndarray
+    clean: np.ndarray, changed: np.ndarray, labels: np.ndarray, classes: list[str], jackknife: GroupJackknife
 ) -> pd.DataFrame:
     """Distances between the grey-level distributions of clean images and of changed versions of them.
 
     A distribution is over the pixels of all images. Rows: class (``all``, then each of ``classes``), metric, value,
-    low, high. Metrics: ``wasserstein``, the Wasserstein-1 distance in grey levels of 1/255 (area between the
-    distribution functions); ``ks``, the Kolmogorov-Smirnov statistic in [0, 1] (their largest difference). ``low`` and
-    ``high`` are the 95 % percentile interval of a bootstrap over images; the two versions of an image are drawn
-    together. For a class without images all three are NaN.
-
-    Resampling increases these distances. So the interval contains 0 only if the distributions are equal, and it can
-    lie above a value near 0.
+    low, high. Metrics: ``wasserstein_distance``, the Wasserstein-1 distance in grey levels of 1/255 (area between the
+    distribution functions); ``ks_statistic``, the Kolmogorov-Smirnov statistic in [0, 1] (their largest difference).
+    ``low`` and ``high`` are the 95 % interval by group; both versions of an image belong to its group. For a class
+    without images all three are NaN. The interval never contains 0, since a distance is positive.
 
     Args:
         clean: histograms, ``(N, B)``.
         changed: histograms of the same number of pixels, ``(N, B)``.
         labels: true classes, int ``(N,)``.
         classes: class names in the order of the labels.
-        counts: how often each image is drawn in each resample, ``(R, N)``.
+        jackknife: of the images.
     """
     assert (clean.sum(axis=1) == changed.sum(axis=1)).all(), "both versions of an image have the same size"
-    # the first row counts every image once and gives the value
-    weights = np.concatenate([np.ones_like(counts[:1]), counts])
+    weights = jackknife.counts
     gaps = (changed - clean).cumsum(axis=1).astype(np.float32)
     n_pixels = clean.sum(axis=1).astype(np.float32)
     members = [labels == k for k in range(len(classes))]
@@ -104,11 +101,12 @@ def intensity_distances(
     total = (sum(gap for gap, _ in sums), sum(pixels for _, pixels in sums))
     bin_width = 255 / (gaps.shape[1] - 1)
     rows = []
-    for name, (gap, pixels) in zip(["all", *classes], [total, *sums], strict=True):
+    sides: list[list[np.ndarray]] = [[], *([of] for of in members)]
+    for name, (gap, pixels), side in zip(["all", *classes], [total, *sums], sides, strict=True):
         differences = np.abs(gap) / np.where(pixels > 0, pixels, np.nan)[:, None]
-        metrics = {"wasserstein": differences.sum(axis=1) * bin_width, "ks": differences.max(axis=1)}
+        metrics = {"wasserstein_distance": differences.sum(axis=1) * bin_width, "ks_statistic": differences.max(axis=1)}
         for metric, values in metrics.items():
-            low, high = percentile_interval(values[1:])
+            low, high = jackknife.interval(values, RATE if metric == "ks_statistic" else POSITIVE, side)
             rows.append({"class": name, "metric": metric, "value": values[0], "low": low, "high": high})
     return pd.DataFrame(rows).astype({"value": float, "low": float, "high": float})
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.analysis.context import AnalysisContext, image_reader
-from tasks.analysis.detection import detection_row, gate_rows, roc_curve, threshold_at
+from tasks.analysis.detection import detection_row, rejection_rows, roc_curve, threshold_at
 from tasks.analysis.embeddings import embedding_table
 from tasks.analysis.feature_extractor import ImageFeatures
 from tasks.analysis.feature_overlap import overlap
@@ -18,19 +18,20 @@ from tasks.analysis.resilience import quality_estimates, recovery_correlation
 from tasks.analysis.tables import Point, TablePart, estimate_rows, with_point
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import AS_GIVEN, CLEAN
-from tasks.statistics.intervals import bootstrap, resampled_mean
+from tasks.statistics.intervals import UNBOUNDED
+from tasks.statistics.resampled import resampled_mean
 
 
 def clean_tables(context: AnalysisContext) -> Iterator[TablePart]:
     """Yield tables about the clean images and about the output of each purifier for them."""
     point = {"surrogate": UNDEFENDED, "attack": CLEAN, "eps": 0.0}
     histograms = histogram_table(context.clean[AS_GIVEN, "histogram"], context.labels, context.classes)
-    yield "intensity_histograms", with_point({**point, "images": "clean", "purifier": AS_GIVEN}, histograms)
+    yield "intensity_histograms", with_point({**point, "image_kind": "clean", "purifier": AS_GIVEN}, histograms)
     read = image_reader(context.data, context.rows)
     power = np.concatenate([radial_power(read(batch)) for batch in context.extractor.batches(len(context.rows))])
-    yield "spectrum", with_point({**point, "of": "clean images", "purifier": AS_GIVEN}, spectrum_table(power))
+    yield "spectrum", with_point({**point, "signal": "clean images", "purifier": AS_GIVEN}, spectrum_table(power))
     for purifier in context.extractor.purifiers:
-        yield from _pixel_tables(context, {**point, "images": "denoised", "purifier": purifier}, context.clean)
+        yield from _pixel_tables(context, {**point, "image_kind": "denoised", "purifier": purifier}, context.clean)
         curve = {"target": purifier, "threat_model": "none", "attack": CLEAN, "eps": 0.0}
         yield "heatmaps", with_point(curve, _heatmap_rows(context, context.clean, purifier, AS_GIVEN))
 
@@ -57,9 +58,9 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
     )
 
     point = {"surrogate": surrogate, "attack": attack, "eps": eps}
-    yield from _pixel_tables(context, {**point, "images": "adversarial", "purifier": AS_GIVEN}, features)
+    yield from _pixel_tables(context, {**point, "image_kind": "adversarial", "purifier": AS_GIVEN}, features)
     spectrum = spectrum_table(features[AS_GIVEN, "power"])
-    yield "spectrum", with_point({**point, "of": "perturbation", "purifier": AS_GIVEN}, spectrum)
+    yield "spectrum", with_point({**point, "signal": "perturbation", "purifier": AS_GIVEN}, spectrum)
     on_surrogate = context.records_at(surrogate, "adaptive", attack, eps)
     success, correct = on_surrogate["success"].to_numpy(), on_surrogate["correct"].to_numpy()
     for source in sources:
@@ -71,12 +72,13 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
             yield from _network_tables(context, curve, features, source, with_embeddings)
         if source == AS_GIVEN:
             continue
-        denoised = {**point, "images": "denoised", "purifier": source}
+        denoised = {**point, "image_kind": "denoised", "purifier": source}
         yield from _pixel_tables(context, denoised, features)
         spectrum = spectrum_table(features[source, "power"])
-        yield "spectrum", with_point({**point, "of": "perturbation, denoised", "purifier": source}, spectrum)
-        removed = bootstrap(partial(resampled_mean, features[source, "removed"]), context.counts)
-        yield "resilience", with_point(denoised, estimate_rows({"removed": removed}))
+        yield "spectrum", with_point({**point, "signal": "denoised perturbation", "purifier": source}, spectrum)
+        fractions = partial(resampled_mean, features[source, "removed_energy_fraction"])
+        removed = context.jackknife.estimate(fractions, UNBOUNDED)
+        yield "resilience", with_point(denoised, estimate_rows({"removed_energy_fraction": removed}))
         if surrogate == UNDEFENDED:
             recovered = context.records_at(source, threat_model, attack, eps)["correct"].to_numpy()
             yield "resilience", with_point(denoised, _recovery_rows(context, features, source, success, recovered))
@@ -93,9 +95,10 @@ def detection_tables(
     correct: np.ndarray,
     chosen: slice | np.ndarray = slice(None),
 ) -> Iterator[TablePart]:
-    """Yield the detection metrics, the ROC curve and the gates of a detector.
+    """Yield the detection metrics, the ROC curve and the rejection table of a detector.
 
-    A gate stands in front of the undefended classifier, so only perturbations of that classifier have gates.
+    The detector rejects images in front of the undefended classifier. So only perturbations of that classifier have a
+    rejection table.
 
     Args:
         context: with the scores of the clean images and of the validation images.
@@ -109,13 +112,15 @@ def detection_tables(
     clean, validation = context.clean[detector, "score"][chosen], context.validation_scores[detector]
     threshold = threshold_at(validation, context.settings.false_positive_rate)
     point = {"detector": detector, **point}
-    row = detection_row(clean, scores, successful, threshold, context.counts[:, chosen])
+    jackknife = context.jackknife.select(chosen)
+    row = detection_row(clean, scores, successful, threshold, jackknife)
     yield "detection", with_point(point, pd.DataFrame([row]))
     false, true = roc_curve(clean, scores)
     yield "roc", with_point(point, pd.DataFrame({"false_positive_rate": false, "true_positive_rate": true}))
     if point["surrogate"] == UNDEFENDED:
         clean_correct = (context.predictions[AS_GIVEN] == context.labels)[chosen]
-        yield "rejection", with_point(point, gate_rows(clean, scores, clean_correct, correct, validation))
+        rows = rejection_rows(clean, scores, clean_correct, correct, validation, jackknife.groups)
+        yield "rejection", with_point(point, rows)
 
 
 def _pixel_tables(context: AnalysisContext, point: Point, features: ImageFeatures) -> Iterator[TablePart]:
@@ -123,9 +128,10 @@ def _pixel_tables(context: AnalysisContext, point: Point, features: ImageFeature
     purifier, labels, classes = point["purifier"], context.labels, context.classes
     histograms = features[purifier, "histogram"]
     yield "intensity_histograms", with_point(point, histogram_table(histograms, labels, classes))
-    distances = intensity_distances(context.clean[AS_GIVEN, "histogram"], histograms, labels, classes, context.counts)
+    clean = context.clean[AS_GIVEN, "histogram"]
+    distances = intensity_distances(clean, histograms, labels, classes, context.jackknife)
     yield "intensity", with_point(point, distances)
-    quality = quality_estimates(features[purifier, "mse"], features[purifier, "ssim"], context.counts)
+    quality = quality_estimates(features[purifier, "mse"], features[purifier, "ssim"], context.jackknife)
     yield "resilience", with_point(point, estimate_rows(quality))
 
 
@@ -137,16 +143,17 @@ def _network_tables(
     spaces = {"classifier": "features"} | ({"bottleneck": "bottleneck"} if source else {})
     for space, quantity in spaces.items():
         clean, adversarial = context.clean[source, quantity], features[source, quantity]
-        estimates = overlap(clean, adversarial, context.labels, context.groups, context.counts, context.seed)
-        yield "features", with_point({"space": space, **curve}, estimate_rows(estimates).assign(n=len(context.rows)))
+        estimates = overlap(clean, adversarial, context.labels, context.groups, context.seed)
+        rows = estimate_rows(estimates).assign(n=len(context.rows))
+        yield "features", with_point({"feature_space": space, **curve}, rows)
     if with_embeddings:
         # in the last space: the bottleneck, or the features of the classifier if there is no purifier
         embeddings = embedding_table(clean, adversarial, context.rows, context.labels, context.seed)
-        yield "embeddings", with_point({"space": space, **curve}, embeddings)
+        yield "embeddings", with_point({"feature_space": space, **curve}, embeddings)
 
 
 def _heatmap_rows(context: AnalysisContext, features: ImageFeatures, source: str, reference: str) -> pd.DataFrame:
-    return heatmap_agreement(features[source, "heatmap"], context.clean[reference, "heatmap"], context.counts)
+    return heatmap_agreement(features[source, "heatmap"], context.clean[reference, "heatmap"], context.jackknife)
 
 
 def _recovery_rows(
@@ -158,17 +165,17 @@ def _recovery_rows(
     purifier. The loss of ``residual_correlation`` is the energy of the perturbation that the purifier leaves.
 
     Args:
-        context: with the bootstrap resamples.
+        context: with the groups of the images.
         features: of the adversarial images of the undefended classifier.
         purifier: name.
         broken: whether the attack on the undefended classifier is successful, bool ``(N,)``.
         recovered: whether the defended classifier is correct, bool ``(N,)``.
     """
-    residual = (1 - features[purifier, "removed"]) * features[AS_GIVEN, "mse"]
+    residual = (1 - features[purifier, "removed_energy_fraction"]) * features[AS_GIVEN, "mse"]
     losses = {"recovery_correlation": features[purifier, "mse"], "residual_correlation": residual}
     return estimate_rows(
         {
-            metric: recovery_correlation(loss[broken], recovered[broken], context.counts[:, broken])
+            metric: recovery_correlation(loss[broken], recovered[broken], context.jackknife.select(broken))
             for metric, loss in losses.items()
         }
     )

@@ -1,4 +1,4 @@
-"""Resilience: distance of images from their originals, and the share of a perturbation that a purifier removes."""
+"""Resilience: distance of images from their originals, and the fraction of a perturbation that a purifier removes."""
 
 from functools import partial
 
@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from tasks.analysis.tables import UNDEFINED
-from tasks.statistics.intervals import Estimate, bootstrap, resampled_mean, resampled_ranks
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import CORRELATION, POSITIVE, Estimate
+from tasks.statistics.resampled import resampled_mean, resampled_ranks
 
 WINDOW = 11
 """Side of the Gaussian window of SSIM in pixels."""
@@ -47,7 +49,7 @@ def image_quality(images: np.ndarray, originals: np.ndarray) -> dict[str, np.nda
     return {"mse": mse, "ssim": ssim}
 
 
-def quality_estimates(mse: np.ndarray, ssim: np.ndarray, counts: np.ndarray) -> dict[str, Estimate]:
+def quality_estimates(mse: np.ndarray, ssim: np.ndarray, jackknife: GroupJackknife) -> dict[str, Estimate]:
     """``mse``, ``psnr`` and ``ssim`` over all images, with 95 % intervals.
 
     ``psnr`` is the peak signal-to-noise ratio in dB of the mean of the squared errors, for the range 1. A mean of the
@@ -56,17 +58,18 @@ def quality_estimates(mse: np.ndarray, ssim: np.ndarray, counts: np.ndarray) -> 
     Args:
         mse: of :func:`image_quality`, ``(N,)``.
         ssim: of :func:`image_quality`, ``(N,)``.
-        counts: how often each image is drawn in each resample, ``(R, N)``.
+        jackknife: of the images.
     """
-    error, similarity = (bootstrap(partial(resampled_mean, values), counts) for values in (mse, ssim))
+    error = jackknife.estimate(partial(resampled_mean, mse), POSITIVE)
+    similarity = jackknife.estimate(partial(resampled_mean, ssim), CORRELATION)
     with np.errstate(divide="ignore"):
         # a larger error is a smaller ratio, so the bounds change places
         psnr, high, low = (-10 * np.log10(np.array(error))).tolist()
     return {"mse": error, "psnr": Estimate(psnr, low, high), "ssim": similarity}
 
 
-def removed_share(perturbation_in: np.ndarray, perturbation_out: np.ndarray) -> np.ndarray:
-    """Share of the energy of each perturbation that a purifier removes, float64 ``(N,)``, at most 1.
+def removed_energy_fraction(perturbation_in: np.ndarray, perturbation_out: np.ndarray) -> np.ndarray:
+    """Fraction of the energy of each perturbation that a purifier removes, float64 ``(N,)``, at most 1.
 
     ``1 - |D(x + d) - D(x)|^2 / |d|^2`` for the purifier D, image x and perturbation d. Negative if the purifier
     amplifies the perturbation, NaN if there is none.
@@ -79,11 +82,11 @@ def removed_share(perturbation_in: np.ndarray, perturbation_out: np.ndarray) -> 
         np.array([np.square(image, dtype=np.float64).sum() for image in images])
         for images in (perturbation_in, perturbation_out)
     )
-    share: np.ndarray = 1 - np.divide(after, before, out=np.full(len(before), np.nan), where=before > 0)
-    return share
+    fraction: np.ndarray = 1 - np.divide(after, before, out=np.full(len(before), np.nan), where=before > 0)
+    return fraction
 
 
-def recovery_correlation(losses: np.ndarray, recovered: np.ndarray, counts: np.ndarray) -> Estimate:
+def recovery_correlation(losses: np.ndarray, recovered: np.ndarray, jackknife: GroupJackknife) -> Estimate:
     """Spearman's rank correlation of reconstruction loss and recovery, in [-1, 1], with its 95 % interval.
 
     It is negative if images with a smaller loss are recovered more often. It is NaN for fewer than 3 images, and if all
@@ -92,11 +95,11 @@ def recovery_correlation(losses: np.ndarray, recovered: np.ndarray, counts: np.n
     Args:
         losses: reconstruction loss of each image that the attack broke, ``(N,)``.
         recovered: whether the image is classified correctly after the purifier, bool ``(N,)``.
-        counts: how often each image is drawn in each resample, ``(R, N)``.
+        jackknife: of the images.
     """
     if len(losses) < 3:
         return UNDEFINED
-    return bootstrap(partial(_rank_correlation, losses, recovered), counts)
+    return jackknife.estimate(partial(_rank_correlation, losses, recovered), CORRELATION)
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:

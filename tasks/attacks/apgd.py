@@ -1,17 +1,13 @@
 """Auto-PGD: PGD with an adaptive step size (Croce and Hein 2020, arXiv 2003.01690, algorithm 1)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from tasks.attacks.gradient.losses import logit_margin, misclassified
+from tasks.attacks.gradient.losses import misclassified
 from tasks.attacks.gradient.norm_ball import NormBall
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits ``(N, K)`` and true classes ``(N,)`` to the loss that the attack maximises, ``(N,)``."""
+from tasks.attacks.objectives import Objective, loss_and_gradient
 
 MOMENTUM = 0.75
 """Weight of the new step; the rest is the previous step (alpha in the paper)."""
@@ -19,29 +15,13 @@ RHO = 0.75
 """Fraction of the steps between two checkpoints that must raise the loss, otherwise the step size is halved."""
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image, ``(N,)``; its gradient vanishes where the softmax saturates."""
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other logit minus the true logit, ``(N,)``; defined for two classes, unlike DLR."""
-    return -logit_margin(logits, labels)
-
-
-def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (equation 6), ``(N,)``; needs at least three classes."""
-    largest = logits.sort(dim=1, descending=True).values
-    return negative_margin(logits, labels) / (largest[:, 0] - largest[:, 2]).clamp_min(1e-12)
-
-
 def apgd(
     model: nn.Module,
+    objective: Objective,
     images: Tensor,
     labels: Tensor,
     radii: Tensor,
     ball: NormBall,
-    loss: Loss,
     n_steps: int,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -52,12 +32,12 @@ def apgd(
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
+        objective: to maximise; its logits are those of the model.
         images: float32 ``(N, C, H, W)`` within the value range, on the model's device.
         labels: true classes, int64 ``(N,)``, on the model's device.
         radii: of the balls in units of the value range, ``(N, 1, 1, 1)``.
         ball: norm and value range.
-        loss: to maximise.
-        n_steps: maximum number of gradients.
+        n_steps: maximum number of steps; there is one gradient more.
         starts: points of the balls, ``(N, C, H, W)``.
 
     Returns:
@@ -77,7 +57,8 @@ def apgd(
     best_gradient, halved = torch.zeros_like(starts), torch.ones_like(broken)
 
     for step in range(n_steps + 1):
-        losses, gradient, wrong = _loss_and_gradient(model, now, labels, loss)
+        losses, gradient, logits = loss_and_gradient(objective, now, rows)
+        wrong = misclassified(model, now, labels, logits)
         better = losses > best_loss
         best, best_gradient = (
             torch.where(better[:, None, None, None], new, old) for new, old in ((now, best), (gradient, best_gradient))
@@ -115,16 +96,6 @@ def apgd(
             )
         now, before = candidate, now
     return adversarial, broken
-
-
-def _loss_and_gradient(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses ``(N,)``, their gradient ``(N, C, H, W)``, and which images are misclassified, bool ``(N,)``."""
-    with torch.enable_grad():
-        variable = images.detach().requires_grad_()
-        logits = model(variable)
-        losses = loss(logits, labels)
-        (gradient,) = torch.autograd.grad(losses.sum(), variable)
-    return losses.detach(), gradient, misclassified(model, images, labels, logits.detach())
 
 
 def _checkpoints(n_steps: int) -> list[int]:

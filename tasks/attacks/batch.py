@@ -97,6 +97,53 @@ class MinimumEps:
     """The image that is misclassified there, float32 ``(N, C, H, W)``; the image itself where no radius breaks it."""
 
 
+def improve(
+    batch: AttackBatch, found: MinimumEps, name: str, attempt: Attempt, rows: np.ndarray | None = None
+) -> MinimumEps:
+    """Attack images in the largest ball that each has survived, and in the next smaller one while it is broken.
+
+    Args:
+        batch: model and images.
+        found: result of the attacks before.
+        name: of the attack.
+        attempt: the attack in a ball.
+        rows: row numbers of the images to attack, ``(n,)``; None for all. Images without a smaller radius are left out.
+    """
+    index, found_by, adversarial = found.index.copy(), found.found_by.copy(), found.adversarial.copy()
+    rows = np.arange(len(index)) if rows is None else rows
+    rows = rows[index[rows] > 0]
+    while rows.size:
+        images, broken = batch.run(rows, batch.radii[index[rows] - 1], attempt)
+        rows = rows[broken]
+        index[rows], found_by[rows], adversarial[rows] = index[rows] - 1, name, images[broken]
+        rows = rows[index[rows] > 0]
+    return MinimumEps(index, found_by, adversarial)
+
+
+def keep_smaller(
+    batch: AttackBatch, found: MinimumEps, name: str, rows: np.ndarray, adversarial: np.ndarray
+) -> MinimumEps:
+    """Keep those of some adversarial images that are nearer to their images than the known ones.
+
+    Args:
+        batch: model and images.
+        found: result of the attacks before.
+        name: of the attack.
+        rows: row numbers of the images, ``(n,)``.
+        adversarial: misclassified images, ``(n, C, H, W)``.
+    """
+    index, found_by, kept = found.index.copy(), found.found_by.copy(), found.adversarial.copy()
+    at, (known, sizes) = batch.smallest_index(rows, adversarial), (
+        perturbation_norms(batch.images[rows], images)[batch.ball.norm] for images in (kept[rows], adversarial)
+    )
+    # an adversarial image that was not kept equals its image
+    nearer = (at < index[rows]) | ((at == index[rows]) & (at < len(batch.radii)) & ((known == 0) | (sizes < known)))
+    smaller = at < index[rows]
+    found_by[rows[smaller]] = name
+    index[rows[smaller]], kept[rows[nearer]] = at[smaller], adversarial[nearer]
+    return MinimumEps(index, found_by, kept)
+
+
 @torch.inference_mode()
 def bisect_to_boundary(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor) -> Tensor:
     """Move misclassified images towards their originals for as long as they stay misclassified.

@@ -45,9 +45,7 @@ def certify_target(
         prediction[part], radii[part] = certified(base, images, len(data.classes), settings, seed)
         log.info("certified %d of %d images", min(part.stop, len(rows)), len(rows))
     table = {
-        "image": rows,
-        "path": data.paths(rows),
-        "label": data.labels(rows),
+        **data.identity(rows),
         "target": [name] * len(rows),
         "prediction": prediction,
         "certified_eps": radii / radius(1, "l2", data.pixels[0].size),

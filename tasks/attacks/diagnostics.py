@@ -17,8 +17,6 @@ N_STEPS = 20
 """Steps of PGD on the margin; the step size is a quarter of the radius."""
 N_PASSES = 5
 """Passes over the same images, whose logits must be equal."""
-NOISE_RESTART = 10**6
-"""Restart number whose random start serves as random noise; no attack uses so many restarts."""
 POSITIVE_CONTROL_BITS = 4
 """Bits of a pixel: a defence that BPDA is known to break (Athalye et al. 2018, arXiv 1802.00420)."""
 
@@ -101,7 +99,7 @@ def _one_pass_diagnostics(batch: AttackBatch, eps: tuple[float, ...], part: slic
             ("outputs_are_probabilities", 0.0): in_range & ((outputs.sum(dim=1) - 1).abs() < 1e-4),
         }
         for value, radius in zip(eps, batch.radii.tolist(), strict=True):
-            restart = np.full(len(images), NOISE_RESTART)
-            noisy = batch.ball.random_starts(images, radius, batch.seed, batch.image_ids[part], restart)
+            ids, first = batch.image_ids[part], np.zeros(len(images), dtype=np.int64)
+            noisy = batch.ball.random_starts(images, radius, batch.seed, "random_noise", ids, first)
             found["random_noise", value] = batch.model(noisy).argmax(dim=1) == labels
     return {name: values.cpu().numpy().astype(np.float64) for name, values in found.items()}

@@ -189,7 +189,7 @@ def pgd_sweep(
         if again.any():
             (slots,) = _on_device(device, np.flatnonzero(again))
             starts = image_ids[rows[again]], restarts[again]
-            perturbed[slots] = ball.random_starts(origins[slots], sizes[slots], seed, *starts)
+            perturbed[slots] = ball.random_starts(origins[slots], sizes[slots], seed, "sweep", *starts)
 
         new = np.arange(n_taken, min(n_taken + batch_size - len(rows), len(images)))
         if new.size:

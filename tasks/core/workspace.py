@@ -54,6 +54,8 @@ class Workspace:
     pixels = _Below("data/prepare/pixels.npy")
     split = _Below("data/prepare/split.parquet")
     dataset_info = _Below("data/prepare/dataset.json")
+    leakage = _Below("data/prepare/leakage.json")
+    shortcut_predictions = _Below("data/prepare/shortcut_predictions.csv")
 
     train_classifier = _Below("data/train_classifier")
     classifier = _Below("data/train_classifier/classifier.safetensors")
@@ -72,6 +74,7 @@ class Workspace:
     robustness = _Below("data/evaluate/robustness.csv")
     confusion = _Below("data/evaluate/confusion.csv")
     comparison = _Below("data/evaluate/comparison.csv")
+    worst_case = _Below("data/evaluate/worst_case.csv")
     minimum_perturbation = _Below("data/evaluate/minimum_perturbation.csv")
     certified_accuracy = _Below("data/evaluate/certified_accuracy.csv")
     checks = _Below("data/evaluate/checks.json")
@@ -121,6 +124,10 @@ class Workspace:
     def minimum_eps(self, target: str) -> Path:
         """The smallest eps that breaks each image of a target."""
         return self.attack_folder(target) / "minimum_eps.parquet"
+
+    def operating_points(self, target: str) -> Path:
+        """Biases on the logits of a target at its operating points."""
+        return self.attack_folder(target) / "operating_points.json"
 
     def diagnostics(self, target: str) -> Path:
         """Diagnostics of a target, which the checks read."""

@@ -50,6 +50,11 @@ class Prepared:
         image_paths: np.ndarray = self.table["path"].to_numpy(dtype=object)[rows]
         return image_paths
 
+    def identity(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Row number, path, label and group of the images in these rows, as columns of a table of records."""
+        groups = self.table["group"].to_numpy(dtype=np.int64)[rows]
+        return {"image": rows, "path": self.paths(rows), "label": self.labels(rows), "group": groups}
+
     def nearest_path(self, rows: np.ndarray, image: np.ndarray) -> str:
         """Path of the nearest image, in L2 distance, among the images in these rows.
 

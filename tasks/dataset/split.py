@@ -1,13 +1,8 @@
 """Split into training, validation and test images: of single images, or of whole groups."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from tasks.dataset.prepared import SPLITS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLIT_NAMES = np.array(SPLITS)
@@ -117,19 +112,6 @@ def _assign_groups(order: np.ndarray, sizes: np.ndarray, targets: np.ndarray) ->
         split[group] = np.argmin((size * (size + 2 * (assigned - targets)) / n_by_class**2).sum(axis=1))
         assigned[split[group]] += size
     return split, assigned
-
-
-def leakage(table: "pd.DataFrame") -> dict[str, float]:
-    """Leakage: fractions of the test images with a near-duplicate, or another image of their group, in training.
-
-    Args:
-        table: one row for each image; columns ``split``, ``near_duplicate_group`` and ``group``.
-    """
-    test, train = table[table["split"] == "test"], table[table["split"] == "train"]
-    return {
-        "near_duplicate_in_train": float(test["near_duplicate_group"].isin(train["near_duplicate_group"]).mean()),
-        "group_in_train": float(test["group"].isin(train["group"]).mean()),
-    }
 
 
 def _target_counts(counts: np.ndarray, test_fraction: float, validation_fraction: float) -> np.ndarray:

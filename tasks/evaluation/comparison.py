@@ -1,56 +1,81 @@
 """Comparison of the targets: worst-case robust accuracy, rank, and paired tests on the same images."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from scipy.special import bdtr
 
-from tasks.records.vocabulary import CLEAN
-from tasks.statistics.intervals import wilson
-from tasks.statistics.paired import mcnemar
+from tasks.records.vocabulary import AS_TRAINED
+from tasks.statistics.balanced import compare_balanced
+from tasks.statistics.multiplicity import holm
+from tasks.statistics.rates import rate_estimate
 
+METRICS = ("accuracy", "balanced_accuracy")
 COLUMNS = (
-    *("threat_model", "eps", "rank", "target", "n"),
-    *("clean_accuracy", "clean_accuracy_low", "clean_accuracy_high"),
-    *("robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"),
-    *("next_target", "n_only_this_correct", "n_only_next_correct", "p_value"),
+    *("operating_point", "threat_model", "eps", "rank", "target", "n", "n_groups"),
+    *(f"{state}_{name}{bound}" for state in ("clean", "robust") for name in METRICS for bound in ("", "_low", "_high")),
+    *("next_target", "difference", "difference_low", "difference_high", "detectable_difference"),
+    *("n_only_this_correct", "n_only_next_correct", "p_value", "p_value_holm"),
     *("n_parameters", "multiply_adds", "n_eot_samples", "n_warn", "n_fail"),
 )
 
 
-def comparison_table(records: pd.DataFrame, outcomes: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """All targets ranked by worst-case robust accuracy, at each threat model and eps.
+def comparison_table(table: pd.DataFrame, outcomes: pd.DataFrame, costs: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """All targets ranked by balanced robust accuracy, at each operating point, threat model and eps.
 
-    Rows are sorted by threat model, eps and rank; rank 1 has the highest robust accuracy, ties are resolved by clean
-    accuracy, then by name. Accuracies are of the attacked images, with Wilson's 95 % intervals. Each target is compared
-    with the ``next_target`` in rank on the same images: the numbers of images that only one of the two classifies
-    correctly, and the p-value of McNemar's test. The last target has no comparison.
+    Rows are sorted by operating point, threat model, eps and rank. Rank 1 has the highest balanced robust accuracy. So
+    a defence gains nothing by moving all images to one class. Ties are resolved by balanced clean accuracy, then by
+    name.
+    Each target is compared with the ``next_target`` in rank on the same images: ``difference`` of the balanced
+    accuracies with its interval by group, the difference that these images can show, the numbers of images that only
+    one of the two classifies correctly, and the p-value of the sign-flip test by group. The comparisons of one
+    operating point and threat model at the reported eps are a family, whose p-values are also corrected by Holm's
+    method; at other eps they are descriptive. The last target has no comparison.
 
     Args:
-        records: as written by the attack steps.
-        outcomes: of :func:`tasks.records.worst_case.worst_case_outcomes`.
+        table: of :func:`tasks.evaluation.worst_case_table.worst_case_table`.
+        outcomes: of each image, from the same function.
         costs: ``n_parameters``, ``multiply_adds``, ``n_eot_samples``, ``n_warn`` and ``n_fail`` by target.
+        eps: ``analyze.eps``.
     """
-    correct = outcomes.pivot(index=["threat_model", "eps", "image"], columns="target", values="robust_correct")
-    clean = records[records["attack"] == CLEAN].pivot(index="image", columns="target", values="correct")
-    rows = []
-    for (threat_model, eps), of_images in correct.groupby(level=["threat_model", "eps"], sort=True):
-        of_images = of_images.dropna(axis="columns", how="all").astype(bool).droplevel(["threat_model", "eps"])
-        clean_accuracy = clean.loc[of_images.index, of_images.columns].mean()
-        order = sorted(
-            map(str, of_images), key=lambda target: (-of_images[target].mean(), -clean_accuracy[target], target)
-        )
+    keys = ["operating_point", "threat_model", "eps"]
+    wide = table.pivot(index=[*keys, "target"], columns="metric", values=["value", "low", "high"])
+    n = table[table["metric"] == "accuracy"].set_index([*keys, "target"])[["n", "n_groups"]]
+    rows: list[dict[str, object]] = []
+    for names, of_point in outcomes[outcomes["eps"] > 0].groupby(keys, sort=True):
+        point, threat_model, value = names
+        correct = of_point.pivot(index="image", columns="target", values="robust_correct").astype(bool)
+        images = of_point.drop_duplicates("image").set_index("image").loc[correct.index]
+        labels, groups = images["label"].to_numpy(), images["group"].to_numpy()
+        clean, robust = (wide.xs((point, threat_model, each), level=keys) for each in (0.0, value))
+        ordering = robust["value"]["balanced_accuracy"], clean["value"]["balanced_accuracy"]
+        order = sorted(map(str, correct), key=lambda target: (*(-each[target] for each in ordering), target))
+        numbers: dict[Any, dict[Any, Any]] = pd.DataFrame(n.xs(names, level=keys)).to_dict("index")
         for rank, target in enumerate(order, start=1):
-            row = {"threat_model": threat_model, "eps": eps, "rank": rank, "target": target, "n": len(of_images)}
-            row |= {"clean_accuracy": clean_accuracy[target], "robust_accuracy": of_images[target].mean()}
+            row = {**dict(zip(keys, names, strict=True)), "rank": rank, "target": target, **numbers[target]}
+            for state, of_state in (("clean", clean), ("robust", robust)):
+                for metric in METRICS:
+                    for bound, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
+                        row[f"{state}_{metric}{suffix}"] = of_state[bound][metric][target]
             if rank < len(order):
-                row |= {"next_target": order[rank], **_paired(of_images[target], of_images[order[rank]])}
+                following = order[rank]
+                found = compare_balanced(correct[target].to_numpy(), correct[following].to_numpy(), labels, groups)
+                row |= {
+                    "next_target": following,
+                    "difference": found.difference.value,
+                    "difference_low": found.difference.low,
+                    "difference_high": found.difference.high,
+                    "detectable_difference": found.detectable_difference,
+                    "n_only_this_correct": found.n_only_first,
+                    "n_only_next_correct": found.n_only_second,
+                    "p_value": found.p_value,
+                }
             rows.append(row)
-    table = pd.DataFrame(rows)
-    for name in ("clean_accuracy", "robust_accuracy"):
-        n_correct = (table[name] * table["n"]).round()
-        table[f"{name}_low"], table[f"{name}_high"] = wilson(n_correct, table["n"])
-    counts = {"n_only_this_correct": "Int64", "n_only_next_correct": "Int64"}
-    return table.join(costs, on="target").reindex(columns=list(COLUMNS)).astype(counts)
+    compared = pd.DataFrame(rows).join(costs, on="target").reindex(columns=list(COLUMNS))
+    families = compared[compared["eps"] == eps].groupby(keys[:2], sort=False)["p_value"]
+    compared["p_value_holm"] = families.transform(lambda of_family: holm(of_family.to_numpy(dtype=float)))
+    counts = dict.fromkeys(["n", "n_groups", "n_only_this_correct", "n_only_next_correct"], "Int64")
+    return compared.astype(counts)
 
 
 def minimum_perturbation_table(minimum_eps: pd.DataFrame) -> pd.DataFrame:
@@ -58,23 +83,27 @@ def minimum_perturbation_table(minimum_eps: pd.DataFrame) -> pd.DataFrame:
 
     One row for each target: ``n`` correctly classified images; ``unbroken_fraction``, the fraction of them that no
     attack breaks; the quartiles ``q25``, ``median`` and ``q75`` of the smallest perturbation found, in 1/255, infinite
-    beyond the grid; the 95 % interval of the median from order statistics, ``median_low`` and ``median_high`` (Conover
-    1999, "Practical Nonparametric Statistics", section 3.2). NaN where no image is correct, or too few for an interval.
+    beyond the grid; the 95 % interval of the median by group, ``median_low`` and ``median_high``. NaN where no image is
+    correct, or where there are too few groups for an interval.
 
     Args:
         minimum_eps: the smallest eps that breaks each image, as written by the attack steps.
     """
     rows = []
-    by_image = minimum_eps.groupby(["target", "image"], sort=False)["minimum_perturbation"].min()
+    as_trained = minimum_eps[minimum_eps["operating_point"] == AS_TRAINED]
+    by_image = as_trained.groupby(["target", "group", "image"], sort=False)["minimum_perturbation"].min()
     for target, of_target in by_image.groupby("target", sort=False):
         found = of_target[of_target > 0]
-        row = {"target": target, "n": len(found), "unbroken_fraction": np.isinf(found).mean()}
+        groups = found.index.get_level_values("group").to_numpy()
+        row = {"target": target, "n": len(found), "n_groups": len(set(groups))}
+        row |= {"unbroken_fraction": np.isinf(found).mean()}
         # quartiles are values of images, since the mean of a finite and an infinite value is infinite
         row |= dict(
             zip(["q25", "median", "q75"], found.quantile([0.25, 0.5, 0.75], interpolation="higher"), strict=True)
         )
-        rows.append(row | dict(zip(["median_low", "median_high"], _median_interval(found), strict=True)))
-    columns = ["target", "n", "unbroken_fraction", "q25", "median", "median_low", "median_high", "q75"]
+        low, high = _median_interval(found.to_numpy(), groups)
+        rows.append(row | {"median_low": low, "median_high": high})
+    columns = ["target", "n", "n_groups", "unbroken_fraction", "q25", "median", "median_low", "median_high", "q75"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
@@ -82,7 +111,7 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
     """Certified accuracy: the fraction of images that are correct, with a certified radius of at least eps.
 
     One row for each target and eps: target, eps (in 1/255, of an L2 ball as ``attack.eps`` counts it, containing the
-    L-infinity ball of the same eps), n, accuracy and its 95 % Wilson interval.
+    L-infinity ball of the same eps), n, n_groups, accuracy and its 95 % interval by group.
 
     Args:
         certified: as written by the step attack_defence.
@@ -92,26 +121,27 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
     for target, found in certified.groupby("target", sort=False):
         correct = found["prediction"] == found["label"]
         for value in eps:
-            n_correct = int((correct & (found["certified_eps"] >= value)).sum())
-            low, high = wilson(n_correct, len(found))
-            row = {"target": target, "eps": value, "n": len(found), "accuracy": n_correct / len(found)}
-            rows.append(row | {"accuracy_low": float(low), "accuracy_high": float(high)})
-    columns = ["target", "eps", "n", "accuracy", "accuracy_low", "accuracy_high"]
+            accuracy = rate_estimate(
+                (correct & (found["certified_eps"] >= value)).to_numpy(), found["group"].to_numpy()
+            )
+            row = {"target": target, "eps": value, "n": len(found), "n_groups": found["group"].nunique()}
+            row |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+            rows.append(row)
+    columns = ["target", "eps", "n", "n_groups", "accuracy", "accuracy_low", "accuracy_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _median_interval(values: "pd.Series[float]") -> tuple[float, float]:
-    """95 % interval of the median from order statistics; NaN for too few values."""
-    n = len(values)
-    # order statistics below which the median lies with a probability of at most 2.5 %
-    n_beyond = int((bdtr(np.arange(n), n, 0.5) <= 0.025).sum())
-    if not n_beyond:
+def _median_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the median by group (Woodruff 1952, JASA 47, 635-646); NaN for too few groups.
+
+    The bounds are the quantiles at the bounds of the fraction of images in the lower half.
+    """
+    if not len(values):
         return np.nan, np.nan
-    ordered = np.sort(values)
-    return float(ordered[n_beyond - 1]), float(ordered[n - n_beyond])
-
-
-def _paired(first: "pd.Series[bool]", second: "pd.Series[bool]") -> dict[str, float]:
-    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
-    p_value = mcnemar(only_first, only_second)
-    return {"n_only_this_correct": only_first, "n_only_next_correct": only_second, "p_value": p_value}
+    in_lower_half = np.argsort(np.argsort(values, kind="stable")) < len(values) / 2
+    fraction = rate_estimate(in_lower_half, groups)
+    if np.isnan(fraction.low):
+        return np.nan, np.nan
+    shift = 0.5 - fraction.value
+    low, high = (np.clip(bound + shift, 0, 1) for bound in (fraction.low, fraction.high))
+    return float(np.quantile(values, low, method="higher")), float(np.quantile(values, high, method="higher"))

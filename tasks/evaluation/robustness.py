@@ -5,18 +5,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN, CURVE, POINT
+from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT
 from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
-from tasks.statistics.intervals import wilson
+from tasks.statistics.rates import rate_estimate
 
 
 def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -> pd.DataFrame:
     """One row for each target, threat model, attack and eps, in the order of the records.
 
     Clean rows are of all test images. If fewer images were attacked, further clean rows of the attacked images come
-    last: curves begin with them, so that all points of a curve are of the same images.
+    last: curves begin with them, so that all points of a curve are of the same images. Attacks on a part of the
+    attacked images, as the reference by ART, have no rows.
 
-    Beside the columns of ``POINT``: ``n`` images; ``accuracy`` and its 95 % Wilson interval ``_low``, ``_high``;
+    Beside the columns of ``POINT``: ``n`` images and their ``n_groups``; ``accuracy`` and its 95 % interval by group,
+    ``_low`` and ``_high``; ``accuracy_8bit``, the accuracy after rounding the images to 8 bits;
     ``attack_success_rate`` over the ``n_clean_correct`` images that are correct unchanged, with its interval (NaN for
     clean rows, and if there are no such images); ``precision``, ``recall``, ``f1`` of the positive class, and
     ``_macro`` over all classes if there are more than two; ``top1_error``; means of entropy (nats), margin, linf, l2
@@ -34,17 +36,20 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     _check_threat_models(records)
     is_clean = records["attack"] == CLEAN
     of_attacked = records[is_clean & records["image"].isin(records["image"][~is_clean])]
+    n_attacked = of_attacked.groupby("target")["image"].nunique()
+    n_of_point = records.groupby(POINT)["image"].transform("size")
+    records = records[is_clean | (n_of_point == records["target"].map(n_attacked))]
+    is_clean = records["attack"] == CLEAN
     parts = [records] if len(of_attacked) == is_clean.sum() else [records, of_attacked]
     table = pd.DataFrame(
         {**dict(zip(POINT, point, strict=True)), **_metrics_of(group, classes, positive)}
         for part in parts
         for point, group in part.groupby(POINT, sort=False)
     )
-    table = _with_rates(table)
     macro = ["precision_macro", "recall_macro", "f1_macro"] if len(classes) > 2 else []
     columns = [
         *POINT,
-        *("n", "accuracy", "accuracy_low", "accuracy_high"),
+        *("n", "n_groups", "accuracy", "accuracy_low", "accuracy_high", "accuracy_8bit"),
         *("n_clean_correct", "attack_success_rate", "attack_success_rate_low", "attack_success_rate_high"),
         *("precision", "recall", "f1", *macro, "top1_error", "mean_entropy", "mean_margin"),
         *("mean_linf", "mean_l2", "mean_reconstruction_error", "success_8bit_fraction"),
@@ -64,35 +69,37 @@ def search_table(minimum_eps: pd.DataFrame, eps: list[float], columns: list[str]
         columns: of the robustness table.
     """
     rows = []
-    n_images = minimum_eps.groupby("target")["image"].nunique()
-    for names, group in minimum_eps.groupby([*CURVE, "norm"], sort=False):
+    as_trained = minimum_eps[minimum_eps["operating_point"] == AS_TRAINED]
+    n_images = as_trained.groupby("target")["image"].nunique()
+    for names, group in as_trained.groupby([*CURVE, "norm"], sort=False):
         if len(group) < n_images[group["target"].iloc[0]]:
             continue
         for value in eps:
-            broken, wrong = group["minimum_eps"] <= value, group["minimum_eps"] == 0
+            correct, clean_correct = group["minimum_eps"] > value, group["minimum_eps"] > 0
             point = {**dict(zip([*CURVE, "norm"], names, strict=True)), "eps": value}
-            counts = {"n": len(group), "n_correct": (~broken).sum()}
-            counts |= {"n_clean_correct": (~wrong).sum(), "n_success": (broken & ~wrong).sum()}
-            rows.append(point | counts)
-    return _with_rates(pd.DataFrame(rows)).reindex(columns=columns)
+            rows.append(point | _rates(correct, clean_correct, clean_correct & ~correct, group["group"]))
+    return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def _with_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Add accuracy, error and attack success rate, with intervals, to counts of images."""
-    # clean rows are not attack attempts
-    attempts = table["n_clean_correct"].where(table["attack"] != CLEAN, 0)
-    low, high = wilson(table["n_correct"], table["n"])
-    success_low, success_high = wilson(table["n_success"], attempts)
-    accuracy = table["n_correct"] / table["n"]
-    return table.assign(
-        accuracy=accuracy,
-        accuracy_low=low,
-        accuracy_high=high,
-        top1_error=1 - accuracy,
-        attack_success_rate=table["n_success"] / attempts.where(attempts > 0),
-        attack_success_rate_low=success_low,
-        attack_success_rate_high=success_high,
-    )
+def _rates(
+    correct: "pd.Series[bool]", clean_correct: "pd.Series[bool]", success: "pd.Series[bool]", groups: "pd.Series[int]"
+) -> dict[str, Any]:
+    """Accuracy, error and attack success rate of some images, with intervals by group."""
+    of_groups, tried = groups.to_numpy(), clean_correct.to_numpy(dtype=bool)
+    accuracy = rate_estimate(correct.to_numpy(dtype=bool), of_groups)
+    successes = rate_estimate(success.to_numpy(dtype=bool) & tried, of_groups, tried)
+    return {
+        "n": len(groups),
+        "n_groups": groups.nunique(),
+        "accuracy": accuracy.value,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+        "top1_error": 1 - accuracy.value,
+        "n_clean_correct": int(tried.sum()),
+        "attack_success_rate": successes.value,
+        "attack_success_rate_low": successes.low,
+        "attack_success_rate_high": successes.high,
+    }
 
 
 def clean_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -109,12 +116,13 @@ def _check_threat_models(records: pd.DataFrame) -> None:
 def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[str, Any]:
     confusion = confusion_matrix(group["label"].to_numpy(), group["prediction"].to_numpy(), len(classes))
     of_classes = precision_recall_f1(confusion)
+    rates = _rates(group["correct"], group["clean_correct"], group["success"], group["group"])
+    if group["attack"].iloc[0] == CLEAN:
+        # clean rows are not attack attempts
+        rates |= dict.fromkeys([name for name in rates if name.startswith("attack_success_rate")], np.nan)
     return {
-        "n": len(group),
-        "n_correct": group["correct"].sum(),
-        "n_clean_correct": group["clean_correct"].sum(),
-        # a check compares this definition with the records
-        "n_success": (group["success"] & group["clean_correct"]).sum(),
+        **rates,
+        "accuracy_8bit": group["correct_8bit"].mean(),
         **{name: values[positive] for name, values in of_classes.items()},
         **{f"{name}_macro": values.mean() for name, values in of_classes.items()},
         "success_8bit_fraction": 1 - group.loc[group["success"], "correct_8bit"].mean(),

@@ -129,10 +129,10 @@ class Learner:
         return adversarial
 
     def evaluate(self, model: nn.Module, pixels: np.ndarray, labels: np.ndarray, attacked: np.ndarray) -> pd.DataFrame:
-        """Return one row for each image: ``predicted``, ``confidence``, and ``robust``.
+        """Return one row for each image: ``predicted``, ``confidence``, and ``robust_correct``.
 
-        ``robust`` is 1 for a correct prediction with and without PGD, 0 otherwise, and NaN for an image that was not
-        attacked.
+        ``robust_correct`` is 1 for a correct prediction with and without PGD, 0 otherwise, and NaN for an image that
+        was not attacked.
 
         Args:
             model: on the device, in evaluation mode.
@@ -155,10 +155,10 @@ class Learner:
             self.seed,
             attacked,
         )
-        robust = np.full(len(labels), np.nan)
-        robust[attacked] = sweep.index == 1
+        robust_correct = np.full(len(labels), np.nan)
+        robust_correct[attacked] = sweep.index == 1
         predictions = {"predicted": probabilities.argmax(axis=1), "confidence": probabilities.max(axis=1)}
-        return pd.DataFrame(predictions | {"robust": robust})
+        return pd.DataFrame(predictions | {"robust_correct": robust_correct})
 
     def pool(self, model: nn.Module, pixels: np.ndarray, labelled: np.ndarray, seed: int) -> Pool:
         """Return the pool for the acquisition functions.

@@ -25,19 +25,20 @@ def cycle_table(predictions: pd.DataFrame, queries: pd.DataFrame, pools: pd.Data
 
     - ``acquisition``, ``seed``, ``cycle``
     - ``n_labelled``: size of the labelled set; ``n_queried``: images of this cycle's query
-    - ``labelling_accuracy``: accuracy on the query of the classifier that selected it
-    - ``told_accuracy``: share of correct labels among those that the oracle assigned to the query
-    - ``positive_share``: share of the positive class in the query
+    - ``query_accuracy``: accuracy on the query of the classifier that selected it
+    - ``assigned_label_accuracy``: fraction of correct labels among those that the oracle assigned to the query
+    - ``positive_fraction``: fraction of the positive class in the query
     - ``clean_accuracy``, ``ece``: on ``n_test`` images
-    - ``robust_accuracy``: on the ``n_attacked`` images that were attacked; ``gap``: their clean minus robust accuracy
-    - ``pool_entropy``: mean entropy in nats of the predictions for the ``n_pool`` images without a label
+    - ``robust_accuracy``: on the ``n_attacked`` images that were attacked
+    - ``accuracy_gap``: clean minus robust accuracy of the attacked images
+    - ``mean_pool_entropy``: mean entropy in nats of the predictions for the ``n_pool`` images without a label
 
     Args:
         predictions: one row for each function, seed, cycle and test image: ``label``, ``predicted``, ``confidence``,
-            ``robust`` (1: correct with and without attack; NaN: not attacked).
+            ``robust_correct`` (1: correct with and without attack; NaN: not attacked).
         queries: one row for each queried image: ``label``, ``predicted`` by the classifier that selected it, and
-            ``told``, the label that the oracle assigned.
-        pools: one row for each function, seed and cycle: ``n_labelled``, ``n_pool``, ``pool_entropy``.
+            ``assigned_label``, the label that the oracle assigned.
+        pools: one row for each function, seed and cycle: ``n_labelled``, ``n_pool``, ``mean_pool_entropy``.
         positive: label of the positive class.
     """
     key = [*RUN, "cycle"]
@@ -55,22 +56,25 @@ def _query_metrics(query: pd.DataFrame, positive: int) -> dict[str, float]:
     label = query["label"]
     return (
         {"n_queried": len(query)}
-        | _accuracy("labelling_accuracy", query["predicted"] == label)
-        | {"told_accuracy": (query["told"] == label).mean(), "positive_share": (label == positive).mean()}
+        | _accuracy("query_accuracy", query["predicted"] == label)
+        | {
+            "assigned_label_accuracy": (query["assigned_label"] == label).mean(),
+            "positive_fraction": (label == positive).mean(),
+        }
     )
 
 
 def _test_metrics(predictions: pd.DataFrame) -> dict[str, float]:
     is_correct = predictions["predicted"] == predictions["label"]
-    is_attacked = predictions["robust"].notna()
-    robust = predictions.loc[is_attacked, "robust"] == 1
+    is_attacked = predictions["robust_correct"].notna()
+    robust = predictions.loc[is_attacked, "robust_correct"] == 1
     weights = np.ones((1, len(predictions)))
     ece = expected_calibration_error(predictions["confidence"].to_numpy(), is_correct.to_numpy(), weights)
     return (
         {"n_test": len(predictions), "n_attacked": int(is_attacked.sum())}
         | _accuracy("clean_accuracy", is_correct)
         | _accuracy("robust_accuracy", robust)
-        | {"gap": is_correct[is_attacked].mean() - robust.mean(), "ece": float(ece[0])}
+        | {"accuracy_gap": is_correct[is_attacked].mean() - robust.mean(), "ece": float(ece[0])}
     )
 
 
@@ -82,20 +86,20 @@ def _accuracy(name: str, is_correct: "pd.Series[bool]") -> dict[str, float]:
 def curve_table(cycles: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over the seeds, one row for each acquisition function, cycle and metric.
 
-    Columns: ``value``; ``low`` and ``high``, Student's 95 % interval over the seeds; ``sd``, their standard deviation.
+    Columns: ``value``; ``low`` and ``high``, Student's 95 % interval over the seeds; ``std``, their standard deviation.
     The last three are NaN with one seed. Cycles that some seeds did not reach are left out.
 
     Args:
         cycles: of :func:`cycle_table`.
     """
     metrics = [
-        "labelling_accuracy",
+        "query_accuracy",
         "clean_accuracy",
         "robust_accuracy",
-        "gap",
+        "accuracy_gap",
         "ece",
-        "pool_entropy",
-        "positive_share",
+        "mean_pool_entropy",
+        "positive_fraction",
     ]
     n_seeds = cycles["seed"].nunique()
     rows = []
@@ -107,65 +111,76 @@ def curve_table(cycles: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_table(cycles: pd.DataFrame) -> pd.DataFrame:
-    """Return the label efficiency, one row for each acquisition function and quantity.
+    """Return the label efficiency, one row for each acquisition function and metric.
 
     The columns are those of :func:`curve_table` and ``n_seeds``, the number of seeds with a value. There is an interval
-    only if all seeds have a value. Quantities:
+    only if all seeds have a value. Metrics:
 
-    - ``clean_area``, ``robust_area``: mean accuracy over the number of labels, from the first to the last number that
-      all runs of the seed reached (area under the learning curve over its width)
-    - ``clean_area_gain``, ``robust_area_gain``: these minus those of random queries with the same seed
-    - ``labels_90``, ``labels_95``: number of labels at which the clean accuracy reaches this percentage of the clean
-      accuracy with all labels, linear between cycles
-    - ``labels_90_saved``, ``labels_95_saved``: those of random queries minus these
-    - ``final_clean``, ``final_robust``, ``final_gap``: accuracies and their gap after the last cycle
-    - ``final_clean_gain``, ``final_robust_gain``: these minus those of random queries with the same number of labels
+    - ``mean_clean_accuracy``, ``mean_robust_accuracy``: mean accuracy over the number of labels, from the first to the
+      last number that all runs of the seed reached (area under the learning curve over its width)
+    - ``mean_clean_accuracy_gain``, ``mean_robust_accuracy_gain``: these minus those of random queries with the same
+      seed
+    - ``n_labels_90``, ``n_labels_95``: number of labels at which the clean accuracy reaches this percentage of the
+      clean accuracy with all labels, linear between cycles
+    - ``n_labels_90_saved``, ``n_labels_95_saved``: those of random queries minus these
+    - ``final_clean_accuracy``, ``final_robust_accuracy``, ``final_accuracy_gap``: accuracies after the last cycle, and
+      their difference
+    - ``final_clean_accuracy_gain``, ``final_robust_accuracy_gain``: these minus those of random queries with the same
+      number of labels
 
     Args:
         cycles: of :func:`cycle_table`, with the rows of :data:`RANDOM` and :data:`ALL_LABELS`.
     """
     curves = cycles[cycles["acquisition"] != ALL_LABELS]
-    runs = _run_quantities(cycles)
+    runs = _run_metrics(cycles)
     final_labels = curves.groupby(RUN)["n_labelled"].last()
     n_seeds = cycles["seed"].nunique()
     baseline = runs.loc[RANDOM]
     rows = []
     for acquisition in dict.fromkeys(curves["acquisition"]):
         own = runs.loc[acquisition]
-        quantities = {str(name): own[name] for name in own}
+        metrics = {str(name): own[name] for name in own}
         if acquisition != RANDOM:
-            quantities |= {f"{name}_gain": own[name] - baseline[name] for name in ("clean_area", "robust_area")}
+            metrics |= {
+                f"{name}_gain": own[name] - baseline[name] for name in ("mean_clean_accuracy", "mean_robust_accuracy")
+            }
             is_comparable = final_labels.loc[acquisition] == final_labels.loc[RANDOM]
-            for name in ("final_clean", "final_robust"):
-                quantities[f"{name}_gain"] = (own[name] - baseline[name]).where(is_comparable)
-            quantities |= {f"{name}_saved": baseline[name] - own[name] for name in ("labels_90", "labels_95")}
-        for name, values in quantities.items():
+            for name in ("final_clean_accuracy", "final_robust_accuracy"):
+                metrics[f"{name}_gain"] = (own[name] - baseline[name]).where(is_comparable)
+            metrics |= {f"{name}_saved": baseline[name] - own[name] for name in ("n_labels_90", "n_labels_95")}
+        for name, values in metrics.items():
             known = values.dropna().to_numpy()
             estimate = estimate_over_seeds(known)
             if len(known) < n_seeds:
                 # the seeds with a value are not a random sample of all seeds
-                estimate |= dict.fromkeys(("low", "high", "sd"), float("nan"))
-            rows.append({"acquisition": acquisition, "quantity": name} | estimate | {"n_seeds": len(known)})
+                estimate |= dict.fromkeys(("low", "high", "std"), float("nan"))
+            rows.append({"acquisition": acquisition, "metric": name} | estimate | {"n_seeds": len(known)})
     return pd.DataFrame(rows)
 
 
-def _run_quantities(cycles: pd.DataFrame) -> pd.DataFrame:
-    """Return the quantities of :func:`summary_table` that need no baseline, one row for each run."""
+def _run_metrics(cycles: pd.DataFrame) -> pd.DataFrame:
+    """Return the metrics of :func:`summary_table` that need no baseline, one row for each run."""
     curves = cycles[cycles["acquisition"] != ALL_LABELS]
     with_all_labels = cycles[cycles["acquisition"] == ALL_LABELS].set_index("seed")["clean_accuracy"].to_dict()
     common_labels = curves.groupby(RUN)["n_labelled"].max().groupby("seed").min().to_dict()
-    quantities: dict[tuple[str, int], dict[str, float]] = {}
+    metrics: dict[tuple[str, int], dict[str, float]] = {}
     for (acquisition, seed), run in curves.groupby(RUN, sort=False):
         labels = run["n_labelled"].to_numpy(float)
         clean, robust = (run[f"{kind}_accuracy"].to_numpy(float) for kind in ("clean", "robust"))
         last, n_common = run.iloc[-1], float(common_labels[seed])
-        quantities[str(acquisition), int(str(seed))] = (
-            {"clean_area": _area(labels, clean, n_common), "robust_area": _area(labels, robust, n_common)}
-            | {f"labels_{100 * share:.0f}": _reached(labels, clean, share * with_all_labels[seed]) for share in TARGETS}
-            | {f"final_{kind}": last[f"{kind}_accuracy"] for kind in ("clean", "robust")}
-            | {"final_gap": last["gap"]}
+        metrics[str(acquisition), int(str(seed))] = (
+            {
+                "mean_clean_accuracy": _area(labels, clean, n_common),
+                "mean_robust_accuracy": _area(labels, robust, n_common),
+            }
+            | {
+                f"n_labels_{100 * share:.0f}": _reached(labels, clean, share * with_all_labels[seed])
+                for share in TARGETS
+            }
+            | {f"final_{kind}_accuracy": last[f"{kind}_accuracy"] for kind in ("clean", "robust")}
+            | {"final_accuracy_gap": last["accuracy_gap"]}
         )
-    return pd.DataFrame(quantities.values(), index=pd.MultiIndex.from_tuples(quantities, names=RUN))
+    return pd.DataFrame(metrics.values(), index=pd.MultiIndex.from_tuples(metrics, names=RUN))
 
 
 def plot_tables(curves: pd.DataFrame, folder: Path) -> dict[Path, pd.DataFrame]:

@@ -48,7 +48,7 @@ class CycleResult:
             self,
             cycle=self.cycle + 1,
             rows=np.append(self.rows, query["image"]),
-            assigned_labels=np.append(self.assigned_labels, query["told"]),
+            assigned_labels=np.append(self.assigned_labels, query["assigned_label"]),
             adversarial_augmentation=adversarial_augmentation,
             folder=folder,
         )
@@ -156,7 +156,7 @@ class LabellingSimulation:
         query.to_parquet(folder / "query.parquet", index=False)
         copies = previous.adversarial_augmentation
         if self.settings.adversarial_augmentation and len(query):
-            pixels, labels = self.pixels[query["image"]], query["told"].to_numpy()
+            pixels, labels = self.pixels[query["image"]], query["assigned_label"].to_numpy()
             copies = np.concatenate([copies, self.learner.attack_images(model, pixels, labels, seed)])
         np.save(folder / "adversarial_augmentation.npy", copies)
         if len(query):
@@ -175,7 +175,7 @@ class LabellingSimulation:
         rows, probabilities = rows[candidates[chosen]], pool.probabilities[candidates[chosen]]
         labels, predicted = self.data.labels(rows), probabilities.argmax(axis=1)
         assigned = assign_labels(oracle, rows, labels, predicted, self.data.classes, self._derive_seed(previous.seed))
-        columns = {"image": rows, "label": labels, "told": assigned, "predicted": predicted}
+        columns = {"image": rows, "label": labels, "assigned_label": assigned, "predicted": predicted}
         return pd.DataFrame(columns | {"confidence": probabilities.max(axis=1, initial=0), "score": scores})
 
     def _train_and_evaluate(self, result: CycleResult, previous: nn.Module | None, folder: Path) -> None:
@@ -192,11 +192,13 @@ class LabellingSimulation:
         predictions.insert(0, "image", self.test)
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         pool = np.setdiff1d(self.train, result.rows)
-        pool_entropy = float("nan")
+        mean_pool_entropy = float("nan")
         if len(pool):
             images = as_floats(self.pixels[pool])
-            pool_entropy = float(entropy(predict_probabilities(model, images, self.learner.attack.batch_size)).mean())
-        statistics = {"n_labelled": len(result.rows), "n_pool": len(pool), "pool_entropy": pool_entropy}
+            mean_pool_entropy = float(
+                entropy(predict_probabilities(model, images, self.learner.attack.batch_size)).mean()
+            )
+        statistics = {"n_labelled": len(result.rows), "n_pool": len(pool), "mean_pool_entropy": mean_pool_entropy}
         pd.DataFrame([statistics]).to_parquet(folder / "pool.parquet", index=False)
 
     def _derive_seed(self, *numbers: int) -> int:

@@ -38,10 +38,13 @@ class LogitsAndFeatures(nn.Module):
         self._head = [classification_head(classifier)]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(N, K)`` and features ``(N, D)``, averaged over positions if the head is a convolution."""
+        """Return logits ``(N, K)`` and features ``(N, D)``.
+
+        Features are averaged over positions if the head is a convolution, and over passes if the head runs repeatedly.
+        """
         with _capture_inputs(self._head[0]) as captured:
             logits = self.classifier(images)
-        (features,) = captured
+        features = torch.stack(captured).mean(dim=0)
         return logits, features.mean(dim=(2, 3)) if features.ndim == 4 else features.flatten(1)
 
 

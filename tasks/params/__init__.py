@@ -39,6 +39,7 @@ from tasks.params.defences import (
 from tasks.params.params import (
     Acquire,
     Analyze,
+    ArtAttack,
     Attack,
     Augmentation,
     Compute,
@@ -66,6 +67,7 @@ __all__ = [
     "AdversarialTraining",
     "Adversary",
     "Analyze",
+    "ArtAttack",
     "Attack",
     "AttackedAutoencoder",
     "Augmentation",

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tasks.params.active_learning import ActiveLearning, NoisyOracle
 from tasks.params.defences import UNDEFENDED, Autoencoder, Defence
@@ -209,16 +209,36 @@ class HopSkipJump(Section):
     """Number of attacked images that are tried, stratified by class."""
 
 
+class ArtAttack(Section):
+    """An evasion attack of the Adversarial Robustness Toolbox; further keys are arguments of its class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    art: Annotated[str, Field(min_length=1)]
+    """Name of a class of ``art.attacks.evasion``."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the class."""
+        return dict(self.model_extra or {})
+
+
 class Attack(Section):
     """Attacks on the test images."""
 
+    fixed_sensitivity: Annotated[float, Field(gt=0, lt=1)]
+    """Fraction of the positive validation images that are predicted positive at the operating point
+    ``fixed_sensitivity``, at which the targets are compared; for two classes."""
     norm: Literal["linf", "l2"]
     """Norm of the ball around an image."""
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
     """Grid of radii in units of 1/255 of the value range, rising. For l2 the radius is
     eps / 255 * sqrt(number of pixels), so that eps is the root-mean-square change of a pixel."""
-    attacks: Annotated[tuple[Literal["fgsm", "pgd"], ...], Field(min_length=1)]
-    """Attacks at every eps of the grid, for the curves of accuracy against eps."""
+    attacks: Annotated[tuple[Literal["fgsm", "pgd"] | ArtAttack, ...], Field(min_length=1)]
+    """Attacks at every eps of the grid, for the curves of accuracy against eps: ``fgsm``, ``pgd``, and rows
+    ``{art: ClassName, ...arguments}`` for any evasion attack of ART that accepts a PyTorch classifier."""
+    max_art_reference_images: CountOrOff
+    """Attacked images, stratified by class, on which ART's own FGSM and PGD are compared with ours; 0: all."""
     pgd: Pgd
     sweep: Sweep
     suite: Suite
@@ -239,8 +259,11 @@ class Attack(Section):
         check_unit(self.eps[-1])
         if len(set(self.saved_eps)) < len(self.saved_eps):
             raise ValueError(f"saved_eps {list(self.saved_eps)} must not repeat a value")
-        if len(set(self.attacks)) < len(self.attacks):
-            raise ValueError(f"attacks {list(self.attacks)} must not repeat a name")
+        names = [*self.own_attacks, *(row.art for row in self.attacks if isinstance(row, ArtAttack))]
+        if len(set(names)) < len(names):
+            raise ValueError(f"attacks {names} must not repeat a name")
+        if not self.own_attacks:
+            raise ValueError(f"attacks {names} must contain fgsm or pgd, whose adversarial images are transferred")
         if self.sweep.n_steps < self.pgd.n_steps:
             raise ValueError(
                 f"sweep.n_steps {self.sweep.n_steps} must be at least pgd.n_steps {self.pgd.n_steps}: a check compares "
@@ -254,6 +277,16 @@ class Attack(Section):
         if unknown := sorted(set(self.saved_eps) - set(self.eps)):
             raise ValueError(f"saved_eps {unknown} must be among eps {list(self.eps)}")
         return self
+
+    @property
+    def own_attacks(self) -> tuple[str, ...]:
+        """FGSM and PGD of this project, as far as ``attacks`` names them; their adversarial images are saved."""
+        return tuple(row for row in self.attacks if isinstance(row, str))
+
+    @property
+    def art_attacks(self) -> dict[str, ArtAttack]:
+        """Rows for attacks of ART, by the name of the attack in the records."""
+        return {f"art_{row.art}": row for row in self.attacks if isinstance(row, ArtAttack)}
 
     @property
     def analysed_eps(self) -> tuple[float, ...]:
@@ -301,7 +334,7 @@ STEP_PARAMS: dict[str, tuple[str, ...]] = {
     "train_defence": ("seed", "compute", *_TRAINING_DATA, "defences.${item.defence}"),
     "attack": ("seed", "compute", "attack"),
     "attack_defence": ("seed", "compute", "attack"),
-    "evaluate": ("selected_defences",),
+    "evaluate": ("selected_defences", "analyze.eps"),
     "analyze": ("seed", "compute", "selected_defences", "attack", "analyze"),
     "active_learning": (
         *("seed", "compute", *_LEARNER, "attack.norm", "attack.pgd", "attack.batch_size", "active_learning"),
@@ -366,6 +399,7 @@ class Params(Section):
         n_classes = len(self.acquire.classes)
         limits = {
             "attack.max_images": self.attack.max_images,
+            "attack.max_art_reference_images": self.attack.max_art_reference_images,
             "attack.hop_skip_jump.max_images": self.attack.hop_skip_jump.max_images,
             "analyze.detector_evasion.max_images": self.analyze.detector_evasion.max_images,
             "active_learning.max_attacked_images": self.active_learning.max_attacked_images,

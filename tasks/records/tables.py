@@ -21,6 +21,7 @@ CERTIFIED_RADII = pa.schema(
         "image": pa.int32(),
         "path": pa.string(),
         "label": pa.int32(),
+        "group": pa.int32(),
         "target": pa.string(),
         "prediction": pa.int32(),
         "certified_eps": pa.float64(),
@@ -33,16 +34,17 @@ for abstentions of the smoothed classifier ``prediction`` is -1 and ``certified_
 def schema(n_classes: int) -> pa.Schema:
     """Columns of the records, for K classes.
 
-    ``image`` is the row in the prepared table; ``eps`` is in 1/255 of the value range; ``radius``, ``linf`` and ``l2``
-    (norms of the perturbation) are in units of the value range; ``norm`` is the norm of the ball, for clean rows too;
-    ``entropy`` is in nats; ``margin`` is the true logit minus the largest other; ``success`` means that an image that
-    is correct unchanged is misclassified; ``correct_8bit`` is ``correct`` after rounding the image to 8 bits;
-    ``reconstruction_error`` is null without a purifier.
+    ``image`` is the row in the prepared table, ``group`` the group of the image; ``eps`` is in 1/255 of the value
+    range; ``radius``, ``linf`` and ``l2`` (norms of the perturbation) are in units of the value range; ``norm`` is the
+    norm of the ball, for clean rows too; ``entropy`` is in nats; ``margin`` is the true logit minus the largest other;
+    ``success`` means that an image that is correct unchanged is misclassified; ``correct_8bit`` is ``correct`` after
+    rounding the image to 8 bits; ``reconstruction_error`` is null without a purifier.
     """
     columns = {
         "image": pa.int32(),
         "path": pa.string(),
         "label": pa.int32(),
+        "group": pa.int32(),
         "target": pa.string(),
         "threat_model": pa.string(),
         "attack": pa.string(),
@@ -65,9 +67,7 @@ def schema(n_classes: int) -> pa.Schema:
 
 
 def build_records(
-    rows: np.ndarray,
-    image_paths: np.ndarray,
-    labels: np.ndarray,
+    images: dict[str, np.ndarray],
     curve: dict[str, str],
     eps: float,
     radius: float,
@@ -80,9 +80,7 @@ def build_records(
     """Records of N images under one attack at one eps.
 
     Args:
-        rows: of the images in the prepared table, ``(N,)``.
-        image_paths: paths of the images, ``(N,)``.
-        labels: true classes, ``(N,)``.
+        images: image, path, label and group, as of :meth:`tasks.dataset.prepared.Prepared.identity`.
         curve: target, threat_model, attack and norm.
         eps: in 1/255 of the value range.
         radius: of the ball, in units of the value range.
@@ -98,18 +96,16 @@ def build_records(
     finite = np.isfinite(logits).all(axis=1) & np.isfinite(logits_8bit).all(axis=1)
     if not finite.all():
         raise ValueError(
-            f"{(~finite).sum()} of {len(rows)} images have logits that are not finite; the first is "
-            f"{image_paths[~finite][0]} ({', '.join(f'{name} {value}' for name, value in curve.items())}, eps {eps:g})."
-            " Train the models again with a lower learning rate"
+            f"{(~finite).sum()} of {len(logits)} images have logits that are not finite; the first is "
+            f"{images['path'][~finite][0]} ({', '.join(f'{name} {value}' for name, value in curve.items())}, "
+            f"eps {eps:g}). Train the models again with a lower learning rate"
         )
     n_images, n_classes = logits.shape
-    prediction = logits.argmax(axis=1)
+    prediction, labels = logits.argmax(axis=1), images["label"]
     correct = prediction == labels
     clean_correct = clean_logits.argmax(axis=1) == labels
     columns = {
-        "image": rows,
-        "path": image_paths,
-        "label": labels,
+        **images,
         **{name: [value] * n_images for name, value in curve.items()},
         "eps": np.full(n_images, eps),
         "radius": np.full(n_images, radius),
@@ -128,9 +124,7 @@ def build_records(
 
 
 def build_minimum_eps(
-    rows: np.ndarray,
-    image_paths: np.ndarray,
-    labels: np.ndarray,
+    images: dict[str, np.ndarray],
     curve: dict[str, str],
     eps: np.ndarray,
     found_by: np.ndarray,
@@ -139,19 +133,16 @@ def build_minimum_eps(
     """The smallest eps of the grid that breaks each of N images: one row for each image, target and attack.
 
     Args:
-        rows: of the images in the prepared table, ``(N,)``.
-        image_paths: paths of the images, ``(N,)``.
-        labels: true classes, ``(N,)``.
-        curve: ``target``, ``threat_model``, ``attack`` and ``norm``, the same for all images.
+        images: image, path, label and group, as of :meth:`tasks.dataset.prepared.Prepared.identity`.
+        curve: ``target``, ``operating_point``, ``threat_model``, ``attack`` and ``norm``, the same for all images.
         eps: in 1/255, ``(N,)``; 0 for images that are misclassified unchanged, infinite where no eps breaks the image.
         found_by: for an attack that combines several, the one that broke the image, ``(N,)``.
         perturbation: size of the smallest perturbation found, in 1/255, ``(N,)``; 0 and infinite as ``eps``.
     """
     columns = {
-        "image": pa.array(rows, pa.int32()),
-        "path": pa.array(image_paths, pa.string()),
-        "label": pa.array(labels, pa.int32()),
-        **{name: pa.array([value] * len(rows), pa.string()) for name, value in curve.items()},
+        **{name: pa.array(images[name], pa.int32()) for name in ("image", "label", "group")},
+        "path": pa.array(images["path"], pa.string()),
+        **{name: pa.array([value] * len(eps), pa.string()) for name, value in curve.items()},
         "minimum_eps": pa.array(eps, pa.float64()),
         "found_by": pa.array(found_by, pa.string()),
         "minimum_perturbation": pa.array(perturbation, pa.float64()),

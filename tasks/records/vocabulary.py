@@ -1,5 +1,8 @@
 """Vocabulary of the records: names of attacks, threat models and columns."""
 
+from collections.abc import Mapping
+from typing import Any
+
 CLEAN = "clean"
 """Attack of the rows of unchanged images: one row for each image and target, eps 0, threat model ``none``."""
 
@@ -18,10 +21,27 @@ SEARCHES = (SWEEP, SUITE, SQUARE)
 WORST_CASE = "worst_case"
 """Name of the strongest attack on each image, in metrics and curves."""
 
+AS_TRAINED, RECALIBRATED, FIXED_SENSITIVITY = "as_trained", "recalibrated", "fixed_sensitivity"
+"""Operating points: no bias on the logits; biases with the highest balanced accuracy on validation images; a bias with
+a given sensitivity there."""
+
 AS_GIVEN = ""
 """Name of the purifier in tables where images were not purified."""
 
 
 def display_name(name: str) -> str:
-    """Display name of a target, threat model or acquisition function: ``retrained autoencoder``."""
+    """Display name of a target, threat model, operating point or acquisition function: ``retrained autoencoder``."""
     return name.replace("_", " ")
+
+
+def unit_of(dataset_info: Mapping[str, Any]) -> str:
+    """Name of the unit that every interval and test takes as independent.
+
+    ``patient`` with patient ids, ``image`` if every image is a group of its own, otherwise ``inferred group``.
+
+    Args:
+        dataset_info: content of ``dataset.json``.
+    """
+    if "patient_in_train" in dataset_info["leakage"]:
+        return "patient"
+    return "image" if dataset_info["n_groups"] == dataset_info["n"] else "inferred group"

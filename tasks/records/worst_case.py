@@ -1,43 +1,89 @@
-"""The worst case: which images stay correctly classified under every attack of a threat model."""
+"""The worst case: the smallest eps at which anything that a threat model allows breaks each image.
 
+This is the one definition of robust accuracy. The headline, the claims, the comparison, the model card, the promotion
+and the audit use it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN
+from tasks.records.operating_points import OperatingPoint
+
+INCLUDES = {
+    "adaptive": ("adaptive", "transfer", "black_box"),
+    "transfer": ("transfer",),
+    "black_box": ("black_box",),
+}
+"""Threat model -> threat models of the attacks that it allows: an adaptive attack may use everything."""
+
+IMAGE = ["target", "operating_point", "image"]
 
 
-def worst_case_outcomes(records: pd.DataFrame, minimum_eps: pd.DataFrame) -> pd.DataFrame:
-    """Return which images are robust: target, threat_model, eps, image, robust_correct (bool).
+def smallest_breaking_eps(
+    records: pd.DataFrame, minimum_eps: pd.DataFrame, operating_points: Mapping[str, Sequence[OperatingPoint]]
+) -> pd.DataFrame:
+    """Return the smallest eps that breaks each attacked image in the worst case.
 
-    An image is robust at an eps if it is correct unchanged and under every recorded attack at that eps, and
-    if no search broke it at that eps or a smaller one. An ``adaptive`` attacker may also use black-box attacks.
+    One row for each target, operating point, threat model and image: target, operating_point, threat_model, image,
+    label, group, breaking_eps (in 1/255; 0: misclassified unchanged; infinite: nothing breaks the image). A threat
+    model is left out where none of its attacks was tried on the image.
 
-    Args:
-        records: as written by the attack steps.
-        minimum_eps: the smallest eps that breaks each image, as written by the same steps.
-    """
-    attacked = records[records["attack"] != CLEAN]
-    by_image = attacked.groupby(["target", "threat_model", "eps", "image"], sort=False)
-    correct = by_image[["correct", "clean_correct"]].all().all(axis=1).rename("robust_correct").reset_index()
-    black_box = minimum_eps[minimum_eps["threat_model"] == "black_box"]
-    # an attack on a part of the images is not a threat model of its own
-    n_tried = black_box.groupby(["target", "attack"])["image"].nunique().groupby("target").max()
-    n_images = minimum_eps.groupby("target")["image"].nunique()
-    complete = n_tried.index[n_tried == n_images[n_tried.index]]
-    queried = correct[(correct["threat_model"] == "adaptive") & correct["target"].isin(complete)]
-    correct = pd.concat([correct, queried.assign(threat_model="black_box", robust_correct=True)], ignore_index=True)
-
-    for threat_model, found in (("adaptive", minimum_eps), ("black_box", black_box)):
-        lowest = found.groupby(["target", "image"])["minimum_eps"].min().rename("lowest")
-        is_broken = correct[["target", "image"]].join(lowest, on=["target", "image"])["lowest"] <= correct["eps"]
-        correct["robust_correct"] &= ~(is_broken & (correct["threat_model"] == threat_model))
-    return correct
-
-
-def worst_case_accuracy(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Worst-case robust accuracy: target, threat_model, eps, accuracy.
+    A record counts at every operating point, by its logits with the biases added. Balls nest, so a success at one eps
+    is a success at every larger eps: robust accuracy never rises with eps.
 
     Args:
-        outcomes: of :func:`worst_case_outcomes`.
+        records: of the attack steps.
+        minimum_eps: results of the searches, of the same steps.
+        operating_points: of each target.
     """
-    by_point = outcomes.groupby(["target", "threat_model", "eps"], sort=False)["robust_correct"]
-    return by_point.mean().rename("accuracy").reset_index()
+    found = pd.concat(
+        [_recorded(records, operating_points), minimum_eps[[*IMAGE, "threat_model", "minimum_eps"]]], ignore_index=True
+    )
+    is_clean = found["threat_model"] == "none"
+    clean, attempts = found[is_clean], found[~is_clean]
+    parts = []
+    for threat_model, allowed in INCLUDES.items():
+        # transfer and black-box attacks add to adaptive ones; they alone are no adaptive attack
+        of_model = attempts[attempts["threat_model"] == threat_model]
+        tried = of_model[IMAGE].drop_duplicates()
+        counted = pd.concat([attempts[attempts["threat_model"].isin(allowed)], clean])
+        lowest = counted.merge(tried, on=IMAGE).groupby(IMAGE, sort=False)["minimum_eps"].min()
+        parts.append(lowest.rename("breaking_eps").reset_index().assign(threat_model=threat_model))
+    images = records[["image", "label", "group"]].drop_duplicates("image")
+    worst = pd.concat(parts, ignore_index=True).merge(images, on="image")
+    return worst[["target", "operating_point", "threat_model", "image", "label", "group", "breaking_eps"]]
+
+
+def robust_outcomes(worst: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
+    """Return whether each image is classified correctly in the worst case at each eps.
+
+    Columns of ``worst`` without ``breaking_eps``, and eps, robust_correct (bool).
+
+    Args:
+        worst: of :func:`smallest_breaking_eps`.
+        eps: the grid, in 1/255; 0 for the unchanged images.
+    """
+    breaking = worst["breaking_eps"]
+    rest = worst.drop(columns="breaking_eps")
+    return pd.concat(
+        [rest.assign(eps=float(value), robust_correct=breaking > value) for value in eps], ignore_index=True
+    )
+
+
+def _recorded(records: pd.DataFrame, operating_points: Mapping[str, Sequence[OperatingPoint]]) -> pd.DataFrame:
+    """Eps of each record that is misclassified at an operating point, infinite for the others."""
+    labels, parts = records["label"].to_numpy(), []
+    logits = np.stack(list(records["logits"])).astype(np.float64)
+    for target, rows in records.groupby("target", sort=False).indices.items():
+        of_target = records.iloc[rows]
+        for point in operating_points[str(target)]:
+            wrong = (logits[rows] + np.array(point.biases)).argmax(axis=1) != labels[rows]
+            parts.append(
+                of_target[["target", "image", "threat_model"]].assign(
+                    operating_point=point.name, minimum_eps=np.where(wrong, of_target["eps"], math.inf)
+                )
+            )
+    return pd.concat(parts, ignore_index=True)

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from tasks.statistics.formatting import TOO_FEW_GROUPS
+
 Format = Callable[[float], str]
 """Writes one number that is not NaN."""
 
@@ -33,21 +35,24 @@ def number(value: float | None, form: Format = plain) -> str:
     return text.removeprefix("-") if is_zero else text.replace("-", "−")
 
 
-def estimate(row: Any, form: Format = plain, quantity: str = "value") -> str:
-    """A number with its 95 % interval: ``0.93 [0.90, 0.95]``; without an interval if its bounds are NaN.
+def estimate(row: Any, form: Format = plain, quantity: str = "value", no_interval: str = TOO_FEW_GROUPS) -> str:
+    """A number with its 95 % interval: ``0.93 [0.90, 0.95]``.
 
     Args:
         row: row with the quantity; the bounds are in ``low`` and ``high`` for ``value``, otherwise in
             ``<quantity>_low`` and ``<quantity>_high``.
         form: format of one number.
         quantity: column.
+        no_interval: text in place of an interval whose bounds are NaN or None.
     """
     prefix = "" if quantity == "value" else f"{quantity}_"
     value, low, high = (
         math.nan if row[name] is None else float(row[name]) for name in (quantity, f"{prefix}low", f"{prefix}high")
     )
-    if math.isnan(low) or math.isnan(high):
+    if math.isnan(value):
         return number(value, form)
+    if math.isnan(low) or math.isnan(high):
+        return f"{number(value, form)} {no_interval}".rstrip()
     bounds = [number(bound, form).removesuffix(" %") for bound in (low, high)]
     return f"{number(value, form)} [{', '.join(bounds)}]"
 

@@ -1,128 +1,291 @@
-"""The headline result: clean and robust accuracy at one attack and eps, without and with the defences."""
+"""The headline result: the worst case of every target at one eps and at equal operating points."""
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import pandas as pd
 
 from tasks.analysis.claims import headline_attack
-from tasks.evaluation.robustness import clean_rows
-from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import SEARCHES
-from tasks.reporting.curves import Curve, curves_under
-from tasks.statistics.formatting import Row, eps_text
+from tasks.evaluation.worst_case_table import value_at
+from tasks.params import UNDEFENDED, Attack
+from tasks.records.vocabulary import (
+    AS_TRAINED,
+    FIXED_SENSITIVITY,
+    HOP_SKIP_JUMP,
+    RECALIBRATED,
+    SEARCHES,
+    SQUARE,
+    SUITE,
+    SWEEP,
+    unit_of,
+)
+from tasks.records.worst_case import robust_outcomes, smallest_breaking_eps
+from tasks.reporting.names import attack_name
+from tasks.reporting.results import Results
+from tasks.statistics.balanced import BalancedComparison, compare_balanced
+from tasks.statistics.formatting import Row, eps_text, sample_text
+from tasks.statistics.multiplicity import holm
 
-MAX_BROKEN_ACCURACY = 0.01
-"""A target with an accuracy of at most this is reported as broken."""
+ALPHA = 0.05
+"""Significance level of p-values after Holm's correction."""
 
-Outcome = Literal["adaptive is weaker", "no gain", "no adaptive gain", "same gain", "smaller adaptive gain"]
+Outcome = Literal["broken", "not broken", "undecided", "too few groups"]
+"""``broken``: the balanced accuracy in the worst case is not above that of a constant prediction, by its whole 95 %
+interval; ``not broken``: it is above, by its whole interval; ``undecided``: the interval contains it."""
+Significance = Literal["significant", "not significant", "too few groups"]
+
+
+@dataclass(frozen=True)
+class DefenceComparison:
+    """Balanced accuracy of a defence minus that of the undefended classifier, in the worst case on the same images."""
+
+    found: BalancedComparison
+    p_value_holm: float
+    """p-value after Holm's correction for the comparisons of all defences with the undefended classifier."""
+
+    @property
+    def significance(self) -> Significance:
+        """Outcome of the test; too few groups give none."""
+        return significance_of(self.found.difference.low, self.p_value_holm)
+
+    @property
+    def detectable(self) -> float | None:
+        """Smallest difference that these images can show; None if it is undefined."""
+        detectable = self.found.detectable_difference
+        return None if math.isnan(detectable) else detectable
 
 
 @dataclass(frozen=True)
 class Headline:
-    """Accuracies under one attack at one eps."""
+    """Worst case of all targets under the threat model ``adaptive``, and its conclusion about the best defence."""
 
-    attack: str
     eps: float
-    clean: dict[str, Row]
-    """Target -> its row of the robustness table on all clean test images."""
-    undefended: Curve
-    defences: dict[str, dict[str, Curve]]
-    """Defence -> threat model -> curve."""
+    """``analyze.eps``, in units of 1/255."""
+    operating_point: str
+    """Operating point at which the targets are compared."""
+    worst_case: pd.DataFrame
+    """Rows of ``worst_case.csv`` of the threat model ``adaptive``, of all operating points."""
+    comparisons: dict[str, DefenceComparison]
+    """Comparison of each defence with the undefended classifier, at the operating point and eps."""
+    best: str | None
+    """Defence with the highest balanced accuracy in the worst case; None without defences."""
+    unit: str
+    """Name of the unit of every interval and test."""
+    effort: tuple[str, ...]
+    """The attacks with their effort."""
+    analysed_attack: str
+    """The attack at fixed eps whose images the analyses are about; the headline does not depend on it."""
+    sensitivity: float
+    """``attack.fixed_sensitivity``."""
+    is_phantom: bool
+
+    @property
+    def targets(self) -> list[str]:
+        """All targets, the undefended classifier first."""
+        return [UNDEFENDED, *self.comparisons]
 
     @property
     def styles(self) -> dict[str, int]:
         """Number of the colour and marker of each target, the same in all figures."""
-        return {target: number for number, target in enumerate([self.undefended.target, *self.defences])}
+        return {target: number for number, target in enumerate(self.targets)}
+
+    def point_text(self, operating_point: str) -> str:
+        """Description of an operating point."""
+        return {
+            AS_TRAINED: "as trained",
+            RECALIBRATED: "recalibrated for the highest balanced accuracy on validation images",
+            FIXED_SENSITIVITY: f"sensitivity of {100 * self.sensitivity:g} % on validation images",
+        }[operating_point]
+
+    @property
+    def operating_points(self) -> list[str]:
+        """All operating points, that of the headline first."""
+        return list(dict.fromkeys([self.operating_point, *self.worst_case["operating_point"]]))
+
+    def at(
+        self, target: str, eps: float, metric: str = "balanced_accuracy", operating_point: str | None = None
+    ) -> Row:
+        """Row of a metric in the worst case: value, low, high, n, n_groups.
+
+        Args:
+            target: its name.
+            eps: in 1/255; 0 for the unchanged images.
+            metric: as in ``worst_case.csv``.
+            operating_point: that of the headline by default.
+        """
+        point = operating_point or self.operating_point
+        return value_at(self.worst_case, metric, target=target, operating_point=point, eps=eps)
+
+    @property
+    def recalls(self) -> list[str]:
+        """Metrics that are the recall of one class."""
+        return [str(metric) for metric in self.worst_case["metric"].unique() if not metric.endswith("accuracy")]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Metrics of the score table: with more than two classes, balanced accuracy stands for the recalls."""
+        return ["balanced_accuracy", "accuracy", *(self.recalls if len(self.recalls) == 2 else [])]
 
     @property
     def n_attacked(self) -> int:
         """Number of attacked test images."""
-        return int(self.undefended.at(self.eps)["n"])
-
-    @cached_property
-    def best(self) -> "DefenceResult | None":
-        """Result of the defence with the highest accuracy under the adaptive attack."""
-        if not self.defences:
-            return None
-        name = max(self.defences, key=lambda name: float(self.defences[name]["adaptive"].at(self.eps)["accuracy"]))
-        return DefenceResult(
-            name=name,
-            clean_loss=float(self.clean[UNDEFENDED]["accuracy"] - self.clean[name]["accuracy"]),
-            undefended=self.undefended.at(self.eps),
-            adaptive=self.defences[name]["adaptive"].at(self.eps),
-            transfer=self.defences[name]["transfer"].at(self.eps) if "transfer" in self.defences[name] else None,
-            broken=_first_broken(self.defences[name]["adaptive"], self.eps),
-        )
-
-
-@dataclass(frozen=True)
-class DefenceResult:
-    """Accuracies with one defence and differences to the undefended classifier."""
-
-    name: str
-    clean_loss: float
-    """Clean accuracy of the undefended classifier minus clean accuracy with the defence."""
-    undefended: Row
-    adaptive: Row
-    transfer: Row | None
-    """None if the attack was not transferred."""
-    broken: Row | None
-    """Row of the smallest larger eps at which the adaptive attack breaks almost all images."""
+        return int(self.at(UNDEFENDED, 0.0)["n"])
 
     @property
-    def adaptive_gain(self) -> float:
-        """Accuracy gained by the defence under the adaptive attack."""
-        return float(self.adaptive["accuracy"] - self.undefended["accuracy"])
+    def sample(self) -> str:
+        """Number of attacked test images and of their groups: ``n = 496 images of 43 inferred groups``."""
+        return sample_text(self.n_attacked, int(self.at(UNDEFENDED, 0.0)["n_groups"]), self.unit)
 
     @property
-    def transfer_gain(self) -> float:
-        """Accuracy gained by the defence under the transfer attack."""
-        assert self.transfer is not None
-        return float(self.transfer["accuracy"] - self.undefended["accuracy"])
+    def intervals(self) -> str:
+        """Description of the intervals: ``95 % intervals by inferred group, n = 496 images of 43 inferred groups``."""
+        return f"95 % intervals by {self.unit}, {self.sample}"
 
     @property
-    def intervals_overlap(self) -> bool:
-        """Return whether the intervals with the defence (adaptive) and without it overlap."""
-        return bool(self.adaptive["accuracy_low"] <= self.undefended["accuracy_high"])
+    def chance(self) -> float:
+        """Balanced accuracy of a constant prediction: 1 / number of classes in the test images."""
+        return 1 / sum(self.at(UNDEFENDED, 0.0, metric)["n"] > 0 for metric in self.recalls)
 
     @property
-    def outcome(self) -> Outcome | None:
-        """Comparison of the gains under both attacks; None without a transfer attack."""
-        if self.transfer is None:
-            return None
-        if self.adaptive_gain > self.transfer_gain:
-            return "adaptive is weaker"
-        if self.transfer_gain <= 0:
-            return "no gain"
-        if self.adaptive_gain <= 0:
-            return "no adaptive gain"
-        return "same gain" if self.adaptive_gain == self.transfer_gain else "smaller adaptive gain"
+    def comparison(self) -> DefenceComparison:
+        """Comparison of the best defence with the undefended classifier."""
+        assert self.best is not None
+        return self.comparisons[self.best]
+
+    def outcome(self, target: str, eps: float) -> Outcome:
+        """Return whether the attacks break a target at an eps."""
+        row = self.at(target, eps)
+        if math.isnan(row["low"]):
+            return "too few groups"
+        if row["high"] <= self.chance:
+            return "broken"
+        return "not broken" if row["low"] > self.chance else "undecided"
+
+    @property
+    def judged(self) -> str:
+        """Target that the conclusion is about: the best defence, or the undefended classifier without defences."""
+        return self.best or UNDEFENDED
+
+    @property
+    def broken_from(self) -> float | None:
+        """Smallest larger eps at which the judged target is broken."""
+        larger = sorted(eps for eps in self.worst_case["eps"].unique() if eps > self.eps)
+        return next((float(eps) for eps in larger if self.outcome(self.judged, eps) == "broken"), None)
 
 
-def headline_of(table: pd.DataFrame, eps: float) -> Headline:
-    """Return the headline result under the attack of the claims (see :func:`headline_attack`).
+def headline_of(results: Results) -> Headline:
+    """Return the headline result at ``analyze.eps``.
+
+    The operating point is the first of ``fixed_sensitivity``, ``recalibrated`` and ``as_trained`` that every target
+    has. The best defence is compared with the undefended classifier. Since it is the best of several, Holm's method
+    corrects for the comparisons of all of them.
+    """
+    params, worst_case = results.params, results.worst_case
+    adaptive = worst_case[worst_case["threat_model"] == "adaptive"]
+    operating_point, eps = common_operating_point(adaptive), params.analyze.eps
+    ranked = results.comparison[
+        (results.comparison["operating_point"] == operating_point)
+        & (results.comparison["threat_model"] == "adaptive")
+        & (results.comparison["eps"] == eps)
+    ].sort_values("rank")
+    at_fixed_eps = results.robustness[~results.robustness["attack"].isin(SEARCHES)]
+    return Headline(
+        eps=eps,
+        operating_point=operating_point,
+        worst_case=adaptive,
+        comparisons=compare_defences(results, operating_point, eps),
+        best=next((str(target) for target in ranked["target"] if target != UNDEFENDED), None),
+        unit=unit_of(results.dataset_info),
+        effort=effort_of(params.attack),
+        analysed_attack=headline_attack(at_fixed_eps),
+        sensitivity=params.attack.fixed_sensitivity,
+        is_phantom=results.data.is_phantom,
+    )
+
+
+def common_operating_point(worst_case: pd.DataFrame) -> str:
+    """Operating point at which targets are compared: the first of three that every target has.
 
     Args:
-        table: robustness table.
-        eps: ``analyze.eps``; one of those in the table.
+        worst_case: rows of ``worst_case.csv``.
     """
-    attack = headline_attack(table[~table["attack"].isin(SEARCHES)])
-    undefended, *defended = curves_under(table, attack)
-    assert undefended.target == UNDEFENDED
-    defences: dict[str, dict[str, Curve]] = {}
-    for curve in defended:
-        defences.setdefault(curve.target, {})[curve.threat_model] = curve
-    clean = {str(target): row for target, row in clean_rows(table).iterrows()}
-    return Headline(attack, eps, clean, undefended, defences)
+    found = worst_case.groupby("target")["operating_point"].agg(set)
+    return next(
+        point for point in (FIXED_SENSITIVITY, RECALIBRATED, AS_TRAINED) if all(point in points for points in found)
+    )
+
+
+def compare_defences(results: Results, operating_point: str, eps: float) -> dict[str, DefenceComparison]:
+    """Compare every defence with the undefended classifier, in the worst case on the same images.
+
+    Args:
+        results: outputs of the earlier steps.
+        operating_point: of all targets.
+        eps: of the attacks, in 1/255.
+    """
+    points = {
+        target: [point for point in of_target if point.name == operating_point]
+        for target, of_target in results.operating_points.items()
+    }
+    searches = results.minimum_eps[results.minimum_eps["operating_point"] == operating_point]
+    worst = smallest_breaking_eps(results.records, searches, points)
+    outcomes = robust_outcomes(worst[worst["threat_model"] == "adaptive"], [eps])
+    correct = outcomes.pivot(index="image", columns="target", values="robust_correct")
+    images = outcomes.drop_duplicates("image").set_index("image").loc[correct.index]
+    labels, groups = images["label"].to_numpy(), images["group"].to_numpy()
+    undefended = correct[UNDEFENDED].to_numpy(dtype=bool)
+    found = {
+        defence: compare_balanced(correct[defence].to_numpy(dtype=bool), undefended, labels, groups)
+        for defence in points
+        if defence != UNDEFENDED
+    }
+    corrected = holm(pd.Series([each.p_value for each in found.values()], dtype=float).to_numpy())
+    return {
+        defence: DefenceComparison(each, float(p_value))
+        for (defence, each), p_value in zip(found.items(), corrected, strict=True)
+    }
+
+
+def significance_of(low: float, p_value: float) -> Significance:
+    """Outcome of a paired comparison.
+
+    Args:
+        low: lower bound of the interval of the difference; NaN for too few groups.
+        p_value: corrected for the family of comparisons.
+    """
+    if math.isnan(low):
+        return "too few groups"
+    return "significant" if p_value < ALPHA else "not significant"
+
+
+def effort_of(attack: Attack) -> tuple[str, ...]:
+    """Return the attacks of the parameters with their effort: ``PGD with 10 steps``."""
+    named = {"fgsm": attack_name("fgsm"), "pgd": f"{attack_name('pgd')} with {attack.pgd.n_steps} steps"}
+    square, hop_skip_jump = attack.square.n_queries, attack.hop_skip_jump
+    searches = [
+        (True, SWEEP, f"{attack.sweep.n_steps} steps and {attack.sweep.n_restarts} restarts"),
+        (attack.suite.n_steps, SUITE, f"{attack.suite.n_steps} gradients of each attack"),
+        (square, SQUARE, f"{square} queries"),
+        (
+            hop_skip_jump.n_queries,
+            HOP_SKIP_JUMP,
+            f"{hop_skip_jump.n_queries} queries on at most {hop_skip_jump.max_images} images",
+        ),
+    ]
+    return (
+        *(named[row] for row in attack.own_attacks),
+        *(f"{row.art} of ART" for row in attack.art_attacks.values()),
+        *(f"{attack_name(name)} with {effort}" for is_run, name, effort in searches if is_run),
+    )
 
 
 def headline_metrics(metrics: dict[str, Any], eps: float) -> dict[str, float]:
     """Metrics of the report's tracking run, from ``metrics.json``.
 
-    ``clean/<metric>`` and ``clean/<defence>_<metric>`` as the step ``evaluate`` names them, and accuracies at one eps
-    as ``robust/<target>_<threat model>_<attack>_eps_<eps>``.
+    ``clean/<metric>`` and ``clean/<defence>_<metric>`` as the step ``evaluate`` names them. Accuracies at one eps:
+    ``robust/<target>_<threat model>_<attack>_eps_<eps>``. Balanced accuracies in the worst case at this eps and on the
+    unchanged images (eps 0): ``worst_case/<target>_<operating point>_eps_<eps>``.
     """
     flat = {
         f"clean/{name}" if target == UNDEFENDED else f"clean/{target}_{name}": value
@@ -134,10 +297,10 @@ def headline_metrics(metrics: dict[str, Any], eps: float) -> dict[str, float]:
         for threat_model, by_attack in by_threat_model.items():
             for attack, by_eps in by_attack.items():
                 flat[f"robust/{target}_{threat_model}_{attack}_{key}"] = by_eps[key]
+    for target, by_point in metrics["worst_case"].items():
+        for point, by_threat_model in by_point.items():
+            for each in ("eps_0", key):
+                value = by_threat_model["adaptive"][each]["balanced_accuracy"]
+                flat |= {} if value is None else {f"worst_case/{target}_{point}_{each}": value}
     return flat
 
-
-def _first_broken(adaptive: Curve, eps: float) -> Row | None:
-    rows = adaptive.rows
-    broken = rows[(rows["eps"] > eps) & (rows["accuracy"] <= MAX_BROKEN_ACCURACY)]
-    return None if broken.empty else broken.iloc[0]

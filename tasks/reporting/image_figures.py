@@ -69,7 +69,7 @@ def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
     Colour and shape are the class. Hollow markers are clean images, filled markers are adversarial images.
 
     Args:
-        table: rows of one feature space, target, threat model and attack, with ``method``, ``eps``, ``origin``,
+        table: rows of one feature space, target, threat model and attack, with ``method``, ``eps``, ``image_kind``,
             ``label``, ``x`` and ``y``.
         classes: name of each label.
     """
@@ -83,7 +83,7 @@ def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
             shown = table[(table["method"] == methods[row]) & (table["eps"] == grid_eps[column])]
             for label in labels:
                 for is_clean in (True, False):
-                    points = shown[(shown["label"] == label) & ((shown["origin"] == CLEAN) == is_clean)]
+                    points = shown[(shown["label"] == label) & ((shown["image_kind"] == CLEAN) == is_clean)]
                     color = class_color(label)
                     name = f"{shorten(classes[label], 24)}, {'clean' if is_clean else 'adversarial'}"
                     axes.scatter(

@@ -113,14 +113,17 @@ def explorer(
     predictions = records.set_index(point)["prediction"].to_dict()
     views = []
     members: list[list[list[int]]] = []
-    keys = ["space", "target", "threat_model", "attack", "method", "eps"]
+    keys = ["feature_space", "target", "threat_model", "attack", "method", "eps"]
     for values, points in embeddings.groupby(keys, sort=False):
         space, target, threat_model, attack, method, eps = cast("tuple[str, str, str, str, str, float]", values)
         seen = [
-            (target, "none", CLEAN, 0.0, image) if origin == CLEAN else (target, threat_model, attack, eps, image)
-            for image, origin in zip(points["image"], points["origin"], strict=True)
+            (target, "none", CLEAN, 0.0, image) if kind == CLEAN else (target, threat_model, attack, eps, image)
+            for image, kind in zip(points["image"], points["image_kind"], strict=True)
         ]
-        pair = [[position[int(image)] for image in points["image"]], [int(each != CLEAN) for each in points["origin"]]]
+        pair = [
+            [position[int(image)] for image in points["image"]],
+            [int(each != CLEAN) for each in points["image_kind"]],
+        ]
         # most views show the same images
         if pair not in members:
             members.append(pair)

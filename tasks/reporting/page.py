@@ -6,6 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.dataset.prepared import SPLITS
+from tasks.records.vocabulary import AS_TRAINED
 from tasks.reporting import interactive
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
 from tasks.reporting.drawings import RenderedFigure, render
@@ -34,7 +35,7 @@ def html(results: Results, headline: Headline, sections: Sequence[Section], figu
     bodies = {
         section.key: Markup(  # noqa: S704  the template escapes  # nosec B704
             templates.get_template(f"sections/{section.key.replace('-', '_')}.html.j2").render(
-                section.values, figures=figures
+                section.values, figures=figures, headline=headline
             )
         )
         for section in sections
@@ -51,7 +52,7 @@ def html(results: Results, headline: Headline, sections: Sequence[Section], figu
 
 
 def markdown(results: Results, headline: Headline, sections: Sequence[Section], limit: int) -> str:
-    """Return headline, claims, accuracies, checks and data as Markdown, cut after a line to stay below ``limit``."""
+    """Return headline, scores, claims, accuracies, checks and data as Markdown, cut after a line below ``limit``."""
     summary = _summary(results, headline, sections)
     values = {section.key: section.values for section in sections}
     template = environment(is_markdown=True).get_template("report.md.j2")
@@ -73,7 +74,7 @@ def _summary(results: Results, headline: Headline, sections: Sequence[Section]) 
     return {
         "info": results.dataset_info,
         "headline": headline,
-        "threat_models": list(dict.fromkeys(threat for curves in headline.defences.values() for threat in curves)),
+        "scored_points": list(dict.fromkeys([headline.operating_point, AS_TRAINED])),
         "attacks": attacks_of(results.robustness),
         "norm": results.robustness["norm"].iloc[0],
         "eps_grid": eps_of(results.robustness),

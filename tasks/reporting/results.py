@@ -12,12 +12,13 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.comparison import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.params import Defence, Params, read_defence
+from tasks.records.operating_points import OperatingPoint, read_operating_points
 from tasks.records.tables import read_minimum_eps, read_records
 from tasks.records.vocabulary import AS_GIVEN
 from tasks.reporting.examples import AttackExamples, read_examples
 
 TEXT_COLUMNS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
-TEXT_COLUMNS += ["class", "metric", "images", "of", "purifier", "space", "detector"]
+TEXT_COLUMNS += ["operating_point", "next_target", "class", "metric", "image_kind", "signal", "purifier", "feature_space", "detector"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Files:
     autoencoder_history: pd.DataFrame
     robustness: pd.DataFrame
     confusion: pd.DataFrame
+    worst_case: pd.DataFrame
     comparison: pd.DataFrame
     minimum_perturbation: pd.DataFrame
     certified_accuracy: pd.DataFrame
@@ -75,6 +77,8 @@ class Results(Files):
     """Settings of the selected defences, by name."""
     records: pd.DataFrame
     minimum_eps: pd.DataFrame
+    operating_points: dict[str, list[OperatingPoint]]
+    """Of each target, the undefended classifier first."""
 
 
 def load_results(workspace: Workspace, params: Params) -> Results:
@@ -102,6 +106,7 @@ def load_results(workspace: Workspace, params: Params) -> Results:
         defence_settings={name: read_defence(workspace.defence_settings(name)) for name in defences},
         records=read_records(workspace, defences),
         minimum_eps=read_minimum_eps(workspace, defences),
+        operating_points=read_operating_points(workspace, defences),
     )
 
 

@@ -59,12 +59,12 @@ class Span:
 
 
 def point_of(table: pd.DataFrame, headline: Headline) -> Point | None:
-    """Return the attack and eps of the table that are nearest to the headline's; None without attacked images."""
+    """Return the attack and eps of the table that are nearest to the analysed ones; None without attacked images."""
     attacked = table[table["attack"] != CLEAN]
     if attacked.empty:
         return None
     attacks = list(attacked["attack"])
-    attack = headline.attack if headline.attack in attacks else attacks[-1]
+    attack = headline.analysed_attack if headline.analysed_attack in attacks else attacks[-1]
     eps = attacked.loc[attacked["attack"] == attack, "eps"]
     return Point(attack, min(map(float, eps), key=lambda eps: abs(math.log(eps / headline.eps))))
 

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tasks.records.vocabulary import display_name
+from tasks.reporting.formats import estimate, p_text, signed_points
 from tasks.reporting.headline import Headline
 from tasks.reporting.names import attack_name
 from tasks.reporting.sections.active_learning import Gain
@@ -31,11 +32,14 @@ def environment(is_markdown: bool = False) -> Environment:
     )
     templates.filters |= {
         "attack": attack_name,
+        "difference": lambda found: estimate(found._asdict(), signed_points),
         "eps": eps_text,
         "interval": interval,
         "keep_together": keep_together,
+        "p_text": p_text,
         "percent": percent,
         "points": points,
+        "rate": lambda row: estimate(row, percent),
         "display_name": display_name,
         "with_interval": with_interval,
     }
@@ -43,7 +47,7 @@ def environment(is_markdown: bool = False) -> Environment:
 
 
 def headline_sentences(headline: Headline) -> str:
-    """Return the headline result in at most three sentences, as plain text."""
+    """Return the headline result in three sentences, as plain text."""
     return _sentences("headline", headline)
 
 

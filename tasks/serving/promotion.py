@@ -1,106 +1,104 @@
-"""Comparison of a candidate with the champion on the same images, clean and under attack."""
+"""Comparison of a candidate with the champion on the same images, clean and in the worst case."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN
-from tasks.records.worst_case import worst_case_outcomes
-from tasks.statistics.intervals import Estimate, bootstrap, bootstrap_counts, resampled_mean, wilson
-from tasks.statistics.paired import mcnemar
+from tasks.records.operating_points import OperatingPoint
+from tasks.records.vocabulary import AS_TRAINED
+from tasks.records.worst_case import robust_outcomes, smallest_breaking_eps
+from tasks.statistics.balanced import balanced_accuracies, compare_balanced
+from tasks.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Accuracy of a candidate and of the champion on the same images."""
+    """Balanced accuracy of a candidate and of the champion on the same images."""
 
     condition: str
-    """``clean``, or ``adaptive``: the worst case over all adaptive attacks."""
+    """``clean``, or ``adaptive``: the worst case of each image."""
     n: int
     """Images."""
+    n_groups: int
+    """Their groups."""
     candidate: Estimate
-    """Accuracy with Wilson's 95 % interval."""
+    """Balanced accuracy with its 95 % interval by group."""
     champion: Estimate
-    """Accuracy with Wilson's 95 % interval."""
+    """Balanced accuracy with its 95 % interval by group."""
     difference: Estimate
-    """Candidate minus champion, with a bootstrap interval over groups of images."""
+    """Candidate minus champion, with its 95 % interval by group."""
     n_only_candidate_correct: int
     """Images that only the candidate classifies correctly."""
     n_only_champion_correct: int
     """Images that only the champion classifies correctly."""
     p_value: float
-    """p-value of McNemar's exact two-sided test."""
+    """p-value of the two-sided sign-flip test by group."""
 
-    def is_worse(self, alpha: float) -> bool:
-        """Return whether the candidate is significantly worse than the champion."""
-        return self.n_only_champion_correct > self.n_only_candidate_correct and self.p_value < alpha
+    def is_non_inferior(self, margin: float) -> bool:
+        """Return whether the candidate is shown to be at most ``margin`` worse, at the one-sided 2.5 % level.
+
+        Too few groups show nothing.
+        """
+        return self.difference.low > -margin
 
 
 def outcomes_of(
-    records: pd.DataFrame, minimum_eps: pd.DataFrame, target: str, eps: float
-) -> dict[str, "pd.Series[bool]"]:
-    """Return whether a target classifies each image correctly, by condition (``clean``, ``adaptive``) and image.
+    records: pd.DataFrame, minimum_eps: pd.DataFrame, points: Sequence[OperatingPoint], target: str, eps: float
+) -> dict[str, pd.DataFrame]:
+    """Return the outcome of each image, by condition (``clean``, ``adaptive``): label, group, robust_correct, by image.
 
     Args:
         records: of the target, from the attack steps.
-        minimum_eps: the smallest eps that breaks each image, from the same steps.
+        minimum_eps: results of the searches, from the same steps.
+        points: operating points of the target; it is compared as trained.
         target: name of the target.
         eps: one of ``attack.eps``.
 
     Raises:
         ValueError: the target was not attacked at this eps.
     """
-    mine, found = records[records["target"] == target], minimum_eps[minimum_eps["target"] == target]
-    clean = mine[mine["attack"] == CLEAN].set_index("image")["correct"].sort_index()
-    held = worst_case_outcomes(mine, found)
-    at = (held["threat_model"] == "adaptive") & (held["eps"] == eps)
-    if not at.any():
+    records, minimum_eps = records[records["target"] == target], minimum_eps[minimum_eps["target"] == target]
+    if eps not in set(records["eps"]):
         raise ValueError(
             f"{target} was not attacked at eps {eps:g}. Add the value to attack.eps and run the attack again."
         )
-    return {"clean": clean, "adaptive": held[at].set_index("image")["robust_correct"].astype(bool).sort_index()}
+    worst = smallest_breaking_eps(records, minimum_eps, {target: points})
+    is_compared = (worst["operating_point"] == AS_TRAINED) & (worst["threat_model"] == "adaptive")
+    outcomes = robust_outcomes(worst[is_compared], [0.0, eps]).set_index("image").sort_index()
+    columns = ["label", "group", "robust_correct"]
+    return {
+        condition: outcomes.loc[outcomes["eps"] == value, columns]
+        for condition, value in (("clean", 0.0), ("adaptive", eps))
+    }
 
 
-def compare(
-    condition: str,
-    candidate: "pd.Series[bool]",
-    champion: "pd.Series[bool]",
-    groups: "pd.Series[int]",
-    n_resamples: int,
-    seed: int,
-) -> Comparison:
+def compare(condition: str, candidate: pd.DataFrame, champion: pd.DataFrame) -> Comparison:
     """Compare candidate and champion on the same images.
 
     Args:
         condition: ``clean`` or ``adaptive``.
-        candidate: whether its prediction is correct, by image.
-        champion: whether its prediction is correct, by image.
-        groups: the group of each image, also of other images.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        candidate: outcomes of :func:`outcomes_of`.
+        champion: outcomes of :func:`outcomes_of`.
 
     Raises:
         ValueError: the images differ.
     """
     if not candidate.index.equals(champion.index):
         raise ValueError(f"{condition}: candidate and champion were evaluated on different images. Audit both again.")
-    first, second = candidate.to_numpy(dtype=bool), champion.to_numpy(dtype=bool)
-    counts = bootstrap_counts(groups.loc[candidate.index].to_numpy(), n_resamples, seed)
-    alone, other = int((first & ~second).sum()), int((second & ~first).sum())
+    first, second = (of["robust_correct"].to_numpy(dtype=bool) for of in (candidate, champion))
+    labels, groups = candidate["label"].to_numpy(), candidate["group"].to_numpy()
+    found = compare_balanced(first, second, labels, groups)
+    of_both = balanced_accuracies(np.stack([first, second]), labels, groups)
     return Comparison(
         condition=condition,
         n=len(first),
-        candidate=_accuracy(first),
-        champion=_accuracy(second),
-        difference=bootstrap(partial(resampled_mean, first.astype(np.float64) - second), counts),
-        n_only_candidate_correct=alone,
-        n_only_champion_correct=other,
-        p_value=mcnemar(alone, other),
+        n_groups=len(set(groups)),
+        candidate=of_both[0],
+        champion=of_both[1],
+        difference=found.difference,
+        n_only_candidate_correct=found.n_only_first,
+        n_only_champion_correct=found.n_only_second,
+        p_value=found.p_value,
     )
-
-
-def _accuracy(correct: np.ndarray) -> Estimate:
-    low, high = wilson(correct.sum(), len(correct))
-    return Estimate(float(correct.mean()), float(low), float(high))

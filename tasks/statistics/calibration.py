@@ -7,50 +7,43 @@ the softmax.
 import numpy as np
 import pandas as pd
 
-from tasks.statistics.intervals import wilson
+from tasks.statistics.rates import rate_estimates
 
 N_BINS = 15
 """Number of bins of equal width over [0, 1], each closed on the right, as in Guo et al. 2017 (arXiv 1706.04599)."""
 
 
-def reliability_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
+def reliability_curve(confidence: np.ndarray, correct: np.ndarray, groups: np.ndarray) -> pd.DataFrame:
     """Return accuracy against confidence, a row for each of the 15 bins (Guo et al. 2017, section 2).
 
     Args:
         confidence: confidence of each prediction, ``(N,)`` in [0, 1].
         correct: True for correct predictions, bool ``(N,)``.
+        groups: group of the image of each prediction, int ``(N,)``.
 
     Returns:
         Columns ``bin``, from 0; ``n``, the number of predictions; mean ``confidence``; ``accuracy``, with its 95 %
-        Wilson interval ``low``, ``high``. In an empty bin all but ``bin`` and ``n`` are NaN.
+        interval by group, ``low`` and ``high``; they are NaN in a bin with too few groups. In an empty bin all but
+        ``bin`` and ``n`` are NaN.
 
     Raises:
         ValueError: a confidence is outside [0, 1].
     """
     bins = _bin(confidence)
     n = np.bincount(bins, minlength=N_BINS)
-    n_correct = np.bincount(bins, weights=correct, minlength=N_BINS)
     total_confidence = np.bincount(bins, weights=confidence, minlength=N_BINS)
-    filled = np.where(n > 0, n, np.nan)
-    low, high = wilson(n_correct, n)
-    return pd.DataFrame(
-        {
-            "bin": np.arange(N_BINS),
-            "n": n,
-            "confidence": total_confidence / filled,
-            "accuracy": n_correct / filled,
-            "low": low,
-            "high": high,
-        }
-    )
+    in_bin = bins == np.arange(N_BINS)[:, None]
+    accuracy = pd.DataFrame(rate_estimates(in_bin & correct, groups, in_bin)).rename(columns={"value": "accuracy"})
+    mean_confidence = total_confidence / np.where(n > 0, n, np.nan)
+    return pd.DataFrame({"bin": np.arange(N_BINS), "n": n, "confidence": mean_confidence}).join(accuracy)
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the expected calibration error of each resample, float64 ``(R,)`` in [0, 1].
 
     It is the mean gap between accuracy and confidence over the bins (Guo et al. 2017, equation 5). The estimate is
-    biased upwards: a calibrated classifier has about 0.02 with 500 images and 0.04 with 100. Resampling adds to this
-    bias, so a percentile interval never contains 0.
+    biased upwards: a calibrated classifier has about 0.02 with 500 images and 0.04 with 100. So its interval does not
+    contain 0.
 
     Args:
         confidence: confidence of each prediction, ``(N,)`` in [0, 1].

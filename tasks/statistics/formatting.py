@@ -1,9 +1,12 @@
-"""Text of rates, intervals and eps."""
+"""Text of rates, intervals, sample sizes and eps."""
 
+import math
 from typing import Any
 
 Row = Any
 """Row of a table with a rate and its interval, a ``pd.Series``, whose stubs have no type for the values."""
+TOO_FEW_GROUPS = "[too few groups]"
+"""Text in place of an interval whose bounds are NaN."""
 
 
 def percent(fraction: float) -> str:
@@ -22,8 +25,20 @@ def with_interval(row: Row, quantity: str = "accuracy") -> str:
 
 
 def interval(row: Row, quantity: str = "accuracy") -> str:
-    """Format the 95 % confidence interval of a rate, in per cent: ``[90.6, 95.1]``."""
-    return f"[{100 * row[f'{quantity}_low']:.1f}, {100 * row[f'{quantity}_high']:.1f}]"
+    """Format the 95 % confidence interval of a rate, in per cent: ``[90.6, 95.1]``; ``[too few groups]`` if it is NaN."""
+    low, high = row[f"{quantity}_low"], row[f"{quantity}_high"]
+    return TOO_FEW_GROUPS if math.isnan(low) or math.isnan(high) else f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def sample_text(n: int, n_groups: int, unit: str) -> str:
+    """Format a number of images and of their groups: ``n = 496 images of 43 inferred groups``.
+
+    Args:
+        n: images.
+        n_groups: groups that are taken as independent.
+        unit: name of a group; see :func:`tasks.records.vocabulary.unit_of`.
+    """
+    return f"n = {n} images" if unit == "image" else f"n = {n} images of {n_groups} {unit}{'s' * (n_groups != 1)}"
 
 
 def eps_text(eps: float) -> str:

@@ -1,12 +1,29 @@
-"""Confidence intervals: Wilson's for proportions, Student's t over seeds, and the bootstrap over groups."""
+"""Confidence intervals: of proportions, of statistics from the jackknife, and over seeds."""
 
-from collections.abc import Callable
-from functools import partial
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import betaincinv, expit, logit, stdtrit
+
+from tasks.statistics.resampled import Statistic
+from tasks.statistics.resampled import resampled_mean as resampled_mean
+
+Bounds = tuple[float, float]
+"""Range of the values that a statistic can have; infinite if there is none."""
+
+RATE: Bounds = (0.0, 1.0)
+"""Range of accuracies, other rates and the AUROC."""
+CORRELATION: Bounds = (-1.0, 1.0)
+"""Range of correlations and silhouettes."""
+POSITIVE: Bounds = (0.0, float("inf"))
+"""Range of losses, errors and distances."""
+UNBOUNDED: Bounds = (float("-inf"), float("inf"))
+"""Range of statistics without limits."""
+
+MIN_DEGREES_OF_FREEDOM = 3.0
+"""Lower limit of the estimated degrees of freedom, which are noisy if few groups contribute."""
 
 
 def wilson(n_success: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -45,16 +62,89 @@ def wilson(n_success: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tupl
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
+def clopper_pearson_upper(n_success: ArrayLike, n: ArrayLike) -> np.ndarray:
+    """Return the upper bound of the 95 % Clopper-Pearson interval of a proportion, float64 of the broadcast shape.
+
+    Clopper and Pearson 1934, Biometrika 26, 404-413. The lower bound is 1 minus the upper bound of the failures.
+    Numbers need not be whole.
+
+    Args:
+        n_success: numbers of successes, in [0, n], of any shape.
+        n: numbers of trials, at least 1, broadcast against ``n_success``.
+    """
+    successes, trials = np.broadcast_arrays(np.asarray(n_success, dtype=np.float64), np.asarray(n, dtype=np.float64))
+    failures = trials - successes
+    upper: np.ndarray = np.where(
+        failures > 1e-9, betaincinv(successes + 1, np.where(failures > 1e-9, failures, 1), 0.975), 1.0
+    )
+    return upper
+
+
+def undetected_share(n_groups: int) -> float:
+    """Return the largest share of all groups that a sample may miss: Clopper-Pearson's bound for 0 of ``n_groups``."""
+    return float(clopper_pearson_upper(0, max(n_groups, 1)))
+
+
+def jackknife_interval(value: np.ndarray, deviations: np.ndarray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % interval of a statistic from its changes when one group is left out, float64 ``(...)`` each.
+
+    - The variance is the sum of the squared changes, called CR3 for a mean (Bell and McCaffrey 2002, Survey Methodology
+      28, 169-181).
+    - Quantiles are of Student's t. Its degrees of freedom are estimated from the changes, so that a few large groups
+      widen the interval (Lipsitz, Ibrahim and Parzen 1999, JRSS D 48, 495-506).
+    - A statistic with two finite bounds gets an interval on the logit scale, one that is positive on the log scale.
+      So an interval stays within the bounds, and it is asymmetric near them.
+    - On the logit scale the centre moves towards the middle of the range, as if one effective success and one effective
+      failure were added (Agresti and Coull 1998, The American Statistician 52, 119-126). This balances the two tails.
+
+    docs/evidence/statistics.md compares this method with others in simulations.
+
+    Args:
+        value: of all groups, ``(...)``.
+        deviations: value without each group minus value of all, ``(G, ...)``; 0 for groups that do not matter.
+        bounds: range of the statistic.
+
+    Returns:
+        Bounds; their distance is 0 if all deviations are 0.
+    """
+    low, high = bounds
+    variance, degrees = jackknife_variance(deviations)
+    quantile = stdtrit(degrees, 0.975)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if np.isfinite(low) and np.isfinite(high):
+            rate, rate_variance = (value - low) / (high - low), variance / (high - low) ** 2
+            n_effective = rate * (1 - rate) / rate_variance
+            centre = logit((rate * n_effective + 1) / (n_effective + 2))
+            half_width = quantile / np.sqrt(n_effective * rate * (1 - rate))
+            lower, upper = (low + (high - low) * expit(centre + sign * half_width) for sign in (-1, 1))
+        elif np.isfinite(low):
+            factor = np.exp(quantile * np.sqrt(variance) / (value - low))
+            lower, upper = low + (value - low) / factor, low + (value - low) * factor
+        else:
+            lower, upper = (value + sign * quantile * np.sqrt(variance) for sign in (-1, 1))
+    constant = variance == 0
+    return np.where(constant, value, np.minimum(lower, value)), np.where(constant, value, np.maximum(upper, value))
+
+
+def jackknife_variance(deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variance of a statistic and its degrees of freedom, float64 ``(...)``; see :func:`jackknife_interval`.
+
+    Args:
+        deviations: value without each group minus value of all, ``(G, ...)``.
+    """
+    squares = np.square(deviations)
+    variance = squares.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        degrees = 3 * variance**2 / np.square(squares).sum(axis=0) - 2
+    return variance, np.fmax(degrees, MIN_DEGREES_OF_FREEDOM)
+
+
 class Estimate(NamedTuple):
     """A value and its 95 % confidence interval; NaN if undefined."""
 
     value: float
     low: float
     high: float
-
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""Function from counts ``(R, N)``, as from :func:`bootstrap_counts`, to the value of each resample, ``(R,)``."""
 
 
 def bootstrap_counts(groups: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
@@ -116,85 +206,8 @@ def bootstrap(statistic: Statistic, counts: np.ndarray) -> Estimate:
     return Estimate(float(statistic(each_once)[0]), float(low), float(high))
 
 
-def proportion_estimate(successes: np.ndarray, counts: np.ndarray) -> Estimate:
-    """Return a proportion of images with the union of its bootstrap interval and its Wilson interval.
-
-    The bootstrap interval alone has width 0 if all images are successes or none is.
-
-    Args:
-        successes: True for images that count, bool ``(N,)``.
-        counts: how often each resample contains each image, ``(R, N)``.
-    """
-    value, low, high = bootstrap(partial(resampled_mean, successes.astype(np.float64)), counts)
-    wilson_low, wilson_high = wilson(successes.sum(), len(successes))
-    return Estimate(value, min(low, float(wilson_low)), max(high, float(wilson_high)))
-
-
-def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the mean of each resample, float64 ``(R,)``, without undefined values; NaN if all are undefined.
-
-    Args:
-        values: value of each image, ``(N,)``; NaN if undefined.
-        counts: how often each resample contains each image, ``(R, N)``.
-    """
-    defined = ~np.isnan(values)
-    return resampled_ratio(np.where(defined, values, 0), defined, counts)
-
-
-def resampled_ratio(
-    numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray, zero_division: float = float("nan")
-) -> np.ndarray:
-    """Return the ratio of two sums in each resample, float64 ``(R,)``.
-
-    Args:
-        numerator: term of each image in the first sum, ``(N,)``.
-        denominator: term of each image in the second sum, ``(N,)``, not negative.
-        counts: how often each resample contains each image, ``(R, N)``.
-        zero_division: ratio if the second sum is 0.
-    """
-    first, second = (counts @ values.astype(np.float64) for values in (numerator, denominator))
-    ratio: np.ndarray = np.divide(first, second, out=np.full(len(counts), float(zero_division)), where=second > 0)
-    return ratio
-
-
-def resampled_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the rank of each image in each resample, from 1, float64 ``(R, N)``; ties get their mean rank.
-
-    An image that a resample does not contain gets a rank between its neighbours. In sums its count of 0 removes it.
-
-    Args:
-        values: value of each image, ``(N,)``, without NaN.
-        counts: how often each resample contains each image, ``(R, N)``.
-    """
-    _, tie = np.unique(values, return_inverse=True)
-    order = np.argsort(tie, kind="stable")
-    starts = np.flatnonzero(np.diff(tie[order], prepend=-1))
-    drawn = np.add.reduceat(counts[:, order], starts, axis=1, dtype=np.float64)
-    ranks: np.ndarray = (drawn.cumsum(axis=1) - (drawn - 1) / 2)[:, tie]
-    return ranks
-
-
-def resampled_auroc(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the AUROC of each resample, float64 ``(R,)``; NaN for a resample with images of one class only.
-
-    The AUROC is the fraction of pairs of a positive and a negative image in which the positive one has the higher
-    score; ties count as half (Hanley and McNeil 1982, Radiology 143, 29-36).
-
-    Args:
-        scores: score of each image, ``(N,)``; high scores predict the positive class.
-        positive: True for positive images, bool ``(N,)``.
-        counts: how often each resample contains each image, ``(R, N)``.
-    """
-    n_positive = counts @ positive.astype(np.float64)
-    n_pairs = n_positive * (counts.sum(axis=1) - n_positive)
-    rank_sum = (counts * resampled_ranks(scores, counts)) @ positive.astype(np.float64)
-    n_correct_pairs = rank_sum - n_positive * (n_positive + 1) / 2
-    auroc: np.ndarray = np.divide(n_correct_pairs, n_pairs, out=np.full(len(counts), np.nan), where=n_pairs > 0)
-    return auroc
-
-
 def estimate_over_seeds(values: np.ndarray) -> dict[str, float]:
-    """Return the mean over seeds (``value``), its 95 % interval (``low``, ``high``) and standard deviation (``sd``).
+    """Return the mean over seeds (``value``), its 95 % interval (``low``, ``high``) and standard deviation (``std``).
 
     The interval uses Student's t distribution. With one seed, all but ``value`` are NaN. Without seeds, or if a value
     is NaN, all are NaN.
@@ -204,13 +217,13 @@ def estimate_over_seeds(values: np.ndarray) -> dict[str, float]:
     """
     n = len(values)
     if n == 0 or np.isnan(values).any():
-        return dict.fromkeys(("value", "low", "high", "sd"), float("nan"))
+        return dict.fromkeys(("value", "low", "high", "std"), float("nan"))
     mean = float(values.mean())
     if n == 1:
-        return {"value": mean, "low": float("nan"), "high": float("nan"), "sd": float("nan")}
+        return {"value": mean, "low": float("nan"), "high": float("nan"), "std": float("nan")}
     # imported here since it is slow, and most steps do not need it
     from scipy.stats import t
 
-    sd = float(values.std(ddof=1))
-    half_width = float(t.ppf(0.975, n - 1)) * sd / n**0.5
-    return {"value": mean, "low": mean - half_width, "high": mean + half_width, "sd": sd}
+    std = float(values.std(ddof=1))
+    half_width = float(t.ppf(0.975, n - 1)) * std / n**0.5
+    return {"value": mean, "low": mean - half_width, "high": mean + half_width, "std": std}

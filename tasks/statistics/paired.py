@@ -1,6 +1,174 @@
-"""Paired tests of two classifiers on the same images."""
+"""Paired comparisons of two classifiers on the same images, by group."""
 
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
 from scipy.special import bdtr
+
+from tasks.statistics.groups import effective_groups, group_sums, rate_deviations, too_few_groups
+from tasks.statistics.intervals import Estimate, jackknife_variance
+from tasks.statistics.rates import rate_intervals
+
+N_DRAWS = 20_000
+"""Random signs of a test whose differences are not whole numbers."""
+POWER = 0.8
+"""Power of the smallest detectable difference."""
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Accuracies of two classifiers on the same images; differences are first minus second."""
+
+    difference: Estimate
+    """Difference of the accuracies, with its 95 % interval by group."""
+    p_value: float
+    """Two-sided p-value of :func:`sign_flip_p_value`."""
+    n_only_first: int
+    """Images that only the first classifier classifies correctly."""
+    n_only_second: int
+    """Images that only the second classifier classifies correctly."""
+    detectable_difference: float
+    """Smallest difference that these images can show, see :func:`detectable_differences`."""
+
+    def is_non_inferior(self, margin: float) -> bool:
+        """Return whether the first classifier is shown to be at most ``margin`` worse than the second.
+
+        The one-sided test at the 2.5 % level compares the lower bound of the interval with the margin. Too few groups
+        show nothing.
+
+        Args:
+            margin: largest acceptable loss of accuracy, in [0, 1].
+
+        Raises:
+            ValueError: the margin is not in [0, 1].
+        """
+        if not 0 <= margin <= 1:
+            raise ValueError(f"margin: {margin}. [0, 1] is allowed. Give a fraction, for example 0.02 for 2 points")
+        return self.difference.low > -margin
+
+
+def compare_paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> PairedComparison:
+    """Compare two classifiers on the same images.
+
+    Args:
+        first: whether the first classifier is correct on each image, bool ``(N,)``; or its expected accuracy.
+        second: the same of the second classifier.
+        groups: group of each image, int ``(N,)``.
+
+    Raises:
+        ValueError: there are no images, or the numbers of images differ.
+    """
+    if not 0 < len(first) == len(second) == len(groups):
+        raise ValueError(
+            f"images of first, second, groups: {len(first)}, {len(second)}, {len(groups)}. "
+            "They must be equal and at least 1. Give one value for each image"
+        )
+    differences = first.astype(np.float64) - second
+    parts = np.stack([np.maximum(differences, 0), np.maximum(-differences, 0), np.ones(len(differences))])
+    gains, losses, sizes = group_sums(parts, groups)[:, None]
+    low, high = paired_intervals(gains, losses, sizes)
+    return PairedComparison(
+        difference=Estimate(float(differences.mean()), float(low[0]), float(high[0])),
+        p_value=sign_flip_p_value(gains[0] - losses[0]),
+        n_only_first=int((differences > 0).sum()),
+        n_only_second=int((differences < 0).sum()),
+        detectable_difference=float(detectable_differences(gains - losses, sizes)[0]),
+    )
+
+
+def paired_intervals(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % interval of differences of two accuracies, from sums by group: bounds, float64 ``(K,)`` each.
+
+    The difference is the rate of gains (only the first classifier is correct) minus the rate of losses (only the
+    second is). The interval follows from those of the two rates and from their correlation over the groups (MOVER: Zou
+    and Donner 2008, Statistics in Medicine 27, 1693-1702). So it is asymmetric if there are hardly any losses, and it
+    has a width if there are neither.
+
+    Args:
+        gains: images that only the first classifier classifies correctly, of each group, ``(K, G)``.
+        losses: images that only the second classifier classifies correctly, ``(K, G)``.
+        sizes: images of each group, ``(K, G)``.
+    """
+    total = sizes.sum(axis=1)
+    gain, loss = gains.sum(axis=1) / total, losses.sum(axis=1) / total
+    # without the rule for few groups with a success: applied to gains and to losses, it would be too cautious
+    (gain_low, gain_high), (loss_low, loss_high) = (rate_intervals(part, sizes, 0) for part in (gains, losses))
+    of_gains, of_losses = rate_deviations(gains, sizes), rate_deviations(losses, sizes)
+    norms = np.sqrt(np.square(of_gains).sum(axis=1) * np.square(of_losses).sum(axis=1))
+    correlation = np.divide((of_gains * of_losses).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0)
+
+    def distance(from_gain: np.ndarray, from_loss: np.ndarray) -> np.ndarray:
+        squared = from_gain**2 + from_loss**2 - 2 * correlation * from_gain * from_loss
+        # a negative square is a rounding error
+        root: np.ndarray = np.sqrt(np.maximum(squared, 0))
+        return root
+
+    low = gain - loss - distance(gain - gain_low, loss_high - loss)
+    high = gain - loss + distance(gain_high - gain, loss - loss_low)
+    return np.maximum(low, -1), np.minimum(high, 1)
+
+
+def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
+    """Return the two-sided p-value of a sign-flip test by group.
+
+    Under the null hypothesis, the difference of a group is as likely to be in favour of one classifier as of the other.
+    So all signs of the differences of the groups have the same probability, and the p-value is the probability of a sum
+    that is at least as far from 0 as the observed one. It is exact for whole numbers, and otherwise of 20,000 random
+    signs. If every image is a group of its own, this is McNemar's exact test.
+
+    Args:
+        differences: sum of the differences of each group, ``(G,)``.
+        seed: of the random signs.
+
+    Returns:
+        The p-value; 1 if there is no difference. With n groups that have a difference, it is at least 2 / 2^n.
+    """
+    sizes = np.abs(differences[differences != 0])
+    observed = abs(differences.sum())
+    if not len(sizes):
+        return 1.0
+    if (sizes == np.rint(sizes)).all():
+        # distribution of the sum of the groups with a positive sign; the sum of all groups is twice this minus `total`
+        total = int(sizes.sum())
+        probability = np.zeros(total + 1)
+        probability[0] = 1
+        for size in sizes.astype(int):
+            shifted = np.zeros_like(probability)
+            shifted[size:] = probability[:-size]
+            probability = (probability + shifted) / 2
+        is_extreme = np.abs(2 * np.arange(total + 1) - total) >= observed
+        return min(1.0, float(probability[is_extreme].sum()))
+    rng, n_reached = np.random.default_rng(seed), 0
+    for _ in range(N_DRAWS // 1000):
+        signs = rng.choice([-1.0, 1.0], size=(1000, len(sizes)))
+        # the tolerance is for rounding: the observed signs must reach the observed sum
+        n_reached += int((np.abs(signs @ sizes) >= observed - 1e-9 * sizes.sum()).sum())
+    return (1 + n_reached) / (1 + N_DRAWS)
+
+
+def detectable_differences(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the smallest true mean difference that the sign-flip test finds with 80 % power, float64 ``(K,)``.
+
+    The test is two-sided, at the 5 % level. The value is the solution d of
+    ``d = z_0.975 sqrt(v + d^2 / g) + z_0.8 sqrt(v)``, where v is the variance of the mean difference by group and g the
+    effective number of groups: a true difference makes the sums of all groups larger, and with them the spread of the
+    sums with random signs. The variance is that of the data, so the value is only a guide if the true difference is far
+    from the observed one. It is at most 1; NaN if all groups have the same mean difference, or if there are too few
+    groups.
+
+    Args:
+        sums: sum of the differences of each group, ``(K, G)``.
+        sizes: images of each group, ``(K, G)``.
+    """
+    variance, _ = jackknife_variance(rate_deviations(sums, sizes).T)
+    is_undefined = too_few_groups(sizes) | (variance == 0)
+    critical, of_power = (NormalDist().inv_cdf(probability) * np.sqrt(variance) for probability in (0.975, POWER))
+    # the quadratic equation c d^2 - 2 of_power d + of_power^2 - critical^2 = 0; c is positive with enough groups
+    effective = np.where(is_undefined, np.inf, effective_groups(sizes))
+    c = 1 - NormalDist().inv_cdf(0.975) ** 2 / effective
+    smallest = (of_power + np.sqrt(of_power**2 - c * (of_power**2 - critical**2))) / c
+    return np.where(is_undefined, np.nan, np.minimum(smallest, 1))
 
 
 def mcnemar(n_only_first: int, n_only_second: int) -> float:

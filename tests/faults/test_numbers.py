@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tasks import train_classifier as step
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
-from tasks.attacks import attack_run
+from tasks.attacks import attack_run, fixed_eps
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.targets import load_target
@@ -205,14 +205,14 @@ class TestNotANumber:
     def test_the_error_about_nan_in_an_adversarial_image_names_its_path(
         self, workspace: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fgsm = attack_run.fgsm
+        fgsm = fixed_eps.fgsm
 
         def craft_nan(model: nn.Module, images: Tensor, *arguments: Any) -> Iterator[Tensor]:
             is_planted = distance(images) < 1e-7
             for adversarial in fgsm(model, images, *arguments):
                 yield torch.where(is_planted[:, None, None, None], torch.nan, adversarial)
 
-        monkeypatch.setattr(attack_run, "fgsm", craft_nan)
+        monkeypatch.setattr(fixed_eps, "fgsm", craft_nan)
         with pytest.raises(AssertionError, match="leave the value range") as raised:
             attack_all(params_with(FEW))
         assert f"by nan: 1 of 16 images; the first is {PATH}" in str(raised.value)

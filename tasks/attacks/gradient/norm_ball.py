@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.attacks.gradient.seeding import generator
+
 
 def radius(eps: float, norm: str, n_pixels: int) -> float:
     """Radius of a ball in units of the value range: eps / 255, for l2 multiplied by sqrt(number of pixels).
@@ -48,6 +50,12 @@ class NormBall:
         """Slope along the steepest direction, which is the dual norm: ``(N, C, H, W)`` to ``(N,)``."""
         return gradient.abs().sum(dim=(1, 2, 3)) if self.norm == "linf" else _l2_norm(gradient)[:, 0, 0, 0]
 
+    def size(self, changes: Tensor) -> Tensor:
+        """Norm of each perturbation: ``(N, C, H, W)`` to ``(N,)``."""
+        if self.norm == "linf":
+            return changes.abs().amax(dim=(1, 2, 3))
+        return _l2_norm(changes)[:, 0, 0, 0]
+
     def project(self, perturbed: Tensor, images: Tensor, radii: Tensor) -> Tensor:
         """Project perturbed images into their balls and the value range.
 
@@ -68,30 +76,36 @@ class NormBall:
         return change.add_(images)
 
     def random_starts(
-        self, images: Tensor, radii: Tensor | float, seed: int, image_ids: np.ndarray, restarts: np.ndarray
+        self,
+        images: Tensor,
+        radii: Tensor | float,
+        seed: int,
+        attack: str,
+        image_ids: np.ndarray,
+        restarts: np.ndarray,
     ) -> Tensor:
         """A point drawn uniformly from the ball of each image, then clipped to the value range, ``(N, C, H, W)``.
 
-        A start depends on the seed, the image and the number of the restart alone, and not on the other images of the
-        batch.
+        A start depends on the seed, the name of the attack, the image and the number of the restart alone. It does not
+        depend on the other images of the batch, and the starts of two attacks are independent.
 
         Args:
             images: the centres, within the value range, at least one, ``(N, C, H, W)``.
             radii: ``(N, 1, 1, 1)`` or one for all, in units of the value range.
             seed: of all starts.
+            attack: name of the attack that begins there.
             image_ids: a number for each image, int ``(N,)``.
             restarts: number of each image's restart, int ``(N,)``.
         """
         drawn = [
-            self._draw([seed, int(image), int(restart)], images.shape[1:])
+            self._draw(generator(seed, attack, int(image), int(restart)), images.shape[1:])
             for image, restart in zip(image_ids, restarts, strict=True)
         ]
         starts = torch.from_numpy(np.stack(drawn)).to(images.device)
         return starts.mul_(radii).add_(images).clamp_(*self.value_range)
 
-    def _draw(self, seed: list[int], shape: tuple[int, ...]) -> np.ndarray:
+    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """A point drawn uniformly from the ball of radius 1 around 0, float32."""
-        rng = np.random.default_rng(seed)
         if self.norm == "linf":
             return rng.random(shape, dtype=np.float32) * 2 - 1
         direction = rng.standard_normal(shape, dtype=np.float32)

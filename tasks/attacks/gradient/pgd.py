@@ -54,7 +54,7 @@ def _starts(
     if settings.n_random_starts == 0:
         yield images.clone()
     for restart in range(settings.n_random_starts):
-        yield ball.random_starts(images, radius, seed, image_ids, np.full(len(image_ids), restart))
+        yield ball.random_starts(images, radius, seed, "pgd", image_ids, np.full(len(image_ids), restart))
 
 
 def _descend(

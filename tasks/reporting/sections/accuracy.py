@@ -14,6 +14,7 @@ from tasks.reporting.tables import CURVE_KEYS, Table, key_text
 from tasks.statistics.formatting import eps_text, percent, with_interval
 
 METRICS = {
+    "accuracy_8bit": "8-bit accuracy",
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",
@@ -31,16 +32,15 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
     """Return accuracy curves and tables by attack, the area under the curves, and all metrics."""
     table, area = results.robustness, results.robustness_area
     attacks = attacks_of(table)
-    of_headline = area[area["attack"] == headline.attack]
+    of_analysed = area[area["attack"] == headline.analysed_attack]
     values = {
         "norm": table["norm"].iloc[0],
         "attacks": attacks,
-        "headline": headline,
         "curve_names": {attack: [curve.name for curve in curves_under(table, attack)] for attack in attacks},
         "tables": {attack: accuracy_table(table, attack) for attack in attacks},
         "minimum_eps": eps_of(table)[0],
         "area": _area_table(area),
-        "area_span": None if of_headline.empty else span_of(of_headline, percent),
+        "area_span": None if of_analysed.empty else span_of(of_analysed, percent),
         "all_metrics": _all_metrics(table),
         "positive_class": results.data.classes[results.data.positive],
     }
@@ -48,17 +48,23 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
         lines_drawing(f"robustness-{attack}", [robustness_panel(table, attack, headline.styles)], is_interactive=True)
         for attack in attacks
     ]
-    return Section("accuracy", "Accuracy under attack", values, drawings)
+    return Section("accuracy", "Accuracy under each attack", values, drawings)
 
 
 def accuracy_table(table: pd.DataFrame, attack: str) -> Table:
-    """Return the accuracy under one attack: one row for each eps (0: clean), one column for each curve."""
+    """Return the accuracy under one attack: one row for each eps (0: clean), columns for each curve.
+
+    Beside the accuracy of a curve is the accuracy after rounding the images to 8 bits. The searches do not measure it.
+    """
     curves = curves_under(table, attack)
-    rows = [
-        [f"{eps_text(eps)}{'' if eps else ' (clean)'}", *(with_interval(curve.at(eps)) for curve in curves)]
-        for eps in [0.0, *eps_of(table)]
-    ]
-    return Table(["ε in 1/255", *(curve.name for curve in curves)], rows)
+    rounded = [curve.rows["accuracy_8bit"].iloc[1:].notna().any() for curve in curves]
+    head, rows = ["ε in 1/255"], [[f"{eps_text(eps)}{'' if eps else ' (clean)'}"] for eps in [0.0, *eps_of(table)]]
+    for curve, has_8bit in zip(curves, rounded, strict=True):
+        head += [curve.name, *(["8-bit"] if has_8bit else [])]
+        for eps, cells in zip([0.0, *eps_of(table)], rows, strict=True):
+            row = curve.at(eps)
+            cells += [with_interval(row), *([number(row["accuracy_8bit"], percent)] if has_8bit else [])]
+    return Table(head, rows)
 
 
 def robustness_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -> Panel:
@@ -95,10 +101,11 @@ def _all_metrics(table: pd.DataFrame) -> Table:
         [
             *(key_text(key, row[key]) for key in CURVE_KEYS),
             str(row["n"]),
+            str(row["n_groups"]),
             with_interval(row),
             estimate(row, percent, "attack_success_rate"),
             *(number(row[name]) for name in METRICS),
         ]
         for row in table.to_dict("records")
     ]
-    return Table([*CURVE_KEYS.values(), "n", "accuracy", "attack success rate", *METRICS.values()], rows)
+    return Table([*CURVE_KEYS.values(), "n", "groups", "accuracy", "attack success rate", *METRICS.values()], rows)

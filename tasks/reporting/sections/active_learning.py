@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +24,9 @@ from tasks.statistics.formatting import percent
 PANELS = {
     "clean_accuracy": ("clean accuracy", "share"),
     "robust_accuracy": ("robust accuracy", "share"),
-    "gap": ("clean minus robust accuracy", "share"),
-    "labelling_accuracy": ("accuracy on queried images", "share"),
-    "pool_entropy": ("entropy of the pool (nats)", "linear"),
+    "accuracy_gap": ("clean minus robust accuracy", "share"),
+    "query_accuracy": ("accuracy on queried images", "share"),
+    "mean_pool_entropy": ("mean entropy of the pool (nats)", "linear"),
     "ece": ("expected calibration error", "share"),
 }
 """Metric -> label and scale of its axis."""
@@ -35,27 +36,31 @@ N_ROWS, N_COLUMNS = 5, 6
 """Maximum number of cycles and of images of a cycle in the figure of queried images."""
 
 
+over_seeds = partial(estimate, no_interval="")
+"""Format an estimate over the seeds: with one seed there is no interval."""
+
+
 def whole(value: float) -> str:
     """Format a number of labels."""
     return f"{value:.0f}"
 
 
 ACCURACIES: Metrics = {
-    "clean_area": ("mean clean accuracy", percent),
-    "clean_area_gain": ("difference to random (points)", signed_points),
-    "robust_area": ("mean robust accuracy", percent),
-    "robust_area_gain": ("difference to random (points)", signed_points),
-    "final_clean": ("final clean accuracy", percent),
-    "final_clean_gain": ("difference to random (points)", signed_points),
-    "final_robust": ("final robust accuracy", percent),
-    "final_robust_gain": ("difference to random (points)", signed_points),
-    "final_gap": ("final clean minus robust accuracy", percent),
+    "mean_clean_accuracy": ("mean clean accuracy", percent),
+    "mean_clean_accuracy_gain": ("difference to random (points)", signed_points),
+    "mean_robust_accuracy": ("mean robust accuracy", percent),
+    "mean_robust_accuracy_gain": ("difference to random (points)", signed_points),
+    "final_clean_accuracy": ("final clean accuracy", percent),
+    "final_clean_accuracy_gain": ("difference to random (points)", signed_points),
+    "final_robust_accuracy": ("final robust accuracy", percent),
+    "final_robust_accuracy_gain": ("difference to random (points)", signed_points),
+    "final_accuracy_gap": ("final clean minus robust accuracy", percent),
 }
 LABELS: Metrics = {
-    "labels_90": ("labels to 90 %", whole),
-    "labels_90_saved": ("fewer than random", whole),
-    "labels_95": ("labels to 95 %", whole),
-    "labels_95_saved": ("fewer than random", whole),
+    "n_labels_90": ("labels to 90 %", whole),
+    "n_labels_90_saved": ("fewer than random", whole),
+    "n_labels_95": ("labels to 95 %", whole),
+    "n_labels_95_saved": ("fewer than random", whole),
 }
 
 
@@ -77,7 +82,7 @@ def active_learning_section(results: Results, _headline: Headline) -> Section:
     queried = list(dict.fromkeys(results.queries["acquisition"]))
     values: dict[str, Any] = {
         "gains": gains_of(efficiency),
-        "random_area": estimate(_quantity(efficiency, RANDOM, "clean_area"), percent),
+        "random_accuracy": over_seeds(_metric_row(efficiency, RANDOM, "mean_clean_accuracy"), percent),
         "n_seeds": int(cycles["seed"].nunique()),
         "n_test": int(cycles["n_test"].iloc[0]),
         "n_attacked": int(cycles["n_attacked"].iloc[0]),
@@ -100,31 +105,33 @@ def gains_of(efficiency: pd.DataFrame) -> list[Gain]:
     names = [str(name) for name in efficiency["acquisition"].unique() if name != RANDOM]
     gains = []
     for name in names:
-        clean, robust = (_quantity(efficiency, name, f"{kind}_area_gain") for kind in ("clean", "robust"))
+        clean, robust = (_metric_row(efficiency, name, f"mean_{kind}_accuracy_gain") for kind in ("clean", "robust"))
         gains.append(
-            Gain(display_name(name), estimate(clean, signed_points), estimate(robust, signed_points), _outcome(clean))
+            Gain(
+                display_name(name), over_seeds(clean, signed_points), over_seeds(robust, signed_points), _outcome(clean)
+            )
         )
     return gains
 
 
-def efficiency_table(efficiency: pd.DataFrame, quantities: Metrics) -> Table:
-    """Return one row for each acquisition function and one column for each quantity.
+def efficiency_table(efficiency: pd.DataFrame, metrics: Metrics) -> Table:
+    """Return one row for each acquisition function and one column for each metric.
 
     Args:
         efficiency: table of :func:`tasks.labelling.learning_curves.summary_table`.
-        quantities: :data:`ACCURACIES` or :data:`LABELS`.
+        metrics: :data:`ACCURACIES` or :data:`LABELS`.
     """
     n_seeds = int(efficiency["n_seeds"].max())
     rows = []
     for acquisition, of_function in efficiency.groupby("acquisition", sort=False):
-        by_quantity = {row["quantity"]: row for _, row in of_function.iterrows()}
+        by_metric = {row["metric"]: row for _, row in of_function.iterrows()}
         cells = []
-        for name, (_, form) in quantities.items():
-            row = by_quantity.get(name)
+        for name, (_, form) in metrics.items():
+            row = by_metric.get(name)
             some = f" ({row['n_seeds']} of {n_seeds} seeds)" if row is not None and 0 < row["n_seeds"] < n_seeds else ""
-            cells.append("–" if row is None else f"{estimate(row, form)}{some}")
+            cells.append("–" if row is None else f"{over_seeds(row, form)}{some}")
         rows.append([display_name(str(acquisition)), *cells])
-    return Table(["acquisition function", *(head for head, _ in quantities.values())], rows)
+    return Table(["acquisition function", *(head for head, _ in metrics.values())], rows)
 
 
 def _outcome(gain: "pd.Series[float]") -> Literal["better", "worse", "not significant", "one seed", "not compared"]:
@@ -137,8 +144,8 @@ def _outcome(gain: "pd.Series[float]") -> Literal["better", "worse", "not signif
     return "worse" if gain["high"] < 0 else "not significant"
 
 
-def _quantity(efficiency: pd.DataFrame, acquisition: str, quantity: str) -> "pd.Series[float]":
-    rows = efficiency[(efficiency["acquisition"] == acquisition) & (efficiency["quantity"] == quantity)]
+def _metric_row(efficiency: pd.DataFrame, acquisition: str, metric: str) -> "pd.Series[float]":
+    rows = efficiency[(efficiency["acquisition"] == acquisition) & (efficiency["metric"] == metric)]
     row: pd.Series[float] = rows.iloc[0]
     return row
 

@@ -7,10 +7,10 @@ from tasks.reporting.formats import number
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
-from tasks.reporting.sections.validation import status_counts
+from tasks.reporting.sections.validation import STATUSES, status_counts
 
 
-def checks_section(results: Results, _headline: Headline) -> Section:
+def checks_section(results: Results, headline: Headline) -> Section:
     """Return the status of each check of each target, and the explanations."""
     checks = [
         {**check, "shown_target": display_name(check["target"] or "data"), "shown_value": number(check["value"])}
@@ -18,10 +18,12 @@ def checks_section(results: Results, _headline: Headline) -> Section:
     ]
     values = {
         "counts": status_counts([check["status"] for check in checks]),
-        "targets": list(results.robustness["target"].unique()),
+        "targets": headline.targets,
         "matrix": check_matrix(checks),
         "passed": [check for check in checks if check["status"] == "PASS"],
-        "not_passed": [check for check in checks if check["status"] != "PASS"],
+        "not_passed": sorted(
+            (check for check in checks if check["status"] != "PASS"), key=lambda check: STATUSES.index(check["status"])
+        ),
     }
     return Section("checks", "Checks of the evaluation", values)
 

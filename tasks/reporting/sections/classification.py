@@ -37,7 +37,6 @@ def classification_section(results: Results, headline: Headline) -> Section:
     ece = table[(table["target"] == UNDEFENDED) & (table["metric"] == "ece")]
     values = {
         "point": point,
-        "n": headline.n_attacked,
         "positive_class": results.data.classes[results.data.positive],
         "clean_ece": estimate(ece[ece["attack"] == CLEAN].iloc[0], percent),
         "attacked_ece": estimate(point.of(ece).iloc[0], percent),
@@ -77,11 +76,11 @@ def _entropies(table: pd.DataFrame, point: Point) -> Drawing:
     panels = []
     for target, (clean, attacked) in _pairs(table, point).items():
         for name, unsorted in (("clean", clean), ("attacked", attacked)):
-            rows = unsorted.sort_values("entropy_low")
-            centres = rows[["entropy_low", "entropy_high"]].mean(axis=1).to_numpy(float)
+            rows = unsorted.sort_values("lower_edge")
+            centres = rows[["lower_edge", "upper_edge"]].mean(axis=1).to_numpy(float)
             lines = [
                 Line("correct", centres, rows["n_correct"].to_numpy(float), CLEAN_STYLE),
-                Line("incorrect", centres, rows["n_wrong"].to_numpy(float), ATTACKED_STYLE, dash="dashed"),
+                Line("incorrect", centres, rows["n_misclassified"].to_numpy(float), ATTACKED_STYLE, dash="dashed"),
             ]
             title = f"{display_name(target)}, {name}"
             panels.append(Panel("entropy (nats)", "images", lines, title, y_range=(0, None), drawn="steps"))

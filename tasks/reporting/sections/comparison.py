@@ -1,4 +1,4 @@
-"""Comparison of the targets under the worst case of all attacks, with ranks, tests, cost and checks."""
+"""Comparison of the targets in the worst case of all attacks: ranks, tests, operating points, cost and checks."""
 
 import math
 from typing import Any
@@ -7,53 +7,52 @@ import numpy as np
 import pandas as pd
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import display_name
+from tasks.records.operating_points import OperatingPoint
+from tasks.records.vocabulary import AS_TRAINED, display_name
 from tasks.reporting.drawings import Drawing, lines_drawing
-from tasks.reporting.formats import estimate, number, p_text, plain
-from tasks.reporting.headline import Headline
+from tasks.reporting.formats import estimate, fixed, number, p_text, plain, signed_points
+from tasks.reporting.headline import Headline, significance_of
 from tasks.reporting.panels import Line, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
+from tasks.reporting.sections.validation import status_counts
 from tasks.reporting.tables import Table
 from tasks.statistics.formatting import eps_text, percent, with_interval
 
-ALPHA = 0.05
-"""Significance level of McNemar's test."""
 MAX_LINES = 7
 """Maximum number of lines in a figure: the number of colours."""
-BOUNDS = ("", "_low", "_high")
 
 
 def comparison_section(results: Results, headline: Headline) -> Section:
-    """Return the targets ranked by worst-case accuracy under adaptive attacks at the headline's eps."""
-    at_eps = results.comparison[results.comparison["eps"] == headline.eps]
-    ranked = at_eps[at_eps["threat_model"] == "adaptive"]
-    drawn = _drawn_targets(ranked)
-    best = ranked.iloc[0]
-    is_certified = len(results.certified_accuracy) > 0
+    """Return the targets ranked by balanced accuracy in the worst case at the headline's eps, by operating point."""
+    comparison, certified = results.comparison, results.certified_accuracy
+    at_eps = comparison[comparison["eps"] == headline.eps]
+    by_point = {point: at_eps[at_eps["operating_point"] == point] for point in headline.operating_points}
+    at_point = by_point.pop(headline.operating_point)
+    ranked = at_point[at_point["threat_model"] == "adaptive"]
+    drawn, best = _drawn_targets(ranked), ranked.iloc[0]
     values: dict[str, Any] = {
-        "eps": headline.eps,
-        "n": int(ranked["n"].iloc[0]),
         "n_targets": len(ranked),
-        "best": best,
-        "p_text": None if pd.isna(best["p_value"]) else p_text(best["p_value"]),
-        "is_significant": best["p_value"] < ALPHA,
+        "n_comparisons": int(ranked["p_value"].notna().sum()),
+        "best": best["target"],
+        "balanced": {state: estimate(best, percent, f"{state}_balanced_accuracy") for state in ("clean", "robust")},
+        "next_target": best["next_target"] if len(ranked) > 1 else None,
+        "difference": estimate(best, signed_points, "difference"),
+        "significance": significance_of(best["difference_low"], best["p_value_holm"]),
+        "p_value": best["p_value_holm"],
+        "detectable": None if math.isnan(best["detectable_difference"]) else best["detectable_difference"],
         "n_drawn": len(drawn),
-        "has_certified_lines": bool(results.certified_accuracy["target"].isin(drawn).any()),
-        "ranking": _ranking(at_eps),
+        "has_certified_lines": bool(certified["target"].isin(drawn).any()),
+        "ranking": _ranking(at_point),
+        "other_rankings": {point: _ranking(rows) for point, rows in by_point.items()},
+        "operating_points": _operating_point_table(results.operating_points, results.data.classes, headline),
+        "costs": _cost_table(ranked, results.checks),
         "minimum_perturbation": _minimum_perturbation_table(results.minimum_perturbation, ranked),
-        "certified": _certified_table(results.certified_accuracy) if is_certified else None,
-        "everywhere": _every_point(results.comparison),
+        "certified": _certified_table(certified) if len(certified) else None,
+        "everywhere": _every_point(comparison),
     }
-    drawings = [_worst_case_drawing(results, drawn, headline), _minimum_perturbation_drawing(results, drawn, headline)]
+    drawings = [_worst_case_drawing(certified, drawn, headline), _minimum_perturbation_drawing(results, drawn, headline)]
     return Section("comparison", "Comparison of the targets", values, drawings)
-
-
-def next_target_text(row: "pd.Series[float]") -> str:
-    """Comparison with the next target in rank: images correct only here, only there, and McNemar's p-value."""
-    if pd.isna(row["p_value"]):
-        return "–"
-    return f"{row['n_only_this_correct']:.0f} : {row['n_only_next_correct']:.0f}, {p_text(row['p_value'])}"
 
 
 def size_text(value: float) -> str:
@@ -61,10 +60,10 @@ def size_text(value: float) -> str:
     return "above the grid" if math.isinf(value) else plain(value)
 
 
-def checks_text(row: "pd.Series[float]") -> str:
-    """Number of checks of a target that fail or warn: ``1 FAIL, 2 WARN``."""
-    counts = {status: int(row[f"n_{status.lower()}"]) for status in ("FAIL", "WARN")}
-    return ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "all pass"
+def checks_text(statuses: list[str]) -> str:
+    """Number of checks of a target that do not pass: ``1 FAIL, 2 WARN``."""
+    counts = status_counts([status for status in statuses if status not in ("PASS", "INFO")])
+    return ", ".join(f"{n} {status}" for status, n in counts.items()) or "all pass"
 
 
 def _drawn_targets(ranked: pd.DataFrame) -> list[str]:
@@ -75,52 +74,111 @@ def _drawn_targets(ranked: pd.DataFrame) -> list[str]:
     return drawn
 
 
-def _ranking(at_eps: pd.DataFrame) -> Table:
-    by_threat_model = {str(threat): rows for threat, rows in at_eps.groupby("threat_model", sort=False)}
+def _ranking(at_point: pd.DataFrame) -> Table:
+    """Return the targets at one operating point and eps: balanced accuracies, and the comparison with the next."""
+    by_threat_model = {str(threat): rows for threat, rows in at_point.groupby("threat_model", sort=False)}
     ranked = by_threat_model.pop("adaptive")
     others = {threat: rows.set_index("target") for threat, rows in by_threat_model.items()}
     rows = []
     for _, row in ranked.iterrows():
-        target = row["target"]
-        under_others = [
-            with_interval(rows.loc[target], "robust_accuracy") if target in rows.index else "–"
-            for rows in others.values()
-        ]
+        under_others = [_under(table, row["target"], row["n"]) for table in others.values()]
         rows.append(
             [
-                f"{row['rank']}. {display_name(target)}",
-                with_interval(row, "clean_accuracy"),
+                f"{row['rank']}. {display_name(row['target'])}",
+                estimate(row, percent, "clean_balanced_accuracy"),
+                estimate(row, percent, "robust_balanced_accuracy"),
                 *under_others,
-                with_interval(row, "robust_accuracy"),
-                next_target_text(row),
-                f"{row['n_parameters'] / 1e6:.2f} M",
-                f"{row['multiply_adds'] / 1e6:.0f} M",
-                checks_text(row),
+                *_next_target(row, "p_value_holm"),
+                number(row["detectable_difference"], lambda difference: f"{100 * difference:.1f}"),
             ]
         )
-    head = ["target", "clean", *map(display_name, others), "adaptive", "next target", "parameters", "multiply-adds"]
-    return Table([*head, "checks"], rows)
+    head = ["target", "clean", "worst case, adaptive", *(f"worst case, {display_name(threat)}" for threat in others)]
+    head += ["difference to the next", "correct only here : only there", "p (Holm)", "detectable difference"]
+    return Table(head, rows)
 
 
-def _worst_case_drawing(results: Results, drawn: list[str], headline: Headline) -> Drawing:
-    table, certified = results.comparison, results.certified_accuracy
+def _under(rows: pd.DataFrame, target: str, n_attacked: int) -> str:
+    """Return the balanced accuracy of a target under a threat model, with the number of images if it is smaller."""
+    if target not in rows.index:
+        return "–"
+    row = rows.loc[target]
+    return estimate(row, percent, "robust_balanced_accuracy") + (f" (n = {row['n']})" if row["n"] < n_attacked else "")
+
+
+def _next_target(row: "pd.Series[float]", p_value: str) -> list[str]:
+    """Return the comparison with the next target in rank: difference, images correct for one of the two, p-value."""
+    if pd.isna(row["p_value"]):
+        return ["–"] * 3
+    # without an interval there is no test
+    p_of_test = math.nan if pd.isna(row["difference_low"]) else row[p_value]
+    return [
+        estimate(row, signed_points, "difference"),
+        f"{row['n_only_this_correct']} : {row['n_only_next_correct']}",
+        "–" if math.isnan(p_of_test) else p_text(p_of_test).removeprefix("p ").removeprefix("= "),
+    ]
+
+
+def _operating_point_table(
+    points: dict[str, list[OperatingPoint]], classes: tuple[str, ...], headline: Headline
+) -> Table:
+    """Return biases, and recalls on clean images and in the worst case, of each target and operating point."""
+    metrics = [metric for metric in headline.metrics if metric != "accuracy"]
+    rows = []
+    for target, of_target in points.items():
+        for point in of_target:
+            of_point = [
+                estimate(headline.at(target, eps, metric, point.name), percent)
+                for eps in (0.0, headline.eps)
+                for metric in metrics
+            ]
+            rows.append([display_name(target), display_name(point.name), *_biases(point), *of_point])
+    head = ["target", "operating point", *(f"bias of {name}" for name in classes[1:])]
+    head += [f"{state}: {display_name(metric)}" for state in ("clean", "worst case") for metric in metrics]
+    return Table(head, rows)
+
+
+def _biases(point: OperatingPoint) -> list[str]:
+    """Return the biases of all classes but the first, whose bias is 0, with their intervals."""
+    if point.name == AS_TRAINED:
+        return ["0"] * (len(point.biases) - 1)
+    unknown = (math.nan,) * len(point.biases)
+    bounds = zip(point.biases, point.biases_low or unknown, point.biases_high or unknown, strict=True)
+    return [estimate(dict(zip(("value", "low", "high"), of_class, strict=True)), fixed(2)) for of_class in bounds][1:]
+
+
+def _cost_table(ranked: pd.DataFrame, checks: list[dict[str, Any]]) -> Table:
+    rows = [
+        [
+            display_name(row["target"]),
+            f"{row['n_parameters'] / 1e6:.2f} M",
+            f"{row['multiply_adds'] / 1e6:.0f} M",
+            checks_text([check["status"] for check in checks if check["target"] == row["target"]]),
+        ]
+        for _, row in ranked.iterrows()
+    ]
+    return Table(["target", "parameters", "multiply-adds", "checks"], rows)
+
+
+def _worst_case_drawing(certified: pd.DataFrame, drawn: list[str], headline: Headline) -> Drawing:
+    table = headline.worst_case
+    table = table[
+        (table["operating_point"] == headline.operating_point) & (table["metric"] == "balanced_accuracy")
+    ]
     lines = []
     for target in drawn:
-        points = table[(table["target"] == target) & (table["threat_model"] == "adaptive")]
-        clean = points.iloc[:1].assign(
-            eps=0.0, **{f"robust_accuracy{end}": points[f"clean_accuracy{end}"] for end in BOUNDS}
-        )
         style = headline.styles[target]
-        lines.append(line_over_eps(display_name(target), pd.concat([clean, points]), "robust_accuracy", style))
+        lines.append(line_over_eps(display_name(target), table[table["target"] == target], style=style))
         of_target = certified[certified["target"] == target]
         if len(of_target):
             lines.append(line_over_eps(f"{display_name(target)}, certified", of_target, "accuracy", style, "dashed"))
-    panel = over_eps("worst-case accuracy", lines, y_scale="share", y_range=(-0.02, 1.02))
+    label = "balanced accuracy in the worst case"
+    panel = over_eps(label, lines, y_scale="share", y_range=(-0.02, 1.02), level=headline.chance)
     return lines_drawing("defences-worst", [panel], is_interactive=True)
 
 
 def _minimum_perturbation_drawing(results: Results, drawn: list[str], headline: Headline) -> Drawing:
-    by_image = results.minimum_eps.groupby(["target", "image"])["minimum_perturbation"].min()
+    as_trained = results.minimum_eps[results.minimum_eps["operating_point"] == AS_TRAINED]
+    by_image = as_trained.groupby(["target", "image"])["minimum_perturbation"].min()
     grid = tuple(sorted(results.comparison["eps"].unique()))
     lines = []
     for target in drawn:
@@ -141,31 +199,41 @@ def _minimum_perturbation_table(minimum: pd.DataFrame, ranked: pd.DataFrame) -> 
     rows = []
     for target in ranked["target"]:
         row = by_target.loc[target]
-        quartiles = [size_text(row["q25"]), estimate(row, size_text, "median"), size_text(row["q75"])]
-        rows.append([display_name(target), f"{row['n']:.0f}", *quartiles, number(row["unbroken_fraction"], percent)])
-    return Table(["target", "n", "first quartile", "median", "third quartile", "not broken"], rows)
+        quartiles = [number(row["q25"], size_text), estimate(row, size_text, "median"), number(row["q75"], size_text)]
+        counts = [f"{row[name]:.0f}" for name in ("n", "n_groups")]
+        rows.append([display_name(target), *counts, *quartiles, number(row["unbroken_fraction"], percent)])
+    return Table(["target", "n", "groups", "first quartile", "median", "third quartile", "not broken"], rows)
 
 
 def _certified_table(certified: pd.DataFrame) -> Table:
     rows = [
-        [display_name(str(target)), f"{rows['n'].iloc[0]}", *(with_interval(row) for _, row in rows.iterrows())]
+        [
+            display_name(str(target)),
+            *(f"{rows[name].iloc[0]}" for name in ("n", "n_groups")),
+            *(with_interval(row) for _, row in rows.iterrows()),
+        ]
         for target, rows in certified.groupby("target", sort=False)
     ]
-    return Table(["target", "n", *(f"ε = {eps_text(eps)}/255" for eps in sorted(certified["eps"].unique()))], rows)
+    eps = [f"ε = {eps_text(eps)}/255" for eps in sorted(certified["eps"].unique())]
+    return Table(["target", "n", "groups", *eps], rows)
 
 
 def _every_point(table: pd.DataFrame) -> Table:
     rows = [
         [
             display_name(row["target"]),
+            display_name(row["operating_point"]),
             display_name(row["threat_model"]),
             eps_text(row["eps"]),
+            str(row["n"]),
+            str(row["n_groups"]),
             str(row["rank"]),
-            with_interval(row, "clean_accuracy"),
+            *(estimate(row, percent, f"{state}_balanced_accuracy") for state in ("clean", "robust")),
             with_interval(row, "robust_accuracy"),
-            next_target_text(row),
+            *_next_target(row, "p_value"),
         ]
         for _, row in table.iterrows()
     ]
-    head = ["target", "threat model", "ε in 1/255", "rank", "clean accuracy", "worst-case accuracy", "next target"]
-    return Table(head, rows)
+    head = ["target", "operating point", "threat model", "ε in 1/255", "n", "groups", "rank"]
+    head += ["clean: balanced accuracy", "worst case: balanced accuracy", "worst case: accuracy"]
+    return Table([*head, "difference to the next", "correct only here : only there", "p"], rows)

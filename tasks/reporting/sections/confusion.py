@@ -5,7 +5,7 @@ import pandas as pd
 
 from tasks.records.vocabulary import CLEAN, display_name
 from tasks.reporting import figures
-from tasks.reporting.curves import Curve
+from tasks.reporting.curves import Curve, curves_under
 from tasks.reporting.drawings import Drawing
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
@@ -13,9 +13,9 @@ from tasks.reporting.section import Point, Section
 
 
 def confusion_section(results: Results, headline: Headline) -> Section:
-    """Return a confusion matrix of each target on clean images, and of each curve under the headline's attack."""
+    """Return a confusion matrix of each target on clean images, and of each curve under the analysed attack."""
     clean, attacked, drawings = [], [], []
-    for name, (curve, eps) in _points(headline).items():
+    for name, (curve, eps) in _points(curves_under(results.robustness, headline.analysed_attack), headline.eps).items():
         counts = _counts(results.confusion, curve, eps, results.data.classes)
         drawings.append(Drawing(name, figures.confusion(counts, results.data.classes)))
         matrix = {"name": name, "n": int(counts.sum()), "cells": _cells(counts, results.data.classes)}
@@ -23,17 +23,14 @@ def confusion_section(results: Results, headline: Headline) -> Section:
             attacked.append(matrix | {"title": curve.name})
         else:
             clean.append(matrix | {"title": display_name(curve.target)})
-    values = {"clean": clean, "attacked": attacked, "point": Point(headline.attack, headline.eps)}
+    values = {"clean": clean, "attacked": attacked, "point": Point(headline.analysed_attack, headline.eps)}
     return Section("confusion", "Confusion matrices", values, drawings)
 
 
-def _points(headline: Headline) -> dict[str, tuple[Curve, float]]:
+def _points(curves: list[Curve], eps: float) -> dict[str, tuple[Curve, float]]:
     """Return curve and eps (0: clean) of each matrix, by the name of its figure."""
-    curves = [headline.undefended, *(curve for by_threat in headline.defences.values() for curve in by_threat.values())]
     clean = {f"confusion-clean-{curve.target}": (curve, 0.0) for curve in curves}
-    attacked = {
-        f"confusion-{curve.attack}-{curve.target}-{curve.threat_model}": (curve, headline.eps) for curve in curves
-    }
+    attacked = {f"confusion-{curve.attack}-{curve.target}-{curve.threat_model}": (curve, eps) for curve in curves}
     return clean | attacked
 
 

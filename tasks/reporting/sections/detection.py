@@ -1,4 +1,4 @@
-"""Detection of adversarial images: ROC curves, operating points, and detectors as gates."""
+"""Detection of adversarial images: ROC curves, detection rates, and rejection of images."""
 
 from typing import Any
 
@@ -29,9 +29,9 @@ Styles = dict[str, int]
 
 
 def detection_section(results: Results, headline: Headline) -> Section:
-    """Return ROC curves, AUROC by eps, operating points, and accuracies behind each detector as a gate."""
+    """Return ROC curves, AUROC by eps, detection rates, and accuracies behind a detector that rejects images."""
     key, title = "detection", "Detection of adversarial images"
-    table, roc, gate = results.detection, results.roc, results.rejection
+    table, roc, rejection = results.detection, results.roc, results.rejection
     point = point_of(table[~table["attack"].str.endswith(DETECTOR_AWARE)] if len(table) else table, headline)
     if point is None:
         return Section(key, title, {"point": None})
@@ -51,20 +51,19 @@ def detection_section(results: Results, headline: Headline) -> Section:
             drawings.append(lines_drawing(name, [panel], is_interactive=is_undefended))
             curve = {"name": name, "kind": kind, "is_undefended": is_undefended}
             curves.append(curve | {"attack": attack_name(attack), "surrogate": display_name(surrogate)})
-    gates = gate[(gate["eps"] == point.eps) & gate["attack"].isin(attacks)]
-    aimed = _aimed_rate(gates, results.params.analyze.false_positive_rate)
-    if len(gates):
-        drawings.append(_gate_drawing(gates, styles))
+    rejection = rejection[(rejection["eps"] == point.eps) & rejection["attack"].isin(attacks)]
+    nominal_rate = _nominal_rate(rejection, results.params.analyze.false_positive_rate)
+    if len(rejection):
+        drawings.append(_rejection_drawing(rejection, styles))
     values = {
         "point": point,
-        "n": headline.n_attacked,
         "target_rate": percent(results.params.analyze.false_positive_rate),
         "best": _best_detector(table, point),
         "curves": curves,
-        "operating_points": _operating_points(table[(table["eps"] == point.eps) & table["attack"].isin(attacks)]),
-        "all_operating_points": _operating_points(table),
-        "gate_rate": percent(aimed),
-        "gates": _gate_table(gates, aimed) if len(gates) else None,
+        "rates": _rates(table[(table["eps"] == point.eps) & table["attack"].isin(attacks)]),
+        "all_rates": _rates(table),
+        "nominal_rate": percent(nominal_rate),
+        "rejection": _rejection_table(rejection, nominal_rate) if len(rejection) else None,
     }
     return Section(key, title, values, drawings)
 
@@ -90,10 +89,11 @@ def _best_detector(table: pd.DataFrame, point: Point) -> dict[str, Any]:
     }
 
 
-def _aimed_rate(gates: pd.DataFrame, false_positive_rate: float) -> float:
-    """Return the largest tabulated rate of rejected clean validation images up to the parameter."""
-    aimed = gates.loc[gates["aimed"] <= false_positive_rate, "aimed"]
-    return 0.0 if aimed.empty else float(aimed.max())
+def _nominal_rate(rejection: pd.DataFrame, false_positive_rate: float) -> float:
+    """Return the largest tabulated nominal false-positive rate up to the parameter."""
+    rates = rejection["nominal_false_positive_rate"]
+    rates = rates[rates <= false_positive_rate]
+    return 0.0 if rates.empty else float(rates.max())
 
 
 def _roc(table: pd.DataFrame, styles: Styles) -> Panel:
@@ -123,40 +123,45 @@ def _auroc_by_eps(table: pd.DataFrame, styles: Styles) -> Panel:
     return over_eps("AUROC", lines, y_range=(None, 1.02), level=0.5)
 
 
-def _gate_drawing(gates: pd.DataFrame, styles: Styles) -> Drawing:
+def _rejection_drawing(rejection: pd.DataFrame, styles: Styles) -> Drawing:
     panels = []
-    for attack, of_attack in gates.groupby("attack", sort=False):
+    for attack, of_attack in rejection.groupby("attack", sort=False):
         lines = []
         for detector, rows in of_attack.groupby("detector", sort=False):
-            columns = ("rejected_clean", "accuracy", "accuracy_low", "accuracy_high")
+            columns = ("clean_rejection_rate", "accepted_accuracy", "accepted_accuracy_low", "accepted_accuracy_high")
             x, y, low, high = (rows[name].to_numpy(float) for name in columns)
             style = styles[str(detector)]
             lines.append(Line(str(detector), x, y, style, DASHES[style % len(DASHES)], low, high))
         labels = ("rejected clean images", "accuracy on accepted images")
         title = attack_name(str(attack))
         panels.append(Panel(*labels, lines, title, x_scale="share", y_scale="share", y_range=SHARE_RANGE))
-    return lines_drawing("gate", panels, n_columns=2)
+    return lines_drawing("rejection", panels, n_columns=2)
 
 
-def _gate_table(gates: pd.DataFrame, aimed: float) -> Table:
+def _rejection_table(rejection: pd.DataFrame, nominal_rate: float) -> Table:
     rows = []
-    for (detector, attack), of_gate in gates.groupby(["detector", "attack"], sort=False):
-        gate, none = (of_gate[of_gate["aimed"] == rate].iloc[0] for rate in (aimed, 0.0))
+    for (detector, attack), of_detector in rejection.groupby(["detector", "attack"], sort=False):
+        rates = of_detector["nominal_false_positive_rate"]
+        without, behind = (of_detector[rates == rate].iloc[0] for rate in (0.0, nominal_rate))
         rows.append(
             [
                 str(detector),
                 attack_name(str(attack)),
-                percent(gate["rejected_clean"]),
-                percent(gate["rejected"]),
-                *(estimate(row, percent, quantity) for quantity in ("accuracy", "harm") for row in (none, gate)),
+                percent(behind["clean_rejection_rate"]),
+                percent(behind["adversarial_rejection_rate"]),
+                *(
+                    estimate(row, percent, metric)
+                    for metric in ("accepted_accuracy", "undetected_error_rate")
+                    for row in (without, behind)
+                ),
             ]
         )
     head = ["detector", "attack", "clean images rejected", "attacked images rejected"]
-    head += ["accuracy without gate", "accuracy on accepted images"]
-    return Table([*head, "errors without gate", "accepted errors"], rows)
+    head += ["accuracy without rejection", "accuracy on accepted images"]
+    return Table([*head, "error rate without rejection", "undetected error rate"], rows)
 
 
-def _operating_points(table: pd.DataFrame) -> Table:
+def _rates(table: pd.DataFrame) -> Table:
     rows = [
         [
             *(key_text(key, row[key]) for key in KEYS),

@@ -25,7 +25,6 @@ def entropy_section(results: Results, headline: Headline) -> Section:
     ]
     values = {
         "attacks": attacks,
-        "n": headline.n_attacked,
         "n_classes": n_classes,
         "max_entropy": number(math.log(n_classes)),
     }

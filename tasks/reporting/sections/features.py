@@ -15,10 +15,10 @@ from tasks.reporting.tables import CURVE_KEYS, at_point, metrics_table
 
 SPACES = {"classifier": "penultimate layer of the classifier", "bottleneck": "bottleneck of the purifier"}
 """Feature space -> its display name."""
-AUROCS = {"probe_auroc": "linear probe", "knn_auroc": "k nearest neighbours"}
-KEYS = {"space": "features"} | CURVE_KEYS
+AUROCS = {"linear_probe_auroc": "linear probe", "knn_auroc": "k nearest neighbours"}
+KEYS = {"feature_space": "features"} | CURVE_KEYS
 METRICS = {
-    "probe_auroc": ("AUROC, linear probe", fixed(2)),
+    "linear_probe_auroc": ("AUROC, linear probe", fixed(2)),
     "knn_auroc": ("AUROC, k-NN", fixed(2)),
     "silhouette": ("silhouette", fixed(2)),
     "mmd": ("MMD", fixed(3)),
@@ -30,7 +30,7 @@ METRICS = {
 }
 Range = tuple[float | None, float | None]
 PANELS: dict[str, tuple[str, float, Range]] = {
-    "probe_auroc": ("AUROC, linear probe", 0.5, (None, 1.02)),
+    "linear_probe_auroc": ("AUROC, linear probe", 0.5, (None, 1.02)),
     "knn_auroc": ("AUROC, k-NN", 0.5, (None, 1.02)),
     "class_auroc_clean": ("class AUROC, clean", 0.5, (None, 1.02)),
     "silhouette": ("silhouette", 0.0, (None, None)),
@@ -48,13 +48,12 @@ def features_section(results: Results, headline: Headline) -> Section:
     if point is None:
         return Section(key, title, {"point": None})
     shown = embeddings[embeddings["attack"] == point.attack]
-    curves = list(dict.fromkeys(shown[["space", "target", "threat_model"]].itertuples(index=False, name=None)))
-    spaces = list(dict.fromkeys(table.loc[table["attack"] == point.attack, "space"]))
+    curves = list(dict.fromkeys(shown[["feature_space", "target", "threat_model"]].itertuples(index=False, name=None)))
+    spaces = list(dict.fromkeys(table.loc[table["attack"] == point.attack, "feature_space"]))
     values = {
         "point": point,
         "attack": attack_name(point.attack),
         "bound": SEPARABLE_AUROC,
-        "n": headline.n_attacked,
         "separation": _separation(table, point),
         "embeddings": [
             {"name": "-".join(["embeddings", *curve]), "space": SPACES[curve[0]], "curve": curve_name(*curve[1:])}
@@ -75,7 +74,7 @@ def _separation(table: pd.DataFrame, point: Point) -> list[dict[str, str]]:
     """Return the highest AUROC in each feature space, and whether it is below the bound of the claims."""
     aurocs = point.of(table[table["metric"].isin(AUROCS)]).dropna(subset=["value"])
     found = []
-    for space, rows in aurocs.groupby("space", sort=False):
+    for space, rows in aurocs.groupby("feature_space", sort=False):
         best = rows.sort_values("value", kind="stable").iloc[-1]
         found.append(
             {
@@ -96,12 +95,12 @@ def _result(row: "pd.Series[float]") -> str:
 
 
 def _embedding(table: pd.DataFrame, curve: tuple[str, str, str], classes: tuple[str, ...]) -> Drawing:
-    is_curve = (table[["space", "target", "threat_model"]] == list(curve)).all(axis=1)
+    is_curve = (table[["feature_space", "target", "threat_model"]] == list(curve)).all(axis=1)
     return Drawing("-".join(["embeddings", *curve]), image_figures.embeddings(table[is_curve], classes))
 
 
 def _by_eps(table: pd.DataFrame, space: str, styles: dict[str, int]) -> Drawing:
-    rows = table[table["space"] == space]
+    rows = table[table["feature_space"] == space]
     panels: list[Panel] = [
         over_eps(label, lines_by_curve(rows[rows["metric"] == metric], styles), level=level, y_range=y_range)
         for metric, (label, level, y_range) in PANELS.items()

@@ -39,7 +39,6 @@ def heatmaps_section(results: Results, headline: Headline) -> Section:
         "point": point,
         "overlap": span_of(point.of(table[table["metric"] == "iou"]), METRICS["iou"][1]),
         "chance": f"{CHANCE:.2f}",
-        "n": headline.n_attacked,
         "example_names": [drawing.name for drawing in examples],
         "example_point": Point(shown.attack, shown.eps),
         "example_classes": shown.images.rows,

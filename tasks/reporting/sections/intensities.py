@@ -21,8 +21,8 @@ ALL = "all"
 MAX_CLASSES = 3
 """Maximum number of classes with a histogram."""
 METRICS = {
-    "wasserstein": ("Wasserstein (grey levels)", fixed(2)),
-    "ks": ("Kolmogorov-Smirnov", fixed(3)),
+    "wasserstein_distance": ("Wasserstein (grey levels)", fixed(2)),
+    "ks_statistic": ("Kolmogorov-Smirnov", fixed(3)),
 }
 KEYS = IMAGE_KEYS | {"class": "class"}
 
@@ -44,7 +44,6 @@ def intensities_section(results: Results, headline: Headline) -> Section:
     values = {
         "point": point,
         **_shift(table, point),
-        "n": headline.n_attacked,
         "difference_names": [drawing.name for drawing in differences],
         "difference_columns": results.examples.differences.columns,
         "example_point": Point(results.examples.attack, results.examples.eps),
@@ -56,7 +55,9 @@ def intensities_section(results: Results, headline: Headline) -> Section:
 
 def _shift(table: pd.DataFrame, point: Point) -> dict[str, Any]:
     """Return the shift by the attack, and the smallest shift of clean images by a purifier."""
-    rows = table[(table["class"] == ALL) & (table["metric"] == "wasserstein") & (table["surrogate"] == UNDEFENDED)]
+    rows = table[
+        (table["class"] == ALL) & (table["metric"] == "wasserstein_distance") & (table["surrogate"] == UNDEFENDED)
+    ]
     attacked = point.of(rows)
     adversarial = attacked[attacked["purifier"] == AS_GIVEN].iloc[0]
     purified = rows[rows["attack"] == CLEAN].sort_values("value", kind="stable")
@@ -79,7 +80,7 @@ def _differences(differences: ImageGrid) -> list[Drawing]:
 
 
 def _kinds(purifiers: pd.Series, styles: dict[str, int]) -> dict[tuple[str, str], tuple[str, int]]:
-    """Return name and style of each kind of images, by images and purifier, in the order of the legend."""
+    """Return name and style of each kind of images, by image_kind and purifier, in the order of the legend."""
     kinds = {("clean", AS_GIVEN): ("clean", CLEAN_STYLE), ("adversarial", AS_GIVEN): ("adversarial", ATTACKED_STYLE)}
     named = [name for name in purifiers.unique() if name]
     return kinds | {("denoised", name): (f"purified by {display_name(name)}", styles[name]) for name in named}
@@ -88,13 +89,15 @@ def _kinds(purifiers: pd.Series, styles: dict[str, int]) -> dict[tuple[str, str]
 def _histograms(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> Drawing:
     """Draw one column for each class: the histograms, and below them their difference from the clean images."""
     table = table[table["surrogate"] == UNDEFENDED]
-    table = pd.concat([table[table["images"] == CLEAN], point.of(table)])
+    table = pd.concat([table[table["image_kind"] == CLEAN], point.of(table)])
     kinds = _kinds(table["purifier"], styles)
     shares: list[Panel] = []
     differences: list[Panel] = []
     classes = [name for name in table["class"].unique() if name != ALL]
     for name in classes[:MAX_CLASSES]:
-        of_class = table[table["class"] == name].set_index("level").groupby(["images", "purifier"])["share"]
+        of_class = (
+            table[table["class"] == name].set_index("grey_level").groupby(["image_kind", "purifier"])["pixel_fraction"]
+        )
         found = {kind: share.sort_index() for kind, share in of_class}
         shown = {kind: found[kind] for kind in kinds if kind in found}
         moved = {kind: share - shown[CLEAN, AS_GIVEN] for kind, share in shown.items() if kind != (CLEAN, AS_GIVEN)}
@@ -132,9 +135,9 @@ def _spectrum(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> Draw
     shown = at_point(table, point).sort_values("frequency", kind="stable")
     kinds = {"clean images": CLEAN_STYLE, "perturbation": ATTACKED_STYLE}
     lines = []
-    for names, rows in shown.groupby(["of", "purifier"], sort=False):
-        (of, purifier), power = map(str, names), rows.set_index("frequency")["power"]
-        name = f"perturbation, purified by {display_name(purifier)}" if purifier else of
-        lines.append(_line(name, styles[purifier] if purifier else kinds[of], power, is_dashed=bool(purifier)))
+    for names, rows in shown.groupby(["signal", "purifier"], sort=False):
+        (signal, purifier), power = map(str, names), rows.set_index("frequency")["power"]
+        name = f"perturbation, purified by {display_name(purifier)}" if purifier else signal
+        lines.append(_line(name, styles[purifier] if purifier else kinds[signal], power, is_dashed=bool(purifier)))
     panel = Panel("frequency (cycles per pixel)", "power", lines, x_scale="frequency", y_scale="log", drawn="lines")
     return lines_drawing("spectrum", [panel])

@@ -26,7 +26,7 @@ METRICS = {
     "mse": ("MSE · 10⁶", millionths),
     "psnr": ("PSNR (dB)", fixed(1)),
     "ssim": ("SSIM", fixed(3)),
-    "removed": ("perturbation removed", percent),
+    "removed_energy_fraction": ("perturbation removed", percent),
     "recovery_correlation": ("ρ of distance and recovery", fixed(2)),
     "residual_correlation": ("ρ of residual and recovery", fixed(2)),
 }
@@ -42,7 +42,6 @@ def resilience_section(results: Results, headline: Headline) -> Section:
     values = {
         "point": point,
         "attack": attack_name(point.attack),
-        "n": headline.n_attacked,
         **_effect(table, point),
         "table": metrics_table(at_point(table, point), IMAGE_KEYS, METRICS),
         "all_rows": metrics_table(table, IMAGE_KEYS, METRICS),
@@ -59,7 +58,7 @@ def _effect(table: pd.DataFrame, point: Point) -> dict[str, Any]:
         return {"purifier": None}
     best = purified.iloc[0]
     relation = "farther from" if best["low"] > adversarial["high"] else "as far from"
-    removed = at[(at["metric"] == "removed") & (at["purifier"] == best["purifier"])].iloc[0]
+    removed = at[(at["metric"] == "removed_energy_fraction") & (at["purifier"] == best["purifier"])].iloc[0]
     return {
         "purifier": display_name(best["purifier"]),
         "n_purifiers": len(purified),
@@ -79,12 +78,12 @@ def _drawings(table: pd.DataFrame, point: Point, styles: dict[str, int]) -> list
     distances = lines_drawing(
         "resilience-by-eps", [panel("mse", "MSE", y_scale="log"), panel("psnr", "PSNR (dB)"), panel("ssim", "SSIM")]
     )
-    if (rows["metric"] != "removed").all():
+    if (rows["metric"] != "removed_energy_fraction").all():
         return [distances]
     restored = lines_drawing(
         "resilience-restored",
         [
-            panel("removed", "perturbation removed", y_scale="share"),
+            panel("removed_energy_fraction", "perturbation removed", y_scale="share"),
             panel("recovery_correlation", "ρ of distance and recovery", level=0.0),
             panel("residual_correlation", "ρ of residual and recovery", level=0.0),
         ],

@@ -7,7 +7,8 @@ from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
 
-STATUSES = ("FAIL", "WARN", "PASS")
+STATUSES = ("FAIL", "NO POWER", "UNVERIFIED", "WARN", "INFO", "PASS")
+"""Statuses of checks and expectations, the most serious first."""
 
 
 def validation_section(results: Results, _headline: Headline) -> Section:

@@ -1,0 +1,133 @@
+"""One target and the images that it is attacked on: what all parts of an attack share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from tasks.attacks.batch import AttackBatch
+from tasks.attacks.gradient.losses import NonFiniteLogits
+from tasks.attacks.gradient.norm_ball import NormBall, radius
+from tasks.attacks.predictions import Predictions
+from tasks.core.checkpoints import Checkpoints
+from tasks.core.digests import digest_of_arrays
+from tasks.dataset.prepared import Prepared
+from tasks.defences.shifted import Shifted
+from tasks.models.compute import device_of
+from tasks.params import UNDEFENDED, Attack, Precision
+from tasks.records.operating_points import OperatingPoint
+from tasks.records.perturbation_norms import check_adversarial
+from tasks.records.tables import build_records
+from tasks.records.vocabulary import AS_TRAINED
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A target, the images that it is attacked on, the settings, and the checkpoints."""
+
+    target: str
+    """``undefended``, or the name of a defence."""
+    model: nn.Module
+    """As trained: takes images and returns logits ``(N, K)``; in evaluation mode, parameters frozen."""
+    data: Prepared
+    settings: Attack
+    precision: Precision
+    seed: int
+    test_rows: np.ndarray
+    """Rows of all test images in the prepared table, rising."""
+    rows: np.ndarray
+    """Rows of the attacked images, rising."""
+    clean: Predictions
+    """Predictions on all test images, unchanged."""
+    operating_points: list[OperatingPoint]
+    """The first is ``as_trained``."""
+    checkpoints: Checkpoints
+
+    @property
+    def saved_eps(self) -> tuple[float, ...]:
+        """The eps whose adversarial images are saved; all for the bare classifier, since they are transferred."""
+        return self.settings.eps if self.target == UNDEFENDED else self.settings.analysed_eps
+
+    @property
+    def ball(self) -> NormBall:
+        """Norm and value range of the attacks."""
+        return NormBall(self.settings.norm, self.data.value_range)
+
+    def radius(self, eps: float) -> float:
+        """Radius of the ball in units of the value range."""
+        return radius(eps, self.settings.norm, self.data.pixels[0].size)
+
+    def at(self, point: OperatingPoint) -> nn.Module:
+        """The model at an operating point."""
+        return (
+            self.model
+            if point.name == AS_TRAINED
+            else Shifted(self.model, point.biases).to(device_of(self.model)).eval()
+        )
+
+    def batch(self, rows: np.ndarray, point: OperatingPoint | None = None) -> AttackBatch:
+        """Some of the images, with the model at an operating point; ``as_trained`` if None is given."""
+        return AttackBatch(
+            model=self.at(point or self.operating_points[0]),
+            images=self.data.floats(rows),
+            labels=self.data.labels(rows),
+            n_classes=len(self.data.classes),
+            radii=np.array([self.radius(eps) for eps in self.settings.eps]),
+            ball=self.ball,
+            batch_size=self.settings.batch_size,
+            seed=self.seed,
+            image_ids=rows,
+        )
+
+    def curve(self, threat_model: str, attack: str) -> dict[str, str]:
+        """Columns of records that identify a curve."""
+        return {"target": self.target, "threat_model": threat_model, "attack": attack, "norm": self.settings.norm}
+
+    def records(
+        self,
+        rows: np.ndarray,
+        threat_model: str,
+        attack: str,
+        eps: float,
+        predictions: Predictions,
+        rounded: Predictions,
+        norms: dict[str, np.ndarray],
+    ) -> pa.Table:
+        """Records of images at one eps; ``rounded`` are the predictions on the images rounded to 8 bits."""
+        return build_records(
+            self.data.identity(rows),
+            self.curve(threat_model, attack),
+            eps,
+            self.radius(eps),
+            predictions.logits,
+            self.clean.logits[np.searchsorted(self.test_rows, rows)],
+            rounded.logits,
+            norms,
+            predictions.reconstruction_error,
+        )
+
+    def check(self, eps: float, adversarial: np.ndarray, norms: np.ndarray, rows: np.ndarray) -> None:
+        """Assert that adversarial images lie in their ball and in the value range."""
+        paths = list(self.data.paths(rows))
+        check_adversarial(adversarial, norms, eps, self.radius(eps), self.data.value_range, paths)
+
+    @contextmanager
+    def naming_images(self, rows: np.ndarray, attack: str) -> Iterator[None]:
+        """Name the image, the target and the attack in the error about logits that are not finite."""
+        try:
+            yield
+        except NonFiniteLogits as error:
+            # the image that the model received differs from the file by a small perturbation
+            path = self.data.nearest_path(rows, error.image)
+            raise ValueError(
+                f"{error}, {path} the first; target {self.target}, attack {attack}. Train the models again, with a "
+                "lower learning rate"
+            ) from error
+
+
+def digest_of_images(data: Prepared, rows: np.ndarray) -> list[str]:
+    """Identity of images in a checkpoint: rows, pixels, labels and paths."""
+    return [digest_of_arrays(rows, data.pixels[rows], data.labels(rows)), *data.table["path"].iloc[rows]]

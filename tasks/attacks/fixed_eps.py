@@ -1,0 +1,116 @@
+"""Attacks at every eps of the grid, and the transfer of their adversarial images: parts of an attack."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tasks.attacks.art_attacks import REFERENCE, craft_by_art
+from tasks.attacks.attacked import Attacked, digest_of_images
+from tasks.attacks.gradient.fgsm import fgsm
+from tasks.attacks.gradient.pgd import pgd
+from tasks.attacks.predictions import concatenate, predict, round_to_8_bits, seed_random_defences
+from tasks.core.workspace import Workspace
+from tasks.models.compute import device_of
+from tasks.params import UNDEFENDED
+from tasks.records.adversarial_images import QuantizedPerturbations, load_perturbations, quantize, save_perturbations
+from tasks.records.perturbation_norms import perturbation_norms
+from tasks.records.tables import write_records
+
+log = logging.getLogger(__name__)
+
+
+def craft(attacked: Attacked, attack: str, rows: np.ndarray) -> dict[str, Path]:
+    """Part: one attack on one batch at every eps; returns the folder of its checkpoint."""
+    settings = attacked.settings
+    by_art = settings.art_attacks.get(attack)
+    folder = attacked.checkpoints.get_or_compute(
+        f"{attack} on {attacked.target}, {len(rows)} images at {len(settings.eps)} eps",
+        partial(_write_crafted, attacked, attack, rows),
+        attack=[attack, by_art and by_art.model_dump(mode="json")],
+        crafting=settings.model_dump(mode="json", include={"pgd", "saved_eps"}),
+        images=digest_of_images(attacked.data, rows),
+    )
+    return {attack: folder}
+
+
+def transfer_records(attacked: Attacked, workspace: Workspace) -> Iterable[pa.Table]:
+    """Records of a defence on the adversarial images of the bare classifier; none for the bare classifier.
+
+    Raises:
+        FileNotFoundError: the perturbations to transfer are missing.
+        ValueError: they are of other images.
+    """
+    if attacked.target == UNDEFENDED:
+        return
+    for attack in attacked.settings.own_attacks:
+        for eps in attacked.settings.eps:
+            crafted = load_perturbations(workspace, attacked.data, UNDEFENDED, attack, eps)
+            if not np.array_equal(crafted.rows, attacked.rows):
+                path = workspace.perturbation_file(UNDEFENDED, attack, eps)
+                raise ValueError(f"{path} holds other images. Run the step attack again")
+            yield _transfer(attacked, crafted, attack, eps)
+
+
+def _write_crafted(attacked: Attacked, attack: str, rows: np.ndarray, folder: Path) -> None:
+    """Write records and perturbations of one attack on one batch at every eps.
+
+    Records are of the quantized perturbations, so that later steps read exactly the recorded images.
+    """
+    data, settings, model = attacked.data, attacked.settings, attacked.model
+    seed_random_defences(model, attacked.seed, rows)
+    images, labels = data.floats(rows), data.labels(rows)
+    tables = []
+    for eps, exact in zip(settings.eps, _craft_batch(attacked, attack, images, labels, rows), strict=True):
+        perturbations = quantize(data, rows, images, exact, settings.norm)
+        adversarial = perturbations.images()
+        norms = perturbation_norms(images, adversarial)
+        attacked.check(eps, adversarial, norms[settings.norm], rows)
+        predictions, rounded = predict(model, adversarial), predict(model, round_to_8_bits(adversarial))
+        tables.append(attacked.records(rows, "adaptive", attack, eps, predictions, rounded, norms))
+        if attack in settings.own_attacks and eps in attacked.saved_eps:
+            save_perturbations(folder / f"eps{eps:g}.npz", perturbations)
+    write_records(pa.concat_tables(tables), folder / "records.parquet")
+
+
+def _craft_batch(
+    attacked: Attacked, attack: str, images: np.ndarray, labels: np.ndarray, rows: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Adversarial images ``(N, C, H, W)`` at each eps; untargeted, against the true labels."""
+    model, settings = attacked.model, attacked.settings
+    radii = [attacked.radius(eps) for eps in settings.eps]
+    if attack in REFERENCE or attack in settings.art_attacks:
+        n_classes, value_range = len(attacked.data.classes), attacked.data.value_range
+        seed = np.array([attacked.seed, rows[0]])
+        yield from craft_by_art(model, images, labels, n_classes, attack, radii, settings, value_range, seed)
+        return
+    device = device_of(model)
+    batch = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    if attack == "fgsm":
+        crafted = fgsm(model, *batch, radii, attacked.ball)
+    else:
+        assert attack == "pgd", attack
+        crafted = pgd(model, *batch, radii, attacked.ball, settings.pgd, attacked.seed, rows)
+    for adversarial in crafted:
+        yield adversarial.cpu().numpy()
+
+
+def _transfer(attacked: Attacked, crafted: QuantizedPerturbations, attack: str, eps: float) -> pa.Table:
+    """Records of the target on adversarial images of the bare classifier."""
+    model, data = attacked.model, attacked.data
+    seed_random_defences(model, attacked.seed)
+    predictions, rounded, norms = [], [], []
+    for start in range(0, len(crafted.rows), attacked.settings.batch_size):
+        part = slice(start, start + attacked.settings.batch_size)
+        adversarial = crafted.images(part)
+        predictions.append(predict(model, adversarial))
+        rounded.append(predict(model, round_to_8_bits(adversarial)))
+        norms.append(perturbation_norms(data.floats(crafted.rows[part]), adversarial))
+    log.info("%s at eps %g transferred from %s to %s", attack, eps, UNDEFENDED, attacked.target)
+    both = {norm: np.concatenate([of_batch[norm] for of_batch in norms]) for norm in norms[0]}
+    predicted = concatenate(predictions), concatenate(rounded)
+    return attacked.records(crafted.rows, "transfer", attack, eps, *predicted, both)

@@ -1,0 +1,211 @@
+"""Checks of the attacks on a target: comparisons of attacks on the same images, by group."""
+
+from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, judge_excess
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import SWEEP
+
+MAX_CONTROL_ACCURACY = 0.01
+"""Maximum accuracy where an attack must break every image."""
+MAX_BLACK_BOX_ONLY = 0.002
+"""Maximum fraction of images that black-box attacks break and white-box attacks do not."""
+MIN_CONTROL_EPS = 8.0
+"""In 1/255; at a smaller eps even a broken target may keep some accuracy."""
+MAX_WHITE_BOX_ACCURACY = 0.05
+"""Accuracy of the bare classifier up to which white-box attacks count as having broken it."""
+MAX_BLACK_BOX_ACCURACY = 0.5
+"""Accuracy of the bare classifier that black-box attacks must reach there to have power."""
+MAX_MORE_BY_ART = 1
+"""Images that ART's attack may break more than ours."""
+
+WHITE_BOX = ("adaptive",)
+ALL_ATTACKS = ("adaptive", "transfer", "black_box")
+
+
+def monotone_in_eps(of: CheckInputs) -> CheckOutcome:
+    """Robust accuracy does not rise with eps."""
+    rises = []
+    for curve in dict.fromkeys((threat_model, attack) for threat_model, attack, _ in of.correct):
+        points = [(eps, of.correct[*curve, eps]) for eps in of.grid if (*curve, eps) in of.correct]
+        for i, (eps, correct) in enumerate(points[1:], start=1):
+            # the smaller eps with the lowest accuracy
+            lowest_eps, lowest = min(points[:i], key=lambda point: point[1].mean())
+            where = f"{'/'.join(curve)} at eps {eps:g} against eps {lowest_eps:g}"
+            rises.append((of.compare(correct, lowest), where))
+    if not rises:
+        return CheckOutcome("WARN", None, "not checked: needs two values in attack.eps")
+    return judge_excess(rises, "accuracy rises above its lowest value at a smaller eps")
+
+
+def pgd_vs_fgsm(of: CheckInputs) -> CheckOutcome:
+    """PGD is at least as strong as FGSM."""
+    both = [eps for eps in of.grid if {("adaptive", "pgd", eps), ("adaptive", "fgsm", eps)} <= of.correct.keys()]
+    if not both:
+        return CheckOutcome("WARN", None, "not checked: needs both fgsm and pgd in attack.attacks")
+    excesses = [
+        (of.compare(of.correct["adaptive", "pgd", eps], of.correct["adaptive", "fgsm", eps]), f"at eps {eps:g}")
+        for eps in both
+    ]
+    return judge_excess(excesses, "accuracy under adaptive PGD is above that under adaptive FGSM")
+
+
+def art_reference(of: CheckInputs) -> CheckOutcome:
+    """FGSM and PGD are at least as strong as those of ART, with the same steps, random starts and balls."""
+    counts = []
+    for ours in ("fgsm", "pgd"):
+        for eps in of.grid:
+            own, art = of.correct.get(("adaptive", ours, eps)), of.correct.get(("adaptive", f"art_{ours}", eps))
+            if own is not None and art is not None:
+                found = of.compare(own, art)
+                counts.append((found.n_only_first - found.n_only_second, f"{ours} at eps {eps:g}", len(art)))
+    if not counts:
+        return CheckOutcome("WARN", None, "not checked: needs fgsm or pgd in attack.attacks")
+    most, where, n = max(counts)
+    explanation = f"of {n} images, ours leaves {max(most, 0)} more correct than ART's where the difference is largest"
+    explanation = explanation if most <= 0 else f"{explanation}: {where}"
+    return CheckOutcome("PASS" if most <= MAX_MORE_BY_ART else "FAIL", float(most), explanation)
+
+
+def unbounded_attack(of: CheckInputs) -> CheckOutcome:
+    """An unbounded attack leaves an accuracy of at most 1 %."""
+    unbounded = of.diagnostic("unbounded_attack")
+    accuracy = float(unbounded["value"].mean())
+    explanation = f"accuracy under PGD at eps {unbounded['eps'].iloc[0]:g} is {100 * accuracy:.1f} %"
+    if accuracy <= MAX_CONTROL_ACCURACY:
+        return CheckOutcome("PASS", accuracy, explanation)
+    return CheckOutcome(
+        "FAIL", accuracy, f"{explanation}, although every image can become uniform grey: the attack fails to optimise"
+    )
+
+
+def more_steps(of: CheckInputs) -> CheckOutcome:
+    """More steps and restarts change the accuracy under PGD by less than 1 point."""
+    pgd = {eps for threat_model, attack, eps in of.correct if (threat_model, attack) == ("adaptive", "pgd")}
+    if not pgd:
+        return CheckOutcome("WARN", None, "not checked: needs pgd in attack.attacks")
+    gains = []
+    for eps in sorted(pgd):
+        # balls nest: a perturbation that breaks an image at one eps breaks it at every larger eps
+        others = [attack for _, attack, _ in of.correct if attack != "pgd"]
+        by_pgd = of.robust(eps, WHITE_BOX, leave_out=others)
+        by_sweep = of.correct["adaptive", SWEEP, eps]
+        found = of.compare(by_pgd, by_sweep)
+        gains.append((found.difference.value, eps, len(by_sweep)))
+    largest, eps, n = max(gains)
+    explanation = f"the sweep breaks {100 * largest:.1f} points more than PGD at eps {eps:g}"
+    smallest, weak_eps, _ = min(gains)
+    if smallest <= -0.01:
+        weak = f"the sweep breaks {-100 * smallest:.1f} points less than PGD at eps {weak_eps:g}"
+        return CheckOutcome("WARN", largest, f"{weak}, so it cannot confirm PGD. Raise attack.sweep.n_restarts")
+    if largest < 0.01:
+        return CheckOutcome("PASS", largest, explanation if largest > 0 else "the sweep breaks no more than PGD")
+    if round(largest * n) <= 1:
+        return CheckOutcome("WARN", largest, f"{explanation}, one image of {n}")
+    return CheckOutcome("FAIL", largest, f"{explanation}. Report the worst case, or raise attack.pgd.n_steps")
+
+
+def black_box(of: CheckInputs) -> CheckOutcome:
+    """Black-box attacks break no image that white-box attacks miss."""
+    if not any(threat_model == "black_box" for threat_model, _, _ in of.correct):
+        return CheckOutcome(
+            "WARN", None, "not checked: needs attack.square.n_queries or attack.hop_skip_jump.n_queries"
+        )
+    missed: set[int] = set()
+    n = 0
+    for eps in of.grid:
+        by_queries = of.robust(eps, ("black_box",))
+        by_gradients = of.robust(eps, WHITE_BOX).reindex(by_queries.index)
+        missed |= set(by_queries.index[by_gradients & ~by_queries])
+        n = len(by_queries)
+    fraction = len(missed) / n
+    if missed:
+        numbers = ", ".join(map(str, sorted(missed)))
+        explanation = f"{100 * fraction:.1f} % of the images at some eps (images {numbers}): possible gradient masking"
+        return CheckOutcome("FAIL" if fraction > MAX_BLACK_BOX_ONLY else "WARN", fraction, explanation)
+    bare = of.undefended or of
+    accuracies = {
+        eps: (float(bare.robust(eps, WHITE_BOX).mean()), float(bare.robust(eps, ("black_box",)).mean()))
+        for eps in bare.grid
+    }
+    broken = {eps: found for eps, found in accuracies.items() if found[0] <= MAX_WHITE_BOX_ACCURACY}
+    if not broken:
+        return CheckOutcome(
+            "NO POWER",
+            fraction,
+            f"none of {n} images, but no eps of the grid breaks the bare classifier. Add a larger attack.eps",
+        )
+    eps, (_, left) = min(broken.items(), key=lambda item: item[1][1])
+    power = f"at eps {eps:g} black-box attacks leave {100 * left:.1f} % of the bare classifier's images correct"
+    if left > MAX_BLACK_BOX_ACCURACY:
+        return CheckOutcome(
+            "NO POWER", fraction, f"none of {n} images, but {power}. Raise attack.square.n_queries for a verdict"
+        )
+    return CheckOutcome("PASS", fraction, f"none of {n} images; {power}")
+
+
+def random_noise(of: CheckInputs) -> CheckOutcome:
+    """Random noise lowers accuracy less than the attacks."""
+    excesses = []
+    for eps, rows in of.diagnostic("random_noise").groupby("eps"):
+        by_noise = rows.set_index("image")["value"].astype(bool)
+        value = float(str(eps))
+        excesses.append((of.compare(of.robust(value, WHITE_BOX), by_noise), f"at eps {value:g}"))
+    return judge_excess(excesses, "accuracy under all adaptive attacks is above that under random noise")
+
+
+def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
+    """Transfer attacks are not stronger than adaptive attacks."""
+    if of.name == UNDEFENDED:
+        return None
+    differences = [
+        (of.compare(of.correct["adaptive", attack, eps], correct), f"{attack} at eps {eps:g}")
+        for (threat_model, attack, eps), correct in of.correct.items()
+        if threat_model == "transfer" and ("adaptive", attack, eps) in of.correct
+    ]
+    return judge_excess(differences, "accuracy under adaptive attacks is above that under transfer attacks")
+
+
+def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
+    """Adaptive attacks are clearly stronger than transfer attacks."""
+    if of.undefended is None:
+        return None
+    # one threat model alone each, otherwise adaptive attacks could never be weaker
+    adaptive, transfer, bare = (
+        {eps: source.robust(eps, (threat_model,)) for eps in of.grid}
+        for source, threat_model in ((of, "adaptive"), (of, "transfer"), (of.undefended, "adaptive"))
+    )
+    eps = max(of.grid, key=lambda each: transfer[each].mean() - bare[each].mean())
+    stopped, taken_back = of.compare(transfer[eps], bare[eps]), of.compare(transfer[eps], adaptive[eps])
+    advantage = taken_back.difference.value
+    if not stopped.difference.low > 0:
+        return CheckOutcome("PASS", advantage, "the defence stops neither transfer nor adaptive attacks significantly")
+    explanation = (
+        f"at eps {eps:g}, where the defence gains most under transfer attacks, it raises accuracy from "
+        f"{100 * bare[eps].mean():.1f} to {100 * transfer[eps].mean():.1f} %"
+    )
+    if advantage < 0:
+        return CheckOutcome(
+            "WARN", advantage, f"{explanation}; adaptive attacks are {-100 * advantage:.1f} points weaker"
+        )
+    explanation += f"; adaptive attacks take back {100 * advantage:.1f} points"
+    if taken_back.difference.low > 0:
+        return CheckOutcome("PASS", advantage, explanation)
+    return CheckOutcome("WARN", advantage, f"{explanation}, which is not significant: possible gradient masking")
+
+
+def positive_control(of: CheckInputs) -> CheckOutcome | None:
+    """A target that is known to be broken is broken."""
+    if not of.is_positive_control:
+        return None
+    eps = of.grid[-1]
+    accuracy = float(of.robust(eps, WHITE_BOX).mean())
+    explanation = f"accuracy under all adaptive attacks at eps {eps:g} is {100 * accuracy:.1f} %"
+    planted = of.diagnostic("positive_control")
+    if len(planted):
+        planted_accuracy = float(planted["value"].mean())
+        explanation += f"; with a broken defence (4 bits a pixel) in front it is {100 * planted_accuracy:.1f} %"
+        accuracy = max(accuracy, planted_accuracy)
+    if accuracy <= MAX_CONTROL_ACCURACY:
+        return CheckOutcome("PASS", accuracy, explanation)
+    if eps < MIN_CONTROL_EPS:
+        return CheckOutcome("WARN", accuracy, f"{explanation}. Add {MIN_CONTROL_EPS:g} to attack.eps")
+    return CheckOutcome("FAIL", accuracy, f"{explanation}: the attacks are too weak to evaluate a defence")

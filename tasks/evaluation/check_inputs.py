@@ -1,0 +1,133 @@
+"""What a check reads and returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from tasks.records.vocabulary import AS_TRAINED, CLEAN
+from tasks.statistics.paired import PairedComparison, compare_paired
+
+Status = Literal["PASS", "WARN", "FAIL", "NO POWER", "UNVERIFIED", "INFO"]
+"""``NO POWER``: the attacks are too weak for a verdict. ``UNVERIFIED``: the data cannot show it. ``INFO``: a fact about
+the bare classifier, which is no failure."""
+
+Curve = tuple[str, str, float]
+"""Threat model, attack and eps of the records of a target."""
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """Outcome of a check of one target."""
+
+    status: Status
+    value: float | None
+    """The measured value, in the unit that the explanation names; None if it could not be measured."""
+    explanation: str
+
+
+@dataclass(frozen=True)
+class CheckInputs:
+    """The data of one target, as trained, that its checks read."""
+
+    name: str
+    """Name of the target."""
+    is_positive_control: bool
+    """True if the target is known to be broken, or has no defence at all."""
+    n_eot_samples: int
+    """Predictions that are averaged, also in attacks."""
+    eps: float
+    """``analyze.eps``."""
+    records: pd.DataFrame
+    minimum_eps: pd.DataFrame
+    """The smallest eps that breaks each image, at the operating point ``as_trained``."""
+    diagnostics: pd.DataFrame
+    shortcut_correct: "pd.Series[bool]"
+    """Whether the shortcut baseline classifies each test image correctly, by image."""
+    undefended: "CheckInputs | None"
+    """The data of the bare classifier; None for the bare classifier itself."""
+
+    def diagnostic(self, name: str) -> pd.DataFrame:
+        """Rows of one diagnostic."""
+        return self.diagnostics[self.diagnostics["diagnostic"] == name]
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        """Label, group and clean_correct of each attacked image, by image."""
+        attacked = self.records[self.records["attack"] != CLEAN]
+        return attacked.drop_duplicates("image").set_index("image")[["label", "group", "clean_correct"]].sort_index()
+
+    @cached_property
+    def correct(self) -> "dict[Curve, pd.Series[bool]]":
+        """Whether each image is correct under each attack at each eps, by image; only of the images that it tried.
+
+        A search leaves an image correct at every eps below the smallest that breaks it.
+        """
+        attacked = self.records[self.records["attack"] != CLEAN]
+        found: dict[Curve, pd.Series[bool]] = {
+            (str(threat_model), str(attack), float(str(eps))): rows.set_index("image")["correct"]
+            for (threat_model, attack, eps), rows in attacked.groupby(["threat_model", "attack", "eps"], sort=False)
+        }
+        grid = sorted({eps for _, _, eps in found})
+        for (threat_model, attack), rows in self.minimum_eps.groupby(["threat_model", "attack"], sort=False):
+            breaking = rows.set_index("image")["minimum_eps"]
+            found |= {(str(threat_model), str(attack), eps): breaking > eps for eps in grid}
+        return found
+
+    @property
+    def grid(self) -> list[float]:
+        """All eps, rising."""
+        return sorted({eps for _, _, eps in self.correct})
+
+    def robust(self, eps: float, threat_models: Sequence[str], leave_out: Sequence[str] = ()) -> "pd.Series[bool]":
+        """Whether each image is correct unchanged and under every attack of some threat models up to an eps, by image.
+
+        Only of the images that an attack of the first threat model tried.
+
+        Args:
+            eps: the largest that counts.
+            threat_models: of the attacks that count.
+            leave_out: attacks that do not count.
+        """
+        curves = [
+            (curve, values)
+            for curve, values in self.correct.items()
+            if curve[0] in threat_models and curve[2] <= eps and curve[1] not in leave_out
+        ]
+        tried = set().union(*(values.index for curve, values in curves if curve[0] == threat_models[0]))
+        robust: pd.Series[bool] = self.images["clean_correct"].loc[sorted(tried)].astype(bool)
+        for _, values in curves:
+            robust = robust & values.reindex(robust.index, fill_value=True)
+        return robust
+
+    def compare(self, first: "pd.Series[bool]", second: "pd.Series[bool]") -> PairedComparison:
+        """Compare two series of outcomes on the images that both have, by group."""
+        images = first.index.intersection(second.index)
+        groups = self.images["group"].loc[images].to_numpy()
+        return compare_paired(first.loc[images].to_numpy(dtype=bool), second.loc[images].to_numpy(dtype=bool), groups)
+
+
+def judge_excess(excesses: Sequence[tuple[PairedComparison, str]], statement: str) -> CheckOutcome:
+    """Judge differences of accuracy that should not be above 0: (comparison on the same images, where).
+
+    A difference whose interval by group is above 0 is a failure, another one above 0 a warning.
+    """
+    beyond = [excess for excess in excesses if excess[0].difference.low > 0]
+    found, where = max(beyond or excesses, key=lambda excess: excess[0].difference.value)
+    value = found.difference.value
+    if value <= 0:
+        return CheckOutcome("PASS", float(value), f"nowhere: {statement}")
+    extent = "significantly" if beyond else "not significantly"
+    if np.isnan(found.difference.low):
+        extent = "too few groups for a test"
+    return CheckOutcome(
+        "FAIL" if beyond else "WARN", float(value), f"{statement} by {100 * value:.1f} points, {extent}: {where}"
+    )
+
+
+def as_trained(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the operating point ``as_trained``."""
+    return frame[frame["operating_point"] == AS_TRAINED]

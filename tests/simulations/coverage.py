@@ -1,0 +1,405 @@
+"""Simulated coverage of 95 % intervals and error rates of tests, by group.
+
+``python -m tests.simulations.coverage`` simulates data sets with known accuracies, applies the functions of
+``tasks/statistics`` to each, and writes the tables of ``docs/evidence/statistics.md`` and, as CSV, those of
+``docs/evidence/statistics/``. Every cell of a table has the same number of repetitions and a seed of its own, so the
+tables are the same on every run.
+
+    python -m tests.simulations.coverage [--repetitions 5000] [--only rates,auroc]
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks.statistics.auroc import auroc_estimate
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.paired import detectable_differences, paired_intervals, sign_flip_p_value
+from tasks.statistics.rates import rate_intervals
+from tests.simulations.candidates import METHODS, Interval
+from tests.simulations.draws import (
+    LARGE_GROUP,
+    PATIENT_SIZES,
+    SIZES,
+    draw_asymmetric_pairs,
+    draw_pairs,
+    draw_scores,
+    draw_sizes,
+    draw_successes,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+EVIDENCE = ROOT / "docs" / "evidence"
+
+N_GROUPS = (12, 24, 25, 50, 100, 200)
+"""12, 25, 50 and 100 groups of one class; 24, 50, 100 and 200 groups of two classes."""
+N_GROUPS_OF_CLASS = (12, 25, 50, 100)
+ICCS = (0.0, 0.3, 0.6)
+RATES = (0.02, 0.05, 0.2, 0.5, 0.8, 0.95, 0.98)
+AUROCS = (0.5, 0.7, 0.9)
+PAIRS = ((0.5, 0.5), (0.9, 0.9), (0.98, 0.98), (0.5, 0.35), (0.9, 0.8), (0.98, 0.93))
+POWER_ACCURACY = 0.7
+"""Mean accuracy of the two classifiers in the table of power."""
+COMPARED_RATES = (0.02, 0.05, 0.2, 0.5)
+MAX_REPETITIONS_OF_METHODS = 2000
+
+COVERAGE_GOAL = (93.0, 97.0)
+"""Per cent; for rates below 0.2 or above 0.8 there is no upper limit."""
+TYPE_I_ERROR_GOAL = 6.0
+"""Per cent."""
+
+Row = dict[str, Any]
+Cell = tuple[Row, Callable[[np.random.Generator, int], Row]]
+"""Condition, and the function that simulates it with a number of repetitions."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of one table and its text."""
+
+    cells: Callable[[], Iterator[Cell]]
+    to_markdown: Callable[[pd.DataFrame], str]
+
+
+def coverage_of(low: np.ndarray, high: np.ndarray, truth: float) -> Row:
+    """Coverage, misses on each side and mean width of intervals ``(R,)``, in per cent, and how many are undefined."""
+    defined = ~np.isnan(low)
+    low, high = low[defined], high[defined]
+    percentages = {
+        "coverage": ((low <= truth) & (truth <= high)).mean() if defined.any() else np.nan,
+        "interval_above": (low > truth).mean() if defined.any() else np.nan,
+        "interval_below": (high < truth).mean() if defined.any() else np.nan,
+        "too_few_groups": 1 - defined.mean(),
+        "width": (high - low).mean() if defined.any() else np.nan,
+    }
+    return {name: round(100 * float(value), 2) for name, value in percentages.items()}
+
+
+def rate_cell(
+    rng: np.random.Generator,
+    repetitions: int,
+    n_groups: int,
+    icc: float,
+    rate: float,
+    method: Callable[[np.ndarray, np.ndarray], Interval] = rate_intervals,
+) -> Row:
+    """Coverage of the interval of a rate."""
+    sizes = draw_sizes(rng, (repetitions, n_groups))
+    successes = draw_successes(rng, sizes, rate, icc)
+    return coverage_of(*method(successes.astype(float), sizes), rate)
+
+
+def patient_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, rate: float) -> Row:
+    """Coverage of the interval of a rate with the sizes of the COVID-CT data set."""
+    sizes = draw_sizes(rng, (repetitions, n_groups), PATIENT_SIZES)
+    return coverage_of(*rate_intervals(draw_successes(rng, sizes, rate, icc).astype(float), sizes), rate)
+
+
+def informative_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, rate: float) -> Row:
+    """Coverage of the interval of a rate that is smaller in large groups: the rate of all images of the population."""
+    sizes = draw_sizes(rng, (repetitions, n_groups))
+    in_large = sum(size * n for size, n in SIZES.items() if size >= LARGE_GROUP) / sum(
+        size * n for size, n in SIZES.items()
+    )
+    in_small_group = min(0.98, rate + 0.3)
+    in_large_group = (rate - (1 - in_large) * in_small_group) / in_large
+    rates = np.where(sizes >= LARGE_GROUP, in_large_group, in_small_group)
+    return coverage_of(*rate_intervals(draw_successes(rng, sizes, rates, icc).astype(float), sizes), rate)
+
+
+def single_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, rate: float) -> Row:
+    """Coverage of Wilson's interval, where every image is a group of its own."""
+    sizes = np.ones((repetitions, n_groups), dtype=int)
+    return coverage_of(*rate_intervals(draw_successes(rng, sizes, rate, icc).astype(float), sizes), rate)
+
+
+def auroc_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, auroc: float) -> Row:
+    """Coverage of the interval of an AUROC; ``n_groups`` are those of each class."""
+    bounds = np.empty((repetitions, 2))
+    for repetition in range(repetitions):
+        groups = np.repeat(np.arange(2 * n_groups), draw_sizes(rng, (2 * n_groups,)))
+        positive = groups < n_groups
+        estimate = auroc_estimate(draw_scores(rng, groups, positive, auroc, icc), positive, GroupJackknife(groups))
+        bounds[repetition] = estimate.low, estimate.high
+    return coverage_of(*bounds.T, auroc)
+
+
+def pair_cell(
+    rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, first: float, second: float
+) -> Row:
+    """Coverage of the interval of a difference, rejections of the sign-flip test, and errors of non-inferiority."""
+    sizes = draw_sizes(rng, (repetitions, n_groups))
+    return _pair_row(*draw_pairs(rng, sizes, first, second, icc), sizes, first - second)
+
+
+def asymmetric_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float) -> Row:
+    """The same as :func:`pair_cell` for equal accuracies and an asymmetric difference."""
+    sizes = draw_sizes(rng, (repetitions, n_groups))
+    return _pair_row(*draw_asymmetric_pairs(rng, sizes), sizes, 0.0)
+
+
+def power_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float) -> Row:
+    """Power of the sign-flip test for the smallest detectable difference that half of the null data sets report."""
+    sizes = draw_sizes(rng, (repetitions, n_groups))
+    gains, losses = draw_pairs(rng, sizes, POWER_ACCURACY, POWER_ACCURACY, icc)
+    difference = float(np.nanmedian(detectable_differences((gains - losses).astype(float), sizes)))
+    gains, losses = draw_pairs(rng, sizes, POWER_ACCURACY + difference / 2, POWER_ACCURACY - difference / 2, icc)
+    return {"difference": round(100 * difference, 2), "rejected": _rejected(gains - losses)}
+
+
+def _pair_row(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray, difference: float) -> Row:
+    low, high = paired_intervals(gains.astype(float), losses.astype(float), sizes)
+    row = coverage_of(low, high, difference)
+    with_zero = (low > 0) | (high < 0)
+    return row | {"rejected": _rejected(gains - losses), "zero_excluded": round(100 * float(with_zero.mean()), 2)}
+
+
+def _rejected(differences: np.ndarray) -> float:
+    """Per cent of the data sets with a p-value below 0.05."""
+    return round(100 * float(np.mean([sign_flip_p_value(row) < 0.05 for row in differences])), 2)
+
+
+def rate_cells() -> Iterator[Cell]:
+    """All numbers of groups, correlations and rates."""
+    for n_groups in N_GROUPS:
+        for icc in ICCS:
+            for rate in RATES:
+                yield _cell(rate_cell, n_groups=n_groups, icc=icc, rate=rate)
+
+
+def other_cells() -> Iterator[Cell]:
+    """Rates under conditions that differ from those of the main table."""
+    conditions = {
+        "sizes of COVID-CT": (patient_cell, ICCS),
+        "rate depends on size": (informative_cell, (0.0, 0.3)),
+        "single images": (single_cell, (0.0,)),
+    }
+    for name, (function, iccs) in conditions.items():
+        for n_groups in (12, 25, 50, 100):
+            for icc in iccs:
+                for rate in (0.5, 0.8, 0.95) if function is informative_cell else (0.05, 0.5, 0.8, 0.95):
+                    condition, simulate = _cell(function, n_groups=n_groups, icc=icc, rate=rate)
+                    yield {"condition": name, **condition}, simulate
+
+
+def auroc_cells() -> Iterator[Cell]:
+    """All numbers of groups of a class, correlations and AUROCs."""
+    for n_groups in N_GROUPS_OF_CLASS:
+        for icc in ICCS:
+            for auroc in AUROCS:
+                yield _cell(auroc_cell, n_groups=n_groups, icc=icc, auroc=auroc)
+
+
+def pair_cells() -> Iterator[Cell]:
+    """All numbers of groups, correlations and pairs of accuracies."""
+    for n_groups in N_GROUPS:
+        for icc in ICCS:
+            for first, second in PAIRS:
+                yield _cell(pair_cell, n_groups=n_groups, icc=icc, first=first, second=second)
+
+
+def asymmetric_cells() -> Iterator[Cell]:
+    """All numbers of groups."""
+    for n_groups in N_GROUPS:
+        yield _cell(asymmetric_cell, n_groups=n_groups, icc=0.0)
+
+
+def power_cells() -> Iterator[Cell]:
+    """All numbers of groups, with two correlations."""
+    for n_groups in N_GROUPS:
+        for icc in (0.0, 0.3):
+            yield _cell(power_cell, n_groups=n_groups, icc=icc)
+
+
+def method_cells() -> Iterator[Cell]:
+    """Methods for the interval of a rate, on the same data sets."""
+
+    def compare(method: Callable[[np.ndarray, np.ndarray], Interval], **condition: Any) -> Cell:
+        def simulate(rng: np.random.Generator, repetitions: int) -> Row:
+            # the data sets do not depend on the method
+            same = np.random.default_rng([round(1000 * value) for value in condition.values()])
+            return rate_cell(same, min(repetitions, MAX_REPETITIONS_OF_METHODS), **condition, method=method)
+
+        return condition, simulate
+
+    for n_groups in (12, 25, 50, 100, 200):
+        for icc in ICCS:
+            for rate in COMPARED_RATES:
+                for name, method in METHODS.items():
+                    condition, simulate = compare(method, n_groups=n_groups, icc=icc, rate=rate)
+                    yield {"method": name, **condition}, simulate
+
+
+def _cell(function: Callable[..., Row], **condition: Any) -> Cell:
+    return condition, lambda rng, repetitions: function(rng, repetitions, **condition)
+
+
+def simulate(cells: Iterator[Cell], repetitions: int, report: Callable[[], None] = lambda: None) -> pd.DataFrame:
+    """Simulate cells: one row for each, with its condition and its results."""
+    rows = []
+    for number, (condition, function) in enumerate(cells):
+        rows.append({**condition, **function(np.random.default_rng([number, 1]), repetitions)})
+        report()
+    return pd.DataFrame(rows)
+
+
+def misses_goal(row: Any) -> bool:
+    """Whether the coverage of a row is outside the goal; near 0 and 1 it may be larger."""
+    truth = row.get("rate", row.get("auroc", 0.5))
+    low, high = COVERAGE_GOAL
+    return bool(row["coverage"] < low or (row["coverage"] > high and 0.2 <= truth <= 0.8))
+
+
+def pivot_text(results: pd.DataFrame, index: Sequence[str], column: str) -> str:
+    """Coverage with rows by index and columns by one variable; bold outside the goal, with the share of NaN."""
+    head = [*(name.replace("n_groups", "groups") for name in index), *map(_text, results[column].unique())]
+    rows = []
+    for names, group in results.groupby(list(index), sort=False):
+        texts = {}
+        for _, row in group.iterrows():
+            text = f"{row['coverage']:.1f}"
+            text = f"**{text}**" if misses_goal(row) else text
+            texts[row[column]] = text + (f" ({row['too_few_groups']:.0f})" if row["too_few_groups"] >= 0.5 else "")
+        rows.append([*map(_text, names), *(texts.get(value, "") for value in results[column].unique())])
+    return f"{markdown(head, rows)}\n\n{summary(results)}"
+
+
+def pairs_text(results: pd.DataFrame) -> str:
+    """Coverage of the interval of a difference, and rejections of the sign-flip test, by pair of accuracies."""
+    results = results.assign(pair=[f"{row.first:g}, {row.second:g}" for row in results.itertuples()])
+    is_null = results["first"] == results["second"]
+    coverage = [f"**{value:.1f}**" if value < COVERAGE_GOAL[0] else f"{value:.1f}" for value in results["coverage"]]
+    rejected = [
+        f"**{value:.1f}**" if null and value > TYPE_I_ERROR_GOAL else f"{value:.1f}"
+        for value, null in zip(results["rejected"], is_null, strict=True)
+    ]
+    few = [f" ({value:.0f})" if value >= 0.5 else "" for value in results["too_few_groups"]]
+    results = results.assign(coverage_text=np.char.add(coverage, few), rejected_text=rejected)
+    tables = []
+    for column in ("coverage_text", "rejected_text"):
+        table = results.pivot(index=["n_groups", "icc"], columns="pair", values=column)[results["pair"].unique()]
+        rows = [[*map(_text, names), *row] for names, row in zip(table.index, table.to_numpy(), strict=True)]
+        tables.append(markdown(["groups", "icc", *map(str, table.columns)], rows))
+    n_below = int((results["coverage"] < COVERAGE_GOAL[0]).sum())
+    lowest, largest, passed = (
+        results["coverage"].min(),
+        results["rejected"][is_null].max(),
+        results["interval_above"].max(),
+    )
+    sentences = [
+        f"Coverage is below 93 % in {n_below} of {len(results)} cells (lowest {lowest:.1f} %).",
+        f"The largest type-I error of the sign-flip test is {largest:.1f} %.",
+        "If the first classifier is worse by exactly the margin of non-inferiority, it passes in at most "
+        f"{results['interval_above'].max():.1f} % of the data sets (nominal: 2.5 %).",
+    ]
+    return (
+        f"Coverage of the interval of the difference:\n\n{tables[0]}\n\n"
+        "Data sets with p < 0.05 in the sign-flip test (type-I error for equal accuracies, otherwise power):\n\n"
+        f"{tables[1]}\n\n{' '.join(sentences)}"
+    )
+
+
+def frame_text(results: pd.DataFrame) -> str:
+    """All columns of the results."""
+    head = [name.replace("n_groups", "groups").replace("_", " ") for name in results.columns]
+    return markdown(head, [[_text(value) for value in row] for row in results.itertuples(index=False)])
+
+
+def methods_text(results: pd.DataFrame) -> str:
+    """Coverage of every method, in the same cells."""
+    table = results.pivot_table(index=["n_groups", "icc", "rate"], columns="method", values="coverage", sort=False)
+    head = ["groups", "icc", "rate", *map(str, table.columns)]
+    cells = zip(table.index, table.to_numpy(), strict=True)
+    rows = [[*map(_text, names), *(f"{value:.1f}" for value in row)] for names, row in cells]
+    lowest = ["lowest", "", "", *(f"{value:.1f}" for value in table.min())]
+    return markdown(head, [*rows, lowest])
+
+
+def summary(results: pd.DataFrame) -> str:
+    """Sentence about the cells that miss the goal."""
+    missed = results.apply(misses_goal, axis=1)
+    below = results["coverage"] < COVERAGE_GOAL[0]
+    return (
+        f"{int((~missed).sum())} of {len(results)} cells meet the goal; {int(below.sum())} are below 93 % (lowest "
+        f"{results['coverage'].min():.1f} %), {int((missed & ~below).sum())} are above 97 % (highest "
+        f"{results['coverage'][missed & ~below].max() if (missed & ~below).any() else 97:.1f} %)."
+    )
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Table in Markdown."""
+    lines = [list(head), ["---"] * len(head), *map(list, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+TABLES = {
+    "methods": Table(method_cells, methods_text),
+    "rates": Table(rate_cells, lambda results: pivot_text(results, ["n_groups", "icc"], "rate")),
+    "other": Table(other_cells, lambda results: pivot_text(results, ["condition", "n_groups", "icc"], "rate")),
+    "auroc": Table(auroc_cells, lambda results: pivot_text(results, ["n_groups", "icc"], "auroc")),
+    "pairs": Table(pair_cells, pairs_text),
+    "asymmetric": Table(asymmetric_cells, frame_text),
+    "power": Table(power_cells, frame_text),
+}
+
+
+def write_between_markers(document: Path, name: str, text: str) -> None:
+    """Replace the text between ``<!-- simulation: NAME -->`` and ``<!-- end simulation -->``.
+
+    Raises:
+        ValueError: the document does not have the markers.
+    """
+    old = document.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- simulation: {name} -->\n).*?(<!-- end simulation -->)", re.DOTALL)
+    if not pattern.search(old):
+        raise ValueError(f"{document}: no marker for {name}. Add '<!-- simulation: {name} -->' and the end marker")
+    document.write_text(pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", old), encoding="utf-8")
+
+
+class Progress:
+    """Prints the finished cells and an estimate of the remaining time."""
+
+    def __init__(self, n_cells: int) -> None:
+        self._n_cells, self._n_done, self._start, self._last = n_cells, 0, time.monotonic(), 0.0
+
+    def __call__(self) -> None:
+        self._n_done += 1
+        elapsed = time.monotonic() - self._start
+        if elapsed - self._last >= 10 or self._n_done == self._n_cells:
+            self._last = elapsed
+            left = elapsed / self._n_done * (self._n_cells - self._n_done)
+            print(f"  {self._n_done} of {self._n_cells} cells, {elapsed:.0f} s, about {left:.0f} s left", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate the tables and write them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5000, help="data sets of each cell (default 5000)")
+    parser.add_argument("--only", default=",".join(TABLES), help=f"tables to simulate: {', '.join(TABLES)}")
+    parser.add_argument("--output", type=Path, default=EVIDENCE, help="folder of statistics.md and statistics/")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.only.split(",")) - set(TABLES):
+        sys.exit(f"--only: {', '.join(sorted(unknown))}. Allowed are {', '.join(TABLES)}. Correct the names")
+    (options.output / "statistics").mkdir(exist_ok=True)
+    for name in options.only.split(","):
+        print(f"{name}:", flush=True)
+        cells = list(TABLES[name].cells())
+        results = simulate(iter(cells), options.repetitions, Progress(len(cells)))
+        results.to_csv(options.output / "statistics" / f"{name}.csv", index=False)
+        write_between_markers(options.output / "statistics.md", name, TABLES[name].to_markdown(results))
+
+
+if __name__ == "__main__":
+    main()
