@@ -19,7 +19,9 @@ from tasks.core.files import write_json, write_table
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.params import UNDEFENDED, Params, read_defence
-from tasks.records.tables import read_records
+from tasks.records.operating_points import read_operating_points
+from tasks.records.tables import on_all_images, read_minimum_eps, read_records
+from tasks.records.worst_case import smallest_breaking_eps
 from tasks.tracking import Tracker
 
 
@@ -29,7 +31,11 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     Writes one tidy table for each analysis, example images and the outcome of each claim of the study. Estimates have
     95 % intervals. Values that are not defined are NaN.
     """
-    records, data = read_records(workspace, params.selected_defences), load_prepared(workspace)
+    defences, data = params.selected_defences, load_prepared(workspace)
+    all_records = read_records(workspace, defences)
+    points = read_operating_points(workspace, defences)
+    worst = smallest_breaking_eps(all_records, read_minimum_eps(workspace, defences), points)
+    records = on_all_images(all_records)
     tracker.dataset(workspace.prepare, "prepared", "analysis")
     context = build_context(workspace, params, data, records)
     tables = {
@@ -40,11 +46,12 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         **image_tables(context, params),
     }
     embeddings = tables.pop("embeddings")
-    plots = dvc_plot_tables(tables, context.headline_attack, params.analyze.eps)
+    plots = dvc_plot_tables(tables, context.analysed_attack, params.analyze.eps)
     examples = example_arrays(context)
     kinds = {name: read_defence(workspace.defence_settings(name)).kind for name in params.selected_defences}
     features, detection = tables["features"], tables["detection"]
-    claims = judge_claims(records, features, detection, kinds, params.analyze.eps, context.jackknife_of)
+    settings = params.analyze
+    claims = judge_claims(records, worst, features, detection, kinds, settings.eps, settings.claim_bounds)
 
     workspace.analyze_plots.mkdir()
     workspace.examples.parent.mkdir()

@@ -17,7 +17,7 @@ def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     from tasks.reporting.sections import all_sections
 
     results = load_results(workspace, params)
-    headline = headline_of(results.robustness, params.analyze.eps)
+    headline = headline_of(results)
     sections = all_sections(results, headline)
     figures = page.render_figures(sections)
 

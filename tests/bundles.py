@@ -20,7 +20,6 @@ BUNDLE_PARAMS = SMALL | {
     "acquire.classes": CLASSES,
     "acquire.positive_class": "left",
     "prepare.image_size": SIDE,
-    "analyze.n_resamples": 100,
     "attack.sweep.n_restarts": 0,
 }
 

@@ -268,7 +268,7 @@ class PlausibleAnalysis:
     def detection(self) -> list[dict[str, Any]]:
         rows = []
         for point, separation in self.detection_points():
-            row: dict[str, Any] = {**point, "n": len(self.images), "threshold": 0.123}
+            row: dict[str, Any] = {**point, "n": len(self.images), "n_groups": 21, "threshold": 0.123}
             for name, value in (
                 ("auroc", 0.5 + separation),
                 ("false_positive_rate", 0.06),
@@ -280,7 +280,7 @@ class PlausibleAnalysis:
                 f"detection_rate_successful{end}": successful[key]
                 for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
             }
-            rows.append(row | {"n_successful": 9})
+            rows.append(row | {"n_successful": 9, "n_groups_successful": 6})
         return rows
 
     def roc(self) -> list[dict[str, Any]]:
@@ -311,24 +311,29 @@ class PlausibleAnalysis:
         return rows
 
     def claims(self) -> list[dict[str, Any]]:
-        n = len(self.images)
         common = {
             "study_result": "they overlap in its pictures",
             "measure": "AUROC of the linear probe",
-            "rule": "holds below 0.7, if the whole 95 % interval is there",
+            "bound": 0.7,
+            "above": False,
+            "bounds_robustness": False,
             "result_by_eps": {"0.25": "holds", "4": "does not hold"},
+            "result_by_bound": {"0.6": "not significant", "0.75": "holds", "0.8": "holds"},
         }
         measured = (
-            ("accuracy", "The accuracy is 93.23 %", "does not hold", (0.8, 0.75, 0.85, n)),
-            ("overlap", "Clean and adversarial features overlap", "holds", (0.55, 0.5, 0.6, n)),
-            ("restoration", "The autoencoder | does not help", "not significant", (0.7, 0.6, 0.8, n)),
+            ("accuracy", "The accuracy is 93.23 %", "does not hold", (0.8, 0.75, 0.85, 0.012)),
+            ("overlap", "Clean and adversarial features overlap", "holds", (0.55, 0.5, 0.6, 0.0004)),
+            ("restoration", "The autoencoder | does not help", "not significant", (0.7, 0.6, 0.8, 1.0)),
             ("retraining", "Retraining helps", "not tested", (None, None, None, None)),
         )
-        return [
-            {**common, "key": key, "statement": statement, "result": result}
-            | dict(zip(("value", "low", "high", "n"), numbers, strict=True))
-            for key, statement, result, numbers in measured
-        ]
+        claims = []
+        for key, statement, result, numbers in measured:
+            claim = {**common, "key": key, "statement": statement, "result": result}
+            claim |= dict(zip(("value", "low", "high", "p_value_holm"), numbers, strict=True))
+            counts = {"n": len(self.images), "n_groups": 21, "detectable_difference": 0.1234}
+            untested = {"bound": None, "result_by_bound": {}}
+            claims.append(claim | (counts if numbers[0] else dict.fromkeys(counts, None) | untested))
+        return claims
 
     def examples(self, pixels: np.ndarray) -> dict[str, Any]:
         side = np.linspace(-1, 1, 32)

@@ -21,6 +21,7 @@ from tests.plausible_attack import write_attacks
 
 CLASSES = ["<script>alert(1)</script>", "NA", "a|b $\\frac"]
 N_TRAIN, N_TEST, SIDE = 3, 60, 32
+N_GROUPS = 21
 EPS = (0.25, 1.0, 4.0)
 DEFENCES = ["autoencoder", "retrained_autoencoder"]
 BIASES = (0.0, 0.25, 0.125)
@@ -58,8 +59,8 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     n = N_TRAIN + N_TEST
     labels = np.arange(n) % len(CLASSES)
     names = [CLASSES[label] for label in labels]
-    # three images of a group, one of each class
-    groups = np.arange(n) // len(CLASSES)
+    # a group has two or three test images, which are of one class
+    groups = np.arange(n) % N_GROUPS
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "class": names, "label": labels, "group": groups})
     table["near_duplicate_group"] = np.arange(n)
     sizes = {"width": 320 + np.arange(n), "height": 240, "mode": "L", "format": "PNG"}
@@ -90,11 +91,17 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
         "value_range": [0.0, 1.0],
         "strategy": "stratified",
         "n": n,
-        "n_groups": len(set(groups)),
+        "n_groups": N_GROUPS,
         "n_images": {split: dict.fromkeys(CLASSES, count // 3) for split, count in by_split.items()},
         "leakage": {"near_duplicate_in_train": 0.0625, "group_in_train": 0.875},
     }
     Workspace().dataset_info.write_text(json.dumps(info), encoding="utf-8")
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    leakage = {"outcome": "unverified", "fractions": info["leakage"], "estimate": estimate}
+    Workspace().leakage.write_text(json.dumps(leakage), encoding="utf-8")
+    # the shortcut baseline predicts the first class
+    by_shortcut = pd.DataFrame({"image": np.arange(N_TRAIN, n), "correct": labels[N_TRAIN:] == 0})
+    by_shortcut.to_csv(Workspace().shortcut_predictions, index=False)
     expectation = {"observed": "3.25 %", "allowed": "at most 2 %", "n_unexpected": 2, "examples": ["<b>.png"]}
     outcomes = [("sides", "error", True), ("near_duplicates", "warning", False)]
     expectations = [

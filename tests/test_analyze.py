@@ -29,7 +29,6 @@ from tests.small_workspace import DEFENCES, SMALL
 OVERRIDES = SMALL | {
     "selected_defences": DEFENCES,
     "attack.saved_eps": [],
-    "analyze.n_resamples": 100,
     "analyze.detector_evasion": {"eps": [4], "n_steps": 20, "max_images": 0},
 }
 POINT = ["target", "threat_model", "attack", "eps"]

@@ -3,13 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, chi2
 
 from tasks.evaluation.comparison import certified_accuracy_table, comparison_table, minimum_perturbation_table
 from tasks.evaluation.worst_case_table import worst_case_table
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.worst_case import smallest_breaking_eps
-from tasks.statistics.paired import mcnemar
 from tests.plausible_attack import minimum_eps_in
 from tests.test_robustness import CLEAN, LABELS, NONE, records_of
 
@@ -148,22 +146,6 @@ def test_every_operating_point_has_its_own_ranks(table: pd.DataFrame) -> None:
     assert set(moved["clean_balanced_accuracy"]) == {0.5}
 
 
-def test_the_mcnemar_test_is_exact_and_near_the_chi_square_approximation_for_many_images() -> None:
-    assert mcnemar(0, 0) == 1
-    assert mcnemar(5, 5) == 1
-    assert mcnemar(10, 0) == pytest.approx(2 * 0.5**10)
-    assert mcnemar(0, 10) == mcnemar(10, 0)
-    # with continuity correction
-    approximated = float(chi2.sf((abs(180 - 120) - 1) ** 2 / 300, df=1))
-    assert mcnemar(180, 120) == pytest.approx(approximated, rel=0.05)
-
-
-def test_the_mcnemar_test_rejects_equal_classifiers_at_most_at_its_level() -> None:
-    rng = np.random.default_rng(0)
-    won = rng.binomial(40, 0.5, 2000)
-    assert np.mean([mcnemar(int(n), 40 - int(n)) < 0.05 for n in won]) <= 0.06
-
-
 def test_cost_and_numbers_of_warnings_and_failures_are_in_every_row(table: pd.DataFrame) -> None:
     weak = at(table, "adaptive", 2).loc["weak"]
     columns = ["n_parameters", "multiply_adds", "n_eot_samples", "n_warn", "n_fail"]
@@ -197,14 +179,6 @@ def test_the_interval_of_the_median_is_wider_for_dependent_images() -> None:
     assert by_group["median_low"] < by_image["median_low"]
     assert by_group["median_high"] > by_image["median_high"]
     assert np.isnan(minimum_perturbation_table(perturbations(minimal, n_per_group=20)).iloc[0]["median_low"])
-
-
-@pytest.mark.parametrize("n", [1, 5, 6, 40, 199, 200])
-def test_the_mcnemar_test_is_equal_to_scipy(n: int) -> None:
-    for n_only_this_correct in range(0, n + 1, max(1, n // 7)):
-        assert mcnemar(n_only_this_correct, n - n_only_this_correct) == pytest.approx(
-            binomtest(n_only_this_correct, n).pvalue
-        )
 
 
 def test_a_quartile_beyond_the_perturbations_found_is_infinite() -> None:

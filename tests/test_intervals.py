@@ -5,10 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from tasks.statistics.intervals import (
-    bootstrap,
-    bootstrap_counts,
     estimate_over_seeds,
-    percentile_interval,
     wilson,
 )
 from tasks.statistics.resampled import resampled_mean, resampled_ranks, resampled_ratio
@@ -69,54 +66,6 @@ def test_an_impossible_confidence_level_raises_an_error(confidence: float) -> No
         wilson(1, 2, confidence)
 
 
-def test_every_resample_has_as_many_images_as_the_sample() -> None:
-    counts = bootstrap_counts(np.arange(40), 2000, seed=0)
-    assert counts.shape == (2000, 40)
-    assert counts.dtype == np.float32
-    assert (counts.sum(axis=1) == 40).all()
-    # a resample misses an image with probability (1 - 1/n)^n and contains it once on average
-    assert (counts == 0).mean() == pytest.approx((1 - 1 / 40) ** 40, abs=0.01)
-    assert counts.mean(axis=0) == pytest.approx(1, abs=0.15)
-
-
-def test_the_same_seed_gives_the_same_resamples_and_another_seed_others() -> None:
-    counts = bootstrap_counts(np.arange(30), 50, seed=3)
-    assert (counts == bootstrap_counts(np.arange(30), 50, seed=3)).all()
-    assert (counts != bootstrap_counts(np.arange(30), 50, seed=4)).any()
-
-
-@pytest.mark.parametrize(("n", "n_resamples"), [(0, 10), (10, 0)])
-def test_a_bootstrap_without_images_or_resamples_raises_an_error(n: int, n_resamples: int) -> None:
-    with pytest.raises(ValueError, match="at least 1 image and 1 resample"):
-        bootstrap_counts(np.arange(n), n_resamples, seed=0)
-
-
-def test_percentile_interval_has_2_5_per_cent_of_the_values_on_each_side() -> None:
-    low, high = percentile_interval(np.arange(1001.0))
-    assert [float(low), float(high)] == pytest.approx([25, 975])
-
-
-def test_percentile_interval_is_nan_if_more_than_half_of_the_resamples_are_undefined() -> None:
-    resampled = np.tile(np.arange(10.0)[:, None], 3)
-    resampled[:5, 1] = np.nan
-    resampled[:6, 2] = np.nan
-    low, high = percentile_interval(resampled)
-    assert low[:2] == pytest.approx([0.225, 5.1])
-    assert high[:2] == pytest.approx([8.775, 8.9])
-    assert np.isnan([low[2], high[2]]).all()
-
-
-def test_bootstrap_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
-    values = np.random.default_rng(0).exponential(size=400)
-    counts = bootstrap_counts(np.arange(400), 4000, seed=1)
-    estimate = bootstrap(lambda resamples: resampled_mean(values, resamples), counts)
-    half_width = 1.96 * values.std() / 20
-    assert estimate.value == pytest.approx(values.mean())
-    assert (estimate.low, estimate.high) == pytest.approx(
-        (values.mean() - half_width, values.mean() + half_width), abs=0.1 * half_width
-    )
-
-
 def test_means_skip_undefined_values() -> None:
     counts = np.array([[1, 1, 1], [0, 2, 1], [0, 3, 0]], dtype=np.float32)
     means = resampled_mean(np.array([1, np.nan, 4]), counts)
@@ -133,7 +82,7 @@ def test_a_ratio_with_denominator_0_is_zero_division_or_nan() -> None:
 
 @given(values=st.lists(st.integers(0, 4), min_size=1, max_size=30), seed=st.integers(0, 99))
 def test_ranks_equal_those_of_scipy_on_the_resampled_images(values: list[int], seed: int) -> None:
-    counts = bootstrap_counts(np.arange(len(values)), 5, seed)
+    counts = np.random.default_rng(seed).integers(3, size=(5, len(values)))
     ranks = resampled_ranks(np.array(values), counts)
     for resample, actual in zip(counts.astype(int), ranks, strict=True):
         assert np.repeat(actual, resample) == pytest.approx(rankdata(np.repeat(values, resample)))

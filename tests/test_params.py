@@ -103,7 +103,7 @@ def test_all_eps_are_analysed_unless_saved_eps_selects_some() -> None:
             "attack.max_images 1: at least one image of each of the 2 classes is needed, or 0 for all",
         ),
         ("analyze.eps", 3, r"analyze.eps 3 must be among the saved eps \[0.25, 0.5"),
-        ("analyze.n_resamples", 10, "analyze.n_resamples: .*greater than or equal to 100"),
+        ("analyze.claim_bounds.separable_auroc", 1.5, "analyze.claim_bounds.separable_auroc: .*less than 1"),
         ("analyze.false_positive_rate", 0, "analyze.false_positive_rate: .*greater than 0"),
         (
             "analyze.detector_evasion.eps",

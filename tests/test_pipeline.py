@@ -38,7 +38,6 @@ TOY: dict[str, Any] = {
     "attack.eps": [1, 4],
     "attack.saved_eps": [4],
     "analyze.eps": 4,
-    "analyze.n_resamples": 100,
     "analyze.detector_evasion.eps": [4],
     "analyze.detector_evasion.n_steps": 2,
     "attack.pgd": {"n_steps": 2, "relative_step_size": 0.5, "n_random_starts": 1},

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from tasks.analysis.claims import headline_attack
+from tasks.analysis.claims import analysed_attack
 from tasks.analysis.detectors import Detector, build_detectors
 from tasks.analysis.feature_extractor import BatchReader, FeatureExtractor, ImageFeatures
 from tasks.core.workspace import Workspace
@@ -68,9 +68,9 @@ class AnalysisContext:
         return self.jackknife_of(self.rows)
 
     @property
-    def headline_attack(self) -> str:
-        """The attack of the claims, which also gets heat maps, features and embeddings."""
-        return headline_attack(self.records)
+    def analysed_attack(self) -> str:
+        """The attack whose images get heat maps, features and embeddings."""
+        return analysed_attack(self.records)
 
     def jackknife_of(self, rows: np.ndarray) -> GroupJackknife:
         """Intervals of statistics of some rows of the prepared table."""

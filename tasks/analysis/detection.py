@@ -82,7 +82,8 @@ def detection_row(
 ) -> dict[str, Any]:
     """AUROC and detection rates of a detector, as one row of ``detection.csv``.
 
-    - ``n``, ``n_successful``: number of images, and of images with a successful attack;
+    - ``n``, ``n_successful``: number of images, and of images with a successful attack; ``n_groups``,
+      ``n_groups_successful``: numbers of their groups;
     - ``auroc``, ``auroc_successful``: over all images, and over the images with a successful attack (both versions of
       them); ``_low`` and ``_high`` are 95 % intervals by group; both versions of an image belong to its group;
     - ``threshold``: as given;
@@ -100,7 +101,8 @@ def detection_row(
         threshold: images with a higher score are flagged.
         jackknife: of the images.
     """
-    row: dict[str, Any] = {"n": len(clean), "n_successful": int(successful.sum()), "threshold": threshold}
+    row: dict[str, Any] = {"n": len(clean), "n_groups": jackknife.n_groups, "n_successful": int(successful.sum())}
+    row |= {"n_groups_successful": jackknife.select(successful).n_groups, "threshold": threshold}
     for name, chosen in {"auroc": np.full(len(clean), True), "auroc_successful": successful}.items():
         area = _paired_auroc(clean[chosen], adversarial[chosen], jackknife.select(chosen))
         row |= {name: area.value, f"{name}_low": area.low, f"{name}_high": area.high}

@@ -24,7 +24,7 @@ def evasion_tables(context: AnalysisContext, detector: str, eps: float) -> Itera
     """Attack the undefended classifier and one detector, and yield the tables about the detector.
 
     The attack moves the score to the median score of the clean images, because a score far below it would be as
-    conspicuous as a score far above. It starts from the images of the headline attack, which ignores the detector.
+    conspicuous as a score far above. It starts from the images of the analysed attack, which ignores the detector.
 
     Raises:
         ValueError: a logit or a score is not finite.
@@ -32,7 +32,7 @@ def evasion_tables(context: AnalysisContext, detector: str, eps: float) -> Itera
     # hooks read the outputs of layers, so every thread needs networks of its own
     extractor = deepcopy(context.extractor)
     data, attack, settings = context.data, context.attack_settings, context.settings.detector_evasion
-    perturbations = context.perturbations(UNDEFENDED, context.headline_attack, eps)
+    perturbations = context.perturbations(UNDEFENDED, context.analysed_attack, eps)
     rows = choose_stratified(data, context.rows, settings.max_images, context.seed)
     chosen = np.searchsorted(context.rows, rows)
     score = context.detectors[detector]

@@ -13,7 +13,7 @@ def example_arrays(context: AnalysisContext) -> dict[str, np.ndarray]:
 
     The captions are the predictions in the records. A heat map explains the prediction of its image.
     """
-    attack, eps, extractor = context.headline_attack, context.settings.eps, context.extractor
+    attack, eps, extractor = context.analysed_attack, context.settings.eps, context.extractor
     names = np.array(context.classes)
     success = context.records_at(UNDEFENDED, "adaptive", attack, eps)["success"].to_numpy()
     chosen = choose_examples(context.labels, success)

@@ -40,7 +40,7 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
     """Yield all tables about one set of adversarial images and about the output of the purifiers for them.
 
     Perturbations of the undefended classifier are transferred to every purifier. Those of a defence are analysed with
-    the purifier of this defence. Heat maps, features and embeddings are about the headline attack only; embeddings are
+    the purifier of this defence. Heat maps, features and embeddings are about the analysed attack only; embeddings are
     about perturbations of the undefended classifier only, as in the study.
     """
     # hooks read the outputs of layers, so every thread needs networks of its own
@@ -48,12 +48,12 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
     perturbations = context.perturbations(surrogate, attack, eps)
     purifiers = list(extractor.purifiers) if surrogate == UNDEFENDED else [surrogate]
     sources = [AS_GIVEN, *purifiers] if surrogate == UNDEFENDED else purifiers
-    is_headline = attack == context.headline_attack
+    is_analysed = attack == context.analysed_attack
     features = extractor.extract_features(
         perturbations.images,
         image_reader(context.data, context.rows),
         {purifier: context.purified[purifier] for purifier in purifiers},
-        {source: context.predictions[source] for source in sources if is_headline},
+        {source: context.predictions[source] for source in sources if is_analysed},
         context.detectors,
     )
 
@@ -66,7 +66,7 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
     for source in sources:
         target = source or UNDEFENDED
         threat_model = "adaptive" if target == surrogate else "transfer"
-        if is_headline:
+        if is_analysed:
             curve = {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
             with_embeddings = surrogate == UNDEFENDED
             yield from _network_tables(context, curve, features, source, with_embeddings)
@@ -144,7 +144,7 @@ def _network_tables(
     for space, quantity in spaces.items():
         clean, adversarial = context.clean[source, quantity], features[source, quantity]
         estimates = overlap(clean, adversarial, context.labels, context.groups, context.seed)
-        rows = estimate_rows(estimates).assign(n=len(context.rows))
+        rows = estimate_rows(estimates).assign(n=len(context.rows), n_groups=context.jackknife.n_groups)
         yield "features", with_point({"feature_space": space, **curve}, rows)
     if with_embeddings:
         # in the last space: the bottleneck, or the features of the classifier if there is no purifier

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tasks.attacks.batch import bisect_to_boundary
 from tasks.attacks.gradient.losses import misclassified
 from tasks.attacks.gradient.norm_ball import NormBall
 from tasks.attacks.objectives import Objective, loss_and_gradient
@@ -29,7 +30,8 @@ def fmn(
 
     After a step that ends in a misclassified image, the ball becomes smaller than the smallest perturbation so far;
     otherwise it grows. Before the first success, its radius is the distance at which the linear model of the objective
-    crosses zero (algorithm 1). Step sizes and changes of the radius fall along a cosine.
+    crosses zero (algorithm 1). Step sizes and changes of the radius fall along a cosine. At the end, the line from each
+    image to the result is bisected.
 
     In place of the paper's gradient step of fixed L2 length, a step goes along the steepest direction of the norm, in
     proportion to the radius. So one setting suits small and large perturbations.
@@ -75,7 +77,7 @@ def fmn(
         ball_radii = sizes[:, None, None, None]
         moved = torch.addcmul(candidate, ball.steepest(gradient), step_size * ball_radii)
         candidate = ball.project(moved, images, ball_radii)
-    return nearest, found
+    return bisect_to_boundary(model, images, labels, nearest), found
 
 
 def _annealed(progress: float, first: float, last: float) -> float:

@@ -8,6 +8,8 @@ taken to survive in every smaller one. So no image is attacked at every radius:
 - A broken image continues at the next smaller radius, a surviving one at the next larger, until a radius that breaks
   it is next to one that does not. An image leaves a radius as soon as it is broken, so nearly all the work is the
   attack at the largest radius that each image survives (once, and once more for each restart).
+- A target with a misleading gradient may survive in a ball and be broken in a smaller one. If an image survives the
+  first radius that is tried, each smaller radius is tried as well, once and without restarts.
 - Every image of a batch has its own radius and its own number of steps. When one is finished, the next image takes its
   place, so that batches stay full.
 - Gradients may be computed in bfloat16. Success and survival are decided in float32 alone.
@@ -42,7 +44,12 @@ class SweepResult:
 
 
 def run_sweep(
-    batch: AttackBatch, n_steps: int, relative_step_size: float, n_restarts: int, precision: Precision = "float32"
+    batch: AttackBatch,
+    n_steps: int,
+    relative_step_size: float,
+    n_restarts: int,
+    precision: Precision = "float32",
+    try_smaller: bool = True,
 ) -> MinimumEps:
     """Run :func:`pgd_sweep` on a batch."""
     result = pgd_sweep(
@@ -58,6 +65,7 @@ def run_sweep(
         batch.seed,
         batch.image_ids,
         precision,
+        try_smaller,
     )
     return MinimumEps(result.index, np.full(len(batch.images), "sweep", dtype=object), result.adversarial)
 
@@ -115,6 +123,7 @@ def pgd_sweep(
     seed: int,
     image_ids: np.ndarray,
     precision: Precision = "float32",
+    try_smaller: bool = False,
 ) -> SweepResult:
     """Smallest radius at which PGD on the margin breaks each image (Madry et al. 2018, arXiv 1706.06083).
 
@@ -135,12 +144,15 @@ def pgd_sweep(
         seed: of the random starts.
         image_ids: a number for each image, ``(N,)``; with the seed it determines the random starts.
         precision: of convolutions and matrix products in the gradients.
+        try_smaller: if an image survives the first radius, try each smaller radius as well, once, from the last point
+            of the attack before.
 
     Raises:
         NonFiniteLogits: a logit is NaN or infinite.
     """
     device = device_of(model)
-    bracket, adversarial, n_forward, n_gradient = EpsBracket(len(images), radii), images.copy(), 0, 0
+    bracket, adversarial = EpsBracket(len(images), radii, try_smaller), images.copy()
+    n_forward = n_gradient = 0
     rows = np.arange(min(batch_size, len(images)))
     n_taken = len(rows)
     steps, restarts = np.zeros_like(rows), np.zeros_like(rows)
@@ -161,7 +173,7 @@ def pgd_sweep(
                 n_forward += len(undecided)
         broken = _wrong(model, perturbed, target, logits)
         held = ~broken & ~fresh & (steps == n_steps)
-        again = held & (restarts < n_restarts)
+        again = held & (restarts < n_restarts) & ~bracket.is_below[rows]
         ended = fresh | broken | (held & ~again)
 
         to_keep = ~fresh & ended & (broken | bracket.is_last(rows))
@@ -206,22 +218,39 @@ class EpsBracket:
     """Bracket of the smallest breaking radius of each image.
 
     ``survives`` is the index of the largest radius that the image survived, ``breaks`` of the smallest that broke it,
-    ``trial`` of the radius to try next. Index -1 is the unchanged image.
+    ``trial`` of the radius to try next, ``first`` of the first radius. Index -1 is the unchanged image. ``is_below``
+    tells that the bracket is closed and that radii below the first one are tried.
     """
 
-    def __init__(self, n_images: int, radii: np.ndarray) -> None:
-        self.radii = radii
+    def __init__(self, n_images: int, radii: np.ndarray, try_smaller: bool = False) -> None:
+        """Begin with the unchanged images.
+
+        Args:
+            n_images: N.
+            radii: rising, ``(R,)``.
+            try_smaller: if an image survives its first radius, try each smaller radius once the bracket is closed.
+        """
+        self.radii, self.try_smaller = radii, try_smaller
         self.survives = np.full(n_images, -2)
         self.breaks = np.full(n_images, len(radii))
         self.trial = np.full(n_images, -1)
+        self.first = np.full(n_images, -1)
+        self.is_below = np.zeros(n_images, dtype=bool)
 
     def update(self, rows: np.ndarray, broken: np.ndarray) -> np.ndarray:
         """Record the outcome of the trials of some images, choose the next; return whether each image is finished."""
-        trial = self.trial[rows]
+        trial, below = self.trial[rows], self.is_below[rows]
         self.breaks[rows[broken]] = trial[broken]
-        self.survives[rows[~broken]] = trial[~broken]
-        self.trial[rows] = np.where(broken, trial - 1, trial + 1)
-        done: np.ndarray = self.breaks[rows] - self.survives[rows] == 1
+        survived = ~broken & ~below
+        self.survives[rows[survived]] = trial[survived]
+        self.first[rows] = np.where(self.first[rows] < 0, trial, self.first[rows])
+        self.trial[rows] = np.where(broken | below, trial - 1, trial + 1)
+        done: np.ndarray = np.where(below, trial == 0, self.breaks[rows] - self.survives[rows] == 1)
+        if self.try_smaller:
+            first = self.first[rows]
+            more = done & ~below & (first > 0) & (self.survives[rows] >= first)
+            self.trial[rows[more]], self.is_below[rows[more]] = first[more] - 1, True
+            done &= ~more
         return done
 
     def radii_of(self, rows: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tasks.records.tables import on_all_images
 from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT
 from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
 from tasks.statistics.rates import rate_estimate
@@ -34,12 +35,9 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
         ValueError: a target has ``transfer`` records and no ``adaptive`` ones.
     """
     _check_threat_models(records)
+    records = on_all_images(records)
     is_clean = records["attack"] == CLEAN
     of_attacked = records[is_clean & records["image"].isin(records["image"][~is_clean])]
-    n_attacked = of_attacked.groupby("target")["image"].nunique()
-    n_of_point = records.groupby(POINT)["image"].transform("size")
-    records = records[is_clean | (n_of_point == records["target"].map(n_attacked))]
-    is_clean = records["attack"] == CLEAN
     parts = [records] if len(of_attacked) == is_clean.sum() else [records, of_attacked]
     table = pd.DataFrame(
         {**dict(zip(POINT, point, strict=True)), **_metrics_of(group, classes, positive)}

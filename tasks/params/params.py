@@ -311,15 +311,27 @@ class DetectorEvasion(Section):
         return self
 
 
+class ClaimBounds(Section):
+    """Bounds by which the claims of the study are judged. The report shows the results with other bounds, too."""
+
+    study_accuracy: Fraction
+    """Accuracy that the classifier must reach."""
+    separable_auroc: Fraction
+    """AUROC from which two sets count as separable (Hosmer and Lemeshow 2013, "Applied Logistic Regression")."""
+    min_accuracy_gain: Fraction
+    """Gain in balanced accuracy from which retraining counts as helpful."""
+    min_restored_fraction: Fraction
+    """Fraction of the lost balanced accuracy that a defence must restore to count as helpful."""
+
+
 class Analyze(Section):
     """Analyses of the saved adversarial images."""
 
     eps: Positive
     """The reported eps: claims, headline, model card and promotion use it. It is one of the saved eps."""
-    n_resamples: Annotated[int, Field(ge=100)]
-    """Bootstrap resamples of 95 % intervals."""
     false_positive_rate: Fraction
     """Maximum fraction of clean validation images above the threshold of a detector."""
+    claim_bounds: ClaimBounds
     detector_evasion: DetectorEvasion
 
 

@@ -29,6 +29,7 @@ RENAMED = {
     "attack.suite.n_label_queries": "attack.hop_skip_jump.n_queries",
     "attack.suite.max_label_images": "attack.hop_skip_jump.max_images",
     "analyze.evasion": "detector_evasion",
+    "analyze.n_resamples": REMOVED,
     "active_learning.acquisition": "acquisition_functions",
     "active_learning.shrink": "downsampling_factor",
     "active_learning.start": "initial_set, with strategy and fraction in place of selection and share",

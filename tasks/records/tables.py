@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED
 from tasks.records.scores import entropy, margin
+from tasks.records.vocabulary import CLEAN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,6 +190,14 @@ def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame
         FileNotFoundError: a target was not attacked.
     """
     return _read(workspace, [workspace.records(target) for target in (UNDEFENDED, *defences)])
+
+
+def on_all_images(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Records of clean images and of the attacks that tried all attacked images; the reference by ART tries a part."""
+    is_clean = records["attack"] == CLEAN
+    n_attacked = records[~is_clean].groupby("target")["image"].nunique()
+    n_of_curve = records.groupby(["target", "threat_model", "attack", "eps"])["image"].transform("size")
+    return records[is_clean | (n_of_curve == records["target"].map(n_attacked))].reset_index(drop=True)
 
 
 def read_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from tasks.analysis.claims import headline_attack
+from tasks.analysis.claims import analysed_attack
 from tasks.evaluation.worst_case_table import value_at
 from tasks.params import UNDEFENDED, Attack
 from tasks.records.vocabulary import (
@@ -14,7 +14,6 @@ from tasks.records.vocabulary import (
     FIXED_SENSITIVITY,
     HOP_SKIP_JUMP,
     RECALIBRATED,
-    SEARCHES,
     SQUARE,
     SUITE,
     SWEEP,
@@ -94,7 +93,7 @@ class Headline:
         """Description of an operating point."""
         return {
             AS_TRAINED: "as trained",
-            RECALIBRATED: "recalibrated for the highest balanced accuracy on validation images",
+            RECALIBRATED: "recalibrated on validation images",
             FIXED_SENSITIVITY: f"sensitivity of {100 * self.sensitivity:g} % on validation images",
         }[operating_point]
 
@@ -103,9 +102,7 @@ class Headline:
         """All operating points, that of the headline first."""
         return list(dict.fromkeys([self.operating_point, *self.worst_case["operating_point"]]))
 
-    def at(
-        self, target: str, eps: float, metric: str = "balanced_accuracy", operating_point: str | None = None
-    ) -> Row:
+    def at(self, target: str, eps: float, metric: str = "balanced_accuracy", operating_point: str | None = None) -> Row:
         """Row of a metric in the worst case: value, low, high, n, n_groups.
 
         Args:
@@ -145,7 +142,7 @@ class Headline:
     @property
     def chance(self) -> float:
         """Balanced accuracy of a constant prediction: 1 / number of classes in the test images."""
-        return 1 / sum(self.at(UNDEFENDED, 0.0, metric)["n"] > 0 for metric in self.recalls)
+        return 1 / sum(bool(self.at(UNDEFENDED, 0.0, metric)["n"] > 0) for metric in self.recalls)
 
     @property
     def comparison(self) -> DefenceComparison:
@@ -177,19 +174,17 @@ class Headline:
 def headline_of(results: Results) -> Headline:
     """Return the headline result at ``analyze.eps``.
 
-    The operating point is the first of ``fixed_sensitivity``, ``recalibrated`` and ``as_trained`` that every target
-    has. The best defence is compared with the undefended classifier. Since it is the best of several, Holm's method
-    corrects for the comparisons of all of them.
+    The operating point is that of :func:`tasks.analysis.claims.at_comparison_point`. The best defence is compared with
+    the undefended classifier. Since it is the best of several, Holm's method corrects for the comparisons of all.
     """
     params, worst_case = results.params, results.worst_case
     adaptive = worst_case[worst_case["threat_model"] == "adaptive"]
-    operating_point, eps = common_operating_point(adaptive), params.analyze.eps
+    operating_point, eps = str(at_comparison_point(adaptive)["operating_point"].iloc[0]), params.analyze.eps
     ranked = results.comparison[
         (results.comparison["operating_point"] == operating_point)
         & (results.comparison["threat_model"] == "adaptive")
         & (results.comparison["eps"] == eps)
     ].sort_values("rank")
-    at_fixed_eps = results.robustness[~results.robustness["attack"].isin(SEARCHES)]
     return Headline(
         eps=eps,
         operating_point=operating_point,
@@ -198,21 +193,9 @@ def headline_of(results: Results) -> Headline:
         best=next((str(target) for target in ranked["target"] if target != UNDEFENDED), None),
         unit=unit_of(results.dataset_info),
         effort=effort_of(params.attack),
-        analysed_attack=headline_attack(at_fixed_eps),
+        analysed_attack=analysed_attack(at_fixed_eps),
         sensitivity=params.attack.fixed_sensitivity,
         is_phantom=results.data.is_phantom,
-    )
-
-
-def common_operating_point(worst_case: pd.DataFrame) -> str:
-    """Operating point at which targets are compared: the first of three that every target has.
-
-    Args:
-        worst_case: rows of ``worst_case.csv``.
-    """
-    found = worst_case.groupby("target")["operating_point"].agg(set)
-    return next(
-        point for point in (FIXED_SENSITIVITY, RECALIBRATED, AS_TRAINED) if all(point in points for points in found)
     )
 
 
@@ -262,9 +245,9 @@ def significance_of(low: float, p_value: float) -> Significance:
 def effort_of(attack: Attack) -> tuple[str, ...]:
     """Return the attacks of the parameters with their effort: ``PGD with 10 steps``."""
     named = {"fgsm": attack_name("fgsm"), "pgd": f"{attack_name('pgd')} with {attack.pgd.n_steps} steps"}
-    square, hop_skip_jump = attack.square.n_queries, attack.hop_skip_jump
+    n_restarts, square, hop_skip_jump = attack.sweep.n_restarts, attack.square.n_queries, attack.hop_skip_jump
     searches = [
-        (True, SWEEP, f"{attack.sweep.n_steps} steps and {attack.sweep.n_restarts} restarts"),
+        (True, SWEEP, f"{attack.sweep.n_steps} steps and {n_restarts} restart{'s' * (n_restarts != 1)}"),
         (attack.suite.n_steps, SUITE, f"{attack.suite.n_steps} gradients of each attack"),
         (square, SQUARE, f"{square} queries"),
         (
@@ -303,4 +286,3 @@ def headline_metrics(metrics: dict[str, Any], eps: float) -> dict[str, float]:
                 value = by_threat_model["adaptive"][each]["balanced_accuracy"]
                 flat |= {} if value is None else {f"worst_case/{target}_{point}_{each}": value}
     return flat
-

@@ -18,7 +18,7 @@ from tasks.dataset.prepared import Prepared
 from tasks.records.vocabulary import CLEAN
 from tasks.reporting.names import EMBEDDING_NAMES, attack_name, curve_name
 from tasks.reporting.panels import PALETTE, Line, Panel
-from tasks.statistics.formatting import eps_text
+from tasks.statistics.formatting import TOO_FEW_GROUPS, eps_text
 
 SCRIPT = Path(__file__).with_name("interactive.js")
 SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "triangle-left"]
@@ -82,9 +82,18 @@ def _hover(panel: Panel, line: Line) -> dict[str, Any]:
     if line.low is None or line.high is None:
         x = "" if panel.x_scale == "eps" else "%{x:.1%}: " if panel.x_scale == "share" else "%{x}: "
         return {"hovertemplate": f"{x}%{{y:{form}}}"}
-    edges = [list(pair) for pair in zip(numbers(line.low), numbers(line.high), strict=True)]
-    text = f"%{{y:{form}}} [%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]"
-    return {"customdata": edges, "hovertemplate": text}
+    texts = [
+        TOO_FEW_GROUPS
+        if math.isnan(low) or math.isnan(high)
+        else f"[{_axis_text(panel, low)}, {_axis_text(panel, high)}]"
+        for low, high in zip(line.low, line.high, strict=True)
+    ]
+    return {"customdata": texts, "hovertemplate": f"%{{y:{form}}} %{{customdata}}"}
+
+
+def _axis_text(panel: Panel, value: float) -> str:
+    """Return a value of the y axis, as the hover text shows it."""
+    return f"{100 * value:.1f}%" if panel.y_scale == "share" else f"{value:.3g}"
 
 
 def _title(text: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Panel:
 
 
 def line_over_eps(name: str, rows: pd.DataFrame, quantity: str = "value", style: int = 0, dash: Dash = "solid") -> Line:
-    """Return the line of a quantity over eps, with its interval as a band if the rows have one.
+    """Return the line of a quantity over eps, with its interval as a band if one of the rows has one.
 
     Args:
         name: display name.
@@ -94,7 +94,9 @@ def line_over_eps(name: str, rows: pd.DataFrame, quantity: str = "value", style:
     """
     rows = rows.sort_values("eps")
     prefix = "" if quantity == "value" else f"{quantity}_"
-    band = [rows[f"{prefix}{end}"].to_numpy(float) if f"{prefix}{end}" in rows else None for end in ("low", "high")]
+    ends = [f"{prefix}{end}" for end in ("low", "high")]
+    has_band = ends[0] in rows and rows[ends[0]].notna().any()
+    band = [rows[end].to_numpy(float) for end in ends] if has_band else []
     return Line(name, rows["eps"].to_numpy(float), rows[quantity].to_numpy(float), style, dash, *band)
 
 

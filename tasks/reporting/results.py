@@ -18,7 +18,8 @@ from tasks.records.vocabulary import AS_GIVEN
 from tasks.reporting.examples import AttackExamples, read_examples
 
 TEXT_COLUMNS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
-TEXT_COLUMNS += ["operating_point", "next_target", "class", "metric", "image_kind", "signal", "purifier", "feature_space", "detector"]
+TEXT_COLUMNS += ["class", "metric", "image_kind", "signal", "purifier", "feature_space", "detector"]
+TEXT_COLUMNS += ["operating_point", "next_target"]
 
 
 @dataclass(frozen=True)

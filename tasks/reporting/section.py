@@ -84,3 +84,20 @@ def span_of(rows: pd.DataFrame, form: Format) -> Span:
     ]
     lowest = defended[0] if defended else None
     return Span(undefended, lowest, defended[-1] if len(defended) > 1 else None)
+
+
+def relation_of(first: Any, second: Any, smaller: str, larger: str, similar: str) -> str | None:
+    """Return how two estimates compare by their intervals; None if one has no interval, so there is no conclusion.
+
+    Args:
+        first: row with ``low`` and ``high``.
+        second: the row that it is compared with.
+        smaller: returned if the whole interval of the first is below that of the second.
+        larger: returned if it is above.
+        similar: returned otherwise.
+    """
+    if any(math.isnan(row[bound]) for row in (first, second) for bound in ("low", "high")):
+        return None
+    if first["high"] < second["low"]:
+        return smaller
+    return larger if first["low"] > second["high"] else similar

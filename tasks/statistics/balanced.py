@@ -5,11 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.statistics.groups import GroupJackknife, group_sums
-from tasks.statistics.intervals import RATE, Bounds, Estimate
-from tasks.statistics.paired import detectable_differences, sign_flip_p_value
-
-DIFFERENCE: Bounds = (-1.0, 1.0)
-"""Range of a difference of two accuracies."""
+from tasks.statistics.intervals import RATE, UNBOUNDED, Bounds, Estimate
+from tasks.statistics.paired import detectable_differences, difference_interval, sign_flip_p_value
 
 
 @dataclass(frozen=True)
@@ -54,19 +51,39 @@ def compare_balanced(
         groups: group of each image, int ``(N,)``.
     """
     differences, jackknife = first.astype(np.float64) - second, GroupJackknife(groups)
-    values = _balanced_means(differences[None], labels, jackknife.counts)[:, 0]
-    low, high = jackknife.interval(values, DIFFERENCE, _sides(labels))
+    # rates of gains (only the first classifier is correct) and of losses (only the second is)
+    parts = np.stack([np.maximum(differences, 0), np.maximum(-differences, 0)])
+    rates = _balanced_means(parts, labels, jackknife.counts)
+    bounds = jackknife.interval(rates, RATE, _sides(labels))
+    of_parts, low_of_parts, high_of_parts = (values[:, None] for values in (rates[0], *bounds))
+    low, high = difference_interval(of_parts, low_of_parts, high_of_parts, (rates[1:] - rates[0]).T[:, None])
     # weights with a mean of 1, under which every class counts the same
     sizes = np.bincount(labels)
     weights = len(labels) / (np.count_nonzero(sizes) * sizes[labels])
     weighted, n_images = group_sums(np.stack([weights * differences, np.ones(len(labels))]), groups)
     return BalancedComparison(
-        difference=Estimate(float(values[0]), float(low), float(high)),
+        difference=Estimate(float(rates[0, 0] - rates[0, 1]), float(low[0]), float(high[0])),
         p_value=sign_flip_p_value(weighted),
         n_only_first=int((differences > 0).sum()),
         n_only_second=int((differences < 0).sum()),
         detectable_difference=float(detectable_differences(weighted[None], n_images[None])[0]),
     )
+
+
+def balanced_ratio(numerator: np.ndarray, denominator: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Estimate:
+    """Return the ratio of two sums in which every class counts the same, with its 95 % interval by group.
+
+    Args:
+        numerator: term of each image in the first sum, ``(N,)``.
+        denominator: term of each image in the second sum, ``(N,)``. The ratio is NaN if the sum is 0.
+        labels: true classes, int ``(N,)``.
+        groups: group of each image, int ``(N,)``.
+    """
+    jackknife = GroupJackknife(groups)
+    means = _balanced_means(np.stack([numerator, denominator]), labels, jackknife.counts)
+    ratios = np.divide(means[:, 0], means[:, 1], out=np.full(len(means), np.nan), where=means[:, 1] > 0)
+    low, high = jackknife.interval(ratios, UNBOUNDED, _sides(labels))
+    return Estimate(float(ratios[0]), float(low), float(high))
 
 
 def _balanced_means(values: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:

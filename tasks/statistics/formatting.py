@@ -25,7 +25,7 @@ def with_interval(row: Row, quantity: str = "accuracy") -> str:
 
 
 def interval(row: Row, quantity: str = "accuracy") -> str:
-    """Format the 95 % confidence interval of a rate, in per cent: ``[90.6, 95.1]``; ``[too few groups]`` if it is NaN."""
+    """Format the 95 % confidence interval of a rate, in per cent: ``[90.6, 95.1]``; for NaN ``[too few groups]``."""
     low, high = row[f"{quantity}_low"], row[f"{quantity}_high"]
     return TOO_FEW_GROUPS if math.isnan(low) or math.isnan(high) else f"[{100 * low:.1f}, {100 * high:.1f}]"
 

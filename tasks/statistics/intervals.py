@@ -7,9 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaincinv, expit, logit, stdtrit
 
-from tasks.statistics.resampled import Statistic
-from tasks.statistics.resampled import resampled_mean as resampled_mean
-
 Bounds = tuple[float, float]
 """Range of the values that a statistic can have; infinite if there is none."""
 
@@ -90,8 +87,8 @@ def jackknife_interval(value: np.ndarray, deviations: np.ndarray, bounds: Bounds
 
     - The variance is the sum of the squared changes, called CR3 for a mean (Bell and McCaffrey 2002, Survey Methodology
       28, 169-181).
-    - Quantiles are of Student's t. Its degrees of freedom are estimated from the changes, so that a few large groups
-      widen the interval (Lipsitz, Ibrahim and Parzen 1999, JRSS D 48, 495-506).
+    - Quantiles are of Student's t, with Satterthwaite's degrees of freedom estimated from the changes (Lipsitz, Ibrahim
+      and Parzen 1999, JRSS D 48, 495-506). So a few groups that decide the result widen the interval.
     - A statistic with two finite bounds gets an interval on the logit scale, one that is positive on the log scale.
       So an interval stays within the bounds, and it is asymmetric near them.
     - On the logit scale the centre moves towards the middle of the range, as if one effective success and one effective
@@ -129,6 +126,9 @@ def jackknife_interval(value: np.ndarray, deviations: np.ndarray, bounds: Bounds
 def jackknife_variance(deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the variance of a statistic and its degrees of freedom, float64 ``(...)``; see :func:`jackknife_interval`.
 
+    For normal changes u with variances a, Satterthwaite's degrees of freedom are (sum a)^2 / sum a^2, and u^4 has the
+    mean 3 a^2. So they are estimated by 3 (sum u^2)^2 / sum u^4 - 2, where the 2 removes the bias for equal variances.
+
     Args:
         deviations: value without each group minus value of all, ``(G, ...)``.
     """
@@ -145,65 +145,6 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def bootstrap_counts(groups: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
-    """Return how often each bootstrap resample contains each image (Efron 1979), float32 ``(R, N)``.
-
-    This is a cluster bootstrap: a resample draws as many whole groups as there are, with replacement. Slices of one
-    patient are similar, so they are not independent (Davison and Hinkley 1997, "Bootstrap Methods and their
-    Application", section 3.8). If each image is a group of its own, this is the ordinary bootstrap. With about 30
-    groups or fewer, the intervals are somewhat too narrow.
-
-    Use the same counts for two statistics of the same images to get a paired interval of their difference.
-
-    Args:
-        groups: number of the group of each image, int ``(N,)``; images of one patient have the same number.
-        n_resamples: number of resamples, R.
-        seed: seed of the resamples; the same arguments give the same counts.
-
-    Raises:
-        ValueError: there are no images or no resamples.
-    """
-    if not len(groups) or n_resamples < 1:
-        raise ValueError(
-            f"{len(groups)} images and {n_resamples} resamples: a bootstrap needs at least 1 image and 1 resample"
-        )
-    unique_groups, group = np.unique(groups, return_inverse=True)
-    n = len(unique_groups)
-    drawn = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
-    flat = (drawn + n * np.arange(n_resamples)[:, None]).ravel()
-    group_counts = np.bincount(flat, minlength=n_resamples * n).reshape(n_resamples, n)
-    counts: np.ndarray = group_counts[:, group].astype(np.float32)
-    return counts
-
-
-def percentile_interval(resampled: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile interval of a bootstrap (Efron and Tibshirani 1993, chapter 13).
-
-    Args:
-        resampled: value of each resample along the first axis, ``(R, ...)``; NaN if undefined.
-        confidence: confidence level of the two-sided interval, in (0, 1).
-
-    Returns:
-        Lower and upper bounds, float64 ``(...)``, without the undefined values; NaN if more than half are undefined.
-    """
-    undefined = np.isnan(resampled).mean(axis=0) > 0.5
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [tail, 1 - tail], axis=0)
-    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
-
-
-def bootstrap(statistic: Statistic, counts: np.ndarray) -> Estimate:
-    """Return the statistic of all images, each counted once, with its percentile interval.
-
-    Args:
-        statistic: statistic of resamples, for example :func:`resampled_mean` with bound values.
-        counts: counts ``(R, N)`` from :func:`bootstrap_counts`, or some columns of them.
-    """
-    each_once = np.ones((1, counts.shape[1]), dtype=counts.dtype)
-    low, high = percentile_interval(statistic(counts))
-    return Estimate(float(statistic(each_once)[0]), float(low), float(high))
 
 
 def estimate_over_seeds(values: np.ndarray) -> dict[str, float]:

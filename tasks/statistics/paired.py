@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from scipy.special import bdtr
 
 from tasks.statistics.groups import effective_groups, group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import Estimate, jackknife_variance
@@ -81,32 +80,49 @@ def paired_intervals(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray) -
     """Return the 95 % interval of differences of two accuracies, from sums by group: bounds, float64 ``(K,)`` each.
 
     The difference is the rate of gains (only the first classifier is correct) minus the rate of losses (only the
-    second is). The interval follows from those of the two rates and from their correlation over the groups (MOVER: Zou
-    and Donner 2008, Statistics in Medicine 27, 1693-1702). So it is asymmetric if there are hardly any losses, and it
-    has a width if there are neither.
+    second is), with the interval of :func:`difference_interval`. So it is asymmetric if there are hardly any losses,
+    and it has a width if there are neither.
 
     Args:
         gains: images that only the first classifier classifies correctly, of each group, ``(K, G)``.
         losses: images that only the second classifier classifies correctly, ``(K, G)``.
         sizes: images of each group, ``(K, G)``.
     """
-    total = sizes.sum(axis=1)
-    gain, loss = gains.sum(axis=1) / total, losses.sum(axis=1) / total
+    parts = np.stack([gains, losses])
     # without the rule for few groups with a success: applied to gains and to losses, it would be too cautious
-    (gain_low, gain_high), (loss_low, loss_high) = (rate_intervals(part, sizes, 0) for part in (gains, losses))
-    of_gains, of_losses = rate_deviations(gains, sizes), rate_deviations(losses, sizes)
-    norms = np.sqrt(np.square(of_gains).sum(axis=1) * np.square(of_losses).sum(axis=1))
-    correlation = np.divide((of_gains * of_losses).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0)
+    bounds = np.stack([rate_intervals(part, sizes, 0) for part in parts])
+    deviations = np.stack([rate_deviations(part, sizes) for part in parts])
+    return difference_interval(parts.sum(axis=2) / sizes.sum(axis=1), bounds[:, 0], bounds[:, 1], deviations)
 
-    def distance(from_gain: np.ndarray, from_loss: np.ndarray) -> np.ndarray:
-        squared = from_gain**2 + from_loss**2 - 2 * correlation * from_gain * from_loss
+
+def difference_interval(
+    rates: np.ndarray, low: np.ndarray, high: np.ndarray, deviations: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % interval of the difference of two rates from their intervals (MOVER), float64 ``(K,)`` each.
+
+    Zou and Donner 2008, Statistics in Medicine 27, 1693-1702. The correlation of the rates is that of their changes
+    when one group is left out.
+
+    Args:
+        rates: both rates, ``(2, K)``; the difference is first minus second.
+        low: lower bounds, ``(2, K)``.
+        high: upper bounds, ``(2, K)``.
+        deviations: rate without each group minus rate of all, ``(2, K, G)``.
+    """
+    norms = np.sqrt(np.square(deviations).sum(axis=2).prod(axis=0))
+    products = deviations.prod(axis=0).sum(axis=1)
+    correlation = np.divide(products, norms, out=np.zeros(len(norms)), where=norms > 0)
+
+    def distance(of_first: np.ndarray, of_second: np.ndarray) -> np.ndarray:
+        squared = of_first**2 + of_second**2 - 2 * correlation * of_first * of_second
         # a negative square is a rounding error
         root: np.ndarray = np.sqrt(np.maximum(squared, 0))
         return root
 
-    low = gain - loss - distance(gain - gain_low, loss_high - loss)
-    high = gain - loss + distance(gain_high - gain, loss - loss_low)
-    return np.maximum(low, -1), np.minimum(high, 1)
+    difference = rates[0] - rates[1]
+    lower = difference - distance(rates[0] - low[0], high[1] - rates[1])
+    upper = difference + distance(high[0] - rates[0], rates[1] - low[1])
+    return np.maximum(lower, -1), np.minimum(upper, 1)
 
 
 def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
@@ -141,9 +157,9 @@ def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
         return min(1.0, float(probability[is_extreme].sum()))
     rng, n_reached = np.random.default_rng(seed), 0
     for _ in range(N_DRAWS // 1000):
-        signs = rng.choice([-1.0, 1.0], size=(1000, len(sizes)))
+        is_positive = rng.integers(2, size=(1000, len(sizes)), dtype=np.int8).astype(np.float64)
         # the tolerance is for rounding: the observed signs must reach the observed sum
-        n_reached += int((np.abs(signs @ sizes) >= observed - 1e-9 * sizes.sum()).sum())
+        n_reached += int((np.abs(2 * is_positive @ sizes - sizes.sum()) >= observed - 1e-9 * sizes.sum()).sum())
     return (1 + n_reached) / (1 + N_DRAWS)
 
 
@@ -169,17 +185,3 @@ def detectable_differences(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     c = 1 - NormalDist().inv_cdf(0.975) ** 2 / effective
     smallest = (of_power + np.sqrt(of_power**2 - c * (of_power**2 - critical**2))) / c
     return np.where(is_undefined, np.nan, np.minimum(smallest, 1))
-
-
-def mcnemar(n_only_first: int, n_only_second: int) -> float:
-    """Return the exact two-sided p-value of McNemar's test (1947, Psychometrika 12, 153-157).
-
-    Under the null hypothesis both classifiers have the same accuracy, and an image that only one of them classifies
-    correctly is equally likely to be either's. The p-value is 1 if there is no such image.
-
-    Args:
-        n_only_first: images that only the first classifier classifies correctly.
-        n_only_second: images that only the second classifier classifies correctly.
-    """
-    n = n_only_first + n_only_second
-    return min(1.0, 2 * float(bdtr(min(n_only_first, n_only_second), n, 0.5)))

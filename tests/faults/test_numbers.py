@@ -39,7 +39,6 @@ FEW = SMALL | {
     "selected_defences": ["autoencoder"],
     "attack.eps": [4],
     "attack.square.n_queries": 0,
-    "analyze.n_resamples": 100,
 }
 TRAINING = SMALL | {"train_classifier.epochs": 4}
 PLANTED_ROW = 67

@@ -31,7 +31,6 @@ FEW = SMALL | {
     "defences.retrained_autoencoder.training.epochs": 1,
     "defences.noise.n_eot_samples": 2,
     "attack.eps": [4],
-    "analyze.n_resamples": 100,
 }
 Step = Callable[..., None]
 

@@ -126,7 +126,7 @@ def test_a_run_completes_with_its_artifacts_and_dvc_finds_every_step_up_to_date(
 
 
 def test_the_second_of_two_runs_waits_and_repeats_no_step(api: httpx.Client, workspace: Path) -> None:
-    write_params(workspace, {"analyze.n_resamples": 101})
+    write_params(workspace, {"analyze.claim_bounds.separable_auroc": 0.71})
     first, second = begin(api, "pipeline/pipeline"), begin(api, "pipeline/pipeline")
     names = set()
     while not all(
@@ -165,7 +165,7 @@ def test_a_failed_run_publishes_the_step_the_inputs_and_the_command(api: httpx.C
     changed = json.loads(run(workspace, "dvc", "status", "--json"))
     assert "validate" in changed
 
-    write_params(workspace, {"analyze.n_resamples": 101})
+    write_params(workspace, {"analyze.claim_bounds.separable_auroc": 0.71})
     assert ended(api, begin(api, "pipeline/pipeline"))["state"]["name"] == "Completed"
     assert "up to date" in run(workspace, "dvc", "status")
 

@@ -35,12 +35,12 @@ def percentile_bootstrap(successes: np.ndarray, sizes: np.ndarray) -> Interval:
 def bootstrap_t(successes: np.ndarray, sizes: np.ndarray) -> Interval:
     """Studentized bootstrap by group on the logit scale (Efron and Tibshirani 1993, chapter 12)."""
     total = sizes.sum(axis=1)
-    limit = lambda rates, totals: np.clip(rates, 0.5 / totals, 1 - 0.5 / totals)  # noqa: E731
     rates, variances, totals = _resampled(successes, sizes)
-    observed = limit(successes.sum(axis=1) / total, total)
+    # rates of 0 and 1 have no logit
+    observed = np.clip(successes.sum(axis=1) / total, 0.5 / total, 1 - 0.5 / total)
     residuals = successes - observed[:, None] * sizes
     error = np.sqrt(np.square(residuals).sum(axis=1)) / total / (observed * (1 - observed))
-    rates = limit(rates, totals)
+    rates = np.clip(rates, 0.5 / totals, 1 - 0.5 / totals)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (logit(rates) - logit(observed)[:, None]) / np.sqrt(variances) * (rates * (1 - rates))
     t[~np.isfinite(t)] = np.nan
@@ -131,7 +131,8 @@ def _anova_icc(successes: np.ndarray, m: np.ndarray) -> np.ndarray:
     within = (successes * (1 - means)).sum(axis=1) / np.maximum(total - n_groups, 1)
     size = (total - (m**2).sum(axis=1) / total) / (n_groups - 1)
     spread = between + (size - 1) * within
-    return np.clip(np.divide(between - within, spread, out=np.zeros(len(m)), where=spread > 0), 0, 1)
+    icc: np.ndarray = np.clip(np.divide(between - within, spread, out=np.zeros(len(m)), where=spread > 0), 0, 1)
+    return icc
 
 
 def _with_extremes(low: np.ndarray, high: np.ndarray, successes: np.ndarray, sizes: np.ndarray) -> Interval:

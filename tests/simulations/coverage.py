@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.statistics.auroc import auroc_estimate
+from tasks.statistics.balanced import balanced_accuracies, compare_balanced
 from tasks.statistics.groups import GroupJackknife
 from tasks.statistics.paired import detectable_differences, paired_intervals, sign_flip_p_value
 from tasks.statistics.rates import rate_intervals
@@ -50,6 +51,15 @@ POWER_ACCURACY = 0.7
 """Mean accuracy of the two classifiers in the table of power."""
 COMPARED_RATES = (0.02, 0.05, 0.2, 0.5)
 MAX_REPETITIONS_OF_METHODS = 2000
+RECALLS = (
+    ((0.9, 0.9), (0.9, 0.9)),
+    ((0.95, 0.7), (0.7, 0.95)),
+    ((0.9, 0.9), (0.8, 0.8)),
+    ((0.98, 0.98), (0.93, 0.93)),
+    ((0.95, 0.4), (0.9, 0.8)),
+)
+"""Recalls of the two classes, of the first and of the second classifier."""
+MAX_REPETITIONS_OF_BALANCED = 500
 
 COVERAGE_GOAL = (93.0, 97.0)
 """Per cent; for rates below 0.2 or above 0.8 there is no upper limit."""
@@ -129,7 +139,7 @@ def auroc_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: f
         positive = groups < n_groups
         estimate = auroc_estimate(draw_scores(rng, groups, positive, auroc, icc), positive, GroupJackknife(groups))
         bounds[repetition] = estimate.low, estimate.high
-    return coverage_of(*bounds.T, auroc)
+    return coverage_of(bounds[:, 0], bounds[:, 1], auroc)
 
 
 def pair_cell(
@@ -144,6 +154,45 @@ def asymmetric_cell(rng: np.random.Generator, repetitions: int, n_groups: int, i
     """The same as :func:`pair_cell` for equal accuracies and an asymmetric difference."""
     sizes = draw_sizes(rng, (repetitions, n_groups))
     return _pair_row(*draw_asymmetric_pairs(rng, sizes), sizes, 0.0)
+
+
+def balanced_cell(
+    rng: np.random.Generator,
+    repetitions: int,
+    n_groups: int,
+    icc: float,
+    first: tuple[float, float],
+    second: tuple[float, float],
+) -> Row:
+    """Coverage of a balanced accuracy and of a difference of two, and rejections; ``n_groups`` are those of a class."""
+    repetitions = min(repetitions, MAX_REPETITIONS_OF_BALANCED)
+    accuracies, differences, rejected = np.empty((repetitions, 2)), np.empty((repetitions, 2)), 0
+    label_of_group = np.repeat([0, 1], n_groups)
+    for repetition in range(repetitions):
+        sizes = draw_sizes(rng, (2 * n_groups,))
+        groups = np.repeat(np.arange(2 * n_groups), sizes)
+        labels, place = label_of_group[groups], np.arange(len(groups)) - (sizes.cumsum() - sizes)[groups]
+        n_correct = draw_successes(rng, sizes, np.array(first)[label_of_group], icc)
+        (estimate,) = balanced_accuracies((place < n_correct[groups])[None], labels, groups)
+        accuracies[repetition] = estimate.low, estimate.high
+        parts = [
+            draw_pairs(rng, sizes[label_of_group == label], *recalls, icc)
+            for label, recalls in enumerate(zip(first, second, strict=True))
+        ]
+        gains, losses = (np.concatenate(part)[groups] for part in zip(*parts, strict=True))
+        is_gain, is_loss = place < gains, (place >= gains) & (place < gains + losses)
+        found = compare_balanced(~is_loss, ~is_gain, labels, groups)
+        differences[repetition] = found.difference.low, found.difference.high
+        rejected += found.p_value < 0.05
+    row = coverage_of(differences[:, 0], differences[:, 1], float(np.mean(first) - np.mean(second)))
+    of_accuracy = coverage_of(accuracies[:, 0], accuracies[:, 1], float(np.mean(first)))
+    return {
+        "coverage_of_accuracy": of_accuracy["coverage"],
+        "coverage_of_difference": row["coverage"],
+        "too_few_groups": row["too_few_groups"],
+        "rejected": round(100 * rejected / repetitions, 2),
+        "interval_above": row["interval_above"],
+    }
 
 
 def power_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float) -> Row:
@@ -206,6 +255,15 @@ def pair_cells() -> Iterator[Cell]:
                 yield _cell(pair_cell, n_groups=n_groups, icc=icc, first=first, second=second)
 
 
+def balanced_cells() -> Iterator[Cell]:
+    """All numbers of groups of a class and pairs of recalls."""
+    for n_groups in N_GROUPS_OF_CLASS:
+        for first, second in RECALLS:
+            condition, function = _cell(balanced_cell, n_groups=n_groups, icc=0.3, first=first, second=second)
+            recalls = {name: f"{value[0]:g}, {value[1]:g}" for name, value in (("first", first), ("second", second))}
+            yield {**condition, **recalls}, function
+
+
 def asymmetric_cells() -> Iterator[Cell]:
     """All numbers of groups."""
     for n_groups in N_GROUPS:
@@ -252,7 +310,7 @@ def simulate(cells: Iterator[Cell], repetitions: int, report: Callable[[], None]
 
 
 def misses_goal(row: Any) -> bool:
-    """Whether the coverage of a row is outside the goal; near 0 and 1 it may be larger."""
+    """Return whether the coverage of a row is outside the goal; near 0 and 1 it may be larger."""
     truth = row.get("rate", row.get("auroc", 0.5))
     low, high = COVERAGE_GOAL
     return bool(row["coverage"] < low or (row["coverage"] > high and 0.2 <= truth <= 0.8))
@@ -289,11 +347,7 @@ def pairs_text(results: pd.DataFrame) -> str:
         rows = [[*map(_text, names), *row] for names, row in zip(table.index, table.to_numpy(), strict=True)]
         tables.append(markdown(["groups", "icc", *map(str, table.columns)], rows))
     n_below = int((results["coverage"] < COVERAGE_GOAL[0]).sum())
-    lowest, largest, passed = (
-        results["coverage"].min(),
-        results["rejected"][is_null].max(),
-        results["interval_above"].max(),
-    )
+    lowest, largest = results["coverage"].min(), results["rejected"][is_null].max()
     sentences = [
         f"Coverage is below 93 % in {n_below} of {len(results)} cells (lowest {lowest:.1f} %).",
         f"The largest type-I error of the sign-flip test is {largest:.1f} %.",
@@ -341,7 +395,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 TABLES = {
@@ -350,6 +404,7 @@ TABLES = {
     "other": Table(other_cells, lambda results: pivot_text(results, ["condition", "n_groups", "icc"], "rate")),
     "auroc": Table(auroc_cells, lambda results: pivot_text(results, ["n_groups", "icc"], "auroc")),
     "pairs": Table(pair_cells, pairs_text),
+    "balanced": Table(balanced_cells, frame_text),
     "asymmetric": Table(asymmetric_cells, frame_text),
     "power": Table(power_cells, frame_text),
 }

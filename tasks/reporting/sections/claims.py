@@ -2,36 +2,62 @@
 
 from typing import Any
 
-from tasks.reporting.formats import estimate, fixed
+from tasks.reporting.formats import estimate, fixed, number, p_text
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
+from tasks.statistics.formatting import sample_text
 
-HOLDS, FAILS, NOT_SIGNIFICANT, NOT_TESTED = "holds", "does not hold", "not significant", "not tested"
-BADGES = {HOLDS: "HOLDS", FAILS: "FAILS", NOT_SIGNIFICANT: "OPEN", NOT_TESTED: "OPEN"}
+BADGES = {
+    "holds": "HOLDS",
+    "does not hold": "FAILS",
+    "not broken by these attacks": "OPEN",
+    "not significant": "OPEN",
+    "too few groups": "OPEN",
+    "not tested": "OPEN",
+}
 """Result -> CSS class of its badge."""
 
 
-def claims_section(results: Results, _headline: Headline) -> Section:
+def claims_section(results: Results, headline: Headline) -> Section:
     """Return one row for each claim, and the number of claims by result."""
     claims = [
         {
             **claim,
             "estimate": estimate(claim, fixed(3)),
             "badge": BADGES[claim["result"]],
+            "sample": claim["n"] and sample_text(claim["n"], claim["n_groups"], headline.unit),
+            "rule": None if claim["bound"] is None else rule_text(claim["bound"], claim["above"]),
+            "p_text": None if claim["p_value_holm"] is None else p_text(claim["p_value_holm"]),
+            "detectable": number(claim["detectable_difference"], fixed(3)),
             "other_eps": results_at_other_eps(claim),
+            "other_bounds": _by_result(claim["result_by_bound"]),
         }
         for claim in results.claims
     ]
     results_of_claims = [claim["result"] for claim in claims]
-    counts = {result: results_of_claims.count(result) for result in BADGES if result in results_of_claims}
-    values = {"claims": claims, "counts": counts, "is_phantom": results.data.is_phantom}
+    values = {
+        "claims": claims,
+        "counts": {result: results_of_claims.count(result) for result in BADGES if result in results_of_claims},
+        "n_family": sum(claim["p_value_holm"] is not None for claim in claims),
+        "is_phantom": results.data.is_phantom,
+    }
     return Section("claims", "Claims of the study", values)
+
+
+def rule_text(bound: float, above: bool) -> str:
+    """Side of the bound on which a claim holds: ``holds below 0.7``."""
+    return f"holds from {bound:.4g} up" if above else f"holds below {bound:.4g}"
 
 
 def results_at_other_eps(claim: dict[str, Any]) -> str:
     """Results at the other eps: ``0.25, 0.5: holds; 4: does not hold``; empty if the claim does not depend on eps."""
-    eps_by_result: dict[str, list[str]] = {}
-    for eps, result in claim["result_by_eps"].items():
-        eps_by_result.setdefault(result, []).append(eps)
-    return "; ".join(f"{', '.join(eps)}: {result}" for result, eps in eps_by_result.items())
+    return _by_result(claim["result_by_eps"])
+
+
+def _by_result(results: dict[str, str]) -> str:
+    """Group values of eps or of the bound by their result."""
+    grouped: dict[str, list[str]] = {}
+    for value, result in results.items():
+        grouped.setdefault(result, []).append(value)
+    return "; ".join(f"{', '.join(values)}: {result}" for result, values in grouped.items())

@@ -51,7 +51,10 @@ def comparison_section(results: Results, headline: Headline) -> Section:
         "certified": _certified_table(certified) if len(certified) else None,
         "everywhere": _every_point(comparison),
     }
-    drawings = [_worst_case_drawing(certified, drawn, headline), _minimum_perturbation_drawing(results, drawn, headline)]
+    drawings = [
+        _worst_case_drawing(certified, drawn, headline),
+        _minimum_perturbation_drawing(results, drawn, headline),
+    ]
     return Section("comparison", "Comparison of the targets", values, drawings)
 
 
@@ -113,7 +116,7 @@ def _next_target(row: "pd.Series[float]", p_value: str) -> list[str]:
     p_of_test = math.nan if pd.isna(row["difference_low"]) else row[p_value]
     return [
         estimate(row, signed_points, "difference"),
-        f"{row['n_only_this_correct']} : {row['n_only_next_correct']}",
+        f"{row['n_only_this_correct']:.0f} : {row['n_only_next_correct']:.0f}",
         "–" if math.isnan(p_of_test) else p_text(p_of_test).removeprefix("p ").removeprefix("= "),
     ]
 
@@ -161,9 +164,7 @@ def _cost_table(ranked: pd.DataFrame, checks: list[dict[str, Any]]) -> Table:
 
 def _worst_case_drawing(certified: pd.DataFrame, drawn: list[str], headline: Headline) -> Drawing:
     table = headline.worst_case
-    table = table[
-        (table["operating_point"] == headline.operating_point) & (table["metric"] == "balanced_accuracy")
-    ]
+    table = table[(table["operating_point"] == headline.operating_point) & (table["metric"] == "balanced_accuracy")]
     lines = []
     for target in drawn:
         style = headline.styles[target]

@@ -13,7 +13,7 @@ from tasks.reporting.formats import estimate, fixed
 from tasks.reporting.headline import Headline
 from tasks.reporting.panels import ATTACKED_STYLE, CLEAN_STYLE, Line, Panel, lines_by_purifier, over_eps
 from tasks.reporting.results import Results
-from tasks.reporting.section import Point, Section, point_of
+from tasks.reporting.section import Point, Section, point_of, relation_of
 from tasks.reporting.tables import IMAGE_KEYS, at_point, metrics_table
 
 ALL = "all"
@@ -65,11 +65,10 @@ def _shift(table: pd.DataFrame, point: Point) -> dict[str, Any]:
     if purified.empty:
         return shift
     least = purified.iloc[0]
-    relation = "larger than" if adversarial["low"] > least["high"] else "similar to"
     return shift | {
         "purifier": display_name(least["purifier"]),
         "n_purifiers": len(purified),
-        "relation": "smaller than" if adversarial["high"] < least["low"] else relation,
+        "relation": relation_of(adversarial, least, "smaller than", "larger than", "similar to"),
         "purifier_shift": estimate(least, fixed(2)),
     }
 

@@ -12,7 +12,7 @@ from tasks.reporting.headline import Headline
 from tasks.reporting.names import attack_name
 from tasks.reporting.panels import Panel, lines_by_purifier, over_eps
 from tasks.reporting.results import Results
-from tasks.reporting.section import Point, Section, point_of
+from tasks.reporting.section import Point, Section, point_of, relation_of
 from tasks.reporting.tables import IMAGE_KEYS, at_point, metrics_table
 from tasks.statistics.formatting import percent
 
@@ -57,12 +57,11 @@ def _effect(table: pd.DataFrame, point: Point) -> dict[str, Any]:
     if purified.empty:
         return {"purifier": None}
     best = purified.iloc[0]
-    relation = "farther from" if best["low"] > adversarial["high"] else "as far from"
     removed = at[(at["metric"] == "removed_energy_fraction") & (at["purifier"] == best["purifier"])].iloc[0]
     return {
         "purifier": display_name(best["purifier"]),
         "n_purifiers": len(purified),
-        "relation": "closer to" if best["high"] < adversarial["low"] else relation,
+        "relation": relation_of(best, adversarial, "closer to", "farther from", "as far from"),
         "purified_mse": estimate(best, millionths),
         "adversarial_mse": estimate(adversarial, millionths),
         "removed": estimate(removed, percent),
