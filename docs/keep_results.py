@@ -29,6 +29,7 @@ FILES = {
     "metrics": "metrics.json",
     "robustness": "robustness.csv",
     "confusion": "confusion.csv",
+    "worst_case": "worst_case.csv",
     "comparison": "comparison.csv",
     "minimum_perturbation": "minimum_perturbation.csv",
     "certified_accuracy": "certified_accuracy.csv",
@@ -45,6 +46,7 @@ FILES = {
     "cycles": "active_learning_cycles.csv",
     "learning_curves": "active_learning_curves.csv",
     "label_efficiency": "active_learning_efficiency.csv",
+    "headline": "headline.md",
 }
 """Attribute of :class:`Workspace` -> name of the file in the archive."""
 

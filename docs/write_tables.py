@@ -17,6 +17,7 @@ RUN is a folder of ``docs/evidence/results/``. The kinds of tables are:
 """
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -24,17 +25,15 @@ from pathlib import Path
 
 from docs import RESULTS
 from tasks.evaluation.robustness import clean_rows
-from tasks.params import UNDEFENDED, load_params
-from tasks.records.vocabulary import display_name
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import AS_TRAINED, display_name
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
-from tasks.reporting.formats import estimate, fixed
-from tasks.reporting.headline import headline_of
+from tasks.reporting.formats import estimate, fixed, p_text
 from tasks.reporting.names import attack_name
 from tasks.reporting.results import read_json, read_table
 from tasks.reporting.sections.active_learning import ACCURACIES, LABELS, efficiency_table, gains_of
 from tasks.reporting.sections.claims import results_at_other_eps
-from tasks.reporting.sections.comparison import next_target_text
-from tasks.reporting.templating import gain_sentence, headline_sentences
+from tasks.reporting.templating import gain_sentence
 from tasks.statistics.formatting import Row, eps_text, percent, with_interval
 
 DOCUMENTS = ("README.md", "docs/evidence/results.md")
@@ -81,12 +80,8 @@ def robust_table(results: Path, run: str, *attacks: str) -> str:
 
 
 def headline_text(results: Path, run: str) -> str:
-    """The headline result at ``analyze.eps`` of the run, in the sentences of the report."""
-    folder = _folder(results, run)
-    is_phantom = read_json(folder / "dataset.json")["is_phantom"]
-    headline = headline_of(read_table(folder / "robustness.csv"), load_params(folder / "params.yaml").analyze.eps)
-    prefix = "The images are phantoms, drawn by the computer. " if is_phantom else ""
-    return f"{prefix}{headline_sentences(headline)}\n"
+    """The headline result, as the report of the run states it."""
+    return (_folder(results, run) / "headline.md").read_text(encoding="utf-8")
 
 
 def claims_table(results: Path, run: str) -> str:
@@ -109,12 +104,15 @@ def comparison_table(results: Path, run: str, *eps: str) -> str:
     """All targets in the worst case of all attacks, ranked by accuracy under adaptive attacks at the first ε.
 
     The columns are clean images and adaptive attacks at each ε; then, at the first ε, black-box and transfer attacks,
-    and McNemar's test against the next target in rank.
+    and the paired test against the next target in rank. All targets are as trained.
 
     Raises:
         ValueError: there is no ε, or the run does not have it.
     """
     table = read_table(_folder(results, run) / "comparison.csv")
+    # results of earlier versions have no operating points
+    if "operating_point" in table:
+        table = table[table["operating_point"] == AS_TRAINED]
     known = {eps_text(value): value for value in sorted(set(table["eps"]))}
     if not eps or set(eps) - set(known):
         raise ValueError(f"table 'comparison {run}': ε is {' '.join(eps)!r}. Write one or more of {', '.join(known)}")
@@ -132,10 +130,17 @@ def comparison_table(results: Path, run: str, *eps: str) -> str:
         adaptive = [cell("adaptive", value, target) for value in shown]
         others = [cell(threat_model, shown[0], target) for threat_model in ("black_box", "transfer")]
         clean = with_interval(row, "clean_accuracy")
-        table_rows.append([display_name(target), clean, *adaptive, *others, next_target_text(row)])
+        table_rows.append([display_name(target), clean, *adaptive, *others, _next_target(row)])
     first = f"ε = {eps_text(shown[0])}"
     head = ["target", "clean", *(f"adaptive, ε = {eps_text(value)}" for value in shown)]
     return _markdown([*head, f"black box, {first}", f"transfer, {first}", f"next target, {first}"], table_rows)
+
+
+def _next_target(row: Row) -> str:
+    """Comparison with the next target in rank: images correct only here, only there, and the p-value."""
+    if math.isnan(row["p_value"]):
+        return "–"
+    return f"{row['n_only_this_correct']:.0f} : {row['n_only_next_correct']:.0f}, {p_text(row['p_value'])}"
 
 
 def label_efficiency_tables(results: Path, run: str) -> str:

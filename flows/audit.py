@@ -28,7 +28,7 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.leakage import measure_leakage
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.params import UNDEFENDED, Autoencoder, Params, load_params, parse_params
-from tasks.records.vocabulary import display_name
+from tasks.records.vocabulary import AS_TRAINED, display_name
 from tasks.runner import run_step
 from tasks.serving import registry
 from tasks.serving.bundle import Bundle, digests_of_images, read_bundle, read_seen
@@ -195,6 +195,7 @@ def clean_and_worst(audit: Audit) -> tuple[dict[str, Any], dict[str, Any]]:
     metrics = json.loads(audit.workspace.metrics.read_text(encoding="utf-8"))
     table = pd.read_csv(audit.workspace.comparison)
     of_target = (table["target"] == audit.model.target) & (table["threat_model"] == "adaptive")
+    of_target &= table["operating_point"] == AS_TRAINED
     row = table[of_target & (table["eps"] == audit.params.analyze.eps)].iloc[0]
     return metrics["clean"][audit.model.target], {str(name): value for name, value in row.items()}
 

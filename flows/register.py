@@ -23,6 +23,7 @@ from tasks.params import UNDEFENDED, Params, load_params
 from tasks.serving import registry
 from tasks.serving.bundle import write_bundle
 from tasks.serving.card import card_of
+from tasks.records.vocabulary import AS_TRAINED
 from tasks.statistics.formatting import eps_text, percent
 from tasks.tracking import EXPERIMENT
 
@@ -80,7 +81,7 @@ def refuse_stale_results() -> None:
 
 
 def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
-    """The defence with the highest worst-case accuracy under adaptive attacks at ``analyze.eps``, and the reason.
+    """The defence with the highest balanced worst-case accuracy under adaptive attacks at ``analyze.eps``, and the reason.
 
     Defences with a failed check are left out.
 
@@ -91,13 +92,15 @@ def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
     if not workspace.comparison.is_file():
         raise FileNotFoundError(f"{workspace.comparison} not found. Run the step evaluate first: dvc repro evaluate")
     table, eps = pd.read_csv(workspace.comparison), params.analyze.eps
-    ranked = table[(table["threat_model"] == "adaptive") & (table["eps"] == eps) & (table["target"] != UNDEFENDED)]
+    # a target is served as trained
+    is_wanted = (table["operating_point"] == AS_TRAINED) & (table["threat_model"] == "adaptive") & (table["eps"] == eps)
+    ranked = table[is_wanted & (table["target"] != UNDEFENDED)]
     checks = json.loads(workspace.checks.read_text(encoding="utf-8"))
     left_out: list[str] = []
     for row in ranked.sort_values("rank").to_dict("records"):
         failed = [check["key"] for check in checks if check["target"] == row["target"] and check["status"] == "FAIL"]
         if not failed:
-            accuracy = f"accuracy under adaptive attacks {percent(row['robust_accuracy'])} at eps {eps_text(eps)}"
+            accuracy = f"balanced worst-case accuracy {percent(row['robust_balanced_accuracy'])} at eps {eps_text(eps)}"
             return row["target"], "; ".join([f"the best defence, {accuracy}", *left_out])
         left_out.append(f"{row['target']} left out, failed checks: {', '.join(failed)}")
         log.warning("%s (docs/reference/checks.md)", left_out[-1])

@@ -141,7 +141,7 @@ def headline_metrics(table: pd.DataFrame, worst_cases: pd.DataFrame) -> dict[str
         of_eps = of_target.setdefault(row["threat_model"], {}).setdefault(f"eps_{row['eps']:g}", {})
         of_eps[row["metric"]] = None if math.isnan(row["value"]) else round(row["value"], 6)
     return {
-        "clean": {str(target): row.round(6).to_dict() for target, row in clean.iterrows()},
+        "clean": {str(target): row.dropna().round(6).to_dict() for target, row in clean.iterrows()},
         "robust": robust,
         "worst_case": worst_case,
     }

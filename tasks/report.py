@@ -6,7 +6,7 @@ from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 
 
 def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Write ``report.html`` (self-contained), ``report.md`` (note of the tracking run) and ``figures/*.png``.
+    """Write ``report.html`` (self-contained), ``report.md``, ``headline.md`` (first sentences) and ``figures/*.png``.
 
     The tracking run of this step represents the whole pipeline: data set, all parameters, headline metrics, Data Docs,
     figures, the report, and links to the runs and models of the other steps.
@@ -15,6 +15,7 @@ def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     from tasks.reporting.headline import headline_metrics, headline_of
     from tasks.reporting.results import load_results
     from tasks.reporting.sections import all_sections
+    from tasks.reporting.templating import headline_sentences
 
     results = load_results(workspace, params)
     headline = headline_of(results)
@@ -27,11 +28,13 @@ def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     workspace.report_html.write_text(page.html(results, headline, sections, figures), encoding="utf-8")
     markdown = page.markdown(results, headline, sections, MAX_NOTE_CHARACTERS)
     workspace.report_markdown.write_text(markdown, encoding="utf-8")
+    workspace.headline.write_text(f"{headline_sentences(headline)}\n", encoding="utf-8")
 
     tracker.dataset(workspace.prepare, results.dataset_info["name"], "evaluation")
     # one eps keeps the table of runs narrow; metrics.json has all of them
     tracker.metrics(headline_metrics(results.metrics, headline.eps))
-    for path in (workspace.report_html, workspace.metrics, workspace.checks, workspace.comparison):
+    tables = (workspace.metrics, workspace.checks, workspace.worst_case, workspace.comparison)
+    for path in (workspace.report_html, *tables):
         tracker.artifact(path)
     tracker.artifact(workspace.figures, "figures")
     tracker.artifact(workspace.data_docs, "data_docs")

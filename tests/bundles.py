@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,6 @@ BUNDLE_PARAMS = SMALL | {
     "acquire.classes": CLASSES,
     "acquire.positive_class": "left",
     "prepare.image_size": SIDE,
-    "attack.sweep.n_restarts": 0,
 }
 
 
@@ -32,6 +32,7 @@ def complete_workspace(workspace: Workspace) -> Params:
     info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     counts = pd.crosstab(table["split"], table["class"])
     info |= {"name": "toy images", "source": "phantom", "image_size": SIDE, "strategy": "stratified", "n": len(table)}
+    info["n_groups"] = int(table["group"].nunique())
     info["n_images"] = {split: counts.loc[split].to_dict() for split in ("train", "validation", "test")}
     workspace.dataset_info.write_text(json.dumps(info), encoding="utf-8")
     values = with_overrides(BUNDLE_PARAMS)
@@ -59,26 +60,39 @@ def write_results(
     """Write the results of the step ``evaluate``.
 
     Args:
-        workspace: where.
-        targets: by name, in the order of their rank: correctly classified images (of ``n``, clean and under attack),
-            and failed checks.
+        workspace: where; every image is a group of its own.
+        targets: by name, in the order of their rank: correctly classified images (of ``n``, clean and under attack,
+            and of each class), and failed checks.
         eps: of the attacks.
         n: number of test images.
     """
     workspace.evaluate.mkdir()
-    rows, clean, checks = [], {}, []
+    rows, clean, checks, worst = [], {}, [], []
+    names = list(targets)
     for rank, (target, (n_correct, failed)) in enumerate(targets.items(), start=1):
         low, high = map(float, wilson(n_correct, n))
-        accuracy = {"accuracy": n_correct / n, "accuracy_low": low, "accuracy_high": high}
-        clean[target] = accuracy
-        row = {"eps": eps, "rank": rank, "target": target, "n": n}
-        row |= {f"robust_{key}": value for key, value in accuracy.items()}
-        rows += [{"threat_model": threat_model, **row} for threat_model in ("adaptive", "transfer")]
+        rate = {"value": n_correct / n, "low": low, "high": high, "n": n, "n_groups": n}
+        clean[target] = {"accuracy": n_correct / n, "accuracy_low": low, "accuracy_high": high}
+        points = product(("as_trained", "recalibrated"), ("adaptive", "transfer"), (0.0, eps))
+        metrics = ("accuracy", "balanced_accuracy", *(f"recall_{name}" for name in CLASSES))
+        for (point, threat_model, value), metric in product(points, metrics):
+            where = {"target": target, "operating_point": point, "threat_model": threat_model, "eps": value}
+            worst.append({**where, "metric": metric, **rate})
+        row = {"eps": eps, "rank": rank, "target": target, "n": n, "n_groups": n}
+        row |= {f"robust_{key}": value for key, value in clean[target].items()}
+        row |= dict.fromkeys(["next_target", "difference", "difference_low", "difference_high"])
+        row |= {"p_value": None, "p_value_holm": None}
+        if rank < len(names):
+            row |= {"next_target": names[rank], "difference": 0.25, "difference_low": 0.125, "difference_high": 0.375}
+            row |= {"p_value": 0.004, "p_value_holm": 0.008}
+        for point, threat_model in product(("as_trained", "recalibrated"), ("adaptive", "transfer")):
+            rows.append({"operating_point": point, "threat_model": threat_model, **row})
         for key in ("noise", "ball"):
             status = "FAIL" if key in failed else "PASS"
             checks.append({"target": target, "key": key, "status": status, "explanation": f"about {key}"})
-            checks[-1] |= {"name": f"about {key}", "figure": 0.0}
-    leakage = {"target": None, "key": "leakage", "name": "no leak", "figure": 0.1, "explanation": "some"}
+            checks[-1] |= {"name": f"about {key}", "value": 0.0}
+    leakage = {"target": None, "key": "leakage", "name": "no leak", "value": 0.1, "explanation": "some"}
+    write_table(pd.DataFrame(worst), workspace.worst_case)
     write_table(pd.DataFrame(rows), workspace.comparison)
     write_json({"clean": clean, "robust": {}}, workspace.metrics)
-    write_json([*checks, leakage | {"status": "WARN"}], workspace.checks)
+    write_json([*checks, leakage | {"status": "UNVERIFIED"}], workspace.checks)

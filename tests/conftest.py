@@ -44,6 +44,19 @@ def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+@pytest.fixture(autouse=True)
+def small_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps and queries at every effort; the real numbers are in :data:`tasks.attacks.effort.STAGES`."""
+    from tasks.attacks import effort
+
+    quick = effort.Stage(
+        "first", sweep_steps=4, apgd_steps=3, apgd_restarts=1, fmn_steps=3, fmn_restarts=1, square_queries=10
+    )
+    second = effort.Stage("second", apgd_steps=4, apgd_restarts=1, square_queries=20, hop_skip_jump_queries=60)
+    monkeypatch.setitem(effort.EFFORTS, "quick", (quick,))
+    monkeypatch.setitem(effort.EFFORTS, "standard", (quick, second))
+
+
 @pytest.fixture(scope="session")
 def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with prepared images of three classes and two small networks trained on them; not to be written to."""

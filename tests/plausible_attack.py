@@ -20,14 +20,14 @@ COST = {"n_parameters": 1000, "multiply_adds": 2000, "n_eot_samples": 1}
 
 
 def minimum_eps_in(records: pd.DataFrame) -> pd.DataFrame:
-    """The result of a sweep that breaks exactly the images that adaptive PGD breaks in these records."""
+    """The result of a suite that breaks exactly the images that adaptive PGD breaks in these records."""
     clean = records[records["attack"] == "clean"][["image", "label", "group", "target", "norm", "correct"]]
     adaptive = records[(records["threat_model"] == "adaptive") & (records["attack"] == "pgd") & ~records["correct"]]
     broken = adaptive.groupby(["target", "image"])["eps"].min().rename("minimum_eps")
     found = clean.join(broken, on=["target", "image"]).fillna({"minimum_eps": math.inf})
     found.loc[~found["correct"], "minimum_eps"] = 0.0
     found["minimum_perturbation"] = 0.75 * found["minimum_eps"]
-    curve = {"operating_point": "as_trained", "threat_model": "adaptive", "attack": "sweep", "found_by": "sweep"}
+    curve = {"operating_point": "as_trained", "threat_model": "adaptive", "attack": "suite", "found_by": "apgd_margin"}
     return found.drop(columns="correct").assign(**curve).reset_index(drop=True)
 
 

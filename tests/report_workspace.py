@@ -25,7 +25,7 @@ N_GROUPS = 21
 EPS = (0.25, 1.0, 4.0)
 DEFENCES = ["autoencoder", "retrained_autoencoder"]
 BIASES = (0.0, 0.25, 0.125)
-"""Of the operating point ``recalibrated``; too small to change a prediction."""
+"""Biases of the operating point ``recalibrated``; too small to change a prediction."""
 # correctly classified images of 60
 CORRECT = {
     ("undefended", "none", "clean"): [57],
@@ -44,13 +44,14 @@ CORRECT = {
 }
 
 
-def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True) -> None:
+def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True, n_groups: int = N_GROUPS) -> None:
     """Write the outputs of the earlier steps for 60 test images of three classes, with the accuracies of CORRECT.
 
     Args:
         params: parameters; their selected defences are in CORRECT.
         is_phantom: whether the images are computer-drawn.
         has_purifiers: whether the defences have a purifier.
+        n_groups: number of groups of all images.
     """
     for step in ("validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate"):
         Workspace().step_folder(step).mkdir(parents=True)
@@ -59,8 +60,8 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     n = N_TRAIN + N_TEST
     labels = np.arange(n) % len(CLASSES)
     names = [CLASSES[label] for label in labels]
-    # a group has two or three test images, which are of one class
-    groups = np.arange(n) % N_GROUPS
+    # by default a group has two or three test images, which are of one class
+    groups = np.arange(n) % n_groups
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "class": names, "label": labels, "group": groups})
     table["near_duplicate_group"] = np.arange(n)
     sizes = {"width": 320 + np.arange(n), "height": 240, "mode": "L", "format": "PNG"}
@@ -91,7 +92,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
         "value_range": [0.0, 1.0],
         "strategy": "stratified",
         "n": n,
-        "n_groups": N_GROUPS,
+        "n_groups": n_groups,
         "n_images": {split: dict.fromkeys(CLASSES, count // 3) for split, count in by_split.items()},
         "leakage": {"near_duplicate_in_train": 0.0625, "group_in_train": 0.875},
     }

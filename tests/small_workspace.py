@@ -30,9 +30,6 @@ SMALL = {
     "analyze.detector_evasion.eps": [],
     "attack.pgd.n_steps": 3,
     "attack.batch_size": 16,
-    "attack.sweep.n_steps": 4,
-    "attack.suite.n_steps": 3,
-    "attack.square.n_queries": 10,
 }
 
 

@@ -246,7 +246,7 @@ def test_attacks_lower_the_margin_and_the_adaptive_attack_is_stronger_than_the_t
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "adaptive", "pgd", 0.5]
 
 
-def test_bfloat16_changes_the_sweep_alone_and_hardly_its_results(
+def test_bfloat16_changes_the_suite_alone_and_hardly_its_results(
     workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     exact = run(workspace, params_with(SMALL))
@@ -254,36 +254,34 @@ def test_bfloat16_changes_the_sweep_alone_and_hardly_its_results(
     reduced = run(workspace, params_with(SMALL | {"compute.precision": "bfloat16"}))
     same = {name for name in exact if exact[name] == reduced[name]}
     assert {name for name in exact if name.endswith(("records.parquet", ".npz", "diagnostics.parquet"))} <= same
-    both = smallest.merge(read_minimum_eps(workspace, DEFENCES), on=["target", "operating_point", "attack", "image"])
+    both = smallest.merge(
+        read_minimum_eps(workspace, DEFENCES), on=["target", "operating_point", "threat_model", "attack", "image"]
+    )
     assert len(both) == len(smallest)
-    from_sweep = both[both["attack"] == "sweep"]
-    assert (from_sweep["minimum_eps_x"] == from_sweep["minimum_eps_y"]).mean() > 0.95
-    assert (from_sweep["minimum_perturbation_x"] != from_sweep["minimum_perturbation_y"]).any()
+    suite = both[both["attack"] == "suite"]
+    assert (suite["minimum_eps_x"] == suite["minimum_eps_y"]).mean() > 0.95
+    assert (suite["minimum_perturbation_x"] != suite["minimum_perturbation_y"]).any()
 
 
 def test_the_minimum_eps_is_consistent_with_the_records_of_the_attacks(
     workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    run(workspace, params_with(SMALL | {"attack.sweep.n_steps": 10}))
+    run(workspace, params_with(SMALL))
     records, smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
     smallest = smallest[smallest["operating_point"] == "as_trained"]
     searches = {attack: of.set_index(["target", "image"]) for attack, of in smallest.groupby("attack", sort=False)}
     assert {attack: set(of["threat_model"]) for attack, of in searches.items()} == {
-        "sweep": {"adaptive"},
         "suite": {"adaptive"},
+        "suite_doubled": {"adaptive"},
         "square": {"black_box"},
     }
-    found = searches["sweep"]["minimum_eps"]
+    found = searches["suite"]["minimum_eps"]
     assert set(found.unique()) <= {0.0, 0.5, 4.0, np.inf}
     clean = records[records["attack"] == "clean"].set_index(["target", "image"])["correct"]
     assert ((found == 0) == ~clean.loc[found.index]).all()
     adaptive = records[(records["threat_model"] == "adaptive") & ~records["correct"]]
     broken = adaptive.groupby(["target", "image"])["eps"].min()
-    suite = searches["suite"]
-    assert (suite["minimum_eps"] <= found).all()
-    same = suite["minimum_eps"] == found
-    assert (suite.loc[same, "found_by"] == "sweep").all()
-    assert suite.loc[~same, "found_by"].isin(["apgd_ce", "apgd_margin", "apgd_dlr", "deepfool"]).all()
+    assert (searches["suite_doubled"]["minimum_eps"] <= found).all()
     assert ((searches["square"]["minimum_eps"] == 0) == (found == 0)).all()
     for of in searches.values():
         minimal, smallest_of_grid = of["minimum_perturbation"], of["minimum_eps"]
@@ -294,10 +292,35 @@ def test_the_minimum_eps_is_consistent_with_the_records_of_the_attacks(
         in_grid = (smallest_of_grid > 0) & np.isfinite(smallest_of_grid)
         assert in_grid.any()
         assert (minimal < smallest_of_grid)[in_grid].mean() > 0.5
-    assert (suite["minimum_perturbation"] <= searches["sweep"]["minimum_perturbation"]).all()
-    # the sweep has three times the steps
+    # the suite has many times the gradients of the attacks at fixed eps
     assert (found.loc[broken.index] <= broken)[found.loc[broken.index] > 0].mean() > 0.95
     assert 0 < (found > 4).mean() < 1
+
+
+def test_a_higher_effort_breaks_every_image_that_a_lower_effort_breaks(
+    workspace: Workspace, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ["target", "operating_point", "threat_model", "attack", "image"]
+    few = SMALL | {"attack.max_images": 8, "attack.max_black_box_images": 3}
+    run(workspace, params_with(few))
+    quick = read_minimum_eps(workspace, DEFENCES).set_index(keys)["minimum_eps"]
+    run(workspace, params_with(few | {"attack.effort": "standard"}))
+    standard = read_minimum_eps(workspace, DEFENCES).set_index(keys)["minimum_eps"]
+    suite = quick[quick.index.get_level_values("attack").isin(["suite", "square"])]
+    assert (standard.loc[suite.index] <= suite).all()
+    assert "hop_skip_jump" in standard.index.get_level_values("attack")
+
+
+def test_black_box_attacks_run_on_a_part_of_the_images(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    run(workspace, params_with(SMALL | {"attack.max_black_box_images": 6}))
+    smallest = read_minimum_eps(workspace, DEFENCES)
+    for (_, attack), rows in smallest.groupby(["target", "attack"]):
+        for _, of_point in rows.groupby("operating_point"):
+            assert len(of_point) == (6 if attack == "square" else 32)
+    square = smallest[smallest["attack"] == "square"].groupby("target")["image"].nunique()
+    assert set(square) == {6}
 
 
 def test_the_step_gives_the_same_bytes_twice(workspace: Workspace, params_with: Callable[..., Params]) -> None:
@@ -366,7 +389,7 @@ def test_clean_records_cover_every_test_image_if_only_some_are_attacked(
         ({"seed": 1}, 0),
         # clean predictions and the searches do not depend on it
         ({"attack.pgd.n_steps": 4}, 8),
-        ({"attack.norm": "l2", "attack.square.n_queries": 0}, 0),
+        ({"attack.norm": "l2"}, 0),
         # clean predictions are of all test images and of all validation images
         ({"attack.max_images": 16}, 2),
     ],
@@ -430,7 +453,7 @@ def test_the_batch_size_does_not_change_predictions(workspace: Workspace, params
 def test_l2_perturbations_lie_in_their_ball(workspace: Workspace, params_with: Callable[..., Params]) -> None:
     run(
         workspace,
-        params_with(SMALL | {"attack.norm": "l2", "attack.square.n_queries": 0, "attack.hop_skip_jump.n_queries": 60}),
+        params_with(SMALL | {"attack.norm": "l2"}),
     )
     records = read_records(workspace, DEFENCES)
     attacked = records[records["attack"] != "clean"]
@@ -496,18 +519,6 @@ def test_perturbations_of_other_images_are_not_transferred(
         attack_defence(workspace, params_with(SMALL | {"attack.max_images": 8}), Tracker(), "autoencoder")
 
 
-def test_hop_skip_jump_attacks_the_chosen_images(workspace: Workspace, params_with: Callable[..., Params]) -> None:
-    few = {"attack.hop_skip_jump.n_queries": 100, "attack.hop_skip_jump.max_images": 6, "attack.eps": [4, 16]}
-    run(workspace, params_with(SMALL | few))
-    smallest = read_minimum_eps(workspace, DEFENCES)
-    for _, of_target in smallest.groupby(["target", "operating_point"]):
-        hop_skip_jump = of_target[of_target["attack"] == "hop_skip_jump"].set_index("image")
-        assert len(hop_skip_jump) == 6
-        assert set(hop_skip_jump["threat_model"]) == {"black_box"}
-        suite = of_target[of_target["attack"] == "suite"].set_index("image").loc[hop_skip_jump.index]
-        assert ((hop_skip_jump["minimum_eps"] == 0) == (suite["minimum_eps"] == 0)).all()
-
-
 def test_a_random_defence_gives_the_same_bytes_twice(workspace: Workspace, params_with: Callable[..., Params]) -> None:
     params = params_with(
         SMALL
@@ -516,7 +527,6 @@ def test_a_random_defence_gives_the_same_bytes_twice(workspace: Workspace, param
             "defences.noise.n_eot_samples": 2,
             "attack.eps": [4],
             "attack.max_images": 8,
-            "attack.hop_skip_jump.n_queries": 60,
             "attack.batch_size": 4,
         }
     )

@@ -143,12 +143,8 @@ class TestCode:
         assert self.digest() != before
 
 
-BASE: dict[str, Any] = {
-    # a search without queries has no checkpoints
-    "attack.hop_skip_jump.n_queries": 30,
-}
+BASE: dict[str, Any] = {}
 NEEDED: dict[str, dict[str, Any]] = {
-    "attack.norm": {"attack.square.n_queries": 0},
     "train_classifier.pretrained": {"train_classifier.architecture": "resnet18"},
 }
 """Parameter -> other parameters that must have these values before it can change."""

@@ -27,7 +27,7 @@ def evade_from_random_starts(
 ) -> Tensor:
     """From ``n_random_starts`` random points of each ball, or from the images if it is 0."""
     starts = [
-        ball.random_starts(images, size, seed, np.arange(len(images)), np.full(len(images), restart))
+        ball.random_starts(images, size, seed, "evasion", np.arange(len(images)), np.full(len(images), restart))
         for restart in range(settings.n_random_starts)
     ]
     return evade(forward, images, labels, size, ball, settings, starts or [images.clone()])

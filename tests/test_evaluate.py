@@ -146,9 +146,9 @@ def test_metrics_json_has_a_value_for_each_target_threat_model_attack_and_eps(ev
         "autoencoder": ["transfer", "adaptive"],
     }
     for threats in metrics["robust"].values():
-        assert "sweep" in threats["adaptive"]
+        assert "suite" in threats["adaptive"]
         for attacks in threats.values():
-            assert set(attacks) - {"sweep"} == {"fgsm", "pgd", "worst_case"}
+            assert set(attacks) - {"suite"} == {"fgsm", "pgd", "worst_case"}
             for curve in attacks.values():
                 assert list(curve) == ["eps_0.25", "eps_2"]
 
@@ -163,7 +163,7 @@ def test_metrics_and_robustness_table_are_computed_from_the_records(evaluated: E
     assert metrics["robust"]["undefended"]["adaptive"]["fgsm"]["eps_2"] == accuracy[1]
     assert metrics["robust"]["undefended"]["adaptive"]["pgd"]["eps_2"] == accuracy[2]
     assert metrics["robust"]["undefended"]["adaptive"]["worst_case"]["eps_2"] == accuracy[2]
-    assert metrics["robust"]["undefended"]["adaptive"]["sweep"]["eps_2"] == accuracy[2]
+    assert metrics["robust"]["undefended"]["adaptive"]["suite"]["eps_2"] == accuracy[2]
     assert metrics["robust"]["autoencoder"]["transfer"]["pgd"]["eps_2"] == accuracy[3]
     table = pd.read_csv(Workspace().robustness)
     assert len(table) == 2 + 3 * 2 * 2 + 2 * 2
@@ -175,7 +175,7 @@ def test_metrics_and_robustness_table_are_computed_from_the_records(evaluated: E
     assert "f1_macro" not in table
 
 
-def test_the_worst_case_includes_images_that_only_the_sweep_breaks(
+def test_the_worst_case_includes_images_that_only_the_suite_breaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params], evaluated: Evaluated
 ) -> None:
     evaluated(["non-COVID", "COVID"])
@@ -204,8 +204,8 @@ def test_plots_have_the_points_of_each_curve_from_eps_0(evaluated: Evaluated) ->
         "autoencoder/transfer/pgd",
         "autoencoder/adaptive/fgsm",
         "autoencoder/adaptive/pgd",
-        "undefended/adaptive/sweep",
-        "autoencoder/adaptive/sweep",
+        "undefended/adaptive/suite",
+        "autoencoder/adaptive/suite",
     ]
     assert accuracy.loc[accuracy["eps"] == 0, "value"].nunique() == 1
     entropy = pd.read_csv(Workspace().plots / "mean_entropy_by_eps.csv")
@@ -220,7 +220,7 @@ def test_plots_have_the_points_of_each_curve_from_eps_0(evaluated: Evaluated) ->
 def test_three_classes_are_evaluated_with_their_names_and_macro_averages(evaluated: Evaluated) -> None:
     evaluated(["healthy", "other", "COVID"])
     table = pd.read_csv(Workspace().robustness)
-    of_records = table[table["attack"] != "sweep"]
+    of_records = table[table["attack"] != "suite"]
     assert of_records[["precision_macro", "recall_macro", "f1_macro"]].notna().all(axis=None)
     counts = pd.read_csv(Workspace().confusion)
     assert set(counts["actual"]) == set(counts["predicted"]) == {"healthy", "other", "COVID"}
@@ -239,8 +239,8 @@ def test_clean_metrics_and_a_curve_for_each_attack_are_tracked(evaluated: Evalua
         "autoencoder transfer pgd",
         "autoencoder adaptive fgsm",
         "autoencoder adaptive pgd",
-        "undefended adaptive sweep",
-        "autoencoder adaptive sweep",
+        "undefended adaptive suite",
+        "autoencoder adaptive suite",
         "autoencoder adaptive worst_case",
         "undefended adaptive worst_case",
         "autoencoder transfer worst_case",
@@ -256,7 +256,7 @@ def test_clean_metrics_and_a_curve_for_each_attack_are_tracked(evaluated: Evalua
         "robust/mean_entropy",
         "robust/mean_margin",
     }
-    assert set(recorder.curves["undefended adaptive sweep"][1][1][1]) >= {"robust/accuracy", "robust/accuracy_low"}
+    assert set(recorder.curves["undefended adaptive suite"][1][1][1]) >= {"robust/accuracy", "robust/accuracy_low"}
     for _, values in points:
         assert keys <= set(values)
         assert all(isinstance(value, float) and np.isfinite(value) for value in values.values())

@@ -57,10 +57,8 @@ def test_margins_on_a_linear_classifier_equal_the_closed_form(
     settings = params_with(
         {
             "attack.norm": norm,
-            "attack.square.n_queries": 0,
             "attack.batch_size": 16,
             "attack.pgd.n_steps": 40,
-            "attack.sweep.n_steps": 40,
         }
     ).attack
     n_correct = []
@@ -96,7 +94,7 @@ def test_perturbations_of_images_at_the_border_of_the_value_range_stay_in_the_ba
     rng = np.random.default_rng(1)
     images = rng.choice(np.array([0, 1 / 255, 254 / 255, 1], dtype=np.float32), (20, 1, SIDE, SIDE))
     labels = rng.integers(0, 2, 20)
-    overrides = {"attack.norm": norm, "attack.square.n_queries": 0, "attack.pgd.n_random_starts": 2}
+    overrides = {"attack.norm": norm, "attack.pgd.n_random_starts": 2}
     settings = params_with(overrides).attack
     for eps in (0.25, 2.0, 128.0):
         adversarial = attacked(implementation, model, images, labels, 2, attack, eps, settings, seed=3)
@@ -154,7 +152,7 @@ def test_adversarial_examples_equal_those_of_art_on_every_kind_of_target(
     model = build_target(target)
     images = np.random.default_rng(0).uniform(size=(12, 1, 32, 32)).astype(np.float32)
     labels = np.arange(12) % 3
-    overrides = {"attack.norm": norm, "attack.square.n_queries": 0, "attack.pgd.n_random_starts": 0}
+    overrides = {"attack.norm": norm, "attack.pgd.n_random_starts": 0}
     settings = params_with(overrides).attack
     radii = [radius(eps, norm, images[0].size) for eps in (0.5, 2, 8)]
 
@@ -241,7 +239,7 @@ def test_l2_examples_stay_in_the_ball_where_the_gradient_nearly_vanishes(
     # with margins of 45 to 85 the gradient of the cross-entropy is above zero, but its square underflows
     scale = 60 / np.median(margins[correct])
     confident = Linear(model.weights.numpy() * scale, float(model.bias) * scale)
-    settings = params_with({"attack.norm": "l2", "attack.square.n_queries": 0}).attack
+    settings = params_with({"attack.norm": "l2"}).attack
     adversarial = attacked(craft, confident, images[correct], labels[correct], 2, attack, 8.0, settings)
     norms = perturbation_norms(images[correct], adversarial)["l2"]
     assert (norms <= radius(8.0, "l2", N_PIXELS) * (1 + 1e-5)).all()

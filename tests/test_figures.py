@@ -195,14 +195,14 @@ def test_svg_has_no_external_references_and_unique_ids() -> None:
 
 
 def test_a_curve_has_the_same_style_in_every_figure(table: pd.DataFrame) -> None:
-    swept = table[(table["attack"] == "pgd") & (table["threat_model"] == "adaptive")].assign(attack="sweep")
+    swept = table[(table["attack"] == "pgd") & (table["threat_model"] == "adaptive")].assign(attack="suite")
     both = pd.concat([table, swept], ignore_index=True)
 
     def styles(attack: str) -> dict[str, tuple[object, object]]:
         lines = robustness(both, attack).axes[0].lines
         return {str(line.get_label()): (line.get_color(), line.get_marker()) for line in lines}
 
-    assert styles("sweep").items() < styles("pgd").items()
+    assert styles("suite").items() < styles("pgd").items()
 
 
 def test_eps_axis_has_no_tick_for_clean_images_if_no_line_has_them() -> None:

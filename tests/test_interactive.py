@@ -13,7 +13,7 @@ from PIL import Image
 
 from tasks.dataset.prepared import Prepared
 from tasks.reporting import interactive
-from tasks.reporting.panels import Line, Panel, over_eps
+from tasks.reporting.panels import Line, Panel, line_over_eps, over_eps
 
 CLASSES = ("<script>", "b")
 
@@ -31,9 +31,24 @@ def test_a_line_has_its_numbers_its_band_and_its_escaped_name() -> None:
     assert shown["name"] == "&lt;b&gt; &amp; co"
     assert shown["y"] == [0.9, None, 0.12346]
     assert shown["x"] == [-2, -1, 0]
-    assert shown["customdata"] == [[0, 1]] * 3
+    assert shown["customdata"] == ["[0.0%, 100.0%]"] * 3
+    assert shown["hovertemplate"] == "%{y:.1%} %{customdata}"
     assert (low["y"], high["y"]) == ([0, 0, 0], [1, 1, 1])
     assert low["hoverinfo"] == high["hoverinfo"] == "skip"
+
+
+def test_a_point_with_too_few_groups_says_so() -> None:
+    bounds = np.array([0.25, np.nan])
+    line = Line("a", np.array([1, 2]), np.array([0.5, 0.5]), low=bounds, high=bounds + 0.5)
+    *_, shown = interactive.line_plot(over_eps("loss", [line]))["data"]
+    assert shown["customdata"] == ["[0.25, 0.75]", "[too few groups]"]
+
+
+def test_a_line_without_any_interval_has_no_band() -> None:
+    rows = pd.DataFrame({"eps": [1.0, 2.0], "value": [0.5, 0.4], "low": np.nan, "high": np.nan})
+    line = line_over_eps("a", rows)
+    assert (line.low, line.high) == (None, None)
+    assert line_over_eps("a", rows.assign(low=[0.1, np.nan])).low is not None
 
 
 def test_dashed_lines_have_hollow_markers() -> None:

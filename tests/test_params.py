@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from tasks.core.workspace import DEFENCE_STEPS
 from tasks.params import Params, ParamsError, Section, load_params, parse_params
 from tasks.params.params import STEP_PARAMS
-from tasks.params.renamed import RENAMED
+from tasks.params.renamed import REMOVED, RENAMED
 from tests.conftest import ROOT, VALUES, with_overrides
 
 EXAMPLES = {
@@ -88,12 +88,12 @@ def test_all_eps_are_analysed_unless_saved_eps_selects_some() -> None:
         ("attack.eps", [0], r"attack.eps\[0\]: .*greater than 0"),
         ("attack.eps", [1, math.nan], r"attack.eps\[1\]"),
         ("attack.attacks", ["fgsm", "fgsm"], r"attack: attacks \['fgsm', 'fgsm'\] must not repeat a name"),
-        ("attack.sweep.n_steps", 9, r"attack: sweep.n_steps 9 must be at least pgd.n_steps 10"),
-        ("attack.norm", "l2", "attack: square.n_queries must be 0 with norm l2, not 25"),
+        ("attack.attacks", [{"art": "DeepFool"}], "attack: attacks .* must contain fgsm or pgd"),
+        ("attack.effort", "huge", "attack.effort: .*'quick', 'standard' or 'exhaustive'"),
         (
-            "attack.hop_skip_jump.max_images",
+            "attack.max_black_box_images",
             1,
-            "attack.hop_skip_jump.max_images 1: at least one image of each of the 2 classes is needed, or 0 for all",
+            "attack.max_black_box_images 1: at least one image of each of the 2 classes is needed, or 0 for all",
         ),
         ("attack.saved_eps", [3], r"attack: saved_eps \[3.0\] must be among eps"),
         ("attack.saved_eps", [2], r"analyze.eps 1 must be among the saved eps \[2.0\]"),
@@ -203,7 +203,8 @@ def test_an_old_key_is_one_error_that_names_the_new_key(tmp_path: Path, old: str
         YAML(typ="safe").dump(values, file)
     with pytest.raises(ParamsError) as error:
         load_params(path)
-    advice = "this key was removed. Delete it" if old == "attack.mode" else f"this key is now {RENAMED[old]}"
+    new = RENAMED[old]
+    advice = "this key was removed. Delete it" if new == REMOVED else f"this key is now {new}"
     assert str(error.value) == f"{path} is not valid:\n  {key}: {advice}"
 
 

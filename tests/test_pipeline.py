@@ -41,10 +41,6 @@ TOY: dict[str, Any] = {
     "analyze.detector_evasion.eps": [4],
     "analyze.detector_evasion.n_steps": 2,
     "attack.pgd": {"n_steps": 2, "relative_step_size": 0.5, "n_random_starts": 1},
-    "attack.sweep": {"n_steps": 3, "n_restarts": 0},
-    "attack.suite": {"n_steps": 2},
-    "attack.square": {"n_queries": 5},
-    "attack.hop_skip_jump": {"n_queries": 0, "max_images": 2},
     "active_learning.downsampling_factor": 2,
     "active_learning.n_cycles": 1,
     "active_learning.training.epochs": 1,
@@ -203,7 +199,7 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
         (target, threat_model, attack)
         for target, threat_model, attacks in [
             *(
-                (target, "adaptive", ("fgsm", "pgd", "sweep", "suite"))
+                (target, "adaptive", ("fgsm", "pgd", "suite", "suite_doubled"))
                 for target in ("undefended", *TOY["selected_defences"])
             ),
             *((target, "black_box", ("square",)) for target in ("undefended", *TOY["selected_defences"])),

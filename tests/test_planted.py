@@ -27,7 +27,6 @@ OVERRIDES = SMALL | {
     "selected_defences": DEFENCES,
     "attack.eps": [4, 32],
     "attack.saved_eps": [4],
-    "attack.square.n_queries": 60,
 }
 
 

@@ -64,7 +64,7 @@ def plant(folder: Path, model: Registered, clean: range, adaptive: range, failed
     unchanged = pd.DataFrame({**shared, "threat_model": "none", "attack": "clean", "eps": 0.0})
     # PGD breaks no image, the search breaks all that are not robust
     attacked = pd.DataFrame({**shared, "threat_model": "adaptive", "attack": "pgd", "eps": EPS})
-    search = {"operating_point": "as_trained", "threat_model": "adaptive", "attack": "sweep"}
+    search = {"operating_point": "as_trained", "threat_model": "adaptive", "attack": "suite"}
     search["minimum_eps"] = np.where(is_robust, np.inf, EPS)
     pd.concat([unchanged, attacked]).to_parquet(workspace.records(TARGET))
     pd.DataFrame({"image": images, "target": TARGET, **search}).to_parquet(workspace.minimum_eps(TARGET))

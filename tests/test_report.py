@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,19 +18,25 @@ from PIL import Image
 
 from tasks.core.workspace import Workspace
 from tasks.params import Params, parse_params
+from tasks.records.vocabulary import unit_of
 from tasks.report import report
 from tasks.reporting import page
 from tasks.reporting.drawings import render
-from tasks.reporting.formats import value_text
-from tasks.reporting.headline import Headline, headline_metrics, headline_of
-from tasks.reporting.results import Results, load_results
-from tasks.reporting.section import Section
+from tasks.reporting.formats import estimate, value_text
+from tasks.reporting.headline import DefenceComparison, Headline, effort_of, headline_metrics, headline_of
+from tasks.reporting.results import Results, load_results, read_table
+from tasks.reporting.section import Section, relation_of
 from tasks.reporting.sections import all_sections
 from tasks.reporting.sections.active_learning import active_learning_section
+from tasks.reporting.sections.checks import checks_section
 from tasks.reporting.sections.claims import claims_section, results_at_other_eps
+from tasks.reporting.sections.comparison import checks_text, comparison_section
 from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.reporting.sections.detection import detection_section
 from tasks.reporting.templating import environment, headline_sentences, keep_together
+from tasks.statistics.balanced import BalancedComparison
+from tasks.statistics.formatting import percent, sample_text, with_interval
+from tasks.statistics.intervals import Estimate
 from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 from tests.conftest import with_overrides
 from tests.report_workspace import DEFENCES, EPS, SIDE, empty_analysis, write_workspace
@@ -108,30 +115,63 @@ def text_of(html: str) -> str:
     return " ".join(unescape(without_tags).split())
 
 
-def test_first_screen_states_what_was_tested_and_the_result_in_three_sentences(html: str) -> None:
+def worst(target: str, eps: float, metric: str = "balanced_accuracy") -> str:
+    """Return a rate of worst_case.csv of the current workspace, with its interval, as the page shows it."""
+    table = read_table(Workspace().worst_case)
+    keys = {"target": target, "eps": eps, "metric": metric, "operating_point": "recalibrated"}
+    (row,) = table[(table[list(keys)] == pd.Series(keys)).all(axis=1) & (table["threat_model"] == "adaptive")].to_dict(
+        "records"
+    )
+    return f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def test_first_screen_states_the_worst_case_of_all_attacks_in_three_sentences(html: str) -> None:
     answer = re.search(r'<p class="answer">(.*?)</p>', html, re.DOTALL)
     assert answer
-    assert text_of(answer[1]) == (
-        "Without a defence, accuracy is 95.0 % [86.3, 98.3] on 60 clean test images and 10.0 % [4.7, 20.1] under PGD "
-        "at ε = 1/255. "
-        "With the retrained autoencoder, the best of 2 defences under the adaptive attack, accuracy is "
-        "90.0 % [79.9, 95.3] on clean images (5.0 points lower), 88.3 % [77.8, 94.2] under the transfer attack and "
-        "50.0 % [37.7, 62.3] under the adaptive attack. "
-        "The defence gains 78.3 points of accuracy under the transfer attack and 40.0 points under the adaptive attack."
+    undefended, defended, conclusion = (text_of(each) for each in re.findall(r"<span>(.*?)</span>", answer[1]))
+    clean, attacked = worst("undefended", 0), worst("undefended", 1)
+    assert (clean[:6], attacked[:6]) == ("95.0 %", "10.0 %")
+    assert undefended == (
+        f"Without a defence, balanced accuracy is {clean} on clean images and {attacked} in the worst case of all "
+        "attacks at ε = 1/255 (operating point: recalibrated on validation images; n = 60 images of 21 inferred "
+        "groups; 95 % intervals by inferred group)."
     )
-    table = text_of(html[html.index('<table class="score">') :])
-    assert "target clean transfer attack adaptive attack undefended 95.0 % [86.3, 98.3] – 10.0 % [4.7, 20.1]" in table
-    assert "autoencoder 75.0 % [62.8, 84.2] 65.0 % [52.4, 75.8] 15.0 % [8.1, 26.1]" in table
-    assert "retrained autoencoder 90.0 % [79.9, 95.3] 88.3 % [77.8, 94.2] 50.0 % [37.7, 62.3]" in table
+    clean, attacked = worst("retrained_autoencoder", 0), worst("retrained_autoencoder", 1)
+    assert (clean[:6], attacked[:6]) == ("90.0 %", "50.0 %")
+    assert defended.startswith(
+        "With the retrained autoencoder, the best of 2 defences in the worst case, it is "
+        f"{clean} on clean images and {attacked} in the worst case, a difference of +40.0 ["
+    )
+    assert defended.endswith("after Holm's correction for 2 comparisons with the undefended classifier).")
+    assert conclusion.startswith(
+        "These images are computer-drawn phantoms: the numbers at ε = 1/255 under these attacks"
+    )
+    assert conclusion.endswith("show that the pipeline works, and they cannot judge a defence.")
 
 
-def test_tables_show_every_accuracy_with_its_interval(html: str) -> None:
-    text = text_of(html)
+def test_score_table_has_clean_images_and_the_worst_case_at_both_operating_points(html: str) -> None:
+    scores = re.findall(r'<table class="score">.*?</table>', html, re.DOTALL)
+    assert ["Operating point: recalibrated on validation images" in table for table in scores] == [True, False]
+    assert "Operating point: as trained" in scores[1]
+    for table in map(text_of, scores):
+        assert "n = 60 images of 21 inferred groups; 95 % intervals by inferred group." in table
+        assert "target images balanced accuracy accuracy undefended clean 95.0 % [" in table
+        for target in ("undefended", "autoencoder", "retrained_autoencoder"):
+            rates = [f"{worst(target, eps)} {worst(target, eps, 'accuracy')}" for eps in (0, 1)]
+            assert f"{target.replace('_', ' ')} clean {rates[0]} worst case {rates[1]}" in table
+
+
+def test_tables_show_every_accuracy_with_its_interval_and_after_rounding_to_8_bits(html: str) -> None:
+    text, table = text_of(html), read_table(Workspace().robustness)
     heads = (
-        "autoencoder, transfer autoencoder, adaptive retrained autoencoder, transfer retrained autoencoder, adaptive"
+        "autoencoder, transfer 8-bit autoencoder, adaptive 8-bit retrained autoencoder, transfer 8-bit "
+        "retrained autoencoder, adaptive 8-bit"
     )
-    assert f"undefended {heads} 0 (clean) 95.0 % [86.3, 98.3]" in text
-    assert "4 0.0 % [0.0, 6.0] 50.0 % [37.7, 62.3] 0.0 % [0.0, 6.0] 85.0 % [73.9, 91.9] 5.0 % [1.7, 13.7]" in text
+    clean = table[(table["target"] == "undefended") & (table["eps"] == 0)].iloc[0]
+    assert f"undefended 8-bit {heads} 0 (clean) {with_interval(clean)} 95.0 %" in text
+    rows = table[(table["attack"] == "pgd") & (table["eps"] == 4)].to_dict("records")
+    assert [round(60 * row["accuracy"]) for row in rows] == [0, 30, 0, 51, 3]
+    assert "4 " + " ".join(f"{with_interval(row)} {percent(row['accuracy_8bit'])}" for row in rows) in text
 
 
 def test_class_names_and_paths_are_escaped(html: str) -> None:
@@ -178,9 +218,9 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
     beginnings = {
         "claims": "These images are computer-drawn phantoms. They cannot confirm or refute the study's claims.",
         "data-changes": "Images since the reference: added 1, removed 1, changed 1; 63 before, 63 now.",
-        "comparison": "Of 3 targets, the retrained autoencoder has the highest worst-case accuracy under adaptive "
-        "attacks: 50.0 % [37.7, 62.3] at ε = 1/255 and 90.0 % [79.9, 95.3] on clean images. The difference to the "
-        "next target, the autoencoder, is significant (McNemar's test, p < 0.001, n = 60).",
+        "comparison": "Of 3 targets, the retrained autoencoder has the highest balanced accuracy in the worst case: "
+        f"{worst('retrained_autoencoder', 1)} at ε = 1/255 and {worst('retrained_autoencoder', 0)} on clean images. "
+        "The difference to the next target, the autoencoder, is +35.0 [",
         "heatmaps": f"Under {at}, the IoU of the heat maps with those of the clean images is 0.4",
         "intensities": f"{at} shifts the distribution of grey levels by 0.3",
         "features": f"Under {at}: in the penultimate layer of the classifier, clean and adversarial features overlap "
@@ -195,6 +235,7 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
     assert list(findings) == list(beginnings)
     for key, beginning in beginnings.items():
         assert findings[key].startswith(beginning)
+    assert findings["comparison"].endswith("for 2 comparisons of neighbours in rank at ε = 1/255).")
     assert findings["detection"].endswith("Under a detector-aware attack, its AUROC is 0.50 [0.45, 0.55].")
 
 
@@ -287,12 +328,10 @@ def test_a_report_on_one_defence_compares_no_defences(tmp_path: Path, monkeypatc
     html = Workspace().report_html.read_text(encoding="utf-8")
     text = text_of(html)
     assert (
-        "With the autoencoder, accuracy is 75.0 % [62.8, 84.2] on clean images (20.0 points lower), "
-        "65.0 % [52.4, 75.8] under the transfer attack and 15.0 % [8.1, 26.1] under the adaptive attack. "
-        "The defence gains 55.0 points of accuracy under the transfer attack and 5.0 points under the adaptive attack "
-        "(the 95 % intervals with and without the defence overlap); at ε = 4/255, accuracy under the adaptive attack "
-        "is 0.0 % [0.0, 6.0]."
+        f"With the autoencoder, it is {worst('autoencoder', 0)} on clean images and {worst('autoencoder', 1)} in the "
+        "worst case, a difference of +5.0 ["
     ) in text
+    assert "after Holm's correction for 1 comparison with the undefended classifier" in text
     assert "Under PGD at ε = 1/255, images purified by the autoencoder are farther from the clean images" in text
     assert "This is smaller than the shift of clean images by the autoencoder: 2." in text
     assert "the best of 1" not in text
@@ -332,7 +371,7 @@ def test_reporting_twice_gives_the_same_bytes(workspace: Path, params: Params) -
     Workspace().report.mkdir()
     report(Workspace(), params, Tracker())
     assert outputs() == first
-    assert len(first) == 54
+    assert len(first) == 55
 
 
 def test_figures_are_png_files_with_the_names_of_the_figures(workspace: Path) -> None:
@@ -354,12 +393,15 @@ def test_tracker_gets_data_set_headline_metrics_artifacts_and_note(
     assert tracker.values["clean/retrained_autoencoder_accuracy"] == pytest.approx(0.9)
     assert tracker.values["robust/undefended_adaptive_pgd_eps_1"] == pytest.approx(0.1)
     assert tracker.values["robust/autoencoder_transfer_fgsm_eps_1"] == pytest.approx(0.7)
+    assert tracker.values["worst_case/retrained_autoencoder_recalibrated_eps_1"] == pytest.approx(0.5)
+    assert tracker.values["worst_case/retrained_autoencoder_as_trained_eps_0"] == pytest.approx(0.9)
     assert not any(key.endswith("eps_4") for key in tracker.values)
     assert tracker.datasets == [(Workspace().prepare, "phantoms", "evaluation")]
     assert tracker.artifacts == {
         Workspace().report_html: "",
         Workspace().metrics: "",
         Workspace().checks: "",
+        Workspace().worst_case: "",
         Workspace().comparison: "",
         Workspace().figures: "figures",
         Workspace().data_docs: "data_docs",
@@ -371,8 +413,9 @@ def test_tracker_gets_data_set_headline_metrics_artifacts_and_note(
 def test_markdown_tables_keep_their_columns_for_every_class_name(workspace: Path) -> None:
     lines = Workspace().report_markdown.read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert any(row.startswith("| 0 (clean) | 95.0 % [86.3, 98.3] | 75.0 % [62.8, 84.2] | 75.0 % [62") for row in rows)
-    assert any(row.startswith("| 1 | 10.0 % [4.7, 20.1] | 65.0 % [52.4, 75.8] | 15.0 % [8.1, 26.1] |") for row in rows)
+    assert any(re.match(r"\| 0 \(clean\) \| 95.0 % \[.*?\] \| 75.0 % \[.*?\] \| 75.0 % \[", row) for row in rows)
+    assert any(re.match(r"\| 1 \| 10.0 % \[.*?\] \| 65.0 % \[.*?\] \| 15.0 % \[", row) for row in rows)
+    assert f"| undefended | worst case | {worst('undefended', 1)} | {worst('undefended', 1, 'accuracy')} |" in rows
     assert "| a\\|b $\\frac | 1 | 0 | 20 | 21 |" in rows
     assert "| &lt;script&gt;alert(1)&lt;/script&gt; (positive) | 1 | 0 | 20 | 21 |" in rows
     blocks = "\n".join(lines).split("\n\n")
@@ -406,84 +449,223 @@ def test_error_names_the_missing_file_and_the_step_to_run(workspace: Path, param
         hidden.rename(path)
 
 
-def table_at_1(undefended: float, transfer: float, adaptive: float) -> pd.DataFrame:
-    """A robustness table of n = 1000 with intervals of ± 3 points and ε 1."""
-    points = [("undefended", "none", "clean", 0.0, 0.95), ("autoencoder", "none", "clean", 0.0, 0.96)]
-    points += [
-        (target, threat_model, "pgd", 1.0, accuracy)
-        for target, threat_model, accuracy in (
-            ("undefended", "adaptive", undefended),
-            ("autoencoder", "transfer", transfer),
-            ("autoencoder", "adaptive", adaptive),
-        )
+def headline_with(
+    attacked: float = 0.8,
+    half_width: float = 0.05,
+    difference: tuple[float, float, float] = (0.2, 0.1, 0.3),
+    p_value: float = 0.001,
+    at_larger_eps: float = 0.8,
+    is_phantom: bool = False,
+) -> Headline:
+    """Headline of one defence on 100 images of 40 patients in two classes, at eps 1, with a larger eps of 4.
+
+    Args:
+        attacked: balanced accuracy of the defence in the worst case at eps 1.
+        half_width: of all intervals; NaN for too few groups.
+        difference: of the defence to the undefended classifier, with its interval.
+        p_value: after Holm's correction.
+        at_larger_eps: balanced accuracy of the defence in the worst case at eps 4.
+        is_phantom: whether the images are computer-drawn.
+    """
+    values = {"undefended": (0.9, 0.3, 0.1), "autoencoder": (0.85, attacked, at_larger_eps)}
+    rows = [
+        {"target": target, "operating_point": "fixed_sensitivity", "eps": eps, "metric": metric, "value": value}
+        for target, of_target in values.items()
+        for eps, value in zip((0.0, 1.0, 4.0), of_target, strict=True)
+        for metric in ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
     ]
-    table = pd.DataFrame(points, columns=["target", "threat_model", "attack", "eps", "accuracy"])
-    return table.assign(n=1000, accuracy_low=table["accuracy"] - 0.03, accuracy_high=table["accuracy"] + 0.03)
+    table = pd.DataFrame(rows).assign(threat_model="adaptive", n=100, n_groups=40)
+    table = table.assign(low=table["value"] - half_width, high=table["value"] + half_width)
+    found = BalancedComparison(Estimate(*difference), p_value / 2, 30, 10, 0.123)
+    return Headline(
+        eps=1.0,
+        operating_point="fixed_sensitivity",
+        worst_case=table,
+        comparisons={"autoencoder": DefenceComparison(found, p_value)},
+        best="autoencoder",
+        unit="patient",
+        effort=("FGSM", "PGD with 10 steps"),
+        analysed_attack="pgd",
+        sensitivity=0.95,
+        is_phantom=is_phantom,
+    )
+
+
+def test_headline_names_operating_point_unit_and_numbers() -> None:
+    text = headline_sentences(headline_with())
+    assert text.startswith(
+        "Without a defence, balanced accuracy is 90.0 % [85.0, 95.0] on clean images and 30.0 % [25.0, 35.0] in the "
+        "worst case of all attacks at ε = 1/255 (operating point: sensitivity of 95 % on validation images; n = 100 "
+        "images of 40 patients; 95 % intervals by patient). With the autoencoder, it is 85.0 % [80.0, 90.0] on clean "
+        "images and 80.0 % [75.0, 85.0] in the worst case, a difference of +20.0 [+10.0, +30.0] points to the "
+        "undefended classifier (significant: p = 0.001 after Holm's correction for 1 comparison with the undefended "
+        "classifier)."
+    )
 
 
 @pytest.mark.parametrize(
-    ("undefended", "transfer", "adaptive", "sentence"),
+    ("attacked", "half_width", "conclusion"),
     [
-        (0.1, 0.6, 0.3, "gains 50.0 points of accuracy under the transfer attack and 20.0 points under the adaptive "),
-        (0.1, 0.6, 0.15, " 5.0 points under the adaptive attack (the 95 % intervals with and without the defence over"),
-        (0.1, 0.6, 0.05, "gains 50.0 points of accuracy under the transfer attack and nothing under the adaptive atta"),
-        (0.1, 0.6, 0.6, "gains 50.0 points of accuracy under both attacks, so the adaptive attack can be too weak (se"),
-        (0.6, 0.5, 0.4, "does not improve accuracy under the transfer attack or under the adaptive attack."),
-        (0.1, 0.2, 0.6, "The adaptive attack is weaker than the transfer attack, which indicates gradient masking (se"),
-        (0.6, 0.5, 0.7, "The adaptive attack is weaker than the transfer attack, which indicates gradient masking (se"),
+        (0.8, 0.05, "the autoencoder is not broken by these attacks (FGSM, PGD with 10 steps)."),
+        (0.4, 0.05, "the autoencoder is broken by these attacks (FGSM, PGD with 10 steps)."),
+        (0.5, 0.05, "these data do not decide whether the autoencoder is broken by these attacks (FGSM"),
+        (0.8, math.nan, "there are too few groups to decide whether the autoencoder is broken by these attacks (FGSM"),
     ],
 )
-def test_last_sentence_of_the_headline_fits_the_numbers(
-    undefended: float, transfer: float, adaptive: float, sentence: str
+def test_a_defence_is_broken_if_its_whole_interval_is_at_most_a_constant_prediction(
+    attacked: float, half_width: float, conclusion: str
 ) -> None:
-    text = headline_sentences(headline_of(table_at_1(undefended, transfer, adaptive), 1.0))
-    assert sentence in text
-    assert "lower" not in text
+    text = headline_sentences(headline_with(attacked, half_width))
+    assert conclusion in text
+    assert "The worst case is an upper bound on robustness, since a stronger attack can lower it: at ε = 1/255" in text
+    assert "help" not in text
+    assert "nan" not in text
 
 
-def test_headline_is_about_pgd_at_the_eps_of_the_parameters() -> None:
-    table = table_at_1(0.1, 0.2, 0.15)
-    attacked = table[table["attack"] == "pgd"]
-    grid = [table, *(attacked.assign(attack=attack, eps=eps) for attack, eps in (("pgd", 3.0), ("fgsm", 1.0)))]
-    for eps in (1.0, 3.0):
-        headline = headline_of(pd.concat(grid, ignore_index=True), eps)
-        assert (headline.attack, headline.eps) == ("pgd", eps)
-        assert f"under PGD at ε = {eps:g}/255" in headline_sentences(headline)
+def test_the_smallest_larger_eps_that_breaks_the_defence_is_named() -> None:
+    assert "(FGSM, PGD with 10 steps); at ε = 4/255, it is broken." in headline_sentences(
+        headline_with(at_larger_eps=0.1)
+    )
+    assert "4/255" not in headline_sentences(headline_with(at_larger_eps=0.5))
 
 
-def test_headline_states_the_number_of_attacked_images_if_not_all_are_attacked() -> None:
-    table = table_at_1(0.1, 0.2, 0.15)
-    assert "images attacked" not in headline_sentences(headline_of(table, 1.0))
-    fewer = table.assign(n=table["n"].where(table["attack"] == "clean", 7))
-    assert "at ε = 1/255 (7 images attacked)." in headline_sentences(headline_of(fewer, 1.0))
+@pytest.mark.parametrize(
+    ("difference", "p_value", "judged"),
+    [
+        ((0.2, 0.1, 0.3), 0.049, "(significant: p = 0.049 after Holm's correction"),
+        ((0.2, 0.1, 0.3), 0.05, "(not significant: p = 0.050 after Holm's correction for 1 comparison with the "
+         "undefended classifier; the smallest difference that these data can show is 12.3 points)"),
+        ((0.2, -0.1, 0.3), 0.01, "(undecided: the interval contains 0, but p = 0.010 after Holm's correction"),
+        ((0.2, math.nan, math.nan), 0.01, "+20.0 [too few groups] points to the undefended classifier (too few groups "
+         "for a test)."),
+    ],
+)  # fmt: skip
+def test_the_difference_is_judged_by_the_corrected_p_value_and_its_interval(
+    difference: tuple[float, float, float], p_value: float, judged: str
+) -> None:
+    assert judged in headline_sentences(headline_with(difference=difference, p_value=p_value))
 
 
-def test_headline_is_about_the_best_defence_under_the_adaptive_attack() -> None:
-    table = table_at_1(0.1, 0.9, 0.2)
-    other = table_at_1(0.1, 0.5, 0.4).query("target == 'autoencoder'").assign(target="retrained_autoencoder")
-    headline = headline_of(pd.concat([table, other], ignore_index=True), 1.0)
-    text = headline_sentences(headline)
-    assert "With the retrained autoencoder, the best of 2 defences under the adaptive attack, accuracy is" in text
-    assert "gains 40.0 points of accuracy under the transfer attack and 30.0 points under the adaptive attack" in text
+def test_phantoms_judge_no_defence() -> None:
+    text = headline_sentences(headline_with(is_phantom=True))
+    assert "they cannot judge a defence" in text
+    assert "broken" not in text
+
+
+def test_every_defence_is_compared_with_the_undefended_classifier_on_the_same_images(
+    workspace: Path, params: Params
+) -> None:
+    _, headline = loaded(params)
+    assert headline.best == "retrained_autoencoder"
     assert headline.styles == {"undefended": 0, "autoencoder": 1, "retrained_autoencoder": 2}
+    found = {defence: comparison.found for defence, comparison in headline.comparisons.items()}
+    # correct at eps 1: the first 6, 9 and 30 of 60 images
+    assert {name: each.difference.value for name, each in found.items()} == pytest.approx(
+        {"autoencoder": 0.05, "retrained_autoencoder": 0.4}
+    )
+    assert {name: (each.n_only_first, each.n_only_second) for name, each in found.items()} == {
+        "autoencoder": (3, 0),
+        "retrained_autoencoder": (24, 0),
+    }
+    # Holm: the smaller p-value counts twice
+    assert headline.comparison.p_value_holm == pytest.approx(2 * found["retrained_autoencoder"].p_value)
+    assert headline.comparisons["autoencoder"].p_value_holm == pytest.approx(found["autoencoder"].p_value)
 
 
-def test_headline_is_about_a_transferred_attack_not_about_the_sweep() -> None:
-    table = table_at_1(0.1, 0.2, 0.15).replace({"attack": {"pgd": "fgsm"}})
-    swept = table[(table["threat_model"] == "adaptive")].assign(attack="sweep")
-    assert headline_of(pd.concat([table, swept], ignore_index=True), 1.0).attack == "fgsm"
+def test_headline_of_three_classes_is_at_the_recalibrated_operating_point(workspace: Path, params: Params) -> None:
+    _, headline = loaded(params)
+    assert headline.operating_point == "recalibrated"
+    assert headline.metrics == ["balanced_accuracy", "accuracy"]
+    assert headline.chance == pytest.approx(1 / 3)
+    assert headline_with().metrics == ["balanced_accuracy", "accuracy", "sensitivity", "specificity"]
+    assert headline_with().chance == 0.5
+
+
+def test_the_effort_of_the_attacks_is_named(params: Params) -> None:
+    assert effort_of(params.attack, ["suite", "square"]) == (
+        "FGSM",
+        "PGD with 10 steps",
+        "white-box suite with effort quick",
+        "Square attack with effort quick",
+    )
+
+
+@pytest.mark.parametrize(
+    ("leakage", "n_groups", "unit", "sample"),
+    [
+        ({}, 12, "inferred group", "n = 60 images of 9 inferred groups"),
+        ({}, 60, "image", "n = 60 images"),
+        ({"patient_in_train": 0.0}, 12, "patient", "n = 60 images of 9 patients"),
+    ],
+)
+def test_the_unit_of_intervals_depends_on_patient_ids_and_groups(
+    leakage: dict[str, float], n_groups: int, unit: str, sample: str
+) -> None:
+    assert unit_of({"leakage": leakage, "n": 60, "n_groups": n_groups}) == unit
+    assert sample_text(60, 9, unit) == sample
+
+
+def test_too_few_groups_have_no_interval_and_no_conclusion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_workspace(params, is_phantom=False, n_groups=4)
+    results, headline = loaded(params)
+    text = headline_sentences(headline)
+    assert "95.0 % [too few groups] on clean images and 10.0 % [too few groups] in the worst case" in text
+    assert "n = 60 images of 4 inferred groups" in text
+    assert "+40.0 [too few groups] points to the undefended classifier (too few groups for a test)." in text
+    assert "too few groups to decide whether the retrained autoencoder is broken" in text
+    section = comparison_section(results, headline)
+    assert "is +35.0 [too few groups] points (too few groups for a test)." in finding_of(section, headline)
+    for table in (section.values["ranking"], section.values["operating_points"], section.values["everywhere"]):
+        assert not [cell for row in table.rows for cell in row if "nan" in cell]
+    # neighbours have no p-value without an interval
+    assert [row[-2] for row in section.values["ranking"].rows] == ["–", "–", "–"]
+
+
+def test_an_estimate_without_an_interval_says_so() -> None:
+    row = {"value": 0.5, "low": math.nan, "high": math.nan}
+    assert estimate(row, percent) == "50.0 % [too few groups]"
+    assert estimate(row, percent, no_interval="") == "50.0 %"
+    assert estimate(row | {"value": math.nan}, percent) == "–"
+    assert with_interval({"accuracy": 0.5, "accuracy_low": math.nan, "accuracy_high": math.nan}) == (
+        "50.0 % [too few groups]"
+    )
+
+
+def test_estimates_without_intervals_are_not_compared() -> None:
+    low, high, unknown = {"low": 0.1, "high": 0.2}, {"low": 0.3, "high": 0.4}, {"low": math.nan, "high": math.nan}
+    relations = ("smaller", "larger", "similar")
+    assert relation_of(low, high, *relations) == "smaller"
+    assert relation_of(high, low, *relations) == "larger"
+    assert relation_of(low, low, *relations) == "similar"
+    assert relation_of(low, unknown, *relations) is None
 
 
 def test_headline_metrics_are_those_of_one_eps() -> None:
     metrics: dict[str, Any] = {
         "clean": {"undefended": {"accuracy": 0.9, "f1": 0.8}, "autoencoder": {"f1": 0.7}},
         "robust": {"undefended": {"adaptive": {"pgd": {"eps_0.5": 0.4, "eps_1": 0.2}}}},
+        "worst_case": {
+            "undefended": {
+                "as_trained": {
+                    "adaptive": {
+                        "eps_0": {"balanced_accuracy": 0.8, "accuracy": 0.9},
+                        "eps_0.5": {"balanced_accuracy": 0.3, "accuracy": 0.3},
+                        "eps_1": {"balanced_accuracy": None, "accuracy": None},
+                    }
+                }
+            }
+        },
     }
     assert headline_metrics(metrics, 0.5) == {
         "clean/accuracy": 0.9,
         "clean/f1": 0.8,
         "clean/autoencoder_f1": 0.7,
         "robust/undefended_adaptive_pgd_eps_0.5": 0.4,
+        "worst_case/undefended_as_trained_eps_0": 0.8,
+        "worst_case/undefended_as_trained_eps_0.5": 0.3,
     }
 
 
@@ -505,11 +687,42 @@ def test_checks_section_has_a_table_by_target_then_explains_warnings_and_failure
         "autoencoder",
         "retrained autoencoder",
     ]
-    assert matrix.count('<th scope="row">') == 14
+    checks = json.loads(Workspace().checks.read_text(encoding="utf-8"))
+    assert matrix.count('<th scope="row">') == len({check["name"] for check in checks if check["target"]})
     (transfer,) = re.findall(r"transfer attacks are not stronger than adaptive attacks</th>(.*?)</tr>", matrix)
     assert text_of(transfer).split() == ["–", "PASS", "PASS"]
     assert ">PASS<" not in raised
-    assert "not checked: needs attack.square.n_queries" in raised
+    assert "not checked: needs" in raised
+
+
+def test_statuses_of_checks_are_counted_and_have_their_own_badges(workspace: Path, params: Params) -> None:
+    results, headline = loaded(params)
+    statuses = ["PASS", "INFO", "WARN", "FAIL", "NO POWER", "UNVERIFIED"]
+    checks = [{**check, "status": status} for check, status in zip(results.checks, statuses, strict=False)]
+    section = checks_section(replace(results, checks=checks), headline)
+    assert list(section.values["counts"].items()) == [
+        ("FAIL", 1),
+        ("NO POWER", 1),
+        ("UNVERIFIED", 1),
+        ("WARN", 1),
+        ("INFO", 1),
+        ("PASS", 1),
+    ]
+    assert [check["status"] for check in section.values["not_passed"]] == [
+        "FAIL",
+        "NO POWER",
+        "UNVERIFIED",
+        "WARN",
+        "INFO",
+    ]
+    html = rendered(section, headline)
+    assert 'class="status NO-POWER">NO POWER<' in html
+    assert "of 6 checks" in text_of(html)
+
+
+def test_checks_without_power_are_no_passes() -> None:
+    assert checks_text(["PASS", "INFO"]) == "all pass"
+    assert checks_text(["WARN", "NO POWER", "WARN", "PASS", "FAIL"]) == "1 FAIL, 1 NO POWER, 2 WARN"
 
 
 def test_data_changes_since_the_reference_are_counted(html: str) -> None:
@@ -528,11 +741,13 @@ def test_data_changes_since_the_reference_are_counted(html: str) -> None:
 def test_unchanged_data_and_different_data_are_recognised(workspace: Path, params: Params) -> None:
     results, headline = loaded(params)
     same = data_changes_section(replace(results, reference=results.manifest), headline)
-    assert finding_of(same) == "No changes: the same 63 images as in the reference."
+    assert finding_of(same, headline) == "No changes: the same 63 images as in the reference."
     assert same.values["changes"] is None
     elsewhere = results.manifest.assign(path="elsewhere/" + results.manifest["path"])
     other = data_changes_section(replace(results, reference=elsewhere), headline)
-    assert finding_of(other) == ("Different data: none of the 63 reference images is among the 63 images of this run.")
+    assert finding_of(other, headline) == (
+        "Different data: none of the 63 reference images is among the 63 images of this run."
+    )
 
 
 def test_acquisition_functions_that_differ_from_random_are_named(workspace: Path, params: Params) -> None:
@@ -546,7 +761,7 @@ def test_acquisition_functions_that_differ_from_random_are_named(workspace: Path
         ]
     efficiency = pd.DataFrame(rows, columns=columns)
     section = active_learning_section(replace(results, label_efficiency=efficiency), headline)
-    assert finding_of(section) == (
+    assert finding_of(section, headline) == (
         "Mean clean accuracy of 3 acquisition functions compared with random, in points. Better: "
         "entropy (+5.0 [+4.0, +6.0]). Worse: core set (−4.0 [−5.0, −3.0]). Not significant: 1."
     )
@@ -560,7 +775,7 @@ def test_results_of_a_claim_at_other_eps_are_grouped_by_result() -> None:
 def test_a_report_on_scans_counts_the_results_of_the_claims(workspace: Path, params: Params) -> None:
     results, headline = loaded(params)
     scans = replace(results, data=replace(results.data, is_phantom=False))
-    finding = finding_of(claims_section(scans, headline))
+    finding = finding_of(claims_section(scans, headline), headline)
     assert finding == "Result of 4 claims: holds (1), does not hold (1), not significant (1), not tested (1)."
 
 
@@ -571,15 +786,28 @@ def test_rejection_is_shown_at_the_false_positive_rate_of_the_parameters(workspa
         assert detection_section(results, headline).values["nominal_rate"] == shown
 
 
+def test_every_caption_of_a_table_with_intervals_names_their_unit(html: str) -> None:
+    captions = [text_of(caption) for caption in re.findall(r"<caption>(.*?)</caption>", html, re.DOTALL)]
+    with_intervals = [caption for caption in captions if "95 % interval" in caption and "seeds" not in caption]
+    assert len(with_intervals) > 20
+    assert [caption for caption in with_intervals if "by inferred group" not in caption] == []
+    assert "Wilson" not in html[html.index("<body>") :]
+    assert "McNemar" not in html[html.index("<body>") :]
+
+
 def loaded(params: Params) -> tuple[Results, Headline]:
     results = load_results(Workspace(), params)
-    return results, headline_of(results.robustness, params.analyze.eps)
+    return results, headline_of(results)
 
 
-def finding_of(section: Section) -> str:
+def rendered(section: Section, headline: Headline) -> str:
     template = environment().get_template(f"sections/{section.key.replace('-', '_')}.html.j2")
     figures = {drawing.name: render(drawing) for drawing in section.drawings}
-    finding = re.search(r'<p class="finding">(.*?)</p>', template.render(section.values, figures=figures), re.DOTALL)
+    return template.render(section.values, figures=figures, headline=headline)
+
+
+def finding_of(section: Section, headline: Headline) -> str:
+    finding = re.search(r'<p class="finding">(.*?)</p>', rendered(section, headline), re.DOTALL)
     assert finding
     return text_of(finding[1])
 

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from docs import RESULTS, keep_results, write_tables
 from tasks.core.workspace import Workspace
-from tasks.params import load_params
+from tasks.params import ParamsError, load_params
 from tests.conftest import ROOT, VALUES
 
 # target, threat model, attack, eps, accuracy and its interval, precision, recall, f1
@@ -149,8 +149,14 @@ def test_results_of_other_parameters_are_an_error(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("run", sorted(path.name for path in (ROOT / RESULTS).glob("*/")))
-def test_parameters_of_the_archived_runs_are_valid(run: str) -> None:
-    assert load_params(ROOT / RESULTS / run / "params.yaml").acquire.source == "folder"
+def test_parameters_of_the_archived_runs_are_valid_or_say_what_replaced_them(run: str) -> None:
+    path = ROOT / RESULTS / run / "params.yaml"
+    try:
+        assert load_params(path).acquire.source == "folder"
+    except ParamsError as error:
+        first, *lines = str(error).splitlines()
+        assert first == f"{path} is not valid:"
+        assert all("this key is now" in line or "this key was removed" in line for line in lines), lines
 
 
 def test_tables_of_this_repository_are_up_to_date() -> None:
@@ -196,14 +202,10 @@ def test_robust_table_has_one_row_for_each_eps_and_one_column_for_each_curve(wor
         write_tables.robust_table(results, "run", "square")
 
 
-def test_headline_is_at_the_eps_of_the_run_and_names_phantoms(workspace: Workspace) -> None:
+def test_headline_is_the_text_of_the_report(workspace: Workspace) -> None:
+    workspace.headline.write_text("Without a defence, balanced accuracy is 96.0 %.\n", encoding="utf-8")
     results = archive(workspace).parent
-    text = write_tables.headline_text(results, "run")
-    assert text.startswith("Without a defence, accuracy is 96.0 % [93.8, 97.4] on 500 clean test images")
-    assert "under PGD at ε = 1/255" in text
-    write_info(workspace, is_phantom=True)
-    archive(workspace)
-    assert write_tables.headline_text(results, "run") == f"The images are phantoms, drawn by the computer. {text}"
+    assert write_tables.headline_text(results, "run") == "Without a defence, balanced accuracy is 96.0 %.\n"
 
 
 def write_documents(root: Path, readme: str, results: str = "# Results\n") -> None:
@@ -239,7 +241,7 @@ def test_check_fails_if_a_table_is_out_of_date_and_writes_nothing(
     write_documents(workspace.root, "<!-- table: headline run -->\n<!-- end table -->\n")
     run(monkeypatch, workspace)
     run(monkeypatch, workspace, "--check")
-    edited = read(workspace.root / "README.md").replace("96.0 %", "99.9 %")
+    edited = read(workspace.root / "README.md").replace("headline.md\n", "another headline\n")
     write_documents(workspace.root, edited)
     with pytest.raises(SystemExit, match=r"out of date: README\.md. Run python -m docs\.write_tables"):
         run(monkeypatch, workspace, "--check")
@@ -266,7 +268,7 @@ def test_an_invalid_marker_is_an_error_and_nothing_is_written(
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, workspace)
     assert read(workspace.root / "README.md") == text
-    assert "accuracy" not in read(workspace.root / "docs/evidence/results.md")
+    assert "headline.md" not in read(workspace.root / "docs/evidence/results.md")
 
 
 def test_claims_table_has_one_row_for_each_claim(workspace: Workspace) -> None:
@@ -310,6 +312,16 @@ def test_comparison_table_ranks_the_targets_at_the_first_eps(workspace: Workspac
     ]
     at_4 = write_tables.comparison_table(folder.parent, "run", "4").splitlines()[2:]
     assert [row.split(" | ")[0] for row in at_4] == ["| undefended", "| strong one"]
+
+
+def test_a_comparison_table_is_about_the_targets_as_trained(workspace: Workspace) -> None:
+    folder = archive(workspace)
+    write_comparison(folder)
+    before = write_tables.comparison_table(folder.parent, "run", "1", "4")
+    table = pd.read_csv(folder / "comparison.csv")
+    points = [table.assign(operating_point="as_trained"), table.assign(operating_point="recalibrated", rank=1)]
+    pd.concat(points).to_csv(folder / "comparison.csv", index=False)
+    assert write_tables.comparison_table(folder.parent, "run", "1", "4") == before
 
 
 @pytest.mark.parametrize("eps", [(), ("3",)])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import requests
 import torch
@@ -213,12 +214,43 @@ class TestCard:
         assert "75.0 %" in summary
         assert INTENDED_USE in summary
         assert len(summary) < registry.MAX_DESCRIPTION
-        for part in ("leakage: 0.0 %", "56 train, 8 validation, 32 test", "| worst case, adaptive | 4 | 32 | 75.0 %"):
+        for part in (
+            "leakage: 0.0 % of the test images have a near-duplicate in training, 0.0 % an image of their group; "
+            "without patient ids, the leakage by patient is unverified",
+            "56 train, 8 validation, 32 test",
+            "| as trained | adaptive | 0 | 32 | 32 | 75.0 % [",
+            "| as trained | transfer | 4 | 32 | 32 | 75.0 % [",
+            "| recalibrated | adaptive | 4 | 32 | 32 | 75.0 % [",
+            "- as trained: rank 1 of 2 targets by balanced accuracy in the worst case at ε = 4/255; +25.0 points to "
+            "the next target, retrained autoencoder, [+12.5, +37.5], p = 0.008 after Holm's correction for 1 "
+            "comparison of neighbours",
+            "2 PASS, 1 UNVERIFIED",
+        ):
             assert part in card
+        # at other operating points, only adaptive attacks are shown
+        assert "| recalibrated | transfer |" not in card
         assert "**FAIL**" not in card
         assert "**FAIL** about noise: about noise" in card_of(workspace, params, "retrained_autoencoder")[0]
         with pytest.raises(ValueError, match="has no 'jpeg'"):
             card_of(workspace, params, "jpeg")
+
+    def test_the_card_names_the_unit_and_gives_no_interval_for_too_few_groups(
+        self, small_workspace: Path, tmp_path: Path
+    ) -> None:
+        workspace = copy_completed(small_workspace, tmp_path)
+        write_results(workspace, {"autoencoder": (24, []), "retrained_autoencoder": (16, [])})
+        info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+        workspace.dataset_info.write_text(json.dumps(info | {"n_groups": 12}), encoding="utf-8")
+        for path, columns in (
+            (workspace.worst_case, {"low": None, "high": None, "n_groups": 4}),
+            (workspace.comparison, {"difference_low": None, "difference_high": None}),
+        ):
+            pd.read_csv(path).assign(**columns).to_csv(path, index=False)
+        card, summary = card_of(workspace, load_params(workspace.params_file), "autoencoder")
+        assert "75.0 % [too few groups] in the worst case of all attacks at ε = 4/255" in summary
+        assert "n = 32 images of 4 inferred groups, 95 % intervals by inferred group" in summary
+        assert "next target, retrained autoencoder, [too few groups]\n" in card
+        assert "nan" not in card
 
 
 class TestExport:

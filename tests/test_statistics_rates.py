@@ -55,6 +55,29 @@ def test_one_success_has_a_bound_above_that_of_no_success() -> None:
     assert none.high < one.high == pytest.approx(float(clopper_pearson_upper(1, 30)))
 
 
+def test_the_same_rate_in_every_group_has_an_interval_with_a_width() -> None:
+    bound = 1 - 0.025 ** (1 / 30)
+    for every, rate in ((2, 0.5), (5, 0.2)):
+        found = rate_estimate(np.arange(300) % every == 0, GROUPS)
+        assert found == pytest.approx((rate, rate - bound * rate, rate + bound * (1 - rate)))
+
+
+def test_the_upper_bound_is_at_most_that_of_the_groups_with_a_success() -> None:
+    # all images of three of 100 groups
+    groups = np.repeat(np.arange(100), 10)
+    found = rate_estimate(groups < 3, groups)
+    assert found.high == pytest.approx(float(clopper_pearson_upper(3, 100)))
+
+
+def test_the_interval_moves_towards_one_half() -> None:
+    # every sixth image of 600 in groups of two; the middle of the interval of the logit is that of (x + 1) / (n + 2)
+    successes, groups = np.arange(600) % 6 == 0, np.repeat(np.arange(300), 2)
+    _, low, high = rate_estimate(successes, groups)
+    middle = (np.log(low / (1 - low)) + np.log(high / (1 - high))) / 2
+    # two images of a group are independent or not similar, so the effective number of images is 600 or more
+    assert 100 / 600 < 1 / (1 + np.exp(-middle)) <= 101 / 602 + 1e-4
+
+
 def test_too_few_groups_have_a_rate_without_bounds() -> None:
     for groups in (np.repeat(np.arange(4), 25), np.minimum(np.arange(100), 12)):
         value, low, high = rate_estimate(np.arange(100) % 2 == 0, groups)

@@ -222,3 +222,45 @@ def test_non_finite_logits_raise_an_error(attack: str) -> None:
         model.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="16 of 16 images have logits that are not finite"):
         sweep(attack, model, images, labels)
+
+
+def test_a_radius_below_one_that_survived_is_tried_if_asked_for() -> None:
+    class Shell(nn.Module):
+        """Wrong only where the mean has risen by 0.35 to 0.65 of 1/255; from there outwards the gradient is zero."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            rise = 255 * (given.mean(dim=(1, 2, 3)) - 0.5)
+            margin = 1 - 0.1 * rise.clamp(max=0.5)
+            inside = (rise > 0.35) & (rise < 0.65)
+            return torch.stack([torch.where(inside, margin - 2, margin), torch.zeros_like(margin)], dim=1)
+
+    images, labels = np.full((5, 1, SIDE, SIDE), 0.5, dtype=np.float32), np.zeros(5, dtype=np.int64)
+    common = (Shell(), images, labels, EPS / 255, NormBall("linf", (0.0, 1.0)), 3, 10, 0.25, 0, 0, np.arange(5))
+    # to first order the radius is 10 / 255, and the attacks in balls of 16 and more pass by
+    assert (pgd_sweep(*common).index == len(EPS)).all()
+    found = pgd_sweep(*common, try_smaller=True)
+    assert (found.index == 1).all()
+    assert (np.abs(found.adversarial - images).max(axis=(1, 2, 3)) <= 0.5 / 255 + 1e-6).all()
+    assert (predict(Shell(), found.adversarial).logits.argmax(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_trying_smaller_radii_changes_nothing_on_a_linear_classifier(norm: str) -> None:
+    model, images, labels, _ = linear_case()
+    radii = np.array([radius(value, norm, N_PIXELS) for value in EPS])
+    common = (model, images, labels, radii, NormBall(norm, (0.0, 1.0)), 7, 10, 0.25, 1, 0, np.arange(len(images)))
+    once, more = (pgd_sweep(*common, try_smaller=more) for more in (False, True))
+    assert once.index.tolist() == more.index.tolist()
+    assert np.array_equal(once.adversarial, more.adversarial)
+
+
+def test_trying_smaller_radii_costs_one_start_for_each(three: tuple[nn.Module, np.ndarray, np.ndarray]) -> None:
+    model, images, labels = three
+    common = (model, images, labels, EPS / 255, NormBall("linf", (0.0, 1.0)), 16, 5, 0.25, 2, 0, np.arange(len(images)))
+    once, more = (pgd_sweep(*common, try_smaller=more) for more in (False, True))
+    assert (more.index <= once.index).all()
+    assert once.n_gradient < more.n_gradient <= once.n_gradient + len(images) * (len(EPS) - 1) * 6

@@ -62,9 +62,9 @@ class Claim:
     """Number of their groups."""
     bound: float | None
     above: bool
-    """Whether the claim holds above the bound; otherwise below it."""
+    """True if the claim holds above the bound; otherwise it holds below."""
     bounds_robustness: bool
-    """Whether a value above the bound is a robust accuracy, which is an upper bound only."""
+    """True if a value above the bound comes from a robust accuracy, which is an upper bound only."""
     p_value: float | None = None
     """Two-sided, that the true value equals the bound; from the interval on the normal scale."""
     p_value_holm: float | None = None

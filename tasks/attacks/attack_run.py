@@ -19,7 +19,7 @@ from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.diagnostics import UNBOUNDED_EPS, run_diagnostics, run_positive_control
 from tasks.attacks.fixed_eps import craft, transfer_records
 from tasks.attacks.predictions import Predictions, concatenate, predict, seed_random_defences
-from tasks.attacks.searches import search, searches
+from tasks.attacks.searches import n_checkpoints, search
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_model
 from tasks.core.files import write_json
@@ -32,7 +32,7 @@ from tasks.params import UNDEFENDED, Attack, Params
 from tasks.records.adversarial_images import merge_perturbations
 from tasks.records.operating_points import choose_operating_points, write_operating_points
 from tasks.records.tables import build_diagnostics, write_records
-from tasks.records.vocabulary import CLEAN
+from tasks.records.vocabulary import CLEAN, HOP_SKIP_JUMP, SQUARE, SUITE, SUITE_DOUBLED
 from tasks.tracking import Tracker
 
 CODE = (
@@ -88,17 +88,9 @@ class AttackRun:
         rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
         model = load_target(workspace, target, device)
         step = ("attack",) if target == UNDEFENDED else ("attack_defence", target)
-        n_search_parts = len(_split(rows, MAX_SEARCH_BATCHES * settings.batch_size))
-        n_points = 3 if len(data.classes) == 2 else 2
         checkpoints = Checkpoints(
             workspace.checkpoint_folder(*step),
             CODE,
-            2
-            + sum(
-                len(_split(some, settings.batch_size))
-                for some in crafted_images(data, rows, settings, params.seed).values()
-            )
-            + (1 + n_points * len(searches(settings))) * n_search_parts,
             settings=settings.model_dump(mode="json", include={"norm", "eps", "batch_size"}),
             seed=params.seed,
             compute=[str(device), params.compute.threads, params.compute.precision],
@@ -119,6 +111,10 @@ class AttackRun:
             settings.fixed_sensitivity,
             params.seed,
         )
+        crafted = crafted_images(data, rows, settings, params.seed)
+        n_crafted = sum(len(_split(some, settings.batch_size)) for some in crafted.values())
+        n_of_part = 1 + sum(n_checkpoints(settings, point) for point in points)
+        checkpoints.n_parts = 2 + n_crafted + n_of_part * len(_split(rows, MAX_SEARCH_BATCHES * settings.batch_size))
         attacked = Attacked(
             target,
             model,
@@ -175,7 +171,8 @@ class AttackRun:
                 path = workspace.perturbation_file(target, attack, eps)
                 path.parent.mkdir(exist_ok=True)
                 merge_perturbations([folder / f"eps{eps:g}.npz" for folder in finished[attack]], path)
-        searched = [folder for attack in searches(settings) for folder in finished[attack]]
+        searches = (SUITE, SUITE_DOUBLED, SQUARE, HOP_SKIP_JUMP)
+        searched = [folder for attack in searches for folder in finished[attack]]
         write_records(pa.concat_tables(records), workspace.records(target))
         write_records(_concatenate(searched, "minimum_eps.parquet"), workspace.minimum_eps(target))
         write_records(_concatenate(finished[DIAGNOSTICS], "diagnostics.parquet"), workspace.diagnostics(target))

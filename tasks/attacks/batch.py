@@ -109,7 +109,7 @@ def improve(
         attempt: the attack in a ball.
         rows: row numbers of the images to attack, ``(n,)``; None for all. Images without a smaller radius are left out.
     """
-    index, found_by, adversarial = found.index.copy(), found.found_by.copy(), found.adversarial.copy()
+    index, found_by, adversarial = found.index.copy(), found.found_by.astype(object), found.adversarial.copy()
     rows = np.arange(len(index)) if rows is None else rows
     rows = rows[index[rows] > 0]
     while rows.size:
@@ -132,8 +132,9 @@ def keep_smaller(
         rows: row numbers of the images, ``(n,)``.
         adversarial: misclassified images, ``(n, C, H, W)``.
     """
-    index, found_by, kept = found.index.copy(), found.found_by.copy(), found.adversarial.copy()
-    at, (known, sizes) = batch.smallest_index(rows, adversarial), (
+    index, found_by, kept = found.index.copy(), found.found_by.astype(object), found.adversarial.copy()
+    at = batch.smallest_index(rows, adversarial)
+    known, sizes = (
         perturbation_norms(batch.images[rows], images)[batch.ball.norm] for images in (kept[rows], adversarial)
     )
     # an adversarial image that was not kept equals its image

@@ -1,6 +1,11 @@
-"""Effort of the searches for the smallest eps: levels, and the stages that they consist of."""
+"""Levels of effort of the searches for the smallest eps, as lists of stages.
 
-from dataclasses import dataclass
+A level includes the stages of the lower levels. Each stage continues from the result of the stage before with new
+random starts. So a higher level finds everything that a lower level found.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 MAX_TARGETS = 9
 """Largest number of target classes, as in AutoAttack."""
@@ -8,31 +13,34 @@ MAX_TARGETS = 9
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps, restarts and queries of one stage. Each attack of a stage attacks the images that survive smaller balls.
+    """Steps, restarts and queries of the attacks of one stage; 0 leaves an attack out.
 
-    0 steps, restarts or queries leave an attack out.
+    Every attack tries each image in the largest ball that the image has survived so far, and goes on to smaller balls
+    while it succeeds.
     """
 
     name: str
-    """It belongs to the names of random starts, so that stages have independent starts."""
+    """Part of the names of random starts, so that stages have independent starts."""
     sweep_steps: int = 0
-    """Steps of each start of the sweep at each radius; only in the first stage, since it begins the search."""
+    """Steps of each start of the sweep. It begins the search, so only the first stage has one."""
     sweep_restarts: int = 0
-    """Further random starts of the sweep."""
+    """Further random starts of the sweep, for images that survive the first start."""
+    sweep_tries_smaller: bool = False
+    """If an image survives the first radius of the sweep, try each smaller radius once."""
     apgd_steps: int = 0
-    """Steps of each start of APGD, for each of its losses."""
+    """Steps of each start of Auto-PGD."""
     apgd_restarts: int = 0
-    """Random starts of APGD, for each of its losses."""
+    """Random starts of Auto-PGD, for each loss and target class."""
     feature_steps: int = 0
     """Steps of each start of the attack on features."""
     feature_restarts: int = 0
-    """Random starts of the attack on features; each is guided by another image."""
+    """Random starts of the attack on features, each guided by another image."""
     fmn_steps: int = 0
     """Steps of each start of FMN."""
     fmn_restarts: int = 0
     """Starts of FMN: the first at the smallest known perturbation, the others at random."""
     other_backward_passes: bool = False
-    """Repeat APGD and FMN with every other backward pass of image transforms that the target has."""
+    """Repeat all attacks except the sweep with each other backward pass of the image transforms of a target."""
     square_queries: int = 0
     """Queries of Square at each radius."""
     hop_skip_jump_queries: int = 0
@@ -40,11 +48,87 @@ class Stage:
 
 
 STAGES = (
-    Stage("first", sweep_steps=20, sweep_restarts=1, apgd_steps=10, apgd_restarts=1, fmn_steps=20, fmn_restarts=1,
-          square_queries=25),
-    Stage("second", apgd_steps=50, apgd_restarts=1, feature_steps=50, feature_restarts=1, fmn_steps=40, fmn_restarts=2,
-          other_backward_passes=True, square_queries=1000, hop_skip_jump_queries=1000),
-    Stage("third", apgd_steps=100, apgd_restarts=5, feature_steps=100, feature_restarts=5, fmn_steps=100, fmn_restarts=5,
-          other_backward_passes=True, square_queries=5000, hop_skip_jump_queries=5000),
+    Stage(
+        "first",
+        sweep_steps=20,
+        sweep_restarts=1,
+        sweep_tries_smaller=True,
+        apgd_steps=10,
+        apgd_restarts=1,
+        fmn_steps=20,
+        fmn_restarts=1,
+        square_queries=25,
+    ),
+    Stage(
+        "second",
+        apgd_steps=50,
+        apgd_restarts=1,
+        feature_steps=30,
+        feature_restarts=1,
+        fmn_steps=40,
+        fmn_restarts=2,
+        other_backward_passes=True,
+        square_queries=1000,
+        hop_skip_jump_queries=1000,
+    ),
+    Stage(
+        "third",
+        apgd_steps=100,
+        apgd_restarts=5,
+        feature_steps=100,
+        feature_restarts=5,
+        fmn_steps=100,
+        fmn_restarts=6,
+        other_backward_passes=True,
+        square_queries=5000,
+        hop_skip_jump_queries=5000,
+    ),
 )
 EFFORTS = {"quick": STAGES[:1], "standard": STAGES[:2], "exhaustive": STAGES}
+"""Stages of each level of effort."""
+
+
+def doubled(stage: Stage) -> Stage:
+    """Return a stage with twice the steps and restarts of each white-box attack, its own starts and no queries."""
+    white_box = (field for field in asdict(stage) if field.endswith(("_steps", "_restarts")))
+    twice = {field: 2 * getattr(stage, field) for field in white_box}
+    return replace(stage, name=f"{stage.name}, doubled", square_queries=0, hop_skip_jump_queries=0, **twice)
+
+
+def n_losses(n_classes: int) -> int:
+    """Number of losses of Auto-PGD: the margin, or the cross-entropy, DLR and one for each target class."""
+    return 1 if n_classes == 2 else 2 + min(n_classes - 1, MAX_TARGETS)
+
+
+def max_gradients(stages: Sequence[Stage], n_radii: int, n_classes: int, n_other_backward_passes: int = 0) -> int:
+    """Largest number of gradients that one image can take in all of these stages.
+
+    Args:
+        stages: of a level.
+        n_radii: number of radii in the grid.
+        n_classes: number of classes, K.
+        n_other_backward_passes: number of other backward passes of the target, 0 without image transforms.
+    """
+    total = 0
+    for stage in stages:
+        if stage.sweep_steps:
+            total += 1 + n_radii * (1 + stage.sweep_restarts) * (stage.sweep_steps + 1)
+        once = (
+            n_losses(n_classes) * stage.apgd_restarts * (stage.apgd_steps + 1)
+            + stage.feature_restarts * (stage.feature_steps + 1)
+            + stage.fmn_restarts * (stage.fmn_steps + 1)
+        )
+        total += once * (1 + n_other_backward_passes * stage.other_backward_passes)
+    # each success is followed by another try, in a smaller ball
+    longest = max(max(stage.apgd_steps, stage.feature_steps) + 1 for stage in stages)
+    return total + n_radii * longest
+
+
+def max_queries(stages: Sequence[Stage], n_radii: int) -> int:
+    """Largest number of queries of black-box attacks that one image can take in all of these stages.
+
+    Args:
+        stages: of a level.
+        n_radii: number of radii in the grid, each of which Square may try.
+    """
+    return sum(n_radii * stage.square_queries + stage.hop_skip_jump_queries for stage in stages)

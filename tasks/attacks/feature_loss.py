@@ -18,23 +18,20 @@ from tasks.models.features import LogitsAndFeatures
 
 @dataclass(frozen=True)
 class FeatureTargets:
-    """The model with its features, and for each image the images whose features the attack approaches."""
+    """A model with its features, and for each image of a batch the images whose features the attack approaches."""
 
     model: LogitsAndFeatures
     features: np.ndarray
     """Features of the N images of the batch, unchanged, float32 ``(N, D)``."""
     guides: np.ndarray
-    """Row numbers of the nearest images that are predicted as another class than the true class of the image, nearest
-    first, int64 ``(N, G)``; G is the smallest number of such images."""
+    """Row numbers of all images by their distance in features, nearest first, int64 ``(N, N)``. The first ``n_guides``
+    are predicted as another class than the true class of the image."""
+    n_guides: np.ndarray
+    """int64 ``(N,)``, at least 1."""
 
     @classmethod
-    def of(cls, batch: AttackBatch, max_guides: int) -> "FeatureTargets | None":
-        """Features and guides of a batch; None if the model has no features or an image has no guide.
-
-        Args:
-            batch: model and images; guides are images of the same batch.
-            max_guides: maximum of G, at least 1.
-        """
+    def of(cls, batch: AttackBatch) -> "FeatureTargets | None":
+        """Features and guides of a batch; None if the model has no features, or an image has no guide in the batch."""
         try:
             model = LogitsAndFeatures(batch.model).eval()
         except ValueError:
@@ -46,22 +43,21 @@ class FeatureTargets:
                 parts.append([output.cpu().numpy() for output in model(images)])
         logits, features = (np.concatenate(outputs) for outputs in zip(*parts, strict=True))
         is_other = batch.labels[:, None] != logits.argmax(axis=1)
-        n_guides = min(int(is_other.sum(axis=1).min()), max_guides)
-        if n_guides == 0:
+        n_guides = is_other.sum(axis=1)
+        if not n_guides.all():
             return None
         squared = np.square(features).sum(axis=1)
         distances = squared[:, None] + squared - 2 * features @ features.T
-        nearest = np.argsort(np.where(is_other, distances, np.inf), axis=1, kind="stable")
-        return cls(model, features, nearest[:, :n_guides])
+        return cls(model, features, np.where(is_other, distances, np.inf).argsort(axis=1, kind="stable"), n_guides)
 
     def objective(self, rows: np.ndarray, rank: int) -> Objective:
-        """The progress of the features on the line from the unchanged image to a guide.
+        """The negative squared distance of the features from those of a guide.
 
         Args:
             rows: row numbers of the images that are attacked, ``(n,)``.
-            rank: of the guide, from 0 for the nearest; a rank of G begins again with the nearest.
+            rank: of the guide, from 0 for the nearest; after the last guide follows the nearest.
         """
-        guides = self.guides[rows, rank % self.guides.shape[1]]
+        guides = self.guides[rows, rank % self.n_guides[rows]]
         device = device_of(self.model)
         ends = torch.from_numpy(self.features[guides]).to(device)
 

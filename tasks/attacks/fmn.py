@@ -29,9 +29,9 @@ def fmn(
     """Search for the nearest misclassified images, each in a ball that shrinks and grows.
 
     After a step that ends in a misclassified image, the ball becomes smaller than the smallest perturbation so far;
-    otherwise it grows. Before the first success, its radius is the distance at which the linear model of the objective
-    crosses zero (algorithm 1). Step sizes and changes of the radius fall along a cosine. At the end, the line from each
-    image to the result is bisected.
+    otherwise it grows. Before the first success, its radius is a little more than the distance at which the linear
+    model of the objective crosses zero (algorithm 1). Step sizes and changes of the radius fall along a cosine. At the
+    end, the line from each image to the result is bisected.
 
     In place of the paper's gradient step of fixed L2 length, a step goes along the steepest direction of the norm, in
     proportion to the radius. So one setting suits small and large perturbations.
@@ -71,7 +71,7 @@ def fmn(
         sizes = torch.where(
             wrong,
             torch.minimum(sizes, norms) * (1 - shrinkage),
-            torch.where(found, sizes * (1 + shrinkage), norms + losses.abs() / slopes),
+            torch.where(found, sizes, norms + losses.abs() / slopes) * (1 + shrinkage),
         )
         sizes = torch.minimum(sizes, smallest)
         ball_radii = sizes[:, None, None, None]

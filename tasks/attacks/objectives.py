@@ -58,8 +58,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other logit minus the true logit, ``(n,)``; with two classes its gradient has the direction of the
-    gradient of the cross-entropy.
+    """Largest other logit minus the true logit, ``(n,)``.
+
+    With two classes, its gradient has the direction of the gradient of the cross-entropy.
     """
     return -logit_margin(logits, labels)
 

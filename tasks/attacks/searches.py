@@ -1,112 +1,185 @@
-"""Searches for the smallest eps that breaks each image, at every operating point: parts of an attack."""
+"""Searches for the smallest eps that breaks each image, at every operating point: parts of an attack.
 
+The white-box searches run in the stages of an effort level (:mod:`tasks.attacks.effort`), each on the survivors of the
+stage before, with a checkpoint after each. Square then attacks the survivors. Black-box attacks also run on a part of
+all images without the result of the white-box attacks, which measures their power.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from tasks.attacks.attacked import Attacked, digest_of_images
-from tasks.attacks.batch import MinimumEps, shrink
+from tasks.attacks.batch import AttackBatch, MinimumEps, improve, shrink
+from tasks.attacks.effort import EFFORTS, Stage, doubled
 from tasks.attacks.hop_skip_jump import run_hop_skip_jump
 from tasks.attacks.predictions import seed_random_defences
-from tasks.attacks.square import run_square
-from tasks.attacks.suite import run_suite
-from tasks.attacks.sweep import run_sweep
+from tasks.attacks.square import run_square, square
+from tasks.attacks.suite import run_stage
 from tasks.dataset.prepared import choose_stratified
 from tasks.params import Attack
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.perturbation_norms import perturbation_norms
 from tasks.records.tables import build_minimum_eps, write_records
-from tasks.records.vocabulary import HOP_SKIP_JUMP, SQUARE, SUITE, SWEEP
-
-WHITE_BOX_SEARCHES = (SWEEP, SUITE)
-"""Searches that use gradients; the other searches use scores or labels alone."""
+from tasks.records.vocabulary import AS_TRAINED, HOP_SKIP_JUMP, SQUARE, SUITE, SUITE_DOUBLED
 
 
-def searches(settings: Attack) -> list[str]:
-    """Attacks that search for the smallest eps, in the order in which each builds on the one before."""
-    effort = {
-        SWEEP: 1,
-        SUITE: settings.suite.n_steps,
-        SQUARE: settings.square.n_queries,
-        HOP_SKIP_JUMP: settings.hop_skip_jump.n_queries,
-    }
-    return [attack for attack, n in effort.items() if n]
+def stages_of(settings: Attack, point: OperatingPoint) -> list[tuple[str, Stage]]:
+    """Stages of the white-box searches with the names of their result in the tables; all but the last are inputs.
+
+    As trained, one more stage doubles the steps and restarts of the last: a check compares the two.
+    """
+    stages = EFFORTS[settings.effort]
+    named = [("", stage) for stage in stages[:-1]] + [(SUITE, stages[-1])]
+    return [*named, (SUITE_DOUBLED, doubled(stages[-1]))] if point.name == AS_TRAINED else named
+
+
+def black_box_searches(settings: Attack) -> dict[str, list[int]]:
+    """Numbers of queries of each stage by black-box attack. Square is for L-infinity balls."""
+    stages = EFFORTS[settings.effort]
+    queries = {SQUARE: [stage.square_queries for stage in stages if settings.norm == "linf"]}
+    queries[HOP_SKIP_JUMP] = [stage.hop_skip_jump_queries for stage in stages]
+    return {attack: [n for n in numbers if n] for attack, numbers in queries.items() if any(numbers)}
+
+
+def n_checkpoints(settings: Attack, point: OperatingPoint) -> int:
+    """Number of checkpoints of one part at an operating point."""
+    return len(stages_of(settings, point)) + len(black_box_searches(settings))
 
 
 def search(attacked: Attacked, point: OperatingPoint, rows: np.ndarray) -> dict[str, Path]:
     """Part: all searches on some images at one operating point, one after the other; returns their checkpoints."""
-    settings, finished = attacked.settings, dict[str, Path]()
-    effort: dict[str, Any] = {
-        SWEEP: [settings.sweep.model_dump(mode="json"), settings.pgd.relative_step_size],
-        SUITE: settings.suite.model_dump(mode="json"),
-        SQUARE: settings.square.model_dump(mode="json"),
-        HOP_SKIP_JUMP: settings.hop_skip_jump.model_dump(mode="json"),
-    }
-    before: list[str] = []
-    for attack in searches(settings):
-        known = pq.read_table(finished[before[-1]] / "minimum_eps.parquet") if before else None
-        finished[attack] = attacked.checkpoints.get_or_compute(
-            f"{attack} on {attacked.target}, {point.name}, {len(rows)} images",
-            partial(_write_search, attacked, point, attack, rows, known),
-            search={each: effort[each] for each in [*before, attack]},
-            operating_point=[point.name, *point.biases],
-            images=digest_of_images(attacked.data, rows),
+    settings, finished, done = attacked.settings, dict[str, Path](), list[Stage]()
+    identity = {"operating_point": [point.name, *point.biases], "images": digest_of_images(attacked.data, rows)}
+    where = f"{attacked.target}, {point.name}, {len(rows)} images"
+    before: Path | None = None
+    for name, stage in stages_of(settings, point):
+        done.append(stage)
+        before = attacked.checkpoints.get_or_compute(
+            f"{stage.name} stage of the white-box suite on {where}",
+            partial(_write_stage, attacked, point, name, stage, rows, before),
+            search=[asdict(each) for each in done],
+            step_size=settings.pgd.relative_step_size,
+            **identity,
         )
-        before += [attack] if attack in WHITE_BOX_SEARCHES else []
+        if name:
+            finished[name] = before
+    sample = choose_stratified(attacked.data, attacked.rows, settings.max_black_box_images, attacked.seed)
+    chosen = np.flatnonzero(np.isin(rows, sample))
+    for attack, queries in black_box_searches(settings).items() if len(chosen) else ():
+        finished[attack] = attacked.checkpoints.get_or_compute(
+            f"{attack} on {where}",
+            partial(_write_queries, attacked, point, attack, queries, rows, chosen),
+            search=[attack, *queries],
+            chosen=chosen.tolist(),
+            **identity,
+        )
     return finished
 
 
-def _write_search(
-    attacked: Attacked, point: OperatingPoint, attack: str, rows: np.ndarray, before: pa.Table | None, folder: Path
+def _write_stage(
+    attacked: Attacked,
+    point: OperatingPoint,
+    name: str,
+    stage: Stage,
+    rows: np.ndarray,
+    before: Path | None,
+    folder: Path,
 ) -> None:
-    """Write the smallest eps at which one attack breaks each image.
-
-    Args:
-        attacked: target and images.
-        point: operating point of the target.
-        attack: ``sweep``, ``suite``, ``square`` or ``hop_skip_jump``.
-        rows: of the images in the prepared table, ``(N,)``.
-        before: result of the white-box searches before; None for the sweep, which is the first.
-        folder: where to write.
-    """
+    """Write the smallest eps at which the white-box attacks of a stage and the stages before break each image."""
     settings, batch = attacked.settings, attacked.batch(rows, point)
     seed_random_defences(batch.model, attacked.seed, rows)
-    grid, chosen = np.array([0.0, *settings.eps, np.inf]), np.arange(len(rows))
+    grid = np.array([0.0, *settings.eps, np.inf])
+    earlier, smallest = None, np.full(len(rows), np.inf)
+    if before:
+        table = pq.read_table(before / "minimum_eps.parquet")
+        index = np.searchsorted(grid, table["minimum_eps"].to_numpy()) - 1
+        # the adversarial images of earlier stages are not kept
+        earlier = MinimumEps(index, table["found_by"].to_numpy(), batch.images)
+        smallest = table["minimum_perturbation"].to_numpy()
+    with attacked.naming_images(rows, name or stage.name):
+        found = run_stage(batch, earlier, stage, settings.pgd.relative_step_size, attacked.precision)
+        if stage.square_queries and settings.norm == "linf":
+            found = improve(batch, found, SQUARE, partial(_square_attempt, batch, stage))
+    _write(attacked, point, "adaptive", name, batch, found, np.arange(len(rows)), smallest, folder)
+
+
+def _square_attempt(
+    batch: AttackBatch, stage: Stage, rows: np.ndarray, images: Tensor, labels: Tensor, radii: Tensor
+) -> tuple[Tensor, Tensor]:
+    ids = batch.image_ids[rows]
+    return square(batch.model, images, labels, radii, batch.ball.value_range, stage.square_queries, batch.seed, ids)
+
+
+def _write_queries(
+    attacked: Attacked,
+    point: OperatingPoint,
+    attack: str,
+    queries: Sequence[int],
+    rows: np.ndarray,
+    chosen: np.ndarray,
+    folder: Path,
+) -> None:
+    """Write the smallest eps at which a black-box attack with any of some numbers of queries breaks chosen images."""
+    batch = attacked.batch(rows, point)
+    seed_random_defences(batch.model, attacked.seed, rows)
     with attacked.naming_images(rows, attack):
-        if before is None:
-            assert attack == SWEEP, attack
-            sweep, step = settings.sweep, settings.pgd.relative_step_size
-            found = run_sweep(batch, sweep.n_steps, step, sweep.n_restarts, attacked.precision)
-        else:
-            index = np.searchsorted(grid, before["minimum_eps"].to_numpy()) - 1
-            if attack == SUITE:
-                earlier = MinimumEps(index, before["found_by"].to_numpy(), batch.images)
-                found = run_suite(batch, earlier, settings.suite.n_steps)
-            elif attack == SQUARE:
-                found = run_square(batch, index, settings.square.n_queries)
+        is_wrong = batch.predictions() != batch.labels
+        found = MinimumEps(np.where(is_wrong, -1, len(batch.radii)), np.full(len(rows), attack), batch.images)
+        for n_queries in queries:
+            if attack == SQUARE:
+                part = attacked.batch(rows[chosen], point)
+                of_part = run_square(part, found.index[chosen], n_queries)
+                again = _scattered(found, chosen, of_part)
             else:
                 assert attack == HOP_SKIP_JUMP, attack
-                max_images = settings.hop_skip_jump.max_images
-                sample = choose_stratified(attacked.data, attacked.rows, max_images, attacked.seed)
-                chosen = np.flatnonzero(np.isin(rows, sample))
-                found = run_hop_skip_jump(batch, chosen, index < 0, settings.hop_skip_jump.n_queries)
-        minimum = shrink(batch, found)[chosen] / attacked.radius(1)
+                again = run_hop_skip_jump(batch, chosen, is_wrong, n_queries)
+            found = _smaller(found, again)
+    _write(attacked, point, "black_box", attack, batch, found, chosen, np.full(len(rows), np.inf), folder)
 
+
+def _scattered(found: MinimumEps, rows: np.ndarray, of_part: MinimumEps) -> MinimumEps:
+    """The result with some of its rows replaced."""
+    index, adversarial = found.index.copy(), found.adversarial.copy()
+    index[rows], adversarial[rows] = of_part.index, of_part.adversarial
+    return MinimumEps(index, found.found_by, adversarial)
+
+
+def _smaller(first: MinimumEps, second: MinimumEps) -> MinimumEps:
+    """The result with the smaller radius of each image."""
+    better = second.index < first.index
+    index = np.where(better, second.index, first.index)
+    adversarial = np.where(better[:, None, None, None], second.adversarial, first.adversarial)
+    return MinimumEps(index, first.found_by, adversarial)
+
+
+def _write(
+    attacked: Attacked,
+    point: OperatingPoint,
+    threat_model: str,
+    attack: str,
+    batch: AttackBatch,
+    found: MinimumEps,
+    chosen: np.ndarray,
+    smallest: np.ndarray,
+    folder: Path,
+) -> None:
+    """Check and write the results of some rows; ``smallest`` are the smallest perturbations of earlier stages."""
+    settings, grid = attacked.settings, np.array([0.0, *attacked.settings.eps, np.inf])
+    minimum = np.fmin(shrink(batch, found) / attacked.radius(1), smallest)[chosen]
     adversarial, index = found.adversarial[chosen], found.index[chosen]
+    rows = batch.image_ids[chosen]
     norms = perturbation_norms(batch.images[chosen], adversarial)[settings.norm]
     for number, eps in enumerate(settings.eps):
         if (here := index == number).any():
-            attacked.check(eps, adversarial[here], norms[here], rows[chosen][here])
-    if before is not None and attack in WHITE_BOX_SEARCHES:
-        # an attack that finds nothing smaller returns no image to shrink
-        minimum = np.fmin(minimum, before["minimum_perturbation"].to_numpy())
-    threat_model = "adaptive" if attack in WHITE_BOX_SEARCHES else "black_box"
+            attacked.check(eps, adversarial[here], norms[here], rows[here])
     table = build_minimum_eps(
-        attacked.data.identity(rows[chosen]),
+        attacked.data.identity(rows),
         attacked.curve(threat_model, attack) | {"operating_point": point.name},
         grid[index + 1],
         found.found_by[chosen],

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.batch import AttackBatch, MinimumEps
+from tasks.attacks.batch import AttackBatch, MinimumEps, improve
 from tasks.attacks.gradient.losses import logit_margin, misclassified
+from tasks.attacks.gradient.seeding import generator
 from tasks.attacks.sweep import EpsBracket
 
 INITIAL_PIXEL_FRACTION = 0.8
@@ -17,30 +18,48 @@ HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Fractions of the queries (the paper's schedule for 10,000 queries)."""
 
 
-def run_square(batch: AttackBatch, begin: np.ndarray, n_queries: int) -> MinimumEps:
-    """Search up and down the grid of radii with the Square attack.
+def run_square(
+    batch: AttackBatch,
+    begin: np.ndarray,
+    n_queries: int,
+    rows: np.ndarray | None = None,
+    only_smaller: bool = False,
+    restart: int = 0,
+) -> MinimumEps:
+    """Search the grid of radii with the Square attack.
 
     Args:
         batch: model and images; L-infinity balls.
-        begin: index of the radius to begin with, ``(N,)``; -1 for images that are misclassified unchanged.
+        begin: index of a radius for each image, ``(N,)``; -1 for images that are misclassified unchanged.
         n_queries: queries of each image at each radius that is tried.
+        rows: row numbers of the images to attack, ``(n,)``; None for all. The others are returned as surviving.
+        only_smaller: ``begin`` breaks the images already (or none of the radii does): try only smaller radii, from the
+            largest down. An image that survives the first of them is returned as surviving. Otherwise the search
+            begins at ``begin`` and goes up and down.
+        restart: number of the restart; each has other squares.
     """
     assert batch.ball.norm == "linf"
 
     def attempt(part: np.ndarray, images: Tensor, labels: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
         value_range, image_ids = batch.ball.value_range, batch.image_ids[part]
-        return square(batch.model, images, labels, radii, value_range, n_queries, batch.seed, image_ids)
+        return square(batch.model, images, labels, radii, value_range, n_queries, batch.seed, image_ids, restart)
 
+    rows = np.arange(len(batch.images)) if rows is None else rows
+    found_by = np.full(len(begin), "square", dtype=object)
+    if only_smaller:
+        found = improve(batch, MinimumEps(begin, found_by, batch.images), "square", attempt, rows)
+        survived = (found.index == begin) & (begin >= 0)
+        return MinimumEps(np.where(survived, len(batch.radii), found.index), found_by, found.adversarial)
     bracket = EpsBracket(len(batch.images), batch.radii)
+    bracket.breaks[begin < 0] = -1
     adversarial = batch.images.copy()
-    rows = np.arange(len(batch.images))
-    rows = rows[~bracket.update(rows, begin < 0)]
+    rows = rows[~bracket.update(rows, begin[rows] < 0)]
     bracket.trial[rows] = begin[rows].clip(0, len(batch.radii) - 1)
     while rows.size:
-        found, broken = batch.run(rows, bracket.radii_of(rows), attempt)
-        adversarial[rows[broken]] = found[broken]
+        found_images, broken = batch.run(rows, bracket.radii_of(rows), attempt)
+        adversarial[rows[broken]] = found_images[broken]
         rows = rows[~bracket.update(rows, broken)]
-    return MinimumEps(bracket.breaks, np.full(len(begin), "square", dtype=object), adversarial)
+    return MinimumEps(bracket.breaks, found_by, adversarial)
 
 
 def square(
@@ -52,6 +71,7 @@ def square(
     n_queries: int,
     seed: int,
     image_ids: np.ndarray,
+    restart: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attack images, each in an L-infinity ball of its own radius.
 
@@ -67,14 +87,15 @@ def square(
         value_range: lowest and highest value of a pixel.
         n_queries: maximum number of forward passes of each image.
         seed: of the squares.
-        image_ids: a number for each image, int ``(N,)``; with the seed it determines the squares.
+        image_ids: a number for each image, int ``(N,)``; with the seed and the restart it determines the squares.
+        restart: number of the restart.
 
     Returns:
         The images with the smallest margin found, ``(N, C, H, W)``; whether each is misclassified, bool ``(N,)``.
     """
     height, width = images.shape[-2:]
     device = images.device
-    draws = [np.random.default_rng([seed, int(image)]) for image in image_ids]
+    draws = [generator(seed, "square", int(image), restart) for image in image_ids]
     adversarial, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     active = torch.arange(len(images), device=device)
     stripes = torch.from_numpy(np.stack([draw.choice([-1, 1], size=(1, 1, width)) for draw in draws])).to(images)

@@ -56,7 +56,8 @@ def run_stage(
         precision: of the gradients of the sweep.
     """
     if before is None:
-        before = run_sweep(batch, stage.sweep_steps, relative_step_size, stage.sweep_restarts, precision)
+        effort = stage.sweep_steps, relative_step_size, stage.sweep_restarts
+        before = run_sweep(batch, *effort, precision, stage.sweep_tries_smaller)
     found = _run_attacks(batch, before, stage)
     for name in other_backward_passes(batch.model) if stage.other_backward_passes else ():
         changed = replace(batch, model=with_backward_pass(batch.model, name))
@@ -82,7 +83,7 @@ def _run_attacks(batch: AttackBatch, found: MinimumEps, stage: Stage, suffix: st
         for name, build in _losses(batch):
             attempt = partial(_apgd, batch, build, stage.apgd_steps, f"{stage.name} {name}{suffix}", restart)
             found = improve(batch, found, name + suffix, attempt)
-    guides = FeatureTargets.of(batch, stage.feature_restarts) if stage.feature_restarts else None
+    guides = FeatureTargets.of(batch) if stage.feature_restarts else None
     for restart in range(stage.feature_restarts if guides else 0):
         assert guides
         build = partial(_towards_guide, guides, restart)
@@ -112,9 +113,7 @@ def _losses(batch: AttackBatch) -> Iterator[tuple[str, BuildObjective]]:
         yield f"apgd_targeted_{rank}", partial(with_target, loss, rank)
 
 
-def _towards_guide(
-    guides: FeatureTargets, rank: int, rows: np.ndarray, _images: Tensor, _labels: Tensor
-) -> Objective:
+def _towards_guide(guides: FeatureTargets, rank: int, rows: np.ndarray, _images: Tensor, _labels: Tensor) -> Objective:
     return guides.objective(rows, rank)
 
 

@@ -49,7 +49,7 @@ def run_sweep(
     relative_step_size: float,
     n_restarts: int,
     precision: Precision = "float32",
-    try_smaller: bool = True,
+    try_smaller: bool = False,
 ) -> MinimumEps:
     """Run :func:`pgd_sweep` on a batch."""
     result = pgd_sweep(

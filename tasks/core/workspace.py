@@ -111,6 +111,7 @@ class Workspace:
     report = _Below("data/report")
     report_html = _Below("data/report/report.html")
     report_markdown = _Below("data/report/report.md")
+    headline = _Below("data/report/headline.md")
     figures = _Below("data/report/figures")
 
     def attack_folder(self, target: str) -> Path:

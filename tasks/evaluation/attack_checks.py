@@ -2,7 +2,7 @@
 
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, judge_excess
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import SWEEP
+from tasks.records.vocabulary import SUITE_DOUBLED
 
 MAX_CONTROL_ACCURACY = 0.01
 """Maximum accuracy where an attack must break every image."""
@@ -14,6 +14,10 @@ MAX_WHITE_BOX_ACCURACY = 0.05
 """Accuracy of the bare classifier up to which white-box attacks count as having broken it."""
 MAX_BLACK_BOX_ACCURACY = 0.5
 """Accuracy of the bare classifier that black-box attacks must reach there to have power."""
+MAX_CHANGE = 0.01
+"""Change of accuracy by twice the effort below which an attack counts as converged."""
+MAX_IMAGES_WITHOUT_CHANGE = 100
+"""Up to this number of attacked images, twice the effort must not break another image."""
 MAX_MORE_BY_ART = 1
 """Images that ART's attack may break more than ours."""
 
@@ -78,37 +82,28 @@ def unbounded_attack(of: CheckInputs) -> CheckOutcome:
 
 
 def more_steps(of: CheckInputs) -> CheckOutcome:
-    """More steps and restarts change the accuracy under PGD by less than 1 point."""
-    pgd = {eps for threat_model, attack, eps in of.correct if (threat_model, attack) == ("adaptive", "pgd")}
-    if not pgd:
-        return CheckOutcome("WARN", None, "not checked: needs pgd in attack.attacks")
+    """Twice the steps and restarts change the reported robust accuracy by less than 1 point."""
     gains = []
-    for eps in sorted(pgd):
-        # balls nest: a perturbation that breaks an image at one eps breaks it at every larger eps
-        others = [attack for _, attack, _ in of.correct if attack != "pgd"]
-        by_pgd = of.robust(eps, WHITE_BOX, leave_out=others)
-        by_sweep = of.correct["adaptive", SWEEP, eps]
-        found = of.compare(by_pgd, by_sweep)
-        gains.append((found.difference.value, eps, len(by_sweep)))
-    largest, eps, n = max(gains)
-    explanation = f"the sweep breaks {100 * largest:.1f} points more than PGD at eps {eps:g}"
-    smallest, weak_eps, _ = min(gains)
-    if smallest <= -0.01:
-        weak = f"the sweep breaks {-100 * smallest:.1f} points less than PGD at eps {weak_eps:g}"
-        return CheckOutcome("WARN", largest, f"{weak}, so it cannot confirm PGD. Raise attack.sweep.n_restarts")
-    if largest < 0.01:
-        return CheckOutcome("PASS", largest, explanation if largest > 0 else "the sweep breaks no more than PGD")
-    if round(largest * n) <= 1:
-        return CheckOutcome("WARN", largest, f"{explanation}, one image of {n}")
-    return CheckOutcome("FAIL", largest, f"{explanation}. Report the worst case, or raise attack.pgd.n_steps")
+    for eps in of.grid:
+        reported = of.robust(eps, ALL_ATTACKS, leave_out=(SUITE_DOUBLED,))
+        found = of.compare(reported, of.robust(eps, ALL_ATTACKS))
+        gains.append((found.difference.value, eps, found.n_only_first, len(reported)))
+    largest, eps, n_more, n = max(gains)
+    explanation = (
+        f"twice the steps and restarts break {n_more} more of {n} images ({100 * largest:.1f} points) at eps {eps:g}"
+    )
+    if not n_more:
+        return CheckOutcome("PASS", largest, f"twice the steps and restarts break no more of {n} images at any eps")
+    # of 100 images or fewer, one is a point or more
+    if n > MAX_IMAGES_WITHOUT_CHANGE and largest < MAX_CHANGE:
+        return CheckOutcome("PASS", largest, explanation)
+    return CheckOutcome("FAIL", largest, f"{explanation}: the attack has not converged. Raise attack.effort")
 
 
 def black_box(of: CheckInputs) -> CheckOutcome:
     """Black-box attacks break no image that white-box attacks miss."""
     if not any(threat_model == "black_box" for threat_model, _, _ in of.correct):
-        return CheckOutcome(
-            "WARN", None, "not checked: needs attack.square.n_queries or attack.hop_skip_jump.n_queries"
-        )
+        return CheckOutcome("WARN", None, "not checked: attack.effort quick has no black-box attack for norm l2")
     missed: set[int] = set()
     n = 0
     for eps in of.grid:
@@ -136,9 +131,7 @@ def black_box(of: CheckInputs) -> CheckOutcome:
     eps, (_, left) = min(broken.items(), key=lambda item: item[1][1])
     power = f"at eps {eps:g} black-box attacks leave {100 * left:.1f} % of the bare classifier's images correct"
     if left > MAX_BLACK_BOX_ACCURACY:
-        return CheckOutcome(
-            "NO POWER", fraction, f"none of {n} images, but {power}. Raise attack.square.n_queries for a verdict"
-        )
+        return CheckOutcome("NO POWER", fraction, f"none of {n} images, but {power}. Raise attack.effort for a verdict")
     return CheckOutcome("PASS", fraction, f"none of {n} images; {power}")
 
 

@@ -1,4 +1,4 @@
-"""What a check reads and returns."""
+"""Inputs and outcomes of checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class CheckInputs:
     """The smallest eps that breaks each image, at the operating point ``as_trained``."""
     diagnostics: pd.DataFrame
     shortcut_correct: "pd.Series[bool]"
-    """Whether the shortcut baseline classifies each test image correctly, by image."""
+    """True for test images that the shortcut baseline classifies correctly, by image."""
     undefended: "CheckInputs | None"
     """The data of the bare classifier; None for the bare classifier itself."""
 
@@ -62,7 +62,7 @@ class CheckInputs:
 
     @cached_property
     def correct(self) -> "dict[Curve, pd.Series[bool]]":
-        """Whether each image is correct under each attack at each eps, by image; only of the images that it tried.
+        """Outcome of each image under each attack at each eps, True if correct; only of the images that it tried.
 
         A search leaves an image correct at every eps below the smallest that breaks it.
         """
@@ -83,7 +83,7 @@ class CheckInputs:
         return sorted({eps for _, _, eps in self.correct})
 
     def robust(self, eps: float, threat_models: Sequence[str], leave_out: Sequence[str] = ()) -> "pd.Series[bool]":
-        """Whether each image is correct unchanged and under every attack of some threat models up to an eps, by image.
+        """Return which images are correct unchanged and under every attack of some threat models up to an eps, by image.
 
         Only of the images that an attack of the first threat model tried.
 

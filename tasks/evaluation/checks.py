@@ -20,7 +20,7 @@ CHECKS: dict[str, tuple[str, Callable[[CheckInputs], CheckOutcome | None]]] = {
     "pgd_vs_fgsm": ("PGD is at least as strong as FGSM", attack_checks.pgd_vs_fgsm),
     "art_reference": ("FGSM and PGD are at least as strong as those of ART", attack_checks.art_reference),
     "unbounded_attack": ("an unbounded attack leaves an accuracy of at most 1 %", attack_checks.unbounded_attack),
-    "more_steps": ("more steps and restarts change accuracy by less than 1 point", attack_checks.more_steps),
+    "more_steps": ("twice the steps and restarts change accuracy by less than 1 point", attack_checks.more_steps),
     "black_box": ("black-box attacks break no image that white-box attacks miss", attack_checks.black_box),
     "random_noise": ("random noise lowers accuracy less than the attacks", attack_checks.random_noise),
     "transfer_vs_adaptive": (

@@ -29,6 +29,8 @@ def majority_class(of: CheckInputs) -> CheckOutcome:
     )
     if clean["label"].nunique() > 1 == clean["prediction"].nunique():
         return CheckOutcome("FAIL", difference, f"{explanation}; all images get the same class")
+    if np.isnan(accuracy.low):
+        return CheckOutcome("NO POWER", difference, f"{explanation}; too few groups for a test")
     if accuracy.low > majority:
         return CheckOutcome("PASS", difference, explanation)
     return CheckOutcome("WARN", difference, f"{explanation}; the difference is not significant")
@@ -46,6 +48,8 @@ def shortcut_baseline(of: CheckInputs) -> CheckOutcome:
         f"clean accuracy is {100 * correct.mean():.1f} %, that of a logistic regression on size, mean, standard "
         f"deviation and saturation {100 * by_shortcut.mean():.1f} % (p = {found.p_value:.2g} by group)"
     )
+    if np.isnan(found.difference.low):
+        return CheckOutcome("NO POWER", found.difference.value, f"{explanation}; too few groups for a test")
     if found.difference.low > 0:
         return CheckOutcome("PASS", found.difference.value, explanation)
     return CheckOutcome("WARN", found.difference.value, f"{explanation}; the difference is not significant")
@@ -68,6 +72,8 @@ def constant(of: CheckInputs) -> CheckOutcome:
         f"balanced robust accuracy at eps {of.eps:g} is {100 * found.value:.1f} %, that of a constant predictor "
         f"{100 * chance:.1f} %; significantly above it at eps {', '.join(f'{eps:g}' for eps in above) or 'none'}"
     )
+    if np.isnan(found.low):
+        return CheckOutcome("NO POWER", found.value - chance, f"{explanation}; too few groups for a test")
     if of.name == UNDEFENDED:
         return CheckOutcome("INFO", found.value - chance, explanation)
     return CheckOutcome("PASS" if of.eps in above else "FAIL", found.value - chance, explanation)

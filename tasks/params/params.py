@@ -177,38 +177,6 @@ class TrainAutoencoder(Training):
     """Fraction of each batch without noise."""
 
 
-class Sweep(Section):
-    """Search for the smallest eps that breaks each image, by PGD on the margin."""
-
-    n_steps: Count
-    """Gradient steps of each start."""
-    n_restarts: CountOrOff
-    """Further random starts of the images that survive the first start."""
-
-
-class Suite(Section):
-    """White-box suite: Auto-PGD and DeepFool on the images that survive the sweep."""
-
-    n_steps: CountOrOff
-    """Gradients of each attack at each eps; 0: no suite."""
-
-
-class Square(Section):
-    """Square attack, which uses scores alone."""
-
-    n_queries: CountOrOff
-    """Maximum number of queries for each image at each eps; 0: no such attack."""
-
-
-class HopSkipJump(Section):
-    """HopSkipJump, which uses predicted labels alone."""
-
-    n_queries: CountOrOff
-    """Approximate maximum number of queries for each image; 0: no such attack."""
-    max_images: Count
-    """Number of attacked images that are tried, stratified by class."""
-
-
 class ArtAttack(Section):
     """An evasion attack of the Adversarial Robustness Toolbox; further keys are arguments of its class."""
 
@@ -240,10 +208,12 @@ class Attack(Section):
     max_art_reference_images: CountOrOff
     """Attacked images, stratified by class, on which ART's own FGSM and PGD are compared with ours; 0: all."""
     pgd: Pgd
-    sweep: Sweep
-    suite: Suite
-    square: Square
-    hop_skip_jump: HopSkipJump
+    effort: Literal["quick", "standard", "exhaustive"]
+    """Effort of the white-box suite and of the black-box attacks; a higher effort includes what a lower one found.
+    Published results need ``standard``. See ``docs/reference/checks.md`` and :mod:`tasks.attacks.effort`."""
+    max_black_box_images: CountOrOff
+    """Attacked images, stratified by class, on which black-box attacks run without the white-box results, for their
+    power; 0: all."""
     max_images: CountOrOff
     """Number of attacked test images, stratified by class; 0: all."""
     batch_size: Count
@@ -264,16 +234,6 @@ class Attack(Section):
             raise ValueError(f"attacks {names} must not repeat a name")
         if not self.own_attacks:
             raise ValueError(f"attacks {names} must contain fgsm or pgd, whose adversarial images are transferred")
-        if self.sweep.n_steps < self.pgd.n_steps:
-            raise ValueError(
-                f"sweep.n_steps {self.sweep.n_steps} must be at least pgd.n_steps {self.pgd.n_steps}: a check compares "
-                "PGD with the sweep, which must be the stronger attack"
-            )
-        if self.norm == "l2" and self.square.n_queries:
-            raise ValueError(
-                f"square.n_queries must be 0 with norm l2, not {self.square.n_queries}: this Square attack is for linf "
-                "balls. Use hop_skip_jump.n_queries, which supports both norms"
-            )
         if unknown := sorted(set(self.saved_eps) - set(self.eps)):
             raise ValueError(f"saved_eps {unknown} must be among eps {list(self.eps)}")
         return self
@@ -412,7 +372,7 @@ class Params(Section):
         limits = {
             "attack.max_images": self.attack.max_images,
             "attack.max_art_reference_images": self.attack.max_art_reference_images,
-            "attack.hop_skip_jump.max_images": self.attack.hop_skip_jump.max_images,
+            "attack.max_black_box_images": self.attack.max_black_box_images,
             "analyze.detector_evasion.max_images": self.analyze.detector_evasion.max_images,
             "active_learning.max_attacked_images": self.active_learning.max_attacked_images,
         }

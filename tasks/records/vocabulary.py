@@ -15,8 +15,10 @@ CURVE = ["target", "threat_model", "attack"]
 POINT = [*CURVE, "norm", "eps"]
 """Columns that identify a point of a curve."""
 
-SWEEP, SUITE, SQUARE, HOP_SKIP_JUMP = "sweep", "suite", "square", "hop_skip_jump"
-SEARCHES = (SWEEP, SUITE, SQUARE)
+SUITE, SQUARE, HOP_SKIP_JUMP = "suite", "square", "hop_skip_jump"
+SUITE_DOUBLED = "suite_doubled"
+"""The white-box suite with one more stage of twice the effort, which a check compares with the suite."""
+SEARCHES = (SUITE, SUITE_DOUBLED, SQUARE)
 """Attacks that search for the smallest eps that breaks each image, and have a curve of their own."""
 WORST_CASE = "worst_case"
 """Name of the strongest attack on each image, in metrics and curves."""

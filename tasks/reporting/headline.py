@@ -1,24 +1,16 @@
 """The headline result: the worst case of every target at one eps and at equal operating points."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
-from tasks.analysis.claims import analysed_attack
+from tasks.analysis.claims import analysed_attack, at_comparison_point
 from tasks.evaluation.worst_case_table import value_at
 from tasks.params import UNDEFENDED, Attack
-from tasks.records.vocabulary import (
-    AS_TRAINED,
-    FIXED_SENSITIVITY,
-    HOP_SKIP_JUMP,
-    RECALIBRATED,
-    SQUARE,
-    SUITE,
-    SWEEP,
-    unit_of,
-)
+from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, unit_of
 from tasks.records.worst_case import robust_outcomes, smallest_breaking_eps
 from tasks.reporting.names import attack_name
 from tasks.reporting.results import Results
@@ -32,7 +24,8 @@ ALPHA = 0.05
 Outcome = Literal["broken", "not broken", "undecided", "too few groups"]
 """``broken``: the balanced accuracy in the worst case is not above that of a constant prediction, by its whole 95 %
 interval; ``not broken``: it is above, by its whole interval; ``undecided``: the interval contains it."""
-Significance = Literal["significant", "not significant", "too few groups"]
+Significance = Literal["significant", "not significant", "undecided", "too few groups"]
+"""``undecided``: the test is significant, but the interval contains 0."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class DefenceComparison:
     @property
     def significance(self) -> Significance:
         """Outcome of the test; too few groups give none."""
-        return significance_of(self.found.difference.low, self.p_value_holm)
+        return significance_of(self.found.difference.low, self.found.difference.high, self.p_value_holm)
 
     @property
     def detectable(self) -> float | None:
@@ -192,8 +185,10 @@ def headline_of(results: Results) -> Headline:
         comparisons=compare_defences(results, operating_point, eps),
         best=next((str(target) for target in ranked["target"] if target != UNDEFENDED), None),
         unit=unit_of(results.dataset_info),
-        effort=effort_of(params.attack),
-        analysed_attack=analysed_attack(at_fixed_eps),
+        effort=effort_of(
+            params.attack, [name for name in results.minimum_eps["attack"].unique() if name != SUITE_DOUBLED]
+        ),
+        analysed_attack=analysed_attack(results.robustness),
         sensitivity=params.attack.fixed_sensitivity,
         is_phantom=results.data.is_phantom,
     )
@@ -230,36 +225,33 @@ def compare_defences(results: Results, operating_point: str, eps: float) -> dict
     }
 
 
-def significance_of(low: float, p_value: float) -> Significance:
+def significance_of(low: float, high: float, p_value: float) -> Significance:
     """Outcome of a paired comparison.
 
     Args:
         low: lower bound of the interval of the difference; NaN for too few groups.
+        high: upper bound.
         p_value: corrected for the family of comparisons.
     """
     if math.isnan(low):
         return "too few groups"
-    return "significant" if p_value < ALPHA else "not significant"
+    if p_value >= ALPHA:
+        return "not significant"
+    return "undecided" if low <= 0 <= high else "significant"
 
 
-def effort_of(attack: Attack) -> tuple[str, ...]:
-    """Return the attacks of the parameters with their effort: ``PGD with 10 steps``."""
+def effort_of(attack: Attack, searches: Sequence[str]) -> tuple[str, ...]:
+    """Return the attacks with their effort: ``PGD with 10 steps``, ``white-box suite with effort quick``.
+
+    Args:
+        attack: parameters.
+        searches: names of the searches that ran.
+    """
     named = {"fgsm": attack_name("fgsm"), "pgd": f"{attack_name('pgd')} with {attack.pgd.n_steps} steps"}
-    n_restarts, square, hop_skip_jump = attack.sweep.n_restarts, attack.square.n_queries, attack.hop_skip_jump
-    searches = [
-        (True, SWEEP, f"{attack.sweep.n_steps} steps and {n_restarts} restart{'s' * (n_restarts != 1)}"),
-        (attack.suite.n_steps, SUITE, f"{attack.suite.n_steps} gradients of each attack"),
-        (square, SQUARE, f"{square} queries"),
-        (
-            hop_skip_jump.n_queries,
-            HOP_SKIP_JUMP,
-            f"{hop_skip_jump.n_queries} queries on at most {hop_skip_jump.max_images} images",
-        ),
-    ]
     return (
         *(named[row] for row in attack.own_attacks),
         *(f"{row.art} of ART" for row in attack.art_attacks.values()),
-        *(f"{attack_name(name)} with {effort}" for is_run, name, effort in searches if is_run),
+        *(f"{attack_name(name)} with effort {attack.effort}" for name in searches),
     )
 
 

@@ -1,13 +1,13 @@
 """Display names of targets, attacks and curves."""
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import HOP_SKIP_JUMP, SQUARE, SUITE, SWEEP, display_name
+from tasks.records.vocabulary import HOP_SKIP_JUMP, SQUARE, SUITE, SUITE_DOUBLED, display_name
 
 ATTACK_NAMES = {
     "fgsm": "FGSM",
     "pgd": "PGD",
-    SWEEP: "PGD sweep",
     SUITE: "white-box suite",
+    SUITE_DOUBLED: "white-box suite with twice the steps and restarts",
     SQUARE: "Square attack",
     HOP_SKIP_JUMP: "HopSkipJump",
 }

@@ -79,7 +79,7 @@ class Results(Files):
     records: pd.DataFrame
     minimum_eps: pd.DataFrame
     operating_points: dict[str, list[OperatingPoint]]
-    """Of each target, the undefended classifier first."""
+    """Operating points of each target, the undefended classifier first."""
 
 
 def load_results(workspace: Workspace, params: Params) -> Results:

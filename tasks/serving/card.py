@@ -2,14 +2,16 @@
 
 import html
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from tasks.core.workspace import Workspace
+from tasks.evaluation.check_inputs import Status
+from tasks.evaluation.worst_case_table import value_at
 from tasks.params import UNDEFENDED, Params
-from tasks.records.vocabulary import display_name
-from tasks.statistics.formatting import eps_text, percent, with_interval
+from tasks.records.vocabulary import AS_TRAINED, display_name, unit_of
+from tasks.statistics.formatting import TOO_FEW_GROUPS, Row, eps_text, percent, sample_text
 
 INTENDED_USE = (
     "For research on the robustness of classifiers. Not for diagnosis: the model was never compared with a "
@@ -20,38 +22,41 @@ INTENDED_USE = (
 def card_of(workspace: Workspace, params: Params, target: str) -> tuple[str, str]:
     """The model card of a target in Markdown, and its summary in a few sentences.
 
+    The summary is about the target as trained, since this is how it is served.
+
     Raises:
         FileNotFoundError: the step ``evaluate`` has not run.
         ValueError: the target was not evaluated at ``analyze.eps``.
     """
-    needed = (workspace.dataset_info, workspace.metrics, workspace.comparison, workspace.checks)
+    needed = (workspace.dataset_info, workspace.worst_case, workspace.comparison, workspace.checks)
     if missing := [path for path in needed if not path.is_file()]:
         step = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found. Run the step {step} first: dvc repro {step}")
-    data, metrics, all_checks = (
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (workspace.dataset_info, workspace.metrics, workspace.checks)
+    data, all_checks = (
+        json.loads(path.read_text(encoding="utf-8")) for path in (workspace.dataset_info, workspace.checks)
     )
-    comparison = pd.read_csv(workspace.comparison)
-    rows = comparison[comparison["target"] == target]
-    headline = rows[(rows["threat_model"] == "adaptive") & (rows["eps"] == params.analyze.eps)]
-    if target not in metrics["clean"] or headline.empty:
+    table, comparison = pd.read_csv(workspace.worst_case), pd.read_csv(workspace.comparison)
+    table = table[table["target"] == target]
+    eps, unit = params.analyze.eps, unit_of(data)
+    if not ((table["threat_model"] == "adaptive") & (table["eps"] == eps)).any():
         raise ValueError(
-            f"{workspace.comparison} has no {target!r} at eps {eps_text(params.analyze.eps)}. It must be undefended or "
+            f"{workspace.worst_case} has no {target!r} at eps {eps_text(eps)}. It must be undefended or "
             f"in selected_defences of {workspace.params_file}. Add it there, then run: dvc repro evaluate"
         )
-    clean, worst = metrics["clean"][target], headline.iloc[0].to_dict()
+    point = {"operating_point": AS_TRAINED, "threat_model": "adaptive"}
+    clean, worst = (value_at(table, "balanced_accuracy", **point, eps=value) for value in (0.0, eps))
     checks = [check for check in all_checks if check["target"] in (target, None)]
-    counts = ", ".join(f"{sum(check['status'] == status for check in checks)} {status}" for status in STATUSES)
-    n_test = sum(data["n_images"]["test"].values())
+    statuses = [check["status"] for check in checks]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in STATUSES if status in statuses)
     summary = (
-        f"{title_of(target)}, trained on {escaped(data['name'])}. Clean accuracy: {with_interval(clean)} "
-        f"(n = {n_test}). Worst-case accuracy under adaptive attacks at ε = {eps_text(params.analyze.eps)}/255 "
-        f"({params.attack.norm}): {with_interval(worst, 'robust_accuracy')} (n = {worst['n']}). Checks: {counts}. "
-        f"{INTENDED_USE}"
+        f"{title_of(target)}, trained on {escaped(data['name'])}. As trained, balanced accuracy is {rate_text(clean)} "
+        f"on clean images and {rate_text(worst)} in the worst case of all attacks at ε = {eps_text(eps)}/255 "
+        f"({params.attack.norm}), {sample_text(int(worst['n']), int(worst['n_groups']), unit)}, 95 % intervals by "
+        f"{unit}. {UPPER_BOUND} Checks: {counts}. {INTENDED_USE}"
     )
     lines = [f"# {title_of(target)}", "", summary, "", "## Data", "", *data_lines(data)]
-    lines += ["", "## Accuracy", "", *accuracy_lines(clean, n_test, rows, params.attack.norm)]
+    lines += ["", "## Accuracy", "", *accuracy_lines(table, eps, params.attack.norm, unit)]
+    lines += ["", "## Comparison", "", *comparison_lines(comparison[comparison["eps"] == eps], target, eps)]
     lines += ["", "## Checks", "", f"{counts}. docs/reference/checks.md explains the checks.", ""]
     open_checks = [check for check in checks if check["status"] != "PASS"]
     lines += [f"- **{check['status']}** {check['name']}: {check['explanation']}" for check in open_checks]
@@ -60,7 +65,8 @@ def card_of(workspace: Workspace, params: Params, target: str) -> tuple[str, str
     return "\n".join(lines) + "\n", summary
 
 
-STATUSES = ("PASS", "WARN", "FAIL")
+STATUSES: tuple[str, ...] = get_args(Status)
+UPPER_BOUND = "The worst case is an upper bound on robustness, since a stronger attack can lower it."
 
 
 def title_of(target: str) -> str:
@@ -76,28 +82,96 @@ def escaped(name: str) -> str:
 def data_lines(data: dict[str, Any]) -> list[str]:
     """Training and test images of the target, and the leakage between them."""
     counts = {split: sum(of_classes.values()) for split, of_classes in data["n_images"].items()}
-    leakage = data["leakage"]
+    leakage, unit = data["leakage"], unit_of(data)
     kind = "phantoms (drawn images, no scans)" if data["is_phantom"] else "images"
     classes = map(escaped, data["classes"])
+    by_patient = "; without patient ids, the leakage by patient is unverified"
+    if unit == "patient":
+        by_patient = f", {percent(leakage['patient_in_train'])} an image of their patient"
     return [
         f"- {escaped(data['name'])}: {data['n']} {kind} of the classes {', '.join(classes)} (positive: "
         f"{escaped(data['positive_class'])}), {data['image_size']} x {data['image_size']} grey pixels",
         f"- split {data['strategy']}: {', '.join(f'{n} {split}' for split, n in counts.items())}",
         f"- leakage: {percent(leakage['near_duplicate_in_train'])} of the test images have a near-duplicate in "
-        f"training, {percent(leakage['group_in_train'])} an image of their group",
+        f"training, {percent(leakage['group_in_train'])} an image of their group{by_patient}",
     ]
 
 
-def accuracy_lines(clean: dict[str, float], n_test: int, rows: pd.DataFrame, norm: str) -> list[str]:
-    """Clean accuracy, and worst-case accuracy under every threat model at every eps."""
-    lines = [f"| attack | ε in 1/255 ({norm}) | images | accuracy [95 %] |", "| --- | ---: | ---: | ---: |"]
-    lines.append(f"| none | 0 | {n_test} | {with_interval(clean)} |")
-    lines += [
-        f"| worst case, {display_name(row['threat_model'])} | {eps_text(row['eps'])} | {row['n']} | "
-        f"{with_interval(row, 'robust_accuracy')} |"
-        for row in rows.sort_values(["threat_model", "eps"]).to_dict("records")
+def accuracy_lines(table: pd.DataFrame, eps: float, norm: str, unit: str) -> list[str]:
+    """Balanced accuracy, accuracy and recalls in the worst case: a table of Markdown.
+
+    As trained: every threat model and eps. At the other operating points: adaptive attacks at the reported eps.
+
+    Args:
+        table: rows of ``worst_case.csv`` of the target.
+        eps: ``analyze.eps``.
+        norm: of the attacks.
+        unit: of the intervals.
+    """
+    metrics = list(dict.fromkeys(["balanced_accuracy", "accuracy", *table["metric"]]))
+    is_shown = (table["operating_point"] == AS_TRAINED) | (
+        (table["threat_model"] == "adaptive") & table["eps"].isin([0.0, eps])
+    )
+    lines = [
+        f"Worst case of all attacks of a threat model, with 95 % intervals by {unit}. ε = 0: unchanged images. "
+        "Operating points other than as trained are biases on the logits, chosen on validation images.",
+        "",
+        f"| operating point | threat model | ε in 1/255 ({norm}) | images | {unit}s | "
+        f"{' | '.join(escaped(display_name(metric)) for metric in metrics)} |",
+        f"| --- | --- | ---: | ---: | ---: |{' ---: |' * len(metrics)}",
     ]
+    keys = ["operating_point", "threat_model", "eps"]
+    for names, of_point in table[is_shown].groupby(keys, sort=False):
+        operating_point, threat_model, value = str(names[0]), str(names[1]), float(str(names[2]))
+        by_metric = of_point.set_index("metric")
+        counts = by_metric.loc["accuracy"]
+        rates = " | ".join(rate_text(by_metric.loc[metric]) for metric in metrics)
+        lines.append(
+            f"| {display_name(operating_point)} | {display_name(threat_model)} | {eps_text(value)} | {counts['n']:.0f} "
+            f"| {counts['n_groups']:.0f} | {rates} |"
+        )
     return lines
+
+
+def comparison_lines(at_eps: pd.DataFrame, target: str, eps: float) -> list[str]:
+    """Rank of a target at each operating point, and its comparison with the next target.
+
+    Args:
+        at_eps: rows of ``comparison.csv`` at the reported eps.
+        target: its name.
+        eps: ``analyze.eps``.
+    """
+    lines = []
+    for operating_point, rows in at_eps[at_eps["threat_model"] == "adaptive"].groupby("operating_point", sort=False):
+        row = rows[rows["target"] == target].iloc[0]
+        line = (
+            f"- {display_name(str(operating_point))}: rank {row['rank']} of {len(rows)} targets by balanced accuracy "
+            f"in the worst case at ε = {eps_text(eps)}/255"
+        )
+        if pd.notna(row["next_target"]):
+            difference = [100 * row[f"difference{end}"] for end in ("", "_low", "_high")]
+            n_comparisons = int(rows["p_value"].notna().sum())
+            line += f"; {difference[0]:+.1f} points to the next target, {display_name(row['next_target'])}, "
+            line += (
+                TOO_FEW_GROUPS
+                if pd.isna(row["difference_low"])
+                else f"[{difference[1]:+.1f}, {difference[2]:+.1f}], p = {row['p_value_holm']:.3g} after Holm's "
+                f"correction for {n_comparisons} comparison{'s' * (n_comparisons != 1)} of neighbours"
+            )
+        lines.append(line)
+    return lines
+
+
+def rate_text(row: Row) -> str:
+    """A rate with its interval: ``93.2 % [90.6, 95.1]``.
+
+    Args:
+        row: of ``worst_case.csv``.
+    """
+    if pd.isna(row["value"]):
+        return "–"
+    bounds = TOO_FEW_GROUPS if pd.isna(row["low"]) else f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{percent(row['value'])} {bounds}"
 
 
 def training_lines(params: Params, target: str) -> list[str]:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tasks.statistics.intervals import Bounds, Estimate, jackknife_interval, undetected_share
+from tasks.statistics.intervals import Bounds, Estimate, jackknife_interval
 from tasks.statistics.resampled import Statistic
 
 MIN_EFFECTIVE_GROUPS = 5.0
@@ -136,25 +136,17 @@ class GroupJackknife:
         """Return the lower and the upper bound of the 95 % interval of a statistic, float64 ``(...)`` each.
 
         The bounds are NaN if there are too few groups on a side, or if the statistic is undefined without one of the
-        blocks. If all blocks leave a value unchanged, for example an AUROC of 1, the jackknife finds no variance. Then
-        the interval assumes that a share of all groups has the smallest or the largest possible value, and that they
-        were not drawn by chance: it has the width of Clopper and Pearson's interval for 0 of n groups. It is NaN on an
-        infinite range.
+        blocks.
 
         Args:
             values: of the resamples ``counts``, ``(1 + B, ...)``; the first is the value over all images.
             bounds: range of the statistic.
             sides: sets of images that the statistic compares, bool ``(N,)`` each, for example the classes; all images
-                by default. n is the smallest number of groups of a set.
+                by default. The smallest number of groups of a set is that of the interval.
         """
         value, replicates = np.asarray(values[0], dtype=np.float64), np.asarray(values[1:], dtype=np.float64)
-        deviations = replicates - value
-        low, high = jackknife_interval(value, deviations, bounds)
         sizes = [self.sizes(images) for images in sides] or [self.sizes()]
-        share = undetected_share(min(int(np.count_nonzero(of_side)) for of_side in sizes))
-        unchanged = (np.abs(deviations) <= 1e-9 * np.abs(value)).all(axis=0)
-        with np.errstate(invalid="ignore"):
-            low = np.where(unchanged, value - share * (value - bounds[0]), low)
-            high = np.where(unchanged, value + share * (bounds[1] - value), high)
-        defined = np.isfinite(low) & np.isfinite(high) & (not any(too_few_groups(of_side) for of_side in sizes))
-        return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
+        if any(too_few_groups(of_side) for of_side in sizes):
+            return np.full(value.shape, np.nan), np.full(value.shape, np.nan)
+        n_groups = min(int(np.count_nonzero(of_side)) for of_side in sizes)
+        return jackknife_interval(value, replicates - value, bounds, n_groups)

@@ -77,12 +77,9 @@ def clopper_pearson_upper(n_success: ArrayLike, n: ArrayLike) -> np.ndarray:
     return upper
 
 
-def undetected_share(n_groups: int) -> float:
-    """Return the largest share of all groups that a sample may miss: Clopper-Pearson's bound for 0 of ``n_groups``."""
-    return float(clopper_pearson_upper(0, max(n_groups, 1)))
-
-
-def jackknife_interval(value: np.ndarray, deviations: np.ndarray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+def jackknife_interval(
+    value: np.ndarray, deviations: np.ndarray, bounds: Bounds, n_groups: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % interval of a statistic from its changes when one group is left out, float64 ``(...)`` each.
 
     - The variance is the sum of the squared changes, called CR3 for a mean (Bell and McCaffrey 2002, Survey Methodology
@@ -93,6 +90,9 @@ def jackknife_interval(value: np.ndarray, deviations: np.ndarray, bounds: Bounds
       So an interval stays within the bounds, and it is asymmetric near them.
     - On the logit scale the centre moves towards the middle of the range, as if one effective success and one effective
       failure were added (Agresti and Coull 1998, The American Statistician 52, 119-126). This balances the two tails.
+    - If no group changes the value, for example an AUROC of 1, there is no variance. Then the interval assumes that a
+      share of all groups has the smallest or the largest possible value, and that the sample has missed them by chance.
+      The share is Clopper and Pearson's bound for 0 of n groups. On an infinite range the interval is NaN.
 
     docs/evidence/statistics.md compares this method with others in simulations.
 
@@ -100,11 +100,12 @@ def jackknife_interval(value: np.ndarray, deviations: np.ndarray, bounds: Bounds
         value: of all groups, ``(...)``.
         deviations: value without each group minus value of all, ``(G, ...)``; 0 for groups that do not matter.
         bounds: range of the statistic.
-
-    Returns:
-        Bounds; their distance is 0 if all deviations are 0.
+        n_groups: number of groups, at least 1; broadcast against ``value``.
     """
     low, high = bounds
+    # the tolerance is for rounding errors
+    is_constant = (np.abs(deviations) <= 1e-10 * np.abs(value)).all(axis=0)
+    missed = clopper_pearson_upper(0, n_groups)
     variance, degrees = jackknife_variance(deviations)
     quantile = stdtrit(degrees, 0.975)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -119,8 +120,10 @@ def jackknife_interval(value: np.ndarray, deviations: np.ndarray, bounds: Bounds
             lower, upper = low + (value - low) / factor, low + (value - low) * factor
         else:
             lower, upper = (value + sign * quantile * np.sqrt(variance) for sign in (-1, 1))
-    constant = variance == 0
-    return np.where(constant, value, np.minimum(lower, value)), np.where(constant, value, np.maximum(upper, value))
+        lower = np.where(is_constant, value - missed * (value - low), np.minimum(lower, value))
+        upper = np.where(is_constant, value + missed * (high - value), np.maximum(upper, value))
+    is_finite = np.isfinite(lower) & np.isfinite(upper)
+    return np.where(is_finite, lower, np.nan), np.where(is_finite, upper, np.nan)
 
 
 def jackknife_variance(deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

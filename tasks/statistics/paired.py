@@ -7,7 +7,7 @@ import numpy as np
 
 from tasks.statistics.groups import effective_groups, group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import Estimate, jackknife_variance
-from tasks.statistics.rates import rate_intervals
+from tasks.statistics.rates import combination_interval, rate_intervals
 
 N_DRAWS = 20_000
 """Random signs of a test whose differences are not whole numbers."""
@@ -80,7 +80,8 @@ def paired_intervals(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray) -
     """Return the 95 % interval of differences of two accuracies, from sums by group: bounds, float64 ``(K,)`` each.
 
     The difference is the rate of gains (only the first classifier is correct) minus the rate of losses (only the
-    second is), with the interval of :func:`difference_interval`. So it is asymmetric if there are hardly any losses,
+    second is), with the interval of
+    :func:`tasks.statistics.rates.combination_interval`. So it is asymmetric if there are hardly any losses,
     and it has a width if there are neither.
 
     Args:
@@ -92,37 +93,8 @@ def paired_intervals(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray) -
     # without the rule for few groups with a success: applied to gains and to losses, it would be too cautious
     bounds = np.stack([rate_intervals(part, sizes, 0) for part in parts])
     deviations = np.stack([rate_deviations(part, sizes) for part in parts])
-    return difference_interval(parts.sum(axis=2) / sizes.sum(axis=1), bounds[:, 0], bounds[:, 1], deviations)
-
-
-def difference_interval(
-    rates: np.ndarray, low: np.ndarray, high: np.ndarray, deviations: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % interval of the difference of two rates from their intervals (MOVER), float64 ``(K,)`` each.
-
-    Zou and Donner 2008, Statistics in Medicine 27, 1693-1702. The correlation of the rates is that of their changes
-    when one group is left out.
-
-    Args:
-        rates: both rates, ``(2, K)``; the difference is first minus second.
-        low: lower bounds, ``(2, K)``.
-        high: upper bounds, ``(2, K)``.
-        deviations: rate without each group minus rate of all, ``(2, K, G)``.
-    """
-    norms = np.sqrt(np.square(deviations).sum(axis=2).prod(axis=0))
-    products = deviations.prod(axis=0).sum(axis=1)
-    correlation = np.divide(products, norms, out=np.zeros(len(norms)), where=norms > 0)
-
-    def distance(of_first: np.ndarray, of_second: np.ndarray) -> np.ndarray:
-        squared = of_first**2 + of_second**2 - 2 * correlation * of_first * of_second
-        # a negative square is a rounding error
-        root: np.ndarray = np.sqrt(np.maximum(squared, 0))
-        return root
-
-    difference = rates[0] - rates[1]
-    lower = difference - distance(rates[0] - low[0], high[1] - rates[1])
-    upper = difference + distance(high[0] - rates[0], rates[1] - low[1])
-    return np.maximum(lower, -1), np.minimum(upper, 1)
+    rates = parts.sum(axis=2) / sizes.sum(axis=1)
+    return combination_interval(np.array([1.0, -1.0]), rates, bounds[:, 0], bounds[:, 1], deviations)
 
 
 def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:

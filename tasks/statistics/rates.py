@@ -74,7 +74,8 @@ def rate_intervals(
     """
     total = sizes.sum(axis=1)
     rate = np.divide(successes.sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
-    low, high = jackknife_interval(rate, rate_deviations(successes, sizes).T, RATE)
+    n_groups = np.maximum((sizes > 0).sum(axis=1), 1)
+    low, high = jackknife_interval(rate, rate_deviations(successes, sizes).T, RATE, n_groups)
     high = _limit_high(rate, high, successes, sizes, min_effective_failures)
     low = 1 - _limit_high(1 - rate, 1 - low, sizes - successes, sizes, min_effective_failures)
 
@@ -89,16 +90,59 @@ def rate_intervals(
     return np.where(few, np.nan, low), np.where(few, np.nan, high)
 
 
+def combination_interval(
+    coefficients: np.ndarray, rates: np.ndarray, low: np.ndarray, high: np.ndarray, deviations: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % interval of a weighted sum of rates from their intervals, float64 ``(K,)`` each.
+
+    This is the method of variance estimates recovery (MOVER: Zou and Donner 2008, Statistics in Medicine 27,
+    1693-1702). The correlation of two rates is that of their changes when one group is left out.
+
+    Args:
+        coefficients: of the J rates, ``(J,)``.
+        rates: ``(J, K)``.
+        low: lower bounds, ``(J, K)``.
+        high: upper bounds, ``(J, K)``.
+        deviations: rate without each group minus rate of all, ``(J, K, G)``.
+    """
+    products = np.einsum("ikg,jkg->kij", deviations, deviations)
+    errors = np.sqrt(np.einsum("kii->ki", products))
+    norms = errors[:, :, None] * errors[:, None, :]
+    correlations = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    np.einsum("kii->ki", correlations)[:] = 1
+
+    def distance(of_rates: np.ndarray) -> np.ndarray:
+        signed = coefficients[:, None] * of_rates
+        # a negative square is a rounding error
+        root: np.ndarray = np.sqrt(np.maximum(np.einsum("ik,kij,jk->k", signed, correlations, signed), 0))
+        return root
+
+    is_positive, total = coefficients[:, None] > 0, coefficients @ rates
+    lower = total - distance(np.where(is_positive, rates - low, high - rates))
+    upper = total + distance(np.where(is_positive, high - rates, rates - low))
+    smallest, largest = np.minimum(coefficients, 0).sum(), np.maximum(coefficients, 0).sum()
+    return np.maximum(lower, smallest), np.minimum(upper, largest)
+
+
+def share_bounds(successes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return Clopper and Pearson's upper bound of the share of groups with a success, and the share of images in them.
+
+    The bound is not below the share of images, and so not below the rate. float64 ``(K,)`` each.
+
+    Args:
+        successes: sum of the successes of each group, ``(K, G)``.
+        sizes: sum of the trials of each group, ``(K, G)``; groups without trials do not count.
+    """
+    has_success, n_groups, total = successes > 0, (sizes > 0).sum(axis=1), sizes.sum(axis=1)
+    share = np.divide((sizes * has_success).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
+    n_with_success = np.minimum(np.maximum(has_success.sum(axis=1), share * n_groups), n_groups)
+    return clopper_pearson_upper(n_with_success, np.maximum(n_groups, 1)), share
+
+
 def _limit_high(
     rate: np.ndarray, high: np.ndarray, successes: np.ndarray, sizes: np.ndarray, min_effective: float
 ) -> np.ndarray:
     """Apply the two rules of :func:`rate_intervals` to upper bounds ``(K,)``."""
-    has_success = successes > 0
-    n_groups = (sizes > 0).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = (sizes * has_success).sum(axis=1) / sizes.sum(axis=1)
-    # the share of groups, or of images if that is larger; so the bound is never below the rate
-    n_with_success = np.maximum(has_success.sum(axis=1), share * n_groups)
-    bound = clopper_pearson_upper(np.minimum(n_with_success, n_groups), np.maximum(n_groups, 1))
+    bound, share = share_bounds(successes, sizes)
     is_unknown = (rate == 0) | (share * effective_groups(sizes) < min_effective)
     return np.where(rate == 1, 1.0, np.where(is_unknown, bound, np.minimum(high, bound)))

@@ -38,7 +38,6 @@ from tests.small_workspace import SIDE, SMALL, draw_images
 FEW = SMALL | {
     "selected_defences": ["autoencoder"],
     "attack.eps": [4],
-    "attack.square.n_queries": 0,
 }
 TRAINING = SMALL | {"train_classifier.epochs": 4}
 PLANTED_ROW = 67
@@ -332,7 +331,7 @@ def test_a_constant_predictor_fails_the_check_though_no_attack_breaks_it(
         constant.network.head.bias[1] += 26
     Workspace().defended_classifier("trades").parent.mkdir(parents=True)
     save_model(Workspace().defended_classifier("trades"), constant, **load_build_arguments(Workspace().classifier))
-    queries = {"selected_defences": ["autoencoder", "trades"], "attack.eps": [4, 32], "attack.square.n_queries": 20}
+    queries = {"selected_defences": ["autoencoder", "trades"], "attack.eps": [4, 32]}
     params = params_with(FEW | queries)
     settings = params.defences["trades"].model_dump_json()
     Workspace().defence_settings("trades").write_text(settings, encoding="utf-8")

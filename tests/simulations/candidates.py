@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import betaincinv, expit, logit, stdtrit
 
 from tasks.statistics.groups import rate_deviations
-from tasks.statistics.intervals import RATE, jackknife_interval, undetected_share, wilson
+from tasks.statistics.intervals import RATE, clopper_pearson_upper, jackknife_interval, wilson
 from tasks.statistics.rates import rate_intervals
 
 Interval = tuple[np.ndarray, np.ndarray]
@@ -75,8 +75,7 @@ def korn_graubard(successes: np.ndarray, sizes: np.ndarray) -> Interval:
 def jackknife_alone(successes: np.ndarray, sizes: np.ndarray) -> Interval:
     """The method of the project without its two rules near 0 and 1."""
     rate = successes.sum(axis=1) / sizes.sum(axis=1)
-    bounds = jackknife_interval(rate, rate_deviations(successes, sizes).T, RATE)
-    return _with_extremes(*bounds, successes, sizes)
+    return jackknife_interval(rate, rate_deviations(successes, sizes).T, RATE, sizes.shape[1])
 
 
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray], Interval]] = {
@@ -136,7 +135,7 @@ def _anova_icc(successes: np.ndarray, m: np.ndarray) -> np.ndarray:
 
 
 def _with_extremes(low: np.ndarray, high: np.ndarray, successes: np.ndarray, sizes: np.ndarray) -> Interval:
-    share = undetected_share(sizes.shape[1])
+    share = clopper_pearson_upper(0, sizes.shape[1])
     rate = successes.sum(axis=1) / sizes.sum(axis=1)
     low = np.select([rate == 0, rate == 1], [0, 1 - share], low)
     return low, np.select([rate == 0, rate == 1], [share, 1], high)

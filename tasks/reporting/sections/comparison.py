@@ -38,7 +38,7 @@ def comparison_section(results: Results, headline: Headline) -> Section:
         "balanced": {state: estimate(best, percent, f"{state}_balanced_accuracy") for state in ("clean", "robust")},
         "next_target": best["next_target"] if len(ranked) > 1 else None,
         "difference": estimate(best, signed_points, "difference"),
-        "significance": significance_of(best["difference_low"], best["p_value_holm"]),
+        "significance": significance_of(*best[["difference_low", "difference_high", "p_value_holm"]]),
         "p_value": best["p_value_holm"],
         "detectable": None if math.isnan(best["detectable_difference"]) else best["detectable_difference"],
         "n_drawn": len(drawn),

@@ -16,7 +16,8 @@ from tasks.reporting.section import Point, Section, point_of
 from tasks.reporting.tables import Table, key_text
 from tasks.statistics.formatting import percent
 
-KEYS = {"detector": "detector", "surrogate": "surrogate", "attack": "attack", "eps": "ε in 1/255", "n": "n", "n_groups": "groups"}
+KEYS = {"detector": "detector", "surrogate": "surrogate", "attack": "attack", "eps": "ε in 1/255"}
+KEYS |= {"n": "n", "n_groups": "groups"}
 RATES = {
     "auroc": ("AUROC", fixed(2)),
     "false_positive_rate": ("false-positive rate", percent),
