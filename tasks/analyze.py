@@ -20,7 +20,7 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.params import UNDEFENDED, Params, read_defence
 from tasks.records.operating_points import read_operating_points
-from tasks.records.tables import on_all_images, read_minimum_eps, read_records
+from tasks.records.tables import read_minimum_eps, read_records, without_reference
 from tasks.records.worst_case import smallest_breaking_eps
 from tasks.tracking import Tracker
 
@@ -35,7 +35,7 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     all_records = read_records(workspace, defences)
     points = read_operating_points(workspace, defences)
     worst = smallest_breaking_eps(all_records, read_minimum_eps(workspace, defences), points)
-    records = on_all_images(all_records)
+    records = without_reference(all_records)
     tracker.dataset(workspace.prepare, "prepared", "analysis")
     context = build_context(workspace, params, data, records)
     tables = {

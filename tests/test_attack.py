@@ -316,9 +316,9 @@ def test_black_box_attacks_run_on_a_part_of_the_images(
 ) -> None:
     run(workspace, params_with(SMALL | {"attack.max_black_box_images": 6}))
     smallest = read_minimum_eps(workspace, DEFENCES)
-    for (_, attack), rows in smallest.groupby(["target", "attack"]):
+    for (_, name), rows in smallest.groupby(["target", "attack"]):
         for _, of_point in rows.groupby("operating_point"):
-            assert len(of_point) == (6 if attack == "square" else 32)
+            assert len(of_point) == (6 if name == "square" else 32)
     square = smallest[smallest["attack"] == "square"].groupby("target")["image"].nunique()
     assert set(square) == {6}
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from tasks.analysis.heatmaps import Heatmaps, heatmap_agreement, heatmap_correlation, is_blank, top_iou, upsample
-from tasks.statistics.groups import GroupJackknife
 from tasks.models.classifier import build_classifier
 from tasks.models.features import LogitsAndFeatures, classification_head, last_feature_map_layer
+from tasks.statistics.groups import GroupJackknife
 
 
 class OneMapPerClass(nn.Module):

@@ -6,14 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.defences.operating_points import (
+    balanced_biases,
+    choose_biases,
+    choose_operating_points,
+    sensitivity_biases,
+)
 from tasks.defences.shifted import Shifted
 from tasks.records.operating_points import (
     OperatingPoint,
-    choose_operating_points,
     parse_operating_points,
     write_operating_points,
 )
-from tasks.statistics.operating_points import balanced_biases, choose_biases, sensitivity_biases
 
 
 def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

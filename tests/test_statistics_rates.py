@@ -50,6 +50,13 @@ def test_scattered_and_clustered_errors_have_different_intervals() -> None:
     assert of_scattered.high < 0.06 < of_clustered.high
 
 
+def test_small_groups_with_a_success_count_as_groups() -> None:
+    groups = np.concatenate([np.repeat(np.arange(8), 20), [8, 9]])
+    found = rate_estimate(groups >= 8, groups)
+    assert found.value == pytest.approx(2 / 162)
+    assert found.high == pytest.approx(float(clopper_pearson_upper(2, 10)))
+
+
 def test_one_success_has_a_bound_above_that_of_no_success() -> None:
     none, one = (rate_estimate(np.arange(300) < n, GROUPS) for n in (0, 1))
     assert none.high < one.high == pytest.approx(float(clopper_pearson_upper(1, 30)))

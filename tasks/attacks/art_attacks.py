@@ -17,9 +17,8 @@ from tasks.attacks.gradient.norm_ball import NormBall
 from tasks.params import ArtAttack, Attack
 from tasks.records.perturbation_norms import TOLERANCE, perturbation_norms
 from tasks.records.scores import margin
+from tasks.records.vocabulary import ART_REFERENCE
 
-REFERENCE = {"art_fgsm": "fgsm", "art_pgd": "pgd"}
-"""Attacks of ART that a check compares with ours -> ours."""
 OTHER_GEOMETRY = ("Patch", "Texture", "Spatial", "Laser", "GRAPHITE", "Wasserstein", "Shadow", "Pixel", "Threshold")
 """Parts of the names of attacks whose perturbations are not meant for a ball of this norm."""
 
@@ -86,7 +85,7 @@ def craft_by_art(
         images: float32 ``(N, C, H, W)`` within ``value_range``.
         labels: true classes, int64 ``(N,)``.
         n_classes: K.
-        attack: a key of :data:`REFERENCE` or of ``settings.art_attacks``.
+        attack: a key of :data:`ART_REFERENCE` or of ``settings.art_attacks``.
         radii: in units of the value range.
         settings: norm, batch size, and the settings of PGD.
         value_range: lowest and highest value of a pixel.
@@ -101,7 +100,7 @@ def craft_by_art(
     estimator = art_estimator(model, images.shape[1:], n_classes, value_range)
     one_hot = np.eye(n_classes, dtype=np.float32)[labels]
     ball = NormBall(settings.norm, value_range)
-    if attack in REFERENCE:
+    if attack in ART_REFERENCE:
         for radius in radii:
             with numpy_seeded(seed):
                 crafted = _reference(attack, estimator, images, labels, one_hot, radius, settings)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
-from tasks.attacks.art_attacks import REFERENCE, check_art_attacks
+from tasks.attacks.art_attacks import check_art_attacks
 from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.diagnostics import UNBOUNDED_EPS, run_diagnostics, run_positive_control
 from tasks.attacks.fixed_eps import craft, transfer_records
@@ -25,25 +25,18 @@ from tasks.core.digests import digest_of_model
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
+from tasks.defences.operating_points import choose_operating_points
 from tasks.defences.targets import load_target
 from tasks.models.compute import configure_torch
 from tasks.models.cost import prediction_cost
 from tasks.params import UNDEFENDED, Attack, Params
 from tasks.records.adversarial_images import merge_perturbations
-from tasks.records.operating_points import choose_operating_points, write_operating_points
+from tasks.records.operating_points import write_operating_points
 from tasks.records.tables import build_diagnostics, write_records
-from tasks.records.vocabulary import CLEAN, HOP_SKIP_JUMP, SQUARE, SUITE, SUITE_DOUBLED
+from tasks.records.vocabulary import ART_REFERENCE, CLEAN, HOP_SKIP_JUMP, SQUARE, SUITE, SUITE_DOUBLED
 from tasks.tracking import Tracker
 
-CODE = (
-    "attacks",
-    "core/files.py",
-    "dataset/prepared.py",
-    "defences",
-    "models",
-    "records",
-    "statistics/operating_points.py",
-)
+CODE = ("attacks", "core/files.py", "dataset/prepared.py", "defences", "models", "records")
 """Packages that can change the result of an attack."""
 
 MAX_SEARCH_BATCHES = 4
@@ -223,7 +216,7 @@ def crafted_images(data: Prepared, rows: np.ndarray, settings: Attack, seed: int
         seed: of the choice of the images for the reference.
     """
     part = choose_stratified(data, rows, settings.max_art_reference_images, seed)
-    references = {name: part for name, ours in REFERENCE.items() if ours in settings.own_attacks}
+    references = {name: part for name, ours in ART_REFERENCE.items() if ours in settings.own_attacks}
     return dict.fromkeys([*settings.own_attacks, *settings.art_attacks], rows) | references
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from tasks.attacks.art_attacks import REFERENCE, craft_by_art
+from tasks.attacks.art_attacks import craft_by_art
 from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.gradient.fgsm import fgsm
 from tasks.attacks.gradient.pgd import pgd
@@ -20,6 +20,7 @@ from tasks.params import UNDEFENDED
 from tasks.records.adversarial_images import QuantizedPerturbations, load_perturbations, quantize, save_perturbations
 from tasks.records.perturbation_norms import perturbation_norms
 from tasks.records.tables import write_records
+from tasks.records.vocabulary import ART_REFERENCE
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def _craft_batch(
     """Adversarial images ``(N, C, H, W)`` at each eps; untargeted, against the true labels."""
     model, settings = attacked.model, attacked.settings
     radii = [attacked.radius(eps) for eps in settings.eps]
-    if attack in REFERENCE or attack in settings.art_attacks:
+    if attack in ART_REFERENCE or attack in settings.art_attacks:
         n_classes, value_range = len(attacked.data.classes), attacked.data.value_range
         seed = np.array([attacked.seed, rows[0]])
         yield from craft_by_art(model, images, labels, n_classes, attack, radii, settings, value_range, seed)

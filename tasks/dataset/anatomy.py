@@ -14,7 +14,7 @@ AIR, FAT, MUSCLE, BLOOD, BONE = -1000.0, -90.0, 40.0, 60.0, 420.0
 SIDES = (-1, 1)
 """Signs of x in the left and in the right half of the image, which contain one lung each."""
 
-VESSEL_RADII = (0.011, 0.005)
+VESSEL_RADII = (0.009, 0.0025)
 """Radii of large and of small vessels."""
 SLAB_THICKNESS = 0.04
 """Extent in z of the vessels that one slice shows."""
@@ -24,8 +24,8 @@ class Anatomy:
     """Random sizes and positions of the organs of one patient, and the appearance of the organs at each z."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.zoom = rng.uniform(0.88, 1.12)
-        self.shift = rng.uniform(-0.06, 0.06), rng.uniform(-0.08, 0.08)
+        self.zoom = rng.uniform(0.86, 1.16)
+        self.shift = rng.uniform(-0.08, 0.08), rng.uniform(-0.1, 0.1)
         self.rotation = math.radians(rng.uniform(-8, 8))
         self.lung_hu = rng.uniform(-890, -800)
         self.body_size = rng.uniform(1.0, 1.12), rng.uniform(0.76, 0.86)
@@ -60,8 +60,9 @@ class Anatomy:
         columns = (2 * np.arange(width, dtype=np.float32) + 1) / width - 1
         rows = (2 * np.arange(height, dtype=np.float32)[:, None] + 1) / width - height / width
         cos, sin = math.cos(self.rotation), math.sin(self.rotation)
-        x = (columns * cos - rows * sin) * self.zoom - self.shift[0] + rng.normal(0, 0.01)
-        y = (columns * sin + rows * cos) * self.zoom - self.shift[1] + rng.normal(0, 0.01)
+        zoom = self.zoom * rng.normal(1, 0.02)
+        x = (columns * cos - rows * sin) * zoom - self.shift[0] + rng.normal(0, 0.02)
+        y = (columns * sin + rows * cos) * zoom - self.shift[1] + rng.normal(0, 0.02)
         return x, y
 
     def lung_mask(self, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
@@ -121,7 +122,7 @@ class Anatomy:
         # inverse of grid(): rotate back, then convert coordinates to pixels
         cos, sin = math.cos(self.rotation), math.sin(self.rotation)
         origin_x, origin_y = x[0, 0], y[0, 0]
-        step = 2 / width * self.zoom
+        step = math.hypot(x[0, 1] - x[0, 0], y[0, 1] - y[0, 0])
         columns = ((in_slab[:, 0] - origin_x) * cos + (in_slab[:, 1] - origin_y) * sin) / step
         rows = ((in_slab[:, 1] - origin_y) * cos - (in_slab[:, 0] - origin_x) * sin) / step
         visible = (rows > -0.5) & (rows < height - 0.5) & (columns > -0.5) & (columns < width - 0.5)
@@ -164,13 +165,13 @@ def soft_mask(values: np.ndarray, edge_width: float) -> np.ndarray:
 
 def _vessel_tree(rng: np.random.Generator) -> np.ndarray:
     """Points along the vessels, which branch from both hila, ``(n, 4)``: x, y, z, index into VESSEL_RADII."""
-    n_trunks = int(rng.integers(8, 17))
+    n_trunks = int(rng.integers(4, 9))
     points = []
     for side in SIDES:
         hilum = np.array([side * 0.2, 0.06, 0.75])
         position = hilum + rng.standard_normal((n_trunks, 3)) * [0.02, 0.06, 0.12]
         direction = rng.standard_normal((n_trunks, 3)) * [0.6, 1, 1.3] + [0.8 * side, 0, 0]
-        for generation in range(7):
+        for generation in range(6):
             for _ in range(14):
                 direction += 0.08 * rng.standard_normal(direction.shape)
                 direction /= np.linalg.norm(direction, axis=1, keepdims=True)

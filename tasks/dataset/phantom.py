@@ -19,9 +19,9 @@ from scipy import ndimage
 
 from tasks.dataset.anatomy import BLOOD, MUSCLE, SIDES, Anatomy, soft_mask
 
-MILD_FRACTION = 0.25
+MILD_FRACTION = 0.15
 """Fraction of the positive patients with few, small and faint lesions. A higher value makes the data set harder."""
-GROUND_GLASS_HU = (140.0, 400.0)
+GROUND_GLASS_HU = (220.0, 500.0)
 """Minimum and maximum of ground-glass opacities, in HU above the lung. Lower values make the data set harder."""
 
 MAX_LESION_EXTENT = 1.5
@@ -104,21 +104,21 @@ def draw_patient(disease: Disease, n_slices: int, rng: np.random.Generator) -> l
     """Adjacent slices of one patient, from the apex of the lungs down: uint8 ``(H, W)`` each, all of the same size."""
     width = int(rng.integers(180, 381))
     height = int(width * rng.uniform(0.68, 0.86))
-    spacing = min(rng.uniform(0.03, 0.06), 1.1 / n_slices)
+    spacing = min(rng.uniform(0.1, 0.15), 1.1 / n_slices)
     first_z = rng.uniform(0.2, max(1.35 - spacing * n_slices, 0.21))
     z_values = first_z + spacing * np.arange(n_slices)
 
     anatomy = Anatomy(rng)
     lesions = _lesions(disease, anatomy, z_values, rng)
     fluid_depth = rng.uniform(0.08, 0.25) if disease.name == "effusion" else 0.0
-    haze_hu = rng.uniform(40, 200) if rng.random() < 0.5 else 0.0
+    haze_hu = rng.uniform(40, 160) if rng.random() < 0.4 else 0.0
     texture = ndimage.gaussian_filter(rng.standard_normal((2, 256, 256), dtype=np.float32), (0, 4, 4), mode="wrap")
     texture /= texture.std()
 
-    blur_sigma = rng.uniform(0.3, 0.9)
+    blur_sigma = rng.uniform(0.4, 1.4)
     motion_sigma, motion_axis = (rng.uniform(1.0, 2.5) if rng.random() < 0.25 else 0.0), int(rng.integers(2))
-    noise_hu, noise_sigma = rng.uniform(15, 70), rng.uniform(0.4, 0.9)
-    window_centre, window_width = rng.uniform(-650, -450), rng.uniform(1200, 1700)
+    noise_hu, noise_sigma = rng.uniform(10, 55), rng.uniform(0.4, 0.9)
+    window_centre, window_width = rng.uniform(-680, -420), rng.uniform(1100, 1800)
 
     slices = []
     for z in z_values.tolist():
@@ -154,9 +154,9 @@ def _lesions(disease: Disease, anatomy: Anatomy, z_values: np.ndarray, rng: np.r
     # number, radii, HU, margin irregularity, distance from the centre of the lung relative to its half-width
     match disease.name:
         case "pneumonia" if rng.random() < MILD_FRACTION:
-            kinds = [(rng.integers(1, 4), (0.05, 0.13), (faint, middle), 0.7, (0.6, 0.95))]
+            kinds = [(rng.integers(2, 5), (0.08, 0.15), (faint, middle), 0.7, (0.6, 0.95))]
         case "pneumonia":
-            kinds = [(rng.integers(3, 9), (0.07, 0.24), (middle, dense), 0.9, (0.5, 1.0))]
+            kinds = [(rng.integers(3, 9), (0.09, 0.25), (middle, dense), 0.9, (0.5, 1.0))]
             if rng.random() < 0.4:
                 kinds.append((rng.integers(1, 4), (0.04, 0.12), (700, 800), 0.8, (0.7, 1.0)))
         case "nodules":

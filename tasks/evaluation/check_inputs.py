@@ -83,7 +83,7 @@ class CheckInputs:
         return sorted({eps for _, _, eps in self.correct})
 
     def robust(self, eps: float, threat_models: Sequence[str], leave_out: Sequence[str] = ()) -> "pd.Series[bool]":
-        """Return which images are correct unchanged and under every attack of some threat models up to an eps, by image.
+        """Return which images are correct unchanged and under each attack of some threat models up to an eps, by image.
 
         Only of the images that an attack of the first threat model tried.
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.records.tables import on_all_images
+from tasks.records.tables import without_reference
 from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT
 from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
 from tasks.statistics.rates import rate_estimate
@@ -15,8 +15,8 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     """One row for each target, threat model, attack and eps, in the order of the records.
 
     Clean rows are of all test images. If fewer images were attacked, further clean rows of the attacked images come
-    last: curves begin with them, so that all points of a curve are of the same images. Attacks on a part of the
-    attacked images, as the reference by ART, have no rows.
+    last: curves begin with them, so that all points of a curve are of the same images. The reference
+    attacks by ART, on a part of the images, have no rows.
 
     Beside the columns of ``POINT``: ``n`` images and their ``n_groups``; ``accuracy`` and its 95 % interval by group,
     ``_low`` and ``_high``; ``accuracy_8bit``, the accuracy after rounding the images to 8 bits;
@@ -35,7 +35,7 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
         ValueError: a target has ``transfer`` records and no ``adaptive`` ones.
     """
     _check_threat_models(records)
-    records = on_all_images(records)
+    records = without_reference(records)
     is_clean = records["attack"] == CLEAN
     of_attacked = records[is_clean & records["image"].isin(records["image"][~is_clean])]
     parts = [records] if len(of_attacked) == is_clean.sum() else [records, of_attacked]

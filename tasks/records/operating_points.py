@@ -5,16 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED
-from tasks.statistics.operating_points import Choice, balanced_biases, choose_biases, sensitivity_biases
-
-N_RESAMPLES = 500
-"""Bootstrap resamples of the intervals of the biases."""
 
 
 @dataclass(frozen=True)
@@ -29,37 +22,6 @@ class OperatingPoint:
     """Lower bounds of the 95 % intervals of the biases, by the bootstrap by group; None if nothing was chosen."""
     biases_high: tuple[float, ...] | None = None
     """Upper bounds."""
-
-
-def choose_operating_points(
-    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, positive: int, sensitivity: float, seed: int
-) -> list[OperatingPoint]:
-    """Return the operating points of a target, from its logits of the validation images.
-
-    ``as_trained`` has no bias. ``recalibrated`` has the highest balanced accuracy. ``fixed_sensitivity``, for two
-    classes, has a given sensitivity and otherwise the highest specificity. Without a validation image of every class,
-    only ``as_trained`` is possible.
-
-    Args:
-        logits: of the validation images, ``(N, K)``.
-        labels: true classes, int ``(N,)``.
-        groups: group of each image, int ``(N,)``.
-        positive: label of the positive class.
-        sensitivity: of ``fixed_sensitivity``, in (0, 1].
-        seed: of the bootstrap.
-    """
-    n_classes = logits.shape[1]
-    points = [OperatingPoint(AS_TRAINED, (0.0,) * n_classes)]
-    if len(np.unique(labels)) < n_classes:
-        return points
-    choices: dict[str, Choice] = {RECALIBRATED: balanced_biases}
-    if n_classes == 2:
-        choices[FIXED_SENSITIVITY] = lambda of, true: sensitivity_biases(of, true, positive, sensitivity)
-    for name, choice in choices.items():
-        chosen = choose_biases(choice, logits, labels, groups, N_RESAMPLES, seed)
-        low, high = (None if np.isnan(of).any() else tuple(map(float, of)) for of in (chosen.low, chosen.high))
-        points.append(OperatingPoint(name, tuple(map(float, chosen.biases)), low, high))
-    return points
 
 
 def write_operating_points(points: Sequence[OperatingPoint], path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED
 from tasks.records.scores import entropy, margin
-from tasks.records.vocabulary import CLEAN
+from tasks.records.vocabulary import ART_REFERENCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,12 +192,9 @@ def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame
     return _read(workspace, [workspace.records(target) for target in (UNDEFENDED, *defences)])
 
 
-def on_all_images(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Records of clean images and of the attacks that tried all attacked images; the reference by ART tries a part."""
-    is_clean = records["attack"] == CLEAN
-    n_attacked = records[~is_clean].groupby("target")["image"].nunique()
-    n_of_curve = records.groupby(["target", "threat_model", "attack", "eps"])["image"].transform("size")
-    return records[is_clean | (n_of_curve == records["target"].map(n_attacked))].reset_index(drop=True)
+def without_reference(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Records without those of the reference attacks by ART, which try a part of the images."""
+    return records[~records["attack"].isin(ART_REFERENCE)].reset_index(drop=True)
 
 
 def read_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":

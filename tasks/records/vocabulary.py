@@ -6,6 +6,9 @@ from typing import Any
 CLEAN = "clean"
 """Attack of the rows of unchanged images: one row for each image and target, eps 0, threat model ``none``."""
 
+ART_REFERENCE = {"art_fgsm": "fgsm", "art_pgd": "pgd"}
+"""Attacks of ART on a part of the images that a check compares with ours -> ours. They have no curves."""
+
 THREAT_MODELS = ("none", "transfer", "adaptive", "black_box")
 """``transfer``: adversarial examples of the bare classifier; ``adaptive``: attacks end to end through the target;
 ``black_box``: attacks that use scores or labels alone."""

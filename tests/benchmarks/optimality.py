@@ -1,12 +1,12 @@
 """Local optimality of the white-box suite, compared with adv-lib, torchattacks and foolbox.
 
-Run ``python -m tests.benchmarks.optimality --targets undefended autoencoder`` in a folder where the pipeline has run (its
-``data/`` is read); install ``tests/benchmarks/requirements.txt`` first, as described there. All attacks run on the same
-images against the same frozen model.
+Run ``python -m tests.benchmarks.optimality --targets undefended autoencoder`` in a folder where the pipeline has run
+(its ``data/`` is read). Install ``tests/benchmarks/requirements.txt`` first, as described there. All attacks run on the
+same images against the same frozen model.
 
 Local optimality is that of AttackBench (Cina et al., AAAI 2025): the area between the clean accuracy and the curve of
-accuracy against the size of the perturbation, relative to the same area for the smallest perturbation of each image over
-all attacks, ours included. 1 is optimal. Every other attack takes at least as many gradients for each image as our
+accuracy against the size of the perturbation, relative to the same area for the smallest perturbation of each image
+over all attacks, ours included. 1 is optimal. Every other attack takes at least as many gradients for each image as our
 suite took in all; an attack at one eps shares them over the grid.
 
 Goals: ours is at least 0.99, and at no eps of the grid it leaves more images correct than the strongest other attack.

@@ -312,8 +312,8 @@ def simulate(cells: Iterator[Cell], repetitions: int, report: Callable[[], None]
 def misses_goal(row: Any) -> bool:
     """Return whether the coverage of a row is outside the goal; near 0 and 1 it may be larger."""
     truth = row.get("rate", row.get("auroc", 0.5))
-    low, high = COVERAGE_GOAL
-    return bool(row["coverage"] < low or (row["coverage"] > high and 0.2 <= truth <= 0.8))
+    low, high, coverage = *COVERAGE_GOAL, round(row["coverage"], 1)
+    return bool(coverage < low or (coverage > high and 0.2 <= truth <= 0.8))
 
 
 def pivot_text(results: pd.DataFrame, index: Sequence[str], column: str) -> str:
@@ -449,11 +449,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"--only: {', '.join(sorted(unknown))}. Allowed are {', '.join(TABLES)}. Correct the names")
     (options.output / "statistics").mkdir(exist_ok=True)
     for name in options.only.split(","):
-        print(f"{name}:", flush=True)
+        print(f"{name}: (processor time so far: {time.process_time():.0f} s)", flush=True)
         cells = list(TABLES[name].cells())
         results = simulate(iter(cells), options.repetitions, Progress(len(cells)))
         results.to_csv(options.output / "statistics" / f"{name}.csv", index=False)
         write_between_markers(options.output / "statistics.md", name, TABLES[name].to_markdown(results))
+    print(f"processor time: {time.process_time():.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""Operating points of a classifier: biases on its logits that are chosen on validation images."""
+"""Choice of the operating points of a target: biases on its logits, from validation images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.records.operating_points import OperatingPoint
+from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED
+
+N_RESAMPLES = 500
+"""Bootstrap resamples of the intervals of the biases."""
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Takes logits ``(N, K)`` and true classes ``(N,)``, returns the biases of the logits ``(K,)``."""
 
@@ -22,6 +27,37 @@ class ChosenBiases:
     """Lower bounds of the 95 % intervals of the biases, ``(K,)``; NaN if no resample has every class."""
     high: np.ndarray
     """Upper bounds, ``(K,)``."""
+
+
+def choose_operating_points(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, positive: int, sensitivity: float, seed: int
+) -> list[OperatingPoint]:
+    """Return the operating points of a target, from its logits of the validation images.
+
+    ``as_trained`` has no bias. ``recalibrated`` has the highest balanced accuracy. ``fixed_sensitivity``, for two
+    classes, has a given sensitivity and otherwise the highest specificity. Without a validation image of every class,
+    only ``as_trained`` is possible.
+
+    Args:
+        logits: of the validation images, ``(N, K)``.
+        labels: true classes, int ``(N,)``.
+        groups: group of each image, int ``(N,)``.
+        positive: label of the positive class.
+        sensitivity: of ``fixed_sensitivity``, in (0, 1].
+        seed: of the bootstrap.
+    """
+    n_classes = logits.shape[1]
+    points = [OperatingPoint(AS_TRAINED, (0.0,) * n_classes)]
+    if len(np.unique(labels)) < n_classes:
+        return points
+    choices: dict[str, Choice] = {RECALIBRATED: balanced_biases}
+    if n_classes == 2:
+        choices[FIXED_SENSITIVITY] = lambda of, true: sensitivity_biases(of, true, positive, sensitivity)
+    for name, choice in choices.items():
+        chosen = choose_biases(choice, logits, labels, groups, N_RESAMPLES, seed)
+        low, high = (None if np.isnan(of).any() else tuple(map(float, of)) for of in (chosen.low, chosen.high))
+        points.append(OperatingPoint(name, tuple(map(float, chosen.biases)), low, high))
+    return points
 
 
 def choose_biases(
