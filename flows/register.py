@@ -20,10 +20,10 @@ from flows.command import log_progress, run_flow
 from flows.dvc_pipeline import DvcPipeline
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
+from tasks.records.vocabulary import AS_TRAINED
 from tasks.serving import registry
 from tasks.serving.bundle import write_bundle
 from tasks.serving.card import card_of
-from tasks.records.vocabulary import AS_TRAINED
 from tasks.statistics.formatting import eps_text, percent
 from tasks.tracking import EXPERIMENT
 
@@ -81,7 +81,7 @@ def refuse_stale_results() -> None:
 
 
 def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
-    """The defence with the highest balanced worst-case accuracy under adaptive attacks at ``analyze.eps``, and the reason.
+    """The defence with the highest balanced accuracy in the worst case at ``analyze.eps``, and the reason.
 
     Defences with a failed check are left out.
 

@@ -387,8 +387,10 @@ def test_without_attacks_that_see_no_gradients_nothing_is_said_of_masking() -> N
 def test_each_check_is_documented_with_when_what_and_what_to_do() -> None:
     text = (ROOT / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
     sections = dict(part.partition("\n")[::2] for part in text.split("\n## ")[1:])
-    assert list(sections) == [*CHECKS, "leakage"]
-    for section in sections.values():
+    introduction = ["Effort of the attacks", "Diagnostics", "List of checks"]
+    assert list(sections) == [*introduction, *CHECKS, "leakage"]
+    for key in (*CHECKS, "leakage"):
+        section = sections[key]
         for words in ("- **Raised if**", "- **Meaning:**", "- **Action:**"):
             assert words in section
 

@@ -199,7 +199,7 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
         (target, threat_model, attack)
         for target, threat_model, attacks in [
             *(
-                (target, "adaptive", ("fgsm", "pgd", "suite", "suite_doubled"))
+                (target, "adaptive", ("fgsm", "pgd", "suite", "suite_doubled", "square_on_survivors"))
                 for target in ("undefended", *TOY["selected_defences"])
             ),
             *((target, "black_box", ("square",)) for target in ("undefended", *TOY["selected_defences"])),

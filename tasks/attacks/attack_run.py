@@ -33,7 +33,15 @@ from tasks.params import UNDEFENDED, Attack, Params
 from tasks.records.adversarial_images import merge_perturbations
 from tasks.records.operating_points import write_operating_points
 from tasks.records.tables import build_diagnostics, write_records
-from tasks.records.vocabulary import ART_REFERENCE, CLEAN, HOP_SKIP_JUMP, SQUARE, SUITE, SUITE_DOUBLED
+from tasks.records.vocabulary import (
+    ART_REFERENCE,
+    CLEAN,
+    HOP_SKIP_JUMP,
+    SQUARE,
+    SQUARE_ON_SURVIVORS,
+    SUITE,
+    SUITE_DOUBLED,
+)
 from tasks.tracking import Tracker
 
 CODE = ("attacks", "core/files.py", "dataset/prepared.py", "defences", "models", "records")
@@ -164,7 +172,7 @@ class AttackRun:
                 path = workspace.perturbation_file(target, attack, eps)
                 path.parent.mkdir(exist_ok=True)
                 merge_perturbations([folder / f"eps{eps:g}.npz" for folder in finished[attack]], path)
-        searches = (SUITE, SUITE_DOUBLED, SQUARE, HOP_SKIP_JUMP)
+        searches = (SUITE, SUITE_DOUBLED, SQUARE_ON_SURVIVORS, SQUARE, HOP_SKIP_JUMP)
         searched = [folder for attack in searches for folder in finished[attack]]
         write_records(pa.concat_tables(records), workspace.records(target))
         write_records(_concatenate(searched, "minimum_eps.parquet"), workspace.minimum_eps(target))

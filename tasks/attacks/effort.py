@@ -40,7 +40,8 @@ class Stage:
     fmn_restarts: int = 0
     """Starts of FMN: the first at the smallest known perturbation, the others at random."""
     other_backward_passes: bool = False
-    """Repeat all attacks except the sweep with each other backward pass of the image transforms of a target."""
+    """Repeat one start of Auto-PGD with each loss and one of FMN with each other backward pass of the image transforms
+    of a target."""
     square_queries: int = 0
     """Queries of Square at each radius."""
     hop_skip_jump_queries: int = 0
@@ -95,6 +96,14 @@ def doubled(stage: Stage) -> Stage:
     return replace(stage, name=f"{stage.name}, doubled", square_queries=0, hop_skip_jump_queries=0, **twice)
 
 
+def one_start(stage: Stage) -> Stage:
+    """Return the part of a stage that is repeated with other backward passes."""
+    apgd, fmn = min(stage.apgd_restarts, 1), min(stage.fmn_restarts, 1)
+    return Stage(
+        stage.name, apgd_steps=stage.apgd_steps, apgd_restarts=apgd, fmn_steps=stage.fmn_steps, fmn_restarts=fmn
+    )
+
+
 def n_losses(n_classes: int) -> int:
     """Number of losses of Auto-PGD: the margin, or the cross-entropy, DLR and one for each target class."""
     return 1 if n_classes == 2 else 2 + min(n_classes - 1, MAX_TARGETS)
@@ -113,15 +122,21 @@ def max_gradients(stages: Sequence[Stage], n_radii: int, n_classes: int, n_other
     for stage in stages:
         if stage.sweep_steps:
             total += 1 + n_radii * (1 + stage.sweep_restarts) * (stage.sweep_steps + 1)
-        once = (
-            n_losses(n_classes) * stage.apgd_restarts * (stage.apgd_steps + 1)
-            + stage.feature_restarts * (stage.feature_steps + 1)
-            + stage.fmn_restarts * (stage.fmn_steps + 1)
-        )
-        total += once * (1 + n_other_backward_passes * stage.other_backward_passes)
-    # each success is followed by another try, in a smaller ball
+        total += _gradients_without_success(stage, n_classes)
+        if stage.other_backward_passes:
+            total += n_other_backward_passes * _gradients_without_success(one_start(stage), n_classes)
+    # each success of an attack in a ball is followed by another try, in a smaller ball
     longest = max(max(stage.apgd_steps, stage.feature_steps) + 1 for stage in stages)
     return total + n_radii * longest
+
+
+def _gradients_without_success(stage: Stage, n_classes: int) -> int:
+    """Number of gradients of a stage without its sweep for an image that no attack breaks."""
+    return (
+        n_losses(n_classes) * stage.apgd_restarts * (stage.apgd_steps + 1)
+        + stage.feature_restarts * (stage.feature_steps + 1)
+        + stage.fmn_restarts * (stage.fmn_steps + 1)
+    )
 
 
 def max_queries(stages: Sequence[Stage], n_radii: int) -> int:

@@ -26,7 +26,14 @@ from tasks.params import Attack
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.perturbation_norms import perturbation_norms
 from tasks.records.tables import build_minimum_eps, write_records
-from tasks.records.vocabulary import AS_TRAINED, HOP_SKIP_JUMP, SQUARE, SUITE, SUITE_DOUBLED
+from tasks.records.vocabulary import (
+    AS_TRAINED,
+    HOP_SKIP_JUMP,
+    SQUARE,
+    SQUARE_ON_SURVIVORS,
+    SUITE,
+    SUITE_DOUBLED,
+)
 
 
 def stages_of(settings: Attack, point: OperatingPoint) -> list[tuple[str, Stage]]:
@@ -49,7 +56,8 @@ def black_box_searches(settings: Attack) -> dict[str, list[int]]:
 
 def n_checkpoints(settings: Attack, point: OperatingPoint) -> int:
     """Number of checkpoints of one part at an operating point."""
-    return len(stages_of(settings, point)) + len(black_box_searches(settings))
+    black_box = black_box_searches(settings)
+    return len(stages_of(settings, point)) + len(black_box) + (SQUARE in black_box)
 
 
 def search(attacked: Attacked, point: OperatingPoint, rows: np.ndarray) -> dict[str, Path]:
@@ -69,9 +77,19 @@ def search(attacked: Attacked, point: OperatingPoint, rows: np.ndarray) -> dict[
         )
         if name:
             finished[name] = before
+    black_box = black_box_searches(settings)
+    if SQUARE in black_box:
+        finished[SQUARE_ON_SURVIVORS] = attacked.checkpoints.get_or_compute(
+            f"square on the survivors of {where}",
+            partial(_write_square_on_survivors, attacked, point, black_box[SQUARE], rows, finished[SUITE]),
+            search=[asdict(stage) for _, stage in stages_of(settings, point)],
+            step_size=settings.pgd.relative_step_size,
+            survivors=True,
+            **identity,
+        )
     sample = choose_stratified(attacked.data, attacked.rows, settings.max_black_box_images, attacked.seed)
     chosen = np.flatnonzero(np.isin(rows, sample))
-    for attack, queries in black_box_searches(settings).items() if len(chosen) else ():
+    for attack, queries in black_box.items() if len(chosen) else ():
         finished[attack] = attacked.checkpoints.get_or_compute(
             f"{attack} on {where}",
             partial(_write_queries, attacked, point, attack, queries, rows, chosen),
@@ -104,16 +122,34 @@ def _write_stage(
         smallest = table["minimum_perturbation"].to_numpy()
     with attacked.naming_images(rows, name or stage.name):
         found = run_stage(batch, earlier, stage, settings.pgd.relative_step_size, attacked.precision)
-        if stage.square_queries and settings.norm == "linf":
-            found = improve(batch, found, SQUARE, partial(_square_attempt, batch, stage))
     _write(attacked, point, "adaptive", name, batch, found, np.arange(len(rows)), smallest, folder)
 
 
+def _write_square_on_survivors(
+    attacked: Attacked, point: OperatingPoint, queries: Sequence[int], rows: np.ndarray, suite: Path, folder: Path
+) -> None:
+    """Write the smallest eps at which Square breaks the images that survive the suite; infinite for the others."""
+    batch, table = attacked.batch(rows, point), pq.read_table(suite / "minimum_eps.parquet")
+    seed_random_defences(batch.model, attacked.seed, rows)
+    grid = np.array([0.0, *attacked.settings.eps, np.inf])
+    index = np.searchsorted(grid, table["minimum_eps"].to_numpy()) - 1
+    found = MinimumEps(index, np.full(len(rows), SQUARE, dtype=object), batch.images)
+    with attacked.naming_images(rows, SQUARE_ON_SURVIVORS):
+        for n_queries in queries:
+            found = improve(batch, found, SQUARE, partial(_square_attempt, batch, n_queries))
+    by_square = np.where((found.index < index) | (index < 0), found.index, len(batch.radii))
+    result = MinimumEps(by_square, found.found_by, found.adversarial)
+    everything = np.arange(len(rows))
+    _write(
+        attacked, point, "adaptive", SQUARE_ON_SURVIVORS, batch, result, everything, np.full(len(rows), np.inf), folder
+    )
+
+
 def _square_attempt(
-    batch: AttackBatch, stage: Stage, rows: np.ndarray, images: Tensor, labels: Tensor, radii: Tensor
+    batch: AttackBatch, n_queries: int, rows: np.ndarray, images: Tensor, labels: Tensor, radii: Tensor
 ) -> tuple[Tensor, Tensor]:
     ids = batch.image_ids[rows]
-    return square(batch.model, images, labels, radii, batch.ball.value_range, stage.square_queries, batch.seed, ids)
+    return square(batch.model, images, labels, radii, batch.ball.value_range, n_queries, batch.seed, ids)
 
 
 def _write_queries(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tasks.attacks.apgd import apgd
 from tasks.attacks.batch import AttackBatch, MinimumEps, bisect_to_boundary, improve, keep_smaller
-from tasks.attacks.effort import MAX_TARGETS, Stage
+from tasks.attacks.effort import MAX_TARGETS, Stage, one_start
 from tasks.attacks.feature_loss import FeatureTargets
 from tasks.attacks.fmn import fmn
 from tasks.attacks.objectives import (
@@ -61,7 +61,7 @@ def run_stage(
     found = _run_attacks(batch, before, stage)
     for name in other_backward_passes(batch.model) if stage.other_backward_passes else ():
         changed = replace(batch, model=with_backward_pass(batch.model, name))
-        found = _run_attacks(changed, found, stage, f"_{name}")
+        found = _run_attacks(changed, found, one_start(stage), f"_{name}")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, judge_excess
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import SUITE_DOUBLED
+from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, SUITE_DOUBLED
 
 MAX_CONTROL_ACCURACY = 0.01
 """Maximum accuracy where an attack must break every image."""
@@ -107,10 +107,11 @@ def black_box(of: CheckInputs) -> CheckOutcome:
     missed: set[int] = set()
     n = 0
     for eps in of.grid:
-        by_queries = of.robust(eps, ("black_box",))
-        by_gradients = of.robust(eps, WHITE_BOX).reindex(by_queries.index)
-        missed |= set(by_queries.index[by_gradients & ~by_queries])
-        n = len(by_queries)
+        by_gradients = of.robust(eps, WHITE_BOX, leave_out=(SQUARE_ON_SURVIVORS,))
+        by_queries = of.robust(eps, ("black_box",)).reindex(by_gradients.index, fill_value=True)
+        on_survivors = of.correct.get(("adaptive", SQUARE_ON_SURVIVORS, eps), by_queries)
+        missed |= set(by_gradients.index[by_gradients & ~(by_queries & on_survivors)])
+        n = len(by_gradients)
     fraction = len(missed) / n
     if missed:
         numbers = ", ".join(map(str, sorted(missed)))

@@ -21,7 +21,9 @@ POINT = [*CURVE, "norm", "eps"]
 SUITE, SQUARE, HOP_SKIP_JUMP = "suite", "square", "hop_skip_jump"
 SUITE_DOUBLED = "suite_doubled"
 """The white-box suite with one more stage of twice the effort, which a check compares with the suite."""
-SEARCHES = (SUITE, SUITE_DOUBLED, SQUARE)
+SQUARE_ON_SURVIVORS = "square_on_survivors"
+"""Square on the images that survive the suite, in the largest ball that each survives."""
+SEARCHES = (SUITE, SUITE_DOUBLED, SQUARE_ON_SURVIVORS, SQUARE)
 """Attacks that search for the smallest eps that breaks each image, and have a curve of their own."""
 WORST_CASE = "worst_case"
 """Name of the strongest attack on each image, in metrics and curves."""

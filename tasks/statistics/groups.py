@@ -16,8 +16,8 @@ from tasks.statistics.resampled import Statistic
 MIN_EFFECTIVE_GROUPS = 5.0
 """Effective groups below which there are too few groups, and intervals are NaN.
 
-With fewer, a few large groups decide the result: in simulations with two to four groups of 89 images among single
-images, 95 % intervals cover 83 to 93 %. A paired test needs six groups for a p-value below 0.05.
+With fewer, a few large groups decide the result, and the coverage of 95 % intervals falls to 88 %
+(docs/evidence/statistics.md, few large groups). A sign-flip test of five groups cannot have a p-value below 0.05.
 """
 
 MAX_BLOCKS = 250

@@ -154,10 +154,10 @@ def partial_foolbox(attack: Any, radii: list[float] | None = None) -> Attack:
 
 
 def smallest(model: nn.Module, images: Tensor, labels: Tensor, adversarial: list[Tensor]) -> Tensor:
-    """Of the adversarial images at rising radii, the first of each image that is misclassified; the last if none is."""
+    """The first misclassified adversarial image of each image at rising radii; the last one if none is misclassified."""
     chosen = adversarial[-1]
     for candidate in reversed(adversarial):
-        with torch.inference_mode():
+        with torch.no_grad():
             wrong = model(candidate).argmax(dim=1) != labels
         chosen = torch.where(wrong[:, None, None, None], candidate, chosen)
     return chosen
@@ -169,7 +169,7 @@ def distances_of(model: nn.Module, attack: Attack, images: np.ndarray, labels: n
     for start in range(0, len(images), BATCH):
         batch, target = (torch.from_numpy(of[start : start + BATCH]) for of in (images, labels))
         adversarial = attack(model, batch, target).detach()
-        with torch.inference_mode():
+        with torch.no_grad():
             wrong = model(adversarial).argmax(dim=1) != target
             unchanged = model(batch).argmax(dim=1) != target
         sizes = torch.linalg.vector_norm((adversarial - batch).flatten(1), ORDERS[norm], dim=1)

@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 
+import tasks.statistics.groups
 from tasks.statistics.auroc import auroc_estimate
 from tasks.statistics.balanced import balanced_accuracies, compare_balanced
-from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.groups import GroupJackknife, effective_groups, rate_deviations, too_few_groups
+from tasks.statistics.intervals import POSITIVE, jackknife_interval
 from tasks.statistics.paired import detectable_differences, paired_intervals, sign_flip_p_value
 from tasks.statistics.rates import rate_intervals
 from tests.simulations.candidates import METHODS, Interval
@@ -46,6 +49,10 @@ N_GROUPS_OF_CLASS = (12, 25, 50, 100)
 ICCS = (0.0, 0.3, 0.6)
 RATES = (0.02, 0.05, 0.2, 0.5, 0.8, 0.95, 0.98)
 AUROCS = (0.5, 0.7, 0.9)
+SPREADS = (0.5, 1.0, 2.0)
+"""Standard deviations of the logarithm of a loss; with 2 the mean is seven times the median."""
+CHUNK = 250
+"""Data sets that are drawn at once."""
 PAIRS = ((0.5, 0.5), (0.9, 0.9), (0.98, 0.98), (0.5, 0.35), (0.9, 0.8), (0.98, 0.93))
 POWER_ACCURACY = 0.7
 """Mean accuracy of the two classifiers in the table of power."""
@@ -131,6 +138,15 @@ def single_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: 
     return coverage_of(*rate_intervals(draw_successes(rng, sizes, rate, icc).astype(float), sizes), rate)
 
 
+def large_cell(rng: np.random.Generator, repetitions: int, n_large: int, n_single: int, icc: float, rate: float) -> Row:
+    """Coverage with a few groups of 89 images among single images, without the limit on the number of groups."""
+    sizes = np.tile([89] * n_large + [1] * n_single, (repetitions, 1))
+    with patch.object(tasks.statistics.groups, "MIN_EFFECTIVE_GROUPS", 0):
+        bounds = rate_intervals(draw_successes(rng, sizes, rate, icc).astype(float), sizes)
+    effective = float(effective_groups(sizes[0]))
+    return {"effective_groups": round(effective, 1), **coverage_of(*bounds, rate)}
+
+
 def auroc_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, auroc: float) -> Row:
     """Coverage of the interval of an AUROC; ``n_groups`` are those of each class."""
     bounds = np.empty((repetitions, 2))
@@ -140,6 +156,21 @@ def auroc_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: f
         estimate = auroc_estimate(draw_scores(rng, groups, positive, auroc, icc), positive, GroupJackknife(groups))
         bounds[repetition] = estimate.low, estimate.high
     return coverage_of(bounds[:, 0], bounds[:, 1], auroc)
+
+
+def mean_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, spread: float) -> Row:
+    """Coverage of the interval of the mean of a positive value, such as a loss; its logarithm is normal."""
+    bounds = []
+    for _ in range(0, repetitions, CHUNK):
+        sizes = draw_sizes(rng, (CHUNK, n_groups))
+        group = np.repeat(np.arange(sizes.size), sizes.ravel())
+        of_images = np.sqrt(icc) * rng.normal(size=sizes.size)[group] + np.sqrt(1 - icc) * rng.normal(size=len(group))
+        sums = np.bincount(group, np.exp(spread * of_images), sizes.size).reshape(sizes.shape)
+        deviations, mean = rate_deviations(sums, sizes), sums.sum(axis=1) / sizes.sum(axis=1)
+        interval = np.array(jackknife_interval(mean, deviations.T, POSITIVE, n_groups))
+        bounds.append(np.where(too_few_groups(sizes), np.nan, interval))
+    low, high = np.concatenate(bounds, axis=1)
+    return coverage_of(low, high, float(np.exp(spread**2 / 2)))
 
 
 def pair_cell(
@@ -239,12 +270,29 @@ def other_cells() -> Iterator[Cell]:
                     yield {"condition": name, **condition}, simulate
 
 
+def large_cells() -> Iterator[Cell]:
+    """Numbers of large groups and of single images, correlations and rates."""
+    for n_large in (2, 3, 4, 5, 6, 8):
+        for n_single in (10, 40):
+            for icc in (0.3, 0.6):
+                for rate in (0.05, 0.2, 0.5):
+                    yield _cell(large_cell, n_large=n_large, n_single=n_single, icc=icc, rate=rate)
+
+
 def auroc_cells() -> Iterator[Cell]:
     """All numbers of groups of a class, correlations and AUROCs."""
     for n_groups in N_GROUPS_OF_CLASS:
         for icc in ICCS:
             for auroc in AUROCS:
                 yield _cell(auroc_cell, n_groups=n_groups, icc=icc, auroc=auroc)
+
+
+def mean_cells() -> Iterator[Cell]:
+    """All numbers of groups, correlations and spreads."""
+    for n_groups in N_GROUPS:
+        for icc in ICCS:
+            for spread in SPREADS:
+                yield _cell(mean_cell, n_groups=n_groups, icc=icc, spread=spread)
 
 
 def pair_cells() -> Iterator[Cell]:
@@ -318,7 +366,7 @@ def misses_goal(row: Any) -> bool:
 
 def pivot_text(results: pd.DataFrame, index: Sequence[str], column: str) -> str:
     """Coverage with rows by index and columns by one variable; bold outside the goal, with the share of NaN."""
-    head = [*(name.replace("n_groups", "groups") for name in index), *map(_text, results[column].unique())]
+    head = [*map(_heading, index), *map(_text, results[column].unique())]
     rows = []
     for names, group in results.groupby(list(index), sort=False):
         texts = {}
@@ -363,7 +411,7 @@ def pairs_text(results: pd.DataFrame) -> str:
 
 def frame_text(results: pd.DataFrame) -> str:
     """All columns of the results."""
-    head = [name.replace("n_groups", "groups").replace("_", " ") for name in results.columns]
+    head = [_heading(name) for name in results.columns]
     return markdown(head, [[_text(value) for value in row] for row in results.itertuples(index=False)])
 
 
@@ -394,6 +442,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _heading(column: str) -> str:
+    return column.removeprefix("n_").replace("_", " ")
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
@@ -402,7 +454,11 @@ TABLES = {
     "methods": Table(method_cells, methods_text),
     "rates": Table(rate_cells, lambda results: pivot_text(results, ["n_groups", "icc"], "rate")),
     "other": Table(other_cells, lambda results: pivot_text(results, ["condition", "n_groups", "icc"], "rate")),
+    "large": Table(
+        large_cells, lambda results: pivot_text(results, ["n_large", "n_single", "effective_groups", "icc"], "rate")
+    ),
     "auroc": Table(auroc_cells, lambda results: pivot_text(results, ["n_groups", "icc"], "auroc")),
+    "means": Table(mean_cells, lambda results: pivot_text(results, ["n_groups", "icc"], "spread")),
     "pairs": Table(pair_cells, pairs_text),
     "balanced": Table(balanced_cells, frame_text),
     "asymmetric": Table(asymmetric_cells, frame_text),
