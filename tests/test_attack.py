@@ -420,12 +420,12 @@ def test_checkpoints_of_other_weights_of_a_defence_are_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = params_with(SMALL | {"attack.eps": [4]})
-    # 2 clean predictions, 12 searches, 8 crafted parts and two diagnostics of the classifier, then the first parts of
+    # 2 clean predictions, 14 searches, 8 crafted parts and two diagnostics of the classifier, then the first parts of
     # the autoencoder
-    interrupt_after(params, 27)
+    interrupt_after(params, 29)
     save_model(workspace.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
     resumed = run(workspace, params)
-    assert n_resumed(caplog) == 24
+    assert n_resumed(caplog) == 26
     assert resumed == run(workspace, params)
 
 

@@ -108,7 +108,7 @@ def test_the_step_certifies_some_of_the_attacked_images(
     attack_defence(workspace, params, Tracker(), "randomized_smoothing")
     first = workspace.certified_radii("randomized_smoothing").read_bytes()
     found = pd.read_parquet(workspace.certified_radii("randomized_smoothing"))
-    assert list(found) == ["image", "path", "label", "target", "prediction", "certified_eps"]
+    assert list(found) == ["image", "path", "label", "group", "target", "prediction", "certified_eps"]
     assert len(found) == 8
     attacked = pd.read_parquet(workspace.minimum_eps("randomized_smoothing"))["image"]
     assert set(found["image"]) < set(attacked)

@@ -143,7 +143,12 @@ class TestCode:
         assert self.digest() != before
 
 
-BASE: dict[str, Any] = {}
+BASE: dict[str, Any] = {
+    # fewer images than there are, so that the number matters
+    "attack.max_images": 20,
+    "attack.max_art_reference_images": 8,
+    "attack.max_black_box_images": 8,
+}
 NEEDED: dict[str, dict[str, Any]] = {
     "train_classifier.pretrained": {"train_classifier.architecture": "resnet18"},
 }

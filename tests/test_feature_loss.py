@@ -46,16 +46,18 @@ def test_guides_are_the_nearest_images_that_are_predicted_as_another_class() -> 
     np.testing.assert_allclose(targets.features, batch.images[:, 0, 0])
 
 
-def test_the_loss_is_largest_at_the_guide() -> None:
+def test_the_loss_is_the_projection_on_the_line_to_the_guide() -> None:
     batch = batch_of([[0.1, 0.1], [0.6, 0.8], [0.9, 0.9]], [0, 1, 1])
     targets = FeatureTargets.of(batch)
     assert targets is not None
-    nearest, second = (targets.objective(np.array([0]), rank) for rank in range(2))
-    images, positions = torch.from_numpy(batch.images[[0, 1, 2]]), torch.zeros(3, dtype=torch.int64)
+    nearest, second, third = (targets.objective(np.array([0]), rank) for rank in range(3))
+    images, positions = torch.from_numpy(batch.images), torch.zeros(3, dtype=torch.int64)
     losses, logits = nearest(images, positions)
-    assert losses.argmax() == 1
-    assert losses[1] == 0
-    assert second(images, positions)[0].argmax() == 2
+    # the directions are (0.5, 0.7) and (0.8, 0.8)
+    torch.testing.assert_close(losses, torch.tensor([0.0, 0.5 * 0.5 + 0.7 * 0.7, 0.5 * 0.8 + 0.7 * 0.8]))
+    torch.testing.assert_close(second(images, positions)[0], torch.tensor([0.0, 0.8 * 0.5 + 0.8 * 0.7, 1.28]))
+    # there are two guides
+    torch.testing.assert_close(third(images, positions)[0], losses)
     torch.testing.assert_close(logits, batch.model(images))
 
 

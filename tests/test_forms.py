@@ -32,7 +32,7 @@ def test_every_field_is_described(name: str) -> None:
         ("robustness_audit", "model", "m", "at least 3 characters"),
         ("export", "path", "champion.onnx", "should match pattern"),
         ("pipeline", "workers", {"n_workers": 0}, "greater than or equal to 1"),
-        ("promote", "alpha", 0.5, "less than 0.5"),
+        ("promote", "margin", 1.5, "less than 1"),
         ("promote", "name", "a/b", "should match pattern"),
         ("register", "name", "", "should match pattern"),
         ("seeds", "seeds", [0], "at least 2 items"),
@@ -51,14 +51,14 @@ def test_a_value_outside_its_bounds_is_rejected_before_the_run_starts(
 def test_a_form_shows_the_bounds() -> None:
     seeds = parameter_schema(FLOWS["seeds"].fn).properties["seeds"]
     assert (seeds["minItems"], seeds["maxItems"], seeds["items"]["minimum"]) == (2, 100, 0)
-    alpha = parameter_schema(FLOWS["promote"].fn).properties["alpha"]
-    assert (alpha["exclusiveMinimum"], alpha["exclusiveMaximum"]) == (0, 0.5)
+    margin = parameter_schema(FLOWS["promote"].fn).properties["margin"]
+    assert (margin["exclusiveMinimum"], margin["exclusiveMaximum"]) == (0, 1)
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["promote", "--alpha", "0.7"], "promote: Flow run received invalid parameters:\n - alpha: .* less than 0.5\n"),
+        (["promote", "--margin", "1.5"], "promote: Flow run received invalid parameters:\n - margin: .* less than 1\n"),
         (["seeds", "0"], "seeds: Flow run received invalid parameters:\n - seeds: .* at least 2 items.*\n"),
     ],
 )

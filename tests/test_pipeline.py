@@ -267,6 +267,7 @@ def test_the_run_of_the_report_has_the_data_set_the_models_and_the_artifacts(run
     assert {file.path for file in client.list_artifacts(report.info.run_id)} == {
         "report.html",
         "comparison.csv",
+        "worst_case.csv",
         "metrics.json",
         "checks.json",
         "figures",

@@ -9,8 +9,9 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.attacks.apgd import apgd, negative_margin
+from tasks.attacks.apgd import apgd
 from tasks.attacks.gradient.norm_ball import NormBall
+from tasks.attacks.objectives import negative_margin, untargeted
 from tasks.core.digests import digest_of_model
 from tasks.core.workspace import Workspace
 from tasks.defences.preprocessing import (
@@ -141,7 +142,8 @@ def test_the_gradient_of_soft_jpeg_makes_stronger_attacks_than_that_of_the_ident
         files = JpegCompression((0.0, 1.0), 60, channels_first=True)
         target = nn.Sequential(BPDA(files, "jpeg", backward), WeightedSum(weights)).eval()
         labels, size = torch.zeros(len(images), dtype=torch.int64), torch.full((len(images), 1, 1, 1), 4 / 255)
-        found, _ = apgd(target, images, labels, size, NormBall("linf", (0.0, 1.0)), negative_margin, 30, images)
+        objective = untargeted(target, labels, negative_margin)
+        found, _ = apgd(target, objective, images, labels, size, NormBall("linf", (0.0, 1.0)), 30, images)
         return (target(found) - target(images))[:, 1]
 
     assert (gain_with(DifferentiableJpeg(60)) > 1.5 * gain_with(None)).all()

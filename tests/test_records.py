@@ -13,9 +13,12 @@ CURVE = {"target": "autoencoder", "threat_model": "adaptive", "attack": "pgd", "
 
 def three_images(**changes: Any) -> Any:
     values = {
-        "rows": np.array([3, 5, 8]),
-        "image_paths": np.array(["COVID/a (1).png", "COVID/b.png", "non-COVID/c.png"], dtype=object),
-        "labels": np.array([1, 1, 0]),
+        "images": {
+            "image": np.array([3, 5, 8]),
+            "path": np.array(["COVID/a (1).png", "COVID/b.png", "non-COVID/c.png"], dtype=object),
+            "label": np.array([1, 1, 0]),
+            "group": np.array([0, 0, 4]),
+        },
         "curve": CURVE,
         "eps": 2.0,
         "radius": 2 / 255,

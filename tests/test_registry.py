@@ -142,7 +142,7 @@ class TestBestDefence:
         results = {"undefended": (30, []), "retrained_autoencoder": (24, []), "autoencoder": (16, [])}
         chosen, reason = self.choose(workspace, results)
         assert chosen == "retrained_autoencoder"
-        assert reason == "the best defence, accuracy under adaptive attacks 75.0 % at eps 4"
+        assert reason == "the best defence, balanced worst-case accuracy 75.0 % at eps 4"
 
     def test_a_defence_with_a_failed_check_is_left_out(self, workspace: Workspace) -> None:
         chosen, reason = self.choose(workspace, {"retrained_autoencoder": (24, ["noise"]), "autoencoder": (16, [])})

@@ -13,7 +13,16 @@ from tasks.attacks.suite import run_stage, run_suite
 from tasks.attacks.sweep import run_sweep
 from tasks.defences.preprocessing import BPDA, MedianFilter
 from tasks.defences.purified import Purified
-from tests.nets import SIDE, ThreeClasses, assert_adversarial, linear_batch, nothing_found, three_class_batch
+from tests.nets import (
+    SIDE,
+    Linear,
+    RandomLabels,
+    ThreeClasses,
+    assert_adversarial,
+    linear_batch,
+    nothing_found,
+    three_class_batch,
+)
 
 EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
 LEVELS = dict(EFFORTS)
@@ -228,6 +237,16 @@ def test_no_image_takes_more_gradients_than_the_maximum() -> None:
             limit = max_gradients([SHORT, replace(SHORT, sweep_steps=0)], len(EPS), batch.n_classes)
             assert model.n_gradients <= limit
     assert max_queries(LEVELS["standard"], 7) == 7 * (25 + 1000) + 1000
+
+
+def test_one_wrong_draw_of_a_random_model_does_not_count_as_a_success() -> None:
+    batch, expected = linear_batch("linf", EPS)
+    assert isinstance(batch.model, Linear)
+    one_radius = replace(batch, model=RandomLabels(batch.model), radii=batch.radii[:1])
+    robust = expected > 0
+    before = nothing_found(one_radius, np.where(expected < 0, -1, 1))
+    found = run_stage(one_radius, before, replace(SHORT, sweep_steps=0), 0.25)
+    assert (found.index[robust] == 1).mean() > 0.9
 
 
 def test_a_higher_effort_begins_with_the_stages_of_the_lower_one() -> None:

@@ -20,6 +20,11 @@ from tasks.runner import run_step
 from tests.small_workspace import SMALL
 
 
+@pytest.fixture(autouse=True)
+def small_effort() -> None:
+    """Processes of a cluster use the real effort, so this process must use it too."""
+
+
 @pytest.fixture
 def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     shutil.copytree(small_workspace / "data", tmp_path / "data")

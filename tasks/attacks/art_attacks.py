@@ -102,7 +102,8 @@ def craft_by_art(
     ball = NormBall(settings.norm, value_range)
     if attack in ART_REFERENCE:
         for radius in radii:
-            with numpy_seeded(seed):
+            # parts of ART draw from torch's global generator
+            with numpy_seeded(seed), torch.random.fork_rng():
                 crafted = _reference(attack, estimator, images, labels, one_hot, radius, settings)
             yield _projected(crafted, images, radius, ball)
         return
@@ -174,7 +175,7 @@ def _generate(
 ) -> np.ndarray:
     known = {name: value for name, value in common.items() if name in inspect.signature(cls).parameters}
     try:
-        with numpy_seeded(seed):
+        with numpy_seeded(seed), torch.random.fork_rng():
             crafted: np.ndarray = cls(estimator, **known, **row.arguments).generate(images, y=one_hot)
     except Exception as error:
         raise ValueError(

@@ -1,7 +1,9 @@
-"""Attack on features: move the penultimate features of an image towards those of an image of another class.
+"""Attack on features: move the penultimate features of an image in the direction of an image of another class.
 
-Sabour et al. 2016, "Adversarial Manipulation of Deep Representations" (arXiv 1511.05122). The loss does not use the
-logits. So the attack has a gradient where the classification head has none, and a direction other than the margin's.
+The direction is that of Sabour et al. 2016, "Adversarial Manipulation of Deep Representations" (arXiv 1511.05122), the
+loss the projection on it, as in the intermediate level attack (Huang et al. 2019, arXiv 1907.10823). The squared
+distance of Sabour et al. breaks fewer images near their decision boundary. The loss does not use the logits. So the
+attack has a gradient where the classification head has none, and a direction other than that of the margin.
 """
 
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ class FeatureTargets:
         return cls(model, features, np.where(is_other, distances, np.inf).argsort(axis=1, kind="stable"), n_guides)
 
     def objective(self, rows: np.ndarray, rank: int) -> Objective:
-        """The negative squared distance of the features from those of a guide.
+        """The projection of the change of the features on the line to the features of a guide.
 
         Args:
             rows: row numbers of the images that are attacked, ``(n,)``.
@@ -59,10 +61,11 @@ class FeatureTargets:
         """
         guides = self.guides[rows, rank % self.n_guides[rows]]
         device = device_of(self.model)
-        ends = torch.from_numpy(self.features[guides]).to(device)
+        unchanged, ends = (torch.from_numpy(self.features[of]).to(device) for of in (rows, guides))
+        directions = ends - unchanged
 
         def objective(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
             logits, features = self.model(images)
-            return -(features - ends[positions]).square().sum(dim=1), logits
+            return ((features - unchanged[positions]) * directions[positions]).sum(dim=1), logits
 
         return objective

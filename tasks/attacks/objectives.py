@@ -49,7 +49,8 @@ def loss_and_gradient(objective: Objective, images: Tensor, rows: Tensor) -> tup
         variable = images.detach().requires_grad_()
         losses, logits = objective(variable, rows)
         (gradient,) = torch.autograd.grad(losses.sum(), variable)
-    return losses.detach(), gradient, logits.detach()
+    # without a finite gradient an attack does not move; a check reports such gradients
+    return losses.detach(), gradient.nan_to_num_(0.0, 0.0, 0.0), logits.detach()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ def shortcut_baseline(of: CheckInputs) -> CheckOutcome:
     """Clean accuracy is above that of a logistic regression on size, mean, standard deviation and saturation."""
     clean = of.records[of.records["attack"] == CLEAN].set_index("image")
     images = clean.index.intersection(of.shortcut_correct.index)
+    if images.empty:
+        return CheckOutcome("NO POWER", None, "the baseline has no prediction for the test images of this model")
     correct, by_shortcut = clean["correct"].loc[images], of.shortcut_correct.loc[images]
     found = compare_paired(
         correct.to_numpy(dtype=bool), by_shortcut.to_numpy(dtype=bool), clean["group"].loc[images].to_numpy()

@@ -1,8 +1,8 @@
 """Local optimality of the white-box suite, compared with adv-lib, torchattacks and foolbox.
 
 Run ``python -m tests.benchmarks.optimality --targets undefended autoencoder`` in a folder where the pipeline has run
-(its ``data/`` is read). Install ``tests/benchmarks/requirements.txt`` first, as described there. All attacks run on the
-same images against the same frozen model.
+(its ``data/`` is read). Install ``tests/benchmarks/requirements.txt`` first, as ``make bench`` does. All attacks run on
+the same images against the same frozen model.
 
 Local optimality is that of AttackBench (Cina et al., AAAI 2025): the area between the clean accuracy and the curve of
 accuracy against the size of the perturbation, relative to the same area for the smallest perturbation of each image
@@ -15,16 +15,17 @@ Goals: ours is at least 0.99, and at no eps of the grid it leaves more images co
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import foolbox
 import numpy as np
 import torch
 import torchattacks
-from adv_lib.attacks import apgd, ddn, fab, fmn, pdpgd
 from torch import Tensor, nn
 
 from tasks.attacks.batch import AttackBatch, MinimumEps, shrink
@@ -107,6 +108,10 @@ def compare(
 
 def other_attacks(norm: str, n_gradients: int, radii: list[float]) -> dict[str, Attack]:
     """Attacks of other libraries, each with at least this number of gradients."""
+    # adv-lib imports visdom for plots, which are not drawn here
+    sys.modules.setdefault("visdom", ModuleType("visdom"))
+    from adv_lib.attacks import apgd, ddn, fab, fmn, pdpgd
+
     order, share = ORDERS[norm], math.ceil(n_gradients / len(radii))
     attacks: dict[str, Attack] = {
         "adv-lib FMN": lambda *given: fmn(*given, norm=order, steps=n_gradients),
@@ -154,7 +159,7 @@ def partial_foolbox(attack: Any, radii: list[float] | None = None) -> Attack:
 
 
 def smallest(model: nn.Module, images: Tensor, labels: Tensor, adversarial: list[Tensor]) -> Tensor:
-    """The first misclassified adversarial image of each image at rising radii; the last one if none is misclassified."""
+    """The first misclassified adversarial image at rising radii, for each image; the last one if there is none."""
     chosen = adversarial[-1]
     for candidate in reversed(adversarial):
         with torch.no_grad():

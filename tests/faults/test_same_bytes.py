@@ -52,7 +52,7 @@ def outputs_of(step: Step, params: Params, *defence: str) -> dict[str, str]:
         (train_classifier, [], {"classifier.safetensors", "history.csv"}),
         (train_autoencoder, [], {"autoencoder.safetensors", "history.csv"}),
         (train_defence, ["retrained_autoencoder"], {"purifier.safetensors", "history.csv"}),
-        (attack, [], {"records.parquet", "minimum_eps.parquet", "diagnostics.parquet", "perturbations/pgd-eps4.npz"}),
+        (attack, [], {"records.parquet", "minimum_eps.parquet", "perturbations/pgd-eps4.npz"}),
     ],
 )
 def test_equal_seeds_give_the_same_bytes_and_another_seed_gives_others(
