@@ -372,8 +372,9 @@ def test_every_parameter_of_an_attack_changes_a_checkpoint(
         train_noise(workspace, params_with(SMALL))
     unchanged = []
     for key in parameters_of_stage(step, None if target == UNDEFENDED else target):
-        # the device on which the attack runs is an ingredient, not the parameter, which may be auto
-        if key == "compute.device" or (both := changed_params(key)) is None:
+        # the device of the attack is an ingredient, not the parameter, which may be auto; three classes have no
+        # fixed sensitivity, and the biases that follow from it are ingredients
+        if key in {"compute.device", "attack.fixed_sensitivity"} or (both := changed_params(key)) is None:
             continue
         before, after = (paths_of_parts(small(params), target) for params in both)
         if before == after:
