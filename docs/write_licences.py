@@ -32,6 +32,8 @@ REVIEWED = {
     "orjson": MPL,
     "pathspec": MPL,
     "psycopg2-binary": "Only for the extra `server` and for tests. SQLAlchemy imports it, and it can be replaced.",
+    "pylibjpeg-libjpeg": "Only for the extra `jpeg12` and for tests: pydicom decodes 12-bit lossy JPEG with it. This "
+    "project does not import it. An image with this extra is distributed under the GPL.",
     "pygit2": "The exception allows linking with programs under any licence. DVC uses it for git.",
     "shtab": MPL,
     "text-unidecode": "One of the licences can be chosen: the Artistic License.",
