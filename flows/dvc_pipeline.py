@@ -26,7 +26,9 @@ from dvc.repo import Repo, lock_repo
 from dvc.rwlock import rwlock
 from dvc.stage.cache import RunCacheNotFoundError
 
-from tasks.params import Params, load_params
+from tasks.core.workspace import Workspace
+from tasks.params import Params
+from tasks.runner import check_unchanged
 from tasks.tracking import digest_of
 
 LOCK_FILE = Path("dvc.lock")
@@ -135,10 +137,9 @@ class DvcPipeline:
         """Commit the outputs of a step that has just run with these parameters.
 
         Raises:
-            RuntimeError: ``params.yaml`` has changed since then, so DVC would record other parameters.
+            ValueError: parameters or code have changed since then, so DVC would record other ones.
         """
-        if load_params() != params:
-            raise RuntimeError(f"params.yaml changed while {step} ran. Its outputs are not recorded. Run again.")
+        check_unchanged(Workspace(), step, params)
         self._call(lambda: self._repo.commit(step, force=True))
 
     def check_inputs(self, step: str) -> None:

@@ -2,6 +2,9 @@
 
 import os
 
+# first, so that it has read the source files before any other module is loaded
+from tasks.core import source as source
+
 # Threads that wait for each other sleep instead of spinning: beside another busy process a spinning pair of torch
 # threads is many times slower. Read when torch loads its OpenMP library, so it is set before any step imports it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -14,8 +14,10 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tasks.core.source import check_sources
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
+from tasks.params.params import STEP_PARAMS
 from tasks.tracking import masked, open_run
 
 Step = Callable[..., None]
@@ -45,6 +47,7 @@ def run_step(
 
     Raises:
         MemoryError: out of memory; the message names the parameter to lower.
+        ValueError: parameters or code changed while the step ran.
     """
     folder = workspace.step_folder(step.__name__, defence)
     shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +66,34 @@ def run_step(
                 f"out of memory: {cause}. Lower {batch_size_key(step.__name__, defence)} in {workspace.params_file}, "
                 "or set compute.device to a device with more memory."
             ) from error
+        check_unchanged(workspace, workspace.step_of(folder), params)
     shutil.rmtree(workspace.checkpoint_folder(step.__name__, defence), ignore_errors=True)
+
+
+def check_unchanged(workspace: Workspace, step: str, params: Params) -> None:
+    """Check that parameters and code are still those with which a step ran: DVC records what the files hold now.
+
+    Args:
+        workspace: its params.yaml is compared, if there is one.
+        step: ``step`` or ``step@defence``; for another name, all parameters are compared.
+        params: the parameters with which the step ran.
+
+    Raises:
+        ValueError: they have changed, or params.yaml is no longer valid.
+    """
+    check_sources(step)
+    if not workspace.params_file.exists():
+        return
+    name, _, defence = step.partition("@")
+    before, now = (
+        each.of_step(name, defence or None) if name in STEP_PARAMS else each.flat()
+        for each in (params, load_params(workspace.params_file))
+    )
+    if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+        raise ValueError(
+            f"{workspace.params_file} changed while {step} ran: {', '.join(changed)}. The parameters must stay the "
+            "same until the end, since the result would be recorded with the new values. Run again."
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -77,6 +107,7 @@ def batch_size_key(step: str, defence: str | None) -> str:
     """Dotted key of the batch size of a step."""
     return {
         "train_classifier": "train_classifier.batch_size",
+        "train_surrogates": "train_classifier.batch_size",
         "train_autoencoder": "train_autoencoder.batch_size",
         "train_defence": f"defences.{defence}.training.batch_size",
         "active_learning": "active_learning.training.batch_size",

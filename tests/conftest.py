@@ -57,6 +57,14 @@ def small_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(effort.EFFORTS, "standard", (quick, second))
 
 
+@pytest.fixture(autouse=True)
+def code_at_the_start_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of the code during the tests fails only the steps that run at that moment."""
+    from tasks.core import source
+
+    monkeypatch.setattr(source, "AT_START", source.digests_of_sources())
+
+
 @pytest.fixture(scope="session")
 def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with prepared images of three classes and two small networks trained on them; not to be written to."""

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from tasks.attacks import attack_run, searches
 from tasks.attacks.attack_run import AttackRun
 from tasks.core import checkpoints as module
+from tasks.core import source
 from tasks.core.checkpoints import Checkpoints, digest_of_code
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Autoencoder, Params, ParamsError, Preprocessing, Section, parse_params
@@ -93,17 +94,15 @@ class TestCode:
     """The digest of the code that can change a result."""
 
     @pytest.fixture
-    def tasks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    def tasks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A copy of ``tasks/`` that digests are computed from."""
         copy = tmp_path / "tasks"
         shutil.copytree(ROOT / "tasks", copy, ignore=shutil.ignore_patterns("__pycache__"))
-        monkeypatch.setattr(module, "__file__", str(copy / "core" / "checkpoints.py"))
-        digest_of_code.cache_clear()
-        yield copy
-        digest_of_code.cache_clear()
+        self.at_start = lambda: monkeypatch.setattr(source, "AT_START", source.digests_of_sources(copy))
+        return copy
 
     def digest(self) -> str:
-        digest_of_code.cache_clear()
+        self.at_start()
         return digest_of_code(attack_run.CODE)
 
     def test_the_same_code_has_the_same_digest(self, tasks: Path) -> None:
@@ -114,8 +113,8 @@ class TestCode:
         before = self.digest()
         sources = sorted((tasks / folder).rglob("*.py"))
         assert sources
-        for source in sources:
-            source.write_text(source.read_text(encoding="utf-8") + "\nCHANGED = 1\n", encoding="utf-8")
+        for file in sources:
+            file.write_text(file.read_text(encoding="utf-8") + "\nCHANGED = 1\n", encoding="utf-8")
         (tasks / folder / "new.py").write_text("NEW = 1\n")
         (tasks / "report.py").write_text("NEW = 1\n")
         assert self.digest() == before
@@ -125,8 +124,8 @@ class TestCode:
         for name in attack_run.CODE:
             sources = sorted((tasks / name).rglob("*.py")) if (tasks / name).is_dir() else [tasks / name]
             assert sources
-            for source in sources:
-                source.write_text(source.read_text(encoding="utf-8") + "\nCHANGED = 1\n", encoding="utf-8")
+            for file in sources:
+                file.write_text(file.read_text(encoding="utf-8") + "\nCHANGED = 1\n", encoding="utf-8")
                 digests.append(self.digest())
         (tasks / "attacks" / "new.py").write_text("NEW = 1\n")
         digests.append(self.digest())

@@ -157,7 +157,7 @@ class TestDvcPipeline:
         params = load_params()
         write_output("first", "1")
         self.set_seed(1)
-        with pytest.raises(RuntimeError, match=r"params\.yaml changed while first ran"):
+        with pytest.raises(ValueError, match=r"params\.yaml changed while first ran: seed"):
             pipeline.record("first", params)
 
     def test_threads_use_dvc_one_at_a_time(self, pipeline: DvcPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The runner: output folders, checkpoints, messages of errors, and signals."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from tasks.core import source
+from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
@@ -81,13 +84,13 @@ main(train_defence)
 """
 
 
-def start(folder: Path, body: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a step of the repository's parameters in a folder."""
+def start(folder: Path, body: str, *arguments: str, code: Path = ROOT) -> subprocess.Popen[str]:
+    """Start a step of the repository's parameters in a folder, with the package ``tasks`` of the folder ``code``."""
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, "-c", MAIN.format(body=body), *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(code)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -123,3 +126,47 @@ def test_sigterm_ends_the_tracking_run_as_killed(workspace: Workspace) -> None:
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "KILLED"
+
+
+class TestChanges:
+    """Parameters and code must not change while a step runs: DVC would record the new ones for the old result."""
+
+    @pytest.fixture
+    def copy(self, tmp_path: Path) -> Path:
+        """A folder with a copy of ``tasks/`` and the repository's parameters."""
+        folder = tmp_path / "copy"
+        shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "params.yaml", folder)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("file", "edit", "message"),
+        [
+            ("params.yaml", "seed: 1 #", "train_defence: params.yaml changed while train_defence@jpeg ran: seed. The"),
+            ("params.yaml", "seed: [", "train_defence: params.yaml is not valid YAML: "),
+            ("tasks/core/workspace.py", "# edited\n#", "train_defence: code changed while train_defence@jpeg ran: "),
+            ("tasks/labelling/human.py", "# edited, not loaded\n#", ""),
+        ],
+        ids=["parameter", "invalid parameters", "loaded code", "other code"],
+    )
+    def test_a_change_of_what_a_step_uses_fails_the_step(
+        self, file: str, edit: str, message: str, copy: Path, workspace: Workspace
+    ) -> None:
+        body = (
+            f"from pathlib import Path\n    path = Path({file!r})\n"
+            f"    path.write_text({edit!r} + path.read_text().replace('seed: 0', ''))\n"
+            "    workspace.checkpoint_folder('train_defence', defence).mkdir(parents=True)"
+        )
+        process = start(copy, body, "jpeg", code=copy)
+        printed = process.communicate()[1]
+        assert process.returncode == bool(message), printed
+        assert message in printed
+        # they have the names of the old code and parameters
+        assert (copy / "checkpoints" / "train_defence" / "jpeg").exists() == bool(message)
+
+    def test_a_checkpoint_of_changed_code_is_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        changed = source.AT_START | {"core/checkpoints.py": "another digest"}
+        monkeypatch.setattr(source, "AT_START", changed)
+        with pytest.raises(ValueError, match=r"code changed while a part ran: tasks/core/checkpoints\.py\. "):
+            Checkpoints(tmp_path, ["core"], 1).get_or_compute("a part", lambda folder: None)
+        assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]

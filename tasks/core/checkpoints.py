@@ -13,11 +13,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from socket import gethostname
 from typing import Any
+
+from tasks.core import source
 
 LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "scikit-learn", "torch", "torchvision")
 """Libraries whose version can change a result."""
@@ -70,6 +71,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             compute(partial)
+            source.check_sources(description)
             try:
                 partial.rename(checkpoint)
             except OSError:
@@ -82,9 +84,8 @@ class Checkpoints:
         return checkpoint
 
 
-@cache
 def digest_of_code(code: tuple[str, ...]) -> str:
-    """SHA-256 of the source files of packages and of the versions of the libraries.
+    """SHA-256 of the source files of packages, as they were at the start, and of the versions of the libraries.
 
     Args:
         code: packages or modules as paths below ``tasks/``.
@@ -92,12 +93,9 @@ def digest_of_code(code: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for library in LIBRARIES:
         digest.update(f"{library} {version(library)}".encode())
-    root = Path(__file__).resolve().parents[1]
     for name in code:
-        path = root / name
-        sources = [path] if path.is_file() else sorted(path.rglob("*.py"))
-        assert sources, f"no code in {path}"
-        for source in sources:
-            digest.update(source.relative_to(root).as_posix().encode())
-            digest.update(source.read_bytes())
+        files = {path: of_file for path, of_file in source.AT_START.items() if f"{path}/".startswith(f"{name}/")}
+        assert files, f"no code in {name}"
+        for path, of_file in files.items():
+            digest.update(f"{path} {of_file}".encode())
     return digest.hexdigest()

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import update_bn
 
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_arrays, digest_of_model
+from tasks.core.source import check_sources
 from tasks.models.compute import autocast
 from tasks.models.seeding import torch_seeded, uses_global_rng
 from tasks.params import Precision, Training
@@ -169,6 +170,7 @@ def fit(
         if all(_selection_key(row) < _selection_key(earlier) for earlier in history):
             best = copy.deepcopy(averaged.state_dict())
         history.append(row)
+        check_sources("the training")
         _save_checkpoint(
             checkpoint,
             {
