@@ -46,6 +46,7 @@ FILES = {
     "cycles": "active_learning_cycles.csv",
     "learning_curves": "active_learning_curves.csv",
     "label_efficiency": "active_learning_efficiency.csv",
+    "label_efficiency_by_seed": "active_learning_efficiency_by_seed.csv",
     "headline": "headline.md",
 }
 """Attribute of :class:`Workspace` -> name of the file in the archive."""

@@ -23,6 +23,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from docs import RESULTS
 from tasks.evaluation.robustness import clean_rows
 from tasks.params import UNDEFENDED
@@ -49,7 +51,7 @@ def clean_table(results: Path, *runs: str) -> str:
     # phantoms are not comparable with the study
     rows = [] if all(info["is_phantom"] for info in infos.values()) else [STUDY_ROW]
     for run, info in infos.items():
-        table = read_table(_folder(results, run) / "robustness.csv")
+        table = _robustness(results, run)
         row: Row = clean_rows(table).loc[UNDEFENDED]
         rates = [percent(row[metric]) for metric in ("precision", "recall", "f1")]
         n_test = sum(info["n_images"]["test"].values())
@@ -66,7 +68,7 @@ def robust_table(results: Path, run: str, *attacks: str) -> str:
     Raises:
         ValueError: the run has no such attack.
     """
-    table = read_table(_folder(results, run) / "robustness.csv")
+    table = _robustness(results, run)
     known = attacks_of(table)
     if unknown := sorted(set(attacks) - set(known)):
         raise ValueError(f"table 'robust {run}': unknown attacks {unknown}. The run has {known}")
@@ -77,6 +79,12 @@ def robust_table(results: Path, run: str, *attacks: str) -> str:
         for eps in [0.0, *eps_of(table)]
     ]
     return _markdown(head, rows)
+
+
+def _robustness(results: Path, run: str) -> pd.DataFrame:
+    table = read_table(_folder(results, run) / "robustness.csv")
+    # results of earlier versions have no column for the surrogate: it was the bare classifier
+    return table if "surrogate" in table else table.assign(surrogate="")
 
 
 def headline_text(results: Path, run: str) -> str:
@@ -145,15 +153,21 @@ def _next_target(row: Row) -> str:
 
 def label_efficiency_tables(results: Path, run: str) -> str:
     """Two tables with one row for each acquisition function: accuracies, and numbers of labels."""
-    efficiency = read_table(_folder(results, run) / "active_learning_efficiency.csv")
+    efficiency = _efficiency(results, run)
     tables = [efficiency_table(efficiency, metrics) for metrics in (ACCURACIES, LABELS)]
     return "\n".join(_markdown(table.head, table.rows) for table in tables)
 
 
 def gains_text(results: Path, run: str) -> str:
     """Comparison of each acquisition function with random, one list item each."""
+    return "".join(f"- {gain_sentence(gain)}\n" for gain in gains_of(_efficiency(results, run)))
+
+
+def _efficiency(results: Path, run: str) -> pd.DataFrame:
+    """Label efficiency of a run; columns that an older run lacks are NaN."""
     efficiency = read_table(_folder(results, run) / "active_learning_efficiency.csv")
-    return "".join(f"- {gain_sentence(gain)}\n" for gain in gains_of(efficiency))
+    added = ["lowest", "highest", "all_seeds_low", "all_seeds_high", "p_value", "p_value_holm", "n_comparisons"]
+    return efficiency.reindex(columns=list(dict.fromkeys([*efficiency.columns, *added])))
 
 
 TABLES: dict[str, Callable[..., str]] = {

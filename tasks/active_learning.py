@@ -1,11 +1,13 @@
 """Step ``active_learning``: compare acquisition functions by the classifiers that are trained on their queries."""
 
+import numpy as np
 import pandas as pd
 
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.labelling.contact_sheet import write_contact_sheet
-from tasks.labelling.learning_curves import curve_table, cycle_table, plot_tables, summary_table
+from tasks.labelling.label_efficiency import efficiency_tables
+from tasks.labelling.learning_curves import curve_table, cycle_table, plot_tables
 from tasks.labelling.simulation import build_simulation, result_tables
 from tasks.params import Params
 from tasks.tracking import Tracker
@@ -23,11 +25,12 @@ def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> N
     simulation = build_simulation(workspace, params)
     queries, predictions, pools = result_tables(simulation.run(), simulation.data)
     cycles = cycle_table(predictions, queries, pools, simulation.data.positive)
-    curves, efficiency = curve_table(cycles), summary_table(cycles)
+    curves, (efficiency, by_seed) = curve_table(cycles, predictions), efficiency_tables(cycles, predictions)
 
     queries.to_parquet(workspace.queries, index=False)
     predictions.to_parquet(workspace.test_predictions, index=False)
     tables = {workspace.cycles: cycles, workspace.learning_curves: curves, workspace.label_efficiency: efficiency}
+    tables |= {workspace.label_efficiency_by_seed: by_seed}
     workspace.active_learning_plots.mkdir()
     for path, table in (tables | plot_tables(curves, workspace.active_learning_plots)).items():
         write_table(table, path)
@@ -57,7 +60,10 @@ def curve_points(curve: pd.DataFrame, efficiency: pd.DataFrame) -> list[tuple[in
     }
     known = efficiency.dropna(subset=["value"])
     points[0] |= {
-        f"label_efficiency/{name}": value for name, value in zip(known["metric"], known["value"], strict=True)
+        f"label_efficiency/{name}{suffix}": value
+        for suffix, column in {"": "value", "_low": "low", "_high": "high"}.items()
+        for name, value in zip(known["metric"], known[column], strict=True)
+        if not np.isnan(value)
     }
     return sorted(points.items())
 

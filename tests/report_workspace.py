@@ -11,7 +11,8 @@ from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.dataset.comparison import write_reference
 from tasks.evaluate import evaluate
-from tasks.labelling.learning_curves import curve_table, summary_table
+from tasks.labelling.label_efficiency import efficiency_tables
+from tasks.labelling.learning_curves import curve_table, cycle_table
 from tasks.params import UNDEFENDED, Params
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.tables import build_records
@@ -134,25 +135,31 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     write_learning(labels)
 
 
-def write_learning(labels: np.ndarray, n_seeds: int = 3, gain: float = 0.02) -> None:
+def write_learning(labels: np.ndarray, n_seeds: int = 10, gain: float = 0.2) -> None:
     """Write learning curves in which entropy is better than random by about ``gain`` in every cycle."""
     Workspace().active_learning.mkdir()
-    rows = []
-    for seed, (name, shift) in product(range(n_seeds), (("random", 0.0), ("entropy", gain))):
-        for cycle, clean in enumerate((0.6, 0.7, 0.8)):
-            clean += shift + 0.001 * seed * (shift > 0)
-            rows.append([name, seed, cycle, 10 * (cycle + 1), 0.5, clean, clean / 2, clean / 2, 0.1, 0.3])
-    rows += [["all labels", seed, 0, 60, np.nan, 0.8, 0.4, 0.4, 0.1, np.nan] for seed in range(n_seeds)]
-    metrics = ["query_accuracy", "clean_accuracy", "robust_accuracy", "accuracy_gap", "ece", "mean_pool_entropy"]
-    columns = ["acquisition", "seed", "cycle", "n_labelled", *metrics]
-    cycles = pd.DataFrame(rows, columns=columns).assign(positive_fraction=0.5, n_test=N_TEST, n_attacked=N_TEST)
-    write_table(cycles, Workspace().cycles)
-    write_table(curve_table(cycles), Workspace().learning_curves)
-    write_table(summary_table(cycles), Workspace().label_efficiency)
+    images, rows, pools = np.arange(N_TEST), [], []
+    runs = [*product(("random", "entropy"), range(n_seeds), range(3)), *product(["all labels"], range(n_seeds), [0])]
+    for name, seed, cycle in runs:
+        share = 0.8 if name == "all labels" else 0.4 + 0.1 * cycle + gain * (name == "entropy") - 0.05 * (seed % 2)
+        correct = images < round(share * N_TEST)
+        key = {"acquisition": name, "seed": seed, "cycle": cycle}
+        columns = {"image": images, "group": images, "label": 1, "prediction": correct.astype(int)}
+        rows.append(pd.DataFrame(key | columns | {"confidence": 0.75, "robust_correct": correct * (images % 2.0)}))
+        n_labelled, n_epochs = (60, 30 + seed) if name == "all labels" else (10 * (cycle + 1), 4)
+        pools.append(key | {"n_labelled": n_labelled, "n_epochs": n_epochs, "n_pool": 5, "mean_pool_entropy": 0.3})
+    predictions = pd.concat(rows, ignore_index=True)
     asked = product(("random", "entropy"), (1, 2), range(3))
-    columns = ["acquisition", "cycle", "image"]
-    queries = pd.DataFrame(asked, columns=columns).assign(seed=0, predicted=1, confidence=0.5, score=0.1)
-    queries.assign(label=labels[queries["image"]]).to_parquet(Workspace().queries)
+    columns_of_query = ["acquisition", "cycle", "image"]
+    queries = pd.DataFrame(asked, columns=columns_of_query).assign(seed=0, prediction=1, confidence=0.5, score=0.1)
+    queries = queries.assign(label=labels[queries["image"]], group=queries["image"]).assign(assigned_label=1)
+    cycles = cycle_table(predictions, queries, pd.DataFrame(pools), positive=1)
+    efficiency, by_seed = efficiency_tables(cycles, predictions)
+    write_table(cycles, Workspace().cycles)
+    write_table(curve_table(cycles, predictions), Workspace().learning_curves)
+    write_table(efficiency, Workspace().label_efficiency)
+    write_table(by_seed, Workspace().label_efficiency_by_seed)
+    queries.to_parquet(Workspace().queries)
 
 
 def empty_analysis() -> None:

@@ -17,6 +17,7 @@ from tasks.labelling.initial_set import choose_initial_set
 from tasks.labelling.learner import Learner, downsample
 from tasks.params import Params, ParamsError
 from tasks.runner import run_step
+from tasks.statistics.rates import rate_estimate
 from tasks.tracking import Tracker
 from tests.small_workspace import SMALL
 
@@ -27,8 +28,9 @@ LEARNING: dict[str, Any] = {
     "active_learning.n_seeds": 2,
     "active_learning.n_cycles": 2,
     "active_learning.training.epochs": 2,
+    "active_learning.reference_training.epochs": 3,
     "active_learning.warm_start_epochs": 1,
-    "active_learning.initial_set.fraction": 0.25,
+    "active_learning.initial_set": {"strategy": "stratified", "fraction": 0.25},
     "active_learning.query_fraction": 0.2,
     "active_learning.max_attacked_images": 12,
     "active_learning.eps": 4,
@@ -89,11 +91,13 @@ def test_accuracies_are_computed_from_the_saved_predictions(params: Callable[...
     for _, row in cycles.iterrows():
         key = ["acquisition", "seed", "cycle"]
         rows = predictions[(predictions[key] == row[key]).all(axis=1)]
-        assert row["clean_accuracy"] == pytest.approx((rows["predicted"] == rows["label"]).mean())
+        assert row["clean_accuracy"] == pytest.approx((rows["prediction"] == rows["label"]).mean())
         assert row["robust_accuracy"] == pytest.approx(rows["robust_correct"].mean())
+        rate = rate_estimate((rows["prediction"] == rows["label"]).to_numpy(), rows["group"].to_numpy())
+        assert (row["clean_accuracy_low"], row["clean_accuracy_high"]) == pytest.approx(rate[1:])
         # an image that is correct under attack is also correct without attack
         robust = rows[rows["robust_correct"] == 1]
-        assert (robust["predicted"] == robust["label"]).all()
+        assert (robust["prediction"] == robust["label"]).all()
         assert row["accuracy_gap"] >= 0
 
 
@@ -164,7 +168,7 @@ def test_pseudo_labels_are_assigned_to_confident_predictions_only(params: Callab
     run(params(oracle={"kind": "pseudo_label", "confidence_threshold": 0.4}, n_seeds=1))
     queries = pd.read_parquet(Workspace().queries)
     assert (queries["confidence"] >= 0.4).all()
-    assert (queries["assigned_label"] == queries["predicted"]).all()
+    assert (queries["assigned_label"] == queries["prediction"]).all()
 
 
 def test_a_confidence_that_no_prediction_reaches_is_an_error(params: Callable[..., Params]) -> None:
@@ -243,6 +247,47 @@ def test_a_grouped_initial_set_has_whole_groups_and_every_class(params: Callable
     assert len(rows) >= 0.2 * len(train)
     assert set(data.labels(rows)) == {0, 1, 2}
     assert set(choose_initial_set(data, train, settings, 4)) != set(rows)
+
+
+def test_a_grouped_initial_set_has_similar_shares_of_all_classes(params: Callable[..., Params]) -> None:
+    """Groups of two images of one class; random groups would often miss the rare class."""
+    label = np.where(np.arange(96) < 8, 0, np.where(np.arange(96) < 48, 1, 2))
+    table = pd.read_parquet(Workspace().split).assign(label=label, group=np.arange(96) // 2)
+    table.to_parquet(Workspace().split)
+    data = load_prepared(Workspace())
+    settings = params(initial_set={"strategy": "grouped", "fraction": 0.25}).active_learning
+    for seed in range(20):
+        rows = choose_initial_set(data, np.arange(96), settings, seed)
+        counts = np.bincount(label[rows])
+        assert counts.sum() == 24
+        assert (np.abs(counts - [2, 10, 12]) <= 2).all()
+
+
+def test_the_default_start_of_the_repository_has_whole_groups_of_every_class(
+    params_with: Callable[..., Params],
+) -> None:
+    settings = params_with({}).active_learning
+    assert settings.initial_set.strategy == "grouped"
+    # the groups of the phantoms: patients with 6 slices each
+    table = pd.read_parquet(Workspace().split).sort_values("class", ignore_index=True)
+    table.assign(group=np.arange(96) // 6).to_parquet(Workspace().split)
+    data = load_prepared(Workspace())
+    for seed in range(50):
+        rows = choose_initial_set(data, np.arange(96), settings, seed)
+        assert set(data.labels(rows)) == {0, 1, 2}
+        assert np.isin(data.table["group"], data.table["group"][rows]).sum() == len(rows) < 0.25 * 96
+
+
+def test_the_reference_is_trained_until_validation_images_stop_it(params: Callable[..., Params]) -> None:
+    training = {"epochs": 40, "batch_size": 16, "learning_rate": 1e-2, "learning_rate_schedule": "constant"}
+    training |= {"early_stopping_patience": 3, "ema_decay": 0.9}
+    run(params(reference_training=training, n_seeds=1, n_cycles=1))
+    cycles = pd.read_csv(Workspace().cycles)
+    of_reference = cycles[cycles["acquisition"] == "all labels"]
+    # stopped by the rule, after more epochs than a cycle has
+    assert 3 < of_reference["n_epochs"].item() < 40
+    others = cycles[cycles["acquisition"] != "all labels"]
+    assert others["n_epochs"].tolist() == [2, 1, 2, 1]
 
 
 def test_an_architecture_that_does_not_accept_the_downsampled_images_is_an_error(

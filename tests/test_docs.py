@@ -62,8 +62,8 @@ def test_the_parameter_reference_is_up_to_date() -> None:
 def test_the_parameter_reference_has_every_key_of_params_yaml() -> None:
     page = (ROOT / PAGE).read_text(encoding="utf-8")
     keys = [key for key in load_params(ROOT / "params.yaml").flat() if not key.startswith("defences.")]
-    shared = ("attack.pgd.", "active_learning.training.", "active_learning.oracle.")
-    missing = [key for key in keys if f"- **`{key}`**" not in page and not key.startswith(shared)]
+    learning = tuple(f"active_learning.{section}." for section in ("training", "reference_training", "oracle"))
+    missing = [key for key in keys if f"- **`{key}`**" not in page and not key.startswith(("attack.pgd.", *learning))]
     assert missing == []
 
 

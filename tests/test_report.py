@@ -27,14 +27,13 @@ from tasks.reporting.headline import DefenceComparison, Headline, effort_of, hea
 from tasks.reporting.results import Results, load_results, read_table
 from tasks.reporting.section import Section, relation_of
 from tasks.reporting.sections import all_sections
-from tasks.reporting.sections.active_learning import active_learning_section
+from tasks.reporting.sections.active_learning import active_learning_section, reference_training
 from tasks.reporting.sections.checks import checks_section
 from tasks.reporting.sections.claims import claims_section, results_at_other_eps
 from tasks.reporting.sections.comparison import checks_text, comparison_section
 from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.reporting.sections.detection import detection_section
 from tasks.reporting.templating import environment, headline_sentences, keep_together
-from tasks.statistics.balanced import BalancedComparison
 from tasks.statistics.formatting import percent, sample_text, with_interval
 from tasks.statistics.intervals import Estimate
 from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
@@ -138,8 +137,11 @@ def test_first_screen_states_the_worst_case_of_all_attacks_in_three_sentences(ht
     )
     clean, attacked = worst("retrained_autoencoder", 0), worst("retrained_autoencoder", 1)
     assert (clean[:6], attacked[:6]) == ("90.0 %", "50.0 %")
+    # the sweep finds on validation images what the suite finds on test images
+    on_validation = worst("retrained_autoencoder", 1)
     assert defended.startswith(
-        "With the retrained autoencoder, the best of 2 defences in the worst case, it is "
+        "With the retrained autoencoder, chosen among 2 defences by balanced accuracy on attacked validation images "
+        f"({on_validation}), it is "
         f"{clean} on clean images and {attacked} in the worst case, a difference of +40.0 ["
     )
     assert defended.endswith("after Holm's correction for 2 comparisons with the undefended classifier).")
@@ -218,8 +220,10 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
     beginnings = {
         "claims": "These images are computer-drawn phantoms. They cannot confirm or refute the study's claims.",
         "data-changes": "Images since the reference: added 1, removed 1, changed 1; 63 before, 63 now.",
-        "comparison": "Of 3 targets, the retrained autoencoder has the highest balanced accuracy in the worst case: "
-        f"{worst('retrained_autoencoder', 1)} at ε = 1/255 and {worst('retrained_autoencoder', 0)} on clean images. "
+        "comparison": "Of 3 targets, the retrained autoencoder has the highest balanced accuracy on attacked "
+        f"validation images: {worst('retrained_autoencoder', 1)} at ε = 1/255. On test images, it is "
+        f"{worst('retrained_autoencoder', 1)} in the worst case and {worst('retrained_autoencoder', 0)} on clean "
+        "images. "
         "The difference to the next target, the autoencoder, is +35.0 [",
         "heatmaps": f"Under {at}, the IoU of the heat maps with those of the clean images is 0.4",
         "intensities": f"{at} shifts the distribution of grey levels by 0.3",
@@ -229,8 +233,7 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         "clean images than the adversarial images: MSE ",
         "classification": "The expected calibration error (ECE) of the undefended classifier is 4.",
         "detection": f"The best detector of {at} is the feature distance: AUROC 0.70 [0.65, 0.75] (",
-        "active-learning": "Entropy changes the mean clean accuracy by +2.1 [+1.9, +2.3] points and the mean robust "
-        "accuracy by +1.1 [+0.9, +1.2] points compared with random. It is better than random on clean images.",
+        "active-learning": "Entropy changes the mean clean accuracy by +20.0 [",
     }
     assert list(findings) == list(beginnings)
     for key, beginning in beginnings.items():
@@ -476,13 +479,14 @@ def headline_with(
     ]
     table = pd.DataFrame(rows).assign(threat_model="adaptive", n=100, n_groups=40)
     table = table.assign(low=table["value"] - half_width, high=table["value"] + half_width)
-    found = BalancedComparison(Estimate(*difference), p_value / 2, 30, 10, 0.123)
+    on_validation = Estimate(0.75, 0.65, 0.85)
     return Headline(
         eps=1.0,
         operating_point="fixed_sensitivity",
         worst_case=table,
-        comparisons={"autoencoder": DefenceComparison(found, p_value)},
+        comparisons={"autoencoder": DefenceComparison(Estimate(*difference), p_value, 0.123, on_validation)},
         best="autoencoder",
+        n_configurations=2,
         unit="patient",
         effort=("FGSM", "PGD with 10 steps"),
         analysed_attack="pgd",
@@ -558,18 +562,40 @@ def test_every_defence_is_compared_with_the_undefended_classifier_on_the_same_im
     _, headline = loaded(params)
     assert headline.best == "retrained_autoencoder"
     assert headline.styles == {"undefended": 0, "autoencoder": 1, "retrained_autoencoder": 2}
-    found = {defence: comparison.found for defence, comparison in headline.comparisons.items()}
     # correct at eps 1: the first 6, 9 and 30 of 60 images
-    assert {name: each.difference.value for name, each in found.items()} == pytest.approx(
+    assert {name: each.difference.value for name, each in headline.comparisons.items()} == pytest.approx(
         {"autoencoder": 0.05, "retrained_autoencoder": 0.4}
     )
-    assert {name: (each.n_only_first, each.n_only_second) for name, each in found.items()} == {
-        "autoencoder": (3, 0),
-        "retrained_autoencoder": (24, 0),
-    }
+    table = read_table(Workspace().comparison)
+    is_shown = (table["operating_point"] == "recalibrated") & (table["threat_model"] == "adaptive")
+    p_values = table[is_shown & (table["eps"] == 1)].set_index("target")["p_value_gain"]
     # Holm: the smaller p-value counts twice
-    assert headline.comparison.p_value_holm == pytest.approx(2 * found["retrained_autoencoder"].p_value)
-    assert headline.comparisons["autoencoder"].p_value_holm == pytest.approx(found["autoencoder"].p_value)
+    assert headline.comparison.p_value_holm == pytest.approx(2 * p_values["retrained_autoencoder"])
+    assert headline.comparisons["autoencoder"].p_value_holm == pytest.approx(p_values["autoencoder"])
+
+
+def test_the_defence_with_the_best_result_on_test_images_is_not_chosen_for_it(workspace: Path, params: Params) -> None:
+    results, _ = loaded(params)
+    # on validation images the other defence is the better one
+    rank = results.comparison["target"].map({"autoencoder": 1, "retrained_autoencoder": 2, "undefended": 3})
+    headline = headline_of(replace(results, comparison=results.comparison.assign(rank=rank)))
+    assert headline.best == "autoencoder"
+    assert "With the autoencoder, chosen among 2 defences" in headline_sentences(headline)
+
+
+def test_the_number_of_compared_configurations_is_stated(html: str, workspace: Path, params: Params) -> None:
+    text = text_of(html)
+    assert "So far, 3 configurations of targets were compared on these images ( data/configurations.csv )." in text
+    assert "The best of 3 by test results would look better than it is." in text
+    listed = pd.read_csv(Workspace().configurations)
+    for digest in listed["configuration"]:
+        assert str(digest) in text
+    # configurations on other images do not count
+    others = listed.assign(data="other", configuration=["x", "y", "z"])
+    known = Workspace().configurations.read_bytes()
+    pd.concat([listed, others]).to_csv(Workspace().configurations, index=False)
+    assert loaded(params)[1].n_configurations == 3
+    Workspace().configurations.write_bytes(known)
 
 
 def test_headline_of_three_classes_is_at_the_recalibrated_operating_point(workspace: Path, params: Params) -> None:
@@ -752,19 +778,50 @@ def test_unchanged_data_and_different_data_are_recognised(workspace: Path, param
 
 def test_acquisition_functions_that_differ_from_random_are_named(workspace: Path, params: Params) -> None:
     results, headline = loaded(params)
-    columns = ["acquisition", "metric", "value", "low", "high", "std", "n_seeds"]
-    rows = [["random", "mean_clean_accuracy", 0.7, 0.68, 0.72, 0.01, 3]]
-    for name, gain in (("entropy", 0.05), ("bald", 0.0), ("core_set", -0.04)):
-        rows += [
-            [name, f"mean_{kind}_accuracy_gain", gain, gain - 0.01, gain + 0.01, 0.01, 3]
-            for kind in ("clean", "robust")
-        ]
-    efficiency = pd.DataFrame(rows, columns=columns)
-    section = active_learning_section(replace(results, label_efficiency=efficiency), headline)
-    assert finding_of(section, headline) == (
-        "Mean clean accuracy of 3 acquisition functions compared with random, in points. Better: "
-        "entropy (+5.0 [+4.0, +6.0]). Worse: core set (−4.0 [−5.0, −3.0]). Not significant: 1."
+
+    def row(name: str, metric: str, gain: float, p_value: float, n_seeds: int) -> dict[str, object]:
+        bounds = {"low": gain - 0.01, "high": gain + 0.01, "lowest": gain - 0.02, "highest": gain + 0.02}
+        bounds |= {"all_seeds_low": gain - 0.02, "all_seeds_high": gain + 0.02, "p_value_holm": p_value}
+        key = {"acquisition": name, "metric": metric, "value": gain, "n_seeds": n_seeds, "n_comparisons": 6}
+        return key | bounds
+
+    for n_seeds, conclusion in ((10, ""), (9, "too few seeds")):
+        rows = [row("random", "mean_clean_accuracy", 0.7, math.nan, n_seeds)]
+        for name, gain, p_value in (("entropy", 0.05, 0.01), ("bald", 0.0, 1.0), ("core_set", -0.04, 0.02)):
+            rows += [row(name, f"mean_{kind}_accuracy_gain", gain, p_value, n_seeds) for kind in ("clean", "robust")]
+        section = active_learning_section(replace(results, label_efficiency=pd.DataFrame(rows)), headline)
+        finding = finding_of(section, headline)
+        if conclusion:
+            assert finding.count("There are too few seeds for a conclusion.") == 3
+        else:
+            assert finding == (
+                "Mean clean accuracy of 3 acquisition functions compared with random, in points. Better: "
+                "entropy (+5.0 [+4.0, +6.0]). Worse: core set (−4.0 [−5.0, −3.0]). Not significant: 1 (Holm's "
+                "correction for 6 comparisons with random)."
+            )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "patience", "description"),
+    [
+        ([31, 28], 10, "trained until the accuracy on validation images had not risen for 10 epochs (28 to 31 epochs)"),
+        (
+            [100, 28],
+            10,
+            "trained until the accuracy on validation images had not risen for 10 epochs, for at most 100 epochs: 1 of "
+            "2 trainings reached this number and may not have converged",
+        ),
+        ([100], 0, "trained for 100 epochs, without a rule that stops it"),
+    ],
+)
+def test_the_report_says_how_the_reference_of_active_learning_was_trained(
+    params: Params, epochs: list[int], patience: int, description: str
+) -> None:
+    training = params.active_learning.reference_training.model_copy(
+        update={"epochs": 100, "early_stopping_patience": patience}
     )
+    cycles = pd.DataFrame({"acquisition": "all labels", "n_epochs": epochs})
+    assert reference_training(cycles, training) == description
 
 
 def test_results_of_a_claim_at_other_eps_are_grouped_by_result() -> None:

@@ -333,15 +333,17 @@ def test_a_comparison_table_needs_eps_of_the_run(workspace: Workspace, eps: tupl
 
 
 def write_efficiency(folder: Path) -> None:
-    columns = ["acquisition", "metric", "value", "low", "high", "std", "n_seeds"]
+    columns = ["acquisition", "metric", "value", "low", "high", "lowest", "highest", "n_seeds"]
+    columns += ["all_seeds_low", "all_seeds_high", "p_value_holm", "n_comparisons"]
+    none = [None] * 4
     rows = [
-        ["random", "mean_clean_accuracy", 0.7, 0.68, 0.72, 0.01, 3],
-        ["random", "n_labels_90", 400, None, None, None, 1],
-        ["entropy", "mean_clean_accuracy", 0.75, 0.74, 0.76, 0.01, 3],
-        ["entropy", "mean_clean_accuracy_gain", 0.05, 0.03, 0.07, 0.01, 3],
-        ["entropy", "mean_robust_accuracy_gain", -0.01, -0.04, 0.02, 0.01, 3],
-        ["core_set", "mean_clean_accuracy_gain", -0.02, -0.05, 0.01, 0.01, 3],
-        ["core_set", "mean_robust_accuracy_gain", 0.0, -0.01, 0.01, 0.01, 3],
+        ["random", "mean_clean_accuracy", 0.7, 0.68, 0.72, 0.69, 0.71, 10, *none],
+        ["random", "n_labels_90", 400, None, None, 400, 400, 1, *none],
+        ["entropy", "mean_clean_accuracy", 0.75, 0.74, 0.76, 0.73, 0.77, 10, *none],
+        ["entropy", "mean_clean_accuracy_gain", 0.05, 0.03, 0.07, 0.02, 0.08, 10, 0.01, 0.09, 0.02, 4],
+        ["entropy", "mean_robust_accuracy_gain", -0.01, -0.04, 0.02, -0.02, 0.01, 10, -0.05, 0.03, 1, 4],
+        ["core_set", "mean_clean_accuracy_gain", -0.02, -0.05, 0.01, -0.04, 0.01, 10, -0.06, 0.02, 0.4, 4],
+        ["core_set", "mean_robust_accuracy_gain", 0.0, -0.01, 0.01, -0.01, 0.01, 10, -0.02, 0.02, 1, 4],
     ]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "active_learning_efficiency.csv", index=False)
 
@@ -352,10 +354,10 @@ def test_label_efficiency_has_one_row_for_each_function_and_the_number_of_seeds(
     accuracies, labels = write_tables.label_efficiency_tables(folder.parent, "run").split("\n\n")
     head, _, random, entropy, core_set = accuracies.splitlines()
     assert head.split(" | ")[1:3] == ["mean clean accuracy", "difference to random (points)"]
-    assert random.split(" | ")[:3] == ["| random", "70.0 % [68.0, 72.0]", "–"]
-    assert "400 (1 of 3 seeds)" in labels.splitlines()[2]
-    assert entropy.split(" | ")[2] == "+5.0 [+3.0, +7.0]"
-    assert core_set.startswith("| core set | – | −2.0 [−5.0, +1.0]")
+    assert random.split(" | ")[:3] == ["| random", "70.0 % [68.0, 72.0]; 69.0 to 71.0 %", "–"]
+    assert "400 (1 of 10 seeds)" in labels.splitlines()[2]
+    assert entropy.split(" | ")[2] == "+5.0 [+3.0, +7.0]; +2.0 to +8.0"
+    assert core_set.startswith("| core set | – | −2.0 [−5.0, +1.0]; −4.0 to +1.0")
 
 
 def test_gains_are_one_list_item_for_each_function(workspace: Workspace) -> None:
@@ -363,7 +365,9 @@ def test_gains_are_one_list_item_for_each_function(workspace: Workspace) -> None
     write_efficiency(folder)
     assert write_tables.gains_text(folder.parent, "run").splitlines() == [
         "- Entropy changes the mean clean accuracy by +5.0 [+3.0, +7.0] points and the mean robust accuracy by "
-        "−1.0 [−4.0, +2.0] points compared with random. It is better than random on clean images.",
+        "−1.0 [−4.0, +2.0] points compared with random. It is better than random on clean images (p = 0.020 after "
+        "Holm's correction for 4 comparisons with random).",
         "- Core set changes the mean clean accuracy by −2.0 [−5.0, +1.0] points and the mean robust accuracy by "
-        "+0.0 [−1.0, +1.0] points compared with random. The difference on clean images is not significant.",
+        "+0.0 [−1.0, +1.0] points compared with random. The difference on clean images is not significant (p = 0.400 "
+        "after Holm's correction for 4 comparisons with random).",
     ]

@@ -25,6 +25,7 @@ LEARNING: dict[str, Any] = {
     "active_learning.n_cycles": 1,
     "active_learning.n_seeds": 2,
     "active_learning.training.epochs": 1,
+    "active_learning.reference_training.epochs": 1,
     "active_learning.warm_start_epochs": 1,
     "active_learning.max_attacked_images": 6,
     "acquire.classes": ["none", "left", "right"],

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import sklearn.metrics
 
-from tasks.analysis.tables import UNDEFINED
 from tasks.statistics.auroc import ordered_pairs
 from tasks.statistics.groups import GroupJackknife
-from tasks.statistics.intervals import RATE, Estimate
+from tasks.statistics.intervals import RATE, UNDEFINED, Estimate
 from tasks.statistics.rates import rate_estimate
 
 MAX_POINTS = 200

@@ -12,9 +12,8 @@ from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import KNeighborsRegressor
 
 from tasks.analysis.inner_products import gram, squared_distances
-from tasks.analysis.tables import UNDEFINED
 from tasks.statistics.groups import GroupJackknife
-from tasks.statistics.intervals import CORRELATION, RATE, Estimate
+from tasks.statistics.intervals import CORRELATION, RATE, UNDEFINED, Estimate
 from tasks.statistics.resampled import resampled_mean
 
 N_FOLDS = 5

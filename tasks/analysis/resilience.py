@@ -5,9 +5,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from tasks.analysis.tables import UNDEFINED
 from tasks.statistics.groups import GroupJackknife
-from tasks.statistics.intervals import CORRELATION, POSITIVE, Estimate
+from tasks.statistics.intervals import CORRELATION, POSITIVE, UNDEFINED, Estimate
 from tasks.statistics.resampled import resampled_mean, resampled_ranks
 
 WINDOW = 11

@@ -7,9 +7,6 @@ import pandas as pd
 
 from tasks.statistics.intervals import Estimate
 
-UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
-"""Estimate of a metric that is not defined, for example because a class has no images."""
-
 Point = Mapping[str, Any]
 """Columns with one value for several rows, such as attack and eps."""
 

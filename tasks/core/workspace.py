@@ -1,6 +1,7 @@
 """Every path of a workspace: the folder that holds ``params.yaml`` and ``data/``.
 
-A step owns one folder, ``data/<step>``, and writes nowhere else but to its checkpoints.
+A step owns one folder, ``data/<step>``, and writes nowhere else but to its checkpoints. The step evaluate also adds to
+the list of configurations.
 """
 
 from dataclasses import dataclass
@@ -38,10 +39,17 @@ class Workspace:
     data = _Below("data")
     reference = _Below("data/reference.csv")
     """Image digests of the data version that the report compares with; in git."""
+    configurations = _Below("data/configurations.csv")
+    """Configurations of targets that were compared so far; in git. The step evaluate adds to it."""
+
+    check_params = _Below("data/check_params")
+    checked_params = _Below("data/check_params/valid.json")
 
     acquire = _Below("data/acquire")
     images = _Below("data/acquire/images")
     source = _Below("data/acquire/source.json")
+    image_table = _Below("data/acquire/table.parquet")
+    """Patient (hashed), split and subgroups of each image; absent if nothing names them."""
     rejected = _Below("data/acquire/rejected.json")
     """Path and reason of each rejected file; absent if none was rejected."""
 
@@ -60,6 +68,14 @@ class Workspace:
     train_classifier = _Below("data/train_classifier")
     classifier = _Below("data/train_classifier/classifier.safetensors")
     classifier_history = _Below("data/train_classifier/history.csv")
+    classifier_files = _Below("data/train_classifier/files")
+    """Model file and Python modules of an imported classifier; absent for a classifier that was trained here."""
+    parity = _Below("data/train_classifier/parity.json")
+    """Comparison of an imported classifier with reference outputs or an expected accuracy."""
+
+    train_surrogates = _Below("data/train_surrogates")
+    surrogates = _Below("data/train_surrogates/surrogates.json")
+    """Name, architecture, seed and validation accuracy of each independent surrogate."""
 
     train_autoencoder = _Below("data/train_autoencoder")
     autoencoder = _Below("data/train_autoencoder/autoencoder.safetensors")
@@ -75,6 +91,8 @@ class Workspace:
     confusion = _Below("data/evaluate/confusion.csv")
     comparison = _Below("data/evaluate/comparison.csv")
     worst_case = _Below("data/evaluate/worst_case.csv")
+    validation_robustness = _Below("data/evaluate/validation_robustness.csv")
+    evaluated_configurations = _Below("data/evaluate/configurations.csv")
     minimum_perturbation = _Below("data/evaluate/minimum_perturbation.csv")
     certified_accuracy = _Below("data/evaluate/certified_accuracy.csv")
     checks = _Below("data/evaluate/checks.json")
@@ -105,6 +123,7 @@ class Workspace:
     cycles = _Below("data/active_learning/cycles.csv")
     learning_curves = _Below("data/active_learning/learning_curves.csv")
     label_efficiency = _Below("data/active_learning/label_efficiency.csv")
+    label_efficiency_by_seed = _Below("data/active_learning/label_efficiency_by_seed.csv")
     queried_images = _Below("data/active_learning/queried")
     active_learning_plots = _Below("data/active_learning/plots")
 
@@ -126,6 +145,10 @@ class Workspace:
         """The smallest eps that breaks each image of a target."""
         return self.attack_folder(target) / "minimum_eps.parquet"
 
+    def validation_minimum_eps(self, target: str) -> Path:
+        """The smallest eps at which the sweep breaks each validation image of a target."""
+        return self.attack_folder(target) / "validation_minimum_eps.parquet"
+
     def operating_points(self, target: str) -> Path:
         """Biases on the logits of a target at its operating points."""
         return self.attack_folder(target) / "operating_points.json"
@@ -145,6 +168,18 @@ class Workspace:
     def perturbation_file(self, surrogate: str, attack: str, eps: float) -> Path:
         """Perturbations of one attack on one surrogate at one eps."""
         return self.attack_folder(surrogate) / "perturbations" / f"{attack}-eps{eps:g}.npz"
+
+    def transferred_file(self, surrogate: str, attack: str, eps: float) -> Path:
+        """Perturbations of one attack on an independent surrogate at one eps."""
+        return self.attack / "surrogates" / surrogate / f"{attack}-eps{eps:g}.npz"
+
+    def surrogate(self, name: str) -> Path:
+        """Weights of an independent surrogate."""
+        return self.train_surrogates / f"{name}.safetensors"
+
+    def surrogate_history(self, name: str) -> Path:
+        """Epochs of the training of an independent surrogate."""
+        return self.train_surrogates / f"{name}.csv"
 
     def defence_settings(self, defence: str) -> Path:
         """The row of ``defences`` that a defence was made with."""

@@ -69,7 +69,7 @@ def next_round(
     previous = learner.load(_model_path(folder, len(rounds))) if is_warm_start else None
     seed = int(np.random.SeedSequence([params.seed, len(rounds)]).generate_state(1)[0])
     checkpoints = Checkpoints(workspace.checkpoint_folder("labelling"), CODE)
-    model = learner.train(pixels, labels, previous, seed, checkpoints)
+    model, _ = learner.train(pixels, labels, previous, seed, checkpoints)
 
     candidates = learner.pool(model, pool_pixels, pixels, seed)
     chosen, scores = select_query(acquisition, candidates, min(n_images, len(unlabelled)))

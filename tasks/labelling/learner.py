@@ -17,18 +17,18 @@ from tasks.core.checkpoints import Checkpoints
 from tasks.dataset.prepared import Prepared, as_floats
 from tasks.labelling.acquisition import Pool, predict_probabilities
 from tasks.labelling.dropout import Dropout, set_dropout_generator
-from tasks.models.classifier import build_classifier
+from tasks.models.classifier import build_classifier, check_image_size
 from tasks.models.features import classification_head
 from tasks.models.files import load_model
 from tasks.models.objectives import classification_objective
-from tasks.models.seeding import build_seeded, torch_seeded
+from tasks.models.seeding import build_seeded
 from tasks.models.training import fit
 from tasks.params import ActiveLearning, Attack, Params, Precision, TrainClassifier
 
 CODE = ("attacks", "dataset/prepared.py", "labelling", "models", "records")
 """Packages that can change a classifier, its predictions or a query; parts of every checkpoint."""
 N_SELECTION_IMAGES = 128
-"""Labelled images, at most, that select the best epoch; there is no validation set, because its labels would count."""
+"""Labelled images, at most, that select the best epoch of a cycle; labels of validation images would count."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,14 @@ class Learner:
         return load_model(path, partial(self.build, pretrained=False)).to(self.device)
 
     def train(
-        self, pixels: np.ndarray, labels: np.ndarray, previous: nn.Module | None, seed: int, checkpoints: Checkpoints
-    ) -> nn.Module:
+        self,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        previous: nn.Module | None,
+        seed: int,
+        checkpoints: Checkpoints,
+        held_out: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[nn.Module, int]:
         """Train a classifier; keep the epoch with the best accuracy on ``N_SELECTION_IMAGES`` of the images.
 
         Args:
@@ -88,11 +94,13 @@ class Learner:
                 ``warm_start_epochs`` is 0, the training starts from initial weights.
             seed: of the training and of random initial weights.
             checkpoints: from which a killed training resumes; their folder is deleted after the training.
+            held_out: other images and their labels, which select the best epoch and stop the training of the reference
+                with ``reference_training``. If they are none, its own images do.
 
         Returns:
-            The classifier on the device, in evaluation mode, parameters frozen.
+            The classifier on the device, in evaluation mode, parameters frozen, and its number of epochs.
         """
-        training = self.settings.training
+        training = self.settings.training if held_out is None else self.settings.reference_training
         if previous is not None and self.settings.warm_start_epochs:
             model = previous.requires_grad_(True)
             training = training.model_copy(update={"epochs": self.settings.warm_start_epochs})
@@ -100,6 +108,9 @@ class Learner:
             model = build_seeded(partial(self.build, self.classifier.pretrained), seed)
         rows = np.arange(len(labels))
         selection = np.random.default_rng(seed).permutation(rows)[:N_SELECTION_IMAGES]
+        if held_out is not None and len(held_out[1]):
+            selection = len(rows) + np.arange(len(held_out[1]))
+            pixels, labels = (np.concatenate(parts) for parts in zip((pixels, labels), held_out, strict=True))
         cross_entropy = classification_objective(self.classifier.augmentation)
 
         def objective(
@@ -112,9 +123,9 @@ class Learner:
 
         splits = {"train": rows, "validation": selection}
         how = training, seed, self.device, self.precision, checkpoints
-        model, _ = fit(model, objective, pixels, labels, splits, *how)
+        model, history = fit(model, objective, pixels, labels, splits, *how)
         shutil.rmtree(checkpoints.folder)
-        return model.to(self.device)
+        return model.to(self.device), len(history)
 
     def attack_images(self, model: nn.Module, pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
         """Return PGD examples rounded to 8 bits, uint8 ``(n, 1, H, W)``."""
@@ -129,7 +140,7 @@ class Learner:
         return adversarial
 
     def evaluate(self, model: nn.Module, pixels: np.ndarray, labels: np.ndarray, attacked: np.ndarray) -> pd.DataFrame:
-        """Return one row for each image: ``predicted``, ``confidence``, and ``robust_correct``.
+        """Return one row for each image: ``prediction``, ``confidence``, and ``robust_correct``.
 
         ``robust_correct`` is 1 for a correct prediction with and without PGD, 0 otherwise, and NaN for an image that
         was not attacked.
@@ -157,7 +168,7 @@ class Learner:
         )
         robust_correct = np.full(len(labels), np.nan)
         robust_correct[attacked] = sweep.index == 1
-        predictions = {"predicted": probabilities.argmax(axis=1), "confidence": probabilities.max(axis=1)}
+        predictions = {"prediction": probabilities.argmax(axis=1), "confidence": probabilities.max(axis=1)}
         return pd.DataFrame(predictions | {"robust_correct": robust_correct})
 
     def pool(self, model: nn.Module, pixels: np.ndarray, labelled: np.ndarray, seed: int) -> Pool:
@@ -201,17 +212,10 @@ def build_learner(params: Params, data: Prepared, pixels: np.ndarray, device: to
         params.compute.precision,
         params.seed,
     )
-    try:
-        with torch_seeded(params.seed):
-            learner.build(pretrained=False).train()(torch.zeros(2, 1, *pixels.shape[2:]))
-    except Exception as error:
-        # each architecture rejects small images with an exception of its own
-        raise ValueError(
-            f"train_classifier.architecture {params.train_classifier.architecture!r} does not accept the images of "
-            f"active_learning.downsampling_factor {settings.downsampling_factor}: {pixels.shape[3]} x "
-            f"{pixels.shape[2]} pixels ({error}). The images must be large enough for the network. Lower "
-            "active_learning.downsampling_factor, or choose another architecture."
-        ) from error
+    architecture = params.train_classifier.architecture
+    check_image_size(
+        "train_classifier.architecture", architecture, pixels.shape[3], "active_learning.downsampling_factor"
+    )
     return learner
 
 

@@ -64,6 +64,8 @@ class LabellingSimulation:
     """All images, downsampled, uint8 ``(N, 1, H, W)``."""
     train: np.ndarray
     """Rows of the training images: the labelled set and the pool."""
+    validation: np.ndarray
+    """Rows of the validation images, which select the epoch of the reference and stop its training."""
     test: np.ndarray
     """Rows of the test images."""
     attacked: np.ndarray
@@ -175,7 +177,7 @@ class LabellingSimulation:
         rows, probabilities = rows[candidates[chosen]], pool.probabilities[candidates[chosen]]
         labels, predicted = self.data.labels(rows), probabilities.argmax(axis=1)
         assigned = assign_labels(oracle, rows, labels, predicted, self.data.classes, self._derive_seed(previous.seed))
-        columns = {"image": rows, "label": labels, "assigned_label": assigned, "predicted": predicted}
+        columns = {"image": rows, "label": labels, "assigned_label": assigned, "prediction": predicted}
         return pd.DataFrame(columns | {"confidence": probabilities.max(axis=1, initial=0), "score": scores})
 
     def _train_and_evaluate(self, result: CycleResult, previous: nn.Module | None, folder: Path) -> None:
@@ -184,7 +186,10 @@ class LabellingSimulation:
         n_without_copy = len(result.rows) - len(result.adversarial_augmentation)
         labels = np.append(result.assigned_labels, result.assigned_labels[n_without_copy:])
         seed = self._derive_seed(result.seed, result.cycle)
-        model = self.learner.train(pixels, labels, previous, seed, self.training_checkpoints)
+        held_out = None
+        if result.acquisition == ALL_LABELS:
+            held_out = self.pixels[self.validation], self.data.labels(self.validation)
+        model, n_epochs = self.learner.train(pixels, labels, previous, seed, self.training_checkpoints, held_out)
         save_model(folder / "model.safetensors", model)
         true_labels = self.data.labels(self.test)
         predictions = self.learner.evaluate(model, self.pixels[self.test], true_labels, self.attacked)
@@ -198,7 +203,8 @@ class LabellingSimulation:
             mean_pool_entropy = float(
                 entropy(predict_probabilities(model, images, self.learner.attack.batch_size)).mean()
             )
-        statistics = {"n_labelled": len(result.rows), "n_pool": len(pool), "mean_pool_entropy": mean_pool_entropy}
+        statistics = {"n_labelled": len(result.rows), "n_epochs": n_epochs, "n_pool": len(pool)}
+        statistics |= {"mean_pool_entropy": mean_pool_entropy}
         pd.DataFrame([statistics]).to_parquet(folder / "pool.parquet", index=False)
 
     def _derive_seed(self, *numbers: int) -> int:
@@ -210,7 +216,7 @@ def build_simulation(workspace: Workspace, params: Params) -> LabellingSimulatio
     """Return the simulation of the section ``active_learning`` on the prepared images of a workspace."""
     settings, device = params.active_learning, configure_torch(params.compute)
     data = load_prepared(workspace)
-    train, test = data.indices("train"), data.indices("test")
+    train, validation, test = (data.indices(split) for split in ("train", "validation", "test"))
     pixels = downsample(data.pixels, settings.downsampling_factor)
     learner = build_learner(params, data, pixels[train], device)
     attacked = np.searchsorted(test, choose_stratified(data, test, settings.max_attacked_images, params.seed))
@@ -220,15 +226,21 @@ def build_simulation(workspace: Workspace, params: Params) -> LabellingSimulatio
         CODE,
         settings.n_seeds * (2 + len(settings.compared_functions) * settings.n_cycles),
         device=str(device),
-        data=digest_of_arrays(pixels, data.labels(), data.table["group"].to_numpy(), train, test),
+        data=digest_of_arrays(pixels, data.labels(), data.table["group"].to_numpy(), train, validation, test),
         parameters=params.of_step("active_learning"),
     )
     training_checkpoints = Checkpoints(folder / "training", CODE, parameters=params.of_step("active_learning"))
-    return LabellingSimulation(learner, data, pixels, train, test, attacked, checkpoints, training_checkpoints)
+    return LabellingSimulation(
+        learner, data, pixels, train, validation, test, attacked, checkpoints, training_checkpoints
+    )
 
 
 def result_tables(results: list[CycleResult], data: Prepared) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return queries, test predictions and pool statistics; each row has its acquisition function, seed and cycle."""
+    """Return queries, test predictions and pool statistics; each row has its acquisition function, seed and cycle.
+
+    Rows of images also have their group.
+    """
+    groups = data.table["group"].to_numpy()
 
     def concatenate(file: str, results: list[CycleResult]) -> pd.DataFrame:
         tables = []
@@ -236,6 +248,8 @@ def result_tables(results: list[CycleResult], data: Prepared) -> tuple[pd.DataFr
             table = pd.read_parquet(result.folder / file)
             for column in ("cycle", "seed", "acquisition"):
                 table.insert(0, column, getattr(result, column))
+            if "image" in table:
+                table.insert(4, "group", groups[table["image"]])
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 

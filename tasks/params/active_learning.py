@@ -58,7 +58,8 @@ class InitialSet(Section):
     """The labelled images before the first query."""
 
     strategy: Literal["stratified", "grouped"]
-    """``stratified`` draws single images in the proportions of the classes; ``grouped`` draws whole groups."""
+    """``grouped`` draws whole groups, in turn of the class that lacks most; ``stratified`` draws single images in the
+    proportions of the classes."""
     fraction: Fraction
     """Fraction of the training images."""
 
@@ -69,7 +70,8 @@ class ActiveLearning(Section):
     acquisition_functions: tuple[Acquisition, ...]
     """Acquisition functions to compare; ``random`` is always included."""
     n_seeds: Count
-    """Runs of each acquisition function; the runs of all functions start from the same initial sets."""
+    """Runs of each acquisition function; the runs of all functions start from the same initial sets. A comparison with
+    ``random`` needs at least 10."""
     downsampling_factor: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_not_bool)]
     """``prepare.image_size`` divided by the image size of this experiment; squares of pixels are averaged."""
     initial_set: InitialSet
@@ -81,6 +83,9 @@ class ActiveLearning(Section):
     """Maximum number of labels after the initial set; 0: as many as the cycles query."""
     training: Training
     """Training on the initial set, and in every cycle without a warm start."""
+    reference_training: Training
+    """Training of the reference on the labels of all training images. Validation images stop it; ``epochs`` is the
+    maximum, which should not be reached."""
     warm_start_epochs: CountOrOff
     """Epochs of each later cycle, which starts from the weights before; 0: every cycle starts from random weights."""
     dropout: Annotated[float, Field(ge=0, lt=1)]

@@ -150,6 +150,10 @@ class Estimate(NamedTuple):
     high: float
 
 
+UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
+"""Estimate of a metric that is not defined, for example because a class has no images."""
+
+
 def estimate_over_seeds(values: np.ndarray) -> dict[str, float]:
     """Return the mean over seeds (``value``), its 95 % interval (``low``, ``high``) and standard deviation (``std``).
 

@@ -2,24 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from tasks.labelling.learning_curves import ALL_LABELS, RANDOM
+from tasks.params.section import Training
 from tasks.records.vocabulary import display_name
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import IMAGES, Drawing, lines_drawing
 from tasks.reporting.examples import ImageGrid
-from tasks.reporting.formats import estimate, signed_points
-from tasks.reporting.headline import Headline
+from tasks.reporting.formats import Format, estimate, number, signed_points
+from tasks.reporting.headline import Headline, Significance, significance_of
 from tasks.reporting.panels import Line, Panel
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
 from tasks.reporting.tables import Metrics, Table
-from tasks.statistics.formatting import percent
+from tasks.statistics.formatting import TOO_FEW_GROUPS, percent
+from tasks.statistics.seeds import MIN_SEEDS
 
 PANELS = {
     "clean_accuracy": ("clean accuracy", "share"),
@@ -34,10 +35,6 @@ FIGURES = {"right": list(PANELS)[:3], "doubt": list(PANELS)[3:]}
 """Suffix of a figure's name -> its metrics."""
 N_ROWS, N_COLUMNS = 5, 6
 """Maximum number of cycles and of images of a cycle in the figure of queried images."""
-
-
-over_seeds = partial(estimate, no_interval="")
-"""Format an estimate over the seeds: with one seed there is no interval."""
 
 
 def whole(value: float) -> str:
@@ -72,8 +69,14 @@ class Gain:
     """Display name."""
     clean: str
     robust: str
-    outcome: Literal["better", "worse", "not significant", "one seed", "not compared"]
-    """Judged on clean images, by the 95 % interval over the seeds."""
+    clean_range: str
+    """Range of the difference on clean images over the seeds."""
+    outcome: Literal["better", "worse", "too few seeds", "not compared"] | Significance
+    """On clean images, for new groups and new seeds."""
+    p_value: float
+    """p-value on clean images after Holm's correction."""
+    n_comparisons: float
+    """Comparisons with random, on clean and on attacked images, that are one family."""
 
 
 def active_learning_section(results: Results, _headline: Headline) -> Section:
@@ -82,10 +85,13 @@ def active_learning_section(results: Results, _headline: Headline) -> Section:
     queried = list(dict.fromkeys(results.queries["acquisition"]))
     values: dict[str, Any] = {
         "gains": gains_of(efficiency),
-        "random_accuracy": over_seeds(_metric_row(efficiency, RANDOM, "mean_clean_accuracy"), percent),
+        "random_accuracy": estimate(_metric_row(efficiency, RANDOM, "mean_clean_accuracy"), percent),
+        "reference": reference_training(cycles, results.params.active_learning.reference_training),
+        "min_seeds": MIN_SEEDS,
         "n_seeds": int(cycles["seed"].nunique()),
         "n_test": int(cycles["n_test"].iloc[0]),
         "n_attacked": int(cycles["n_attacked"].iloc[0]),
+        "n_groups": int(cycles["n_test_groups"].iloc[0]),
         "figures_by_name": {f"learning-curves-{name}": [PANELS[each][0] for each in FIGURES[name]] for name in FIGURES},
         "queried": [{"name": f"{IMAGES}queried-{name}", "acquisition": display_name(name)} for name in queried],
         "accuracies": efficiency_table(efficiency, ACCURACIES),
@@ -108,10 +114,36 @@ def gains_of(efficiency: pd.DataFrame) -> list[Gain]:
         clean, robust = (_metric_row(efficiency, name, f"mean_{kind}_accuracy_gain") for kind in ("clean", "robust"))
         gains.append(
             Gain(
-                display_name(name), over_seeds(clean, signed_points), over_seeds(robust, signed_points), _outcome(clean)
+                acquisition=display_name(name),
+                clean=estimate(clean, signed_points),
+                robust=estimate(robust, signed_points),
+                clean_range=_range(clean, signed_points),
+                outcome=_outcome(clean),
+                p_value=clean["p_value_holm"],
+                n_comparisons=clean["n_comparisons"],
             )
         )
     return gains
+
+
+def reference_training(cycles: pd.DataFrame, training: Training) -> str:
+    """Describe the training of the reference: its rule, its epochs, and whether it has converged.
+
+    Args:
+        cycles: table of :func:`tasks.labelling.learning_curves.cycle_table`.
+        training: ``active_learning.reference_training``.
+    """
+    epochs = cycles.loc[cycles["acquisition"] == ALL_LABELS, "n_epochs"].astype(int)
+    run = f"{epochs.min()} to {epochs.max()} epochs" if epochs.nunique() > 1 else f"{epochs.iloc[0]} epochs"
+    if not training.early_stopping_patience:
+        return f"trained for {run}, without a rule that stops it"
+    rule = f"until the accuracy on validation images had not risen for {training.early_stopping_patience} epochs"
+    if n_unfinished := int((epochs >= training.epochs).sum()):
+        return (
+            f"trained {rule}, for at most {training.epochs} epochs: {n_unfinished} of {len(epochs)} trainings reached "
+            "this number and may not have converged"
+        )
+    return f"trained {rule} ({run})"
 
 
 def efficiency_table(efficiency: pd.DataFrame, metrics: Metrics) -> Table:
@@ -129,19 +161,33 @@ def efficiency_table(efficiency: pd.DataFrame, metrics: Metrics) -> Table:
         for name, (_, form) in metrics.items():
             row = by_metric.get(name)
             some = f" ({row['n_seeds']} of {n_seeds} seeds)" if row is not None and 0 < row["n_seeds"] < n_seeds else ""
-            cells.append("–" if row is None else f"{over_seeds(row, form)}{some}")
+            if row is None or math.isnan(row["value"]):
+                cells.append("–")
+                continue
+            no_interval = "" if name.startswith("n_labels") or some else TOO_FEW_GROUPS
+            cells.append(f"{estimate(row, form, no_interval=no_interval)}{_seeds_text(row, form)}{some}")
         rows.append([display_name(str(acquisition)), *cells])
     return Table(["acquisition function", *(head for head, _ in metrics.values())], rows)
 
 
-def _outcome(gain: "pd.Series[float]") -> Literal["better", "worse", "not significant", "one seed", "not compared"]:
+def _range(row: "pd.Series[float]", form: Format) -> str:
+    return f"{number(row['lowest'], form).removesuffix(' %')} to {number(row['highest'], form)}"
+
+
+def _seeds_text(row: "pd.Series[float]", form: Format) -> str:
+    """Range over the seeds, if there are several."""
+    return "" if row["n_seeds"] < 2 or math.isnan(row["lowest"]) else f"; {_range(row, form)}"
+
+
+def _outcome(gain: "pd.Series[float]") -> Literal["better", "worse", "too few seeds", "not compared"] | Significance:
     if math.isnan(gain["value"]):
         return "not compared"
-    if math.isnan(gain["low"]):
-        return "one seed"
-    if gain["low"] > 0:
-        return "better"
-    return "worse" if gain["high"] < 0 else "not significant"
+    if gain["n_seeds"] < MIN_SEEDS:
+        return "too few seeds"
+    found = significance_of(gain["all_seeds_low"], gain["all_seeds_high"], gain["p_value_holm"])
+    if found != "significant":
+        return found
+    return "better" if gain["value"] > 0 else "worse"
 
 
 def _metric_row(efficiency: pd.DataFrame, acquisition: str, metric: str) -> "pd.Series[float]":
@@ -182,8 +228,8 @@ def _queried(results: Results, acquisition: str) -> Drawing:
         first = queries[queries["cycle"] == cycle].head(N_COLUMNS)
         images[row, : len(first)] = results.data.floats(first["image"].to_numpy())[:, 0]
         for column, query in enumerate(first.itertuples()):
-            is_correct = query.predicted == query.label
-            predicted = "" if is_correct else f", predicted {classes[query.predicted]}"
+            is_correct = query.prediction == query.label
+            predicted = "" if is_correct else f", predicted {classes[query.prediction]}"
             captions[row][column] = f"{classes[query.label]}{predicted}"
     shown = ImageGrid(images, [f"cycle {cycle}" for cycle in cycles], [], captions)
     return Drawing(f"{IMAGES}queried-{acquisition}", image_figures.image_grid(shown))
