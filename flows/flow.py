@@ -135,7 +135,7 @@ def publish_failure(workspace: Workspace, step: str, inputs: list[str], message:
 def failure_page(workspace: Workspace, step: str, inputs: list[str], message: str) -> str:
     """The message of a failed step, its inputs and the next action, in Markdown."""
     name, _, defence = step.partition("@")
-    command = f"CT_ROBUSTNESS_TRACEBACK=1 python -m tasks.{name} {defence}".rstrip()
+    command = f"CT_ROBUSTNESS_TRACEBACK=1 python -m tasks.{name}" + f" --defence {defence}" * bool(defence)
     # the message can contain a file name that would close the block
     escaped = masked(message).replace("```", "'''")
     lines = [

@@ -1,6 +1,7 @@
 """Runs a step: for its DVC stage, for a flow, or by hand.
 
-``python -m tasks.<step>`` and ``python -m tasks.<step> <defence>`` call :func:`main`; flows call :func:`run_step`.
+``python -m tasks.<step>`` and ``python -m tasks.<step> --defence <defence>`` call :func:`main`; flows call
+:func:`run_step`.
 """
 
 import argparse
@@ -123,7 +124,7 @@ def main(step: Step) -> None:
     orchestrator = "dvc" if "DVC_STAGE" in os.environ else "python"
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{step.__name__}", description=inspect.getdoc(step))
     if "defence" in inspect.signature(step).parameters:
-        parser.add_argument("defence", help="a name in defences of params.yaml")
+        parser.add_argument("--defence", required=True, help="a name in defences of params.yaml")
     defence = vars(parser.parse_args()).get("defence")
     try:
         workspace, params = Workspace(), load_params()

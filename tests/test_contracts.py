@@ -90,7 +90,7 @@ def test_stages_are_the_step_modules() -> None:
 def test_every_stage_runs_its_own_module_and_owns_its_own_folder() -> None:
     for name, stage in STAGES.items():
         of_defences = name in DEFENCE_STEPS
-        assert stage["cmd"] == f"python -m tasks.{name}" + (" ${item.defence}" if of_defences else "")
+        assert stage["cmd"] == f"python -m tasks.{name}" + (" ${item}" if of_defences else "")
         assert stage["outs"] == [Workspace().step_folder(name, "${item.defence}" if of_defences else None).as_posix()]
         assert stage.get("matrix") == ({"defence": "${selected_defences}"} if of_defences else None)
 
@@ -105,6 +105,16 @@ def test_stages_are_written_in_the_order_in_which_the_flow_runs_them(monkeypatch
     for name, needed in steps.items():
         ranks = [order.index(step.partition("@")[0]) for step in (*needed, name)]
         assert all(earlier < ranks[-1] for earlier in ranks[:-1])
+
+
+def test_every_stage_depends_on_the_check_of_the_parameters_and_names_reach_the_shell_in_quotes() -> None:
+    ready = {"check_params"}
+    for name, stage in STAGES.items():
+        # DVC quotes the values of ${item}, which is a mapping
+        assert "${" not in stage["cmd"].removesuffix(" ${item}")
+        needed = {Path(dep).parts[1] for dep in stage["deps"] if dep.startswith("data/")}
+        assert name == "check_params" or needed & ready
+        ready.add(name)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -137,8 +147,8 @@ def test_a_stage_depends_on_the_parameters_that_its_code_reads(name: str) -> Non
     }
     listed = {entry.split(".")[0] for entry in own_params(name)}
     used = {field.removesuffix("_") for field in read & set(Params.model_fields)}
-    # the report also prints all parameters that its stage lists
-    assert used <= listed if name == "report" else used == listed
+    # the report prints all parameters that its stage lists, and the runner of check_params reads all of them
+    assert used <= listed if name in ("check_params", "report") else used == listed
 
 
 def test_every_parameter_belongs_to_a_stage(params_with: Any) -> None:

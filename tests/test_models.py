@@ -24,7 +24,7 @@ from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
 from tasks.models.objectives import classification_objective, denoising_objective, reconstruct
 from tasks.models.seeding import build_seeded
-from tasks.models.training import TrainingDiverged, _BatchLoader, fit
+from tasks.models.training import EVALUATION_BATCH_SIZE, TrainingDiverged, _BatchLoader, fit
 from tasks.params import Augmentation, Noise, Precision, TrainClassifier
 from tasks.train_classifier import mean_and_std
 
@@ -470,6 +470,14 @@ class TestTraining:
         ):
             train(too_fast)
         assert not (tmp_path / "checkpoints").exists()
+
+    def test_batch_norm_statistics_need_no_batch_of_one_image(self, data: dict[str, Any], tmp_path: Path) -> None:
+        # one more than a batch of the evaluation; the last feature map of resnet18 is 1 x 1 here
+        rows = {"train": np.arange(EVALUATION_BATCH_SIZE + 1) % len(data["labels"]), "validation": np.arange(2)}
+        model = build_classifier("resnet18", 2, 0.5, 0.1)
+        checkpoints = Checkpoints(tmp_path, ["core"])
+        how = settings(epochs=1, batch_size=64), 0, torch.device("cpu"), "float32", checkpoints
+        fit(model, classification_objective(NO_AUGMENTATION), data["pixels"], data["labels"], rows, *how)
 
     def test_evaluation_does_not_depend_on_the_batch_norm_statistics_of_single_batches(self, train: Any) -> None:
         """With constant weights, all epochs have the same statistics and so the same validation loss."""

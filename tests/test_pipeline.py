@@ -16,7 +16,7 @@ from tasks.tracking import EXPERIMENT, digest_of
 from tests.conftest import ROOT, with_overrides
 
 STEPS = [
-    *("acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
+    *("check_params", "acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
     *("train_defence@autoencoder", "train_defence@retrained_autoencoder", "active_learning", "attack"),
     *("attack_defence@autoencoder", "attack_defence@retrained_autoencoder", "evaluate", "analyze", "report"),
 ]

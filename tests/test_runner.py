@@ -109,14 +109,14 @@ def start(folder: Path, body: str, *arguments: str, code: Path = ROOT) -> subpro
 def test_a_failed_step_prints_one_message_or_a_traceback(
     body: str, defence: str, stderr: str, workspace: Workspace
 ) -> None:
-    process = start(workspace.root, body, defence)
+    process = start(workspace.root, body, "--defence", defence)
     printed = process.communicate()[1]
     assert process.returncode == 1
     assert printed.startswith(stderr), printed
 
 
 def test_sigterm_ends_the_tracking_run_as_killed(workspace: Workspace) -> None:
-    process = start(workspace.root, "time.sleep(600)", "jpeg")
+    process = start(workspace.root, "time.sleep(600)", "--defence", "jpeg")
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGTERM)
@@ -157,7 +157,7 @@ class TestChanges:
             f"    path.write_text({edit!r} + path.read_text().replace('seed: 0', ''))\n"
             "    workspace.checkpoint_folder('train_defence', defence).mkdir(parents=True)"
         )
-        process = start(copy, body, "jpeg", code=copy)
+        process = start(copy, body, "--defence", "jpeg", code=copy)
         printed = process.communicate()[1]
         assert process.returncode == bool(message), printed
         assert message in printed

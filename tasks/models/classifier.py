@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tasks.models.seeding import torch_seeded
+
 
 class Normalized(nn.Module):
     """A network that normalises its input first, so that attacks and defences work on pixels in [0, 1].
@@ -31,6 +33,32 @@ class Normalized(nn.Module):
         # torchvision's Inception and GoogLeNet also return auxiliary logits in training mode
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
         return logits.float()
+
+
+def check_image_size(key: str, architecture: str, side: int, key_of_size: str) -> None:
+    """Pass two zero images through an untrained classifier.
+
+    Args:
+        key: dotted key of the architecture, for the message.
+        architecture: see :func:`build_classifier`.
+        side: height and width of the images in pixels.
+        key_of_size: dotted key of the parameter that sets the size, for the message.
+
+    Raises:
+        ValueError: the architecture is unknown, or does not accept images of this size.
+    """
+    with torch_seeded(0):
+        classifier = build_classifier(architecture, 2, 0.0, 1.0)
+        try:
+            classifier.train()(torch.zeros(2, 1, side, side))
+        except Exception as error:
+            # each architecture rejects images with an exception of its own
+            cause = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{key} {architecture!r} does not accept the images of {key_of_size}: {side} x {side} pixels "
+                f"({cause}). Many architectures need large images, and some need exactly 224 x 224. Change "
+                f"{key_of_size}, or choose another architecture."
+            ) from error
 
 
 class ResidualBlock(nn.Module):

@@ -156,6 +156,9 @@ def fit(
                 raise _divergence_error(problem, epoch, settings, checkpoint)
             batch_norm_rows = np.random.default_rng(seed).permutation(split_rows["train"])[:N_BATCH_NORM_IMAGES]
             generator.manual_seed(0)
+            # batch norm needs more than one image
+            if len(batch_norm_rows) % EVALUATION_BATCH_SIZE == 1:
+                batch_norm_rows = batch_norm_rows[:-1]
             batch_norm_batches = batches.batches(batch_norm_rows, EVALUATION_BATCH_SIZE)
             update_bn((input_transform(images, generator) for images, _ in batch_norm_batches), averaged)
             validation_metrics = evaluate(averaged, objective, batches, split_rows["validation"])

@@ -298,6 +298,10 @@ class Analyze(Section):
 _TRAINING_DATA = ("train_classifier.augmentation", "train_autoencoder.noise_types", "train_autoencoder.clean_fraction")
 _LEARNER = ("train_classifier.architecture", "train_classifier.pretrained", "train_classifier.augmentation")
 STEP_PARAMS: dict[str, tuple[str, ...]] = {
+    "check_params": (
+        *("seed", "compute", "acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
+        *("selected_defences", "defences", "attack", "analyze", "active_learning"),
+    ),
     "acquire": ("seed", "acquire"),
     "validate": ("acquire", "validate"),
     "prepare": ("seed", "acquire", "prepare"),

@@ -61,7 +61,7 @@ def start_up(workspace: Path, step: str) -> dict[str, float]:
     """Return the seconds of the start-up of a stage and of its work; ``processor``: user and system time."""
     began, busy = time.perf_counter(), processor_time_of_children()
     name, _, defence = step.partition("@")
-    run(workspace, sys.executable, "-m", f"tasks.{name}", *filter(None, [defence]))
+    run(workspace, sys.executable, "-m", f"tasks.{name}", *(["--defence", defence] if defence else []))
     whole, whole_busy = time.perf_counter() - began, processor_time_of_children() - busy
     output = run(workspace, sys.executable, "-c", TWICE, step)
     work, work_busy = map(float, output.rsplit("second run:", 1)[1].split())
