@@ -34,7 +34,7 @@ from tasks.serving import registry
 from tasks.serving.bundle import Bundle, digests_of_images, read_bundle, read_seen
 from tasks.serving.registry import Registered
 from tasks.statistics.formatting import eps_text, with_interval
-from tasks.tracking import EXPERIMENT
+from tasks.tracking import EXPERIMENT, plain_markdown
 
 AUDITS = Path("audits")
 SEEN = "seen"
@@ -78,7 +78,7 @@ def robustness_audit(
     outcome = outcome_of(audit)
     files = [workspace.report_html, workspace.metrics, workspace.checks, workspace.comparison]
     registry.log_audit(version, outcome, files)
-    create_markdown_artifact(key="audit", markdown=outcome, description=f"Audit of {version.label}")
+    create_markdown_artifact(key="audit", markdown=plain_markdown(outcome), description=f"Audit of {version.label}")
     return outcome
 
 

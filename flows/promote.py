@@ -27,7 +27,7 @@ from tasks.serving.promotion import Comparison, compare, outcomes_of
 from tasks.serving.registry import CANDIDATE, CHAMPION, Registered
 from tasks.statistics.formatting import eps_text
 from tasks.statistics.intervals import Estimate
-from tasks.tracking import EXPERIMENT
+from tasks.tracking import EXPERIMENT, plain_markdown
 
 MARGIN = 0.05
 """Largest acceptable loss of balanced accuracy."""
@@ -91,6 +91,7 @@ def promote(
 
     audits = audit_both(Workspace(), candidate, champion, params)
     outcome, page = settle(audits, params, margin)
+    page = plain_markdown(page)
     create_markdown_artifact(key="promotion", markdown=page, description=f"Promotion of {candidate.label}")
     return f"{outcome} See {audits[0].workspace.root / 'promotion.md'}"
 

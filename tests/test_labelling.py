@@ -135,6 +135,8 @@ def new_round(pool: Path) -> LabellingRound:
         ),
         (lambda text: text.replace("\n2,", "\n7,"), r"wrong number in line 3: 7. .*; 2 belongs here"),
         (lambda text: text.rstrip().rpartition("\n")[0], r"wrong number of lines: 2. .* each of the 3 images"),
+        (lambda text: text.replace("\n1,", "\n1,../../x/"), r"wrong file in line 2: '../../x/.* below the pool"),
+        (lambda text: text.replace("\n1,", "\n1,/etc/"), r"wrong file in line 2: '/etc/.*Put the line back"),
         (lambda text: text.replace("class", "klass"), r"no valid header: 'number,file,klass.*Put the first line back"),
     ],
 )
@@ -145,6 +147,25 @@ def test_an_invalid_csv_file_is_an_error_that_names_the_line(
     table.write_text(change(table.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(LabelError, match=message):
         read_rounds(Path("labels"), CLASSES)
+
+
+def test_exchanged_files_do_not_exchange_the_labels_of_their_images(pool: Path) -> None:
+    labelled = write_classes(new_round(pool), ["left", "right", "left"], CLASSES)
+    first, second = labelled.files[:2]
+    text = labelled.table.read_text(encoding="utf-8")
+    exchanged = text.replace(first, "first").replace(second, first).replace("first", second)
+    labelled.table.write_text(exchanged, encoding="utf-8")
+    with pytest.raises(LabelError, match=r"another file in line 2 than .*images/001\.png: .*Put the line"):
+        collect_labelled(read_rounds(Path("labels"), CLASSES), pool, Path("labelled"))
+    assert not Path("labelled").exists()
+
+
+def test_the_name_of_a_file_is_no_formula_of_a_spreadsheet(pool: Path) -> None:
+    for path in pool.rglob("*.png"):
+        path.rename(path.with_name(f"={path.name}"))
+    labelled = write_classes(new_round(pool), ["left"] * 3, CLASSES)
+    assert not [line for line in read_lines(labelled.table) if line["file"].startswith("=")]
+    assert collect_labelled([labelled], pool, Path("labelled")) == 3
 
 
 def test_a_csv_file_in_another_encoding_is_an_error(pool: Path) -> None:

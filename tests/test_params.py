@@ -58,6 +58,7 @@ def test_all_eps_are_analysed_unless_saved_eps_selects_some() -> None:
             ["COVID", "covid"],
             r"acquire.classes: class names \[.*\] must differ by more than upper and lower case",
         ),
+        ("acquire.classes", ["COVID", "=cmd|' /C calc'!A0"], r"acquire.classes: .* must not begin with =, \+, - or @"),
         ("acquire.classes", ["COVID", "../x"], r"acquire.classes: '\.\./x' is not a valid folder name"),
         (
             "acquire.positive_class",

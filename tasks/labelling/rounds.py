@@ -5,15 +5,17 @@ continue on another machine with a copy of them.
 """
 
 import csv
+import filecmp
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from tasks.dataset.images import SUFFIXES
 
 COLUMNS = ("number", "file", "class", "predicted", "confidence", "score")
+FORMULA_SIGNS = ("=", "+", "-", "@")
 SKIPPED = "-"
 """Entry in the column ``class`` for an image that cannot be labelled."""
 
@@ -57,7 +59,7 @@ def read_rounds(folder: Path, classes: tuple[str, ...]) -> list[LabellingRound]:
     """Return the rounds of a folder in order.
 
     Raises:
-        LabelError: a class is unknown, or lines were removed, added or moved.
+        LabelError: a class is unknown, a file is not below the pool, or lines were removed, added or moved.
     """
     return [_read_round(path.parent, classes) for path in sorted(folder.glob("round-[0-9][0-9]/query.csv"))]
 
@@ -84,7 +86,9 @@ def create_round(
         writer.writerow(COLUMNS)
         for i, name in enumerate(files):
             shutil.copyfile(pool / name, new.image(i))
-            writer.writerow([i + 1, name, "", predicted[i], f"{confidence[i]:.4f}", f"{scores[i]:.6g}"])
+            # a spreadsheet program takes =name for a formula
+            cell = f"./{name}" if name.startswith(FORMULA_SIGNS) else name
+            writer.writerow([i + 1, cell, "", predicted[i], f"{confidence[i]:.4f}", f"{scores[i]:.6g}"])
     partial.rename(folder)
     return LabellingRound(folder, new.files, new.classes)
 
@@ -116,6 +120,7 @@ def labelled_images(rounds: list[LabellingRound], pool: Path) -> list[tuple[str,
     """Return the path below the pool and the class of all labelled images.
 
     Raises:
+        LabelError: a line does not name the image whose copy the person saw.
         ValueError: a labelled image is not in the pool.
     """
     labelled = [pair for labelling_round in rounds for pair in labelling_round.labelled]
@@ -124,6 +129,15 @@ def labelled_images(rounds: list[LabellingRound], pool: Path) -> list[tuple[str,
             f"labelled images are missing from {pool}: {len(missing)} ({', '.join(missing[:5])}). Labelled images must "
             "stay in the pool. Put them back."
         )
+    for labelling_round in rounds:
+        for position, (file, name) in enumerate(zip(labelling_round.files, labelling_round.classes, strict=True)):
+            copy = labelling_round.image(position)
+            if name not in ("", SKIPPED) and not (copy.is_file() and filecmp.cmp(pool / file, copy, shallow=False)):
+                raise LabelError(
+                    f"{labelling_round.table} has another file in line {position + 2} than {copy}: {file}. The column "
+                    "file and the images must stay as they were written, since the class belongs to the image. Put "
+                    "the line or the image back."
+                )
     return labelled
 
 
@@ -185,7 +199,13 @@ def _read_round(folder: Path, classes: tuple[str, ...]) -> LabellingRound:
             )
         if entry and entry.casefold() not in by_name:
             unknown.append(f"{entry!r} in line {number + 1}")
-        files.append(line["file"])
+        path = PurePosixPath(line["file"] or "")
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise LabelError(
+                f"{table} has a wrong file in line {number + 1}: {line['file']!r}. It must be a path below the pool. "
+                "Put the line back."
+            )
+        files.append(path.as_posix())
         given.append(by_name.get(entry.casefold(), ""))
     if unknown:
         raise LabelError(

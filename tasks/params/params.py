@@ -70,6 +70,9 @@ class Acquire(Section):
         for name in classes:
             if name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
                 raise ValueError(f"{name!r} is not a valid folder name")
+            if name.startswith(("=", "+", "-", "@")):
+                # the tables of all steps contain the names of classes
+                raise ValueError(f"{name!r} begins with =, +, - or @, which spreadsheet programs take for a formula")
         return classes
 
     @field_validator("folder")

@@ -27,7 +27,7 @@ def environment(is_markdown: bool = False) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # a bar or a line break would end the cell of a Markdown table
+        # a bar or a line break would end the cell of a Markdown table, and a name could be a link
         finalize=_markdown_cell if is_markdown else None,
     )
     templates.filters |= {
@@ -71,5 +71,7 @@ def _sentences(name: str, value: Any) -> str:
 
 
 def _markdown_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
     # type(value): escaped text stays Markup
-    return type(value)(" ".join(value.split()).replace("|", "\\|")) if isinstance(value, str) else value
+    return type(value)(" ".join(value.split()).replace("|", "\\|").replace("](", "]\\("))

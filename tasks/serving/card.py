@@ -12,6 +12,7 @@ from tasks.evaluation.worst_case_table import value_at
 from tasks.params import UNDEFENDED, Params
 from tasks.records.vocabulary import AS_TRAINED, display_name, unit_of
 from tasks.statistics.formatting import TOO_FEW_GROUPS, Row, eps_text, percent, sample_text
+from tasks.tracking import plain_markdown
 
 INTENDED_USE = (
     "For research on the robustness of classifiers. Not for diagnosis: the model was never compared with a "
@@ -62,7 +63,7 @@ def card_of(workspace: Workspace, params: Params, target: str) -> tuple[str, str
     lines += [f"- **{check['status']}** {check['name']}: {check['explanation']}" for check in open_checks]
     lines += ["", "## Training parameters", "", *training_lines(params, target)]
     lines += ["", "## Intended use", "", INTENDED_USE]
-    return "\n".join(lines) + "\n", summary
+    return plain_markdown("\n".join(lines) + "\n"), plain_markdown(summary)
 
 
 STATUSES: tuple[str, ...] = get_args(Status)

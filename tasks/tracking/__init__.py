@@ -6,7 +6,7 @@ store. ``outbox.py``: the journal of calls while the store is unavailable; ``pyt
 """
 
 from tasks.tracking.digests import digest_of
-from tasks.tracking.masking import masked
+from tasks.tracking.masking import masked, plain_markdown
 from tasks.tracking.run import open_run
 from tasks.tracking.store import EXPERIMENT, experiment_id, tracking_uri
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
@@ -20,5 +20,6 @@ __all__ = [
     "experiment_id",
     "masked",
     "open_run",
+    "plain_markdown",
     "tracking_uri",
 ]

@@ -1,4 +1,4 @@
-"""Removal of users and passwords from text."""
+"""Removal of users and passwords from text, and of links and HTML from Markdown."""
 
 import re
 
@@ -13,6 +13,11 @@ IN_QUERIES = re.compile(r"([?&](?:\w*password|passwd|pwd|\w*token|\w*secret|\w*k
 def masked(text: str) -> str:
     """Remove users and passwords from the addresses in a text."""
     return IN_QUERIES.sub(r"\1***", _without_credentials(text))
+
+
+def plain_markdown(text: str) -> str:
+    """Return Markdown without links, images and HTML: names of files, classes and data sets can contain them."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text).replace("](", "]\\(")
 
 
 def _without_credentials(text: str) -> str:

@@ -18,7 +18,7 @@ from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.params.params import STEP_PARAMS
 from tasks.tracking.digests import digest_of
-from tasks.tracking.masking import masked
+from tasks.tracking.masking import masked, plain_markdown
 from tasks.tracking.open_runs import end_killed, registered
 from tasks.tracking.outbox import Journal, now, reason, waiting
 from tasks.tracking.store import Store, is_login_refused, is_unavailable, tracking_uri
@@ -149,7 +149,7 @@ class _MlflowTracker(Tracker):
             raise ValueError(
                 f"the note has {len(markdown)} characters. At most {MAX_NOTE_CHARACTERS} are allowed. Shorten it."
             )
-        self._call("tags", values={"mlflow.note.content": markdown})
+        self._call("tags", values={"mlflow.note.content": plain_markdown(markdown)})
 
     def link_steps(self) -> None:
         steps = {self.workspace.step_of(folder): folder for folder in self.workspace.outputs()}

@@ -13,11 +13,11 @@ from tasks.acquire import acquire
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
 from tasks.serving.card import card_of
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, plain_markdown
 from tasks.validate import ValidationFailed, validate
 from tests.bundles import copy_completed, write_results
 
-CLASSES = ["<img src=x onerror=alert(1)>", "<script>alert(2)"]
+CLASSES = ["<img src=x onerror=alert(1)>", "<script>alert(2) ![x](http:host)"]
 FILE = "<b onclick=alert(3)> $name & 'more'"
 CODE = ("<img src=x", "<script>alert(2)", "<b onclick")
 
@@ -68,7 +68,14 @@ def test_model_card_escapes_names_of_classes_and_data_sets(small_workspace: Path
     card, summary = card_of(workspace, load_params(workspace.params_file), "autoencoder")
     assert not [code for code in CODE for text in (card, summary) if code in text]
     assert "trained on &lt;img src=x onerror=alert(1)&gt;." in summary
-    assert "(positive: &lt;script&gt;alert(2))" in card
+    assert "](" not in card + summary
+    assert r"(positive: &lt;script&gt;alert(2) ![x]\(http:host))" in card
+
+
+def test_markdown_has_no_links_images_or_html() -> None:
+    assert plain_markdown("![a](http://b) <img src=c> p < 0.05 [0.1, 0.2]") == (
+        "![a]\\(http://b) &lt;img src=c> p < 0.05 [0.1, 0.2]"
+    )
 
 
 def test_failure_page_keeps_the_message_inside_its_code_block() -> None:
