@@ -1,4 +1,4 @@
-"""Copy the raw images from one of three sources to ``data/acquire/images/<class>/``, unchanged."""
+"""Copy the raw images from one of three sources to ``data/acquire/images/<class>/``, with unchanged pixels."""
 
 import json
 import logging
@@ -9,18 +9,23 @@ from pathlib import Path
 
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import is_ignored, list_files, printable, rejected_files
-from tasks.dataset.images import SUFFIXES
 from tasks.dataset.phantom import write_phantoms
-from tasks.params import Params
+from tasks.dataset.readers import SUFFIXES, ImageError
+from tasks.dataset.readers.dicom import copy_pixels, has_dicom_magic
+from tasks.dataset.table import describe_images, read_table, target_path
+from tasks.params import Acquire, Params
 from tasks.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 
 def acquire(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Write ``images/<class>/<path as in the source>``, ``source.json`` and, if files are rejected, ``rejected.json``.
+    """Write ``images/<class>/<path as in the source>`` and ``source.json``.
 
-    The source is not changed. Rejected files, such as links out of the folder, are not copied. The step ``validate``
+    If patients, a split or subgroups are given, ``table.parquet`` has them. The source is not changed. DICOM files are
+    copied without the tags that identify a patient.
+
+    Rejected files, such as links out of the folder, are not copied; ``rejected.json`` lists them. The step ``validate``
     reports them together with the images that can't be decoded, and fails.
 
     Raises:
@@ -40,12 +45,13 @@ def acquire(workspace: Workspace, params: Params, tracker: Tracker) -> None:
                 params.seed,
             )
         case "folder":
-            name = Path(settings.folder).name
-            _copy_images(workspace, Path(settings.folder), settings.classes, "acquire.folder")
+            folder = Path(settings.folder).expanduser()
+            name = folder.name
+            _copy_images(workspace, folder, settings, "acquire.folder")
         case "kaggle":
             name = settings.kaggle_dataset
             class_root = _find_class_root(_download(settings.kaggle_dataset), settings.classes)
-            _copy_images(workspace, class_root, settings.classes, "acquire.kaggle_dataset")
+            _copy_images(workspace, class_root, settings, "acquire.kaggle_dataset")
 
     n_images = {cls: sum(file.is_file() for file in (workspace.images / cls).rglob("*")) for cls in settings.classes}
     source = {"source": settings.source, "name": name, "is_phantom": settings.source == "phantom", "n_images": n_images}
@@ -55,29 +61,76 @@ def acquire(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     tracker.metrics({"data/n_images": sum(n_images.values())})
 
 
-def _copy_images(workspace: Workspace, folder: Path, classes: tuple[str, ...], key: str) -> None:
-    """Copy a folder with one subfolder for each class, and write the list of rejected files.
+def _copy_images(workspace: Workspace, folder: Path, settings: Acquire, key: str) -> None:
+    """Copy the images of a folder, and write the list of rejected files and the table of the images.
 
     Args:
         workspace: the images are copied into it.
-        folder: the source.
-        classes: names of the subfolders.
+        folder: the source: with one subfolder for each class, or with a table.
+        settings: section ``acquire``.
         key: dotted key of the parameter that names the source, for messages.
+
+    Raises:
+        ValueError: the subfolders do not match the classes, or have no images; the message lists all problems. Or the
+            table can't be used.
+    """
+    import pandas as pd
+
+    if not folder.is_dir():
+        raise ValueError(
+            f"{key} is not a folder: {str(folder)!r}. It must be a folder with one subfolder for each class of "
+            f"acquire.classes: {list(settings.classes)}. Correct the path."
+        )
+    if settings.table.file:
+        table = read_table(folder, settings.table, settings.classes)
+        sources = [folder / path for path in table["path"]]
+        targets = [target_path(path, name) for path, name in zip(table["path"], table["class"], strict=True)]
+    else:
+        sources = _list_class_folders(folder, settings.classes, key)
+        targets = [path.relative_to(folder).as_posix() for path in sources]
+        table = pd.DataFrame(index=range(len(sources)))
+    rejected = rejected_files(sources, folder)
+    copied = {target: path for path, target in zip(sources, targets, strict=True) if path not in rejected}
+    if settings.table.patient or settings.table.split or settings.table.subgroups:
+        salt = workspace.root / Path(settings.table.salt_file).expanduser()
+        rows = table[[path not in rejected for path in sources]].assign(path=list(copied))
+        describe_images(rows, copied, settings.table, salt).to_parquet(workspace.image_table, index=False)
+    for target, path in copied.items():
+        try:
+            _copy(path, workspace.images / target)
+        except ImageError as error:
+            rejected[path] = str(error).removeprefix(f"{path}: ")
+    if rejected:
+        log.warning("rejected files, which the step validate reports: %s", _format_paths(list(rejected), folder))
+        reasons = {printable(path, folder): reason for path, reason in rejected.items()}
+        workspace.rejected.write_text(json.dumps(reasons, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy an image; a DICOM file without the tags that identify a patient.
+
+    Raises:
+        ImageError: a DICOM file can't be read.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if has_dicom_magic(source):
+        copy_pixels(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _list_class_folders(folder: Path, classes: tuple[str, ...], key: str) -> list[Path]:
+    """Files in the subfolders of the classes.
 
     Raises:
         ValueError: the subfolders do not match the classes, or have no images; the message lists all problems.
     """
-    if not folder.is_dir():
-        raise ValueError(
-            f"{key} is not a folder: {str(folder)!r}. It must be a folder with one subfolder for each class of "
-            f"acquire.classes: {list(classes)}. Correct the path."
-        )
     entries = [path for path in sorted(folder.iterdir()) if not is_ignored(path)]
     subfolders = [path.name for path in entries if path.is_dir()]
     other_files = [path for path in entries if not path.is_dir()]
     files = {name: list_files(folder / name) for name in classes if name in subfolders}
     problems = _subfolder_problems(folder, classes, subfolders)
-    if images := [path for path in other_files if path.suffix.lower() in SUFFIXES]:
+    if images := [path for path in other_files if path.name.lower().endswith(SUFFIXES)]:
         problems.append(
             f"images outside the class subfolders: {_format_paths(images, folder)}. Every image must be in the "
             "subfolder of its class. Move them."
@@ -89,20 +142,9 @@ def _copy_images(workspace: Workspace, folder: Path, classes: tuple[str, ...], k
         )
     if problems:
         raise ValueError("\n  ".join([f"{key} {str(folder)!r} can't be used:", *problems]))
-
     if other_files:
         log.warning("ignored files outside the class subfolders: %s", _format_paths(other_files, folder))
-    all_files = [path for found in files.values() for path in found]
-    rejected = rejected_files(all_files, folder)
-    for path in all_files:
-        if path not in rejected:
-            target = workspace.images / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    if rejected:
-        log.warning("rejected files, which the step validate reports: %s", _format_paths(list(rejected), folder))
-        reasons = {printable(path, folder): reason for path, reason in rejected.items()}
-        workspace.rejected.write_text(json.dumps(reasons, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [path for found in files.values() for path in found]
 
 
 def _subfolder_problems(folder: Path, classes: tuple[str, ...], subfolders: list[str]) -> list[str]:

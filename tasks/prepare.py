@@ -6,11 +6,13 @@ import logging
 import numpy as np
 
 from tasks.core.workspace import Workspace
-from tasks.dataset.images import read_square
+from tasks.dataset.images import Reading, read_square, reading_of, with_percentiles
+from tasks.dataset.intensity import FULL_RANGE
 from tasks.dataset.leakage import measure_leakage
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.shortcut import SHORTCUTS, predict_from_shortcuts, score_predictions
-from tasks.dataset.split import grouped_split, stratified_split
+from tasks.dataset.split import draw_split, split_strategy
+from tasks.dataset.table import join_table
 from tasks.params import Params
 from tasks.tracking import Tracker
 
@@ -33,19 +35,19 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     columns = ["path", "class", "label", "group", "near_duplicate_group", "patient"]
     # without patient ids there is no such column
     table = manifest[[column for column in columns if column in manifest]]
+    if workspace.image_table.exists():
+        table = join_table(table, pd.read_parquet(workspace.image_table))
     source = json.loads(workspace.source.read_text(encoding="utf-8"))
 
-    labels = table["label"].to_numpy()
-    fractions = settings.split.test_fraction, settings.split.validation_fraction
-    if settings.split.strategy == "stratified":
-        split = stratified_split(labels, *fractions, params.seed)
-    else:
-        split = grouped_split(labels, table["group"].to_numpy(), *fractions, params.seed)
-    table = table.assign(split=split)
+    strategy = split_strategy(settings.split.strategy, source["source"], table)
+    table = table.assign(split=draw_split(strategy, table, settings.split, params.seed))
 
-    pixels = _write_pixels(workspace, table["path"].tolist(), settings.image_size)
+    reading = reading_of(params.acquire, settings.intensity)
+    train = [workspace.images / path for path in table["path"][table["split"] == "train"]]
+    reading = with_percentiles(reading, settings.intensity, train)
+    pixels = _write_pixels(workspace, table["path"].tolist(), settings.image_size, reading)
     leakage = measure_leakage(table, pixels)
-    assert settings.split.strategy == "stratified" or not leakage["fractions"]["group_in_train"], leakage["fractions"]
+    assert strategy != "grouped" or not leakage["fractions"]["group_in_train"], leakage["fractions"]
     shortcut_predictions = predict_from_shortcuts(table.assign(**manifest[list(SHORTCUTS)]))
     shortcut_scores = score_predictions(shortcut_predictions)
 
@@ -61,19 +63,21 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "positive_class": params.acquire.positive_class,
         "image_size": settings.image_size,
         "value_range": [0.0, 1.0],
-        "strategy": settings.split.strategy,
+        "strategy": strategy,
         "n": len(table),
         "n_groups": int(table["group"].nunique()),
         "n_images": n_images,
         "leakage": leakage["fractions"],
         "shortcut_baseline": shortcut_scores,
     }
+    if reading.intensity != FULL_RANGE:
+        info["intensity"] = reading.intensity.as_dict()
     table.to_parquet(workspace.split, index=False)
     shortcut_predictions.to_csv(workspace.shortcut_predictions, index=False)
     for content, file in ((info, workspace.dataset_info), (leakage, workspace.leakage)):
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    log.info("%s split of %d images: %s", settings.split.strategy, len(table), n_images)
+    log.info("%s split of %d images: %s", strategy, len(table), n_images)
     log.info("leakage: %s; %s, estimate: %s", leakage["fractions"], leakage["outcome"], leakage["estimate"])
     tracker.dataset(workspace.prepare, source["name"], "prepared")
     tracker.metrics({f"data/n_{split}": sum(n_images[split].values()) for split in SPLITS})
@@ -82,12 +86,12 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     tracker.metrics({f"shortcut_baseline/{key}": value for key, value in shortcut_scores.items()})
 
 
-def _write_pixels(workspace: Workspace, paths: list[str], side: int) -> np.ndarray:
+def _write_pixels(workspace: Workspace, paths: list[str], side: int, reading: Reading) -> np.ndarray:
     """Write and return the images as one array, uint8 ``(N, 1, side, side)``, without holding all of them in memory."""
     shape = (len(paths), 1, side, side)
     pixels = np.lib.format.open_memmap(workspace.pixels, mode="w+", dtype=np.uint8, shape=shape)
     for row, path in enumerate(paths):
-        pixels[row, 0] = read_square(workspace.images / path, side)
+        pixels[row, 0] = read_square(workspace.images / path, side, reading=reading)
         if (row + 1) % 500 == 0:
             log.info("prepared %d of %d images", row + 1, len(paths))
     pixels.flush()

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 
 from tasks.core.workspace import Workspace
 from tasks.dataset.expectations import ExpectationResult, validate_manifest
-from tasks.dataset.manifest import Manifest, build_manifest
+from tasks.dataset.images import reading_of, with_percentiles
+from tasks.dataset.manifest import Manifest, build_manifest, image_paths
 from tasks.params import Params
 from tasks.tracking import Tracker
 
@@ -26,20 +27,24 @@ def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     Raises:
         ValidationFailed: an expectation of severity ``error`` fails; all outputs are written before.
     """
-    settings, classes = params.validate_, params.acquire.classes
+    settings, classes, intensity = params.validate_, params.acquire.classes, params.prepare.intensity
+    reading = reading_of(params.acquire, intensity)
+    # the split is not drawn yet, so the percentiles of this step are those of all images
+    paths = image_paths(workspace.images, classes, reading) if intensity.kind == "percentiles" else []
     manifest = build_manifest(
         workspace.images,
         classes,
         settings.max_megapixels,
         settings.near_duplicate_correlation,
         settings.same_group_correlation,
+        with_percentiles(reading, intensity, paths, settings.max_megapixels),
     )
     if workspace.rejected.exists():
         rejected = json.loads(workspace.rejected.read_text(encoding="utf-8"))
         manifest = replace(manifest, unreadable=rejected | manifest.unreadable)
     manifest.table.to_parquet(workspace.manifest, index=False)
 
-    results = validate_manifest(manifest, classes, settings, workspace.data_docs)
+    results = validate_manifest(manifest, classes, settings, workspace.data_docs, intensity)
     errors = [result for result in results if not result.success and result.severity == "error"]
     warnings = [result for result in results if not result.success and result.severity == "warning"]
     validation = {

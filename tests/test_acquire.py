@@ -130,7 +130,10 @@ def test_files_with_other_extensions_are_rejected(
 ) -> None:
     for number in range(7):
         (source / "COVID" / f"note {number}.txt").touch()
-    reason = "not an image by its name; move it away. Names of images end with .png, .jpg, .jpeg, .bmp, .tif, .tiff."
+    reason = (
+        "not an image by its name; move it away. Names of images end with .png, .jpg, .jpeg, .bmp, .tif, .tiff, .dcm, "
+        ".dicom, .nii, .nii.gz; a DICOM file may have any name."
+    )
     expected = {f"COVID/note {number}.txt": reason for number in range(7)}
     assert rejected_by_acquire(workspace, from_folder) == expected
     assert "rejected files, which the step validate reports: 'COVID/note 0.txt'" in caplog.text

@@ -46,6 +46,11 @@ def table(n_healthy: int = 10, n_ill: int = 10) -> pd.DataFrame:
             "mean": 0.5,
             "std": 0.2,
             "saturated_fraction": 0.1,
+            "bits": 8,
+            "unit": "grey level",
+            "min_value": 0.0,
+            "max_value": 255.0,
+            "possible_values": 255.0,
             "near_duplicate_group": range(n),
             "group": range(n),
         }
@@ -125,6 +130,8 @@ def test_faulty_images_do_not_fail_expectations_about_classes(
         "class_present",
         "class_size",
         "class_balance",
+        "range_used",
+        "one_scale",
     }
     assert faults[0]["decodes"].observed == "20 of 27"
     assert faults[0]["exact_duplicates"].observed == "15.00%"

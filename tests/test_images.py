@@ -156,7 +156,7 @@ def test_limit_can_be_above_the_limit_of_pillow(tmp_path: Path, monkeypatch: pyt
 
 
 def test_file_that_is_much_larger_than_its_pixels_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.dataset.images.MAX_METADATA_BYTES", 1000)
+    monkeypatch.setattr("tasks.dataset.readers.MAX_METADATA_BYTES", 1000)
     (tmp_path / "a.png").write_bytes(bytes(1017))
     with pytest.raises(
         ImageError, match=r"too large: 1017 bytes\. validate\.max_megapixels 1e-06 .* at most 1016 bytes"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.dataset.images import FORMATS, MODES
 from tasks.dataset.manifest import Manifest
-from tasks.params import Validate
+from tasks.params import Intensity, Validate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,8 @@ MAX_NEAR_DUPLICATE_FRACTION = 0.1
 """Maximum fraction of images with a near-duplicate. Above it, a split of single images has much leakage."""
 MAX_GROUP_FRACTION = 0.1
 """Maximum fraction of the images in one group. A larger group is probably more than one patient."""
+MIN_USED_RANGE = 0.25
+"""Minimum fraction of the values of more than 8 bits that a data set uses; below it the images lose grey levels."""
 N_EXAMPLES = 5
 """Maximum number of examples of a result."""
 
@@ -66,7 +68,11 @@ class ExpectationResult:
 
 
 def validate_manifest(
-    manifest: Manifest, classes: tuple[str, ...], settings: Validate, data_docs: Path
+    manifest: Manifest,
+    classes: tuple[str, ...],
+    settings: Validate,
+    data_docs: Path,
+    intensity: Intensity | None = None,
 ) -> list[ExpectationResult]:
     """Validate all expectations and write the Data Docs. Equal manifests give equal bytes.
 
@@ -75,6 +81,7 @@ def validate_manifest(
         classes: names of the classes.
         settings: limits of the expectations.
         data_docs: folder of the Data Docs.
+        intensity: map of the values to [0, 1]; None: the full range of each file.
     """
     # levels are set before and after the import: the import logs hundreds of lines, and sets the level of one logger
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -84,7 +91,8 @@ def validate_manifest(
     from tasks.dataset.data_docs import SortedFilesystemStore
 
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-    tables = {"images": _images_table(manifest), "classes": _classes_table(manifest, classes)}
+    images = _images_table(manifest).assign(**scale_columns(manifest.table, intensity))
+    tables = {"images": images, "classes": _classes_table(manifest, classes)}
     expectations = list(_expectations(tables["images"], tables["classes"], settings))
 
     context = gx.get_context(mode="ephemeral")
@@ -170,6 +178,42 @@ def _images_table(manifest: Manifest) -> "pd.DataFrame":
     return pd.concat([table, unreadable], ignore_index=True) if len(unreadable) else table
 
 
+def scale_columns(table: "pd.DataFrame", intensity: Intensity | None) -> dict[str, "pd.Series[Any]"]:
+    """Columns that tell if one map to [0, 1] suits all images.
+
+    Args:
+        table: readable images, with the columns of the manifest.
+        intensity: the map; None: the full range of each file.
+
+    Returns:
+        ``used_range``: fraction of the possible values between the smallest and the largest value of all images with
+        more than 8 bits, for those images; 1 for others, and if the map does not depend on the possible values.
+        ``scale``: unit and depth of an image as far as they must be equal. ``is_common_scale``: 1 if the scale is
+        that of the parameters, or of most images.
+    """
+    import pandas as pd
+
+    kind = intensity.kind if intensity else "full_range"
+    used = pd.Series(1.0, index=table.index)
+    is_deep = (table["bits"] > 8) & (table["possible_values"] > 0)
+    if kind == "full_range" and not (intensity and intensity.bits) and is_deep.any():
+        deep = table[is_deep]
+        span = deep["max_value"].max() - deep["min_value"].min()
+        used[is_deep] = span / deep["possible_values"].max()
+    depth = table["bits"].map(lambda bits: "8 bits" if bits == 8 else "other than 8 bits")
+    if kind == "full_range":
+        scale = table["unit"]
+    elif kind == "file_window":
+        scale = table["unit"].where(False, "window of each file")
+    else:
+        scale = table["unit"].where(table["format"] == "DICOM", depth)
+    is_dicom = table["format"] == "DICOM"
+    expected = intensity.unit if intensity and kind in ("window", "percentiles") and is_dicom.any() else None
+    if expected is None and len(table):
+        expected = scale.mode()[0]
+    return {"used_range": used, "scale": scale, "is_common_scale": (scale == expected).astype(int)}
+
+
 def _classes_table(manifest: Manifest, classes: tuple[str, ...]) -> "pd.DataFrame":
     import pandas as pd
 
@@ -213,7 +257,21 @@ def _expectations(images: "pd.DataFrame", classes: "pd.DataFrame", settings: Val
     )
     yield DatasetExpectation(
         "known_mode", "Every image has a supported pixel mode", "error", "images",
-        values("mode"), ", ".join(MODES), in_set, "mode", {"value_set": list(MODES)},
+        values("mode"), "a mode of Pillow with 1, 8 or 16 bits, or real numbers",
+        in_set, "mode", {"value_set": list(MODES)},
+    )
+    yield DatasetExpectation(
+        "range_used", "The images use the range of their bits", "error", "images",
+        f"{'no images' if readable.empty else format(readable['used_range'].min(), '.1%')} of the values",
+        f"at least {MIN_USED_RANGE:.0%}. For a scan with fewer bits than its file set prepare.intensity.bits, such as "
+        "12, or set prepare.intensity.kind to window or percentiles",
+        between, "used_range", {"min_value": MIN_USED_RANGE},
+    )
+    yield DatasetExpectation(
+        "one_scale", "The values of all images have one unit and depth", "error", "images",
+        values("scale"), "one. Set prepare.intensity.unit to the unit of the files, convert the other files, or set "
+        "prepare.intensity.kind to file_window",
+        between, "is_common_scale", {"min_value": 1},
     )
     yield DatasetExpectation(
         "shorter_side", "No image is too small", "error", "images",

@@ -4,7 +4,7 @@ import os
 import unicodedata
 from pathlib import Path
 
-from tasks.dataset.images import SUFFIXES
+from tasks.dataset.readers import SUFFIXES, has_image_name
 
 IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 """Files of file managers, in lower case."""
@@ -38,7 +38,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def rejected_files(files: list[Path], folder: Path) -> dict[Path, str]:
-    """Files that are rejected because of their name or type, with the reason. The content of the files is not read.
+    """Files that are rejected because of their name or type, with the reason. At most 132 bytes are read.
 
     Args:
         files: paths below ``folder``.
@@ -75,10 +75,13 @@ def _rejection_reason(path: Path, folder: Path) -> str | None:
             return "symbolic link out of the folder. Such links are not followed. Copy the file into the folder."
         if not path.exists():
             return "symbolic link that leads nowhere. The file must exist. Replace the link by the file."
-    if path.suffix.lower() not in SUFFIXES:
-        return f"not an image by its name; move it away. Names of images end with {', '.join(SUFFIXES)}."
     if not path.is_file():
         return "not a regular file, but for example a pipe or a device. Move it away."
+    if not has_image_name(path):
+        return (
+            f"not an image by its name; move it away. Names of images end with {', '.join(SUFFIXES)}; a DICOM file may "
+            "have any name."
+        )
     if _has_unprintable_characters(path.relative_to(folder).as_posix()):
         return "the name contains undecodable or control characters. Rename the file."
     return None

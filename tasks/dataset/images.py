@@ -1,99 +1,143 @@
-"""Supported image files, and reading them as 8-bit grey levels."""
+"""Reading image files as 8-bit levels, as the models receive them."""
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
-from typing import BinaryIO
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from tasks.dataset.completeness import ADVICE, IncompleteImageError, check_bmp, check_jpeg, check_png, check_tiff
+from tasks.dataset.intensity import FULL_RANGE, IntensityRange, percentile_range, to_grey_levels
+from tasks.dataset.readers import FORMATS, MODES, SUFFIXES, ImageError, StoredImage, Volumes, read_stored
+from tasks.params import Acquire, Intensity
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "I;16N")
-"""Pillow modes with 1, 8 or 16 bits per channel."""
+__all__ = [
+    "FORMATS",
+    "MODES",
+    "SUFFIXES",
+    "ImageError",
+    "LevelImage",
+    "Reading",
+    "as_square",
+    "read_grey",
+    "read_image",
+]
 
-MAX_BYTES_PER_PIXEL = 16
-"""Maximum file size, in bytes for each allowed pixel, without metadata."""
-MAX_METADATA_BYTES = 2**24
-"""Further bytes that a file may have, for metadata."""
-
-TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
-
-_pillow_lock = Lock()
-"""Held while an image is read, because Pillow's pixel limit and Python's warning filters are shared by all threads."""
-
-
-class ImageError(ValueError):
-    """An image can't be read. The message names the file, the reason and what to do."""
+Fit = Literal["stretch", "pad", "crop"]
 
 
 @dataclass(frozen=True)
-class GreyImage:
-    """An image as grey levels, with the format and mode of its file."""
+class Reading:
+    """How files become images. The defaults are those for 8-bit grey images."""
 
-    pixels: np.ndarray
-    """uint8 ``(H, W)``."""
-    format: str
-    """PNG, JPEG, BMP or TIFF, detected from the content."""
-    mode: str
-    """Pillow mode of the file, such as ``L`` or ``RGBA``."""
+    intensity: IntensityRange = FULL_RANGE
+    volumes: Volumes = field(default_factory=Volumes)
+    n_channels: int = 1
+    """1: grey, colours become luma. 3: colours, grey is repeated."""
+    fit: Fit = "stretch"
+    """How another aspect ratio is handled; see :func:`resized`."""
 
 
-def read_image(path: Path, max_megapixels: float) -> GreyImage:
-    """Decode a complete image and convert it to 8-bit grey.
+DEFAULT = Reading()
 
-    Colours become luma (ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B). Grey that is stored as colour keeps its values. An
-    alpha channel is dropped. 16-bit grey is divided by 257 and rounded. The EXIF orientation is applied.
+
+def reading_of(acquire: Acquire, intensity: Intensity) -> Reading:
+    """How the parameters say that files become images. The range of percentiles is not known yet.
 
     Args:
-        path: image file.
-        max_megapixels: limit on the number of pixels, in millions; it is checked before the pixels are decoded.
+        acquire: section ``acquire``.
+        intensity: section ``prepare.intensity``.
+    """
+    volumes = Volumes(acquire.volumes.frames, acquire.volumes.axis, acquire.volumes.every)
+    match intensity.kind:
+        case "window":
+            centre, width = intensity.window
+            low, high = centre - width / 2, centre + width / 2
+            return Reading(IntensityRange("window", low=low, high=high, unit=intensity.unit), volumes)
+        case "full_range":
+            return Reading(IntensityRange(bits=intensity.bits), volumes)
+        case _:
+            return Reading(IntensityRange(intensity.kind, unit=intensity.unit), volumes)
+
+
+def with_percentiles(
+    reading: Reading, intensity: Intensity, paths: Iterable[Path], max_megapixels: float = math.inf
+) -> Reading:
+    """The same reading, with the range of percentiles of these images if the parameters ask for it.
+
+    Args:
+        reading: from :func:`reading_of`.
+        intensity: section ``prepare.intensity``.
+        paths: of the images.
+        max_megapixels: limit on the number of pixels, in millions.
 
     Raises:
-        ImageError: the file is not a PNG, JPEG, BMP or TIFF; it is truncated or damaged, as far as the format allows to
-            detect it; it has other pixels than its header declares; it is larger than ``max_megapixels`` allows; it has
-            several frames; or it has more than 16 bits per channel.
+        ValueError: both percentiles are the same value.
     """
-    try:
-        n_bytes = path.stat().st_size
-        if not n_bytes:
-            raise ImageError(f"{path}: the file is empty. {ADVICE}")
-        max_bytes = MAX_BYTES_PER_PIXEL * max_megapixels * 1e6 + MAX_METADATA_BYTES
-        if n_bytes > max_bytes:
-            raise ImageError(
-                f"{path}: the file is too large: {n_bytes} bytes. validate.max_megapixels {max_megapixels:g} allows at "
-                f"most {max_bytes:.0f} bytes. Raise this parameter, or remove the file."
-            )
-        # the file is opened here, because Pillow would map a path into memory and then scramble the pixels of TIFFs
-        # whose EXIF orientation is a quarter turn
-        with _pillow_lock, _without_pillow_limit(), _metadata_warnings_as_errors(), path.open("rb") as file:
-            with Image.open(file, formats=FORMATS) as image:
-                _check_header(image, path, max_megapixels)
-                # verify compares the checksums, which decoding ignores
-                image.verify()
-                _check_complete(image, file, n_bytes)
-            file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
-                format_, mode = str(image.format), image.mode
-                return GreyImage(_to_grey(image), format_, mode)
-    except ImageError:
-        raise
-    except IncompleteImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{path}: the content is none of {', '.join(FORMATS)}. Convert the file to one of these formats."
-        ) from None
-    except Exception as error:
-        # for damaged files, Pillow's decoders raise errors of many types
-        raise ImageError(f"{path}: the file can't be decoded ({error}). {ADVICE}") from error
+    if intensity.kind != "percentiles":
+        return reading
+    found = percentile_range(
+        paths,
+        lambda path: read_stored(path, max_megapixels, reading.volumes.axis),
+        intensity.percentiles,
+        intensity.unit,
+    )
+    return replace(reading, intensity=found)
+
+
+@dataclass(frozen=True)
+class LevelImage:
+    """An image as 8-bit levels, with the properties of its file."""
+
+    pixels: np.ndarray
+    """uint8, ``(H, W)``, or ``(H, W, 3)`` for 3 channels."""
+    stored: StoredImage
+    """The image with the values of the file."""
+
+    @property
+    def format(self) -> str:
+        """Format of the file, detected from the content."""
+        return self.stored.format
+
+    @property
+    def mode(self) -> str:
+        """Mode of the file, such as ``L``, ``RGBA`` or ``int16``."""
+        return self.stored.mode
+
+
+def read_image(path: Path, max_megapixels: float, reading: Reading = DEFAULT) -> LevelImage:
+    """Decode a complete image, map its values to [0, 1], and convert it to 8-bit levels.
+
+    With one channel, colours become luma (ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B). Grey that is stored as colour
+    keeps its values. An alpha channel is dropped. The EXIF orientation is applied.
+
+    Args:
+        path: image file, or the name of one image of a file; see :mod:`tasks.dataset.readers`.
+        max_megapixels: limit on the number of pixels, in millions; it is checked before the pixels are decoded.
+        reading: how the file becomes an image.
+
+    Raises:
+        ImageError: the file can't be read; see :func:`tasks.dataset.readers.read_stored`. Or its values have no fixed
+            range, and ``reading`` names none.
+    """
+    stored = read_stored(path, max_megapixels, reading.volumes.axis)
+    levels = to_grey_levels(stored, reading.intensity, path)
+    if reading.n_channels == 1 and levels.ndim == 3:
+        levels = luma(levels)
+    elif reading.n_channels == 3 and levels.ndim == 2:
+        levels = np.repeat(levels[..., None], 3, axis=2)
+    return LevelImage(levels, stored)
+
+
+def luma(levels: np.ndarray) -> np.ndarray:
+    """Brightness of colours, uint8 ``(H, W)``; colours with equal channels keep their level.
+
+    Args:
+        levels: uint8 ``(H, W, 3)``.
+    """
+    return np.array(Image.fromarray(np.ascontiguousarray(levels)).convert("L"), dtype=np.uint8)
 
 
 def read_grey(path: Path, max_megapixels: float = math.inf) -> np.ndarray:
@@ -101,86 +145,12 @@ def read_grey(path: Path, max_megapixels: float = math.inf) -> np.ndarray:
     return read_image(path, max_megapixels).pixels
 
 
-def read_square(path: Path, side: int, max_megapixels: float = math.inf) -> np.ndarray:
-    """Grey levels of :func:`read_image`, resized to a square, uint8 ``(side, side)``."""
-    return as_square(read_grey(path, max_megapixels), side)
+def read_square(path: Path, side: int, max_megapixels: float = math.inf, reading: Reading = DEFAULT) -> np.ndarray:
+    """Levels of :func:`read_image`, resized to a square, uint8 ``(side, side)`` or ``(side, side, 3)``."""
+    return as_square(read_image(path, max_megapixels, reading).pixels, side)
 
 
-def as_square(grey: np.ndarray, side: int) -> np.ndarray:
-    """Resize grey levels, uint8 ``(H, W)``, to a square, uint8 ``(side, side)``. The aspect ratio is not kept."""
+def as_square(levels: np.ndarray, side: int) -> np.ndarray:
+    """Resize levels, uint8 ``(H, W)`` or ``(H, W, 3)``, to a square. The aspect ratio is not kept."""
     # Pillow's filter is antialiased when it reduces an image
-    return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BILINEAR))
-
-
-def _check_header(image: Image.Image, path: Path, max_megapixels: float) -> None:
-    width, height = image.size
-    if width * height > max_megapixels * 1e6:
-        raise ImageError(
-            f"{path}: {width} x {height} pixels are more than validate.max_megapixels {max_megapixels:g} allows. Raise "
-            "this parameter, or remove the file."
-        )
-    if image.mode not in MODES:
-        raise ImageError(
-            f"{path}: mode {image.mode} has no fixed range of values. Images must have 1, 8 or 16 bits per channel. "
-            "Save the image with 8 or 16 bits per channel."
-        )
-    # n_frames would read a complete TIFF
-    if getattr(image, "is_animated", False):
-        raise ImageError(f"{path}: the file holds several frames; save each as a file of its own.")
-
-
-def _check_complete(image: Image.Image, file: BinaryIO, n_bytes: int) -> None:
-    """Check that a file has the pixels that its header declares.
-
-    Raises:
-        IncompleteImageError: it has other pixels.
-    """
-    match image.format:
-        case "PNG":
-            check_png(file)
-        case "JPEG":
-            file.seek(0)
-            check_jpeg(file.read())
-        case "BMP":
-            check_bmp(image, n_bytes)
-        case "TIFF":
-            check_tiff(image)
-
-
-def _to_grey(image: Image.Image) -> np.ndarray:
-    inverted = image.format == "TIFF" and image.mode.startswith("I;16") and _white_is_zero(image)
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.uint32)
-        grey = ((levels + 128) // 257).astype(np.uint8)
-        return 255 - grey if inverted else grey
-    if image.mode in {"P", "PA"}:
-        image = image.convert("RGBA")
-    if image.mode not in {"1", "L", "LA"}:
-        image = image.convert("RGB")
-    return np.array(image.convert("L"), dtype=np.uint8)
-
-
-def _white_is_zero(image: Image.Image) -> bool:
-    return bool(image.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO)  # type: ignore[attr-defined]  # TIFF only
-
-
-@contextmanager
-def _metadata_warnings_as_errors() -> Iterator[None]:
-    """Turn Pillow's warnings about damaged metadata into errors, because orientation or colours may be lost."""
-    with warnings.catch_warnings():
-        for start in (".*orrupt EXIF", "Truncated File", "Tag data larger", "Tag offset too large", "Invalid APNG"):
-            warnings.filterwarnings("error", start, UserWarning)
-        yield
-
-
-@contextmanager
-def _without_pillow_limit() -> Iterator[None]:
-    """Disable Pillow's pixel limit; :func:`_check_header` checks ``max_megapixels`` instead."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    return np.asarray(Image.fromarray(np.ascontiguousarray(levels)).resize((side, side), Image.Resampling.BILINEAR))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tasks.dataset.images import GreyImage, ImageError, read_image
+from tasks.dataset.images import DEFAULT, ImageError, LevelImage, Reading, luma, read_image
+from tasks.dataset.readers import image_names, split_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,18 +19,23 @@ if TYPE_CHECKING:
 THUMBNAIL_SIDE = 32
 COLUMNS = (
     *("path", "class", "label", "width", "height", "mode", "format", "file_size", "sha256"),
-    *("mean", "std", "saturated_fraction", "near_duplicate_group", "group"),
+    *("mean", "std", "saturated_fraction", "bits", "unit", "min_value", "max_value", "possible_values"),
+    *("near_duplicate_group", "group"),
 )
 """Columns of the manifest.
 
-- path: relative to ``data/acquire/images``, with slashes.
+- path: relative to ``data/acquire/images``, with slashes; ``<file>#<number>`` for one of several images of a file.
 - class, label: name and number of the class.
 - width, height: pixels, after the EXIF orientation.
 - mode, format: of the file.
 - file_size: bytes.
-- sha256: hash of the grey levels and of their shape; the file format does not matter.
-- mean, std: of the grey levels in [0, 1].
+- sha256: hash of the 8-bit levels and of their shape; the file format does not matter.
+- mean, std: of the levels in [0, 1].
 - saturated_fraction: fraction of the pixels that are 0 or 255.
+- bits: significant bits of a stored value; 0 for floating point.
+- unit: of the stored values, ``grey level`` or ``HU``.
+- min_value, max_value: of the stored values.
+- possible_values: largest minus smallest value that the bits can hold; 0 for floating point.
 - near_duplicate_group, group: number of the group, from 0.
 """
 
@@ -52,6 +58,7 @@ def build_manifest(
     max_megapixels: float,
     near_duplicate_correlation: float,
     same_group_correlation: float,
+    reading: Reading = DEFAULT,
 ) -> Manifest:
     """Read every image below ``<folder>/<class>/``.
 
@@ -67,21 +74,23 @@ def build_manifest(
         max_megapixels: limit on the number of pixels of an image, in millions.
         near_duplicate_correlation: Pearson correlation, in [-1, 1].
         same_group_correlation: Pearson correlation, in [-1, 1].
+        reading: how the files become images.
     """
     import pandas as pd
 
-    files = [(label, path) for label, name in enumerate(classes) for path in _image_paths(folder / name)]
     rows, thumbnails, unreadable = [], [], {}
+    files = [(label, path) for label, name in enumerate(classes) for path in image_paths(folder, (name,), reading)]
     for n_read, (label, path) in enumerate(files, start=1):
         name = path.relative_to(folder).as_posix()
         try:
-            image = read_image(path, max_megapixels)
+            image = read_image(path, max_megapixels, reading)
         except ImageError as error:
             unreadable[name] = str(error).removeprefix(f"{path}: ")
             continue
-        identity = {"path": name, "class": classes[label], "label": label, "file_size": path.stat().st_size}
+        file_size = split_name(path)[0].stat().st_size
+        identity = {"path": name, "class": classes[label], "label": label, "file_size": file_size}
         rows.append(identity | _image_properties(image))
-        thumbnails.append(thumbnail(image.pixels))
+        thumbnails.append(thumbnail(image.pixels if image.pixels.ndim == 2 else luma(image.pixels)))
         if n_read % 500 == 0:
             log.info("read %d of %d images", n_read, len(files))
 
@@ -166,9 +175,11 @@ def _equal_pairs(values: np.ndarray) -> np.ndarray:
     return np.column_stack([order[:-1][equal], order[1:][equal]])
 
 
-def _image_properties(image: GreyImage) -> dict[str, str | int | float]:
+def _image_properties(image: LevelImage) -> dict[str, str | int | float]:
     """Properties of one image by column of the manifest."""
-    height, width = image.pixels.shape
+    stored = image.stored
+    height, width = stored.shape
+    low, high = stored.value_range or (0.0, 0.0)
     return {
         "width": width,
         "height": height,
@@ -178,10 +189,27 @@ def _image_properties(image: GreyImage) -> dict[str, str | int | float]:
         "mean": float(image.pixels.mean() / 255),
         "std": float(image.pixels.std() / 255),
         "saturated_fraction": float(np.isin(image.pixels, (0, 255)).mean()),
+        "bits": stored.bits or 0,
+        "unit": stored.unit,
+        "min_value": float(stored.values.min()),
+        "max_value": float(stored.values.max()),
+        "possible_values": high - low,
     }
 
 
-def _image_paths(folder: Path) -> list[Path]:
-    """Files below a folder in natural order."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(files, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+def image_paths(folder: Path, classes: tuple[str, ...], reading: Reading) -> list[Path]:
+    """Images below ``<folder>/<class>/``, class by class, files in natural order.
+
+    A file with several images has several paths; see :func:`tasks.dataset.readers.image_names`. A file that can't be
+    read has its own path.
+    """
+    found = []
+    for name in classes:
+        files = [path for path in (folder / name).rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: natural_key(path.relative_to(folder / name).as_posix())):
+            try:
+                found += image_names(file, reading.volumes)
+            except ImageError:
+                # reading it gives the reason
+                found.append(file)
+    return found

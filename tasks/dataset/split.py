@@ -1,8 +1,14 @@
-"""Split into training, validation and test images: of single images, or of whole groups."""
+"""Split into training, validation and test images: given, of single images, or of whole groups."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.dataset.prepared import SPLITS
+from tasks.params import Split
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLIT_NAMES = np.array(SPLITS)
@@ -12,6 +18,48 @@ MAX_SPLIT_DEVIATION = 0.05
 """Maximum deviation of a grouped split: of the fraction of each split, and of the fraction of each class in a split."""
 N_ATTEMPTS = 50
 """Number of random orders of the groups; the best split is used."""
+
+
+def split_strategy(setting: str, source: str, table: "pd.DataFrame") -> str:
+    """Return ``given``, ``grouped`` or ``stratified``.
+
+    Args:
+        setting: ``prepare.split.strategy``.
+        source: ``acquire.source``.
+        table: one row for each image; with columns ``split`` and ``patient`` if they are given.
+    """
+    if "split" in table:
+        return "given"
+    if setting != "auto":
+        return setting
+    return "grouped" if "patient" in table or source == "folder" else "stratified"
+
+
+def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int) -> np.ndarray:
+    """``train``, ``validation`` or ``test`` for each image, str ``(N,)``.
+
+    Args:
+        strategy: from :func:`split_strategy`.
+        table: one row for each image; columns ``label``, ``group`` and, if the split is given, ``split``.
+        settings: section ``prepare.split``.
+        seed: of the draw.
+
+    Raises:
+        ValueError: a class would be missing from a split, or the fractions can't be met.
+    """
+    labels = table["label"].to_numpy()
+    fractions = settings.test_fraction, settings.validation_fraction
+    if strategy == "stratified":
+        return stratified_split(labels, *fractions, seed)
+    if strategy == "grouped":
+        return grouped_split(labels, table["group"].to_numpy(), *fractions, seed)
+    for split in SPLITS:
+        if missing := sorted(set(table["class"]) - set(table["class"][table["split"] == split])):
+            raise ValueError(
+                f"acquire.table.split: no {split} image of the classes {missing}. Every split needs images of every "
+                "class. Complete the table, or leave acquire.table.split empty."
+            )
+    return table["split"].to_numpy(dtype=str)
 
 
 def stratified_split(labels: np.ndarray, test_fraction: float, validation_fraction: float, seed: int) -> np.ndarray:

@@ -37,6 +37,7 @@ from tasks.params.defences import (
     TrainedAutoencoder,
 )
 from tasks.params.params import (
+from tasks.params.images import Intensity, Table
     Acquire,
     Analyze,
     ArtAttack,
@@ -89,6 +90,7 @@ __all__ = [
     "MedianSmoothing",
     "Noise",
     "NoisyOracle",
+    "Intensity",
     "Oracle",
     "Params",
     "ParamsError",
@@ -105,6 +107,8 @@ __all__ = [
     "TrainAutoencoder",
     "TrainClassifier",
     "TrainedAutoencoder",
+    "Surrogate",
+    "Table",
     "Training",
     "Validate",
     "flatten",

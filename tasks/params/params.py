@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from tasks.params.active_learning import ActiveLearning, NoisyOracle
 from tasks.params.defences import UNDEFENDED, Autoencoder, Defence
 from tasks.params.section import (
+from tasks.params.images import Intensity, Table, Volumes
     Architecture,
     Count,
     CountOrOff,
@@ -62,6 +63,8 @@ class Acquire(Section):
     """Class of precision, recall and F1."""
     phantom: Phantom
 
+    volumes: Volumes
+    table: Table
     @field_validator("classes")
     @classmethod
     def _distinct_folder_names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -79,7 +82,7 @@ class Acquire(Section):
     @classmethod
     def _not_in_data(cls, folder: str) -> str:
         # a step empties its folder below data/ before it runs
-        if Path(folder).resolve().is_relative_to(Path("data").resolve()):
+        if Path(folder).expanduser().resolve().is_relative_to(Path("data").resolve()):
             raise ValueError(f"{folder} is inside data/, where only steps write. Use a folder outside data/")
         return folder
 
@@ -120,8 +123,10 @@ class Validate(Section):
 class Split(Section):
     """Split into training, validation and test images."""
 
-    strategy: Literal["stratified", "grouped"]
-    """``stratified`` draws single images; ``grouped`` keeps all images of a group in one split."""
+    strategy: Literal["auto", "stratified", "grouped"]
+    """``stratified`` draws single images; ``grouped`` keeps all images of a group (a patient, if ids are given) in one
+    split. ``auto``: ``grouped`` with patient ids and for a folder of your own, otherwise ``stratified``. A split in
+    ``acquire.table`` is kept."""
     test_fraction: Fraction
     """Fraction of all images."""
     validation_fraction: Fraction
@@ -134,6 +139,7 @@ class Prepare(Section):
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
     """Height and width in pixels, a multiple of 32."""
     split: Split
+    intensity: Intensity
 
 
 class Augmentation(Section):
@@ -306,7 +312,7 @@ STEP_PARAMS: dict[str, tuple[str, ...]] = {
         *("selected_defences", "defences", "attack", "analyze", "active_learning"),
     ),
     "acquire": ("seed", "acquire"),
-    "validate": ("acquire", "validate"),
+    "validate": ("acquire", "validate", "prepare.intensity"),
     "prepare": ("seed", "acquire", "prepare"),
     "train_classifier": ("seed", "compute", "train_classifier"),
     "train_autoencoder": ("seed", "compute", "train_autoencoder"),

@@ -5,6 +5,7 @@ random. A reader may raise only documented errors, and its time and memory are l
 """
 
 import argparse
+import io
 import json
 import random
 import resource
@@ -17,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from tasks.dataset.images import FORMATS, MODES, GreyImage, ImageError, read_image
+from tasks.dataset.images import FORMATS, MODES, ImageError, LevelImage, read_image
 from tasks.params import ParamsError, load_params, parse_params
 from tests.conftest import ROOT
 from tests.faults.mutants import mutants, saved
@@ -55,7 +58,7 @@ def read_images(path: Path) -> None:
     assert len(message) > len(f"{path}: "), "the reason is missing"
 
 
-def check_image(image: GreyImage) -> None:
+def check_image(image: LevelImage) -> None:
     """Check the properties of every image that is read."""
     assert image.pixels.dtype == np.uint8
     assert image.pixels.ndim == 2
@@ -89,6 +92,27 @@ def small_images() -> Iterator[bytes]:
         yield saved(grey, "JPEG", **options)
         yield saved(grey.convert("RGB").convert("CMYK"), "JPEG", **options)
     yield from (mutant.content for mutant in mutants() if 0 < len(mutant.content) < 4096)
+    for number_of_frames in (None, 2):
+        yield small_dicom(number_of_frames)
+
+
+def small_dicom(number_of_frames: int | None) -> bytes:
+    """A DICOM file with 8 x 6 pixels of 12 bits in each frame, a rescale slope, an intercept and a window."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = CTImageStorage
+    dataset.Modality = "CT"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 6, 8, 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.WindowCenter, dataset.WindowWidth = 1, -1024, 40, 400
+    if number_of_frames:
+        dataset.NumberOfFrames = number_of_frames
+    dataset.PixelData = np.arange(48 * (number_of_frames or 1), dtype="<u2").tobytes()
+    file = io.BytesIO()
+    dataset.preamble = bytes(128)
+    dataset.save_as(file, enforce_file_format=False)
+    return file.getvalue()
 
 
 def small_params() -> Iterator[bytes]:

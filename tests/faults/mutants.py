@@ -221,12 +221,12 @@ def foreign() -> Iterator[Mutant]:
     yield Mutant("webp.png", saved(image, "WEBP"), reason=none)
     yield Mutant("page.png", b"<!doctype html><title>404 Not Found</title>", reason=none)
     yield Mutant("archive.jpg", b"PK\x03\x04" + bytes(60), reason=none)
-    yield Mutant("scan.tif", bytes(128) + b"DICM" + bytes(100), reason=none)
+    yield Mutant("scan.tif", bytes(128) + b"DICM" + bytes(100), reason="DICOM file")
     yield Mutant("zeros.bmp", bytes(4096), reason=none)
     yield Mutant("empty.png", b"", reason="the file is empty")
-    yield Mutant("float.tif", saved(pixels.astype(np.float32), "TIFF"), reason="mode F has no fixed range")
-    yield Mutant("32 bits.tif", saved(pixels.astype(np.int32), "TIFF"), reason="mode I has no fixed range")
-    for suffix in ("gif", "dcm", "txt", "npy"):
+    yield Mutant("float.tif", saved(pixels.astype(np.float32), "TIFF"), reason="mode float32 has no fixed range")
+    yield Mutant("32 bits.tif", saved(pixels.astype(np.int32), "TIFF"), reason="mode int32 has no fixed range")
+    for suffix in ("gif", "webp", "txt", "npy"):
         yield Mutant(f"by its name.{suffix}", saved(image, "PNG"), reason="by its name; move it away")
     out, nowhere = "symbolic link out of the folder", "symbolic link that leads nowhere"
     yield Mutant("out.png", reason=out, put=lambda path: path.symlink_to("/etc/hostname"))

@@ -1,8 +1,7 @@
 """Checks that an image file has all pixels that its header declares.
 
 Decoders fill missing pixels with grey or black, and ignore extra data, without a warning. These checks count the bytes
-of a PNG and of an uncompressed BMP, the strips or tiles of a TIFF, and the scans of a JPEG. A scan of a JPEG that ends
-early is detected by decoding.
+of a PNG and of an uncompressed BMP, and the scans of a JPEG. A scan of a JPEG that ends early is detected by decoding.
 """
 
 import io
@@ -16,6 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from tasks.dataset.readers.stored import ADVICE
+
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """PNG colour type -> number of channels."""
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -23,8 +24,12 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 BLOCK_BYTES = 1 << 20
 """Bytes that are read or decompressed at once."""
 
+BMP_HEADER, BMP_V5_BYTES = 14, 124
+"""Offset of the header of a BMP, and length of the header of version 5."""
+
 # JPEG markers
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+LOSSLESS_FRAME = 0xC3
 START_OF_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 STANDALONE_MARKERS = {0x01, *range(0xD0, 0xD8)}
 """Markers without a length and content."""
@@ -39,14 +44,6 @@ FILLER = b"\xdb\x6d\xb6" * 20
 after a scan that ends early."""
 RESTARTS_AND_FILLER = FILLER + b"".join(bytes([0xFF, restart]) + FILLER for restart in range(0xD0, 0xD8))
 """The filler, also after each restart marker, for scans that end before a restart."""
-
-# TIFF tags
-IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION = 256, 257, 258, 259
-STRIP_OFFSETS, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, PLANAR_CONFIGURATION = 273, 277, 278, 279, 284
-TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS = 322, 323, 324
-
-ADVICE = "Copy or save the file again."
-"""End of the messages about incomplete images."""
 
 
 class IncompleteImageError(ValueError):
@@ -76,14 +73,15 @@ def check_png(file: BinaryIO) -> None:
         while rest and found < declared + row_bytes(width):
             found += len(decompressor.decompress(rest, BLOCK_BYTES))
             rest = decompressor.unconsumed_tail
-    _check_byte_count(found, declared, row_bytes(width))
+    check_byte_count(found, declared, row_bytes(width))
 
 
-def check_bmp(image: Image.Image, n_bytes: int) -> None:
-    """Compare the length of a BMP with the length that the header declares.
+def check_bmp(image: Image.Image, file: BinaryIO, n_bytes: int) -> None:
+    """Compare the length of a BMP with the length that the header declares. A colour profile may follow the pixels.
 
     Args:
         image: opened file.
+        file: the same file.
         n_bytes: size of the file.
 
     Raises:
@@ -97,28 +95,8 @@ def check_bmp(image: Image.Image, n_bytes: int) -> None:
         )
     assert isinstance(arguments, tuple)
     stride = arguments[1]
-    _check_byte_count(n_bytes - offset, stride * image.height, stride)
-
-
-def check_tiff(image: Image.Image) -> None:
-    """Compare the number of strips or tiles of a TIFF, and the bytes of uncompressed strips, with the header.
-
-    Raises:
-        IncompleteImageError: strips, tiles or bytes are missing, or there are too many.
-    """
-    tags = image.tag_v2  # type: ignore[attr-defined]  # TIFF only
-    width, height = tags[IMAGE_WIDTH], tags[IMAGE_LENGTH]
-    samples = tags.get(SAMPLES_PER_PIXEL, 1)
-    n_planes = samples if tags.get(PLANAR_CONFIGURATION, 1) == 2 else 1
-    if TILE_OFFSETS in tags:
-        columns, rows = math.ceil(width / tags[TILE_WIDTH]), math.ceil(height / tags[TILE_LENGTH])
-        _check_count(len(tags[TILE_OFFSETS]), columns * rows * n_planes, "tiles")
-        return
-    _check_count(len(tags[STRIP_OFFSETS]), math.ceil(height / tags.get(ROWS_PER_STRIP, height)) * n_planes, "strips")
-    if tags.get(COMPRESSION, 1) == 1 and STRIP_BYTE_COUNTS in tags:
-        bits_per_pixel = tags.get(BITS_PER_SAMPLE, (1,))[0] * samples // n_planes
-        row_bytes = math.ceil(width * bits_per_pixel / 8)
-        _check_byte_count(sum(tags[STRIP_BYTE_COUNTS]), row_bytes * height * n_planes, row_bytes)
+    n_pixel_bytes = stride * image.height
+    check_byte_count(n_bytes - offset - _profile_bytes(file, offset + n_pixel_bytes), n_pixel_bytes, stride)
 
 
 def check_jpeg(content: bytes) -> None:
@@ -130,12 +108,13 @@ def check_jpeg(content: bytes) -> None:
     Raises:
         IncompleteImageError: a scan is missing, or ends early; or there are more than MAX_SCANS scans.
     """
-    component_ids, n_scans = [], 0
+    component_ids, n_scans, is_lossless = [], 0, False
     # number of missing bits of each coefficient of each component; -1: all bits are missing
     missing_bits = np.full((1, 64), -1)
     pieces, copied = [], 0
     for marker, segment, start, end in _jpeg_segments(content):
         if marker in START_OF_FRAME_MARKERS:
+            is_lossless = marker == LOSSLESS_FRAME
             component_ids = list(segment[6 : 6 + 3 * segment[5] : 3])
             missing_bits = np.full((len(component_ids), 64), -1)
         elif marker == START_OF_SCAN:
@@ -143,7 +122,11 @@ def check_jpeg(content: bytes) -> None:
             n_components = segment[0]
             first, last, bit_positions = segment[1 + 2 * n_components : 4 + 2 * n_components]
             rows = [component_ids.index(component) for component in segment[1 : 1 + 2 * n_components : 2]]
-            missing_bits[rows, first : last + 1] = bit_positions & 15
+            if is_lossless:
+                # a scan holds all bits of its components; its numbers are a predictor and a shift
+                missing_bits[rows] = 0
+            else:
+                missing_bits[rows, first : last + 1] = bit_positions & 15
             scan = RESTART_PATTERN.sub(lambda restart: FILLER + restart[0], content[start:end])
             pieces += [content[copied:start], scan, RESTARTS_AND_FILLER]
             copied = end
@@ -156,6 +139,17 @@ def check_jpeg(content: bytes) -> None:
     filled = b"".join([*pieces, content[copied:]])
     if not np.array_equal(_jpeg_pixels(content), _jpeg_pixels(filled)):
         raise IncompleteImageError(f"incomplete JPEG: the data of a scan end early. {ADVICE}")
+
+
+def _profile_bytes(file: BinaryIO, end_of_pixels: int) -> int:
+    """Bytes of a colour profile behind the pixels of a BMP with a header of version 5; 0 without such a profile."""
+    file.seek(BMP_HEADER)
+    header = file.read(BMP_V5_BYTES)
+    if len(header) < BMP_V5_BYTES or struct.unpack_from("<I", header)[0] != BMP_V5_BYTES:
+        return 0
+    colour_space, (start, n_bytes) = header[56:60][::-1], struct.unpack_from("<II", header, 112)
+    has_profile = colour_space in (b"MBED", b"LINK") and BMP_HEADER + start >= end_of_pixels
+    return int(BMP_HEADER + start + n_bytes - end_of_pixels) if has_profile else 0
 
 
 def _jpeg_pixels(content: bytes) -> np.ndarray:
@@ -196,7 +190,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, int, int]]:
         yield marker, segment, data_start, position
 
 
-def _check_byte_count(found: int, declared: int, row_bytes: int) -> None:
+def check_byte_count(found: int, declared: int, row_bytes: int) -> None:
     """Raise an error if bytes of pixels are missing, or if there is an extra row."""
     if found < declared:
         raise IncompleteImageError(
@@ -208,7 +202,8 @@ def _check_byte_count(found: int, declared: int, row_bytes: int) -> None:
         )
 
 
-def _check_count(found: int, declared: int, name: str) -> None:
+def check_count(found: int, declared: int, name: str) -> None:
+    """Raise an error if strips or tiles are missing, or if there are too many."""
     if found != declared:
         raise IncompleteImageError(
             f"incomplete image: it holds {found} {name}, but its header declares {declared}. {ADVICE}"

@@ -1,0 +1,159 @@
+"""Reading image files with the values that they store.
+
+One module for each library: Pillow (PNG, JPEG, BMP), tifffile (TIFF), pydicom (DICOM), nibabel (NIfTI). The content of
+a file decides, not its name; only NIfTI files are recognized by their suffix.
+
+A file with several images has an image name for each: ``scan.nii.gz#12`` is number 12 of the file ``scan.nii.gz``.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from PIL import UnidentifiedImageError
+
+from tasks.dataset.readers import dicom, nifti, raster, tiff
+from tasks.dataset.readers.completeness import IncompleteImageError
+from tasks.dataset.readers.nifti import Axis
+from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *dicom.SUFFIXES, *nifti.SUFFIXES)
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "DICOM", "NIfTI")
+
+_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
+MODES = (*raster.MODES, *(f"{dtype}{colours}" for dtype in _DTYPES for colours in ("", " RGB")))
+"""Pillow modes of PNG, JPEG and BMP, and types of the values of the other formats."""
+
+MAX_BYTES_PER_PIXEL = 16
+"""Maximum file size, in bytes for each allowed pixel, without metadata."""
+MAX_METADATA_BYTES = 2**24
+"""Further bytes that a file may have, for metadata."""
+
+T = TypeVar("T")
+
+IMAGE_NAME = re.compile(r"(?s)(.+)#(\d{4,})")
+"""File and number of one of its images."""
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """How files with several images are read."""
+
+    frames: Literal["refuse", "first", "all"] = "refuse"
+    """Several frames of a DICOM file, pages of a TIFF, or volumes of a NIfTI file: refuse, or take the first or all."""
+    axis: Axis = "axial"
+    """Direction in which NIfTI volumes are cut into slices."""
+    every: int = 1
+    """Distance between two slices or frames that are taken."""
+
+
+def image_names(path: Path, volumes: Volumes) -> list[Path]:
+    """Names of the images of a file: the file itself if it holds one image, otherwise one name for each image.
+
+    Raises:
+        ImageError: the file can't be read, or it holds several frames and these are refused.
+    """
+    match _kind(path):
+        case "NIfTI":
+            n_volumes, n_slices = _guarded(path, lambda: nifti.n_nifti_slices(path, volumes.axis))
+            n_frames = n_volumes
+        case "TIFF":
+            n_frames, n_slices = _guarded(path, lambda: tiff.n_tiff_frames(path)), 1
+        case "DICOM":
+            n_frames, n_slices = _guarded(path, lambda: dicom.n_dicom_frames(path)), 1
+        case _:
+            return [path]
+    if n_frames > 1 and volumes.frames == "refuse":
+        # reading reports it
+        return [path]
+    n_frames = 1 if volumes.frames == "first" else n_frames
+    if n_frames * n_slices == 1 and volumes.frames != "first":
+        return [path]
+    numbers = range(0, n_frames * n_slices, volumes.every)
+    return [path.with_name(f"{path.name}#{number:04d}") for number in numbers]
+
+
+def read_stored(path: Path, max_megapixels: float = math.inf, axis: Axis = "axial") -> StoredImage:
+    """Decode a complete image with the values that its file stores.
+
+    Args:
+        path: image file, or the name of one image of a file, from :func:`image_names`.
+        max_megapixels: limit on the number of pixels, in millions; it is checked before the pixels are decoded.
+        axis: direction in which a NIfTI volume is cut.
+
+    Raises:
+        ImageError: the file has none of the formats of :data:`FORMATS`; it is truncated or damaged, as far as the
+            format allows to detect it; it has other pixels than its header declares; it is larger than
+            ``max_megapixels`` allows; or it has several frames and ``path`` names none.
+    """
+    file, number = split_name(path)
+    _check_size(file, max_megapixels)
+    match _kind(file):
+        case "NIfTI":
+            return _guarded(path, lambda: nifti.read_nifti(file, max_megapixels, axis, number))
+        case "TIFF":
+            return _guarded(path, lambda: tiff.read_tiff(file, max_megapixels, number))
+        case "DICOM":
+            return _guarded(path, lambda: dicom.read_dicom(file, max_megapixels, number))
+        case _:
+            return _guarded(path, lambda: raster.read_raster(file, max_megapixels))
+
+
+def split_name(path: Path) -> tuple[Path, int | None]:
+    """File of an image name, and number of the image in it; None if the file holds one image."""
+    found = IMAGE_NAME.fullmatch(path.name)
+    if found is None or path.is_file():
+        return path, None
+    return path.with_name(found[1]), int(found[2])
+
+
+def has_image_name(path: Path) -> bool:
+    """Return whether a regular file is an image by its name, or a DICOM file by its content."""
+    return path.name.lower().endswith(SUFFIXES) or dicom.has_dicom_magic(path)
+
+
+def _kind(path: Path) -> str:
+    """Format by content, or by suffix for NIfTI; ``raster`` for PNG, JPEG, BMP and files that are not known."""
+    if path.name.lower().endswith(nifti.SUFFIXES):
+        return "NIfTI"
+    with path.open("rb") as file:
+        start = file.read(dicom.PREAMBLE + 4)
+    # first, since the preamble of a DICOM file may be the header of a TIFF
+    if start[dicom.PREAMBLE :] == b"DICM":
+        return "DICOM"
+    if start.startswith(tiff.MAGICS):
+        return "TIFF"
+    is_named_dicom = path.name.lower().endswith(dicom.SUFFIXES) and start and not raster.has_raster_magic(start)
+    return "DICOM" if is_named_dicom else "raster"
+
+
+def _check_size(file: Path, max_megapixels: float) -> None:
+    n_bytes = file.stat().st_size
+    if not n_bytes:
+        raise ImageError(f"{file}: the file is empty. {ADVICE}")
+    max_bytes = MAX_BYTES_PER_PIXEL * max_megapixels * 1e6 + MAX_METADATA_BYTES
+    if n_bytes > max_bytes:
+        raise ImageError(
+            f"{file}: the file is too large: {n_bytes} bytes. validate.max_megapixels {max_megapixels:g} allows at "
+            f"most {max_bytes:.0f} bytes. Raise this parameter, or remove the file."
+        )
+
+
+def _guarded(path: Path, read: Callable[[], T]) -> T:
+    """Call a reader, and turn every error about the content into an :class:`ImageError`."""
+    try:
+        return read()
+    except ImageError:
+        raise
+    except IncompleteImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{path}: the content is none of {', '.join(FORMATS)}. Convert the file to one of these formats."
+        ) from None
+    except Exception as error:
+        # for damaged files, decoders raise errors of many types
+        raise ImageError(f"{path}: the file can't be decoded ({error}). {ADVICE}") from error

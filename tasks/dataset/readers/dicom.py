@@ -1,0 +1,248 @@
+"""DICOM, decoded by pydicom and its plug-ins."""
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.dataset.readers.completeness import IncompleteImageError
+from tasks.dataset.readers.stored import (
+    ADVICE,
+    ImageError,
+    StoredImage,
+    check_pixels,
+    range_of_bits,
+    several_frames,
+)
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+SUFFIXES = (".dcm", ".dicom")
+PREAMBLE = 128
+"""Bytes before the characters DICM."""
+MAX_CHANNELS = 4
+PIXEL_GROUPS = (0x0028, 0x7FE0)
+MODALITY, SOP_CLASS, COMMENTS = 0x00080060, 0x00080016, (0x00284000,)
+
+
+def has_dicom_magic(path: Path) -> bool:
+    """Return whether a file is a DICOM file by its content, whatever its name. It must be a regular file."""
+    with path.open("rb") as file:
+        return file.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
+
+
+def n_dicom_frames(path: Path) -> int:
+    """Number of frames of a DICOM file.
+
+    Raises:
+        ImageError: the file is not a DICOM file, or its number of frames is no number.
+    """
+    return _n_frames(_read(path, with_pixels=False), path)
+
+
+def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> StoredImage:
+    """Decode one frame of a DICOM file.
+
+    The values are those of ``pydicom.pixels.pixel_array`` after ``apply_rescale`` (rescale slope and intercept, or
+    modality table) and, for a palette, after ``apply_color_lut``. They are in HU if the file is a CT and its rescale
+    type is HU or absent. MONOCHROME1 is marked as inverted; the values are not changed.
+
+    Args:
+        path: image file.
+        max_megapixels: limit on the number of pixels of a frame, in millions.
+        frame: number of the frame; None: the file must have one.
+
+    Raises:
+        ImageError: the file has no pixels, more pixels than allowed, several frames, or a compression without decoder.
+        IncompleteImageError: pixels are missing.
+        Exception: for damaged files, decoders raise errors of many types.
+    """
+    from pydicom.pixels import apply_color_lut, apply_rescale, get_decoder, pixel_array
+
+    dataset = _read(path, with_pixels=True)
+    n_frames = _n_frames(dataset, path)
+    if n_frames > 1 and frame is None:
+        raise several_frames(path, n_frames)
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        kind = dataset.get("SOPClassUID")
+        raise ImageError(
+            f"{path}: the DICOM file has no pixels: {getattr(kind, 'name', 'unknown kind')}. Images must have pixel "
+            "data. Move the file away."
+        )
+    check_pixels(int(dataset.Columns), int(dataset.Rows), path, max_megapixels)
+    if int(dataset.get("SamplesPerPixel", 1)) > MAX_CHANNELS:
+        raise ImageError(f"{path}: {dataset.SamplesPerPixel} samples per pixel. A DICOM image has 1 or 3. {ADVICE}")
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    try:
+        is_decodable = syntax is None or get_decoder(syntax).is_available
+    except NotImplementedError:
+        is_decodable = False
+    if not is_decodable:
+        raise ImageError(
+            f"{path}: no decoder for the compression {syntax.name}. Save the file uncompressed, or install a plug-in "
+            "of pydicom that decodes it."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            stored = pixel_array(dataset, index=frame or 0)
+        except ValueError as error:
+            if "less than expected" in str(error):
+                raise IncompleteImageError(f"incomplete image: {str(error).partition(' - ')[0]}. {ADVICE}") from None
+            raise
+        except RuntimeError as error:
+            if "12-bit precision" in str(error):
+                raise ImageError(
+                    f"{path}: 12-bit lossy JPEG has no decoder in this environment. Install the extra jpeg12 (`pip "
+                    "install pylibjpeg pylibjpeg-libjpeg`), or save the file uncompressed."
+                ) from None
+            raise
+        is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
+        values = apply_color_lut(stored, dataset) if is_palette else apply_rescale(stored, dataset)
+        values = values[..., :3] if values.ndim == 3 else values
+        is_grey = values.ndim == 2
+        displayed = _displayed(values, dataset) if is_grey else None
+    dtype = values.dtype if is_palette else stored.dtype
+    bits = 8 * dtype.itemsize if is_palette else int(dataset.get("BitsStored", 0))
+    value_range = None
+    if dtype.kind in "biu":
+        value_range = range_of_bits(bits, dtype.kind == "i")
+        if is_grey and values is not stored:
+            ends = [float(_rescaled(dataset, value)) for value in value_range]
+            value_range = (min(ends), max(ends))
+    is_hu = dataset.get("Modality") == "CT" and "RescaleIntercept" in dataset and _rescale_type(dataset) in ("HU", "")
+    return StoredImage(
+        values=values,
+        format="DICOM",
+        mode=str(dtype) if is_grey else f"{dtype} RGB",
+        bits=bits if value_range else None,
+        value_range=value_range,
+        unit="HU" if is_hu else "grey level",
+        is_inverted=dataset.get("PhotometricInterpretation") == "MONOCHROME1",
+        displayed=displayed,
+    )
+
+
+def copy_pixels(source: Path, target: Path) -> None:
+    """Copy a DICOM file with its pixels and the tags that their values depend on, and without every other tag.
+
+    The copied tags are those of the group "image pixel" (0028) without comments, the modality and the SOP class. So the
+    copy holds no name, no id and no date of a patient. The pixel data are not decoded.
+
+    Args:
+        source: DICOM file.
+        target: file that is written.
+
+    Raises:
+        ImageError: the file can't be read or written as DICOM.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    dataset = _read(source, with_pixels=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            copied = Dataset()
+            for tag in list(dataset.keys()):  # iterating the data set would decode every value
+                is_pixel_tag = tag.group in PIXEL_GROUPS and tag not in COMMENTS
+                if is_pixel_tag or tag in (MODALITY, SOP_CLASS):
+                    copied[tag] = dataset.get_item(tag)
+            is_implicit, is_little_endian = dataset.original_encoding
+            explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+            syntax = dataset.file_meta.get("TransferSyntaxUID") or (ImplicitVRLittleEndian if is_implicit else explicit)
+            copied.file_meta = FileMetaDataset()
+            copied.file_meta.TransferSyntaxUID = syntax
+            copied.preamble = bytes(PREAMBLE)
+            copied.set_original_encoding(is_implicit, is_little_endian, dataset.original_character_set)
+            copied.save_as(target, enforce_file_format=False)
+        except Exception as error:
+            # for damaged files, pydicom raises errors of many types
+            target.unlink(missing_ok=True)
+            raise ImageError(
+                f"{source}: the DICOM file can't be copied without the tags of the patient ({error}). {ADVICE}"
+            ) from None
+
+
+def read_tags(path: Path, keywords: Iterable[str]) -> dict[str, str]:
+    """Values of some DICOM tags as text; the empty text for a tag that the file lacks. No other tag is returned.
+
+    Args:
+        path: DICOM file.
+        keywords: of the tags, such as ``PatientID``.
+
+    Raises:
+        ImageError: the file is not a DICOM file.
+    """
+    dataset = _read(path, with_pixels=False)
+    return {keyword: str(dataset.get(keyword) or "").strip() for keyword in keywords}
+
+
+def _read(path: Path, with_pixels: bool) -> "Dataset":
+    # imported here since it is slow
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    # its messages about unusual tags become errors here, or have no influence on the pixels; they may contain values
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # force: files of old scanners have no preamble
+            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not with_pixels)
+        except (InvalidDicomError, EOFError):
+            dataset = None
+    if dataset is None or not (has_dicom_magic(path) or "SOPClassUID" in dataset):
+        raise ImageError(f"{path}: the content is no DICOM file: it has no DICM and no SOPClassUID. {ADVICE}")
+    return dataset
+
+
+def _n_frames(dataset: "Dataset", path: Path) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return max(int(dataset.get("NumberOfFrames") or 1), 1)
+    except (TypeError, ValueError):
+        # the value itself may identify a patient in a file that is this damaged
+        raise ImageError(f"{path}: the number of frames of the DICOM file is no whole number. {ADVICE}") from None
+
+
+def _rescaled(dataset: "Dataset", value: float) -> float:
+    """One stored value after the rescale slope and intercept; a modality table has its own range."""
+    from pydicom.pixels import apply_rescale
+
+    if "ModalityLUTSequence" in dataset:
+        data = dataset.ModalityLUTSequence[0].LUTDescriptor
+        return 0.0 if value <= 0 else 2.0 ** int(data[2]) - 1
+    rescaled: Any = apply_rescale(np.array([value]), dataset)
+    return float(rescaled[0])
+
+
+def _rescale_type(dataset: "Dataset") -> str:
+    return str(dataset.get("RescaleType") or "").strip()
+
+
+def _displayed(values: np.ndarray, dataset: "Dataset") -> np.ndarray | None:
+    """Values after the file's own window or VOI table, float64 ``(H, W)`` in [0, 1]; None if it has neither.
+
+    For a table the range is that of its bits; for a window (linear, linear exact or sigmoid) the range that pydicom
+    returns (DICOM PS3.3 C.11.2).
+    """
+    from pydicom.pixels import apply_voi, apply_windowing
+
+    if dataset.get("VOILUTSequence"):
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        return np.asarray(apply_voi(values, dataset) / (2.0**bits - 1))
+    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
+        return None
+    # the window maps to the range of the stored bits after the rescaling
+    windowed = np.asarray(apply_windowing(values, dataset), dtype=np.float64)
+    low, high = sorted(
+        _rescaled(dataset, value)
+        for value in range_of_bits(int(dataset.BitsStored), dataset.get("PixelRepresentation") == 1)
+    )
+    return np.asarray(np.clip((windowed - low) / (high - low), 0, 1))

@@ -1,0 +1,218 @@
+"""Labels, patients, split and subgroups of images, from a table or from DICOM tags.
+
+Ids of patients are replaced by salted hashes before anything is written or logged. Messages name files, never ids.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from tasks.dataset.folder import printable
+from tasks.dataset.prepared import SPLITS
+from tasks.dataset.readers import ImageError, split_name
+from tasks.dataset.readers.dicom import has_dicom_magic, read_tags
+from tasks.params import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUBGROUP = "subgroup_"
+"""Prefix of the columns with subgroups in ``table.parquet`` and ``split.parquet``."""
+UNKNOWN = "unknown"
+"""Subgroup of an image whose value is empty."""
+HASH_DIGITS = 16
+"""Hexadecimal digits of a hashed id: 64 bits, so that no two of a million ids are equal by chance."""
+N_EXAMPLES = 5
+"""Maximum number of files in a message."""
+
+
+def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.DataFrame":
+    """Read the table of a folder of images.
+
+    Args:
+        folder: of the images; the table lies in it.
+        settings: section ``acquire.table``; ``file`` is not empty.
+        classes: allowed labels.
+
+    Returns:
+        One row for each image: ``path`` (relative to the folder, with slashes), ``class``, and the columns of the
+        settings that the table has, under their own names, all as text.
+
+    Raises:
+        ValueError: the table can't be read, lacks a column, or has rows that can't be used; the message names the
+            files.
+    """
+    table = _read_text(_below(folder, settings.file, "acquire.table.file"), settings.file)
+    wanted = [settings.path, settings.label, *_further_columns(settings)]
+    filled = settings.dicom_tags if settings.dicom_tags else {}
+    if missing := [column for column in wanted if column not in table and column not in filled]:
+        raise ValueError(
+            f"acquire.table {settings.file!r} has no column {missing}. Its columns are {list(table.columns)}. Correct "
+            "the names in acquire.table."
+        )
+    table = table[[column for column in wanted if column in table]].rename(
+        columns={settings.path: "path", settings.label: "class"}
+    )
+    table["path"] = [PurePosixPath(path.replace("\\", "/")).as_posix() for path in table["path"]]
+    _refuse(table["path"].duplicated(keep=False), table, settings, "rows with the same path")
+    outside = [PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path in table["path"]]
+    _refuse(outside, table, settings, "paths outside the folder")
+    _refuse([not (folder / path).is_file() for path in table["path"]], table, settings, "files that do not exist")
+    if unknown := sorted(set(table["class"]) - set(classes)):
+        raise ValueError(
+            f"acquire.table {settings.file!r} has labels that are not in acquire.classes: {unknown[:N_EXAMPLES]}. The "
+            f"classes are {list(classes)}. Add the labels to acquire.classes, or remove the rows."
+        )
+    if absent := [name for name in classes if name not in set(table["class"])]:
+        raise ValueError(
+            f"acquire.table {settings.file!r} has no image of the classes {absent}. Every class needs images. Add "
+            "rows, or remove the classes from acquire.classes."
+        )
+    return table.reset_index(drop=True)
+
+
+def target_path(path: str, name: str) -> str:
+    """Path of an image below ``images/``: in the folder of its class, which is not repeated.
+
+    Args:
+        path: relative to the source folder.
+        name: class of the image.
+    """
+    first, _, rest = path.partition("/")
+    return path if first == name and rest else f"{name}/{path}"
+
+
+def describe_images(
+    table: "pd.DataFrame", sources: Mapping[str, Path], settings: Table, salt_file: Path
+) -> "pd.DataFrame":
+    """Complete the table of the copied images: columns from DICOM tags, and hashed ids.
+
+    Args:
+        table: one row for each copied image: ``path`` below ``images/`` and, if there is a table, the columns of
+            :func:`read_table`.
+        sources: file of each path, for the tags.
+        settings: section ``acquire.table``.
+        salt_file: file with the salt.
+
+    Returns:
+        ``path``, ``patient`` (hashed), ``split`` and ``subgroup_<name>``, as far as the settings name them.
+
+    Raises:
+        ValueError: an id, a tag or a split is missing, or a patient has images in two splits; the message names the
+            files.
+    """
+    import pandas as pd
+
+    table = table.reset_index(drop=True)
+    tags = {column: keyword for column, keyword in settings.dicom_tags.items() if column not in table}
+    if tags:
+        _refuse([not has_dicom_magic(sources[path]) for path in table["path"]], table, settings, "no DICOM files")
+        try:
+            found = [read_tags(sources[path], tags.values()) for path in table["path"]]
+        except ImageError as error:
+            raise ValueError(f"acquire.table.dicom_tags: {error}") from None
+        for column, keyword in tags.items():
+            table[column] = [values[keyword] for values in found]
+    described = pd.DataFrame({"path": table["path"]})
+    if settings.patient:
+        _refuse(table[settings.patient].str.strip() == "", table, settings, "images without a patient id")
+        described["patient"] = hash_ids(table[settings.patient].str.strip(), read_salt(salt_file))
+    if settings.split:
+        _refuse(~table[settings.split].isin(SPLITS), table, settings, f"images whose split is not one of {SPLITS}")
+        described["split"] = table[settings.split]
+        if settings.patient:
+            n_splits = described.groupby("patient")["split"].transform("nunique")
+            _refuse(n_splits > 1, table, settings, "images of patients with images in several splits")
+    for name in settings.subgroups:
+        values = table[name].str.strip()
+        described[SUBGROUP + name] = values.where(values != "", UNKNOWN)
+    return described
+
+
+def join_table(table: "pd.DataFrame", described: "pd.DataFrame") -> "pd.DataFrame":
+    """Add the columns of ``table.parquet`` to a table of images. With patient ids, the groups become the patients.
+
+    Args:
+        table: one row for each image; columns ``path`` and ``group``.
+        described: from :func:`describe_images`; one row for each file.
+
+    Returns:
+        The same rows with ``patient``, ``split`` and subgroups; with patient ids, ``inferred_group`` has the groups
+        that were inferred from the images, and ``group`` numbers the patients in the order of the images.
+    """
+    files = [split_name(Path(path))[0].as_posix() for path in table["path"]]
+    added = described.set_index("path").loc[files].reset_index(drop=True)
+    joined = table.reset_index(drop=True).join(added)
+    if "patient" in added:
+        joined["inferred_group"] = joined["group"]
+        joined["group"] = joined["patient"].factorize()[0]
+    return joined
+
+
+def hash_ids(ids: "pd.Series[str]", salt: bytes) -> "pd.Series[str]":
+    """Keyed hash of each id (HMAC-SHA-256, RFC 2104), as hexadecimal digits. Equal ids give equal hashes."""
+    return ids.map(lambda value: hmac.new(salt, value.encode(), hashlib.sha256).hexdigest()[:HASH_DIGITS])
+
+
+def read_salt(file: Path) -> bytes:
+    """Content of the file with the salt. A file with a random salt is created if there is none."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        pass
+    else:
+        with os.fdopen(descriptor, "w") as created:
+            created.write(secrets.token_hex(32) + "\n")
+    salt = file.read_bytes().strip()
+    if len(salt) < HASH_DIGITS:
+        raise ValueError(
+            f"acquire.table.salt_file: {file} holds {len(salt)} bytes. A salt needs at least {HASH_DIGITS}, otherwise "
+            "ids can be guessed. Remove the file; a new one is created."
+        )
+    return salt
+
+
+def _further_columns(settings: Table) -> list[str]:
+    return [*filter(None, (settings.patient, settings.split)), *settings.subgroups]
+
+
+def _below(folder: Path, name: str, key: str) -> Path:
+    path = folder / name
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{key}: {name!r} is no file below {str(folder)!r}. The table must lie in the folder of the images, so "
+            "that a change of it is noticed. Move it there, or correct the name."
+        )
+    return path
+
+
+def _read_text(path: Path, name: str) -> "pd.DataFrame":
+    """All columns of a CSV or Parquet file as text; an empty cell is the empty text."""
+    import pandas as pd
+
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            table = pd.read_parquet(path)
+            return table.astype(object).where(table.notna(), "").astype(str)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"acquire.table.file: {name!r} can't be read ({error}). It must be a CSV file in UTF-8 with commas, or a "
+            "Parquet file. Save it again."
+        ) from None
+
+
+def _refuse(is_bad: "Sequence[bool] | pd.Series[bool]", table: "pd.DataFrame", settings: Table, problem: str) -> None:
+    """Raise an error that names the files of some rows, if there are any."""
+    bad = table["path"][list(is_bad)].tolist()
+    if bad:
+        names = ", ".join(repr(printable(Path(path), Path())) for path in bad[:N_EXAMPLES])
+        more = f", ... ({len(bad)} in all)" if len(bad) > N_EXAMPLES else ""
+        raise ValueError(
+            f"acquire.table {settings.file or settings.dicom_tags!r} has {problem}: {names}{more}. Correct or remove "
+            "them."
+        )

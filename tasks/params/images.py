@@ -1,0 +1,82 @@
+"""Sections about files of images and their table."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tasks.params.section import Count, Section
+
+Text = Annotated[str, Field(min_length=1)]
+Keyword = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]*$")]
+
+
+class Volumes(Section):
+    """Files with several images. The image number n of a file is called ``<file>#<n>``."""
+
+    frames: Literal["refuse", "first", "all"]
+    """Several frames of a DICOM file, pages of a TIFF, or volumes of a NIfTI file: ``refuse`` the file, or take the
+    ``first`` or ``all``."""
+    axis: Literal["axial", "coronal", "sagittal"]
+    """Direction in which NIfTI volumes are cut into slices, in canonical orientation."""
+    every: Count
+    """Distance between two slices or frames that are taken; 1: all."""
+
+
+class Table(Section):
+    """Labels, patients, split and subgroups of the images."""
+
+    file: str
+    """CSV or Parquet file with one row for each image; a path below the folder of the images. Empty: the subfolders
+    are the classes."""
+    path: Text
+    """Column of the paths, relative to the folder of the images."""
+    label: Text
+    """Column of the class."""
+    patient: str
+    """Column of the patient ids, which are hashed before they are written; empty: there are none."""
+    split: str
+    """Column with ``train``, ``validation`` or ``test``, which is kept exactly; empty: the split is drawn."""
+    subgroups: tuple[Text, ...]
+    """Columns whose values divide the images into subgroups, such as sex, age band, scanner or site."""
+    dicom_tags: dict[Text, Keyword]
+    """Columns that are filled from DICOM tags: ``{patient: PatientID, sex: PatientSex}``. No other tag is read."""
+    salt_file: Text
+    """File with the salt of the hashed ids. It is created if it does not exist, and must not be published."""
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        columns = [self.path, self.label, *filter(None, (self.patient, self.split)), *self.subgroups]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"the columns {columns} of table must differ")
+        if unused := [column for column in self.dicom_tags if column not in columns]:
+            raise ValueError(
+                f"dicom_tags fills the columns {unused}, which nothing uses. Name them in patient, split or subgroups"
+            )
+        return self
+
+
+class Intensity(Section):
+    """Map from the values of a file to [0, 1]."""
+
+    kind: Literal["full_range", "window", "percentiles", "file_window"]
+    """``full_range``: the range of the significant bits of each file. ``window``: one range for all files.
+    ``percentiles``: the range between two percentiles of the training images. ``file_window``: the window or table
+    (VOI LUT) of each DICOM file."""
+    bits: Annotated[int, Field(ge=0, le=16)]
+    """Of ``full_range``: significant bits, if the files do not tell, such as 12 for a 12-bit scan in a 16-bit file;
+    0: as the files say."""
+    window: Annotated[tuple[float, float], Field(min_length=2, max_length=2)]
+    """Of ``window``: centre and width, in ``unit``."""
+    percentiles: Annotated[tuple[float, float], Field(min_length=2, max_length=2)]
+    """Of ``percentiles``: lower and upper one."""
+    unit: Literal["HU", "grey level"]
+    """Of ``window`` and ``percentiles``: unit of the values. DICOM files must agree with it."""
+
+    @model_validator(mode="after")
+    def _ranges_are_positive(self) -> Self:
+        if not self.window[1] > 0:
+            raise ValueError(f"the width of window {list(self.window)} must be above 0. Write [centre, width]")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles {list(self.percentiles)} must rise within 0 to 100. Write [lower, upper]")
+        return self

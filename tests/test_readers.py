@@ -1,0 +1,341 @@
+"""Readers of image files: their own values, unit and depth, and the reasons of refusals."""
+
+import gzip
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
+
+from tasks.dataset.images import Reading, read_image
+from tasks.dataset.intensity import IntensityRange
+from tasks.dataset.readers import ImageError, Volumes, image_names, read_stored
+from tasks.dataset.readers.dicom import copy_pixels
+from tasks.dataset.readers.nifti import DIMENSION, Axis
+from tests.faults.fuzz import small_dicom
+
+RNG = np.random.default_rng(0)
+GREY_12 = RNG.integers(0, 4096, (30, 50)).astype(np.uint16)
+
+
+def folder_of(variable: str) -> Path:
+    """Folder of data that the repository does not contain, from an environment variable."""
+    if variable not in os.environ:
+        pytest.skip(f"the environment variable {variable} names no folder of data")
+    return Path(os.environ[variable])
+
+
+def write_dicom(path: Path, **tags: Any) -> pydicom.Dataset:
+    """Write a DICOM file of 6 x 8 pixels with some tags changed; None removes a tag."""
+    dataset = pydicom.dcmread(io.BytesIO(small_dicom(tags.pop("n_frames", None))))
+    for keyword, value in tags.items():
+        if value is None:
+            del dataset[keyword]
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path, enforce_file_format=False)
+    return dataset
+
+
+def test_a_ct_is_read_in_hounsfield_units_with_the_range_of_its_stored_bits(tmp_path: Path) -> None:
+    dataset = write_dicom(tmp_path / "1.2.840")
+    image = read_stored(tmp_path / "1.2.840")
+    np.testing.assert_array_equal(image.values, apply_rescale(pixel_array(dataset), dataset))
+    assert (image.format, image.mode, image.bits, image.unit) == ("DICOM", "uint16", 12, "HU")
+    assert image.value_range == (-1024, 3071)
+
+
+def test_a_rescale_type_other_than_hu_and_another_modality_are_grey_levels(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "a.dcm", RescaleType="US")
+    write_dicom(tmp_path / "b.dcm", Modality="MR")
+    assert [read_stored(tmp_path / name).unit for name in ("a.dcm", "b.dcm")] == ["grey level", "grey level"]
+
+
+def test_a_window_in_hu_gives_known_levels(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "a.dcm", PixelData=np.array([[24, 1024, 1524, 2024, 3000, 0, 0, 0]] * 6, "<u2").tobytes())
+    window = Reading(IntensityRange("window", low=-1000, high=1000, unit="HU"))
+    levels = read_image(tmp_path / "a.dcm", 1, window).pixels
+    # -1000, 0, 500 and 1000 HU; below and above the window
+    assert levels[0].tolist() == [0, 128, 191, 255, 255, 0, 0, 0]
+
+
+def test_the_window_of_the_file_is_applied_as_pydicom_does(tmp_path: Path) -> None:
+    dataset = write_dicom(tmp_path / "a.dcm", WindowCenter=-1000, WindowWidth=20)
+    windowed = pydicom.pixels.apply_windowing(apply_rescale(pixel_array(dataset), dataset), dataset)
+    levels = read_image(tmp_path / "a.dcm", 1, Reading(IntensityRange("file_window"))).pixels
+    np.testing.assert_array_equal(levels, np.rint(255 * (windowed + 1024) / 4095))
+    write_dicom(tmp_path / "b.dcm", WindowCenter=None)
+    with pytest.raises(ImageError, match=r"b\.dcm: the file has no window and no VOI table"):
+        read_image(tmp_path / "b.dcm", 1, Reading(IntensityRange("file_window")))
+
+
+def test_monochrome1_keeps_its_values_and_is_inverted_when_it_is_mapped(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "a.dcm")
+    write_dicom(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read_stored(tmp_path / "a.dcm").values, read_stored(tmp_path / "b.dcm").values)
+    levels = [read_image(tmp_path / name, 1).pixels.astype(int) for name in ("a.dcm", "b.dcm")]
+    np.testing.assert_array_equal(levels[0], 255 - levels[1])
+
+
+def test_frames_are_refused_or_named_as_the_parameter_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    dataset = write_dicom(path, n_frames=3)
+    assert image_names(path, Volumes("refuse")) == [path]
+    with pytest.raises(ImageError, match=r"holds several frames; .* It has 3, .*acquire\.volumes\.frames"):
+        read_stored(path)
+    assert [name.name for name in image_names(path, Volumes("first"))] == ["a.dcm#0000"]
+    names = image_names(path, Volumes("all"))
+    for name, frame in zip(names, apply_rescale(pixel_array(dataset), dataset), strict=True):
+        np.testing.assert_array_equal(read_stored(name).values, frame)
+    assert image_names(path, Volumes("all", every=2)) == [names[0], names[2]]
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"PixelData": None}, "has no pixels: CT Image Storage"),
+        ({"PixelData": bytes(90)}, "incomplete image: .*less than expected"),
+        ({"NumberOfFrames": None, "n_frames": 2, "Rows": 60_000, "Columns": 60_000}, "more than validate.max_meg"),
+    ],
+    ids=["no pixels", "truncated", "huge"],
+)
+def test_dicom_without_usable_pixels_is_refused_with_the_reason(
+    tmp_path: Path, tags: dict[str, Any], reason: str
+) -> None:
+    write_dicom(tmp_path / "a.dcm", **tags)
+    with pytest.raises(ImageError, match=reason):
+        read_stored(tmp_path / "a.dcm", 1)
+
+
+def test_a_number_of_frames_that_is_no_number_is_refused_without_naming_it(tmp_path: Path) -> None:
+    content = small_dicom(2)
+    (tmp_path / "a.dcm").write_bytes(content.replace(b"IS\x02\x002 ", b"IS\x02\x00xy"))
+    with pytest.raises(ImageError, match="number of frames of the DICOM file is no whole number"):
+        image_names(tmp_path / "a.dcm", Volumes("all"))
+
+
+def test_a_copy_without_other_tags_has_the_same_values_and_no_name(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "a.dcm", PatientName="Doe^Jane", PatientID="4711", InstitutionName="Clinic of Doe")
+    copy_pixels(tmp_path / "a.dcm", tmp_path / "copy")
+    copied, original = read_stored(tmp_path / "copy"), read_stored(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(copied.values, original.values)
+    assert (copied.unit, copied.bits, copied.value_range) == (original.unit, original.bits, original.value_range)
+    assert copied.displayed is not None
+    np.testing.assert_array_equal(copied.displayed, original.displayed)
+    content = (tmp_path / "copy").read_bytes()
+    assert b"Doe" not in content
+    assert b"4711" not in content
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.int16, np.float16, np.float32, np.uint32])
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=str)
+def test_a_tiff_keeps_its_values(tmp_path: Path, dtype: type, options: dict[str, Any]) -> None:
+    values = GREY_12.astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, **options)
+    image = read_stored(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image.values, values)
+    assert image.values.dtype == dtype
+    assert image.bits == (None if np.dtype(dtype).kind == "f" else 8 * np.dtype(dtype).itemsize)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("planarconfig", ["separate", "contig"])
+def test_colours_of_16_bits_are_not_scrambled(tmp_path: Path, byteorder: Any, planarconfig: str) -> None:
+    colours = np.stack([GREY_12, GREY_12.T.reshape(30, 50), 4095 - GREY_12], axis=2)
+    planes = np.moveaxis(colours, 2, 0) if planarconfig == "separate" else colours
+    tifffile.imwrite(
+        tmp_path / "a.tif", planes, photometric="rgb", planarconfig=planarconfig, byteorder=byteorder, metadata=None
+    )
+    image = read_stored(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image.values, colours)
+    assert (image.mode, image.n_channels) == ("uint16 RGB", 3)
+
+
+def test_pages_of_a_tiff_are_refused_or_named_and_reduced_pages_do_not_count(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(GREY_12, metadata=None)
+        tiff.write(GREY_12[::2, ::2], subfiletype=1, metadata=None)
+    assert image_names(tmp_path / "a.tif", Volumes()) == [tmp_path / "a.tif"]
+    np.testing.assert_array_equal(read_stored(tmp_path / "a.tif").values, GREY_12)
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([GREY_12, GREY_12 + 1]), photometric="minisblack", metadata=None)
+    with pytest.raises(ImageError, match="holds several frames"):
+        read_stored(tmp_path / "b.tif")
+    second = image_names(tmp_path / "b.tif", Volumes("all"))[1]
+    np.testing.assert_array_equal(read_stored(second).values, GREY_12 + 1)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", "zstd"])
+def test_a_tiff_with_a_damaged_strip_is_refused(tmp_path: Path, compression: str) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY_12, compression=compression, rowsperstrip=10, metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        start, n_bytes = tiff.pages[0].dataoffsets[1], tiff.pages[0].databytecounts[1]
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[start : start + n_bytes] = b"\xee" * n_bytes
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError, match=r"can't be decoded|incomplete"):
+        read_stored(tmp_path / "a.tif")
+
+
+def test_deep_colours_of_a_png_keep_their_16_bits(tmp_path: Path) -> None:
+    import imagecodecs
+
+    colours = RNG.integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(colours))
+    np.testing.assert_array_equal(read_stored(tmp_path / "a.png").values, colours)
+
+
+def test_bits_of_the_parameter_scale_a_12_bit_scan_in_a_16_bit_file(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY_12)
+    levels = read_image(tmp_path / "a.tif", 1, Reading(IntensityRange(bits=12))).pixels
+    np.testing.assert_array_equal(levels, np.rint(GREY_12 * (255 / 4095)))
+    with pytest.raises(ImageError, match=r"do not fit into prepare\.intensity\.bits 11"):
+        read_image(tmp_path / "a.tif", 1, Reading(IntensityRange(bits=11)))
+
+
+AXES: tuple[Axis, ...] = ("axial", "coronal", "sagittal")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("axis", AXES)
+def test_slices_of_a_volume_are_those_of_nibabel_in_canonical_orientation(
+    tmp_path: Path, axis: Axis, suffix: str
+) -> None:
+    volume = RNG.integers(-1000, 2000, (5, 6, 7)).astype(np.int16)
+    # stored as left, posterior, superior
+    path = tmp_path / f"a{suffix}"
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, -1, 1, 1])), path)
+    canonical = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj)
+    names = image_names(path, Volumes(axis=axis))
+    assert len(names) == canonical.shape[DIMENSION[axis]]
+    for position, name in enumerate(names):
+        image = read_stored(name, axis=axis)
+        expected = canonical.take(position, DIMENSION[axis])
+        # rows from top to bottom and columns from left to right are the two other axes, reversed
+        np.testing.assert_array_equal(image.values, expected[::-1, ::-1].T)
+        assert (image.format, image.mode, image.bits) == ("NIfTI", "int16", 16)
+
+
+def test_an_axial_slice_has_the_front_at_the_top_and_the_patients_right_at_the_left(tmp_path: Path) -> None:
+    volume = np.zeros((4, 4, 1), dtype=np.uint8)
+    volume[3, 3, 0] = 7  # right and front, in a volume whose axes point to the right, the front and the head
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "a.nii")
+    assert read_stored(tmp_path / "a.nii").values[0, 0] == 7
+
+
+def test_volumes_over_time_are_refused_or_taken_as_the_parameter_says(tmp_path: Path) -> None:
+    volumes = RNG.integers(0, 255, (4, 5, 3, 2)).astype(np.uint8)
+    path = tmp_path / "a.nii"
+    nibabel.save(nibabel.Nifti1Image(volumes, np.eye(4)), path)
+    assert image_names(path, Volumes()) == [path]
+    with pytest.raises(ImageError, match="holds several frames"):
+        read_stored(path)
+    assert len(image_names(path, Volumes("first"))) == 3
+    names = image_names(path, Volumes("all"))
+    np.testing.assert_array_equal(read_stored(names[4]).values, volumes[::-1, ::-1, 1, 1].T)
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.6, 0.95])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_truncated_volume_is_refused(tmp_path: Path, suffix: str, kept: float) -> None:
+    volume = nibabel.Nifti1Image(RNG.integers(0, 255, (20, 20, 9)).astype(np.uint8), np.eye(4)).to_bytes()
+    content = gzip.compress(volume) if suffix == ".nii.gz" else volume
+    (tmp_path / f"a{suffix}").write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ImageError):
+        read_stored(image_names(tmp_path / f"a{suffix}", Volumes())[-1])
+
+
+def test_a_small_file_that_declares_a_huge_volume_is_refused(tmp_path: Path) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape((30_000, 30_000, 30_000))
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4))
+    with pytest.raises(ImageError, match=r"shape .* at most 1024 million voxels"):
+        read_stored(tmp_path / "a.nii#0000")
+
+
+def test_every_dicom_file_has_the_values_of_pydicom_or_is_refused_with_the_reason() -> None:
+    refused = {}
+    for path in sorted(folder_of("CT_ROBUSTNESS_DICOM").rglob("*")):
+        if not path.is_file():
+            continue
+        try:
+            names = image_names(path, Volumes("all"))
+            images = [read_stored(name) for name in names]
+        except ImageError as error:
+            refused[path.name] = str(error)
+            continue
+        dataset = pydicom.dcmread(path)
+        values = pixel_array(dataset)
+        is_palette = dataset.PhotometricInterpretation == "PALETTE COLOR"
+        values = apply_color_lut(values, dataset) if is_palette else apply_rescale(values, dataset)
+        frames = values if len(images) > 1 else values[None]
+        for image, frame in zip(images, frames, strict=True):
+            np.testing.assert_array_equal(image.values, frame, err_msg=path.name)
+    for name, reason in {
+        "MR_truncated.dcm": "incomplete image: The number of bytes of pixel data is less than expected",
+        "badVR.dcm": "number of frames",
+        "no_meta_group_length.dcm": "has no pixels|no DICOM file",
+        "reportsi.dcm": "has no pixels: Basic Text SR Storage",
+        "rtplan.dcm": "has no pixels: RT Plan Storage",
+    }.items():
+        assert re.search(reason, refused.pop(name)), name
+    assert refused == {}
+
+
+def test_every_nifti_file_has_the_values_of_nibabel() -> None:
+    n_files = 0
+    for path in sorted(folder_of("CT_ROBUSTNESS_NIFTI").iterdir()):
+        canonical = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj)
+        stacked = canonical if canonical.ndim == 4 else canonical[..., None]
+        names = image_names(path, Volumes("all"))
+        assert len(names) == stacked.shape[2] * stacked.shape[3]
+        for number, name in enumerate(names):
+            volume, position = divmod(number, stacked.shape[2])
+            expected = stacked[::-1, ::-1, position, volume].T
+            np.testing.assert_array_equal(read_stored(name).values, expected, err_msg=path.name)
+        n_files += 1
+    assert n_files >= 5
+
+
+UNEQUAL = ("imagetiff", "pillow", "twelve", "g_bool", "g_int16_hu")
+"""Files of other pictures, or whose full range is not that of the picture."""
+REFUSED = {
+    "g_float16.tif": "no fixed range",
+    "g_float32.tif": "no fixed range",
+    "g_uint32.tif": "no fixed range",
+    "imagej_one_of_stack.tif": "several frames",
+    "pillow__bmp__b__pal8badindex.bmp": "colour 252 of a palette with 101 colours",
+}
+
+
+def test_every_case_is_read_right_or_refused_with_the_reason() -> None:
+    folder = folder_of("CT_ROBUSTNESS_CASES")
+    picture, refused = read_image(folder / "g8.png", 64).pixels.astype(int), {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".md":
+            continue
+        try:
+            levels = read_image(path, 64).pixels
+        except ImageError as error:
+            refused[path.name] = str(error)
+            continue
+        if not path.name.startswith(UNEQUAL):
+            is_lossy = "q95" in path.name or "jpeg" in path.name
+            assert abs(levels - picture).max() <= (3 if is_lossy else 0), path.name
+    assert set(refused) == set(REFUSED)
+    for name, reason in REFUSED.items():
+        assert reason in refused[name]
+    means = {"twelve__tiff__jpeg-lossless-12bit-gray.tif": 120, "twelve__jpeg-lossless__8_ls.jpg": 147}
+    for name, mean in means.items():
+        assert abs(read_image(folder / name, 64).pixels.mean() - mean) < 1
+    reference = read_stored(folder / "rgb16_planar_lzw.tif").values
+    for name in ("rgb16_planar_le.tif", "rgb16_planar_be.tif", "rgb16_contig_be.tif"):
+        np.testing.assert_array_equal(read_stored(folder / name).values, reference)
