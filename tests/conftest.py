@@ -57,12 +57,14 @@ def small_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(effort.EFFORTS, "standard", (quick, second))
 
 
-@pytest.fixture(autouse=True)
-def code_at_the_start_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An edit of the code during the tests fails only the steps that run at that moment."""
+@pytest.fixture(autouse=True, scope="module")
+def code_at_the_start_of_the_module() -> Iterator[None]:
+    """An edit of the code during the tests fails only the steps of the test file that runs at that moment."""
     from tasks.core import source
 
-    monkeypatch.setattr(source, "AT_START", source.digests_of_sources())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "AT_START", source.digests_of_sources())
+        yield
 
 
 @pytest.fixture(scope="session")

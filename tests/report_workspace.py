@@ -1,11 +1,13 @@
 """Write a workspace with known numbers, as the earlier steps leave it, for tests of the report."""
 
+import base64
 import json
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pytest
 
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
@@ -16,6 +18,7 @@ from tasks.labelling.learning_curves import curve_table, cycle_table
 from tasks.params import UNDEFENDED, Params
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.tables import build_records
+from tasks.reporting import figures
 from tasks.tracking import Tracker
 from tests.plausible_analysis import PlausibleAnalysis
 from tests.plausible_attack import write_attacks
@@ -25,6 +28,8 @@ N_TRAIN, N_TEST, SIDE = 3, 60, 32
 N_GROUPS = 21
 EPS = (0.25, 1.0, 4.0)
 DEFENCES = ["autoencoder", "retrained_autoencoder"]
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+"""A PNG of one pixel."""
 BIASES = (0.0, 0.25, 0.125)
 """Biases of the operating point ``recalibrated``; too small to change a prediction."""
 # correctly classified images of 60
@@ -160,6 +165,12 @@ def write_learning(labels: np.ndarray, n_seeds: int = 10, gain: float = 0.2) -> 
     write_table(efficiency, Workspace().label_efficiency)
     write_table(by_seed, Workspace().label_efficiency_by_seed)
     queries.to_parquet(Workspace().queries)
+
+
+def leave_out_static_figures(patch: pytest.MonkeyPatch) -> None:
+    """Replace every PNG of a report by one pixel, and draw figures without computing their layout."""
+    patch.setattr(figures, "png", lambda figure: PIXEL)
+    patch.setattr(figures.ConstrainedLayoutEngine, "execute", lambda engine, figure: None)
 
 
 def empty_analysis() -> None:

@@ -1,6 +1,5 @@
 """The page of the report in a browser: no requests, no errors, and the interactive parts work."""
 
-import base64
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,17 +10,15 @@ import pytest
 from tasks.core.workspace import Workspace
 from tasks.params import parse_params
 from tasks.report import report
-from tasks.reporting import figures
 from tasks.tracking import Tracker
 from tests.conftest import with_overrides
-from tests.report_workspace import DEFENCES, EPS, SIDE, write_workspace
+from tests.report_workspace import DEFENCES, EPS, SIDE, leave_out_static_figures, write_workspace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +30,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        # the layout of the static figures is not tested here, and it takes long
-        patch.setattr(figures, "png", lambda figure: PIXEL)
-        patch.setattr(figures.ConstrainedLayoutEngine, "execute", lambda engine, figure: None)
+        leave_out_static_figures(patch)
         write_workspace(params, is_phantom=True)
         Workspace().report.mkdir()
         report(Workspace(), params, Tracker())

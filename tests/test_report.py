@@ -38,7 +38,7 @@ from tasks.statistics.formatting import percent, sample_text, with_interval
 from tasks.statistics.intervals import Estimate
 from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 from tests.conftest import with_overrides
-from tests.report_workspace import DEFENCES, EPS, SIDE, empty_analysis, write_workspace
+from tests.report_workspace import DEFENCES, EPS, SIDE, empty_analysis, leave_out_static_figures, write_workspace
 
 SHORTENED = "\n\n*Shortened. The full text is in report.html.*\n"
 
@@ -97,6 +97,12 @@ def workspace(phantom_workspace: tuple[Path, RecordingTracker], monkeypatch: pyt
     """The same workspace as the current folder."""
     monkeypatch.chdir(phantom_workspace[0])
     return phantom_workspace[0]
+
+
+@pytest.fixture
+def no_static_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the PNG files and the layout of static figures, which take most of the time of a report."""
+    leave_out_static_figures(monkeypatch)
 
 
 @pytest.fixture
@@ -259,6 +265,7 @@ def test_claims_section_has_one_row_for_each_claim_with_its_result(html: str) ->
     )
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_a_section_without_results_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params) -> None:
     monkeypatch.chdir(tmp_path)
     write_workspace(params, is_phantom=True)
@@ -308,6 +315,7 @@ def test_a_report_on_phantoms_says_so(html: str) -> None:
     assert "computer-drawn phantoms, not scans of patients" in Workspace().report_markdown.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_a_report_on_scans_does_not_mention_phantoms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
 ) -> None:
@@ -322,6 +330,7 @@ def test_a_report_on_scans_does_not_mention_phantoms(
     assert "computer-drawn" not in Workspace().report_markdown.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_a_report_on_one_defence_compares_no_defences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     params = params_of(["autoencoder"])
@@ -342,6 +351,7 @@ def test_a_report_on_one_defence_compares_no_defences(tmp_path: Path, monkeypatc
     assert "retrained" not in text_of(html[: html.index('<section id="parameters">')])
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_a_defence_without_a_purifier_is_left_out_of_the_comparison_of_purifiers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,6 +437,7 @@ def test_markdown_tables_keep_their_columns_for_every_class_name(workspace: Path
         assert re.fullmatch(r"[|:-]+", block[1])
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_markdown_is_shortened_to_the_limit_of_notes_and_says_so(workspace: Path, params: Params) -> None:
     results, headline = loaded(params)
     sections = all_sections(results, headline)
@@ -631,6 +642,7 @@ def test_the_unit_of_intervals_depends_on_patient_ids_and_groups(
     assert sample_text(60, 9, unit) == sample
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_too_few_groups_have_no_interval_and_no_conclusion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
 ) -> None:
@@ -776,6 +788,7 @@ def test_unchanged_data_and_different_data_are_recognised(workspace: Path, param
     )
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_acquisition_functions_that_differ_from_random_are_named(workspace: Path, params: Params) -> None:
     results, headline = loaded(params)
 
@@ -829,6 +842,7 @@ def test_results_of_a_claim_at_other_eps_are_grouped_by_result() -> None:
     assert results_at_other_eps(claim) == "0.5, 2: holds; 4: does not hold"
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_a_report_on_scans_counts_the_results_of_the_claims(workspace: Path, params: Params) -> None:
     results, headline = loaded(params)
     scans = replace(results, data=replace(results.data, is_phantom=False))
@@ -836,6 +850,7 @@ def test_a_report_on_scans_counts_the_results_of_the_claims(workspace: Path, par
     assert finding == "Result of 4 claims: holds (1), does not hold (1), not significant (1), not tested (1)."
 
 
+@pytest.mark.usefixtures("no_static_figures")
 def test_rejection_is_shown_at_the_false_positive_rate_of_the_parameters(workspace: Path, params: Params) -> None:
     for rate, shown in ((0.05, "5.0 %"), (0.3, "20.0 %")):
         analyze = params.analyze.model_copy(update={"false_positive_rate": rate})

@@ -28,11 +28,14 @@ def changed_sources() -> list[str]:
 
     A file is used if it was loaded as a module, or if it is no module and its package was loaded (a template).
     """
+    now = digests_of_sources()
+    changed = [Path(path) for path in sorted(AT_START.keys() | now.keys()) if AT_START.get(path) != now.get(path)]
+    if not changed:
+        # the paths of all modules take much longer than the digests
+        return []
     modules = [Path(file).resolve() for module in [*sys.modules.values()] if (file := getattr(module, "__file__", ""))]
     loaded = {path.relative_to(ROOT) for path in modules if path.is_relative_to(ROOT)}
     packages = {path.parts[0] for path in loaded if len(path.parts) > 1}
-    now = digests_of_sources()
-    changed = [Path(path) for path in sorted(AT_START.keys() | now.keys()) if AT_START.get(path) != now.get(path)]
     used = [path for path in changed if path in loaded or (path.suffix != ".py" and path.parts[0] in packages)]
     return [f"{ROOT.name}/{path.as_posix()}" for path in used]
 
