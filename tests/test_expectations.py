@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 
 from tasks.dataset.expectations import ExpectationResult, validate_manifest
 from tasks.dataset.manifest import Manifest
-from tasks.params import Validate
+from tasks.params import Intensity, Validate
 from tasks.tracking import digest_of
 
 CLASSES = ("healthy", "ill")
@@ -179,3 +180,43 @@ def test_data_docs_do_not_depend_on_the_order_of_files_in_the_file_system(
     monkeypatch.setattr(os, "walk", walk_in_order)
     validate_table(faulty_table(), tmp_path, UNREADABLE)
     assert digest_of(tmp_path) == digest_of(faults[1])
+
+
+def deep_table(max_value: float, n_healthy: int = 10) -> pd.DataFrame:
+    """A manifest whose ill images have 16 bits and values up to ``max_value``."""
+    frame = table(n_healthy)
+    is_ill = frame["class"] == "ill"
+    frame.loc[is_ill, ["bits", "max_value", "possible_values"]] = [16, max_value, 65535.0]
+    return frame
+
+
+def failed(frame: pd.DataFrame, folder: Path, **intensity: Any) -> dict[str, ExpectationResult]:
+    values = {"kind": "full_range", "bits": 0, "window": (0.0, 1.0), "percentiles": (0.0, 99.0), "unit": "HU"}
+    found = validate_manifest(Manifest(frame, {}), CLASSES, SETTINGS, folder, Intensity(**values | intensity))
+    return {result.name: result for result in found if not result.success}
+
+
+def test_a_class_of_8_bits_and_a_class_of_dark_16_bits_are_refused_with_what_to_set(tmp_path: Path) -> None:
+    found = failed(deep_table(4095), tmp_path)
+    assert set(found) == {"range_used"}
+    assert found["range_used"].n_unexpected == 10
+    assert found["range_used"].observed == "6.2% of the values"
+    assert (
+        "set prepare.intensity.bits, such as 12, or set prepare.intensity.kind to window" in found["range_used"].allowed
+    )
+
+
+def test_a_class_of_8_bits_and_a_class_of_bright_16_bits_are_allowed_by_full_range_alone(tmp_path: Path) -> None:
+    assert failed(deep_table(50_000), tmp_path) == {}
+    assert set(failed(deep_table(50_000), tmp_path, kind="window")) == {"one_scale"}
+    assert set(failed(deep_table(50_000), tmp_path, kind="percentiles")) == {"one_scale"}
+
+
+def test_dicom_files_must_have_the_unit_of_the_window(tmp_path: Path) -> None:
+    frame = table().assign(format="DICOM", bits=12, unit="HU", possible_values=4095.0, min_value=-1024, max_value=3071)
+    assert failed(frame, tmp_path) == {}
+    assert failed(frame, tmp_path, kind="window") == {}
+    found = failed(frame, tmp_path, kind="window", unit="grey level")
+    assert (set(found), found["one_scale"].n_unexpected) == ({"one_scale"}, 20)
+    frame.loc[3, "unit"] = "grey level"
+    assert failed(frame, tmp_path)["one_scale"].examples == ["healthy/3.png"]

@@ -81,7 +81,8 @@ def test_unreadable_images_are_listed_with_their_reasons(tmp_path: Path) -> None
     assert manifest.table["path"].tolist() == ["a/good.png"]
     assert manifest.unreadable == {
         "a/empty.png": "the file is empty. Copy or save the file again.",
-        "a/text.png": "the content is none of PNG, JPEG, BMP, TIFF, DICOM, NIfTI. Convert the file to one of these formats.",
+        "a/text.png": "the content is none of PNG, JPEG, BMP, TIFF, DICOM, NIfTI. Convert the file to one of these "
+        "formats.",
     }
 
 

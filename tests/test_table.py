@@ -1,0 +1,221 @@
+"""Tables of images: labels, hashed patients, split and subgroups, and the split by patient."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tasks.acquire import acquire
+from tasks.core.workspace import Workspace
+from tasks.dataset.table import read_salt
+from tasks.params import Params, ParamsError
+from tasks.prepare import prepare
+from tasks.tracking import Tracker
+from tasks.validate import validate
+from tests.test_readers import write_dicom
+
+CLASSES = ["0", "yes it's 5 % é"]
+N_PATIENTS, N_SLICES = 24, 3
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "workspace")
+    for step in (workspace.acquire, workspace.validate, workspace.prepare):
+        step.mkdir(parents=True)
+    return workspace
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder of unrelated noisy images, and the table ``about.csv`` of their patients."""
+    rng, rows = np.random.default_rng(0), []
+    for patient in range(N_PATIENTS):
+        for slice_ in range(N_SLICES):
+            path = tmp_path / "scans" / f"set {patient % 3}" / f"{patient:02d} ({slice_}).png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(path)
+            rows.append(
+                {
+                    "image": path.relative_to(tmp_path / "scans").as_posix(),
+                    "finding": CLASSES[patient % 2],
+                    "id": f"secret-{patient}",
+                    "part": "test" if patient < 8 else "validation" if patient < 12 else "train",
+                    "sex": "F" if patient % 4 < 2 else "",
+                }
+            )
+    pd.DataFrame(rows).to_csv(tmp_path / "scans" / "about.csv", index=False)
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def params_of(source: Path, params_with: Any) -> Any:
+    def build(**overrides: Any) -> Params:
+        keys = {
+            "acquire.source": "folder",
+            "acquire.folder": str(source),
+            "acquire.classes": CLASSES,
+            "acquire.positive_class": CLASSES[1],
+            "acquire.table.file": "about.csv",
+            "acquire.table.path": "image",
+            "acquire.table.label": "finding",
+            "acquire.table.patient": "id",
+            "acquire.table.subgroups": ["sex"],
+            "validate.min_side": 32,
+            "prepare.image_size": 32,
+            "prepare.split.test_fraction": 0.25,
+            "prepare.split.validation_fraction": 0.3334,
+        }
+        params: Params = params_with(keys | {key.replace("__", "."): value for key, value in overrides.items()})
+        return params
+
+    return build
+
+
+def change(source: Path, row: int, column: str, value: str) -> None:
+    table = pd.read_csv(source / "about.csv", dtype=str, keep_default_na=False)
+    table.loc[row, column] = value
+    table.to_csv(source / "about.csv", index=False)
+
+
+def run(workspace: Workspace, params: Params) -> pd.DataFrame:
+    """Run the three steps; return the table of the split."""
+    for step in (acquire, validate, prepare):
+        step(workspace, params, Tracker())
+    return pd.read_parquet(workspace.split)
+
+
+def patient_of(table: pd.DataFrame) -> "pd.Series[int]":
+    return table["path"].str.extract(r"/(\d+) \(")[0].astype(int)
+
+
+def test_no_patient_is_on_both_sides_of_the_split_by_default(workspace: Workspace, params_of: Any) -> None:
+    table = run(workspace, params_of())
+    assert table.groupby(patient_of(table))["split"].nunique().max() == 1
+    assert table["group"].tolist() == patient_of(table).factorize()[0].tolist()
+    assert table["class"].tolist() == [CLASSES[patient % 2] for patient in patient_of(table)]
+    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+    assert (info["strategy"], info["leakage"]["patient_in_train"], info["n_groups"]) == ("grouped", 0.0, N_PATIENTS)
+    assert json.loads(workspace.leakage.read_text())["outcome"] == "exact"
+
+
+def test_ids_are_hashed_and_appear_in_no_output(workspace: Workspace, params_of: Any, caplog: Any) -> None:
+    table = run(workspace, params_of())
+    assert table["patient"].str.fullmatch("[0-9a-f]{16}").all()
+    assert table.groupby("patient").size().tolist() == [N_SLICES] * N_PATIENTS
+    for path in workspace.root.rglob("*"):
+        assert path.is_dir() or b"secret" not in path.read_bytes(), path
+    assert "secret" not in caplog.text
+    salt = workspace.root / ".patient_salt"
+    assert salt.stat().st_mode & 0o077 == 0
+    assert read_salt(salt) == read_salt(salt)
+
+
+def test_another_salt_gives_other_hashes_and_the_same_split(workspace: Workspace, params_of: Any) -> None:
+    first = run(workspace, params_of())
+    second = run(workspace, params_of(acquire__table__salt_file="other"))
+    assert not set(first["patient"]) & set(second["patient"])
+    pd.testing.assert_frame_equal(first.drop(columns="patient"), second.drop(columns="patient"))
+
+
+def test_subgroups_are_columns_and_an_empty_value_is_unknown(workspace: Workspace, params_of: Any) -> None:
+    table = run(workspace, params_of())
+    expected = np.where(patient_of(table) % 4 < 2, "F", "unknown")
+    assert table["subgroup_sex"].tolist() == expected.tolist()
+
+
+def test_a_given_split_is_kept_exactly(workspace: Workspace, params_of: Any) -> None:
+    table = run(workspace, params_of(acquire__table__split="part"))
+    patients = patient_of(table)
+    expected = np.where(patients < 8, "test", np.where(patients < 12, "validation", "train"))
+    assert table["split"].tolist() == expected.tolist()
+    assert json.loads(workspace.dataset_info.read_text(encoding="utf-8"))["strategy"] == "given"
+
+
+def test_a_patient_in_two_splits_is_refused_with_the_files(workspace: Workspace, source: Path, params_of: Any) -> None:
+    change(source, 2, "part", "train")
+    with pytest.raises(ValueError, match=r"patients with images in several splits: '.*00 \(0\)\.png'") as raised:
+        acquire(workspace, params_of(acquire__table__split="part"), Tracker())
+    assert "secret" not in str(raised.value)
+    assert not workspace.images.exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("id", " ", r"images without a patient id: .*01 \(0\)\.png"),
+        ("part", "held out", r"images whose split is not one of .*: .*01 \(0\)\.png"),
+        ("finding", "no", r"labels that are not in acquire\.classes: \['no'\]"),
+        ("image", "set 1/none.png", r"files that do not exist: 'set 1/none\.png'"),
+        ("image", "../secret.png", r"paths outside the folder: '\.\./secret\.png'"),
+        ("image", "set 0/00 (0).png", r"rows with the same path: 'set 0/00 \(0\)\.png'"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_refused_with_the_files(
+    workspace: Workspace, source: Path, params_of: Any, column: str, value: str, message: str
+) -> None:
+    change(source, N_SLICES, column, value)
+    with pytest.raises(ValueError, match=message) as raised:
+        acquire(workspace, params_of(acquire__table__split="part"), Tracker())
+    assert "secret-" not in str(raised.value)
+
+
+def test_missing_columns_and_a_table_outside_the_folder_are_refused(workspace: Workspace, params_of: Any) -> None:
+    with pytest.raises(ValueError, match=r"has no column \['person'\]\. Its columns are \['image', 'finding'"):
+        acquire(workspace, params_of(acquire__table__patient="person"), Tracker())
+    with pytest.raises(ValueError, match=r"acquire\.table\.file: '\.\./about\.csv' is no file below"):
+        acquire(workspace, params_of(acquire__table__file="../about.csv"), Tracker())
+
+
+def test_a_parquet_table_gives_the_same_split(workspace: Workspace, source: Path, params_of: Any) -> None:
+    expected = run(workspace, params_of())
+    pd.read_csv(source / "about.csv", dtype=str).to_parquet(source / "about.parquet")
+    pd.testing.assert_frame_equal(run(workspace, params_of(acquire__table__file="about.parquet")), expected)
+
+
+def test_columns_are_filled_from_the_named_dicom_tags_alone(
+    workspace: Workspace, tmp_path: Path, params_with: Any
+) -> None:
+    for patient in range(12):
+        for slice_ in range(2):
+            path = tmp_path / "dicom" / ("a", "b")[patient % 2] / f"1.2.{patient}.{slice_}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([patient, slice_]).integers(0, 4096, (40, 40)).astype("<u2").tobytes()
+            tags = {"PatientID": f"secret-{patient}", "PatientName": f"Doe^{patient}", "PatientSex": "FM"[patient % 2]}
+            write_dicom(path, Rows=40, Columns=40, PixelData=pixels, **tags)
+    params = params_with(
+        {
+            "acquire.source": "folder",
+            "acquire.folder": str(tmp_path / "dicom"),
+            "acquire.classes": ["a", "b"],
+            "acquire.positive_class": "b",
+            "acquire.table.patient": "patient",
+            "acquire.table.subgroups": ["sex"],
+            "acquire.table.dicom_tags": {"patient": "PatientID", "sex": "PatientSex"},
+            "validate.min_side": 32,
+            "validate.min_images_per_class": 6,
+            "prepare.image_size": 32,
+            "prepare.intensity.kind": "window",
+            "prepare.split.test_fraction": 0.3334,
+            "prepare.split.validation_fraction": 0.25,
+        }
+    )
+    table = run(workspace, params)
+    assert table.groupby("patient")["split"].nunique().max() == 1
+    assert table["subgroup_sex"].tolist() == ["F"] * 12 + ["M"] * 12
+    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+    intensity = info["intensity"]
+    assert (intensity["low"], intensity["high"], intensity["unit"]) == (-1350, 150, "HU")
+    for path in workspace.root.rglob("*"):
+        assert path.is_dir() or not any(text in path.read_bytes() for text in (b"secret", b"Doe")), path
+
+
+def test_a_tag_that_fills_no_column_is_refused(params_with: Any) -> None:
+    with pytest.raises(
+        ParamsError, match=r"acquire\.table: dicom_tags fills the columns \['sex'\], which nothing uses"
+    ):
+        params_with({"acquire.table.dicom_tags": {"sex": "PatientSex"}})
