@@ -11,6 +11,7 @@ from tasks.dataset.leakage import (
     FALSE_POSITIVE_RATE,
     SWEEP,
     _null_threshold,
+    compare_groups,
     estimate_leakage,
     histograms,
     leakage_fractions,
@@ -242,3 +243,11 @@ def test_near_duplicates_are_relatives_at_every_threshold() -> None:
     thumbnails, folders = np.eye(3), [Path("a")] * 3
     rows = sweep_grouping(thumbnails, folders, np.array([4, 2, 4]), np.array(["train", "train", "test"]))
     assert {(row["n_groups"], row["group_in_train"]) for row in rows} == {(2, 1.0)}
+
+
+def test_precision_and_recall_of_inferred_groups_are_over_pairs_of_images() -> None:
+    # pairs of one group: 01, 02, 12, 34; pairs of one patient: 01, 23, 24, 34
+    found = compare_groups(np.array([5, 5, 5, 7, 7]), np.array([1, 1, 2, 2, 2]))
+    assert found == {"precision": 0.5, "recall": 0.5, "n_inferred": 2, "n_patients": 2}
+    alone = compare_groups(np.arange(3), np.zeros(3, dtype=int))
+    assert (alone["precision"], alone["recall"]) == (None, 0.0)

@@ -23,6 +23,7 @@ from torch import nn
 from tasks.core.workspace import Workspace
 from tasks.dataset.images import ImageError, read_square
 from tasks.dataset.prepared import load_prepared
+from tasks.dataset.intensity import IntensityRange
 from tasks.defences.preprocessing import AdditiveGaussianNoise
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
@@ -146,6 +147,15 @@ class TestPredictor:
             assert found.probabilities == expected.probabilities
 
     @pytest.mark.parametrize(
+    def test_values_are_mapped_as_in_the_training_data(self, predictor: Predictor) -> None:
+        window = IntensityRange("window", low=1000, high=3000, unit="HU")
+        windowed = Predictor(predictor.bundle.model_copy(update={"intensity": window.as_dict()}), predictor._target)
+        deep = np.random.default_rng(0).integers(0, 4000, (SIDE, SIDE), dtype=np.uint16)
+        (found,) = windowed.predict_files([png(deep)])
+        levels = np.rint(255 * np.clip((deep - 1000.0) / 2000, 0, 1)).astype(np.uint8)
+        (expected,) = predictor.predict_arrays(levels)
+        assert found.probabilities == expected.probabilities
+
         ("given", "message"),
         [
             (np.zeros((SIDE, SIDE + 1)), r"shape \(32, 33\)\. It must be \(32, 32\)"),
@@ -166,7 +176,7 @@ class TestPredictor:
     def test_unreadable_files_are_refused_with_number_and_reason(self, predictor: Predictor) -> None:
         good, floating = png(np.zeros((40, 48), dtype=np.uint8)), io.BytesIO()
         Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(floating, format="TIFF")
-        bad = {b"": "empty", b"text": "none of PNG", good[:-20]: "can't be decoded", floating.getvalue(): "mode F"}
+        bad = {b"": "empty", b"text": "none of PNG", good[:-20]: "can't be decoded", floating.getvalue(): "mode float32"}
         for content, reason in bad.items():
             with pytest.raises(ImageError, match=f"^image 1: .*{reason}"):
                 predictor.predict_files([good, content])

@@ -54,17 +54,46 @@ def measure_leakage(table: "pd.DataFrame", pixels: np.ndarray) -> dict[str, Any]
 
     Returns:
         ``outcome`` (``exact`` with patient ids, else ``unverified``), ``fractions`` from :func:`leakage_fractions`,
-        ``estimate`` from :func:`estimate_leakage` and ``sweep`` from :func:`sweep_grouping`.
+        ``estimate`` from :func:`estimate_leakage` and ``sweep`` from :func:`sweep_grouping`. With patient ids and
+        ``inferred_group`` also ``inferred_groups`` from :func:`compare_groups`.
     """
     labels, split = table["label"].to_numpy(), table["split"].to_numpy()
     units = table["patient" if has_patients(table) else "group"].factorize()[0]
     folders = [Path(path).parent for path in table["path"]]
     thumbnails = np.array([thumbnail(image[0]) for image in pixels])
-    return {
+    leakage = {
         "outcome": "exact" if has_patients(table) else "unverified",
         "fractions": leakage_fractions(table),
         "estimate": estimate_leakage(histograms(pixels), labels, units, split),
         "sweep": sweep_grouping(thumbnails, folders, table["near_duplicate_group"].to_numpy(), split),
+    }
+    if has_patients(table) and "inferred_group" in table:
+        leakage["inferred_groups"] = compare_groups(table["inferred_group"].to_numpy(), units)
+    return leakage
+
+
+def compare_groups(inferred: np.ndarray, patients: np.ndarray) -> dict[str, float | int | None]:
+    """Compare inferred groups with patients, over all pairs of images.
+
+    Args:
+        inferred: int ``(N,)``.
+        patients: int ``(N,)``.
+
+    Returns:
+        ``precision``: fraction of the pairs in one inferred group that show one patient. ``recall``: fraction of the
+        pairs of one patient that are in one inferred group. None without such pairs. ``n_inferred`` and ``n_patients``:
+        numbers of groups.
+    """
+    both = np.unique(np.column_stack([inferred, patients]), axis=0, return_counts=True)[1]
+    n_pairs, in_group, of_patient = (
+        int((counts * (counts - 1) // 2).sum())
+        for counts in (both, *(np.unique(values, return_counts=True)[1] for values in (inferred, patients)))
+    )
+    return {
+        "precision": n_pairs / in_group if in_group else None,
+        "recall": n_pairs / of_patient if of_patient else None,
+        "n_inferred": len(np.unique(inferred)),
+        "n_patients": len(np.unique(patients)),
     }
 
 

@@ -7,7 +7,15 @@ import numpy as np
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import list_files, printable, rejected_files
-from tasks.dataset.images import SUFFIXES, ImageError, read_square
+from tasks.dataset.images import (
+    DEFAULT,
+    SUFFIXES,
+    ImageError,
+    Reading,
+    read_square,
+    reading_of,
+    with_percentiles,
+)
 from tasks.dataset.prepared import load_prepared
 from tasks.labelling.acquisition import select_query
 from tasks.labelling.learner import CODE, build_learner, downsample
@@ -110,7 +118,9 @@ def pool_files(pool: Path) -> list[str]:
     return files
 
 
-def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float) -> np.ndarray:
+def read_pool(
+    pool: Path, files: list[str], side: int, max_megapixels: float, reading: Reading = DEFAULT
+) -> np.ndarray:
     """Return images as the step ``prepare`` makes them, uint8 ``(N, 1, side, side)``.
 
     Args:
@@ -118,6 +128,7 @@ def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float) ->
         files: paths below ``pool``.
         side: height and width in pixels.
         max_megapixels: limit of the parameter ``validate.max_megapixels``.
+        reading: how the files become images.
 
     Raises:
         ValueError: files cannot be read or are refused; the message lists all of them.
@@ -129,7 +140,7 @@ def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float) ->
         if pool / file in refused:
             continue
         try:
-            pixels[row, 0] = read_square(pool / file, side, max_megapixels)
+            pixels[row, 0] = read_square(pool / file, side, max_megapixels, reading)
         except ImageError as error:
             unreadable.append(str(error))
     if unreadable:
@@ -145,5 +156,8 @@ def _model_path(folder: Path, number: int) -> Path:
 
 
 def _read_downsampled(params: Params, pool: Path, files: list[str], side: int) -> np.ndarray:
-    pixels = read_pool(pool, files, side, params.validate_.max_megapixels)
+    limit, intensity = params.validate_.max_megapixels, params.prepare.intensity
+    paths = [pool / file for file in files]
+    reading = with_percentiles(reading_of(params.acquire, intensity), intensity, paths, limit)
+    pixels = read_pool(pool, files, side, limit, reading)
     return downsample(pixels, params.active_learning.downsampling_factor)

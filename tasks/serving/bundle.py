@@ -74,6 +74,9 @@ class Bundle(Section):
     """Lowest and highest pixel value that the target takes."""
     aspect_ratios: tuple[float, float]
     """Least and greatest width / height of the training images before they were made square."""
+    intensity: dict[str, Any] | None = None
+    """Map from the values of a file to [0, 1] (:class:`tasks.dataset.intensity.IntensityRange`); null: the full range
+    of each file."""
     max_megapixels: float
     """Larger image files are refused before they are decoded."""
     threads: int
@@ -126,6 +129,7 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
         image_size=data.pixels.shape[-1],
         value_range=data.value_range,
         aspect_ratios=(float(ratios.min()), float(ratios.max())),
+        intensity=info.get("intensity"),
         max_megapixels=params.validate_.max_megapixels,
         threads=params.compute.threads,
         detector=_detector(network, data, params),

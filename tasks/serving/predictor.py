@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.dataset.images import ImageError, as_square, read_grey
+from tasks.dataset.images import ImageError, Reading, as_square, read_image
+from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import as_floats
 from tasks.records.scores import entropy
 from tasks.serving.bundle import Bundle, load_bundle, read_bundle
@@ -58,8 +59,9 @@ class Predictor:
         return cls(read_bundle(folder), load_bundle(folder))
 
     def predict_files(self, files: Sequence[bytes]) -> list[Prediction]:
-        """Predict image files: PNG, JPEG, BMP or TIFF, read and made square as in the step ``prepare``.
+        """Predict image files: PNG, JPEG, BMP, TIFF or DICOM, read and made square as in the step ``prepare``.
 
+        self._reading = Reading(IntensityRange(**(bundle.intensity or {})))
         Args:
             files: contents of the files.
 
@@ -116,11 +118,11 @@ class Predictor:
     def _read(self, content: bytes, name: str) -> tuple[np.ndarray, tuple[int, int]]:
         """Return an image as uint8 ``(side, side)``, and its original width and height."""
         with tempfile.TemporaryDirectory() as folder:
-            # read_grey takes a path
+            # read_image takes a path
             path = Path(folder) / "image"
             path.write_bytes(content)
             try:
-                grey = read_grey(path, self.bundle.max_megapixels)
+                grey = read_image(path, self.bundle.max_megapixels, self._reading).pixels
             except ImageError as error:
                 raise ImageError(str(error).replace(str(path), name)) from None
         height, width = grey.shape
