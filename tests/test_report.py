@@ -786,6 +786,7 @@ def test_unchanged_data_and_different_data_are_recognised(workspace: Path, param
     assert finding_of(other, headline) == (
         "Different data: none of the 63 reference images is among the 63 images of this run."
     )
+    assert other.values["changes"] is other.values["shifts"] is None
 
 
 @pytest.mark.usefixtures("no_static_figures")

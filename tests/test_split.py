@@ -1,12 +1,21 @@
 """Training, validation and test split."""
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tasks.dataset.prepared import SPLITS
-from tasks.dataset.split import MAX_SPLIT_DEVIATION, grouped_split, stratified_split
+from tasks.dataset.split import (
+    MAX_SPLIT_DEVIATION,
+    check_class_sizes,
+    check_fractions,
+    grouped_split,
+    stratified_split,
+)
 
 
 def counts_by_split(split: np.ndarray, labels: np.ndarray, label: int) -> dict[str, int]:
@@ -59,6 +68,30 @@ def test_split_without_images_of_a_class_is_rejected(
 ) -> None:
     with pytest.raises(ValueError, match=rf"prepare\.split leaves no {missing} image for a class with \d+ images"):
         stratified_split(np.repeat([0, 1], counts), *fractions, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "fractions"), [((100, 3), (0.3, 0.15)), ((100, 3), (0.2, 0.25)), ((40, 4, 3), (0.05, 0.05))]
+)
+def test_fractions_that_leave_out_a_class_are_refused_with_fractions_that_work(
+    counts: tuple[int, ...], fractions: tuple[float, float]
+) -> None:
+    names = ("many", "few", "fewer")
+    labels = np.repeat(range(len(counts)), counts)
+    table = pd.DataFrame({"class": np.repeat(names[: len(counts)], counts), "label": labels})
+    with pytest.raises(ValueError, match=r"leaves no .* image of the class 'few.*', which has [34] im") as refused:
+        check_fractions(table, *fractions)
+    advised = [float(text) for text in re.findall(r"fraction to (0\.\d+)", str(refused.value))]
+    check_fractions(table, *advised)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"), [("stratified", "images: {'few': 2}"), ("grouped", "groups of images: {'few': 2}")]
+)
+def test_a_class_with_fewer_images_or_groups_than_splits_is_named(strategy: str, message: str) -> None:
+    table = pd.DataFrame({"class": ["many"] * 8 + ["few"] * 2, "group": range(10)})
+    with pytest.raises(ValueError, match=f"acquire.classes: too few {message}"):
+        check_class_sizes(table, strategy)
 
 
 @settings(deadline=None, max_examples=6)

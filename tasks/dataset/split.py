@@ -49,7 +49,10 @@ def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int)
     """
     labels = table["label"].to_numpy()
     fractions = settings.test_fraction, settings.validation_fraction
+    if strategy != "given":
+        check_class_sizes(table, strategy)
     if strategy == "stratified":
+        check_fractions(table, *fractions)
         return stratified_split(labels, *fractions, seed)
     if strategy == "grouped":
         return grouped_split(labels, table["group"].to_numpy(), *fractions, seed)
@@ -60,6 +63,62 @@ def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int)
                 "class. Complete the table, or leave acquire.table.split empty."
             )
     return table["split"].to_numpy(dtype=str)
+
+
+def check_class_sizes(table: "pd.DataFrame", strategy: str) -> None:
+    """Check that each class has an image, or a group, for every split.
+
+    Args:
+        table: one row for each image; columns ``class`` and ``group``.
+        strategy: ``stratified`` or ``grouped``.
+
+    Raises:
+        ValueError: a class has too few.
+    """
+    what = "images" if strategy == "stratified" else "groups of images"
+    sizes = table["class"].value_counts() if strategy == "stratified" else table.groupby("class")["group"].nunique()
+    if too_few := {str(name): int(size) for name, size in sizes.items() if size < len(SPLITS)}:
+        raise ValueError(
+            f"acquire.classes: too few {what}: {too_few}. Each class needs at least {len(SPLITS)}, one for each split, "
+            "and no fraction of prepare.split helps. Add images of these classes, or remove the classes."
+        )
+
+
+def check_fractions(table: "pd.DataFrame", test_fraction: float, validation_fraction: float) -> None:
+    """Check that a split of single images has an image of every class in every split.
+
+    Args:
+        table: one row for each image; columns ``class`` and ``label``.
+        test_fraction: of all images.
+        validation_fraction: of the images that are not test images.
+
+    Raises:
+        ValueError: a class would be missing. The message has the nearest fractions that work.
+    """
+    counts = np.bincount(table["label"])
+    is_empty = _target_counts(counts, test_fraction, validation_fraction) < 1
+    if not is_empty.any():
+        return
+    split, label = np.argwhere(is_empty)[0]
+    name = table["class"][table["label"] == label].iloc[0]
+    percents = np.arange(1, 100) / 100
+    # one fraction is changed if that is enough
+    candidates = [(test_fraction, value) for value in percents] + [(value, validation_fraction) for value in percents]
+    working = [pair for pair in candidates if (_target_counts(counts, *pair) >= 1).all()]
+    if not working:
+        pairs = ((first, second) for first in percents for second in percents)
+        working = [pair for pair in pairs if (_target_counts(counts, *pair) >= 1).all()]
+    advice = "Add images of this class."
+    if working:
+        nearest = min(working, key=lambda pair: abs(pair[0] - test_fraction) + abs(pair[1] - validation_fraction))
+        advice = (
+            f"Set prepare.split.test_fraction to {nearest[0]:g} and prepare.split.validation_fraction to "
+            f"{nearest[1]:g}, or add images of this class."
+        )
+    raise ValueError(
+        f"prepare.split leaves no {SPLIT_NAMES[split]} image of the class {name!r}, which has {counts[label]} images. "
+        f"Every split needs an image of every class. {advice}"
+    )
 
 
 def stratified_split(labels: np.ndarray, test_fraction: float, validation_fraction: float, seed: int) -> np.ndarray:

@@ -33,7 +33,7 @@ def data_changes_section(results: Results, _headline: Headline) -> Section:
         "changes": None,
         "shifts": None,
     }
-    if is_changed and len(before):
+    if is_changed and len(before) and not values["is_other_data"]:
         values |= {"changes": _changes_table(changes), "shifts": _shifts_table(distribution_drift(before, after))}
     return Section("data-changes", "Data changes", values)
 
