@@ -76,8 +76,17 @@ class TestCheckpoints:
             Checkpoints(folder, ["core"], 1).get_or_compute("a part", interrupted, seed=0)
         assert all(path.suffix == ".partial" for path in folder.iterdir())
         checkpoint = Checkpoints(folder, ["core"], 1).get_or_compute("a part", write_complete, seed=0)
-        assert [path.name for path in checkpoint.iterdir()] == ["complete.parquet"]
+        assert sorted(path.name for path in checkpoint.iterdir()) == ["complete.parquet", "digests.json"]
         assert list(folder.iterdir()) == [checkpoint]
+
+    @pytest.mark.parametrize("file", ["complete.parquet", "digests.json"])
+    @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+    def test_a_damaged_part_is_computed_again(self, file: str, damage: Callable[[Path], None], tmp_path: Path) -> None:
+        checkpoints = Checkpoints(tmp_path, ["core"], 1)
+        checkpoint = checkpoints.get_or_compute("a part", write_complete, seed=0)
+        damage(checkpoint / file)
+        assert checkpoints.get_or_compute("a part", write_complete, seed=0) == checkpoint
+        assert (checkpoint / "complete.parquet").read_text() == "complete"
 
     def test_a_finished_part_is_not_computed_again_and_progress_is_logged(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -1,11 +1,13 @@
 """The outbox: runs that are journalled while the tracking store is unavailable, and sent to a real store later."""
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of
-from tasks.tracking.outbox import outbox, sync, waiting
+from tasks.tracking.outbox import Journal, outbox, sync, waiting
 from tests.conftest import ROOT
 
 PYTHONPATH = {"PYTHONPATH": str(ROOT)}
@@ -326,3 +328,100 @@ def test_an_invalid_call_is_an_error_and_not_an_outage(
     with pytest.raises(MlflowException, match="Invalid value"):
         run_step(prepare, workspace, params_with())
     assert not waiting()
+
+
+def write_journal(*lines: dict[str, Any]) -> Path:
+    """Write a journal for the store of MLFLOW_TRACKING_URI by hand."""
+    folder = outbox() / "1-prepare-a"
+    (folder / "files" / "1").mkdir(parents=True)
+    (folder / "files" / "1" / "link").symlink_to("/etc/passwd")
+    opening = {"name": "prepare", "tags": {}, "start_time": 1}
+    head = {"run": "a", "store": os.environ["MLFLOW_TRACKING_URI"], "run_exists": False, "opening": opening}
+    text = "".join(json.dumps({"run": "a", "at": 1, **line}) + "\n" for line in lines)
+    (folder / "journal.jsonl").write_text(json.dumps(head) + "\n" + text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"method": "artifact", "arguments": {"path": "/etc/passwd", "folder": ""}},
+        {"method": "artifact", "arguments": {"path": "files/../../../secret.txt", "folder": ""}},
+        {"method": "artifact", "arguments": {"path": "files/1/link", "folder": ""}},
+        {"method": "artifact", "arguments": {"path": "files/1", "folder": ""}},
+        {"method": "kill", "arguments": {}},
+        {"method": "__init__", "arguments": {}},
+    ],
+    ids=["absolute", "dots", "link", "link in a folder", "kill", "private"],
+)
+def test_a_journal_names_its_own_files_and_the_methods_of_a_tracker_alone(
+    line: dict[str, Any],
+    client: MlflowClient,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    (tmp_path / "secret.txt").write_text("secret")
+    folder = write_journal(line)
+    # it is set aside, so that it does not fail every later command
+    assert sync()
+    assert "prepare-a: can't be sent: " in caplog.text
+    assert (folder / "damaged.jsonl").is_file()
+    assert not [path for path in tmp_path.glob("mlartifacts/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", "\0\0\0\n", "[]\n"])
+def test_a_damaged_journal_is_kept_and_does_not_fail_every_later_command(
+    content: str, client: MlflowClient, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    folder = write_journal()
+    (folder / "journal.jsonl").write_text(content)
+    assert sync()
+    assert (folder / "damaged.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize("state", ["damaged", "locked"])
+def test_runs_are_journalled_while_the_database_is_locked_or_damaged(
+    state: str,
+    workspace: Workspace,
+    tmp_path: Path,
+    params_with: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    database = tmp_path / "mlflow.db"
+    monkeypatch.setenv("CT_ROBUSTNESS_OUTBOX", str(tmp_path / "tracking-outbox"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}?timeout=1")
+    if state == "damaged":
+        database.write_bytes(b"no database" * 1000)
+    else:
+        connection = sqlite3.connect(database, isolation_level=None)
+        connection.execute("CREATE TABLE other (x)")
+        connection.execute("BEGIN EXCLUSIVE")
+    run_step(prepare, workspace, params_with())
+    assert len(waiting()) == 1
+    if state == "locked":
+        connection.close()
+    database.unlink()
+    # a folder that is no run
+    (workspace.open_runs / "stray").mkdir()
+    assert sync()
+    run_step(prepare, workspace, params_with())
+    client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+    assert [run.info.status for run in runs_of(client, "")] == ["FINISHED"] * 2
+
+
+def test_a_full_disk_of_the_outbox_does_not_hide_the_error_of_the_step(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        monkeypatch.setattr(Journal, "write", full)
+        raise ValueError("the error of the step")
+
+    with pytest.raises(ValueError, match="the error of the step"):
+        run_step(prepare, workspace, params_with())

@@ -19,6 +19,10 @@ from socket import gethostname
 from typing import Any
 
 from tasks.core import source
+from tasks.core.durable import rename_durably
+
+DIGESTS = "digests.json"
+"""File of a checkpoint: the SHA-256 of its other files."""
 
 LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "scikit-learn", "torch", "torchvision")
 """Libraries whose version can change a result."""
@@ -64,16 +68,18 @@ class Checkpoints:
         """
         began = time.monotonic()
         checkpoint = self.path(**ingredients)
-        resumed = checkpoint.exists()
+        resumed = is_intact(checkpoint)
         if not resumed:
+            shutil.rmtree(checkpoint, ignore_errors=True)
             # renamed once it is complete; another worker may compute the same part if this one was taken for dead
             partial = checkpoint.with_suffix(f".{gethostname()}-{os.getpid()}-{threading.get_ident()}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             compute(partial)
             source.check_sources(description)
+            (partial / DIGESTS).write_text(json.dumps(digests_of_files(partial)), encoding="utf-8")
             try:
-                partial.rename(checkpoint)
+                rename_durably(partial, checkpoint)
             except OSError:
                 if not checkpoint.exists():
                     raise
@@ -82,6 +88,27 @@ class Checkpoints:
         outcome = "resumed from a checkpoint" if resumed else f"{time.monotonic() - began:.0f} s"
         log.info("%d/%d  %s: %s", self.n_done, self.n_parts, description, outcome)
         return checkpoint
+
+
+def is_intact(checkpoint: Path) -> bool:
+    """Return whether a checkpoint exists and its files hold the bytes that were written."""
+    if not checkpoint.exists():
+        return False
+    try:
+        written = json.loads((checkpoint / DIGESTS).read_bytes())
+        if written == digests_of_files(checkpoint):
+            return True
+    except (OSError, ValueError):
+        # its list of digests is damaged, too
+        pass
+    log.warning("The checkpoint %s is damaged: its part is computed again", checkpoint)
+    return False
+
+
+def digests_of_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a folder by name, without :data:`DIGESTS`."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / DIGESTS]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def digest_of_code(code: tuple[str, ...]) -> str:

@@ -7,7 +7,9 @@ CREDENTIALS = re.compile(
     r"//[^/:@\s]*:(?!\d+(?:[/?#\s]|$))[^@\s]*@"
     r"|//[^/\s]*@"
 )
-IN_QUERIES = re.compile(r"([?&](?:\w*password|passwd|pwd|\w*token|\w*secret|\w*key)=)[^&\s'\"]*", re.IGNORECASE)
+IN_QUERIES = re.compile(
+    r"([?&](?:[\w-]*(?:password|token|secret|key|credential|signature)|passwd|pwd|sig)=)[^&\s'\"]*", re.IGNORECASE
+)
 
 
 def masked(text: str) -> str:

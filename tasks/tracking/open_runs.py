@@ -39,6 +39,8 @@ def registered(workspace: Workspace, run: str) -> Iterator[None]:
 def end_killed(workspace: Workspace, store: Store) -> None:
     """End the runs of killed processes as killed. If the store is unavailable, a later step does it."""
     for path in sorted(workspace.open_runs.glob("*")):
+        if not path.is_file():
+            continue
         try:
             with path.open() as file:
                 if _is_abandoned(file):

@@ -16,12 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from tasks.core.durable import rename_durably
 from tasks.tracking.masking import masked
 from tasks.tracking.store import Store, is_unavailable, tracking_uri
 
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
+DAMAGED = "damaged.jsonl"
+"""Name of a journal that can't be sent; its folder keeps it."""
+
+METHODS = ("open", "close", "metrics", "params", "tags", "artifact", "dataset", "model", "link")
+"""Methods of :class:`tasks.tracking.store.Store` that a journal can call."""
+
+
+class DamagedJournal(ValueError):
+    """A journal is empty, or has a line that this module did not write."""
 
 
 def outbox() -> Path:
@@ -53,7 +63,7 @@ class Journal:
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._append({"run": run, "store": _address(), "run_exists": run_exists, "opening": opening})
         # the journal gets its name when it is locked and has its first line
-        (self.folder / "new").rename(self.folder / JOURNAL)
+        rename_durably(self.folder / "new", self.folder / JOURNAL)
 
     def write(self, method: str, run: str, arguments: Mapping[str, Any]) -> None:
         """Append one call, and copy the file or folder of its argument ``path``."""
@@ -78,6 +88,7 @@ class Journal:
     def _append(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def sync(moved: bool = False) -> bool:
@@ -104,6 +115,9 @@ def sync(moved: bool = False) -> bool:
                 (folder / JOURNAL).unlink()
                 shutil.rmtree(folder)
                 log.info("%s: sent (%d calls)", folder.name, n_calls)
+        except DamagedJournal as error:
+            (folder / JOURNAL).rename(folder / DAMAGED)
+            log.error("%s: can't be sent: %s. It is kept as %s.", folder.name, error, folder / DAMAGED)
         except Exception as error:
             log.error("%s: not sent: %s", folder.name, reason(error))
             if is_unavailable(error):
@@ -112,8 +126,8 @@ def sync(moved: bool = False) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The message of an error, in at most 160 characters."""
-    return masked(str(error))[:160]
+    """The first line of the message of an error, in at most 160 characters."""
+    return masked(str(error).partition("\n")[0])[:160]
 
 
 def now() -> int:
@@ -136,9 +150,41 @@ def _address() -> str:
     return masked(tracking_uri())
 
 
-def _send(store: Store, folder: Path, journal: TextIO, moved: bool) -> int:
+def _lines(journal: TextIO) -> list[dict[str, Any]]:
+    """Return the run and its calls.
+
+    Raises:
+        DamagedJournal: there is no line, or a line is not what :class:`Journal` writes.
+    """
     # a kill can leave half a line at the end
-    head, *calls = [json.loads(line) for line in journal if line.endswith("\n")]
+    texts = [line for line in journal if line.endswith("\n")]
+    try:
+        head, *calls = [json.loads(text) for text in texts]
+        is_written_here = isinstance(head["run"], str) and head.keys() == {"run", "store", "run_exists", "opening"}
+        is_written_here &= all(call["method"] in METHODS and isinstance(call["arguments"], dict) for call in calls)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        is_written_here = False
+    if not is_written_here:
+        raise DamagedJournal(f"its journal of {len(texts)} lines is empty or damaged")
+    return [head, *calls]
+
+
+def _own_file(folder: Path, path: str) -> Path:
+    """Return the copy of an artifact in the folder of its journal.
+
+    Raises:
+        DamagedJournal: it is not there.
+    """
+    own = folder / path
+    if not own.resolve().is_relative_to((folder / "files").resolve()) or any(
+        each.is_symlink() for each in (own, *own.rglob("*"))
+    ):
+        raise DamagedJournal(f"{path} is not one of its own files")
+    return own
+
+
+def _send(store: Store, folder: Path, journal: TextIO, moved: bool) -> int:
+    head, *calls = _lines(journal)
     run = head["run"]
     if not store.has(run):
         if head["run_exists"]:
@@ -157,7 +203,7 @@ def _send(store: Store, folder: Path, journal: TextIO, moved: bool) -> int:
             continue
         arguments = line["arguments"]
         if "path" in arguments:
-            arguments = {**arguments, "path": str(folder / arguments["path"])}
+            arguments = {**arguments, "path": str(_own_file(folder, arguments["path"]))}
         missing = getattr(store, line["method"])(line["run"], **arguments)
         if missing:
             log.info("%s: no run in the store made the outputs of %s: not linked", folder.name, ", ".join(missing))

@@ -205,7 +205,11 @@ def open_run(
             yield tracker
             tracker.tags({"outputs_md5": digest_of(folder)})
         except BaseException as error:
-            tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            try:
+                tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            except Exception as untracked:
+                # the error of the step matters more
+                log.error("The tracking run of %s was not ended: %s", step, reason(untracked))
             raise
         tracker.close("FINISHED")
 

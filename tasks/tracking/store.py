@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from tasks.core.durable import rename_durably
 from tasks.tracking.masking import masked
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Store:
                     for left in file.parent.glob(f"{partial.name}*"):
                         left.unlink()
                     _ = MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
-                    partial.rename(file)
+                    rename_durably(partial, file)
                 return MlflowClient(tracking_uri())
         except MlflowException as error:
             if is_unavailable(error):
@@ -247,10 +248,15 @@ class Store:
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Return whether an error means that the store is unavailable: no connection, time-out or server error."""
+    """Return whether an error means that the store is unavailable: no connection, time-out or server error.
+
+    A database that is locked or damaged is unavailable, too.
+    """
     import requests
 
     status = _status_of(error)
+    if status is None and type(error).__module__.startswith("sqlalchemy."):
+        return True
     if status is None:
         return isinstance(error, (requests.ConnectionError, requests.Timeout))
     return status >= 500 or status in (408, 429)
@@ -284,9 +290,11 @@ def _sqlite_lock() -> Iterator[Path | None]:
     if kind != "sqlite":
         yield None
         return
-    with Path(f"{path}.lock").open("w") as file:
+    # options of the connection can follow
+    database = Path(path.partition("?")[0])
+    with database.with_name(f"{database.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield Path(path)
+        yield database
 
 
 def tracking_uri() -> str:

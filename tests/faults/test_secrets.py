@@ -29,6 +29,11 @@ SECRET = "pwOfTracking"
         ("http://me:p@pw@host:5000", "http://host:5000"),
         ("'postgresql://me:p/w@host:5432/mlflow'", "'postgresql://host:5432/mlflow'"),
         ("https://token@host and https://me:123@other", "https://host and https://other"),
+        (
+            "https://s3/x?X-Amz-Signature=a1&X-Amz-Security-Token=b2&X-Amz-Date=3",
+            "https://s3/x?X-Amz-Signature=***&X-Amz-Security-Token=***&X-Amz-Date=3",
+        ),
+        ("https://blob/x?sv=1&sig=a%2Fb", "https://blob/x?sv=1&sig=***"),
         ("postgresql://host/db?user=me&password=pw&sslmode=x", "postgresql://host/db?user=me&password=***&sslmode=x"),
     ],
 )

@@ -1,0 +1,31 @@
+"""Files that survive a power cut: a name is given only to bytes that are on the disk."""
+
+import os
+from pathlib import Path
+
+
+def rename_durably(partial: Path, path: Path) -> None:
+    """Rename a complete file or folder, once its bytes are on the disk.
+
+    Without this, a file system may write the new name first. After a power cut, an empty file has the final name.
+
+    Args:
+        partial: closed file, or folder of such files, in the folder of ``path``.
+        path: the final name; an existing file is replaced.
+
+    Raises:
+        OSError: the disk is full, or ``path`` is a folder with files.
+    """
+    for written in (*partial.rglob("*"), partial):
+        synchronize(written)
+    partial.replace(path)
+    synchronize(path.parent)
+
+
+def synchronize(path: Path) -> None:
+    """Wait until the bytes of a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
