@@ -9,6 +9,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import copy
+import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,17 +20,29 @@ from ruamel.yaml import YAML
 
 from tasks.params import Params, parse_params
 
-LONGEST = ["test_pipeline.py", "test_audit.py", "test_page_in_browser.py", "test_report.py", "test_train_defence.py"]
-LONGEST += ["test_serving.py", "test_flow.py"]
-"""Files that start first: on several workers, the longest file must not be the last to start."""
+LONGEST = ["test_pipeline.py", "test_attack.py", "test_report.py", "test_checkpoints.py", "test_train_defence.py"]
+LONGEST += ["test_analyze.py", "test_serving.py", "test_active_learning.py", "test_page_in_browser.py"]
+"""Files that start first: on several test processes, the longest file must not be the last to start."""
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; within a file tests keep their order."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """Group the tests for the test processes: a process runs a whole file, or all tests with Prefect's server.
+
+    The server takes long to start, so its tests are the first group. The longest files follow.
+    """
+
+    def position(item: pytest.Item) -> int:
+        if "server" in item.fixturenames:
+            return -1
+        return LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+
+    items.sort(key=position)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("server" if position(item) == -1 else item.path.stem))
 
 
 def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,15 +98,33 @@ def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return tmp_path
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that all test processes share. The first process that needs it makes it; the others wait.
+
+    Args:
+        factory: of the folders of the test process.
+        name: of the folder.
+        make: creates the folder and fills it.
+    """
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, complete = base / name, base / f"{name}.complete"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            complete.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy workspace that ``dvc repro`` has brought up to date; tests must not change its parameters or outputs."""
     from tests.test_pipeline import make_workspace, run
 
-    workspace = make_workspace(tmp_path_factory.mktemp("dvc") / "workspace")
-    run(workspace, "dvc", "repro")
-    yield workspace
-    shutil.rmtree(workspace)
+    return made_once(tmp_path_factory, "reproduced", lambda folder: run(make_workspace(folder), "dvc", "repro"))
 
 
 @pytest.fixture
@@ -102,9 +133,9 @@ def params_with() -> Callable[..., Params]:
     return lambda overrides=None: parse_params(with_overrides(overrides or {}))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """Address of a Prefect server for these tests."""
+    """Address of a Prefect server for all tests of this process."""
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
