@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from tasks.analysis.detector_evasion import evade
+from tasks.analysis.detector_evasion import distance_from_median, evade
 from tasks.attacks.gradient.norm_ball import NormBall, radius
 from tasks.attacks.gradient.pgd import pgd
 from tasks.params import Pgd
@@ -149,3 +149,85 @@ def test_started_from_another_attack_it_keeps_the_successes_and_never_leaves_a_l
     assert (after >= before).all()
     assert (curved_score(ends) <= curved_score(found))[before].all()
     assert (curved_score(ends) < curved_score(found))[before].any()
+
+
+def largest_score(images: Tensor, directions: np.ndarray) -> Tensor:
+    """Largest of two linear scores, ``(N,)``."""
+    return (images.flatten(1) @ torch.from_numpy(directions.astype(np.float32)).T).amax(dim=1)
+
+
+def smallest_largest_score(
+    image: np.ndarray, directions: np.ndarray, weights: np.ndarray, needed: float, size: float
+) -> float:
+    """Minimum of the largest score over the ball, with ``weights . d <= -needed``: a linear program."""
+    scores_below = np.column_stack([directions, -np.ones(len(directions))])
+    program = linprog(
+        np.append(np.zeros(N_PIXELS), 1.0),
+        A_ub=np.vstack([scores_below, np.append(weights, 0.0)]),
+        b_ub=np.append(-directions @ image.ravel().astype(np.float64), -needed),
+        bounds=[(-size, size)] * N_PIXELS + [(None, None)],
+    )
+    return float(program.fun)
+
+
+def test_the_joint_attack_is_near_the_optimum_and_evades_detectors_that_each_stop_the_attack_on_the_other() -> None:
+    model, images, labels, margins = linear_case()
+    images = (0.3 + 0.4 * images).astype(np.float32)
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    margins = (model(x)[:, 1] - model(x)[:, 0]).numpy() * np.where(labels == 1, 1, -1)
+    directions = np.random.default_rng(5).normal(size=(2, N_PIXELS))
+    size, ball = radius(6, "linf", N_PIXELS), NormBall("linf", (0, 1))
+    breakable = np.flatnonzero((margins > 0) & (margins < 0.7 * size * model.dual("linf")))[:12]
+    assert len(breakable) == 12
+    x, y = x[breakable], y[breakable]
+    found = {
+        name: evade(
+            logits_and_score(model, lambda batch, chosen=chosen: largest_score(batch, chosen)),  # type: ignore[misc]
+            *(x, y, size, ball, settings_with(0, 100), [x.clone()]),
+        )
+        for name, chosen in {"first": directions[:1], "second": directions[1:], "joint": directions}.items()
+    }
+    assert all((model(ends).argmax(dim=1) != y).all() for ends in found.values())
+    reached = {name: largest_score(ends, directions).numpy() for name, ends in found.items()}
+    clean = largest_score(x, directions).numpy()
+    weights, n_only_joint = model.weights.numpy().astype(np.float64), 0
+    for row, image in enumerate(breakable):
+        towards = weights * (1 if labels[image] == 1 else -1)
+        least = smallest_largest_score(images[image], directions, towards, float(margins[image]), size)
+        assert least - 1e-3 <= reached["joint"][row]
+        assert reached["joint"][row] - least < 0.1 * (clean[row] - least)
+        alone = min(reached["first"][row], reached["second"][row])
+        # so at some thresholds, attacks on one of the detectors are flagged by the other
+        assert reached["joint"][row] < alone
+        n_only_joint += reached["joint"][row] < least + 0.1 * (clean[row] - least) < alone
+    assert n_only_joint > len(breakable) / 2
+
+
+def test_a_path_ends_at_the_goal_and_images_that_evade_get_no_further_starts() -> None:
+    model, images, labels, _ = linear_case()
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    size, ball = radius(4, "linf", N_PIXELS), NormBall("linf", (0, 1))
+    n_forward: list[int] = []
+
+    def forward(batch: Tensor) -> tuple[Tensor, Tensor]:
+        n_forward.append(len(batch))
+        return model(batch), torch.zeros(len(batch)) + 0 * batch.sum(dim=(1, 2, 3))
+
+    starts = [x.clone(), x.clone()]
+    ends = evade(forward, x, y, size, ball, settings_with(0, 30), starts, goal=0.5, enough=0.5)
+    wrong = (model(ends).argmax(dim=1) != y).numpy()
+    assert 0 < wrong.sum() < len(x)
+    # images leave the batch when they are misclassified; the others use all steps of both starts
+    assert n_forward[0] == len(x)
+    assert n_forward[30] == n_forward[31] == (~wrong).sum()
+    assert len(n_forward) == 2 * 31
+
+
+def test_the_distance_from_the_median_is_below_that_of_the_threshold_for_low_scores() -> None:
+    excess = torch.tensor([-1e6, -1.0, 0.0, 0.5, 1.0, 2.0], requires_grad=True)
+    distance = distance_from_median(excess)
+    assert distance.tolist() == pytest.approx([1, 0.5, 0, 0.5, 1, 2], abs=1e-5)
+    (gradient,) = torch.autograd.grad(distance.sum(), excess)
+    assert gradient.isfinite().all()
+    assert (gradient[:2] < 0).all()
+    assert (gradient[3:] > 0).all()

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from tasks.analysis.claims import analysed_attack
-from tasks.analysis.detectors import Detector, build_detectors
+from tasks.analysis.detection import threshold_at
+from tasks.analysis.detectors import Detector, LargestExcess, Scale, build_detectors
 from tasks.analysis.feature_extractor import BatchReader, FeatureExtractor, ImageFeatures
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
@@ -15,7 +16,7 @@ from tasks.defences.targets import load_target
 from tasks.models.compute import configure_torch
 from tasks.params import UNDEFENDED, Analyze, Attack, Autoencoder, Params, TrainedAutoencoder, read_defence
 from tasks.records.adversarial_images import QuantizedPerturbations, load_perturbations
-from tasks.records.vocabulary import AS_GIVEN, CLEAN
+from tasks.records.vocabulary import ALL_DETECTORS, AS_GIVEN, CLEAN
 from tasks.statistics.groups import GroupJackknife
 
 
@@ -72,6 +73,10 @@ class AnalysisContext:
         """The attack whose images get heat maps, features and embeddings."""
         return analysed_attack(self.records)
 
+    def scale(self, detector: str) -> Scale:
+        """Scale of the scores of a detector, from clean validation images."""
+        return scale_of(self.validation_scores[detector], self.settings.false_positive_rate)
+
     def jackknife_of(self, rows: np.ndarray) -> GroupJackknife:
         """Intervals of statistics of some rows of the prepared table."""
         return GroupJackknife(self.data.table["group"].to_numpy()[rows])
@@ -107,6 +112,12 @@ def build_context(workspace: Workspace, params: Params, data: Prepared, records:
     training, validation = data.indices("train"), data.indices("validation")
     training_features = extractor.classifier_features(image_reader(data, training), len(training))
     detectors = build_detectors(training_features, data.labels(training))
+    rate, validation_images = params.analyze.false_positive_rate, image_reader(data, validation)
+    scores = extractor.detector_scores(validation_images, len(validation), detectors)
+    scales = {name: scale_of(of_detector, rate) for name, of_detector in scores.items()}
+    combined = {ALL_DETECTORS: LargestExcess(detectors, scales)}
+    scores |= extractor.detector_scores(validation_images, len(validation), combined)
+    detectors |= combined
 
     rows = np.unique(records["image"][records["attack"] != CLEAN])
     clean = records[(records["attack"] == CLEAN) & records["image"].isin(rows)].sort_values("image")
@@ -127,11 +138,16 @@ def build_context(workspace: Workspace, params: Params, data: Prepared, records:
         rows=rows,
         extractor=extractor,
         detectors=detectors,
-        validation_scores=extractor.detector_scores(image_reader(data, validation), len(validation), detectors),
+        validation_scores=scores,
         predictions=predictions,
         purified=purified,
         clean=extractor.extract_features(images, images, purified, predictions, detectors),
     )
+
+
+def scale_of(scores: np.ndarray, false_positive_rate: float) -> Scale:
+    """Return the scale of a detector from its scores of clean validation images ``(V,)``."""
+    return Scale(float(np.median(scores)), threshold_at(scores, false_positive_rate))
 
 
 def image_reader(data: Prepared, rows: np.ndarray) -> BatchReader:

@@ -77,7 +77,12 @@ def threshold_at(clean: np.ndarray, false_positive_rate: float = 0.05) -> float:
 
 
 def detection_row(
-    clean: np.ndarray, adversarial: np.ndarray, successful: np.ndarray, threshold: float, jackknife: GroupJackknife
+    clean: np.ndarray,
+    adversarial: np.ndarray,
+    clean_correct: np.ndarray,
+    successful: np.ndarray,
+    threshold: float,
+    jackknife: GroupJackknife,
 ) -> dict[str, Any]:
     """AUROC and detection rates of a detector, as one row of ``detection.csv``.
 
@@ -87,8 +92,9 @@ def detection_row(
       them); ``_low`` and ``_high`` are 95 % intervals by group; both versions of an image belong to its group;
     - ``threshold``: as given;
     - ``false_positive_rate``: share of the clean images that are flagged; ``detection_rate``: of the adversarial
-      images; ``detection_rate_successful``: of the adversarial images with a successful attack; with 95 % intervals
-      by group.
+      images; ``detection_rate_successful``: of the adversarial images with a successful attack;
+      ``undetected_success_rate``: share of the images that are correct without an attack whose adversarial version is
+      misclassified and not flagged; with 95 % intervals by group.
 
     NaN: an AUROC if one of its scores is NaN; a rate if one of its scores or the threshold is NaN, or if it has no
     images.
@@ -96,6 +102,7 @@ def detection_row(
     Args:
         clean: scores of the clean images ``(N,)``.
         adversarial: scores of their adversarial versions, in the same order, ``(N,)``.
+        clean_correct: whether the clean images are classified correctly, bool ``(N,)``.
         successful: whether the attack is successful, bool ``(N,)``.
         threshold: images with a higher score are flagged.
         jackknife: of the images.
@@ -114,7 +121,11 @@ def detection_row(
         is_defined = not np.isnan([*scores, threshold]).any()
         rate = rate_estimate(scores > threshold, of_images.groups) if is_defined else UNDEFINED
         row |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
-    return row
+    is_defined = not np.isnan([*adversarial, threshold]).any()
+    undetected = successful & ~(adversarial > threshold)
+    rate = rate_estimate(undetected, jackknife.groups, clean_correct) if is_defined else UNDEFINED
+    name = "undetected_success_rate"
+    return row | {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
 
 
 def rejection_rows(

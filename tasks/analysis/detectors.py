@@ -3,7 +3,8 @@
 Because every score is differentiable, an adaptive attack can include it in its objective.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,17 @@ from tasks.analysis.activations import Activations
 
 Detector = Callable[[Activations], Tensor]
 """Takes the activations of N images, returns their scores ``(N,)``."""
+
+
+class Scale(NamedTuple):
+    """Median of the scores of clean validation images, and the threshold above which an image is flagged."""
+
+    median: float
+    threshold: float
+
+    def excess(self, scores: Tensor) -> Tensor:
+        """Scores on a common scale: 0 for the median, 1 for the threshold, ``(N,)``."""
+        return (scores - self.median) / ((self.threshold - self.median) or 1.0)
 
 
 def reconstruction_error(activations: Activations) -> Tensor:
@@ -68,6 +80,25 @@ class FeatureDistance:
         whitened = activations.features @ self._whitening.to(device)
         squared = (whitened[:, None] - self._means.to(device)).square().mean(dim=2)
         return squared.amin(dim=1)
+
+
+class LargestExcess:
+    """Largest excess of several detectors, on the scale of each (:meth:`Scale.excess`).
+
+    A threshold on it raises or lowers the thresholds of all detectors together: an image is flagged if one detector
+    flags it. So one false-positive rate holds for all of them together.
+
+    Args:
+        detectors: by name.
+        scales: of their scores, by name.
+    """
+
+    def __init__(self, detectors: Mapping[str, Detector], scales: Mapping[str, Scale]) -> None:
+        self._detectors = [(detector, scales[name]) for name, detector in detectors.items()]
+
+    def __call__(self, activations: Activations) -> Tensor:
+        """Largest excess of each image, ``(N,)``."""
+        return torch.stack([scale.excess(detector(activations)) for detector, scale in self._detectors]).amax(dim=0)
 
 
 def build_detectors(training_features: np.ndarray, training_labels: np.ndarray) -> dict[str, Detector]:

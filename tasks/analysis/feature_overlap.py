@@ -87,14 +87,14 @@ def overlap(
     (probe_scores,) = probe(kernel, 2.0 * is_adversarial[:, None] - 1, np.tile(folds, 2), [kernel])
     scores = {"linear_probe_auroc": probe_scores, "knn_auroc": _neighbour_scores(squared, np.tile(folds, 2), seed)}
     for name, values in scores.items():
-        estimates[name] = jackknife.estimate(partial(_auroc, values[n:], values[:n], [other_image]), RATE)
+        estimates[name] = jackknife.estimate(partial(ordered_fraction, values[n:], values[:n], [other_image]), RATE)
     if n_classes > 1:
         one_hot = labels[:, None] == np.unique(labels)
         comparable = [same_fold & member[:, None] & ~member for member in one_hot.T]
         blocks = [kernel[:n, :n], kernel[n:, :n]]
         by_version = probe(kernel[:n, :n], 2.0 * one_hot - 1, folds, blocks)
         for name, values in zip(("clean", "adversarial"), by_version, strict=True):
-            area = jackknife.estimate(partial(_auroc, values, values, comparable), RATE, members)
+            area = jackknife.estimate(partial(ordered_fraction, values, values, comparable), RATE, members)
             estimates[f"class_auroc_{name}"] = area
     return estimates
 
@@ -229,7 +229,7 @@ def _neighbour_scores(squared: np.ndarray, folds: np.ndarray, seed: int) -> np.n
     return scores
 
 
-def _auroc(high: np.ndarray, low: np.ndarray, comparable: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
+def ordered_fraction(high: np.ndarray, low: np.ndarray, comparable: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
     """Share of comparable pairs in which ``high`` exceeds ``low``, mean over C classifiers, float64 ``(R,)``.
 
     Args:

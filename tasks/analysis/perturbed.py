@@ -62,7 +62,7 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
     spectrum = spectrum_table(features[AS_GIVEN, "power"])
     yield "spectrum", with_point({**point, "signal": "perturbation", "purifier": AS_GIVEN}, spectrum)
     on_surrogate = context.records_at(surrogate, "adaptive", attack, eps)
-    success, correct = on_surrogate["success"].to_numpy(), on_surrogate["correct"].to_numpy()
+    success, correct = (on_surrogate[name].to_numpy(dtype=bool) for name in ("success", "correct"))
     for source in sources:
         target = source or UNDEFENDED
         threat_model = "adaptive" if target == surrogate else "transfer"
@@ -83,7 +83,8 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
             recovered = context.records_at(source, threat_model, attack, eps)["correct"].to_numpy()
             yield "resilience", with_point(denoised, _recovery_rows(context, features, source, success, recovered))
     for detector in context.detectors:
-        yield from detection_tables(context, point, detector, features[detector, "score"], success, correct)
+        clean_correct = on_surrogate["clean_correct"].to_numpy(dtype=bool)
+        yield from detection_tables(context, point, detector, features[detector, "score"], clean_correct, correct)
 
 
 def detection_tables(
@@ -91,11 +92,11 @@ def detection_tables(
     point: Point,
     detector: str,
     scores: np.ndarray,
-    successful: np.ndarray,
+    clean_correct: np.ndarray,
     correct: np.ndarray,
     chosen: slice | np.ndarray = slice(None),
 ) -> Iterator[TablePart]:
-    """Yield the detection metrics, the ROC curve and the rejection table of a detector.
+    """Yield the scores, the detection metrics, the ROC curve and the rejection table of a detector.
 
     The detector rejects images in front of the undefended classifier. So only perturbations of that classifier have a
     rejection table.
@@ -105,7 +106,7 @@ def detection_tables(
         point: surrogate, attack and eps.
         detector: name.
         scores: scores of the adversarial images, ``(n,)``.
-        successful: whether the attack on each of them is successful, bool ``(n,)``.
+        clean_correct: whether the surrogate classifies the clean versions correctly, bool ``(n,)``.
         correct: whether the surrogate classifies each of them correctly, bool ``(n,)``.
         chosen: positions of the n images among the attacked images; all by default.
     """
@@ -113,12 +114,16 @@ def detection_tables(
     threshold = threshold_at(validation, context.settings.false_positive_rate)
     point = {"detector": detector, **point}
     jackknife = context.jackknife.select(chosen)
-    row = detection_row(clean, scores, successful, threshold, jackknife)
+    success = clean_correct & ~correct
+    images = {"image": context.rows[chosen], "label": context.labels[chosen], "group": jackknife.groups}
+    outcomes = {"clean_correct": clean_correct, "success": success, "clean_score": clean, "score": scores}
+    flags = {"clean_flagged": clean > threshold, "flagged": scores > threshold}
+    yield "detector_scores", with_point(point, pd.DataFrame(images | outcomes | flags))
+    row = detection_row(clean, scores, clean_correct, success, threshold, jackknife)
     yield "detection", with_point(point, pd.DataFrame([row]))
     false, true = roc_curve(clean, scores)
     yield "roc", with_point(point, pd.DataFrame({"false_positive_rate": false, "true_positive_rate": true}))
     if point["surrogate"] == UNDEFENDED:
-        clean_correct = (context.predictions[AS_GIVEN] == context.labels)[chosen]
         rows = rejection_rows(clean, scores, clean_correct, correct, validation, jackknife.groups)
         yield "rejection", with_point(point, rows)
 

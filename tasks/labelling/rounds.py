@@ -14,7 +14,7 @@ import numpy as np
 
 from tasks.dataset.images import SUFFIXES
 
-COLUMNS = ("number", "file", "class", "predicted", "confidence", "score")
+COLUMNS = ("number", "file", "class", "prediction", "confidence", "score")
 FORMULA_SIGNS = ("=", "+", "-", "@")
 SKIPPED = "-"
 """Entry in the column ``class`` for an image that cannot be labelled."""
@@ -65,7 +65,7 @@ def read_rounds(folder: Path, classes: tuple[str, ...]) -> list[LabellingRound]:
 
 
 def create_round(
-    folder: Path, pool: Path, files: list[str], predicted: list[str], confidence: np.ndarray, scores: np.ndarray
+    folder: Path, pool: Path, files: list[str], predictions: list[str], confidence: np.ndarray, scores: np.ndarray
 ) -> LabellingRound:
     """Write the folder of a round: numbered copies of the images, and a CSV file with an empty column ``class``.
 
@@ -73,7 +73,7 @@ def create_round(
         folder: of the round.
         pool: folder of the images.
         files: paths below ``pool`` of the n images.
-        predicted: class that the classifier predicts for each image.
+        predictions: class that the classifier predicts for each image.
         confidence: probabilities of these classes, ``(n,)``.
         scores: of the acquisition function, ``(n,)``.
     """
@@ -88,7 +88,7 @@ def create_round(
             shutil.copyfile(pool / name, new.image(i))
             # a spreadsheet program takes =name for a formula
             cell = f"./{name}" if name.startswith(FORMULA_SIGNS) else name
-            writer.writerow([i + 1, cell, "", predicted[i], f"{confidence[i]:.4f}", f"{scores[i]:.6g}"])
+            writer.writerow([i + 1, cell, "", predictions[i], f"{confidence[i]:.4f}", f"{scores[i]:.6g}"])
     partial.rename(folder)
     return LabellingRound(folder, new.files, new.classes)
 

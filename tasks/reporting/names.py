@@ -1,7 +1,15 @@
 """Display names of targets, attacks and curves."""
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import HOP_SKIP_JUMP, SQUARE, SUITE, SUITE_DOUBLED, display_name
+from tasks.records.vocabulary import (
+    DETECTOR_EVASION,
+    HOP_SKIP_JUMP,
+    JOINT_DETECTOR_EVASION,
+    SQUARE,
+    SUITE,
+    SUITE_DOUBLED,
+    display_name,
+)
 
 ATTACK_NAMES = {
     "fgsm": "FGSM",
@@ -10,19 +18,26 @@ ATTACK_NAMES = {
     SUITE_DOUBLED: "white-box suite with twice the steps and restarts",
     SQUARE: "Square attack",
     HOP_SKIP_JUMP: "HopSkipJump",
+    DETECTOR_EVASION: "adaptive attack on the detector",
+    JOINT_DETECTOR_EVASION: "joint attack on all detectors",
 }
 EMBEDDING_NAMES = {"pca": "PCA", "tsne": "t-SNE"}
-DETECTOR_AWARE = " and detector"
-"""Suffix of the names of attacks that also evade the detector."""
 
 
 def attack_name(attack: str) -> str:
-    """Display name of an attack: ``PGD``; ``PGD, detector-aware``."""
-    base = attack.removesuffix(DETECTOR_AWARE)
-    return ATTACK_NAMES.get(base, base) + (", detector-aware" if attack != base else "")
+    """Display name of an attack: ``PGD``."""
+    return ATTACK_NAMES.get(attack, attack)
 
 
-def curve_name(target: str, threat_model: str) -> str:
-    """Display name of a curve: ``undefended``; ``autoencoder, transfer``."""
+def curve_name(target: str, threat_model: str, surrogate: str = UNDEFENDED) -> str:
+    """Display name of a curve: ``undefended``; ``autoencoder, transfer from undefended``.
+
+    Args:
+        target: its name.
+        threat_model: of the attack.
+        surrogate: of a transfer attack; the bare classifier by default.
+    """
+    if threat_model == "transfer":
+        return f"{display_name(target)}, transfer from {display_name(surrogate)}"
     is_target_alone = target == UNDEFENDED or threat_model == "none"
     return display_name(target) if is_target_alone else f"{display_name(target)}, {display_name(threat_model)}"

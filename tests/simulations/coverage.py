@@ -22,10 +22,12 @@ import numpy as np
 import pandas as pd
 
 import tasks.statistics.groups
+from tasks.analysis.best_detector import choose_on_other_folds, rate_of_chosen
+from tasks.analysis.feature_overlap import group_folds
 from tasks.statistics.auroc import auroc_estimate
 from tasks.statistics.balanced import balanced_accuracies, compare_balanced
 from tasks.statistics.groups import GroupJackknife, effective_groups, rate_deviations, too_few_groups
-from tasks.statistics.intervals import POSITIVE, jackknife_interval
+from tasks.statistics.intervals import POSITIVE, RATE, jackknife_interval
 from tasks.statistics.paired import detectable_differences, paired_intervals, sign_flip_p_value
 from tasks.statistics.rates import rate_intervals
 from tests.simulations.candidates import METHODS, Interval
@@ -67,6 +69,7 @@ RECALLS = (
 )
 """Recalls of the two classes, of the first and of the second classifier."""
 MAX_REPETITIONS_OF_BALANCED = 500
+N_DETECTORS = 4
 
 COVERAGE_GOAL = (93.0, 97.0)
 """Per cent; for rates below 0.2 or above 0.8 there is no upper limit."""
@@ -235,6 +238,36 @@ def power_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: f
     return {"difference": round(100 * difference, 2), "rejected": _rejected(gains - losses)}
 
 
+def best_detector_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, rate: float) -> Row:
+    """Coverage of the detection rate of the best of four equal detectors, chosen on other folds and on the same images.
+
+    The detectors are independent, which is the worst case for the choice. The bias is in points.
+    """
+    bounds, values = np.empty((2, 2, repetitions)), np.empty((2, repetitions))
+    for repetition in range(repetitions):
+        sizes = np.tile(draw_sizes(rng, (n_groups,)), (N_DETECTORS, 1))
+        flagged = draw_successes(rng, sizes, rate, icc).astype(float)
+        folds = group_folds(np.zeros(n_groups, dtype=int), np.arange(n_groups), repetition)
+        in_fold = folds == np.arange(folds.max() + 1)[:, None]
+        # all groups, then without each of them
+        counts = 1 - np.eye(n_groups + 1, n_groups, -1)
+        parts = [
+            np.einsum("rg,dg,fg->rdf", counts, of_groups, in_fold, optimize=True) for of_groups in (flagged, sizes)
+        ]
+        rates = rate_of_chosen(*parts, choose_on_other_folds(*parts))
+        bounds[0, :, repetition] = np.ravel(jackknife_interval(rates[:1], rates[1:, None] - rates[0], RATE, n_groups))
+        bounds[0, :, repetition] = np.where(too_few_groups(sizes[0]), np.nan, bounds[0, :, repetition])
+        best = flagged[[flagged.sum(axis=1).argmax()]]
+        bounds[1, :, repetition] = np.ravel(rate_intervals(best, sizes[:1].astype(float)))
+        values[:, repetition] = rates[0], best.sum() / sizes[0].sum()
+    bias = 100 * (values.mean(axis=1) - rate)
+    return coverage_of(*bounds[0], rate) | {
+        "coverage_same_images": coverage_of(*bounds[1], rate)["coverage"],
+        "bias": round(float(bias[0]), 2),
+        "bias_same_images": round(float(bias[1]), 2),
+    }
+
+
 def _pair_row(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray, difference: float) -> Row:
     low, high = paired_intervals(gains.astype(float), losses.astype(float), sizes)
     row = coverage_of(low, high, difference)
@@ -268,6 +301,14 @@ def other_cells() -> Iterator[Cell]:
                 for rate in (0.5, 0.8, 0.95) if function is informative_cell else (0.05, 0.5, 0.8, 0.95):
                     condition, simulate = _cell(function, n_groups=n_groups, icc=icc, rate=rate)
                     yield {"condition": name, **condition}, simulate
+
+
+def best_detector_cells() -> Iterator[Cell]:
+    """Numbers of groups, correlations and detection rates of equal detectors."""
+    for n_groups in (12, 40):
+        for icc in ICCS:
+            for rate in (0.05, 0.2, 0.5, 0.8):
+                yield _cell(best_detector_cell, n_groups=n_groups, icc=icc, rate=rate)
 
 
 def large_cells() -> Iterator[Cell]:
@@ -425,6 +466,13 @@ def methods_text(results: pd.DataFrame) -> str:
     return markdown(head, [*rows, lowest])
 
 
+def detectors_text(results: pd.DataFrame) -> str:
+    """Coverage and bias of the rate of the best of equal detectors."""
+    columns = ["n_groups", "icc", "rate", "coverage", "coverage_same_images", "bias", "bias_same_images"]
+    rows = [[_text(value) for value in row] for row in results[columns].to_numpy()]
+    return f"{markdown([_heading(column) for column in columns], rows)}\n\n{summary(results)}"
+
+
 def summary(results: pd.DataFrame) -> str:
     """Sentence about the cells that miss the goal."""
     missed = results.apply(misses_goal, axis=1)
@@ -463,6 +511,7 @@ TABLES = {
     "balanced": Table(balanced_cells, frame_text),
     "asymmetric": Table(asymmetric_cells, frame_text),
     "power": Table(power_cells, frame_text),
+    "detectors": Table(best_detector_cells, detectors_text),
 }
 
 

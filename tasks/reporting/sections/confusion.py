@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN, display_name
+from tasks.records.vocabulary import CLEAN, display_name, is_independent
 from tasks.reporting import figures
 from tasks.reporting.curves import Curve, curves_under
 from tasks.reporting.drawings import Drawing
@@ -13,9 +13,14 @@ from tasks.reporting.section import Point, Section
 
 
 def confusion_section(results: Results, headline: Headline) -> Section:
-    """Return a confusion matrix of each target on clean images, and of each curve under the analysed attack."""
+    """Return a confusion matrix of each target on clean images, and of each curve under the analysed attack.
+
+    Curves of independent surrogates are left out.
+    """
     clean, attacked, drawings = [], [], []
-    for name, (curve, eps) in _points(curves_under(results.robustness, headline.analysed_attack), headline.eps).items():
+    curves = curves_under(results.robustness, headline.analysed_attack)
+    of_study = [curve for curve in curves if not is_independent(curve.surrogate)]
+    for name, (curve, eps) in _points(of_study, headline.eps).items():
         counts = _counts(results.confusion, curve, eps, results.data.classes)
         drawings.append(Drawing(name, figures.confusion(counts, results.data.classes)))
         matrix = {"name": name, "n": int(counts.sum()), "cells": _cells(counts, results.data.classes)}
@@ -41,9 +46,10 @@ def _counts(confusion: pd.DataFrame, curve: Curve, eps: float, classes: tuple[st
         (confusion["target"] == curve.target)
         & (confusion["threat_model"] == threat_model)
         & (confusion["attack"] == attack)
+        & (confusion["surrogate"] == (curve.surrogate if eps else ""))
         & (confusion["eps"] == eps)
     ]
-    by_class = cells.pivot(index="actual", columns="predicted", values="n")
+    by_class = cells.pivot(index="actual", columns="prediction", values="n")
     return by_class.reindex(index=list(classes), columns=list(classes)).to_numpy(dtype=np.int64)
 
 

@@ -5,11 +5,17 @@ from typing import Any
 import pandas as pd
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import display_name
+from tasks.records.vocabulary import (
+    ALL_DETECTORS,
+    BEST_DETECTOR,
+    DETECTOR_EVASION,
+    JOINT_DETECTOR_EVASION,
+    display_name,
+)
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed, number
 from tasks.reporting.headline import Headline
-from tasks.reporting.names import DETECTOR_AWARE, attack_name
+from tasks.reporting.names import attack_name
 from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of
@@ -33,11 +39,13 @@ def detection_section(results: Results, headline: Headline) -> Section:
     """Return ROC curves, AUROC by eps, detection rates, and accuracies behind a detector that rejects images."""
     key, title = "detection", "Detection of adversarial images"
     table, roc, rejection = results.detection, results.roc, results.rejection
-    point = point_of(table[~table["attack"].str.endswith(DETECTOR_AWARE)] if len(table) else table, headline)
+    point = point_of(table[~table["attack"].isin([DETECTOR_EVASION, JOINT_DETECTOR_EVASION])], headline)
     if point is None:
         return Section(key, title, {"point": None})
+    by_attack = rates_by_attack(table, point)
+    best, table = _best_detector(table, point), table[table["detector"] != BEST_DETECTOR]
     styles = {str(detector): style for style, detector in enumerate(table["detector"].unique())}
-    attacks = [point.attack, f"{point.attack}{DETECTOR_AWARE}"]
+    attacks = [point.attack, DETECTOR_EVASION, JOINT_DETECTOR_EVASION]
     rocs = [
         (names, _roc(rows, styles))
         for names, rows in _by_crafting(roc[(roc["eps"] == point.eps) & roc["attack"].isin(attacks)])
@@ -47,7 +55,7 @@ def detection_section(results: Results, headline: Headline) -> Section:
     for kind, group in (("roc", rocs), ("auroc", aurocs)):
         for (surrogate, attack), panel in group:
             is_undefended = surrogate == UNDEFENDED
-            name = f"{kind}-{surrogate}-{attack.replace(' ', '-')}"
+            name = f"{kind}-{surrogate}-{attack}"
             # curves of attacks on defences are folded and have no interactive version
             drawings.append(lines_drawing(name, [panel], is_interactive=is_undefended))
             curve = {"name": name, "kind": kind, "is_undefended": is_undefended}
@@ -59,7 +67,9 @@ def detection_section(results: Results, headline: Headline) -> Section:
     values = {
         "point": point,
         "target_rate": percent(results.params.analyze.false_positive_rate),
-        "best": _best_detector(table, point),
+        "best": best,
+        "by_attack": by_attack,
+        "evasion": results.params.analyze.detector_evasion,
         "curves": curves,
         "rates": _rates(table[(table["eps"] == point.eps) & table["attack"].isin(attacks)]),
         "all_rates": _rates(table),
@@ -76,18 +86,45 @@ def _by_crafting(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFram
 
 
 def _best_detector(table: pd.DataFrame, point: Point) -> dict[str, Any]:
-    """Return the detector with the highest AUROC, and its AUROC under the detector-aware attack."""
-    best = point.of(table).dropna(subset=["auroc"]).sort_values("auroc", ascending=False, kind="stable").iloc[0]
-    same = {"detector": best["detector"], "surrogate": best["surrogate"], "attack": f"{point.attack}{DETECTOR_AWARE}"}
-    aware = table[(table[list(same)] == pd.Series(same)).all(axis=1) & (table["eps"] == point.eps)]
-    return {
-        "detector": best["detector"],
-        "surrogate": display_name(best["surrogate"]),
-        "auroc": estimate(best, fixed(2), "auroc"),
-        "false_positive_rate": number(best["false_positive_rate"], percent),
-        "detection_rate": estimate(best, percent, "detection_rate"),
-        "aware_auroc": None if aware.empty else estimate(aware.iloc[0], fixed(2), "auroc"),
-    }
+    """Return the rates of the best detector under each attack, as text; None for attacks that did not run."""
+    best = table[(table["detector"] == BEST_DETECTOR) & (table["eps"] == point.eps)].set_index("attack")
+    rates: dict[str, Any] = {"n": int(best["n_detectors"].iloc[0]), "detector": best["chosen_detector"].iloc[0]}
+    rates["false_positive_rate"] = estimate(best.iloc[0], percent, "false_positive_rate")
+    names = {"unaware": point.attack, "aware": DETECTOR_EVASION, "joint": JOINT_DETECTOR_EVASION}
+    for name, attack in names.items():
+        row = best.loc[attack] if attack in best.index else None
+        for key, quantity in (("detected", "detection_rate_successful"), ("undetected", "undetected_success_rate")):
+            rates[f"{name}_{key}"] = None if row is None else estimate(row, percent, quantity)
+    joint = table[(table["detector"] == ALL_DETECTORS) & (table["attack"] == JOINT_DETECTOR_EVASION)]
+    joint = joint[joint["eps"] == point.eps]
+    undetected = "undetected_success_rate"
+    return rates | {"all_undetected": None if joint.empty else estimate(joint.iloc[0], percent, undetected)}
+
+
+def rates_by_attack(table: pd.DataFrame, point: Point) -> Table:
+    """Return the rates of each detector in front of the undefended classifier under three attacks.
+
+    Args:
+        table: ``detection.csv``.
+        point: attack that ignores detectors, and eps.
+    """
+    attacks = {point.attack: "ignores it", DETECTOR_EVASION: "attacks it", JOINT_DETECTOR_EVASION: "attacks all"}
+    quantities = {"detection_rate_successful": "detected", "undetected_success_rate": "undetected"}
+    rows = table[(table["surrogate"] == UNDEFENDED) & (table["eps"] == point.eps)]
+    texts = []
+    for detector in dict.fromkeys(rows["detector"]):
+        of_detector = rows[rows["detector"] == detector].set_index("attack")
+        cells = []
+        for attack in attacks:
+            # the joint attack is the adaptive attack on the combination of all detectors
+            is_combination = detector == ALL_DETECTORS and attack == DETECTOR_EVASION
+            name = JOINT_DETECTOR_EVASION if is_combination else attack
+            row = of_detector.loc[name] if name in of_detector.index else None
+            cells += ["–" if row is None else estimate(row, percent, quantity) for quantity in quantities]
+        first = of_detector.iloc[0]
+        texts.append([str(detector), estimate(first, percent, "false_positive_rate"), *cells])
+    heads = [f"{outcome}, attack {access}" for access in attacks.values() for outcome in quantities.values()]
+    return Table(["detector", "false-positive rate", *heads], texts)
 
 
 def _nominal_rate(rejection: pd.DataFrame, false_positive_rate: float) -> float:

@@ -1,0 +1,85 @@
+"""The best detector: chosen on some groups and evaluated on others."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.analysis.best_detector import best_auroc, best_detector_table, choose_on_other_folds, rate_of_chosen
+from tasks.statistics.groups import GroupJackknife
+from tests.simulations.coverage import best_detector_cell
+
+
+def scores_of(scores: dict[str, np.ndarray], attack: str = "pgd", n_per_group: int = 2) -> pd.DataFrame:
+    """Scores of attacked images by detector; clean images have the score 0, the threshold is 1, all attacks succeed."""
+    parts = []
+    for name, values in scores.items():
+        images = np.arange(len(values))
+        columns = {"image": images, "label": images % 2, "group": images // n_per_group, "clean_score": 0.0}
+        outcomes = {"clean_correct": True, "success": True, "score": values, "flagged": values > 1}
+        key = {"detector": name, "surrogate": "undefended", "attack": attack, "eps": 1.0}
+        parts.append(pd.DataFrame(key | columns | outcomes | {"clean_flagged": False}, index=images))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_detector_that_is_best_on_every_fold_has_its_own_rates() -> None:
+    good, bad = np.tile([2.0, 2.0, 2.0, 0.5], 20), np.tile([0.5, 0.5, 0.5, 2.0], 20)
+    (row,) = best_detector_table(scores_of({"bad": bad, "good": good}), "pgd", 0).to_dict("records")
+    assert (row["detector"], row["chosen_detector"], row["n_detectors"]) == ("best detector", "good", 2)
+    assert (row["detection_rate"], row["detection_rate_successful"]) == (0.75, 0.75)
+    assert row["undetected_success_rate"] == 0.25
+    assert row["detection_rate_low"] < 0.75 < row["detection_rate_high"]
+    assert (row["n"], row["n_groups"], row["n_successful"], row["false_positive_rate"]) == (80, 40, 80, 0)
+
+
+def test_the_images_of_a_fold_do_not_choose_their_detector() -> None:
+    """Each detector flags one fold alone; it is best overall, but no other image chooses it for this fold."""
+    n_flagged, n_images = 4 * np.eye(5)[None], np.full((1, 5, 5), 4.0)
+    chosen = choose_on_other_folds(n_flagged, n_images)
+    assert (chosen != np.arange(5)).all()
+    assert rate_of_chosen(n_flagged, n_images, chosen).tolist() == [0]
+
+
+def test_each_attack_has_its_row_and_the_joint_attack_is_the_adaptive_attack_on_the_combination() -> None:
+    none, all_images = np.full(40, 0.5), np.full(40, 2.0)
+    scores = pd.concat(
+        [
+            scores_of({"entropy": all_images, "all detectors": all_images}),
+            scores_of({"entropy": none}, "detector_evasion"),
+            scores_of({"entropy": all_images, "all detectors": none}, "joint_detector_evasion"),
+        ]
+    )
+    table = best_detector_table(scores, "pgd", 0).set_index("attack")
+    assert table["detection_rate"].to_dict() == {"pgd": 1, "detector_evasion": 0, "joint_detector_evasion": 1}
+    assert table.loc["detector_evasion", "n_detectors"] == 2
+
+
+def test_the_auroc_uses_the_better_sign_of_a_score_and_is_near_chance_for_noise() -> None:
+    rng = np.random.default_rng(0)
+    in_fold, jackknife = np.arange(60) % 5 == np.arange(5)[:, None], GroupJackknife(np.arange(60))
+    low = rng.normal(size=(1, 60)), rng.normal(-1.5, size=(1, 60))
+    found = best_auroc(*low, np.ones((1, 60), dtype=bool), in_fold, jackknife)
+    assert found[0] == pytest.approx(0.86, abs=0.06)
+    # the best of eight noise scores on the same images is clearly above 0.5
+    success = np.ones((8, 60), dtype=bool)
+    values = [
+        best_auroc(rng.normal(size=(8, 60)), rng.normal(size=(8, 60)), success, in_fold, jackknife)[0]
+        for _ in range(40)
+    ]
+    assert np.mean(values) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("n_groups", [12, 40])
+def test_the_rate_of_the_best_of_tied_detectors_is_covered(n_groups: int) -> None:
+    found = best_detector_cell(np.random.default_rng(0), 300, n_groups, 0.3, 0.5)
+    # a standard error below 93 %
+    assert found["coverage"] >= 91.5
+    # chosen and evaluated on the same images, the rate is too high
+    assert found["bias_same_images"] > 5 > 2 > abs(found["bias"])
+
+
+def test_detectors_without_a_score_are_not_chosen() -> None:
+    scores = scores_of({"undefined": np.full(40, np.nan), "good": np.full(40, 2.0)})
+    (row,) = best_detector_table(scores, "pgd", 0).to_dict("records")
+    assert (row["n_detectors"], row["chosen_detector"]) == (1, "good")
+    (row,) = best_detector_table(scores[scores["detector"] == "undefined"], "pgd", 0).to_dict("records")
+    assert row["n_detectors"] == 0
