@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from flows.command import log_progress, run_flow
 from flows.flow import load_step
 from tasks.core.files import write_json
+from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.dataset.leakage import measure_leakage
 from tasks.dataset.prepared import Prepared, load_prepared
@@ -37,6 +38,8 @@ from tasks.statistics.formatting import eps_text, with_interval
 from tasks.tracking import EXPERIMENT, plain_markdown
 
 AUDITS = Path("audits")
+READ_STEPS = ("active_learning", "prepare", "train_surrogates", "validate")
+"""Steps of the current workspace whose outputs an audit reads."""
 SEEN = "seen"
 """Split of the images that an audit leaves out, because a model was trained or validated on them."""
 
@@ -72,12 +75,14 @@ def robustness_audit(
     log_progress()
     params, version = load_params(), registry.find(model)
     workspace = Workspace(AUDITS / version.label)
-    bundle = registry.download(version, renewed(workspace.root / "model"))
-    audit = set_up_audit(Workspace(), version, bundle, workspace, params, with_report=True)
-    run_audit(audit, with_report=True)
-    outcome = outcome_of(audit)
-    files = [workspace.report_html, workspace.metrics, workspace.checks, workspace.comparison]
-    registry.log_audit(version, outcome, files)
+    with locked(AUDITS / ".locks", [version.label]):
+        bundle = registry.download(version, renewed(workspace.root / "model"))
+        with locked(Workspace().locks, reads=READ_STEPS):
+            audit = set_up_audit(Workspace(), version, bundle, workspace, params, with_report=True)
+        run_audit(audit, with_report=True)
+        outcome = outcome_of(audit)
+        files = [workspace.report_html, workspace.metrics, workspace.checks, workspace.comparison]
+        registry.log_audit(version, outcome, files)
     create_markdown_artifact(key="audit", markdown=plain_markdown(outcome), description=f"Audit of {version.label}")
     return outcome
 

@@ -16,7 +16,7 @@ from flows.dvc_pipeline import DvcPipeline, flat
 from flows.workers import Workers, compute_parts
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
-from tasks.runner import Step, run_step
+from tasks.runner import Step, run_step, step_lock
 from tasks.tracking import masked
 
 N_RETRIES = {"acquire": 2}
@@ -104,7 +104,8 @@ def bring_up_to_date(step: str, job: Job) -> str:
         stages.check_inputs(step)
         name, _, defence = step.partition("@")
         if name in ("attack", "attack_defence") and job.workers.runner != "in_process":
-            compute_parts(job.workspace, defence or UNDEFENDED, job.params, job.workers)
+            with step_lock(job.workspace, step, job.params):
+                compute_parts(job.workspace, defence or UNDEFENDED, job.params, job.workers)
         run_step(load_step(name), job.workspace, job.params, "prefect", defence or None)
         stages.record(step, job.params)
         return "ran"

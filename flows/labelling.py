@@ -15,6 +15,7 @@ from prefect.input import RunInput
 from pydantic import Field, create_model
 
 from flows.command import run_flow
+from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.labelling.human import next_round
 from tasks.labelling.rounds import SKIPPED, LabellingRound, collect_labelled, read_rounds, write_classes
@@ -49,14 +50,14 @@ def labelling(
         The state of the labelling and the next task of the person.
     """
     workspace, params = Workspace(), load_params()
-    classes = params.acquire.classes
-    while current := next_round(workspace, params, Path(pool), Path(folder), acquisition, n_images, n_rounds):
-        publish_round(current)
-        if answers == "csv":
-            break
-        write_classes(current, request_classes(current, classes), classes)
-    labelled = Path(folder) / "labelled"
-    n = collect_labelled(read_rounds(Path(folder), classes), Path(pool), labelled)
+    classes, labelled = params.acquire.classes, Path(folder) / "labelled"
+    with locked(Path(folder) / ".locks", ["labelling"]):
+        while current := next_round(workspace, params, Path(pool), Path(folder), acquisition, n_images, n_rounds):
+            publish_round(current)
+            if answers == "csv":
+                break
+            write_classes(current, request_classes(current, classes), classes)
+        n = collect_labelled(read_rounds(Path(folder), classes), Path(pool), labelled)
     progress = f"Labelled images in {labelled}: {n}."
     if current is None:
         return f"{progress} The labelling is complete. Copy the labelled images to the images of acquire.folder."

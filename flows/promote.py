@@ -14,9 +14,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from flows.audit import AUDITS, Audit, checks_of, renewed, run_audit, set_up_audit
+from flows.audit import AUDITS, READ_STEPS, Audit, checks_of, renewed, run_audit, set_up_audit
 from flows.command import log_progress, run_flow
 from tasks.core.files import write_json
+from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
 from tasks.records.operating_points import parse_operating_points
@@ -89,8 +90,11 @@ def promote(
     if champion == candidate:
         return f"{candidate.label} is {CANDIDATE} and {CHAMPION}. There is nothing to compare."
 
-    audits = audit_both(Workspace(), candidate, champion, params)
-    outcome, page = settle(audits, params, margin)
+    # one promotion at a time, and none beside an audit of one of its models
+    labels = [each.label for each in (candidate, champion) if each]
+    with locked(AUDITS / ".locks", ["promotion", *labels]):
+        audits = audit_both(Workspace(), candidate, champion, params)
+        outcome, page = settle(audits, params, margin)
     page = plain_markdown(page)
     create_markdown_artifact(key="promotion", markdown=page, description=f"Promotion of {candidate.label}")
     return f"{outcome} See {audits[0].workspace.root / 'promotion.md'}"
@@ -135,10 +139,11 @@ def audit_both(current: Workspace, candidate: Registered, champion: Registered |
     ]
     seen = set().union(*(digests for bundle in bundles for digests in read_seen(bundle).values()))
     # both are set up before an attack runs, so that models that cannot be compared are refused at once
-    audits = [
-        set_up_audit(current, model, bundle, Workspace(folder), params, seen)
-        for model, bundle, folder in zip(models, bundles, folders, strict=True)
-    ]
+    with locked(current.locks, reads=READ_STEPS):
+        audits = [
+            set_up_audit(current, model, bundle, Workspace(folder), params, seen)
+            for model, bundle, folder in zip(models, bundles, folders, strict=True)
+        ]
     for audit in audits:
         run_audit(audit, with_report=False)
     return audits

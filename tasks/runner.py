@@ -13,10 +13,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
+from tasks.core.locks import locked
 from tasks.core.source import check_sources
-from tasks.core.workspace import Workspace
+from tasks.core.workspace import DEFENCE_STEPS, Workspace
 from tasks.params import Params, load_params
 from tasks.params.params import STEP_PARAMS
 from tasks.tracking import masked, open_run
@@ -33,7 +37,7 @@ def run_step(
     defence: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Empty the output folder of a step, open its tracking run, call the step, and remove its checkpoints.
+    """Lock and empty the output folder of a step, open its tracking run, call the step, and remove its checkpoints.
 
     If the step raises an exception, the run is marked as failed, and the checkpoints stay: the next run of the step
     resumes from them.
@@ -51,24 +55,46 @@ def run_step(
         ValueError: parameters or code changed while the step ran.
     """
     folder = workspace.step_folder(step.__name__, defence)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with open_run(workspace, workspace.step_of(folder), folder, params, orchestrator, tags) as tracker:
-        try:
-            if defence is None:
-                step(workspace, params, tracker)
-            else:
-                step(workspace, params, tracker, defence)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            cause = str(error).partition("\n")[0] or type(error).__name__
-            raise MemoryError(
-                f"out of memory: {cause}. Lower {batch_size_key(step.__name__, defence)} in {workspace.params_file}, "
-                "or set compute.device to a device with more memory."
-            ) from error
-        check_unchanged(workspace, workspace.step_of(folder), params)
-    shutil.rmtree(workspace.checkpoint_folder(step.__name__, defence), ignore_errors=True)
+    name = workspace.step_of(folder)
+    with step_lock(workspace, name, params):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with open_run(workspace, name, folder, params, orchestrator, tags) as tracker:
+            try:
+                step(workspace, params, tracker, *filter(None, [defence]))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                cause = str(error).partition("\n")[0] or type(error).__name__
+                raise MemoryError(
+                    f"out of memory: {cause}. Lower {batch_size_key(step.__name__, defence)} in "
+                    f"{workspace.params_file}, or set compute.device to a device with more memory."
+                ) from error
+            check_unchanged(workspace, name, params)
+        shutil.rmtree(workspace.checkpoint_folder(step.__name__, defence), ignore_errors=True)
+
+
+def step_lock(workspace: Workspace, step: str, params: Params) -> AbstractContextManager[None]:
+    """Lock the output folder of a step, and the folders that it reads according to dvc.yaml, if there is one.
+
+    Args:
+        workspace: where the step runs.
+        step: ``step`` or ``step@defence``.
+        params: all parameters.
+    """
+    name, _, defence = step.partition("@")
+    dvc_file = workspace.root / "dvc.yaml"
+    stages = YAML(typ="safe").load(dvc_file)["stages"] if dvc_file.is_file() else {}
+    reads: set[str] = set()
+    for dep in stages.get(name, {}).get("deps", []):
+        path = Path(dep.replace("${item.defence}", defence))
+        if path.parts[0] != "data" or path.suffix:
+            continue
+        if path.name in DEFENCE_STEPS:
+            reads |= {f"{path.name}@{each}" for each in params.selected_defences}
+        else:
+            reads.add("@".join(path.parts[1:]))
+    return locked(workspace.locks, [step], reads)
 
 
 def check_unchanged(workspace: Workspace, step: str, params: Params) -> None:

@@ -34,6 +34,8 @@ class Workspace:
     root: Path = Path()
 
     params_file = _Below("params.yaml")
+    locks = _Below("checkpoints/locks")
+    """A file for each step that ever ran here; see :mod:`tasks.core.locks`."""
     open_runs = _Below("checkpoints/open_runs")
     """Tracking runs of steps that have not ended."""
     data = _Below("data")

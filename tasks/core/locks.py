@@ -1,0 +1,35 @@
+"""One rule for all that writes results: no two processes write the same folder, or read a folder that is written.
+
+A lock is held by an open file. It ends with its process, also if the process is killed. Lock files are never removed.
+"""
+
+import fcntl
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(folder: Path, writes: Iterable[str] = (), reads: Iterable[str] = ()) -> Iterator[None]:
+    """Wait until no other thread or process writes what is read here, or uses what is written here.
+
+    Args:
+        folder: of the lock files.
+        writes: names of what is written.
+        reads: names of what is read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = dict.fromkeys(reads, fcntl.LOCK_SH) | dict.fromkeys(writes, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        # all processes lock in the same order, so that no two wait for each other
+        for name, kind in sorted(kinds.items()):
+            file = stack.enter_context((folder / name).open("w"))
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("Waiting: another run uses %s", name)
+                fcntl.flock(file, kind)
+        yield
