@@ -32,7 +32,7 @@ from tasks.params import UNDEFENDED, Autoencoder, Params, load_params, parse_par
 from tasks.records.vocabulary import AS_TRAINED, display_name
 from tasks.runner import run_step
 from tasks.serving import registry
-from tasks.serving.bundle import Bundle, digests_of_images, read_bundle, read_seen
+from tasks.serving.bundle import Bundle, digests_of_images, network_folders, read_bundle, read_seen
 from tasks.serving.registry import Registered
 from tasks.statistics.formatting import eps_text, with_interval
 from tasks.tracking import EXPERIMENT, plain_markdown
@@ -139,7 +139,9 @@ def set_up_audit(
         shutil.copytree(path, workspace.root / path.relative_to(current.root), copy_function=link_or_copy)
     if with_report:
         shutil.copyfile(current.reference, workspace.reference)
-    shutil.copytree(Workspace(bundle).data, workspace.data, dirs_exist_ok=True)
+    # nothing else of a bundle, which could replace the linked files of the current workspace
+    for folder in network_folders(Workspace(bundle), about.target):
+        shutil.copytree(folder, workspace.root / folder.relative_to(bundle))
     workspace.prepare.mkdir()
     link_or_copy(str(current.pixels), str(workspace.pixels))
     table.to_parquet(workspace.split, index=False)

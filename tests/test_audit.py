@@ -110,6 +110,19 @@ def test_the_current_workspace_does_not_change(
     assert {file: file.read_bytes() for file in sorted(workspace.data.rglob("*")) if file.is_file()} == before
 
 
+def test_other_files_of_a_bundle_do_not_reach_the_workspace_of_the_audit_or_the_current_one(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    planted = Workspace(bundle)
+    planted.validate.mkdir()
+    planted.manifest.write_bytes(b"planted")
+    workspace.active_learning.mkdir()
+    workspace.reference.touch()
+    before = workspace.manifest.read_bytes()
+    set_up_audit(workspace, model, bundle, audited, load_params(workspace.params_file), with_report=True)
+    assert audited.manifest.read_bytes() == workspace.manifest.read_bytes() == before
+
+
 def test_leakage_is_measured_against_the_training_images_of_the_model(
     workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
 ) -> None:

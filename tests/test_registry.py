@@ -75,6 +75,16 @@ def test_a_downloaded_bundle_is_the_registered_one(versions: list[Registered], s
     assert [(downloaded / file).read_bytes() for file in files] == [(original / file).read_bytes() for file in files]
 
 
+@pytest.mark.parametrize("tags", [{"target": "undefended"}, {"digest": "0" * 64}])
+def test_a_version_whose_tags_differ_from_its_bundle_is_refused(
+    tags: dict[str, str], versions: list[Registered], tmp_path: Path
+) -> None:
+    for key, value in tags.items():
+        mlflow.MlflowClient().set_model_version_tag(NAME, "1", key, value)
+    with pytest.raises(ValueError, match="Do not use this version"):
+        registry.download(registry.find(f"{NAME}/1"), tmp_path / "downloaded")
+
+
 def test_a_version_is_found_by_the_digest_of_its_weights(versions: list[Registered]) -> None:
     assert registry.find_version(NAME, versions[1].digest) == versions[1]
     assert registry.find_version(NAME, "0" * 64) is None

@@ -24,7 +24,9 @@ from tasks.params.images import Intensity, Table, Volumes
     check_unit,
 )
 
-DefenceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+"""Pattern of the name of a defence, which is part of paths and commands."""
+DefenceName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Compute(Section):

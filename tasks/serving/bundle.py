@@ -18,13 +18,15 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from tasks.analysis.detection import threshold_at
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, Section
+from tasks.params.params import NAME_PATTERN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +56,7 @@ class Bundle(Section):
     """The content of ``bundle.json``."""
 
     schema_version: int = SCHEMA_VERSION
-    target: str
+    target: Annotated[str, Field(pattern=NAME_PATTERN)]
     """``undefended``, or the name of a defence."""
     digest: str
     """SHA-256 of the layers and weights of the target."""
@@ -108,8 +110,7 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
 
     data = load_prepared(workspace)
     network = load_target(workspace, target, configure_torch(params.compute))
-    steps = [workspace.train_classifier, workspace.train_autoencoder]
-    steps += [] if target == UNDEFENDED else [workspace.step_folder("train_defence", target)]
+    steps = network_folders(workspace, target)
     if missing := [path for path in (*steps, workspace.manifest) if not path.exists()]:
         step_name = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found. Run the step {step_name} first: dvc repro {step_name}")
@@ -170,6 +171,37 @@ def read_bundle(folder: Path) -> Bundle:
         return Bundle.model_validate_json(json.dumps(values))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}. Download the model version again.") from error
+
+
+def check_digest(folder: Path, target: str, digest: str) -> None:
+    """Check that a bundle holds a certain target with certain weights.
+
+    Args:
+        folder: of the bundle.
+        target: expected target.
+        digest: expected SHA-256 of its layers and weights.
+
+    Raises:
+        ValueError: it is another target, or it has other weights than expected or than ``bundle.json`` says.
+    """
+    from tasks.core.digests import digest_of_model
+
+    about = read_bundle(folder)
+    found = {"bundle.json": about.digest, "the weights": digest_of_model(load_bundle(folder))}
+    wrong = [f"the digest of {name} is {value}" for name, value in found.items() if value != digest]
+    if about.target != target:
+        wrong.insert(0, f"its target is {about.target}")
+    if wrong:
+        raise ValueError(
+            f"{folder}: {'; '.join(wrong)}. The registry has the target {target} with the digest {digest}. Do not use "
+            "this version: register the model again."
+        )
+
+
+def network_folders(workspace: Workspace, target: str) -> list[Path]:
+    """Folders of the networks of a target, in a workspace or in a bundle."""
+    own = [] if target == UNDEFENDED else [workspace.step_folder("train_defence", target)]
+    return [workspace.train_classifier, workspace.train_autoencoder, *own]
 
 
 def read_seen(folder: Path) -> dict[str, set[str]]:

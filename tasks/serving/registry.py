@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import serving
-from tasks.serving.bundle import CARD, EXAMPLES, read_bundle
+from tasks.serving.bundle import CARD, EXAMPLES, check_digest, read_bundle
 from tasks.tracking import EXPERIMENT, experiment_id, masked, tracking_uri
 from tasks.tracking.outbox import now
 from tasks.tracking.store import Store
@@ -187,7 +187,11 @@ def version_with(name: str, alias: str) -> Registered | None:
 
 
 def download(model: Registered, folder: Path) -> Path:
-    """Copy the bundle of a version into a folder, and return the folder of the bundle."""
+    """Copy the bundle of a version into a folder, and return the folder of the bundle.
+
+    Raises:
+        ValueError: the bundle has another target or other weights than the tags of the version.
+    """
     import mlflow
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,6 +199,7 @@ def download(model: Registered, folder: Path) -> Path:
     artifacts = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
     # its name is that of the registered folder
     (bundle,) = Path(artifacts).iterdir()
+    check_digest(bundle, model.target, model.digest)
     return bundle
 
 
