@@ -187,6 +187,16 @@ def test_pipe_with_the_name_of_an_image_is_rejected_without_waiting(
     assert rejected_by_acquire(workspace, from_folder) == {"COVID/pipe.png": reason}
 
 
+def test_file_of_a_huge_size_is_rejected_before_it_is_copied(
+    source: Path, workspace: Workspace, from_folder: Params
+) -> None:
+    (source / "COVID" / "huge.png").touch()
+    # sparse: it needs no space on the disk
+    os.truncate(source / "COVID" / "huge.png", 2**40)
+    reason = "the file has 1024.0 GiB. At most 2 are allowed. Move it away."
+    assert rejected_by_acquire(workspace, from_folder) == {"COVID/huge.png": reason}
+
+
 def test_link_within_the_folder_is_copied_as_a_file(source: Path, workspace: Workspace, from_folder: Params) -> None:
     (source / "COVID" / "link.png").symlink_to(source / "COVID" / "Covid (1).png")
     acquire(workspace, from_folder, Tracker())

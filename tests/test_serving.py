@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from tasks.serving.bundle import BUNDLE, EXAMPLES, digests_of_images, load_bundl
 from tasks.serving.card import INTENDED_USE, card_of
 from tasks.serving.export import LOGIT_TOLERANCE, export_target
 from tasks.serving.inference import predict
-from tasks.serving.predictor import Predictor
+from tasks.serving.predictor import MAX_IMAGES, Predictor
 from tests.bundles import bundle_of, copy_completed, write_results
 from tests.small_workspace import CLASSES, SIDE
 
@@ -212,6 +213,21 @@ class TestPredictor:
         np.testing.assert_array_equal(alone[0], logits[3])
         np.testing.assert_array_equal(score[0], scores[3])
 
+    def test_a_request_with_many_images_is_refused_and_allowed_ones_need_memory_for_one_batch(
+        self, predictor: Predictor
+    ) -> None:
+        tiny = [png(np.zeros((1, 1), dtype=np.uint8))] * (MAX_IMAGES + 1)
+        with pytest.raises(ValueError, match=r"has 513 images\. At most 512 are allowed\. Send several requests"):
+            predictor.predict_files(tiny)
+        with pytest.raises(ValueError, match="has 513 images"):
+            predictor.predict_arrays(np.zeros((MAX_IMAGES + 1, SIDE, SIDE)))
+        # a target that needs no memory of its own; all images at once would need 512 MiB
+        large = predictor.bundle.model_copy(update={"image_size": 512, "detector": None})
+        target = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3)).eval()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert len(Predictor(large, target).predict_files(tiny[1:])) == MAX_IMAGES
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+
 
 class TestCard:
     def test_the_card_has_the_results_of_the_target_and_its_intended_use(
@@ -277,6 +293,18 @@ class TestExport:
             images = torch.from_numpy(rng.uniform(size=(n, 1, SIDE, SIDE)).astype(np.float32))
             with torch.no_grad():
                 np.testing.assert_allclose(program(images).numpy(), target(images).numpy(), atol=1e-5, rtol=0)
+
+    def test_a_program_with_nan_is_refused_and_an_earlier_file_stays(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "target.pt2"
+        path.write_bytes(b"earlier")
+        broken = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 3))
+        nn.init.constant_(broken[1].bias, float("nan"))
+        monkeypatch.setattr(export, "load_bundle", lambda folder: broken)
+        with pytest.raises(ValueError, match=r"a logit differs by nan\. At most"):
+            export_target(bundle, path)
+        assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("target.pt2", b"earlier")]
 
     def test_a_target_that_draws_at_random_is_not_exported(
         self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

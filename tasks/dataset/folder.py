@@ -9,6 +9,9 @@ from tasks.dataset.readers import SUFFIXES, has_image_name
 IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 """Files of file managers, in lower case."""
 
+MAX_FILE_BYTES = 2 * 2**30
+"""Maximum size of a file, which is known before the file is copied or read; a sparse file can have any size."""
+
 UNPRINTABLE_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode categories of characters that tables and messages cannot contain unescaped: control characters, surrogates
 (which stand for bytes that are not UTF-8), line separators and paragraph separators."""
@@ -82,6 +85,8 @@ def _rejection_reason(path: Path, folder: Path) -> str | None:
             f"not an image by its name; move it away. Names of images end with {', '.join(SUFFIXES)}; a DICOM file may "
             "have any name."
         )
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        return f"the file has {size / 2**30:.1f} GiB. At most {MAX_FILE_BYTES / 2**30:g} are allowed. Move it away."
     if _has_unprintable_characters(path.relative_to(folder).as_posix()):
         return "the name contains undecodable or control characters. Rename the file."
     return None

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tasks.core.durable import rename_durably
 from tasks.dataset.prepared import as_floats
 from tasks.defences.preprocessing import BPDA, AdditiveGaussianNoise
 from tasks.serving.bundle import BUNDLE, EXAMPLES, load_bundle, read_bundle
@@ -41,15 +42,18 @@ def export_target(bundle: Path, path: Path) -> float:
         # an example with one image would fix the batch size at 1
         pair = torch.cat([images, images])[:2]
         program = torch.export.export(target, (pair,), dynamic_shapes=({0: torch.export.Dim("n_images")},))
-        torch.export.save(program, path, extra_files={BUNDLE.name: (bundle / BUNDLE).read_text(encoding="utf-8")})
-        exported = torch.export.load(path).module()
-        difference = max(
-            float((exported(images[:n]) - target(images[:n])).abs().max()) for n in range(1, len(images) + 1)
-        )
+        # the file gets its name once it is verified
+        partial = path.with_name(f"partial-{path.name}")
+        torch.export.save(program, partial, extra_files={BUNDLE.name: (bundle / BUNDLE).read_text(encoding="utf-8")})
+        exported = torch.export.load(partial).module()
+        counts = range(1, len(images) + 1)
+        # torch's max keeps a NaN, Python's does not
+        difference = float(torch.stack([(exported(images[:n]) - target(images[:n])).abs().max() for n in counts]).max())
     if not difference <= LOGIT_TOLERANCE:
-        path.unlink()
+        partial.unlink()
         raise ValueError(
             f"the exported program of {about.target} is wrong: a logit differs by {difference:.2g}. At most "
-            f"{LOGIT_TOLERANCE:g} is allowed. {path} is removed; serve the model instead: mlflow models serve"
+            f"{LOGIT_TOLERANCE:g} is allowed. {path} is not written; serve the model instead: mlflow models serve"
         )
+    rename_durably(partial, path)
     return difference

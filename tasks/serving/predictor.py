@@ -14,8 +14,10 @@ from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import as_floats
 from tasks.records.scores import entropy
 from tasks.serving.bundle import Bundle, load_bundle, read_bundle
-from tasks.serving.inference import predict
+from tasks.serving.inference import BATCH_SIZE, predict
 
+MAX_IMAGES = 512
+"""Maximum number of images of one request: a request of a few bytes for each image can need much memory."""
 NO_IMAGES = "the request has no images. Send at least one image."
 ASPECT_TOLERANCE = 1.1
 """Factor by which an aspect ratio may leave the range of the training images without a warning."""
@@ -35,6 +37,18 @@ class Prediction:
     """Higher for adversarial images; None if the target has no detector."""
     warnings: list[str]
     """Reasons to distrust the prediction."""
+
+
+def check_number(n_images: int) -> None:
+    """Check the number of images of a request.
+
+    Raises:
+        ValueError: there are no images, or more than ``MAX_IMAGES``.
+    """
+    if not n_images:
+        raise ValueError(NO_IMAGES)
+    if n_images > MAX_IMAGES:
+        raise ValueError(f"the request has {n_images} images. At most {MAX_IMAGES} are allowed. Send several requests.")
 
 
 class Predictor:
@@ -67,17 +81,20 @@ class Predictor:
 
         Raises:
             ImageError: a file can't be read. The message has its number, from 0, and the reason.
-            ValueError: there are no files.
+            ValueError: there are no files, or too many.
             RuntimeError: the target returns NaN or infinity.
         """
-        if not files:
-            raise ValueError(NO_IMAGES)
-        squares, warnings = [], []
-        for number, content in enumerate(files):
-            square, size = self._read(content, f"image {number}")
-            squares.append(square)
-            warnings.append(self._size_warnings(*size))
-        return self._predict(as_floats(np.stack(squares)[:, None]), warnings)
+        check_number(len(files))
+        predictions = []
+        # one batch in memory at a time
+        for start in range(0, len(files), BATCH_SIZE):
+            squares, warnings = [], []
+            for number, content in enumerate(files[start : start + BATCH_SIZE], start):
+                square, size = self._read(content, f"image {number}")
+                squares.append(square)
+                warnings.append(self._size_warnings(*size))
+            predictions += self._predict(as_floats(np.stack(squares)[:, None]), warnings)
+        return predictions
 
     def predict_arrays(self, images: np.ndarray) -> list[Prediction]:
         """Predict square images of the target's size.
@@ -86,7 +103,7 @@ class Predictor:
             images: grey levels, ``(H, W)``, ``(N, H, W)`` or ``(N, 1, H, W)``; uint8, or floating point in [0, 1].
 
         Raises:
-            ValueError: wrong shape, type or value, or no images.
+            ValueError: wrong shape, type or value, no images, or too many.
             RuntimeError: the target returns NaN or infinity.
         """
         side = self.bundle.image_size
@@ -97,8 +114,7 @@ class Predictor:
                 f"pixels have the shape {given.shape}. It must be ({side}, {side}), (N, {side}, {side}) or "
                 f"(N, 1, {side}, {side}). Send images of another size as files; they are resized."
             )
-        if not len(stacked):
-            raise ValueError(NO_IMAGES)
+        check_number(len(stacked))
         if stacked.dtype == np.uint8:
             floats = as_floats(stacked)
         elif np.issubdtype(stacked.dtype, np.floating):

@@ -31,6 +31,8 @@ class Served(PythonModel):
         Raises:
             MlflowException: the input is invalid; the server answers with status 400 and the reason.
         """
+        from tasks.serving.predictor import check_number
+
         columns = [name for name in ("image", "pixels") if name in model_input]
         try:
             if len(columns) != 1:
@@ -38,6 +40,8 @@ class Served(PythonModel):
                     "a request must have exactly one of the columns image (bytes of a file) and pixels (H x W numbers "
                     f"in [0, 1]). It has {list(model_input)}."
                 )
+            # before the pixels become an array
+            check_number(len(model_input))
             values = model_input[columns[0]].tolist()
             if columns == ["image"]:
                 predictions = self.predictor.predict_files(values)
