@@ -130,6 +130,11 @@ def _list_class_folders(folder: Path, classes: tuple[str, ...], key: str) -> lis
     other_files = [path for path in entries if not path.is_dir()]
     files = {name: list_files(folder / name) for name in classes if name in subfolders}
     problems = _subfolder_problems(folder, classes, subfolders)
+    if deeper := _deeper_classes(folder, classes, subfolders):
+        problems = [
+            f"the classes {list(classes)} lie one level deeper, in {deeper}. Set {key} to a folder with one subfolder "
+            f"for each class, such as {str(folder / deeper[0])!r}, or move all images into one such folder."
+        ]
     if images := [path for path in other_files if path.name.lower().endswith(SUFFIXES)]:
         problems.append(
             f"images outside the class subfolders: {_format_paths(images, folder)}. Every image must be in the "
@@ -166,6 +171,13 @@ def _subfolder_problems(folder: Path, classes: tuple[str, ...], subfolders: list
             "regular subfolder."
         )
     return problems
+
+
+def _deeper_classes(folder: Path, classes: tuple[str, ...], subfolders: list[str]) -> list[str]:
+    """Subfolders with a subfolder for every class, such as ``train`` and ``test``; empty if a class is a subfolder."""
+    if set(classes) & set(subfolders):
+        return []
+    return [name for name in subfolders if all((folder / name / each).is_dir() for each in classes)]
 
 
 def _format_paths(paths: list[Path], folder: Path) -> str:

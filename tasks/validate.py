@@ -94,8 +94,9 @@ def _format_result(result: ExpectationResult) -> str:
     text = f"{result.name} ({result.description}): observed {result.observed}, allowed {result.allowed}"
     if not result.examples:
         return text
-    more = ", ..." if result.n_unexpected > len(result.examples) else ""
-    return f"{text}; {result.n_unexpected} unexpected: {', '.join(result.examples)}{more}"
+    shown = result.unexpected[: len(result.examples)]
+    more = ", ..." if result.n_unexpected > len(shown) else ""
+    return f"{text}; {result.n_unexpected} unexpected: {', '.join(shown)}{more}"
 
 
 if __name__ == "__main__":

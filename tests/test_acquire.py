@@ -147,6 +147,19 @@ def test_list_of_rejected_files_is_absent_if_all_files_are_copied(
     assert not workspace.rejected.exists()
 
 
+def test_classes_one_level_deeper_are_found(source: Path, workspace: Workspace, from_folder: Params) -> None:
+    for part in ("test", "train"):
+        for name in ("COVID", "non-COVID"):
+            (source.parent / "kaggle" / part / name).mkdir(parents=True)
+            (source.parent / "kaggle" / part / name / "1.png").touch()
+    acquire_of = from_folder.acquire.model_copy(update={"folder": str(source.parent / "kaggle")})
+    params = from_folder.model_copy(update={"acquire": acquire_of})
+    message = r"lie one level deeper, in \['test', 'train'\]\. Set acquire\.folder to a folder .*kaggle/test"
+    with pytest.raises(ValueError, match=message) as refused:
+        acquire(workspace, params, Tracker())
+    assert "Add the subfolders to acquire.classes" not in str(refused.value)
+
+
 def test_image_outside_the_subfolders_is_rejected(source: Path, workspace: Workspace, from_folder: Params) -> None:
     (source / "lost.png").touch()
     assert_source_is_rejected(workspace, from_folder, r"images outside the class subfolders: 'lost\.png'")

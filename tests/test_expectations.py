@@ -220,3 +220,12 @@ def test_dicom_files_must_have_the_unit_of_the_window(tmp_path: Path) -> None:
     assert (set(found), found["one_scale"].n_unexpected) == ({"one_scale"}, 20)
     frame.loc[3, "unit"] = "grey level"
     assert failed(frame, tmp_path)["one_scale"].examples == ["healthy/3.png"]
+
+
+def test_every_duplicate_is_listed_with_the_file_that_it_repeats(tmp_path: Path) -> None:
+    frame = table()
+    repeated = [1, 2, *range(4, 10)]
+    frame.loc[repeated, "sha256"] = frame.loc[0, "sha256"]
+    result = failed(frame, tmp_path)["exact_duplicates"]
+    assert len(result.examples) == 5
+    assert result.unexpected == [f"healthy/{number}.png = healthy/0.png" for number in repeated]

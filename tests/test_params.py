@@ -59,6 +59,8 @@ def test_all_eps_are_analysed_unless_saved_eps_selects_some() -> None:
             r"acquire.classes: class names \[.*\] must differ by more than upper and lower case",
         ),
         ("acquire.classes", ["COVID", "=cmd|' /C calc'!A0"], r"acquire.classes: .* must not begin with =, \+, - or @"),
+        ("acquire.classes", [0, 1], r'acquire.classes\[0\]: must be text, but YAML reads 0 as a number .*marks: "0"'),
+        ("acquire.positive_class", True, r"acquire.positive_class: must be text, but YAML reads true as a number"),
         ("acquire.classes", ["COVID", "../x"], r"acquire.classes: '\.\./x' is not a valid folder name"),
         (
             "acquire.positive_class",

@@ -60,7 +60,7 @@ def test_data_set_without_faults_passes(workspace: Workspace, params: Params, ca
     validation = json.loads(workspace.validation.read_text())
     assert validation["success"] is True
     assert set(validation["expectations"][0]) == {
-        *("name", "description", "severity", "success", "observed", "allowed", "n_unexpected", "examples")
+        *("name", "description", "severity", "success", "observed", "allowed", "n_unexpected", "examples", "unexpected")
     }
     n_met = sum(result["success"] for result in validation["expectations"])
     assert f"{n_met} of {len(validation['expectations'])} expectations are met" in caplog.text

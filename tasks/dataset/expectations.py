@@ -64,6 +64,8 @@ class ExpectationResult:
     n_unexpected: int
     """Number of images or classes that fail the expectation."""
     examples: list[str]
+    unexpected: list[str]
+    """All of them; of duplicates also the file that they repeat: ``ill/b.png = healthy/a.png``."""
     """Paths of the first images, or names of the first classes, that fail the expectation."""
 
 
@@ -352,7 +354,32 @@ def _expectation_result(expectation: DatasetExpectation, result: Any, table: "pd
         allowed=expectation.allowed,
         n_unexpected=len(unexpected),
         examples=unexpected[:N_EXAMPLES],
+        unexpected=with_twins(expectation.column, unexpected, table),
     )
+
+
+DUPLICATE_COLUMNS = {
+    "is_exact_duplicate": "sha256",
+    "n_classes_of_pixels": "sha256",
+    "has_near_duplicate": "near_duplicate_group",
+    "n_classes_of_near_duplicates": "near_duplicate_group",
+}
+"""Column of an expectation about duplicates -> column that is equal for duplicates."""
+
+
+def with_twins(column: str, paths: list[str], images: "pd.DataFrame") -> list[str]:
+    """Return the paths, each followed by the first other image with the same pixels or the same thumbnail.
+
+    Args:
+        column: of the expectation; paths of an expectation that is not about duplicates are returned unchanged.
+        paths: of unexpected images.
+        images: of :func:`_images_table`.
+    """
+    if column not in DUPLICATE_COLUMNS:
+        return paths
+    group_of = images.set_index("path")[DUPLICATE_COLUMNS[column]]
+    members = group_of.index.groupby(group_of)
+    return [f"{path} = {next(other for other in members[group_of[path]] if other != path)}" for path in paths]
 
 
 def _escape_html(table: "pd.DataFrame") -> "pd.DataFrame":

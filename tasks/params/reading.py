@@ -151,4 +151,8 @@ def _explain(problem: Any) -> str:
         return "missing"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
+    if problem["type"] == "string_type" and isinstance(given, int | float):
+        # for instance the names of classes 0, 1.5, yes and no
+        value = json.dumps(given)
+        return f'must be text, but YAML reads {value} as a number or truth value. Put it in quotation marks: "{value}"'
     return message if isinstance(given, dict) else f"{message}; got {given!r}"
