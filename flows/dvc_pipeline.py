@@ -20,11 +20,13 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import dvc.api
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from dvc.rwlock import rwlock
+from dvc.scm import Git, SCMError
 from dvc.stage.cache import RunCacheNotFoundError
+from scmrepo.exceptions import SCMError as NoCommitError
 
 from tasks.core.workspace import Workspace
 from tasks.params import Params
@@ -52,11 +54,19 @@ class DvcPipeline:
     outputs of finished steps from the run cache.
 
     Raises:
-        ValueError: ``dvc.lock`` has merge conflicts.
+        ValueError: ``dvc.lock`` has merge conflicts, or the folder is no git repository with a commit.
     """
 
     def __init__(self) -> None:
-        self._repo = Repo()
+        try:
+            self._repo = Repo()
+            if isinstance(self._repo.scm, Git):
+                self._repo.scm.get_rev()
+        except (NotDvcRepoError, SCMError, NoCommitError) as error:
+            raise ValueError(
+                f"{error}. DVC needs a git repository with a commit, which a downloaded archive does not have. In this "
+                "folder, run: git init && git add . && git commit -m start"
+            ) from None
         self._lock = Lock()
         self._call(self._move_half_written_files)
 

@@ -11,6 +11,9 @@ import sys
 
 from flows.dvc_pipeline import DvcPipeline, relative
 
+FOUND = 3
+"""Exit status if files do not hold the recorded bytes; ``make repro`` goes on then, and stops at any other error."""
+
 
 def verify(pipeline: DvcPipeline) -> list[str]:
     """Remove damaged files from DVC's cache, and give corrupted outputs a new time, so that DVC detects the change.
@@ -31,12 +34,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.verify", description=main.__doc__)
     parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    found = verify(DvcPipeline())
+    try:
+        found = verify(DvcPipeline())
+    except ValueError as error:
+        sys.exit(f"verify: {error}")
     if not found:
         print("Everything holds the recorded bytes.")
         return
     print("These files do not hold the recorded bytes:\n" + "\n".join(found))
-    sys.exit("Run dvc repro or the flow. For your own data sets run dvc pull or dvc checkout.")
+    print("Run dvc repro or the flow. For your own data sets run dvc pull or dvc checkout.", file=sys.stderr)
+    sys.exit(FOUND)
 
 
 if __name__ == "__main__":

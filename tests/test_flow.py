@@ -76,6 +76,20 @@ def test_a_step_is_loaded_by_its_name() -> None:
     assert load_step("evaluate").__module__ == "tasks.evaluate"
 
 
+@pytest.mark.parametrize("has_git", [False, True])
+def test_a_folder_without_git_or_without_a_commit_gets_a_message(
+    has_git: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_two_steps(tmp_path)
+    # the configuration of a downloaded copy
+    (tmp_path / ".dvc" / "config").write_text("")
+    if has_git:
+        subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"DVC needs a git repository with a commit, .* run: git init && git add"):
+        DvcPipeline()
+
+
 class TestDvcPipeline:
     @pytest.fixture
     def pipeline(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DvcPipeline:
