@@ -98,6 +98,8 @@ class Workspace:
     minimum_perturbation = _Below("data/evaluate/minimum_perturbation.csv")
     certified_accuracy = _Below("data/evaluate/certified_accuracy.csv")
     checks = _Below("data/evaluate/checks.json")
+    subgroups = _Below("data/evaluate/subgroups.csv")
+    """Metrics of subgroups; absent if ``acquire.table`` names no subgroups."""
     plots = _Below("data/evaluate/plots")
 
     analyze = _Below("data/analyze")

@@ -15,13 +15,11 @@ from tasks.dataset.folder import printable
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.readers import ImageError, split_name
 from tasks.dataset.readers.dicom import has_dicom_magic, read_tags
-from tasks.params import Table
+from tasks.params import SUBGROUP, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUBGROUP = "subgroup_"
-"""Prefix of the columns with subgroups in ``table.parquet`` and ``split.parquet``."""
 UNKNOWN = "unknown"
 """Subgroup of an image whose value is empty."""
 HASH_DIGITS = 16

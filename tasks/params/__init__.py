@@ -37,6 +37,7 @@ from tasks.params.defences import (
     TrainedAutoencoder,
 )
 from tasks.params.params import (
+from tasks.params.images import SUBGROUP, Intensity, Table
 from tasks.params.images import Intensity, Table
     Acquire,
     Analyze,
@@ -63,6 +64,7 @@ from tasks.params.section import (
 
 __all__ = [
     "UNDEFENDED",
+    "SUBGROUP",
     "Acquire",
     "Acquisition",
     "ActiveLearning",

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from tasks.params.section import Count, Section
 
+SUBGROUP = "subgroup_"
+"""Prefix of the columns with subgroups in ``table.parquet`` and ``split.parquet``."""
 Text = Annotated[str, Field(min_length=1)]
 Keyword = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]*$")]
 
