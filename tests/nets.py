@@ -1,11 +1,14 @@
 """Small networks whose smallest adversarial perturbations are known or fast to compute."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tasks.attacks.batch import AttackBatch, MinimumEps
 from tasks.attacks.gradient.norm_ball import NormBall, radius
+from tasks.defences.randomness import RandomModule
 
 SIDE = 8
 N_PIXELS = SIDE * SIDE
@@ -91,16 +94,18 @@ def assert_adversarial(batch: AttackBatch, found: MinimumEps) -> None:
     assert (predicted != batch.labels[broken]).all()
 
 
-class RandomLabels(Linear):
-    """The linear classifier, whose prediction is wrong in one of five draws, for any image."""
+class RandomLabels(RandomModule):
+    """A classifier whose prediction is wrong in a given share of the draws, for any image."""
 
-    n_eot_samples = 2
+    def __init__(self, model: nn.Module, wrong: float = 0.2) -> None:
+        super().__init__()
+        self.model, self.wrong = model, wrong
+        self.reseed([0])
 
-    def __init__(self, model: Linear) -> None:
-        super().__init__(model.weights.numpy(), float(model.bias))
-        self.generator = torch.Generator().manual_seed(0)
+    def reseed(self, seed: Sequence[int]) -> None:
+        self.generator = np.random.default_rng(seed)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = super().forward(images)
-        wrong = torch.rand(len(images), generator=self.generator) < 0.2
+        logits: Tensor = self.model(images)
+        wrong = torch.from_numpy(self.generator.random(len(images)) < self.wrong)
         return torch.where(wrong[:, None], logits.flip(1), logits)

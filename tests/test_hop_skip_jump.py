@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks.hop_skip_jump import hop_skip_jump, run_hop_skip_jump
+from tasks.defences.preprocessing import AdditiveGaussianNoise
+from tasks.defences.randomness import as_attacked
 from tests.nets import Linear, assert_adversarial, linear_batch
 
 EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
@@ -24,17 +26,9 @@ class FewGreyLevels(nn.Module):
         return logits
 
 
-class NoisyInput(Linear):
-    """The linear classifier on noisy images: it is random only near its decision boundary."""
-
-    n_eot_samples = 2
-
-    def __init__(self, model: Linear) -> None:
-        super().__init__(model.weights.numpy(), float(model.bias))
-        self.generator = torch.Generator().manual_seed(0)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images + 0.002 * torch.randn(images.shape, generator=self.generator))
+def noisy_input(model: nn.Module) -> nn.Module:
+    """The model on noisy images: it is random only near its decision boundary."""
+    return nn.Sequential(AdditiveGaussianNoise(0.002), model)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -88,7 +82,8 @@ def test_results_on_a_random_model_are_near_the_smallest_radius_and_reproducible
     assert isinstance(model, Linear)
     chosen = np.flatnonzero(expected > 0)[:12]
     found, again = (
-        run_hop_skip_jump(replace(batch, model=NoisyInput(model)), chosen, expected < 0, 800) for _ in range(2)
+        run_hop_skip_jump(replace(batch, model=as_attacked(noisy_input(model))), chosen, expected < 0, 800)
+        for _ in range(2)
     )
     assert np.array_equal(found.adversarial, again.adversarial)
     assert found.index.tolist() == again.index.tolist()
@@ -96,7 +91,8 @@ def test_results_on_a_random_model_are_near_the_smallest_radius_and_reproducible
     assert np.median(found.index[chosen] - expected[chosen]) <= 1
     # adversarial images are misclassified in nearly all draws, not in one
     labels, adversarial = torch.from_numpy(batch.labels[chosen]), torch.from_numpy(found.adversarial[chosen])
-    draws = torch.stack([NoisyInput(model)(adversarial).argmax(dim=1) != labels for _ in range(20)])
+    target = noisy_input(model)
+    draws = torch.stack([target(adversarial).argmax(dim=1) != labels for _ in range(20)])
     assert draws.float().mean() > 0.8
 
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from tasks.attacks.square import run_square, square
 from tasks.attacks.sweep import run_sweep
-from tests.nets import SIDE, Linear, RandomLabels, ThreeClasses, assert_adversarial, linear_batch, linear_case
+from tasks.defences.randomness import as_attacked
+from tests.nets import SIDE, RandomLabels, ThreeClasses, assert_adversarial, linear_batch, linear_case
 
 EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
 
@@ -120,9 +121,7 @@ def test_the_squares_of_two_restarts_are_different(three: tuple[nn.Module, Tenso
 
 def test_one_wrong_draw_of_a_random_model_does_not_count_as_a_success() -> None:
     batch, expected = linear_batch("linf", EPS)
-    model = batch.model
-    assert isinstance(model, Linear)
-    one_radius = replace(batch, model=RandomLabels(model), radii=batch.radii[:1])
+    one_radius = replace(batch, model=as_attacked(RandomLabels(batch.model)), radii=batch.radii[:1])
     robust = expected > 0
     assert robust.sum() > 25
     found_by_sweep = run_sweep(one_radius, 20, 0.25, 1).index
@@ -130,9 +129,6 @@ def test_one_wrong_draw_of_a_random_model_does_not_count_as_a_success() -> None:
     assert (found_by_sweep[robust] == 1).mean() > 0.9
     assert (found_by_square[robust] == 1).mean() > 0.9
 
-    class WithoutConfirmation(RandomLabels):
-        n_eot_samples = 1
-
-    # without confirmations, nearly all images count as broken
-    unconfirmed = run_sweep(replace(one_radius, model=WithoutConfirmation(model)), 20, 0.25, 1).index
+    # by single predictions, nearly all images count as broken
+    unconfirmed = run_sweep(replace(one_radius, model=RandomLabels(batch.model)), 20, 0.25, 1).index
     assert (unconfirmed[robust] == 1).mean() < 0.2

@@ -13,9 +13,9 @@ from tasks.attacks.suite import run_stage, run_suite
 from tasks.attacks.sweep import run_sweep
 from tasks.defences.preprocessing import BPDA, MedianFilter
 from tasks.defences.purified import Purified
+from tasks.defences.randomness import as_attacked
 from tests.nets import (
     SIDE,
-    Linear,
     RandomLabels,
     ThreeClasses,
     assert_adversarial,
@@ -241,8 +241,7 @@ def test_no_image_takes_more_gradients_than_the_maximum() -> None:
 
 def test_one_wrong_draw_of_a_random_model_does_not_count_as_a_success() -> None:
     batch, expected = linear_batch("linf", EPS)
-    assert isinstance(batch.model, Linear)
-    one_radius = replace(batch, model=RandomLabels(batch.model), radii=batch.radii[:1])
+    one_radius = replace(batch, model=as_attacked(RandomLabels(batch.model)), radii=batch.radii[:1])
     robust = expected > 0
     before = nothing_found(one_radius, np.where(expected < 0, -1, 1))
     found = run_stage(one_radius, before, replace(SHORT, sweep_steps=0), 0.25)

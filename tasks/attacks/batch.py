@@ -73,6 +73,30 @@ class AttackBatch:
         predicted: np.ndarray = logits.argmax(dim=1).cpu().numpy()
         return predicted
 
+    def misclassified_unchanged(self) -> np.ndarray:
+        """Return which images are misclassified unchanged, bool ``(N,)``."""
+
+        def unchanged(_rows: np.ndarray, images: Tensor, labels: Tensor, _radii: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.inference_mode():
+                return images, misclassified(self.model, images, labels, self.model(images))
+
+        n_images = len(self.images)
+        return self.run(np.arange(n_images), np.zeros(n_images), unchanged)[1]
+
+    def extended(self, rows: np.ndarray, adversarial: np.ndarray, radii: np.ndarray) -> np.ndarray:
+        """Return perturbed images whose perturbations fill larger balls, clipped to the value range.
+
+        Args:
+            rows: row numbers of the images, ``(n,)``.
+            adversarial: perturbed images, each with a perturbation other than 0, ``(n, C, H, W)``.
+            radii: radius of the ball of each, ``(n,)``.
+        """
+        images = torch.from_numpy(self.images[rows])
+        changes = torch.from_numpy(adversarial) - images
+        sizes = torch.from_numpy(radii.astype(np.float32))[:, None, None, None]
+        changes *= sizes / self.ball.size(changes)[:, None, None, None]
+        return self.ball.project(images + changes, images, sizes).numpy()
+
     def smallest_index(self, rows: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
         """Index of the smallest radius of the grid that contains each perturbation, R if none does.
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tasks.attacks.art_estimator import ART_NORMS, art_estimator, numpy_seeded
 from tasks.attacks.batch import AttackBatch, MinimumEps
-from tasks.attacks.gradient.losses import N_CONFIRMATIONS, misclassified
+from tasks.attacks.gradient.losses import misclassified
+from tasks.defences.randomness import AveragedPredictions
 from tasks.models.compute import device_of
 
 INITIAL_EVALUATIONS = 24
@@ -30,7 +31,7 @@ def run_hop_skip_jump(
 ) -> MinimumEps:
     """Search for small perturbations with HopSkipJump.
 
-    The start for each image is the nearest other image of the batch that is consistently predicted as another class.
+    The start for each image is the nearest other image of the batch that is predicted as another class.
 
     Args:
         batch: model and images.
@@ -43,8 +44,7 @@ def run_hop_skip_jump(
     flat = batch.images.reshape(len(index), -1).astype(np.float64)
     squared_norms = (flat**2).sum(axis=1)
     distances = squared_norms[:, None] + squared_norms - 2 * flat @ flat.T
-    for _ in range(1 + N_CONFIRMATIONS if getattr(batch.model, "n_eot_samples", 1) > 1 else 1):
-        distances[batch.labels[:, None] == batch.predictions()] = np.inf
+    distances[batch.labels[:, None] == batch.predictions()] = np.inf
     rows = chosen[~is_misclassified[chosen] & np.isfinite(distances[chosen]).any(axis=1)]
     if rows.size:
         found = hop_skip_jump(
@@ -156,8 +156,8 @@ class _QueryCounter(nn.Module):
         return torch.where(wrong[:, None], logits, F.one_hot(labels, logits.shape[1]))
 
     def nearest(self) -> Tensor:
-        """The nearest misclassified image; for a random model the nearest that is confirmed by further predictions."""
-        if getattr(self.model, "n_eot_samples", 1) == 1:
+        """The nearest misclassified image; for a random target the nearest that is confirmed by further predictions."""
+        if not isinstance(self.model, AveragedPredictions):
             return self.nearest_so_far[-1]
         latest = torch.stack(self.nearest_so_far[-BATCH_SIZE:])
         labels = torch.full((len(latest),), self.label, device=latest.device)

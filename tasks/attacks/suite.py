@@ -33,6 +33,7 @@ from tasks.attacks.objectives import (
 )
 from tasks.attacks.sweep import run_sweep
 from tasks.defences.backward_pass import other_backward_passes, with_backward_pass
+from tasks.defences.randomness import AveragedPredictions, with_fixed_draws
 from tasks.params import Precision
 
 BuildObjective = Callable[[np.ndarray, Tensor, Tensor], Objective]
@@ -62,6 +63,9 @@ def run_stage(
     for name in other_backward_passes(batch.model) if stage.other_backward_passes else ():
         changed = replace(batch, model=with_backward_pass(batch.model, name))
         found = _run_attacks(changed, found, one_start(stage), f"_{name}")
+    if stage.other_backward_passes and isinstance(batch.model, AveragedPredictions):
+        changed = replace(batch, model=with_fixed_draws(batch.model))
+        found = _run_attacks(changed, found, one_start(stage), "_fixed_draws")
     return found
 
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tasks.defences.randomness import RandomModule
 from tasks.models.autoencoder import build_autoencoder
 from tasks.params import BitDepth, GaussianNoise, ImageTransform, Jpeg, MedianSmoothing, TotalVariation
 
@@ -126,7 +127,7 @@ class DifferentiableJpeg(nn.Module):
         return (restored[..., :height, :width] + 128) / 255
 
 
-class AdditiveGaussianNoise(nn.Module):
+class AdditiveGaussianNoise(RandomModule):
     """Gaussian noise, different in every forward pass; the result is clamped to [0, 1].
 
     The module has its own random generator. ART's version uses numpy's global one, which all steps of a process share.
@@ -140,13 +141,14 @@ class AdditiveGaussianNoise(nn.Module):
         self.std = std
         self.reseed([0])
 
-    def reseed(self, seed: list[int]) -> None:
+    def reseed(self, seed: Sequence[int]) -> None:
         """Restart the random numbers from a seed."""
         self._generator = np.random.default_rng(seed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return noisy images of the same shape and range."""
-        noise = self._generator.standard_normal(images.shape, dtype=np.float32)
+        shape = images.shape[1:] if self.same_for_all_images else images.shape
+        noise = self._generator.standard_normal(shape, dtype=np.float32)
         return (images + self.std * torch.from_numpy(noise).to(images.device)).clamp(0, 1)
 
     def extra_repr(self) -> str:

@@ -5,8 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-N_CONFIRMATIONS = 5
-"""Further predictions that must be wrong before an image counts as misclassified, for models that draw at random."""
+from tasks.defences.randomness import AveragedPredictions
+
+N_SELECTION_SAMPLES = 20
+"""Predictions of a random target whose majority decides whether an attack has broken an image. Other, fresh samples
+then score the image."""
 
 
 class NonFiniteLogits(ValueError):
@@ -46,11 +49,11 @@ def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def misclassified(model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
     """Return which images are misclassified, bool ``(N,)``.
 
-    An attack that queries a random model often enough finds a wrong prediction by chance. Where the model draws at
-    random, an image therefore counts only if ``N_CONFIRMATIONS`` further predictions are wrong as well.
+    An image of a random target is misclassified if its averaged logits are wrong, and then more than half of
+    ``N_SELECTION_SAMPLES`` further predictions of the target: its expected accuracy is below 0.5.
 
     Args:
-        model: takes images, returns logits ``(N, K)``; it draws at random if its ``n_eot_samples`` is above 1.
+        model: takes images, returns logits ``(N, K)``; a random target with averaged predictions.
         images: float32 ``(N, C, H, W)``.
         labels: true classes, int64 ``(N,)``.
         logits: the model's logits of the images, ``(N, K)``.
@@ -63,12 +66,10 @@ def misclassified(model: nn.Module, images: Tensor, labels: Tensor, logits: Tens
         message = f"{len(non_finite)} of {len(logits)} images have logits that are not finite"
         raise NonFiniteLogits(message, images[non_finite[0]].detach().cpu().numpy())
     wrong = logits.argmax(dim=1) != labels
-    if getattr(model, "n_eot_samples", 1) > 1:
+    if isinstance(model, AveragedPredictions) and wrong.any():
         rows = wrong.nonzero()[:, 0]
         with torch.inference_mode():
-            for _ in range(N_CONFIRMATIONS if len(rows) else 0):
-                rows = rows[model(images[rows]).argmax(dim=1) != labels[rows]]
-                if not len(rows):
-                    break
-        wrong = torch.zeros_like(wrong).index_fill_(0, rows, True)
+            predicted = torch.stack([model.target(images[rows]).argmax(dim=1) for _ in range(N_SELECTION_SAMPLES)])
+        is_broken = (predicted != labels[rows]).float().mean(dim=0) > 0.5
+        wrong = torch.zeros_like(wrong).index_fill_(0, rows[is_broken], True)
     return wrong
