@@ -142,6 +142,7 @@ def set_up_audit(
     # nothing else of a bundle, which could replace the linked files of the current workspace
     for folder in network_folders(Workspace(bundle), about.target):
         shutil.copytree(folder, workspace.root / folder.relative_to(bundle))
+    link_surrogates(current, workspace)
     workspace.prepare.mkdir()
     link_or_copy(str(current.pixels), str(workspace.pixels))
     table.to_parquet(workspace.split, index=False)
@@ -266,6 +267,18 @@ def params_of(about: Bundle, params: Params) -> Params:
         values["defences"][about.target] = about.params["defence"]
         values["selected_defences"] = list(dict.fromkeys([*autoencoder, about.target]))
     return parse_params(values, "params.yaml with the networks of the model")
+
+
+def link_surrogates(current: Workspace, workspace: Workspace) -> None:
+    """Give an audit the independent surrogates of the current workspace: a bundle has none, as they attack any model.
+
+    Without surrogates in the current workspace, the audit has none.
+    """
+    if current.surrogates.is_file():
+        shutil.copytree(current.train_surrogates, workspace.train_surrogates, copy_function=link_or_copy)
+    else:
+        workspace.train_surrogates.mkdir()
+        write_json([], workspace.surrogates)
 
 
 def link_or_copy(source: str, destination: str) -> None:

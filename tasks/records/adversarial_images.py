@@ -99,13 +99,22 @@ def quantize(
 def load_perturbations(
     workspace: Workspace, data: Prepared, surrogate: str, attack: str, eps: float
 ) -> QuantizedPerturbations:
-    """Read the perturbations of one attack on one surrogate at one eps.
+    """Read the perturbations of one attack on the bare classifier or a defence at one eps.
 
     Raises:
         FileNotFoundError: the perturbations of this eps were not saved.
         ValueError: the file is damaged, or a perturbation is not finite.
     """
-    path = workspace.perturbation_file(surrogate, attack, eps)
+    return read_perturbations(workspace, data, workspace.perturbation_file(surrogate, attack, eps), eps)
+
+
+def read_perturbations(workspace: Workspace, data: Prepared, path: Path, eps: float) -> QuantizedPerturbations:
+    """Read the perturbations of one file, which are of one eps.
+
+    Raises:
+        FileNotFoundError: the perturbations of this eps were not saved.
+        ValueError: the file is damaged, or a perturbation is not finite.
+    """
     if not path.is_file():
         step = workspace.step_of(path)
         raise FileNotFoundError(f"{path} not found: add {eps:g} to attack.saved_eps and run the step {step}")

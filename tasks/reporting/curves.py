@@ -1,6 +1,7 @@
-"""Curves of the robustness table: accuracy of one target under one attack and threat model, by eps.
+"""Curves of the robustness table: accuracy of one target under one attack, threat model and surrogate, by eps.
 
-The robustness table is ``data/evaluate/robustness.csv``. It has one row for each target, threat model, attack and eps.
+The robustness table is ``data/evaluate/robustness.csv``. It has one row for each target, threat model, attack, surrogate
+and eps.
 Rates are in [0, 1], eps is in units of 1/255. Rows of clean images have the attack ``clean``, the threat model ``none``
 and eps 0.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from tasks.evaluation.robustness import curves_of
+from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import CLEAN
 from tasks.reporting.names import curve_name
 from tasks.statistics.formatting import Row
@@ -22,13 +24,15 @@ class Curve:
     target: str
     threat_model: str
     attack: str
+    surrogate: str
+    """Surrogate of a transfer attack; empty for other threat models."""
     rows: pd.DataFrame
     """Rows of the robustness table, eps rising. The first row is about the same images without an attack."""
 
     @property
     def name(self) -> str:
         """Display name in legends and table heads."""
-        return curve_name(self.target, self.threat_model)
+        return curve_name(self.target, self.threat_model, self.surrogate or UNDEFENDED)
 
     def at(self, eps: float) -> Row:
         """Row of this eps (0: clean)."""

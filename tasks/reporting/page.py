@@ -6,6 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.dataset.prepared import SPLITS
+from tasks.records.tables import without_independent_surrogates
 from tasks.records.vocabulary import AS_TRAINED
 from tasks.reporting import interactive
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
@@ -90,5 +91,6 @@ def _interactive(results: Results, headline: Headline, figures: dict[str, Render
     first = point_of(embeddings, headline)
     explorer = None
     if first:
-        explorer = interactive.explorer(embeddings, results.records, results.data, SPACES, (first.attack, first.eps))
+        records = without_independent_surrogates(results.records)
+        explorer = interactive.explorer(embeddings, records, results.data, SPACES, (first.attack, first.eps))
     return {"plots": {name: figure.plot for name, figure in figures.items() if figure.plot}, "explorer": explorer}

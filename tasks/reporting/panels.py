@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN, display_name
+from tasks.records.vocabulary import CLEAN, display_name, is_independent
 from tasks.reporting.names import curve_name
 
 PALETTE = ["#333333", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
@@ -142,8 +142,10 @@ def lines_by_purifier(rows: pd.DataFrame, styles: dict[str, int]) -> list[Line]:
     return lines
 
 
-def dash_of(threat_model: str) -> Dash:
-    """Dash of the lines of a threat model."""
+def dash_of(threat_model: str, surrogate: str = "") -> Dash:
+    """Dash of the lines of a threat model; transfer from independent surrogates has another one than from ours."""
+    if is_independent(surrogate):
+        return "dashdot"
     return "dashed" if threat_model == "transfer" else "dotted" if threat_model == "black_box" else "solid"
 
 
