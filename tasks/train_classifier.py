@@ -1,53 +1,42 @@
-"""Step ``train_classifier``: train the classifier, a small CNN or any torchvision classifier."""
+"""Step ``train_classifier``: train the classifier, or import a trained one of the user's."""
 
-import math
-from typing import Any
+import tempfile
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
-from tasks.dataset.prepared import load_prepared
-from tasks.models.classifier import build_classifier
+from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.models.classifier_training import fit_classifier
 from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
-from tasks.models.objectives import classification_objective
-from tasks.models.seeding import build_seeded
-from tasks.models.training import fit
+from tasks.models.loading import import_classifier
+from tasks.models.parity import compare_with_original, history_of_import
 from tasks.params import Params
 from tasks.tracking import Tracker
+from tasks.tracking.imported import download_program
 
 
 def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Train on ``train``, keep the best epoch on ``validation``; write the weights and the history."""
-    settings = params.train_classifier
+    """Train on ``train`` and keep the best epoch on ``validation``, or import; write the weights and the history."""
     device = configure_torch(params.compute)
     data = load_prepared(workspace)
-    rows = {split: data.indices(split) for split in ("train", "validation")}
     tracker.dataset(workspace.prepare, "prepared", "training")
-
-    mean, std = mean_and_std(data.pixels, rows["train"])
-    build_arguments: dict[str, Any] = {
-        "architecture": settings.architecture,
-        "n_classes": len(data.classes),
-        "mean": mean,
-        "std": std,
-    }
-    untrained = build_seeded(lambda: build_classifier(pretrained=settings.pretrained, **build_arguments), params.seed)
-
+    if params.classifier.source != "train":
+        import_trained(workspace, params, data, device)
+        tracker.artifact(workspace.parity)
+        return
     checkpoints = Checkpoints(
         workspace.checkpoint_folder("train_classifier"),
         ("models", "dataset/prepared.py", "train_classifier.py"),
         parameters=params.of_step("train_classifier"),
         device=str(device),
     )
-    model, history = fit(
-        untrained,
-        classification_objective(settings.augmentation),
-        data.pixels,
-        data.labels(),
-        rows,
-        settings,
+    model, build_arguments, history = fit_classifier(
+        data,
+        params.train_classifier,
         params.seed,
         device,
         params.compute.precision,
@@ -60,19 +49,28 @@ def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> 
     tracker.model("classifier", model, data.floats(np.arange(2)))
 
 
-def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
-    """Return mean and standard deviation of all pixels of some images, in [0, 1], without loading all images at once.
+def import_trained(workspace: Workspace, params: Params, data: Prepared, device: torch.device) -> None:
+    """Import a trained classifier, and compare it with the original one.
 
-    Args:
-        pixels: uint8 ``(N, 1, H, W)``, may be memory-mapped.
-        rows: row numbers of the images, at least one.
+    Raises:
+        FileNotFoundError: a file of the classifier is missing.
+        ValueError: a file is refused, or the outputs differ from those of the original.
     """
-    counts = np.zeros(256, dtype=np.int64)
-    for row in rows:
-        counts += np.bincount(pixels[row].ravel(), minlength=256)
-    levels, fractions = np.arange(256), counts / counts.sum()
-    mean = float(levels @ counts / counts.sum())
-    return mean / 255, math.sqrt((levels - mean) ** 2 @ fractions) / 255
+    classifier, (n_channels, height, width) = params.classifier, data.pixels.shape[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        downloaded = download_program(classifier.uri, Path(folder)) if classifier.uri else None
+        model, build_arguments = import_classifier(
+            classifier,
+            data.classes,
+            data.classes[data.positive],
+            (height, width),
+            n_channels,
+            workspace,
+            downloaded,
+        )
+    compare_with_original(workspace, classifier, model.to(device), data)
+    save_model(workspace.classifier, model, **build_arguments)
+    history_of_import(model, data).to_csv(workspace.classifier_history, index=False)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
     from tasks.core.checkpoints import Checkpoints
     from tasks.dataset.prepared import load_prepared
     from tasks.models.autoencoder import build_autoencoder
-    from tasks.models.classifier import build_classifier
     from tasks.models.compute import configure_torch
     from tasks.models.files import load_model, save_model
+    from tasks.models.loading import check_trainable, load_classifier
     from tasks.models.objectives import (
         classification_objective,
         denoising_objective,
@@ -116,10 +116,12 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
             model = build_seeded(lambda: build_autoencoder(settings.architecture), params.seed)
     else:
         path, build_arguments = workspace.defended_classifier(defence), load_build_arguments(workspace.classifier)
-        model = load_model(workspace.classifier, build_classifier)
+        model = load_classifier(workspace, workspace.classifier)
 
     noise_settings, augmentation = params.train_autoencoder, params.train_classifier.augmentation
-    classifier = load_model(workspace.classifier, build_classifier).to(device)
+    classifier = load_classifier(workspace, workspace.classifier).to(device)
+    if not isinstance(settings, DenoisingAutoencoder):
+        check_trainable(classifier, defence, settings.kind)
     autoencoder = load_model(workspace.autoencoder, build_autoencoder).to(device)
     input_transform: InputTransform = no_transform
     match settings:

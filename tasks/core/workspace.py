@@ -116,6 +116,7 @@ class Workspace:
     embeddings = _Below("data/analyze/embeddings.parquet")
     resilience = _Below("data/analyze/resilience.csv")
     detection = _Below("data/analyze/detection.csv")
+    detector_scores = _Below("data/analyze/detector_scores.parquet")
     roc = _Below("data/analyze/roc.csv")
     rejection = _Below("data/analyze/rejection.csv")
     claims = _Below("data/analyze/claims.json")

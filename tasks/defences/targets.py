@@ -6,8 +6,8 @@ from torch import nn
 from tasks.core.workspace import Workspace
 from tasks.defences.preprocessing import PreprocessingPipeline, build_purifier
 from tasks.defences.purified import Purified
-from tasks.models.classifier import build_classifier
 from tasks.models.files import load_model
+from tasks.models.loading import load_classifier
 from tasks.params import UNDEFENDED
 
 
@@ -34,7 +34,7 @@ def load_target(workspace: Workspace, name: str, device: torch.device) -> nn.Mod
         raise FileNotFoundError(
             f"{missing[0]} not found. The target {name} needs it: run the step {workspace.step_of(missing[0])} first"
         )
-    target = load_model(classifier, build_classifier)
+    target = load_classifier(workspace, classifier)
     if has_purifier:
         loaded = load_model(purifier, build_purifier)
         n_eot_samples = loaded.n_eot_samples if isinstance(loaded, PreprocessingPipeline) else 1

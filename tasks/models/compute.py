@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import sys
+from itertools import chain
 
 import torch
 from torch import nn
@@ -75,8 +76,8 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the parameters of a model."""
-    return next(model.parameters()).device
+    """Return the device of the parameters of a model, or of its buffers if it has none."""
+    return next(chain(model.parameters(), model.buffers())).device
 
 
 def _keep_freed_memory() -> None:

@@ -7,21 +7,52 @@ import torch
 from torch import Tensor, nn
 
 from tasks.models.compute import device_of
+from tasks.models.imported import ImportedClassifier
 
 
 def classification_head(classifier: nn.Module) -> nn.Module:
-    """Return the layer that computes the logits: the last linear or convolutional layer.
+    """Return the layer that computes the logits: the last linear or convolutional layer, or the named one.
+
+    For an imported classifier without such a module (TorchScript, queries), it is the module that returns the output of
+    the network, whose input are the logits; :class:`LogitsAndFeatures` then takes the logits as features.
 
     Raises:
         ValueError: the classifier has no such layer.
     """
-    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if isinstance(classifier, ImportedClassifier) and classifier.head_layer is not None:
+        return named_layer(classifier, classifier.head_layer, "classifier.head_layer")
+    layers = [module for module in classifier.modules() if _is_layer(module)]
     if not layers:
+        if isinstance(classifier, ImportedClassifier):
+            return classifier.outputs
         raise ValueError(
             f"{type(classifier).__name__} has no linear or convolutional layer. The last such layer is the "
             "classification head. Use a classifier with one"
         )
     return layers[-1]
+
+
+def named_layer(classifier: ImportedClassifier, name: str, key: str) -> nn.Module:
+    """Return a layer of the network of an imported classifier by its name.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    layers = dict(classifier.network.named_modules())
+    if name not in layers:
+        near = [each for each in layers if each.split(".")[-1] == name.split(".")[-1]] or list(layers)[-8:]
+        raise ValueError(f"{key}: the network has no layer {name!r}. It has {near}. Use the name of a layer")
+    return layers[name]
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Return whether a module is a linear or convolutional layer, or one of a program of ``torch.export``."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        return True
+    weight = getattr(module, "weight", None)
+    # by name, since the import of its module takes seconds
+    is_program = type(module).__name__ == "InterpreterModule"
+    return is_program and isinstance(weight, Tensor) and weight.ndim in (2, 4)
 
 
 class LogitsAndFeatures(nn.Module):
@@ -58,13 +89,16 @@ def last_feature_map_layer(classifier: nn.Module, image_size: int) -> nn.Module:
     Raises:
         ValueError: no layer has such an output.
     """
+    if isinstance(classifier, ImportedClassifier) and classifier.feature_map_layer is not None:
+        return named_layer(classifier, classifier.feature_map_layer, "classifier.feature_map_layer")
     last: list[nn.Module] = []
 
     def keep_layer(module: nn.Module, _inputs: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1 and module is not classifier:
             last[:] = [module]
 
-    hooks = [module.register_forward_hook(keep_layer) for module in classifier.modules()]
+    modules = [module for module in classifier.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    hooks = [module.register_forward_hook(keep_layer) for module in modules]
     try:
         with torch.inference_mode():
             classifier(torch.zeros(1, 1, image_size, image_size, device=device_of(classifier)))

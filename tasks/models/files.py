@@ -15,7 +15,7 @@ def save_model(path: Path, model: "nn.Module", **build_arguments: Any) -> None:
     """Write the weights to ``path`` (``.safetensors``) and the keyword arguments of the builder to a JSON file."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, path)
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, path)
     path.with_suffix(".json").write_text(json.dumps(build_arguments, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ from tasks.params.active_learning import (
     Oracle,
     PseudoLabelOracle,
 )
+from tasks.params.classifier import Classifier, ClassifierInput, ClassifierOutput
 from tasks.params.defences import (
     UNDEFENDED,
     AdversarialTraining,
@@ -36,9 +37,8 @@ from tasks.params.defences import (
     Trades,
     TrainedAutoencoder,
 )
-from tasks.params.params import (
 from tasks.params.images import SUBGROUP, Intensity, Table
-from tasks.params.images import Intensity, Table
+from tasks.params.params import (
     Acquire,
     Analyze,
     ArtAttack,
@@ -48,6 +48,7 @@ from tasks.params.images import Intensity, Table
     Compute,
     Params,
     Split,
+    Surrogate,
     TrainAutoencoder,
     TrainClassifier,
     Validate,
@@ -63,8 +64,8 @@ from tasks.params.section import (
 )
 
 __all__ = [
-    "UNDEFENDED",
     "SUBGROUP",
+    "UNDEFENDED",
     "Acquire",
     "Acquisition",
     "ActiveLearning",
@@ -79,6 +80,9 @@ __all__ = [
     "BitDepth",
     "Certification",
     "ClaimBounds",
+    "Classifier",
+    "ClassifierInput",
+    "ClassifierOutput",
     "Compute",
     "Defence",
     "DenoisingAutoencoder",
@@ -87,12 +91,12 @@ __all__ = [
     "GaussianNoise",
     "GroundTruth",
     "ImageTransform",
+    "Intensity",
     "JointAutoencoder",
     "Jpeg",
     "MedianSmoothing",
     "Noise",
     "NoisyOracle",
-    "Intensity",
     "Oracle",
     "Params",
     "ParamsError",
@@ -104,13 +108,13 @@ __all__ = [
     "RetrainedAutoencoder",
     "Section",
     "Split",
+    "Surrogate",
+    "Table",
     "TotalVariation",
     "Trades",
     "TrainAutoencoder",
     "TrainClassifier",
     "TrainedAutoencoder",
-    "Surrogate",
-    "Table",
     "Training",
     "Validate",
     "flatten",

@@ -67,9 +67,9 @@ class Intensity(Section):
     bits: Annotated[int, Field(ge=0, le=16)]
     """Of ``full_range``: significant bits, if the files do not tell, such as 12 for a 12-bit scan in a 16-bit file;
     0: as the files say."""
-    window: Annotated[tuple[float, float], Field(min_length=2, max_length=2)]
+    window: tuple[float, float]
     """Of ``window``: centre and width, in ``unit``."""
-    percentiles: Annotated[tuple[float, float], Field(min_length=2, max_length=2)]
+    percentiles: tuple[float, float]
     """Of ``percentiles``: lower and upper one."""
     unit: Literal["HU", "grey level"]
     """Of ``window`` and ``percentiles``: unit of the values. DICOM files must agree with it."""

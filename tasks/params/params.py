@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tasks.params.active_learning import ActiveLearning, NoisyOracle
+from tasks.params.classifier import Classifier
 from tasks.params.defences import UNDEFENDED, Autoencoder, Defence
-from tasks.params.section import (
 from tasks.params.images import Intensity, Table, Volumes
+from tasks.params.section import (
     Architecture,
     Count,
     CountOrOff,
@@ -64,9 +65,9 @@ class Acquire(Section):
     positive_class: str
     """Class of precision, recall and F1."""
     phantom: Phantom
-
     volumes: Volumes
     table: Table
+
     @field_validator("classes")
     @classmethod
     def _distinct_folder_names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -140,8 +141,8 @@ class Prepare(Section):
 
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
     """Height and width in pixels, a multiple of 32."""
-    split: Split
     intensity: Intensity
+    split: Split
 
 
 class Augmentation(Section):
@@ -175,6 +176,21 @@ class TrainClassifier(Training):
         if self.pretrained and self.architecture == "cnn":
             raise ValueError("pretrained: true is not possible for the architecture 'cnn', only for torchvision's")
         return self
+
+
+class Surrogate(Section):
+    """A classifier of an attacker without access to ours; its other settings are those of ``train_classifier``."""
+
+    architecture: Annotated[str, Field(min_length=1)]
+    """``cnn`` (ours) or the name of a torchvision classifier."""
+    epochs: Count
+    """Maximum number of passes over the training images."""
+
+    def training(self, settings: TrainClassifier) -> TrainClassifier:
+        """Settings of the training: those of ``train_classifier`` with this architecture and number of epochs."""
+        pretrained = settings.pretrained and self.architecture != "cnn"
+        own = {"architecture": self.architecture, "epochs": self.epochs, "pretrained": pretrained}
+        return settings.model_copy(update=own)
 
 
 class TrainAutoencoder(Training):
@@ -227,6 +243,9 @@ class Attack(Section):
     power; 0: all."""
     max_images: CountOrOff
     """Number of attacked test images, stratified by class; 0: all."""
+    max_validation_images: CountOrOff
+    """Validation images, stratified by class, that the sweep attacks; 0: all. Any choice among targets uses their
+    accuracy, so that test images stay unused until then."""
     batch_size: Count
     """Images of one forward pass."""
     saved_eps: tuple[float, ...]
@@ -266,12 +285,15 @@ class Attack(Section):
 
 
 class DetectorEvasion(Section):
-    """Adaptive attacks on a detector and the classifier behind it."""
+    """Adaptive attacks on the classifier and each detector, and on the classifier and all detectors at once."""
 
     eps: tuple[float, ...]
     """The saved eps at which every detector is attacked; empty: no such attacks."""
-    n_steps: Count
-    """Gradient steps; the relative step size is ``attack.pgd.relative_step_size``."""
+    n_steps: Annotated[int, Field(ge=100, le=1000)]
+    """Maximum number of gradient steps of each start; a start ends when the image is misclassified and its score is
+    near that of a typical clean image. The relative step size is ``attack.pgd.relative_step_size``."""
+    n_random_starts: Annotated[int, Field(ge=1, le=20)]
+    """Random starts of the images that are still flagged or correct after the start at the image of PGD."""
     max_images: CountOrOff
     """Number of attacked images, stratified by class; 0: all."""
 
@@ -310,25 +332,26 @@ _TRAINING_DATA = ("train_classifier.augmentation", "train_autoencoder.noise_type
 _LEARNER = ("train_classifier.architecture", "train_classifier.pretrained", "train_classifier.augmentation")
 STEP_PARAMS: dict[str, tuple[str, ...]] = {
     "check_params": (
-        *("seed", "compute", "acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
-        *("selected_defences", "defences", "attack", "analyze", "active_learning"),
+        *("seed", "compute", "acquire", "validate", "prepare", "classifier", "train_classifier", "train_surrogates"),
+        *("train_autoencoder", "selected_defences", "defences", "attack", "analyze", "active_learning"),
     ),
     "acquire": ("seed", "acquire"),
     "validate": ("acquire", "validate", "prepare.intensity"),
     "prepare": ("seed", "acquire", "prepare"),
-    "train_classifier": ("seed", "compute", "train_classifier"),
+    "train_classifier": ("seed", "compute", "classifier", "train_classifier"),
+    "train_surrogates": ("seed", "compute", "train_classifier", "train_surrogates"),
     "train_autoencoder": ("seed", "compute", "train_autoencoder"),
     "train_defence": ("seed", "compute", *_TRAINING_DATA, "defences.${item.defence}"),
     "attack": ("seed", "compute", "attack"),
     "attack_defence": ("seed", "compute", "attack"),
-    "evaluate": ("selected_defences", "analyze.eps"),
+    "evaluate": ("seed", "train_classifier", "train_autoencoder", "selected_defences", "analyze.eps"),
     "analyze": ("seed", "compute", "selected_defences", "attack", "analyze"),
     "active_learning": (
         *("seed", "compute", *_LEARNER, "attack.norm", "attack.pgd", "attack.batch_size", "active_learning"),
     ),
     "report": (
-        *("seed", "compute", "acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
-        *("selected_defences", "attack", "analyze", "active_learning"),
+        *("seed", "compute", "acquire", "validate", "prepare", "classifier", "train_classifier", "train_surrogates"),
+        *("train_autoencoder", "selected_defences", "attack", "analyze", "active_learning"),
     ),
 }
 """The parameters that each step reads, as in dvc.yaml (``tests/test_contracts.py`` compares the two)."""
@@ -343,7 +366,12 @@ class Params(Section):
     acquire: Acquire
     validate_: Annotated[Validate, Field(alias="validate")]
     prepare: Prepare
+    classifier: Classifier
     train_classifier: TrainClassifier
+    train_surrogates: tuple[Surrogate, ...]
+    """Classifiers that are trained independently of ``train_classifier``, each with its own seed: initial weights, order
+    of the images and augmentation differ. Attacks on them are transferred to every target. At least two with different
+    architectures are recommended; an empty list: no such attacks."""
     train_autoencoder: TrainAutoencoder
     selected_defences: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the ``defences`` that are trained, attacked and analysed."""
@@ -388,6 +416,7 @@ class Params(Section):
             "attack.max_images": self.attack.max_images,
             "attack.max_art_reference_images": self.attack.max_art_reference_images,
             "attack.max_black_box_images": self.attack.max_black_box_images,
+            "attack.max_validation_images": self.attack.max_validation_images,
             "analyze.detector_evasion.max_images": self.analyze.detector_evasion.max_images,
             "active_learning.max_attacked_images": self.active_learning.max_attacked_images,
         }
@@ -426,7 +455,7 @@ class Params(Section):
 
     def flat(self) -> dict[str, Any]:
         """All values by dotted key, as typed in params.yaml: ``{"attack.pgd.n_steps": 10, ...}``."""
-        return flatten(json.loads(self.model_dump_json(by_alias=True)))
+        return flatten(json.loads(self.model_dump_json(by_alias=True, exclude_unset=True)))
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,221 @@
+"""Import of a classifier of the user's, and the one way in which a classifier is loaded, whatever its source."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.core.workspace import Workspace
+from tasks.models.classifier import build_classifier
+from tasks.models.files import load_build_arguments, load_model
+from tasks.models.imported import ImportedClassifier, output_order
+from tasks.models.sources import ONNX, PROGRAM, SCRIPT, build_network, refusing
+from tasks.models.untrusted import check_onnx, check_program, read_weights, user_file
+from tasks.params import Classifier
+
+COPIES = {"torch_export": PROGRAM, "torchscript": SCRIPT, "onnx": ONNX}
+
+
+def load_classifier(workspace: Workspace, path: Path) -> nn.Module:
+    """Load a classifier in evaluation mode, with frozen parameters.
+
+    Args:
+        workspace: whose step ``train_classifier`` trained or imported the classifier.
+        path: of its weights: ``workspace.classifier``, or those of a defence that trained it further.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged or refused.
+    """
+    builder = build_classifier
+    if "imported" in load_build_arguments(path):
+        builder = partial(build_imported, files=workspace.classifier_files)
+    return load_model(path, builder)
+
+
+def build_imported(
+    imported: Mapping[str, Any], order: Sequence[int], image_size: Sequence[int], batch_size: int, files: Path
+) -> ImportedClassifier:
+    """Build an imported classifier from its copied files. A factory's network has the weights of its own.
+
+    Args:
+        imported: the section ``classifier``.
+        order: position among the outputs of each class.
+        image_size: height and width of the prepared images.
+        batch_size: see :class:`ImportedClassifier`.
+        files: folder of the copies.
+    """
+    # as JSON: lists are tuples there
+    classifier = Classifier.model_validate_json(json.dumps(imported))
+    size = classifier.input.size or (image_size[0], image_size[1])
+    network, has_gradients = build_network(classifier, files, (classifier.input.channels, *size))
+    return ImportedClassifier(
+        network,
+        classifier.input,
+        classifier.output,
+        order,
+        f"{classifier.source} {digest_of_folder(files)}",
+        has_gradients,
+        batch_size,
+        classifier.head_layer,
+        classifier.feature_map_layer,
+    )
+
+
+def import_classifier(
+    classifier: Classifier,
+    classes: Sequence[str],
+    positive_class: str,
+    image_size: tuple[int, int],
+    n_channels: int,
+    workspace: Workspace,
+    downloaded: Path | None = None,
+) -> tuple[ImportedClassifier, dict[str, Any]]:
+    """Copy the files of a classifier of the user's to the output of the step, and build it.
+
+    Args:
+        classifier: the section ``classifier``; its source is not ``train``.
+        classes: ``acquire.classes``.
+        positive_class: ``acquire.positive_class``.
+        image_size: height and width of the prepared images.
+        n_channels: channels of the prepared images.
+        workspace: whose step ``train_classifier`` runs.
+        downloaded: program of ``torch.export`` that an MLflow model holds.
+
+    Returns:
+        The classifier, and the arguments of :func:`build_imported` beside the folder, for its JSON file.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is refused, or the network does not give what is declared.
+    """
+    order = output_order(classifier.output, classes, positive_class)
+    files, folder = workspace.classifier_files, workspace.root / classifier.folder
+    files.mkdir()
+    copy_files(classifier, folder, files, downloaded)
+    arguments: dict[str, Any] = {
+        "imported": classifier.model_dump(mode="json"),
+        "order": order,
+        "image_size": list(image_size),
+        "batch_size": 0,
+    }
+    model = build_imported(files=files, **arguments)
+    if classifier.source == "factory" and classifier.weights is not None:
+        weights = read_weights(user_file(folder, classifier.weights, "classifier.weights"), "classifier.weights")
+        load_weights(model.network, weights, classifier)
+    model.batch_size = arguments["batch_size"] = find_batch_size(model, (n_channels, *image_size))
+    return model.eval().requires_grad_(False), arguments
+
+
+def check_trainable(classifier: nn.Module, defence: str, kind: str) -> None:
+    """Refuse a defence that is trained with the classifier, if the classifier has no gradients or no parameters.
+
+    Args:
+        classifier: from :func:`load_classifier`.
+        defence: name of the defence.
+        kind: its kind.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    is_queried = isinstance(classifier, ImportedClassifier) and not classifier.has_gradients
+    if is_queried or next(classifier.parameters(), None) is None:
+        raise ValueError(
+            f"selected_defences: {defence!r} of kind {kind} is trained with the classifier, which can only be queried. "
+            "autoencoder, denoising_autoencoder, preprocessing are allowed for such a classifier. Remove the defence, "
+            "or import the classifier in a format with gradients"
+        )
+
+
+def copy_files(classifier: Classifier, folder: Path, files: Path, downloaded: Path | None) -> None:
+    """Copy the model file and the Python modules of a classifier, after a check of the model file.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file is refused.
+    """
+    if classifier.source in ("factory", "maite"):
+        for module in sorted(folder.rglob("*.py")):
+            (copy := files / module.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(module, copy)
+    if classifier.source == "maite" and classifier.weights is not None:
+        source = user_file(folder, classifier.weights, "classifier.weights")
+        (copy := files / classifier.weights).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+    if classifier.source == "mlflow":
+        assert downloaded is not None
+        with refusing("classifier.uri"):
+            check_program(downloaded)
+        shutil.copyfile(downloaded, files / PROGRAM)
+    if classifier.file is None:
+        return
+    source = user_file(folder, classifier.file, "classifier.file")
+    if classifier.source == "onnx":
+        # one file without external data
+        with refusing("classifier.file"):
+            content = check_onnx(source).SerializeToString()
+        (files / ONNX).write_bytes(content)
+    else:
+        shutil.copyfile(source, files / COPIES[classifier.source])
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor], classifier: Classifier) -> None:
+    """Load weights into the network of a factory.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"classifier.weights: {classifier.weights} does not fit the network of {classifier.factory}: {error}. "
+            "Correct classifier.factory or classifier.arguments, or export the weights again"
+        ) from error
+
+
+def find_batch_size(model: ImportedClassifier, shape: tuple[int, int, int]) -> int:
+    """Number of images of one call of the network: 0 if any number is possible, 1 if it takes single images.
+
+    Args:
+        model: imported classifier.
+        shape: of the prepared images, ``(C, H, W)``.
+
+    Raises:
+        ValueError: the network takes no such images, or gives another number of outputs than declared.
+    """
+    images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    failure: Exception | None = None
+    for batch_size in (0, 1):
+        model.batch_size = batch_size
+        try:
+            with torch.inference_mode():
+                outputs = model.raw(images)
+        except Exception as error:
+            failure = failure or error
+            continue
+        if len(outputs) == len(images):
+            with torch.inference_mode():
+                model.to_logits(outputs)
+            return batch_size
+    reason = str(failure).strip().partition("\n")[0]
+    if isinstance(failure, ValueError):
+        raise failure
+    raise ValueError(
+        f"classifier.input: the network fails for images of the declared shape: {reason}. Channels "
+        f"{model.input.channels} and size {list(model.input.size or shape[1:])} are declared. Correct channels or size"
+    ) from failure
+
+
+def digest_of_folder(folder: Path) -> str:
+    """SHA-256 of the names and contents of the files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""Checks of model files from elsewhere, before a library reads them.
+
+No function here runs code of a file. Weights are read as safetensors, or by torch with ``weights_only``.
+"""
+
+import json
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_INFLATION = 3
+"""Maximum ratio of the sizes of an archive's members and of the archive. torch does not compress its archives."""
+MAX_JSON_BYTES = 2**28
+
+SAFE_GLOBALS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter|parameter_with_state|qtensor)"
+    r"|torch\.jit\._pickle \w+|torch (\w+Storage|float\w*|bfloat16|int\w+|uint8|bool|Size|device)"
+    r"|torch\.storage (UntypedStorage|TypedStorage)|torch\.serialization _get_layout|__torch__[\w.]* \w+"
+)
+"""``module name`` of the objects that the pickles within an archive of torch may name."""
+
+EXPRESSION_NAMES = {
+    *("Symbol", "positive", "integer", "nonnegative", "True", "False", "Mod", "FloorDiv", "CeilDiv", "Max", "Min"),
+    *("PythonMod", "ModularIndexing", "Where", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Abs", "Pow"),
+    *("ceiling", "floor", "TruncToInt", "RoundToInt", "CeilToInt", "FloorToInt", "IntTrueDiv", "FloatTrueDiv", "oo"),
+    *("int_oo", "Integer", "Float", "Rational", "Identity", "CleanDiv", "ToFloat", "PowByNatural", "FloatPow"),
+}
+"""Names that a symbolic size may have, beside symbols such as ``s0``; torch evaluates its text."""
+
+
+def user_file(folder: Path, name: str, key: str) -> Path:
+    """Path of a file of the user's.
+
+    Args:
+        folder: ``classifier.folder``.
+        name: path below the folder.
+        key: dotted key of the parameter, for errors.
+
+    Raises:
+        ValueError: the name leads out of the folder.
+        FileNotFoundError: there is no such file.
+    """
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts:
+        raise ValueError(f"{key}: {name!r} leads out of classifier.folder. Copy the file into {folder}")
+    if not (path := folder / name).is_file():
+        raise FileNotFoundError(f"{key}: {path} not found. Put the file into classifier.folder")
+    return path
+
+
+def read_weights(path: Path, key: str) -> dict[str, Tensor]:
+    """Read a state dict: safetensors, or a file of torch that holds tensors alone.
+
+    Args:
+        path: the format is detected from the content.
+        key: dotted key of the parameter, for errors.
+
+    Raises:
+        ValueError: the file is damaged, holds code or other objects than tensors, or its tensors are larger than it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    def refused(why: object) -> ValueError:
+        return ValueError(
+            f"{key}: {path.name} is refused: {why}. Safetensors, or a state dict that torch loads with weights_only, "
+            "is allowed. Save the weights with safetensors.torch.save_file(model.state_dict(), ...)"
+        )
+
+    with path.open("rb") as file:
+        start = file.read(16)
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise refused(error) from error
+    try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch raises many types of exceptions for damaged and for hostile files
+        raise refused(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise refused("it holds other objects than a dictionary of tensors")
+    for name, tensor in content.items():
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > path.stat().st_size:
+            raise refused(f"the tensor {name} has {tensor.numel()} values, more than the file")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def check_archive(path: Path) -> zipfile.ZipFile:
+    """Check the members of a ZIP archive without reading them; return the archive.
+
+    Raises:
+        ValueError: the archive is damaged, or a member has a path out of the archive, or is far larger than it.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+        members = archive.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"the archive is damaged: {error}") from error
+    n_bytes = path.stat().st_size
+    if sum(member.file_size for member in members) > MAX_INFLATION * n_bytes + 2**16:
+        raise ValueError("the members of the archive are far larger than the archive (a ZIP bomb)")
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names):
+        raise ValueError("the archive has two members of one name")
+    for name in names:
+        parts = PurePosixPath(name.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:", name):
+            raise ValueError(f"the member {name!r} has a path out of the archive")
+    return archive
+
+
+def check_torchscript(path: Path) -> None:
+    """Check that the pickles of a TorchScript archive name nothing but tensors and classes of the archive.
+
+    Raises:
+        ValueError: they do, or the archive is damaged.
+    """
+    archive = check_archive(path)
+    names = archive.namelist()
+    if not any("/code/" in name for name in names):
+        raise ValueError("it is no TorchScript archive")
+    for name in names:
+        if name.endswith(".pkl"):
+            _check_pickle(archive.read(name), name)
+
+
+def check_program(path: Path) -> None:
+    """Check that a program of ``torch.export`` holds no pickled object, no library and no text that torch would run.
+
+    Raises:
+        ValueError: it does, or it is damaged.
+    """
+    archive = check_archive(path)
+    names = archive.namelist()
+    if not any(re.search(r"(^|/)models/[^/]+\.json$", name) for name in names):
+        raise ValueError("it is no program of torch.export")
+    for name in names:
+        if "aotinductor" in name or name.endswith((".so", ".dll", ".cubin", ".cpp", ".py")):
+            raise ValueError(f"the member {name!r} is compiled code")
+        if name.endswith(".pt"):
+            _check_nested(archive.read(name), name)
+        if name.endswith(".json"):
+            if archive.getinfo(name).file_size > MAX_JSON_BYTES:
+                raise ValueError(f"the member {name!r} is too large")
+            for key, value in _leaves(json.loads(archive.read(name))):
+                if key == "use_pickle" and value:
+                    raise ValueError(f"the member {name!r} refers to pickled objects")
+                if key == "expr_str":
+                    _check_expression(str(value))
+
+
+def check_onnx(path: Path) -> Any:
+    """Read an ONNX model whose external data lie in its folder; return it, with these data.
+
+    Raises:
+        ValueError: it is damaged, or its external data are missing or lie elsewhere.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise ValueError(f"it is no ONNX model: {error}") from error
+    try:
+        # refuses paths, links and sizes that lead out of the folder or the file
+        onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise ValueError(f"it is no valid ONNX model: {str(error).strip().partition(chr(10))[0]}") from error
+    return model
+
+
+def _check_pickle(content: bytes, name: str) -> None:
+    """Check that a pickle names only objects of :data:`SAFE_GLOBALS`.
+
+    torch writes names with one opcode (GLOBAL); the other opcodes for names occur in no archive of torch.
+
+    Raises:
+        ValueError: it names another object, or one whose name it computes.
+    """
+    try:
+        for opcode, argument, _position in pickletools.genops(content):
+            if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+                raise ValueError(f"the pickle {name!r} computes names of objects")
+            if opcode.name == "GLOBAL" and not SAFE_GLOBALS.fullmatch(str(argument)):
+                raise ValueError(f"the pickle {name!r} would run {argument!r}")
+    except ValueError as error:
+        raise ValueError(f"{error}. Save the model with torch.jit.save") from error
+    except Exception as error:
+        raise ValueError(f"the pickle {name!r} is damaged: {error}") from error
+
+
+def _check_nested(content: bytes, name: str) -> None:
+    """Check a file of torch within an archive, which torch would unpickle; ``weights_only`` refuses code."""
+    import io
+
+    if not content:
+        return
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"the member {name!r} holds code or is damaged") from error
+
+
+def _check_expression(text: str) -> None:
+    """Check the text of a symbolic size, which torch evaluates.
+
+    Raises:
+        ValueError: it is no arithmetic.
+    """
+    names = re.findall(r"[A-Za-z_]\w*", text)
+    unknown = [word for word in names if word not in EXPRESSION_NAMES and not re.fullmatch(r"[su]\d+", word)]
+    if unknown or not re.fullmatch(r"[\w\s'()+\-*/,.=<>]*", text) or re.search(r"\.\s*[A-Za-z_]", text):
+        raise ValueError(f"the symbolic size {text[:60]!r} is no arithmetic")
+
+
+def _leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Pairs of key and value at the leaves of nested dictionaries and lists."""
+    waiting = [(key, values)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += list(value.items())
+        elif isinstance(value, list):
+            waiting += [(name, child) for child in value]
+        else:
+            yield name, value

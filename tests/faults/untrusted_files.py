@@ -1,0 +1,223 @@
+"""Model files that attack whoever loads them; each writes a trace if code of it runs."""
+
+import io
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+
+class Malicious:
+    """A pickle of it writes a file when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.trace, "ran")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(images.flatten(1))
+        return logits
+
+
+def torch_saved(content: Any, zipped: bool = True) -> bytes:
+    torch.save(content, file := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def rewritten(
+    content: bytes, change: Callable[[str, bytes], bytes], *added: tuple[str, bytes], compressed: bool = False
+) -> bytes:
+    """An archive with changed members and with further ones."""
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(result := io.BytesIO(), "w", method) as after:
+        for name in before.namelist():
+            after.writestr(name, change(name, before.read(name)))
+        for name, data in added:
+            after.writestr(name, data)
+    return result.getvalue()
+
+
+@cache
+def program() -> bytes:
+    dynamic = ({0: torch.export.Dim("n", min=1)},)
+    torch.export.save(
+        torch.export.export(Net().eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=dynamic), file := io.BytesIO()
+    )
+    return file.getvalue()
+
+
+@cache
+def script() -> bytes:
+    torch.jit.save(torch.jit.script(Net().eval()), file := io.BytesIO())
+    return file.getvalue()
+
+
+def onnx_model(location: str | None, folder: Path, length: int = 512) -> bytes:
+    """A linear classifier as ONNX; its weight lies in another file if a location is given."""
+    from onnx import TensorProto, helper
+
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [64, 2], [0.1] * 128)
+    if location is not None:
+        weight.ClearField("float_data")
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": location, "offset": "0", "length": str(length)}.items():
+            entry = weight.external_data.add()
+            entry.key, entry.value = key, value
+        (folder / "data.bin").write_bytes(bytes(512))
+        (folder.parent / "outside.bin").write_bytes(bytes(512))
+        if location == "link.bin":
+            (folder / "link.bin").symlink_to(folder.parent / "outside.bin")
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["n", 1, 8, 8]), ("y", ["n", 2]))
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+    return content
+
+
+def safetensors_with(header: dict[str, Any], data: bytes, size: int | None = None) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + data
+
+
+Case = tuple[str, str, Callable[[], bytes]]
+"""Source, file name, and the function that makes the content."""
+
+
+def _keep(_name: str, data: bytes) -> bytes:
+    return data
+
+
+def hostile_files(trace: Path, folder: Path) -> dict[str, Case]:
+    """Name of a case -> source, file name, and the function that makes the content."""
+    bad = Malicious(trace)
+    weights = {name: tensor.clone() for name, tensor in Net().state_dict().items()}
+    good = save(weights)
+    of_head = {"head.bias": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    bomb = b"\0" * 2**24
+    return {
+        "pickle as .pt": ("factory", "w.pt", lambda: pickle.dumps(bad)),
+        "pickle as .pth": ("factory", "w.pth", lambda: pickle.dumps({"head.bias": bad})),
+        "pickle as .bin": ("factory", "w.bin", lambda: pickle.dumps(bad, protocol=2)),
+        "pickle as .safetensors": ("factory", "w.safetensors", lambda: pickle.dumps(bad)),
+        "archive of torch with code": ("factory", "w.pth", lambda: torch_saved(bad)),
+        "archive of torch with code beside tensors": ("factory", "w.bin", lambda: torch_saved(weights | {"more": bad})),
+        "old format of torch with code": ("factory", "w.pt", lambda: torch_saved(bad, zipped=False)),
+        "whole network": ("factory", "w.pt", lambda: torch_saved(Net())),
+        "ZIP bomb": (
+            "factory",
+            "w.pth",
+            lambda: rewritten(torch_saved(weights), _keep, ("archive/bomb", bomb), compressed=True),
+        ),
+        "path out of the archive": (
+            "factory",
+            "w.pth",
+            lambda: rewritten(torch_saved(weights), _keep, ("../../evil.py", b"x")),
+        ),
+        "absolute path in the archive": (
+            "factory",
+            "w.pth",
+            lambda: rewritten(torch_saved(weights), _keep, ("/tmp/evil", b"x")),
+        ),
+        "tensor larger than its file": (
+            "factory",
+            "w.pth",
+            lambda: torch_saved({"head.weight": torch.zeros(1).expand(2**40)}),
+        ),
+        "truncated archive": ("factory", "w.pth", lambda: torch_saved(weights)[:-200]),
+        "truncated safetensors": ("factory", "w.safetensors", lambda: good[:-40]),
+        "safetensors with more data than declared": ("factory", "w.safetensors", lambda: good + bytes(64)),
+        "safetensors with a header of 2^62 bytes": (
+            "factory",
+            "w.safetensors",
+            lambda: safetensors_with(of_head, bytes(8), 2**62),
+        ),
+        "safetensors with offsets out of the file": (
+            "factory",
+            "w.safetensors",
+            lambda: safetensors_with(
+                {"head.bias": of_head["head.bias"] | {"data_offsets": [0, 2**40], "shape": [2**38]}}, bytes(8)
+            ),
+        ),
+        "safetensors with overlapping tensors": (
+            "factory",
+            "w.safetensors",
+            lambda: safetensors_with(of_head | {"b": of_head["head.bias"]}, bytes(8)),
+        ),
+        "script with code in its pickle": (
+            "torchscript",
+            "m.pt",
+            lambda: rewritten(
+                script(), lambda name, data: pickle.dumps(bad, protocol=2) if name.endswith("data.pkl") else data
+            ),
+        ),
+        "script with a path out of the archive": (
+            "torchscript",
+            "m.pt",
+            lambda: rewritten(script(), _keep, ("../evil", b"x")),
+        ),
+        "ZIP bomb as script": (
+            "torchscript",
+            "m.pt",
+            lambda: rewritten(script(), _keep, ("m/bomb", bomb), compressed=True),
+        ),
+        "pickle as script": ("torchscript", "m.pt", lambda: torch_saved(bad)),
+        "program with code in its example": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(program(), lambda name, data: torch_saved(bad) if name.endswith(".pt") else data),
+        ),
+        "program with pickled weights": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(
+                program(),
+                lambda name, data: (
+                    data.replace(b'"use_pickle": false', b'"use_pickle": true') if name.endswith("json") else data
+                ),
+            ),
+        ),
+        "program with code in a size": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(
+                program(),
+                lambda name, data: (
+                    data.replace(b"Symbol(", b"__import__('os').system('x') or Symbol(")
+                    if name.endswith("model.json")
+                    else data
+                ),
+            ),
+        ),
+        "program with a library": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(program(), _keep, ("m/data/aotinductor/m/x.so", b"ELF")),
+        ),
+        "pickle as program": ("torch_export", "m.pt2", lambda: torch_saved(bad)),
+        "pickle as ONNX": ("onnx", "m.onnx", lambda: pickle.dumps(bad)),
+        "truncated ONNX": ("onnx", "m.onnx", lambda: onnx_model(None, folder)[:-60]),
+        "ONNX with data above its folder": ("onnx", "m.onnx", lambda: onnx_model("../outside.bin", folder)),
+        "ONNX with data at an absolute path": ("onnx", "m.onnx", lambda: onnx_model("/etc/hostname", folder)),
+        "ONNX with longer data than their file": ("onnx", "m.onnx", lambda: onnx_model("data.bin", folder, 2**40)),
+        "ONNX with missing data": ("onnx", "m.onnx", lambda: onnx_model("none.bin", folder)),
+        "ONNX with a link as data": ("onnx", "m.onnx", lambda: onnx_model("link.bin", folder)),
+    }

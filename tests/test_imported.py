@@ -1,0 +1,384 @@
+"""Imported classifiers of every source give the logits of the original, and are loaded again from the copied files."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tasks.core.digests import digest_of_model
+from tasks.core.workspace import Workspace
+from tasks.models.features import LogitsAndFeatures, last_feature_map_layer
+from tasks.models.files import save_model
+from tasks.models.imported import ImportedClassifier
+from tasks.models.loading import check_trainable, import_classifier, load_classifier
+from tasks.params import Classifier
+
+SIDE, CLASSES = 32, ("none", "left", "right")
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+MODULE = '''
+import torch
+from layers import Block
+
+class Net(torch.nn.Module):
+    def __init__(self, n_classes, width=6):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, width, 3, stride=2)
+        self.block = Block(width)
+        self.head = torch.nn.Linear(width, n_classes)
+
+    def forward(self, x):
+        return self.head(self.block(self.stem(x)).mean(dim=(2, 3)))
+
+def build(n_classes, width=6):
+    return Net(n_classes, width)
+
+class Scores:
+    """Fulfils MAITE's protocol."""
+    metadata = {"id": "toy"}
+
+    def __init__(self, network):
+        self.network = network.eval()
+
+    def __call__(self, batch):
+        with torch.no_grad():
+            logits = self.network(torch.stack([torch.as_tensor(image) for image in batch]))
+        return [row.softmax(dim=0).numpy() for row in logits]
+
+def scores(n_classes, weights):
+    from safetensors.torch import load_file
+    network = build(n_classes)
+    network.load_state_dict(load_file(weights))
+    return Scores(network)
+
+def wrong():
+    return 3
+'''
+LAYERS = """
+import torch
+
+class Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(width, width, 3, padding=1)
+        self.bn = torch.nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return torch.relu(x + self.bn(self.conv(x)))
+"""
+
+
+class Original(nn.Module):
+    """The network of MODULE, built without it."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stride=2)
+        self.block = nn.Module()
+        self.block.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.block.bn = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, len(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.block.bn(self.block.conv(x)))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.fixture
+def original() -> nn.Module:
+    torch.manual_seed(1)
+    network = Original().train()
+    with torch.no_grad():
+        for _ in range(5):
+            network(torch.randn(8, 3, SIDE, SIDE))
+    return network.eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(5, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path)
+    workspace.train_classifier.mkdir(parents=True)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "my_net.py").write_text(MODULE)
+    (tmp_path / "models" / "layers.py").write_text(LAYERS)
+    return workspace
+
+
+def declared(source: str, **values: Any) -> Classifier:
+    values.setdefault("input", {"channels": 3, "mean": MEAN, "std": STD})
+    return Classifier.model_validate_json(json.dumps({"source": source, "folder": "models"} | values))
+
+
+def imported(workspace: Workspace, classifier: Classifier, classes: tuple[str, ...] = CLASSES) -> nn.Module:
+    """Import, save and load again, as the step and the steps behind it do."""
+    model, arguments = import_classifier(classifier, classes, classes[-1], (SIDE, SIDE), 1, workspace)
+    save_model(workspace.classifier, model, **arguments)
+    loaded = load_classifier(workspace, workspace.classifier)
+    assert digest_of_model(loaded) == digest_of_model(model)
+    return loaded
+
+
+def expected(original: nn.Module, images: Tensor) -> Tensor:
+    """Logits of the original for grey images, by torchvision's own transform."""
+    from torchvision.transforms import v2
+
+    with torch.inference_mode():
+        logits: Tensor = original(v2.Normalize(MEAN, STD)(images.repeat(1, 3, 1, 1)))
+    return logits
+
+
+def close(model: nn.Module, images: Tensor, logits: Tensor) -> None:
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+def test_a_factory_of_a_users_file_with_weights(
+    workspace: Workspace, original: nn.Module, images: Tensor, suffix: str
+) -> None:
+    path = workspace.root / "models" / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(original.state_dict(), path)
+    else:
+        content = {f"module.{name}": value for name, value in original.state_dict().items()}
+        torch.save(content if suffix == ".pt" else {"state_dict": content, "epoch": 3}, path)
+    classifier = declared("factory", factory="my_net:build", arguments={"n_classes": 3}, weights=path.name)
+    model = imported(workspace, classifier)
+    close(model, images, expected(original, images))
+    # the source may go: later steps read the copies
+    (workspace.root / "models" / "my_net.py").unlink()
+    close(load_classifier(workspace, workspace.classifier), images, expected(original, images))
+    assert not list(workspace.train_classifier.rglob("__pycache__"))
+
+
+def test_a_factory_of_torchvision_with_another_size(workspace: Workspace, images: Tensor) -> None:
+    import torchvision
+    from torchvision.transforms import v2
+
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=3).eval()
+    save_file(network.state_dict(), workspace.root / "models" / "resnet18.safetensors")
+    size = {"channels": 3, "size": [40, 48], "mean": MEAN, "std": STD}
+    named = {"factory": "torchvision.models:resnet18", "arguments": {"num_classes": 3}}
+    model = imported(workspace, declared("factory", weights="resnet18.safetensors", input=size, **named))
+    transform = v2.Compose([v2.Resize((40, 48), antialias=True), v2.Normalize(MEAN, STD)])
+    with torch.inference_mode():
+        close(model, images, network(transform(images.repeat(1, 3, 1, 1))))
+        colour = torch.rand(2, 3, SIDE, SIDE)
+        close(model, colour, network(transform(colour)))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_program_of_torch_export(workspace: Workspace, original: nn.Module, images: Tensor, static: bool) -> None:
+    shapes = None if static else ({0: torch.export.Dim("n", min=1)},)
+    program = torch.export.export(original, (torch.zeros(1 if static else 2, 3, SIDE, SIDE),), dynamic_shapes=shapes)
+    torch.export.save(program, workspace.root / "models" / "net.pt2")
+    model = imported(workspace, declared("torch_export", file="net.pt2"))
+    close(model, images, expected(original, images))
+
+
+def test_a_torchscript_archive_needs_trust(workspace: Workspace, original: nn.Module, images: Tensor) -> None:
+    torch.jit.script(original).save(str(workspace.root / "models" / "net.pt"))
+    with pytest.raises(ValueError, match="trust must be true"):
+        declared("torchscript", file="net.pt")
+    model = imported(workspace, declared("torchscript", file="net.pt", trust=True))
+    close(model, images, expected(original, images))
+
+
+def onnx_file(path: Path, network: nn.Module, channels: int = 3) -> None:
+    pytest.importorskip("onnx")
+    batch = {"images": {0: "n"}}
+    torch.onnx.export(
+        network, (torch.zeros(1, channels, SIDE, SIDE),), path, dynamo=False, input_names=["images"], dynamic_axes=batch
+    )
+
+
+def test_an_onnx_model_has_gradients_where_it_converts(
+    workspace: Workspace, original: nn.Module, images: Tensor
+) -> None:
+    onnx_file(workspace.root / "models" / "net.onnx", original)
+    model = imported(workspace, declared("onnx", file="net.onnx"))
+    assert isinstance(model, ImportedClassifier)
+    assert model.has_gradients
+    close(model, images, expected(original, images))
+
+
+def test_an_onnx_model_that_does_not_convert_is_queried(
+    workspace: Workspace, original: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx2torch = pytest.importorskip("onnx2torch")
+    onnx_file(workspace.root / "models" / "net.onnx", original)
+
+    def fail(_model: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(onnx2torch, "convert", fail)
+    model = imported(workspace, declared("onnx", file="net.onnx"))
+    assert isinstance(model, ImportedClassifier)
+    assert not model.has_gradients
+    close(model, images, expected(original, images))
+    with pytest.raises(ValueError, match="can only be queried"):
+        check_trainable(model, "trades", "trades")
+
+
+def test_a_model_of_maites_protocol(workspace: Workspace, original: nn.Module, images: Tensor) -> None:
+    save_file(original.state_dict(), workspace.root / "models" / "weights.safetensors")
+    named = {"factory": "my_net:scores", "arguments": {"n_classes": 3}, "weights": "weights.safetensors"}
+    model = imported(workspace, declared("maite", output={"kind": "probabilities"}, **named))
+    assert isinstance(model, ImportedClassifier)
+    assert not model.has_gradients
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images).softmax(dim=1), expected(original, images).softmax(dim=1))
+
+
+@pytest.fixture
+def server(original: nn.Module) -> Iterator[HTTPServer]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with torch.inference_mode():
+                logits = original(torch.tensor(body["instances"]))
+            answer = logits.argmax(dim=1) if self.path == "/labels" else logits
+            content = b"no" if self.path == "/broken" else json.dumps({"predictions": answer.tolist()}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_arguments: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_a_server_is_queried_for_scores_or_labels(
+    workspace: Workspace, original: nn.Module, images: Tensor, server: HTTPServer
+) -> None:
+    address = f"http://127.0.0.1:{server.server_port}"
+    model = imported(workspace, declared("http", address=f"{address}/scores"))
+    close(model, images, expected(original, images))
+    again = Workspace(workspace.root / "labels")
+    again.train_classifier.mkdir(parents=True)
+    labels = imported(again, declared("http", address=f"{address}/labels", output={"kind": "labels"}))
+    with torch.inference_mode():
+        assert labels(images).argmax(dim=1).tolist() == expected(original, images).argmax(dim=1).tolist()
+    third = Workspace(workspace.root / "broken")
+    third.train_classifier.mkdir(parents=True)
+    with pytest.raises(ValueError, match="not readable"):
+        imported(third, declared("http", address=f"{address}/broken"))
+
+
+def test_the_order_of_the_classes_is_that_of_the_data(
+    workspace: Workspace, original: nn.Module, images: Tensor
+) -> None:
+    save_file(original.state_dict(), workspace.root / "models" / "weights.safetensors")
+    named = {"factory": "my_net:build", "arguments": {"n_classes": 3}, "weights": "weights.safetensors"}
+    classifier = declared("factory", output={"classes": ["right", "none", "left"]}, **named)
+    close(imported(workspace, classifier), images, expected(original, images)[:, [1, 2, 0]])
+
+
+def test_one_finding_of_a_multi_label_classifier(workspace: Workspace, original: nn.Module, images: Tensor) -> None:
+    save_file(original.state_dict(), workspace.root / "models" / "weights.safetensors")
+    named = {"factory": "my_net:build", "arguments": {"n_classes": 3}, "weights": "weights.safetensors"}
+    with pytest.raises(ValueError, match=r"classifier\.output\.column: the network has 3 outputs"):
+        imported(workspace, declared("factory", output={"kind": "sigmoid_logit"}, **named), ("no", "yes"))
+    other = Workspace(workspace.root)
+    for path in sorted(other.classifier_files.iterdir()):
+        path.unlink()
+    other.classifier_files.rmdir()
+    model = imported(other, declared("factory", output={"kind": "sigmoid_logit", "column": 2}, **named), ("no", "yes"))
+    logit = expected(original, images)[:, 2]
+    close(model, images, torch.stack([torch.zeros_like(logit), logit], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"factory": "my_net:missing"}, "can't be imported"),
+        ({"factory": "no_such_module:build"}, "can't be imported"),
+        ({"factory": "my_net:wrong"}, "returns int"),
+        ({"arguments": {"classes": 3}}, "failed: TypeError"),
+        ({"arguments": {"n_classes": 4}}, "4 outputs for the 3 classes"),
+        ({"weights": "other.safetensors"}, "not found"),
+        ({"weights": "../x.safetensors"}, "leads out"),
+        ({"input": {"channels": 1}}, "declared shape"),
+        ({"output": {"classes": ["a", "b", "c"]}}, "must be the names"),
+    ],
+)
+def test_a_wrong_declaration_is_one_message(workspace: Workspace, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) if message != "not found" else pytest.raises(FileNotFoundError):
+        imported(workspace, declared("factory", **{"factory": "my_net:build", "arguments": {"n_classes": 3}} | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source": "factory"}, "factory is missing"),
+        ({"source": "onnx"}, "file is missing"),
+        ({"source": "http", "address": "file:///etc/passwd"}, "address"),
+        ({"source": "train", "file": "net.pt2"}, "file has no meaning"),
+        ({"source": "factory", "factory": "os.system"}, "factory"),
+        ({"source": "onnx", "file": "a.onnx", "input": {"channels": 3, "mean": [0.5, 0.5]}}, "1 or 3 numbers"),
+        ({"source": "onnx", "file": "a.onnx", "output": {"kind": "labels"}}, "only queried"),
+        ({"source": "onnx", "file": "a.onnx", "input": {"value_range": [1, 0]}}, "must rise"),
+    ],
+)
+def test_a_section_that_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        declared(**values)
+
+
+class TestLayers:
+    def test_layers_of_a_program_are_found(self, workspace: Workspace, original: nn.Module, images: Tensor) -> None:
+        dynamic = ({0: torch.export.Dim("n", min=1)},)
+        program = torch.export.export(original, (torch.zeros(2, 3, SIDE, SIDE),), dynamic_shapes=dynamic)
+        torch.export.save(program, workspace.root / "models" / "net.pt2")
+        model = imported(workspace, declared("torch_export", file="net.pt2"))
+        logits, features = LogitsAndFeatures(model)(images)
+        assert features.shape == (5, 6)
+        torch.testing.assert_close(logits, model(images))
+        assert last_feature_map_layer(model, SIDE) is not model
+
+    def test_layers_can_be_named(self, workspace: Workspace) -> None:
+        named = {"factory": "my_net:build", "arguments": {"n_classes": 3}, "feature_map_layer": "stem"}
+        model = imported(workspace, declared("factory", **named))
+        assert last_feature_map_layer(model, SIDE) is model.get_submodule("network.stem")
+        assert isinstance(model, ImportedClassifier)
+        model.feature_map_layer = "nothing"
+        with pytest.raises(ValueError, match="no layer 'nothing'"):
+            last_feature_map_layer(model, SIDE)
+
+    def test_a_script_gives_logits_as_features_and_a_map_of_its_images(
+        self, workspace: Workspace, original: nn.Module, images: Tensor
+    ) -> None:
+        torch.jit.script(original).save(str(workspace.root / "models" / "net.pt"))
+        model = imported(workspace, declared("torchscript", file="net.pt", trust=True))
+        logits, features = LogitsAndFeatures(model)(images)
+        torch.testing.assert_close(logits, features)
+        assert last_feature_map_layer(model, SIDE) is model.get_submodule("images")
+
+
+def test_a_change_of_the_users_file_changes_the_digest(workspace: Workspace, images: Tensor) -> None:
+    named = {"factory": "my_net:build", "arguments": {"n_classes": 3}}
+    first = digest_of_model(imported(workspace, declared("factory", **named)))
+    path = workspace.classifier_files / "layers.py"
+    path.write_text(LAYERS.replace("relu", "tanh"))
+    changed = load_classifier(workspace, workspace.classifier)
+    assert digest_of_model(changed) != first
+    assert np.isfinite(changed(images).numpy()).all()

@@ -1,0 +1,75 @@
+"""Hostile model files are refused with one message, and none of their code runs; harmless ones of each format load."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from tasks.core.workspace import Workspace
+from tasks.models.loading import import_classifier
+from tasks.params import Classifier
+from tests.faults.untrusted_files import Net, hostile_files, onnx_model, program, script, torch_saved
+
+pytest.importorskip("onnx")
+
+NAMES = list(hostile_files(Path(), Path()))
+
+
+def load(folder: Path, source: str, name: str, content: bytes) -> torch.nn.Module:
+    workspace = Workspace(folder)
+    workspace.train_classifier.mkdir(parents=True)
+    models = folder / "models"
+    (models / name).write_bytes(content)
+    (models / "net.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.head = torch.nn.Linear(64, 2)\n"
+        "    def forward(self, x):\n        return self.head(x.flatten(1))\n"
+    )
+    values: dict[str, Any] = {"source": source, "folder": "models"}
+    values |= {"factory": "net:Net", "weights": name} if source == "factory" else {"file": name}
+    values |= {"trust": True} if source == "torchscript" else {}
+    classifier = Classifier.model_validate_json(json.dumps(values))
+    return import_classifier(classifier, ("a", "b"), "b", (8, 8), 1, workspace)[0]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_file_is_refused(name: str, tmp_path: Path, models: Path) -> None:
+    trace = tmp_path / "trace"
+    source, file, make = hostile_files(trace, models)[name]
+    content = make()
+    with pytest.raises(ValueError, match=r"^classifier\.(weights|file): .*refused"):
+        load(tmp_path, source, file, content)
+    assert not trace.exists()
+
+
+def test_there_are_at_least_20_cases() -> None:
+    assert len(NAMES) >= 20
+
+
+@pytest.mark.parametrize("source", ["factory", "torch_export", "torchscript", "onnx", "onnx with data"])
+def test_a_harmless_file_loads(source: str, tmp_path: Path, models: Path) -> None:
+    content = {
+        "factory": lambda: save({name: tensor.clone() for name, tensor in Net().state_dict().items()}),
+        "torch_export": program,
+        "torchscript": script,
+        "onnx": lambda: onnx_model(None, models),
+        "onnx with data": lambda: onnx_model("data.bin", models),
+    }[source]()
+    file = {"factory": "w.safetensors", "torch_export": "m.pt2", "torchscript": "m.pt"}.get(source, "m.onnx")
+    model = load(tmp_path, source.partition(" ")[0], file, content)
+    assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
+
+
+def test_a_state_dict_of_torch_loads(tmp_path: Path, models: Path) -> None:
+    assert models.is_dir()
+    model = load(tmp_path, "factory", "w.pth", torch_saved(Net().state_dict()))
+    assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
