@@ -107,7 +107,13 @@ def test_a_threshold_without_validation_images_raises_an_error() -> None:
 def test_rates_and_areas_of_a_known_detector() -> None:
     clean, adversarial = np.arange(10.0), np.arange(10.0) + 5
     successful = np.arange(10) >= 4
-    row = detection_row(clean, adversarial, successful, 8.0, alone(10))
+    clean_correct = np.arange(10) >= 2
+    row = detection_row(clean, adversarial, clean_correct, successful, 8.0, alone(10))
+    # of the 8 images that are correct without an attack, all 6 successful attacks are flagged
+    assert row["undetected_success_rate"] == 0
+    above = detection_row(clean, adversarial, clean_correct, successful, 11.0, alone(10))
+    assert above["undetected_success_rate"] == 3 / 8
+    assert 0 < above["undetected_success_rate_low"] < 3 / 8 < above["undetected_success_rate_high"]
     assert (row["n"], row["n_successful"], row["threshold"]) == (10, 6, 8)
     # above 8: the clean score 9, and the adversarial scores 9 to 14, whose attacks are all successful
     for name, n_flagged, n in (
@@ -131,7 +137,11 @@ def test_the_auroc_is_the_share_of_correctly_ordered_pairs_of_different_images(d
     adversarial = data.draw(st.lists(st.floats(-3, 3), min_size=len(clean), max_size=len(clean)).map(np.array))
     groups = np.array(data.draw(st.lists(st.integers(0, 9), min_size=len(clean), max_size=len(clean))))
     jackknife = GroupJackknife(groups)
-    row = detection_row(clean, adversarial, np.ones(len(clean), dtype=bool), 0.0, jackknife)
+    row = detection_row(clean, adversarial, *np.ones((2, len(clean)), dtype=bool), 0.0, jackknife)
+    if np.ptp([clean, adversarial]) == 0:
+        # equal scores would look like a measured overlap
+        assert np.isnan([row["auroc"], row["auroc_low"], row["auroc_high"]]).all()
+        return
     ordered = (np.sign(adversarial[:, None] - clean) + 1) / 2
     areas = []
     for weights in jackknife.counts:
@@ -145,14 +155,14 @@ def test_the_auroc_is_the_share_of_correctly_ordered_pairs_of_different_images(d
 def test_a_tiny_change_of_all_scores_gives_an_auroc_of_one_half() -> None:
     # each adversarial score exceeds its clean version and the smaller scores
     clean = np.random.default_rng(0).standard_normal(100) * 10
-    row = detection_row(clean, clean + 1e-9, np.ones(100, dtype=bool), 0.0, alone(100))
+    row = detection_row(clean, clean + 1e-9, *np.ones((2, 100), dtype=bool), 0.0, alone(100))
     # 100 groups may miss a share of 3.6 % with other scores
     half = (1 - 0.025 ** (1 / 100)) / 2
     assert [row[name] for name in ("auroc", "auroc_low", "auroc_high")] == pytest.approx([0.5, 0.5 - half, 0.5 + half])
 
 
 def test_rates_of_successful_attacks_are_undefined_without_any() -> None:
-    row = detection_row(np.zeros(4), np.ones(4), np.zeros(4, dtype=bool), 0.5, alone(4))
+    row = detection_row(np.zeros(4), np.ones(4), np.ones(4, dtype=bool), np.zeros(4, dtype=bool), 0.5, alone(4))
     names = ["detection_rate_successful", "detection_rate_successful_low", "detection_rate_successful_high"]
     assert np.isnan([row[name] for name in names]).all()
     assert (row["auroc"], row["detection_rate"], row["n_successful"]) == (1, 1, 0)
@@ -160,14 +170,15 @@ def test_rates_of_successful_attacks_are_undefined_without_any() -> None:
 
 def test_a_nan_score_makes_only_its_own_metrics_undefined() -> None:
     adversarial = np.where(np.arange(9) == 4, NAN, 1.0)
-    row = detection_row(np.zeros(9), adversarial, np.arange(9) != 4, 0.5, alone(9))
+    row = detection_row(np.zeros(9), adversarial, np.ones(9, dtype=bool), np.arange(9) != 4, 0.5, alone(9))
     undefined = {name for name, value in row.items() if np.isnan(value)}
-    assert undefined == {f"{name}{end}" for name in ("auroc", "detection_rate") for end in ("", "_low", "_high")}
+    names = ("auroc", "detection_rate", "undetected_success_rate")
+    assert undefined == {f"{name}{end}" for name in names for end in ("", "_low", "_high")}
     assert row["auroc_successful"] == row["detection_rate_successful"] == 1
 
 
 def test_a_nan_threshold_leaves_areas_but_no_rates() -> None:
-    row = detection_row(np.zeros(3), np.ones(3), np.ones(3, dtype=bool), NAN, alone(3))
+    row = detection_row(np.zeros(3), np.ones(3), *np.ones((2, 3), dtype=bool), NAN, alone(3))
     assert row["auroc"] == 1
     assert np.isnan([row["false_positive_rate"], row["detection_rate"], row["detection_rate_successful"]]).all()
 

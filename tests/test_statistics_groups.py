@@ -166,14 +166,17 @@ def test_auroc_without_each_group_equals_that_of_scikit_learn(images: list[tuple
             assert found == pytest.approx(roc_auc_score(positive[kept], scores[kept]))
 
 
-def test_perfect_and_tied_scores_have_an_auroc_with_an_interval_of_the_smaller_class() -> None:
+def test_perfect_scores_have_an_auroc_with_an_interval_of_the_smaller_class() -> None:
     groups = np.repeat(np.arange(30), 4)
     positive = groups < 10
     share, jackknife = 1 - 0.025 ** (1 / 10), GroupJackknife(groups)
     assert auroc_estimate(positive.astype(float), positive, jackknife) == pytest.approx((1, 1 - share, 1))
     assert auroc_estimate(-positive.astype(float), positive, jackknife) == pytest.approx((0, 0, share))
-    tied = auroc_estimate(np.zeros(120), positive, jackknife)
-    assert tied == pytest.approx((0.5, 0.5 - share / 2, 0.5 + share / 2))
+
+
+def test_equal_scores_of_all_images_have_no_auroc() -> None:
+    groups = np.repeat(np.arange(30), 4)
+    assert np.isnan(auroc_estimate(np.zeros(120), groups < 10, GroupJackknife(groups))).all()
 
 
 def test_auroc_is_nan_for_one_class_and_has_no_interval_for_few_groups_of_a_class() -> None:

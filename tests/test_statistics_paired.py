@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from tasks.statistics.balanced import compare_balanced
 from tasks.statistics.multiplicity import holm
 from tasks.statistics.paired import compare_paired, detectable_differences, sign_flip_p_value
 
@@ -134,3 +135,15 @@ def test_adjusted_p_values_keep_their_order_and_are_at_least_as_large(p_values: 
     assert (found >= p_values).all()
     assert (found <= 1).all()
     assert (np.diff(found[np.argsort(p_values)]) >= 0).all()
+
+
+@pytest.mark.parametrize(("n_groups", "has_test"), [(5, False), (6, True)])
+def test_a_paired_comparison_has_a_test_where_its_p_value_can_be_small(n_groups: int, has_test: bool) -> None:
+    groups = np.repeat(np.arange(n_groups), 4)
+    first, second = np.ones(len(groups), dtype=bool), np.zeros(len(groups), dtype=bool)
+    for found in (
+        compare_paired(first, second, groups),
+        compare_balanced(first, second, np.arange(len(groups)) % 2, groups),
+    ):
+        assert np.isnan(found.p_value) != has_test
+        assert not has_test or found.p_value < 0.05

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tasks.statistics.seeds import MIN_SEEDS, compare_over_seeds
+from tasks.statistics.groups import MIN_SEEDS
+from tasks.statistics.seeds import compare_over_seeds
 
 
 def draw_differences(

@@ -44,11 +44,12 @@ def best_detector_table(scores: pd.DataFrame, attack: str, seed: int) -> pd.Data
 
 
 def _best_detector_row(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Metrics of the best of the detectors that have a score for every image, at one point."""
+    """Metrics of the best of the detectors with a score for every image that is not the same for all, at one point."""
     names = [
         str(name)
         for name, rows in scores.groupby("detector", sort=False)
-        if rows[["clean_score", "score"]].notna().all(axis=None)
+        # equal scores of all images separate nothing
+        if rows[["clean_score", "score"]].notna().all(axis=None) and np.ptp(rows[["clean_score", "score"]].to_numpy())
     ]
     images = scores.drop_duplicates("image").sort_values("image")
     row: dict[str, Any] = {"n": len(images), "n_groups": images["group"].nunique(), "n_detectors": len(names)}

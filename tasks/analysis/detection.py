@@ -96,8 +96,8 @@ def detection_row(
       ``undetected_success_rate``: share of the images that are correct without an attack whose adversarial version is
       misclassified and not flagged; with 95 % intervals by group.
 
-    NaN: an AUROC if one of its scores is NaN; a rate if one of its scores or the threshold is NaN, or if it has no
-    images.
+    NaN: an AUROC if one of its scores is NaN, or if all are equal; a rate if one of its scores or the threshold is NaN,
+    or if it has no images.
 
     Args:
         clean: scores of the clean images ``(N,)``.
@@ -186,8 +186,11 @@ def rejection_rows(
 
 
 def _paired_auroc(clean: np.ndarray, adversarial: np.ndarray, jackknife: GroupJackknife) -> Estimate:
-    """AUROC without the pairs of the two versions of one image, which are not independent; NaN if it is undefined."""
-    if _is_undefined(clean, adversarial):
+    """AUROC without the pairs of the two versions of one image, which are not independent; NaN if it is undefined.
+
+    It is undefined if all scores are equal: 0.5 would look like a measured overlap.
+    """
+    if _is_undefined(clean, adversarial) or np.ptp([clean, adversarial]) == 0:
         return UNDEFINED
     both = GroupJackknife(np.tile(jackknife.groups, 2))
     n_ordered, n_pairs = ordered_pairs(np.concatenate([clean, adversarial]), np.repeat([False, True], len(clean)), both)

@@ -48,7 +48,8 @@ def overlap(
     scores of different fits are not comparable. The intervals are 95 % intervals by group; both versions of
     an image belong to its group, and the cross-validation is not repeated.
 
-    NaN: AUROCs and the p-value with fewer than two groups, class metrics with one class, everything with one image.
+    NaN: AUROCs and the p-value with fewer than two groups, AUROCs if the scores of all compared pairs are equal (for
+    example if so few images all have the same neighbours), class metrics with one class, everything with one image.
 
     Args:
         clean: features of the clean images, float32 ``(N, D)``.
@@ -87,15 +88,14 @@ def overlap(
     (probe_scores,) = probe(kernel, 2.0 * is_adversarial[:, None] - 1, np.tile(folds, 2), [kernel])
     scores = {"linear_probe_auroc": probe_scores, "knn_auroc": _neighbour_scores(squared, np.tile(folds, 2), seed)}
     for name, values in scores.items():
-        estimates[name] = jackknife.estimate(partial(ordered_fraction, values[n:], values[:n], [other_image]), RATE)
+        estimates[name] = _auroc(values[n:], values[:n], [other_image], jackknife, [])
     if n_classes > 1:
         one_hot = labels[:, None] == np.unique(labels)
         comparable = [same_fold & member[:, None] & ~member for member in one_hot.T]
         blocks = [kernel[:n, :n], kernel[n:, :n]]
         by_version = probe(kernel[:n, :n], 2.0 * one_hot - 1, folds, blocks)
         for name, values in zip(("clean", "adversarial"), by_version, strict=True):
-            area = jackknife.estimate(partial(ordered_fraction, values, values, comparable), RATE, members)
-            estimates[f"class_auroc_{name}"] = area
+            estimates[f"class_auroc_{name}"] = _auroc(values, values, comparable, jackknife, members)
     return estimates
 
 
@@ -229,7 +229,25 @@ def _neighbour_scores(squared: np.ndarray, folds: np.ndarray, seed: int) -> np.n
     return scores
 
 
-def ordered_fraction(high: np.ndarray, low: np.ndarray, comparable: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
+def _auroc(
+    high: np.ndarray,
+    low: np.ndarray,
+    comparable: list[np.ndarray],
+    jackknife: GroupJackknife,
+    sides: list[np.ndarray],
+) -> Estimate:
+    """AUROC as in :func:`_ordered_fraction`, with its interval; undefined if all compared pairs tie."""
+    is_tied = all(
+        (above[:, None] == below)[pairs].all() for above, below, pairs in zip(high.T, low.T, comparable, strict=True)
+    )
+    if is_tied:
+        return UNDEFINED
+    return jackknife.estimate(partial(_ordered_fraction, high, low, comparable), RATE, sides)
+
+
+def _ordered_fraction(
+    high: np.ndarray, low: np.ndarray, comparable: list[np.ndarray], counts: np.ndarray
+) -> np.ndarray:
     """Share of comparable pairs in which ``high`` exceeds ``low``, mean over C classifiers, float64 ``(R,)``.
 
     Args:

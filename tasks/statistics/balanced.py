@@ -6,7 +6,7 @@ import numpy as np
 
 from tasks.statistics.groups import GroupJackknife, group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import RATE, UNBOUNDED, Estimate, jackknife_interval
-from tasks.statistics.paired import detectable_differences, sign_flip_p_value
+from tasks.statistics.paired import detectable_differences, p_value_by_group
 from tasks.statistics.rates import combination_interval, rate_intervals, share_bounds
 
 
@@ -63,7 +63,7 @@ def compare_balanced(
     weighted, n_images = group_sums(np.stack([weights * differences, np.ones(len(labels))]), groups)
     return BalancedComparison(
         difference=Estimate(float((weights * differences).mean()), float(low[0]), float(high[0])),
-        p_value=sign_flip_p_value(weighted),
+        p_value=p_value_by_group(weighted),
         n_only_first=int((differences > 0).sum()),
         n_only_second=int((differences < 0).sum()),
         detectable_difference=float(detectable_differences(weighted[None], n_images[None])[0]),

@@ -5,7 +5,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tasks.statistics.groups import effective_groups, group_sums, rate_deviations, too_few_groups
+from tasks.statistics.groups import MIN_GROUPS_OF_TEST, effective_groups, group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import Estimate, jackknife_variance
 from tasks.statistics.rates import combination_interval, rate_intervals
 
@@ -22,7 +22,7 @@ class PairedComparison:
     difference: Estimate
     """Difference of the accuracies, with its 95 % interval by group."""
     p_value: float
-    """Two-sided p-value of :func:`sign_flip_p_value`."""
+    """Two-sided p-value of :func:`p_value_by_group`."""
     n_only_first: int
     """Images that only the first classifier classifies correctly."""
     n_only_second: int
@@ -69,7 +69,7 @@ def compare_paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) ->
     low, high = paired_intervals(gains, losses, sizes)
     return PairedComparison(
         difference=Estimate(float(differences.mean()), float(low[0]), float(high[0])),
-        p_value=sign_flip_p_value(gains[0] - losses[0]),
+        p_value=p_value_by_group(gains[0] - losses[0]),
         n_only_first=int((differences > 0).sum()),
         n_only_second=int((differences < 0).sum()),
         detectable_difference=float(detectable_differences(gains - losses, sizes)[0]),
@@ -95,6 +95,15 @@ def paired_intervals(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray) -
     deviations = np.stack([rate_deviations(part, sizes) for part in parts])
     rates = parts.sum(axis=2) / sizes.sum(axis=1)
     return combination_interval(np.array([1.0, -1.0]), rates, bounds[:, 0], bounds[:, 1], deviations)
+
+
+def p_value_by_group(differences: np.ndarray) -> float:
+    """Return the p-value of :func:`sign_flip_p_value`; NaN with fewer than ``MIN_GROUPS_OF_TEST`` groups.
+
+    Args:
+        differences: sum of the differences of each group, ``(G,)``.
+    """
+    return sign_flip_p_value(differences) if len(differences) >= MIN_GROUPS_OF_TEST else float("nan")
 
 
 def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:

@@ -5,12 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from tasks.statistics.groups import group_sums, rate_deviations, too_few_groups
+from tasks.statistics.groups import MIN_SEEDS, group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import UNDEFINED, Estimate, jackknife_variance
 from tasks.statistics.paired import compare_paired
-
-MIN_SEEDS = 10
-"""Seeds below which there is no test: with fewer, the data hardly show how much the result varies over seeds."""
 
 
 class SeedComparison(NamedTuple):
@@ -19,7 +16,7 @@ class SeedComparison(NamedTuple):
     of_these_seeds: Estimate
     """The mean, with its 95 % interval by group: for new groups, and for the classifiers of these seeds."""
     of_all_seeds: Estimate
-    """The mean, with its 95 % interval for new groups and new seeds; undefined with fewer than :data:`MIN_SEEDS`."""
+    """The mean, with its 95 % interval for new groups and new seeds; undefined with fewer than ``MIN_SEEDS`` seeds."""
     p_value: float
     """Two-sided, that the mean difference over all groups and seeds is 0; NaN without the second interval."""
 

@@ -6,14 +6,17 @@ from tasks.reporting.formats import estimate, fixed, number, p_text
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
+from tasks.reporting.tables import Table
 from tasks.statistics.formatting import sample_text
 
 BADGES = {
     "holds": "HOLDS",
     "does not hold": "FAILS",
     "not broken by these attacks": "OPEN",
+    "attack not converged": "OPEN",
     "not significant": "OPEN",
     "too few groups": "OPEN",
+    "undefined": "OPEN",
     "not tested": "OPEN",
 }
 """Result -> CSS class of its badge."""
@@ -39,10 +42,24 @@ def claims_section(results: Results, headline: Headline) -> Section:
     values = {
         "claims": claims,
         "counts": {result: results_of_claims.count(result) for result in BADGES if result in results_of_claims},
+        "sensitivity": sensitivity_table(results.claims),
         "n_family": sum(claim["p_value_holm"] is not None for claim in claims),
         "is_phantom": results.data.is_phantom,
     }
     return Section("claims", "Claims of the study", values)
+
+
+def sensitivity_table(claims: list[dict[str, Any]]) -> Table:
+    """Return the result of each claim with each bound (rows) at each eps (columns)."""
+    by_bound = [
+        (claim["statement"], bound, by_eps)
+        for claim in claims
+        for bound, by_eps in claim["result_by_bound_and_eps"].items()
+        if by_eps
+    ]
+    grid = sorted({eps for *_, by_eps in by_bound for eps in by_eps}, key=float)
+    rows = [[statement, bound, *(by_eps.get(eps, "–") for eps in grid)] for statement, bound, by_eps in by_bound]
+    return Table(["claim", "bound", *(f"ε = {eps}/255" for eps in grid)], rows)
 
 
 def rule_text(bound: float, above: bool) -> str:

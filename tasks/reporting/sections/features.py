@@ -95,6 +95,9 @@ def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[st
 def _result(row: "pd.Series[float]", bound: float) -> str:
     if math.isnan(row["low"]):
         return "too few groups"
+    if row["low"] == row["high"]:
+        # an interval without width measures nothing
+        return "not significant"
     if row["high"] < bound:
         return "overlap"
     return "separable" if row["low"] >= bound else "not significant"
