@@ -72,12 +72,14 @@ bench: $(STAMP)  ## Run the speed benchmarks
 		python -m tests.benchmarks.$$name --json docs/evidence/performance/$$name.json; \
 	done
 
-ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback
+ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback; PORT=5000
+	@python -c 'import socket, sys; sys.exit(socket.socket().connect_ex(("127.0.0.1", $(or $(PORT),5000))) == 0 and \
+		"port $(or $(PORT),5000) is in use. Choose another one: make ui PORT=5001")'
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
-		mlflow server --host 127.0.0.1 --port 5000 --workers 1
+		mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1
 
-serve: $(STAMP)  ## Start Prefect's server, the deployments and a worker, on loopback
-	python -m flows.serve
+serve: $(STAMP)  ## Start Prefect's server, the deployments and a worker, on loopback; PORT=4200
+	python -m flows.serve --port $(or $(PORT),4200)
 
 lock: $(STAMP)  ## Update requirements.lock from pyproject.toml
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements.lock

@@ -2,12 +2,20 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from typing import Any
+
+import psutil
 
 from tasks.params import load_params
 from tasks.runner import log_to_stderr
 from tasks.tracking import masked
+
+STOP_TIMEOUT = 10
+"""Seconds after SIGTERM in which a flow can record its end; then the process ends."""
 
 
 def run_flow(flow: Any, **parameters: Any) -> Any:
@@ -21,6 +29,7 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
     from prefect.exceptions import ParameterTypeError
 
     log_to_stderr()
+    end_after_sigterm()
     # the message at the end of the process replaces what Prefect logs about a failure
     logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)
     if not os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
@@ -38,6 +47,28 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
         # the exception itself has a better message than the state
         sys.exit(masked(f"{flow.name}: {state.result(raise_on_failure=False) or state.message}"))
     return state.result()
+
+
+def end_after_sigterm() -> None:
+    """End this process and its children soon after SIGTERM.
+
+    Prefect waits for running steps, which are threads that nothing can stop. A later run ends their tracking runs as
+    killed, and resumes from their checkpoints.
+    """
+    received, write = os.pipe()
+    os.set_blocking(write, False)
+    # Prefect replaces handlers of signals, but not this
+    signal.set_wakeup_fd(write)
+
+    def watch() -> None:
+        while signal.SIGTERM not in os.read(received, 1):
+            pass
+        time.sleep(STOP_TIMEOUT)
+        for child in psutil.Process().children(recursive=True):
+            child.terminate()
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def log_progress() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 from tasks.params import ParamsError, load_params
 
 POOL = "ct-robustness"
+CREDENTIALS = Path(".prefect/credentials")
+"""User and password of the server, ``user:password``, in the folder of its database."""
 START_TIMEOUT = 120
 """Seconds after which the start of the server fails."""
 STOP_TIMEOUT = 5
@@ -21,7 +24,7 @@ STOP_TIMEOUT = 5
 
 
 def main() -> None:
-    """Start a Prefect server and a worker on this machine until Ctrl-C. The server's database is in .prefect."""
+    """Start a Prefect server and a worker on this machine until Ctrl-C. Its database and password are in .prefect."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=main.__doc__)
     parser.add_argument("--port", default=4200, type=int, help="port of the server on 127.0.0.1 (default: %(default)s)")
     port = parser.parse_args().port
@@ -31,10 +34,15 @@ def main() -> None:
         sys.exit(str(error))
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            sys.exit(f"--port: {port} is in use, perhaps by another server. Choose another port.")
+            sys.exit(f"--port: {port} is in use, perhaps by another server. Choose another port: make serve PORT=4201")
     # SIGTERM ends like Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.environ |= {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    address = f"http://127.0.0.1:{port}"
+    # a web page of another origin, in the browser of the user, must not start runs
+    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", address)
+    os.environ.setdefault("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "true")
+    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = credentials()
+    os.environ |= {"PREFECT_API_URL": f"{address}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     # prefect.yaml reads the folder of runs from this variable, and only shells keep it up to date
     os.environ["PWD"] = str(Path.cwd())
     running = [prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))]
@@ -44,7 +52,10 @@ def main() -> None:
             if prefect("--no-prompt", *command).wait():
                 sys.exit(f"prefect {' '.join(command)} failed. Its messages are above.")
         running.append(prefect("worker", "start", "--pool", POOL))
-        print(f"Serving: http://127.0.0.1:{port}. Ctrl-C stops the server and the worker.", flush=True)
+        print(f"Serving: {address}. Ctrl-C stops the server and the worker.", flush=True)
+        if CREDENTIALS.exists():
+            print(f"The UI asks for the user and the password in {CREDENTIALS}. Commands in another terminal need:")
+            print(f"export PREFECT_API_URL={address}/api PREFECT_API_AUTH_STRING=$(cat {CREDENTIALS})", flush=True)
         while all(process.poll() is None for process in running):
             time.sleep(1)
         sys.exit("The server or the worker has ended unexpectedly. Its messages are above.")
@@ -53,6 +64,17 @@ def main() -> None:
     finally:
         for process in reversed(running):
             end(process)
+
+
+def credentials() -> str:
+    """User and password of the server: of the environment, or generated once for this folder."""
+    if given := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        return given
+    if not CREDENTIALS.exists():
+        CREDENTIALS.parent.mkdir(exist_ok=True)
+        CREDENTIALS.touch(mode=0o600)
+        CREDENTIALS.write_text(f"admin:{secrets.token_urlsafe(24)}", encoding="utf-8")
+    return CREDENTIALS.read_text(encoding="utf-8")
 
 
 def prefect(*arguments: str) -> subprocess.Popen[bytes]:

@@ -16,10 +16,11 @@ import httpx
 import psutil
 import pytest
 
+from flows.serve import credentials
 from tasks.serving import registry
 from tests.bundles import bundle_of, copy_completed
 from tests.conftest import ROOT
-from tests.operations.servers import free_port, wait_for
+from tests.operations.servers import free_port, prefect_client, wait_for
 from tests.test_pipeline import make_workspace
 
 BINARIES = Path(sys.executable).parent
@@ -101,6 +102,10 @@ def test_make_ui_listens_on_loopback_and_its_arguments_do_not_name_the_store(tmp
     with started(command, tmp_path, MLFLOW_TRACKING_URI=store) as (process, log):
         wait_for(lambda: urlopen("http://127.0.0.1:5000/health", timeout=5).status == 200, process, log)
         assert listening_addresses(process.pid) == {"127.0.0.1"}
+        # of a web page of another origin, and of another name for this machine
+        search = "http://127.0.0.1:5000/api/2.0/mlflow/experiments/create"
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+            assert httpx.post(search, json={"name": "x"}, headers=headers).status_code == 403
         family = psutil.Process(process.pid).children(recursive=True)
         assert not any(store in " ".join(member.cmdline()) for member in family)
         assert (tmp_path / "store.db").is_file()
@@ -117,9 +122,27 @@ def test_make_serve_listens_on_loopback_and_needs_the_password(tmp_path: Path) -
         wait_for(lambda: "Serving:" in log.read_text(), process, log, 400)
         assert listening_addresses(process.pid) == {"127.0.0.1"}
         flows = f"http://127.0.0.1:{port}/api/deployments/filter"
-        assert httpx.post(flows, json={}).status_code == 401
-        assert len(httpx.post(flows, json={}, auth=("reader", "pwOfPrefect")).json()) == 4
+        assert httpx.get(f"http://127.0.0.1:{port}/api/admin/version").status_code == 401
+        # another web page can make the browser send the password, but not the token
+        assert httpx.post(flows, json={}, auth=("reader", "pwOfPrefect")).status_code == 403
+        with prefect_client(port, secret) as client:
+            answer = client.post("/deployments/filter", json={}, headers={"Origin": "http://evil.example"})
+        assert len(answer.json()) == 4
+        assert "access-control-allow-origin" not in answer.headers
         assert "pwOfPrefect" not in log.read_text()
+
+
+def test_a_password_is_generated_once_and_only_the_user_can_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    generated = credentials()
+    assert re.fullmatch(r"admin:[\w-]{30,}", generated)
+    assert credentials() == generated
+    assert Path(".prefect/credentials").stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:pw")
+    assert credentials() == "me:pw"
 
 
 @pytest.mark.faults

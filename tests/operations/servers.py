@@ -18,6 +18,7 @@ from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+import httpx
 import pytest
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -47,6 +48,15 @@ def wait_for(is_up: Callable[[], bool], process: subprocess.Popen[bytes], log: P
             pass
         time.sleep(0.1)
     raise RuntimeError(f"{process.args} is not up:\n{log.read_text()}")
+
+
+def prefect_client(port: int, credentials: str) -> httpx.Client:
+    """A client of a Prefect server with a password, and with protection against requests of other web pages."""
+    user, _, password = credentials.partition(":")
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", auth=(user, password), timeout=60)
+    token = client.get("/csrf-token", params={"client": "tests"}).json()["token"]
+    client.headers |= {"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token}
+    return client
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
-from tests.operations.servers import free_port, running, wait_for
+from tests.operations.servers import free_port, prefect_client, running, wait_for
 from tests.test_pipeline import STEPS, init_dvc, make_workspace, run, write_params
 
 pytestmark = pytest.mark.operations
@@ -58,7 +58,7 @@ def api(workspace: Path) -> Iterator[httpx.Client]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with running([sys.executable, "-m", "flows.serve", "--port", str(port)], log) as process:
             wait_for(lambda: "Serving:" in log.read_text(), process, log)
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60) as client:
+            with prefect_client(port, Path(".prefect/credentials").read_text()) as client:
                 yield client
 
 

@@ -1,0 +1,60 @@
+"""Flows on the command line: signals, and proxies."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import ROOT
+
+FLOW = """
+import signal, subprocess, sys, time
+from flows import command
+
+command.STOP_TIMEOUT = 0.5
+command.end_after_sigterm()
+# as Prefect does in a flow
+signal.signal(signal.SIGTERM, lambda *_: print("crash detected", flush=True))
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+while True:
+    time.sleep(600)
+"""
+
+
+def test_a_flow_ends_soon_after_sigterm_with_its_children(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FLOW]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        child.wait(60)
+        assert "crash detected" in process.stdout.read()
+
+
+def test_servers_on_this_machine_are_not_asked_through_a_proxy() -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = "import tasks, httpx, requests\n"
+    for host in ("127.0.0.1", "localhost"):
+        address = f"http://{host}:{server.server_port}"
+        code += f"assert {{httpx.get({address!r}).status_code, requests.get({address!r}).status_code}} == {{204}}\n"
+    code += "import os; assert os.environ['no_proxy'] == 'example.org,127.0.0.1,localhost'"
+    # nothing listens on this port
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    environment = os.environ | proxies | {"NO_PROXY": "example.org", "PYTHONPATH": str(ROOT)}
+    environment.pop("no_proxy", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    server.shutdown()
