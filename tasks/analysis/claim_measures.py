@@ -1,0 +1,319 @@
+"""Measured values of the claims of the study, with 95 % intervals by group."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from tasks.params import UNDEFENDED
+from tasks.records.vocabulary import (
+    BEST_DETECTOR,
+    CLEAN,
+    DETECTOR_EVASION,
+    display_name,
+)
+from tasks.statistics.balanced import balanced_accuracies, balanced_ratio, compare_balanced
+from tasks.statistics.intervals import UNDEFINED, Estimate
+from tasks.statistics.rates import rate_estimate
+
+POWER = 0.8
+"""Power of the smallest difference that the data can show."""
+
+Result = Literal[
+    "holds",
+    "does not hold",
+    "not broken by these attacks",
+    "attack not converged",
+    "not significant",
+    "too few groups",
+    "undefined",
+    "not tested",
+]
+"""``undefined``: the data have no value, for example if all scores are equal or no accuracy was lost;
+``attack not converged``: the defence seems not to help, but the attack on the target that it is compared with is too
+weak to say so; ``not tested``: the run has no such defence."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the study and its outcome."""
+
+    key: str
+    """Identifies the claim at every eps; does not change with its wording."""
+    result: Result
+    statement: str
+    study_result: str
+    """Result that the study reports."""
+    measure: str
+    """Description of the measured value."""
+    value: float | None
+    low: float | None
+    high: float | None
+    """Bounds of the 95 % interval by group; None if there are too few groups."""
+    n: int | None
+    """Number of images; None if the claim was not tested."""
+    n_groups: int | None
+    """Number of their groups."""
+    bound: float | None
+    above: bool
+    """True if the claim holds above the bound; otherwise it holds below."""
+    bounds_robustness: bool
+    """True if a value above the bound comes from a robust accuracy, which is an upper bound only."""
+    has_converged: bool = True
+    """False if twice the effort changes the accuracy of the target that the defence is compared with."""
+    p_value: float | None = None
+    """Two-sided, that the true value equals the bound; from the interval on the normal scale."""
+    p_value_holm: float | None = None
+    """Corrected for all claims at the reported eps."""
+    detectable_difference: float | None = None
+    """Smallest distance from the bound that these data show with 80 % probability."""
+    result_by_eps: dict[str, Result] = field(default_factory=dict)
+    """Result at the other eps, by eps; not corrected."""
+    result_by_bound: dict[str, Result] = field(default_factory=dict)
+    """Result with other bounds, by bound."""
+    result_by_bound_and_eps: dict[str, dict[str, Result]] = field(default_factory=dict)
+    """Result with each bound at each eps, by bound and eps; not corrected."""
+
+
+def accuracy_is_reached(records: pd.DataFrame, bound: float) -> Claim:
+    """Return the claim about clean accuracy.
+
+    Args:
+        records: of all targets.
+        bound: of the accuracy.
+    """
+    clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
+    groups = clean["group"].to_numpy()
+    return _claim(
+        "accuracy",
+        f"A CNN classifies the slices with an accuracy of {100 * bound:.4g} %",
+        "93.23 % on its test images",
+        "accuracy of the undefended classifier on all clean test images",
+        rate_estimate(clean["correct"].to_numpy(dtype=bool), groups),
+        len(clean),
+        len(set(groups)),
+        bound,
+        above=True,
+    )
+
+
+def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[Claim]:
+    """Return the claims that clean and adversarial features overlap, for each feature space, target and threat model.
+
+    Args:
+        features: overlap of the features at one eps.
+        attack: whose images were compared.
+        bound: of the AUROC.
+    """
+    claims = []
+    for names, rows in features.groupby(["feature_space", "target", "threat_model"], sort=False):
+        space, target, threat_model = map(str, names)
+        by_metric = rows.set_index("metric")
+        both = by_metric.loc[["linear_probe_auroc", "knn_auroc"]].sort_values("value", na_position="first")
+        method = "probe" if both.index[-1] == "linear_probe_auroc" else "neighbours"
+        p_value = float(by_metric["value"]["mmd_p_value"])
+        where = f"in the bottleneck of the {display_name(target)}"
+        if space == "classifier":
+            behind = "" if target == UNDEFENDED else f" behind the {display_name(target)}"
+            where = f"in the penultimate features of the classifier{behind}"
+        claims.append(
+            _claim(
+                f"overlap/{space}/{target}/{threat_model}",
+                f"Clean and adversarial images are hardly separable (AUROC below {bound:g}) {where} ({threat_model} "
+                "attack)",
+                "the autoencoder's features overlap in PCA and t-SNE"
+                + ("" if space == "bottleneck" else "; it reports nothing about the classifier's features"),
+                f"AUROC of the better of linear probe and nearest neighbours (here the {method}) in all dimensions, "
+                f"cross-validated by group, {attack.upper()}; p-value of equal distributions (MMD): {p_value:.3g}",
+                _best([Estimate(*row) for row in both[["value", "low", "high"]].dropna(subset="value").to_numpy()]),
+                int(rows["n"].iloc[0]),
+                int(rows["n_groups"].iloc[0]),
+                bound,
+                above=False,
+            )
+        )
+    return claims
+
+
+def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> list[Claim]:
+    """Return the claims that detection is limited, under attacks without and with access to the detector.
+
+    Args:
+        detection: AUROC of the detectors at one eps.
+        attack: without access to the detector.
+        bound: of the AUROC.
+    """
+    of_undefended = detection[(detection["surrogate"] == UNDEFENDED) & (detection["detector"] == BEST_DETECTOR)]
+    claims = []
+    for access, name, attacker in (
+        ("unaware", attack, "attack without access to the detector"),
+        ("aware", DETECTOR_EVASION, "adaptive attack on the detector"),
+    ):
+        rows = of_undefended[of_undefended["attack"] == name].dropna(subset=["auroc_successful"])
+        if rows.empty:
+            continue
+        best = rows.iloc[0]
+        claims.append(
+            _claim(
+                f"detection/{access}",
+                f"No detector separates successful adversarial images from clean images ({attacker})",
+                "limited discrimination between clean and adversarial images",
+                f"AUROC of the best of {best['n_detectors']:.0f} detectors, chosen with the better sign of its score "
+                "on the images of other groups",
+                Estimate(*best[["auroc_successful", "auroc_successful_low", "auroc_successful_high"]]),
+                int(best["n_successful"]),
+                int(best["n_groups_successful"]),
+                bound,
+                above=False,
+                # a detector that detects these attacks may be evaded by stronger ones
+                bounds_robustness=access == "aware",
+            )
+        )
+    return claims
+
+
+def _best(estimates: Sequence[Estimate]) -> Estimate:
+    """The largest of several estimates, with an interval that allows for the choice.
+
+    All are below a bound if the largest upper bound is. One of k is above it if its lower bound is at the level of 1 -
+    0.05 / k (Bonferroni).
+    """
+    if not estimates:
+        return UNDEFINED
+    largest = max(estimates, key=lambda estimate: estimate.value)
+    normal = NormalDist()
+    factor = normal.inv_cdf(1 - 0.025 / len(estimates)) / normal.inv_cdf(0.975)
+    low = largest.value - factor * (largest.value - largest.low)
+    return Estimate(largest.value, low, max(estimate.high for estimate in estimates))
+
+
+def _outcomes(compared: pd.DataFrame, target: str, threat_model: str, eps: float) -> pd.DataFrame:
+    """Label, group and robust_correct of each image in the worst case at an eps, by image."""
+    is_wanted = (compared["target"] == target) & (compared["threat_model"] == threat_model) & (compared["eps"] == eps)
+    return compared[is_wanted].set_index("image").sort_index()
+
+
+def defences_do_not_restore(
+    compared: pd.DataFrame, plain: list[str], eps: float, bound: float, unconverged: Mapping[str, Collection[float]]
+) -> list[Claim]:
+    """Return the claims that autoencoders do not restore the lost accuracy, for each and each threat model.
+
+    Args:
+        compared: worst case of all targets at one operating point.
+        plain: names of the autoencoders.
+        eps: of the attacks.
+        bound: of the restored fraction.
+        unconverged: eps at which the attack on a target has not converged, by target.
+    """
+    clean, bare = (_outcomes(compared, UNDEFENDED, "adaptive", each) for each in (0.0, eps))
+    labels, groups = bare["label"].to_numpy(), bare["group"].to_numpy()
+    # a constant prediction restores nothing: where the bare classifier is worse, its place is taken
+    reference, lowest = bare["robust_correct"].to_numpy(dtype=np.float64), 1 / len(set(labels))
+    if balanced_accuracies(reference[None], labels, groups)[0].value < lowest:
+        reference = np.full(len(labels), lowest)
+    lost = clean["robust_correct"].to_numpy(dtype=np.float64) - reference
+    claims = []
+    for target, threat_model in product(plain, ("transfer", "adaptive")):
+        defended = _outcomes(compared, target, threat_model, eps)["robust_correct"].loc[bare.index]
+        restored = defended.to_numpy(dtype=np.float64) - reference
+        claims.append(
+            _claim(
+                f"restoration/{target}/{threat_model}",
+                f"The {display_name(target)} does not restore the accuracy that {threat_model} attacks take",
+                "compromised resilience: denoised images are still misclassified",
+                f"fraction of the lost balanced accuracy that the {display_name(target)} restores above the better of "
+                f"the undefended classifier and a constant prediction, worst case of {threat_model} attacks",
+                balanced_ratio(restored, lost, labels, groups),
+                len(bare),
+                len(set(groups)),
+                bound,
+                above=False,
+                bounds_robustness=True,
+                has_converged=eps not in unconverged.get(UNDEFENDED, ()),
+            )
+        )
+    return claims
+
+
+def retraining_helps(
+    compared: pd.DataFrame,
+    plain: list[str],
+    controls: Mapping[str, list[str]],
+    eps: float,
+    bound: float,
+    unconverged: Mapping[str, Collection[float]],
+) -> list[Claim]:
+    """Return the claims that retrained autoencoders help, compared with their controls, or with the plain ones.
+
+    Args:
+        compared: worst case of all targets at one operating point.
+        plain: names of the autoencoders that were not trained further.
+        controls: of each retrained autoencoder, trained further on noise alone.
+        eps: of the attacks.
+        bound: of the gain in balanced accuracy.
+        unconverged: eps at which the attack on a target has not converged, by target.
+    """
+    claims = []
+    pairs = [(without, using) for using, noise_only in controls.items() for without in noise_only or plain]
+    for (without, using), threat_model in product(pairs, ("transfer", "adaptive")):
+        before, after = (_outcomes(compared, target, threat_model, eps) for target in (without, using))
+        labels, groups = after["label"].to_numpy(), after["group"].to_numpy()
+        first, second = after["robust_correct"].to_numpy(), before["robust_correct"].loc[after.index].to_numpy()
+        lowest = 1 / len(set(labels))
+        of_both = balanced_accuracies(np.stack([first, second]), labels, groups)
+        difference = compare_balanced(first, second, labels, groups).difference
+        if of_both[1].value < lowest:
+            # a constant prediction is better than the other autoencoder
+            difference = Estimate(*(bound - lowest for bound in of_both[0]))
+        control = "" if controls[using] else "; without a control that is trained further on noise alone"
+        claims.append(
+            _claim(
+                f"retraining/{without}/{using}/{threat_model}",
+                f"An autoencoder that is retrained on adversarial images helps ({threat_model} attack)",
+                "proposed as future work",
+                f"balanced accuracy of the {display_name(using)} minus that of the {display_name(without)}, or of a "
+                f"constant prediction if that is better, worst case of {threat_model} attacks{control}",
+                difference,
+                len(after),
+                len(set(groups)),
+                bound,
+                above=True,
+                bounds_robustness=True,
+                has_converged=eps not in unconverged.get(without, ()),
+            )
+        )
+    return claims
+
+
+def _claim(
+    key: str,
+    statement: str,
+    study_result: str,
+    measure: str,
+    measured: Estimate,
+    n: int,
+    n_groups: int,
+    bound: float,
+    *,
+    above: bool,
+    bounds_robustness: bool = False,
+    has_converged: bool = True,
+) -> Claim:
+    """A claim with its p-value and detectable difference; its result is not judged yet."""
+    value, low, high = (None if math.isnan(number) else float(number) for number in measured)
+    claim = Claim(
+        key, "not tested", statement, study_result, measure, value, low, high, n, n_groups, bound, above,
+        bounds_robustness, has_converged,
+    )  # fmt: skip
+    if value is None or low is None or high is None:
+        return claim
+    normal = NormalDist()
+    distance = value - low if value >= bound else high - value
+    z = normal.inv_cdf(0.975) * abs(value - bound) / distance if distance > 0 else math.inf
+    detectable = (normal.inv_cdf(0.975) + normal.inv_cdf(POWER)) / normal.inv_cdf(0.975) * (high - low) / 2
+    return replace(claim, p_value=2 * (1 - normal.cdf(z)), detectable_difference=detectable)

@@ -1,0 +1,125 @@
+"""Positive controls of the checks: each catches a planted failure, and passes a planted success."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+
+from tasks.evaluation.checks import CHECKS
+from tests.plausible_attack import minimum_eps_in
+from tests.test_checks import (
+    ATTACKS,
+    BARE,
+    DEFENDED,
+    FRACTIONS,
+    SOUND,
+    Found,
+    N,
+    first_under_fgsm,
+    outcome,
+    probing,
+    searched,
+    with_doubled_effort,
+)
+
+
+def changed(**points: dict[float, float]) -> dict[tuple[str, str, str], dict[float, float]]:
+    """The sound evaluation with other accuracies, by ``target__threat_model__attack``."""
+    curves = {tuple(name.split("__")): accuracies for name, accuracies in points.items()}
+    return SOUND | curves  # type: ignore[operator]
+
+
+def square_alone_breaks_an_image(records: pd.DataFrame) -> pd.DataFrame:
+    found = searched(records)
+    late = found[(found["target"] == DEFENDED) & (found["attack"] == "square") & (found["minimum_eps"] == 4)]
+    return found.assign(minimum_eps=found["minimum_eps"].mask(found.index.isin(late.index[:1]), 1.0))
+
+
+def square_breaks_nothing(records: pd.DataFrame) -> pd.DataFrame:
+    found = searched(records)
+    return found.assign(minimum_eps=found["minimum_eps"].mask(found["attack"] == "square", float("inf")))
+
+
+def at_chance() -> Found:
+    return outcome(SOUND | {(DEFENDED, "adaptive", attack): {1: 0.5, 4: 0.0} for attack in ATTACKS})
+
+
+def with_largest_eps(**arguments: Callable[[pd.DataFrame], pd.DataFrame]) -> Found:
+    """The sound evaluation with eps 8 in place of 4."""
+    curves = {curve: {8 if eps == 4 else eps: value for eps, value in of.items()} for curve, of in SOUND.items()}
+    return outcome(curves, **arguments)
+
+
+CONTROLS: dict[str, tuple[str | None, str, Callable[[], Found]]] = {
+    "majority_class": (
+        DEFENDED,
+        "FAIL",
+        lambda: outcome(SOUND, prediction=0, correct=lambda records: records["label"] == 0),
+    ),
+    "shortcut_baseline": (BARE, "WARN", lambda: outcome(SOUND, correct=lambda records: records["image"] % 3 == 1)),
+    "constant": (DEFENDED, "FAIL", at_chance),
+    "monotone_in_eps": (BARE, "FAIL", lambda: outcome(changed(undefended__adaptive__pgd={1: 0.4, 4: 0.7}))),
+    "pgd_vs_fgsm": (BARE, "FAIL", lambda: outcome(changed(undefended__adaptive__pgd={1: 0.65, 4: 0.0}))),
+    "art_reference": (BARE, "FAIL", lambda: outcome(changed(undefended__adaptive__art_pgd={1: 0.39, 4: 0.0}))),
+    "unbounded_attack": (DEFENDED, "FAIL", lambda: outcome(SOUND, probe=probing("unbounded_attack", 1, 0.02))),
+    "more_steps": (DEFENDED, "FAIL", lambda: outcome(SOUND, search=with_doubled_effort(2))),
+    "black_box": (DEFENDED, "FAIL", lambda: outcome(SOUND, search=square_alone_breaks_an_image)),
+    "random_noise": (DEFENDED, "FAIL", lambda: outcome(SOUND, probe=probing("random_noise", 0, 0.6))),
+    "transfer_vs_adaptive": (
+        DEFENDED,
+        "FAIL",
+        lambda: outcome(
+            changed(autoencoder__transfer__fgsm={1: 0.6, 4: 0.6}, autoencoder__adaptive__fgsm={1: 0.8, 4: 0.3})
+        ),
+    ),
+    "adaptive_advantage": (
+        DEFENDED,
+        "WARN",
+        lambda: outcome(SOUND | {(DEFENDED, "adaptive", attack): {1: 0.7, 4: 0.59} for attack in ATTACKS}),
+    ),
+    "gradients": (DEFENDED, "FAIL", lambda: outcome(SOUND, probe=probing("zero_gradient", 1, 0.02))),
+    "outputs": (DEFENDED, "FAIL", lambda: outcome(SOUND, probe=probing("outputs_are_probabilities", 1))),
+    "norm_bound": (DEFENDED, "FAIL", lambda: outcome(SOUND, linf=lambda records: records["eps"] / 255 + 2e-6)),
+    "positive_control": (BARE, "FAIL", lambda: with_largest_eps(probe=probing("positive_control", 1, 0.25))),
+    "success_definition": (
+        DEFENDED,
+        "FAIL",
+        lambda: outcome(SOUND, success=lambda records: records["success"] | first_under_fgsm(records)),
+    ),
+    "leakage": (
+        None,
+        "WARN",
+        lambda: outcome(
+            SOUND,
+            {"outcome": "exact", "fractions": FRACTIONS | {"patient_in_train": 0.3}, "estimate": {"value": None}},
+        ),
+    ),
+}
+"""Check -> target, status and evaluation of the planted failure. The planted success is the sound evaluation."""
+
+
+def test_every_check_has_a_positive_control() -> None:
+    assert set(CONTROLS) == {*CHECKS, "leakage"}
+
+
+@pytest.fixture(scope="module")
+def sound() -> Found:
+    return with_largest_eps()
+
+
+@pytest.mark.parametrize("key", CONTROLS)
+def test_a_check_catches_its_planted_failure_and_passes_the_planted_success(key: str, sound: Found) -> None:
+    target, status, planted = CONTROLS[key]
+    assert planted()[target, key].status == status
+    assert sound[target, key].status == "PASS"
+
+
+def test_checks_without_power_or_patients_do_not_pass() -> None:
+    assert outcome(SOUND, search=square_breaks_nothing)[DEFENDED, "black_box"].status == "NO POWER"
+    assert outcome(SOUND, search=minimum_eps_in)[DEFENDED, "black_box"].status == "WARN"
+    two_groups = outcome(SOUND, n_images_per_group=N // 2)
+    for key in ("majority_class", "shortcut_baseline", "constant"):
+        assert two_groups[DEFENDED, key].status == "NO POWER"
+    estimate = {"value": 0.3, "low": 0.2, "high": 0.4}
+    unknown = {"outcome": "unverified", "fractions": FRACTIONS, "estimate": estimate}
+    assert outcome(SOUND, unknown)[None, "leakage"].status == "UNVERIFIED"
