@@ -224,13 +224,13 @@ def page_of(decision: Decision) -> str:
     if decision.comparisons:
         lines += [
             "| accuracy | images | candidate [95 %] | champion [95 %] | difference [95 %] | correct by candidate only "
-            ": by champion only | p | |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+            ": by champion only | p | detectable difference | |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         lines += [
             f"| {each.condition} | {each.n} | {_text(each.candidate)} | {_text(each.champion)} | "
             f"{_text(each.difference)} | {each.n_only_candidate_correct} : {each.n_only_champion_correct} | "
-            f"{each.p_value:.3g} | "
+            f"{each.p_value:.3g} | {_points(each.detectable_difference)} | "
             f"{'not inferior' if each.is_non_inferior(decision.margin) else '**not shown**'} |"
             for each in decision.comparisons
         ]
@@ -251,6 +251,10 @@ def _without_nan(values: Any) -> Any:
             return None
         case _:
             return values
+
+
+def _points(difference: float) -> str:
+    return "–" if math.isnan(difference) else f"{100 * difference:.1f} points"
 
 
 def _text(estimate: Estimate) -> str:

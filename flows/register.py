@@ -1,6 +1,6 @@
 """The flow ``register``: register the best defended model of this workspace in MLflow's model registry.
 
-``python -m flows.register`` selects the best defence of the comparison; ``--target NAME`` registers another
+``python -m flows.register`` selects the defence that is best on validation images; ``--target NAME`` registers another
 target.
 """
 
@@ -81,7 +81,7 @@ def refuse_stale_results() -> None:
 
 
 def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
-    """The defence with the highest balanced accuracy in the worst case at ``analyze.eps``, and the reason.
+    """The defence with the highest balanced accuracy on attacked validation images at ``analyze.eps``, and the reason.
 
     Defences with a failed check are left out.
 
@@ -100,8 +100,12 @@ def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
     for row in ranked.sort_values("rank").to_dict("records"):
         failed = [check["key"] for check in checks if check["target"] == row["target"] and check["status"] == "FAIL"]
         if not failed:
-            accuracy = f"balanced worst-case accuracy {percent(row['robust_balanced_accuracy'])} at eps {eps_text(eps)}"
-            return row["target"], "; ".join([f"the best defence, {accuracy}", *left_out])
+            chosen, stated = (percent(row[f"{of}_balanced_accuracy"]) for of in ("validation", "robust"))
+            reason = (
+                f"chosen by balanced accuracy on attacked validation images, {chosen} at eps {eps_text(eps)}; on test "
+                f"images {stated} in the worst case"
+            )
+            return row["target"], "; ".join([reason, *left_out])
         left_out.append(f"{row['target']} left out, failed checks: {', '.join(failed)}")
         log.warning("%s (docs/reference/checks.md)", left_out[-1])
     raise ValueError(
@@ -114,7 +118,7 @@ def best_defence(workspace: Workspace, params: Params) -> tuple[str, str]:
 def main() -> None:
     """Register a target of this workspace."""
     parser = argparse.ArgumentParser(prog="python -m flows.register", description=main.__doc__)
-    parser.add_argument("--target", help="a defence, or undefended (default: the best defence)")
+    parser.add_argument("--target", help="a defence, or undefended (default: the best defence on validation images)")
     parser.add_argument("--name", default=EXPERIMENT, help="name of the registered model (default: %(default)s)")
     print(run_flow(register, **vars(parser.parse_args())))
 

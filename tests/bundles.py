@@ -81,6 +81,7 @@ def write_results(
         row = {"eps": eps, "rank": rank, "target": target, "n": n, "n_groups": n}
         row |= {f"robust_{key}": value for key, value in clean[target].items()}
         row |= {f"robust_balanced_{key}": value for key, value in clean[target].items()}
+        row |= {f"validation_balanced_{key}": value for key, value in clean[target].items()}
         row |= dict.fromkeys(["next_target", "difference", "difference_low", "difference_high"])
         row |= {"p_value": None, "p_value_holm": None}
         if rank < len(names):

@@ -1,13 +1,18 @@
+import json
+import math
 from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import TypeAdapter
 
-from tasks.analysis.claims import Claim, at_comparison_point, judge_claims
-from tasks.params import ClaimBounds
+from tasks.analysis.claim_measures import Claim
+from tasks.analysis.claims import at_comparison_point, judge_claims
+from tasks.params import ClaimBounds, Defence
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.worst_case import smallest_breaking_eps
+from tasks.records.worst_case import worst_case_outcomes
+from tests.conftest import VALUES
 
 N = 200
 OVERLAP = "overlap/bottleneck/autoencoder/transfer"
@@ -34,8 +39,10 @@ def records(clean: float, undefended: float, transfer: float, adaptive: float, n
                 "target": target,
                 "threat_model": threat_model,
                 "attack": attack,
+                "surrogate": "",
                 "eps": eps,
                 "correct": images < share * N,
+                "correct_8bit": images < share * N,
                 "clean_correct": images < clean * N,
                 "logits": list(np.eye(2)[np.where(images < share * N, images % 2, 1 - images % 2)]),
             }
@@ -72,7 +79,7 @@ def detection(*aurocs: tuple[str, str, float]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"detector": name, "surrogate": "undefended", "attack": attack, "eps": 1.0}
-            | {"n_successful": 50, "n_groups_successful": 50}
+            | {"n_successful": 50, "n_groups_successful": 50, "n_detectors": 5}
             | {
                 "auroc_successful": auroc,
                 "auroc_successful_low": auroc - 0.05,
@@ -83,19 +90,31 @@ def detection(*aurocs: tuple[str, str, float]) -> pd.DataFrame:
     )
 
 
-def claims(kinds: dict[str, str] | None = None, **changed: pd.DataFrame) -> dict[str, Claim]:
-    kinds = kinds or {"autoencoder": "autoencoder"}
+def settings_of(**rows: str) -> dict[str, Defence]:
+    """Settings of defences: the name in params.yaml of each."""
+    adapter: TypeAdapter[Defence] = TypeAdapter(Defence)
+    return {name: adapter.validate_json(json.dumps(VALUES["defences"][row])) for name, row in rows.items()}
+
+
+def claims(
+    defences: dict[str, Defence] | None = None,
+    unconverged: dict[str, list[float]] | None = None,
+    **changed: pd.DataFrame,
+) -> dict[str, Claim]:
+    defences = defences or settings_of(autoencoder="autoencoder")
     tables = {
         "records": records(0.95, 0.4, 0.9, 0.5),
         "features": features((0.55, 0.5, 0.6), (0.5, 0.45, 0.55)),
-        "detection": detection(("entropy", "pgd", 0.6)),
+        "detection": detection(("best detector", "pgd", 0.6)),
     }
     tables |= changed
     # no search found more than the records show
-    columns = ["target", "operating_point", "image", "threat_model", "minimum_eps"]
+    columns = ["target", "operating_point", "image", "threat_model", "minimum_eps", "minimum_eps_8bit"]
     points = {target: [AS_TRAINED] for target in tables["records"]["target"].unique()}
-    worst = smallest_breaking_eps(tables["records"], pd.DataFrame(columns=columns), points)
-    judged = judge_claims(**tables, worst=worst, kinds=kinds, eps=1.0, bounds=BOUNDS)
+    worst = worst_case_outcomes(tables["records"], pd.DataFrame(columns=columns), points)
+    judged = judge_claims(
+        **tables, worst=worst, defences=defences, eps=1.0, bounds=BOUNDS, unconverged=unconverged or {}
+    )
     return {claim.key: claim for claim in judged}
 
 
@@ -125,27 +144,28 @@ def test_features_overlap_if_neither_probe_nor_nearest_neighbours_separate_them(
         assert overlap.value == probe[0]
 
 
-def test_detection_is_judged_by_the_best_detector_for_each_threat_model() -> None:
+def test_detection_is_judged_by_the_detector_that_was_chosen_on_other_groups() -> None:
     found = claims(
         detection=detection(
-            ("entropy", "pgd", 0.6),
-            ("reconstruction error", "pgd", 0.9),
-            ("entropy", "pgd and detector", 0.42),
-            ("reconstruction error", "pgd and detector", 0.5),
+            ("entropy", "pgd", 0.95),
+            ("best detector", "pgd", 0.9),
+            ("entropy", "detector_evasion", 0.8),
+            ("best detector", "detector_evasion", 0.58),
+            ("best detector", "joint_detector_evasion", 0.5),
         )
     )
     unaware, aware = found["detection/unaware"], found["detection/aware"]
     assert (unaware.result, unaware.value) == ("does not hold", 0.9)
-    assert "reconstruction error" in unaware.measure
-    # a score that is lower for adversarial images separates them as well
+    assert "best of 5 detectors" in unaware.measure
     assert (aware.result, aware.value) == ("holds", pytest.approx(0.58))
-    # the lower bound allows for the choice of the best of two
-    assert (aware.low, aware.high) == pytest.approx((0.58 - 0.05 * 2.2414 / 1.96, 0.63), abs=1e-4)
+    assert (aware.low, aware.high) == pytest.approx((0.53, 0.63))
 
 
 def test_claims_are_judged_at_every_eps_and_have_the_value_of_one() -> None:
     at_one, at_four = features((0.55, 0.5, 0.6), (0.5, 0.45, 0.55)), features((0.9, 0.85, 0.95), (0.5, 0.45, 0.55), 4.0)
-    found = claims(features=pd.concat([at_four, at_one], ignore_index=True))[OVERLAP]
+    of = records(0.95, 0.4, 0.9, 0.5)
+    of = pd.concat([of, of[of["eps"] == 1].assign(eps=4.0)], ignore_index=True)
+    found = claims(records=of, features=pd.concat([at_four, at_one], ignore_index=True))[OVERLAP]
     assert (found.result, found.value) == ("holds", 0.55)
     assert found.result_by_eps == {"4": "does not hold"}
     assert "(MMD): 0.25" in found.measure
@@ -160,24 +180,62 @@ def test_claims_are_judged_again_with_other_bounds() -> None:
         "0.75": "holds",
         "0.8": "holds",
     }
+    assert found.result_by_bound_and_eps == {
+        bound: {"1": result} for bound, result in sorted((found.result_by_bound | {"0.7": "holds"}).items())
+    }
 
 
 def test_a_defence_can_fail_to_restore_accuracy_or_be_not_broken_by_these_attacks() -> None:
     found = claims()
     transfer, adaptive = (found[f"restoration/autoencoder/{model}"] for model in ("transfer", "adaptive"))
-    assert (transfer.result, transfer.value) == ("not broken by these attacks", pytest.approx(50 / 55))
-    assert (adaptive.result, adaptive.value) == ("holds", pytest.approx(10 / 55))
+    # of 45 points above a constant prediction, which is better than the bare classifier
+    assert (transfer.result, transfer.value) == ("not broken by these attacks", pytest.approx(40 / 45))
+    assert (adaptive.result, adaptive.value) == ("holds", pytest.approx(0))
+
+
+def test_the_restored_fraction_is_of_the_accuracy_that_the_bare_classifier_has_lost() -> None:
+    found = claims(records=records(0.95, 0.6, 0.9, 0.67))
+    assert found["restoration/autoencoder/transfer"].value == pytest.approx(30 / 35)
+    assert found["restoration/autoencoder/adaptive"].value == pytest.approx(7 / 35)
+
+
+def test_a_defence_fails_to_restore_accuracy_only_if_the_attack_on_the_bare_classifier_has_converged() -> None:
+    found = claims(unconverged={"undefended": [1.0]})
+    assert found["restoration/autoencoder/adaptive"].result == "attack not converged"
+    # a stronger attack on the bare classifier does not change what is above the bound
+    assert found["restoration/autoencoder/transfer"].result == "not broken by these attacks"
+    assert claims(unconverged={"undefended": [4.0]})["restoration/autoencoder/adaptive"].result == "holds"
+
+
+def test_a_purifier_that_moves_everything_to_one_class_gets_no_credit_in_the_claims() -> None:
+    # under attack the bare classifier has no correct image, and the purifier makes every image negative
+    moved = records(0.95, 0.0, 0.5, 0.5)
+    is_purified = (moved["target"] == "autoencoder") & (moved["eps"] > 0)
+    for number, row in moved[is_purified].iterrows():
+        moved.at[number, "logits"] = np.array([1.0, 0.0])
+        moved.at[number, "correct"] = row["label"] == 0
+    found = claims(records=moved)["restoration/autoencoder/adaptive"]
+    # half of the images are correct again, and a constant prediction has as many
+    assert found.value == pytest.approx(0, abs=0.06)
+    assert found.result == "holds"
+    # the same as a retrained autoencoder
+    retrained = moved[moved["target"] == "autoencoder"].assign(target="retrained")
+    broken = records(0.95, 0.0, 0.0, 0.0)
+    defences = settings_of(autoencoder="autoencoder", retrained="retrained_autoencoder")
+    gain = claims(defences, records=pd.concat([broken, retrained]))["retraining/autoencoder/retrained/adaptive"]
+    assert gain.value == pytest.approx(0, abs=0.03)
+    assert gain.result != "not broken by these attacks"
 
 
 def test_the_restored_fraction_uses_the_worst_case_to_which_transfer_attacks_belong() -> None:
     # the adaptive attack is weaker than the transfer attack, whose successes count for it
     found = claims(records=records(0.95, 0.4, 0.5, 0.9))
-    assert found["restoration/autoencoder/adaptive"].value == pytest.approx(10 / 55)
+    assert found["restoration/autoencoder/adaptive"].value == pytest.approx(0)
 
 
 def test_the_restored_fraction_of_a_harmful_defence_is_negative() -> None:
     found = claims(records=records(0.95, 0.4, 0.3, 0.3))["restoration/autoencoder/adaptive"]
-    assert found.value == pytest.approx(-20 / 110)
+    assert found.value == pytest.approx(-20 / 45)
     assert found.low is not None
     assert found.high is not None
     assert found.low < found.value < found.high < 0
@@ -185,7 +243,7 @@ def test_the_restored_fraction_of_a_harmful_defence_is_negative() -> None:
 
 def test_the_restored_fraction_is_undefined_if_no_accuracy_was_lost() -> None:
     claim = claims(records=records(0.95, 0.95, 0.95, 0.95))["restoration/autoencoder/adaptive"]
-    assert (claim.value, claim.result, claim.p_value) == (None, "too few groups", None)
+    assert (claim.value, claim.result, claim.p_value) == (None, "undefined", None)
 
 
 @pytest.mark.parametrize(
@@ -199,17 +257,19 @@ def test_retraining_is_compared_with_further_training_on_noise_alone(
     retrained = better[better["target"] == "autoencoder"].assign(target="retrained")
     # the control alone has the accuracy with which the retrained autoencoder is compared
     control = plain[plain["target"] == "autoencoder"].assign(target="control")
-    kinds = {"retrained": "retrained_autoencoder", "autoencoder": "autoencoder"}
+    rows = {"retrained": "retrained_autoencoder", "autoencoder": "autoencoder"}
     parts = [plain, retrained]
     if has_control:
-        kinds |= {"control": "denoising_autoencoder"}
+        # the second one has another architecture, so it is no control
+        rows |= {"control": "further_trained_autoencoder", "other": "unet_autoencoder"}
         parts.append(control)
-    found = claims(kinds=kinds, records=pd.concat(parts, ignore_index=True))
+    found = claims(defences=settings_of(**rows), records=pd.concat(parts, ignore_index=True))
     name = "control" if has_control else "autoencoder"
     adaptive = found[f"retraining/{name}/retrained/adaptive"]
     assert (adaptive.result, adaptive.value) == (result, pytest.approx(gain, abs=1 / N))
     assert f"balanced accuracy of the retrained minus that of the {name}" in adaptive.measure
     assert ("without a control" in adaptive.measure) != has_control
+    assert sum(key.startswith("retraining") for key in found) == 2
     # the study has no claim about the retrained autoencoder alone
     assert not any(key.startswith("restoration/retrained") for key in found)
 
@@ -269,6 +329,15 @@ def test_an_operating_point_that_a_target_lacks_is_not_used() -> None:
 
 def test_the_json_fields_do_not_change() -> None:
     fields = ["key", "result", "statement", "study_result", "measure", "value", "low", "high", "n", "n_groups"]
-    fields += ["bound", "above", "bounds_robustness", "p_value", "p_value_holm", "detectable_difference"]
-    fields += ["result_by_eps", "result_by_bound"]
+    fields += ["bound", "above", "bounds_robustness", "has_converged", "p_value", "p_value_holm"]
+    fields += ["detectable_difference", "result_by_eps", "result_by_bound", "result_by_bound_and_eps"]
     assert all(list(asdict(claim)) == fields for claim in claims().values())
+
+
+def test_there_is_no_verdict_from_tied_scores_or_an_interval_without_width() -> None:
+    tied = claims(features=features((math.nan, math.nan, math.nan), (math.nan, math.nan, math.nan)))[OVERLAP]
+    assert (tied.result, tied.value, tied.p_value) == ("undefined", None, None)
+    one_defined = claims(features=features((0.6, 0.5, 0.65), (math.nan, math.nan, math.nan)))[OVERLAP]
+    assert (one_defined.result, one_defined.value) == ("holds", 0.6)
+    without_width = claims(features=features((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))[OVERLAP]
+    assert without_width.result == "undefined"

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from scipy.special import softmax
 from sklearn.metrics import (
+    balanced_accuracy_score,
     brier_score_loss,
     f1_score,
     log_loss,
@@ -21,7 +22,8 @@ from tasks.records.scores import entropy
 from tasks.statistics.groups import GroupJackknife
 
 CLEAN = ("undefended", "none", "clean", 0.0)
-METRICS = ["accuracy", "top1_error", "loss", "precision", "recall", "f1", "auroc", "ece", "brier", "mean_entropy"]
+METRICS = ["accuracy", "balanced_accuracy", "top1_error", "loss", "precision", "recall", "f1", "auroc", "ece", "brier"]
+METRICS += ["mean_entropy"]
 
 
 def pgd(eps: float) -> tuple[str, str, str, float]:
@@ -75,6 +77,7 @@ def test_metrics_equal_scikit_learn(n_classes: int) -> None:
         scores = probabilities[:, 1] if n_classes == 2 else probabilities
         expected[point[-1]] = {
             "accuracy": accuracy,
+            "balanced_accuracy": balanced_accuracy_score(labels, logits.argmax(axis=1)),
             "loss": log_loss(labels, probabilities),
             "precision": precision_score(actual, predicted),
             "recall": recall_score(actual, predicted),

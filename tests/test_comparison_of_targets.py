@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from tasks.evaluation.comparison import certified_accuracy_table, comparison_table, minimum_perturbation_table
+from tasks.evaluation.selection import validation_table
 from tasks.evaluation.worst_case_table import worst_case_table
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.worst_case import smallest_breaking_eps
+from tasks.records.worst_case import worst_case_outcomes
 from tests.plausible_attack import minimum_eps_in
 from tests.test_robustness import CLEAN, LABELS, NONE, records_of
 
@@ -44,13 +45,22 @@ def records() -> pd.DataFrame:
     return pd.concat([records_of(point, LABELS, clean[point[0]], found) for point, found in points], ignore_index=True)
 
 
-def tables_of(records: pd.DataFrame, minimum_eps: pd.DataFrame | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def tables_of(
+    records: pd.DataFrame, minimum_eps: pd.DataFrame | None = None, validation: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table of worst cases and the comparison at eps 1."""
     searches = minimum_eps_in(records) if minimum_eps is None else minimum_eps
     points = dict.fromkeys(records["target"].unique(), POINTS)
-    worst = smallest_breaking_eps(records, searches, points)
-    table, outcomes = worst_case_table(worst, [1.0, 2.0], ["non-COVID", "COVID"], positive=1)
-    return table, comparison_table(table, outcomes, COSTS, eps=1.0)
+    outcomes = worst_case_outcomes(records, searches, points)
+    table = worst_case_table(outcomes, ["non-COVID", "COVID"], positive=1)
+    # the sweep finds on validation images what the worst case is on test images, if nothing else is said
+    is_swept = (outcomes["operating_point"] == "as_trained") & (outcomes["threat_model"] == "adaptive")
+    columns = ["target", "operating_point", "threat_model", "image", "label", "group"]
+    breaking = outcomes[is_swept].assign(eps=outcomes["eps"].where(outcomes["robust_correct"] == 0, np.inf))
+    swept = breaking.groupby(columns)["eps"].min().rename("minimum_eps").reset_index()
+    swept = swept.assign(minimum_eps_8bit=swept["minimum_eps"]) if validation is None else validation
+    validated = validation_table(swept, [1.0, 2.0], ["non-COVID", "COVID"], positive=1)
+    return table, comparison_table(table, outcomes, validated, COSTS, eps=1.0)
 
 
 @pytest.fixture
@@ -98,8 +108,23 @@ def test_a_target_that_predicts_one_class_gets_no_credit_in_the_rank() -> None:
     assert rows["rank"].to_dict() == {"strong": 1, "undefended": 2}
     found = table[(table["target"] == "undefended") & (table["operating_point"] == "as_trained") & (table["eps"] == 1)]
     assert found.set_index("metric")["value"].to_dict() == pytest.approx(
-        {"accuracy": 6 / 8, "balanced_accuracy": 0.5, "sensitivity": 0, "specificity": 1}
+        {"accuracy": 6 / 8, "accuracy_8bit": 6 / 8, "balanced_accuracy": 0.5, "balanced_accuracy_8bit": 0.5}
+        | {"sensitivity": 0, "specificity": 1}
     )
+
+
+def test_a_target_that_predicts_one_class_ranks_no_higher_than_a_broken_classifier(records: pd.DataFrame) -> None:
+    found = minimum_eps_in(records)
+    # on validation images, one target predicts the first class always, and the others have no correct image at eps 1
+    constant = np.where(np.array(LABELS) == 0, np.inf, 0.0)
+    smallest = {"weak": constant, "strong": [1.0] * 8, "undefended": [1.0] * 8}
+    validation = pd.concat(
+        [found[found["target"] == target].assign(minimum_eps=eps) for target, eps in smallest.items()]
+    )
+    rows = at(tables_of(records, validation=validation)[1], "adaptive", 1)
+    assert rows["validation_balanced_accuracy"].to_dict() == {"strong": 0, "undefended": 0, "weak": 0.5}
+    # unchanged images decide
+    assert rows["rank"].to_dict() == {"strong": 1, "undefended": 2, "weak": 3}
 
 
 def test_accuracies_have_intervals_by_group(records: pd.DataFrame) -> None:
@@ -138,6 +163,42 @@ def test_p_values_at_the_reported_eps_are_corrected_by_holm_as_one_family(table:
         {"strong": 2 * 0.25, "undefended": 1, "weak": np.nan}, nan_ok=True
     )
     assert table.loc[table["eps"] == 2, "p_value_holm"].isna().all()
+
+
+def test_the_rank_uses_validation_images_and_states_the_result_on_test_images(records: pd.DataFrame) -> None:
+    by_test = tables_of(records)[1]
+    found = minimum_eps_in(records)
+    # on validation images nothing breaks the target that is the worst on test images, and one image breaks the best
+    smallest = {"weak": [np.inf] * 8, "strong": [1.0] + [np.inf] * 7, "undefended": [1.0] * 8}
+    validation = pd.concat(
+        [found[found["target"] == target].assign(minimum_eps=eps) for target, eps in smallest.items()]
+    )
+    by_validation = tables_of(records, validation=validation)[1]
+    for threat_model, order in (("adaptive", ["weak", "strong", "undefended"]), ("transfer", ["weak", "strong"])):
+        rows = at(by_validation, threat_model, 1)
+        assert rows.index.tolist() == order
+        pd.testing.assert_series_equal(
+            rows["robust_balanced_accuracy"], at(by_test, threat_model, 1).loc[order, "robust_balanced_accuracy"]
+        )
+    rows = at(by_validation, "adaptive", 1)
+    # labels of the eight images are balanced, so one broken image costs one eighth
+    assert rows["validation_balanced_accuracy"].tolist() == [1, 7 / 8, 0]
+    # four groups of each class are too few for an interval
+    assert rows["validation_balanced_accuracy_low"].isna().all()
+    assert rows[["n_validation", "n_validation_groups"]].drop_duplicates().to_numpy().tolist() == [[8, 8]]
+
+
+def test_each_defence_is_compared_with_the_undefended_classifier_as_one_family(table: pd.DataFrame) -> None:
+    rows = at(table, "adaptive", 1)
+    assert rows["gain"].to_dict() == pytest.approx({"strong": 3 / 8, "undefended": np.nan, "weak": 0}, nan_ok=True)
+    assert rows["p_value_gain"].to_dict() == pytest.approx(
+        {"strong": 0.25, "undefended": np.nan, "weak": 1}, nan_ok=True
+    )
+    assert rows["p_value_gain_holm"].to_dict() == pytest.approx(
+        {"strong": 0.5, "undefended": np.nan, "weak": 1}, nan_ok=True
+    )
+    assert rows.loc["strong", "detectable_gain"] > 0
+    assert at(table, "transfer", 1)["gain"].isna().all()
 
 
 def test_every_operating_point_has_its_own_ranks(table: pd.DataFrame) -> None:
@@ -201,10 +262,13 @@ def test_certified_accuracy_is_the_fraction_of_correct_images_with_a_radius_of_a
             "label": [0, 0, 1, 1, 1],
             "prediction": [0, 0, 0, 1, -1],
             "certified_eps": [0.1, 0.4, 0.9, 0.25, 0.0],
+            "largest_eps": 0.9,
         }
     )
-    table = certified_accuracy_table(certified, [0.0, 0.25, 0.5])
-    assert table["accuracy"].tolist() == [3 / 5, 2 / 5, 0]
-    assert table["n"].tolist() == [5, 5, 5]
-    assert (table["accuracy_low"] <= table["accuracy"]).all()
+    # beyond the radius that the samples can certify, the cell is blank instead of 0
+    table = certified_accuracy_table(certified, [0.0, 0.25, 0.5, 1.0])
+    assert table["accuracy"].tolist() == pytest.approx([3 / 5, 2 / 5, 0, np.nan], nan_ok=True)
+    assert table["n"].tolist() == [5, 5, 5, 5]
+    assert (table["accuracy_low"] <= table["accuracy"])[:3].all()
+    assert table[["accuracy_low", "accuracy_high"]].iloc[3].isna().all()
     assert list(certified_accuracy_table(certified[:0], [0.0])) == list(table)

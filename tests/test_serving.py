@@ -23,8 +23,8 @@ from torch import nn
 
 from tasks.core.workspace import Workspace
 from tasks.dataset.images import ImageError, read_square
-from tasks.dataset.prepared import load_prepared
 from tasks.dataset.intensity import IntensityRange
+from tasks.dataset.prepared import load_prepared
 from tasks.defences.preprocessing import AdditiveGaussianNoise
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
@@ -147,7 +147,6 @@ class TestPredictor:
             (expected,) = predictor.predict_arrays(read_square(tmp_path / "image", SIDE))
             assert found.probabilities == expected.probabilities
 
-    @pytest.mark.parametrize(
     def test_values_are_mapped_as_in_the_training_data(self, predictor: Predictor) -> None:
         window = IntensityRange("window", low=1000, high=3000, unit="HU")
         windowed = Predictor(predictor.bundle.model_copy(update={"intensity": window.as_dict()}), predictor._target)
@@ -157,6 +156,7 @@ class TestPredictor:
         (expected,) = predictor.predict_arrays(levels)
         assert found.probabilities == expected.probabilities
 
+    @pytest.mark.parametrize(
         ("given", "message"),
         [
             (np.zeros((SIDE, SIDE + 1)), r"shape \(32, 33\)\. It must be \(32, 32\)"),
@@ -247,9 +247,9 @@ class TestCard:
             "| as trained | adaptive | 0 | 32 | 32 | 75.0 % [",
             "| as trained | transfer | 4 | 32 | 32 | 75.0 % [",
             "| recalibrated | adaptive | 4 | 32 | 32 | 75.0 % [",
-            "- as trained: rank 1 of 2 targets by balanced accuracy in the worst case at ε = 4/255; +25.0 points to "
-            "the next target, retrained autoencoder, [+12.5, +37.5], p = 0.008 after Holm's correction for 1 "
-            "comparison of neighbours",
+            "- as trained: rank 1 of 2 targets by balanced accuracy on attacked validation images at ε = 4/255; in the "
+            "worst case on test images, +25.0 points to the next target, retrained autoencoder, [+12.5, +37.5], "
+            "p = 0.008 after Holm's correction for 1 comparison of neighbours",
             "2 PASS, 1 UNVERIFIED",
         ):
             assert part in card

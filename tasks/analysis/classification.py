@@ -1,6 +1,7 @@
 """Classification metrics at every point of the records, with 95 % intervals by group.
 
-All tables cover the attacked images only, also for the clean rows, so that a curve compares the same images.
+All tables cover the attacked images only, also for the clean rows, so that a curve compares the same images. The
+surrogate of transfer attacks is the bare classifier, as in the study.
 """
 
 from collections import defaultdict
@@ -12,22 +13,27 @@ import pandas as pd
 from scipy.special import log_softmax
 
 from tasks.analysis.tables import Point, with_point
-from tasks.records.vocabulary import CLEAN, CURVE
+from tasks.records.vocabulary import CLEAN
 from tasks.statistics.auroc import auroc_without_blocks
+from tasks.statistics.balanced import balanced_accuracies
 from tasks.statistics.calibration import brier_scores, expected_calibration_error, reliability_curve
 from tasks.statistics.groups import GroupJackknife
 from tasks.statistics.intervals import POSITIVE, RATE, Estimate
 from tasks.statistics.rates import rate_estimate, rate_estimates
 from tasks.statistics.resampled import resampled_mean
 
+CURVE = ["target", "threat_model", "attack"]
+"""Columns that identify a curve here: the records have no surrogate but the bare classifier."""
+
 
 def classification_table(records: pd.DataFrame, positive: int, jackknife: GroupJackknife) -> pd.DataFrame:
     """Metrics at every point, in the order of the records: target, threat_model, attack, eps, metric, value, low, high.
 
-    Metrics: ``accuracy``; ``loss`` (cross-entropy, nats); ``precision``, ``recall``, ``f1`` of the positive class, 0 if
-    the denominator is 0; ``top1_error``; ``auroc`` of the positive class, or the mean of one versus rest for more than
-    two classes, NaN if a class is missing; ``ece`` and ``brier``, see :mod:`tasks.statistics.calibration`;
-    ``mean_entropy`` (nats). ``low`` and ``high`` are the 95 % interval by group; NaN if there are too few groups.
+    Metrics: ``accuracy``; ``balanced_accuracy``, the mean of the recalls of all classes; ``loss`` (cross-entropy, in
+    nats); ``precision``, ``recall``, ``f1`` of the positive class, 0 if the denominator is 0; ``top1_error``; ``auroc``
+    of the positive class, or the mean of one versus rest for more than two classes, NaN if a class is missing; ``ece``
+    and ``brier``, see :mod:`tasks.statistics.calibration`; ``mean_entropy`` (nats). ``low`` and ``high`` are the 95 %
+    interval by group; NaN if there are too few groups.
 
     Args:
         records: of the attack steps.
@@ -149,6 +155,7 @@ def _estimates(group: pd.DataFrame, positive: int, jackknife: GroupJackknife) ->
     accuracy, top1_error = rate_estimates(np.stack([correct, ~correct]), jackknife.groups)
     return {
         "accuracy": accuracy,
+        "balanced_accuracy": balanced_accuracies(correct[None], labels, jackknife.groups)[0],
         "top1_error": top1_error,
         "loss": jackknife.estimate(partial(resampled_mean, loss), POSITIVE),
         "precision": _zero_if_undefined(rate_estimate(hits, jackknife.groups, predicted)),

@@ -1,70 +1,95 @@
-"""Comparison of the targets: worst-case robust accuracy, rank, and paired tests on the same images."""
+"""Comparison of the targets: rank by validation images, worst-case robust accuracy, paired tests on the same images."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from tasks.evaluation.worst_case_table import constant_accuracy, value_at
+from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import AS_TRAINED
 from tasks.statistics.balanced import compare_balanced
+from tasks.statistics.intervals import Estimate
 from tasks.statistics.multiplicity import holm
 from tasks.statistics.rates import rate_estimate
 
 METRICS = ("accuracy", "balanced_accuracy")
 COLUMNS = (
-    *("operating_point", "threat_model", "eps", "rank", "target", "n", "n_groups"),
+    *("operating_point", "threat_model", "eps", "rank", "target"),
+    *("n_validation", "n_validation_groups"),
+    *(f"validation_balanced_accuracy{bound}" for bound in ("", "_low", "_high")),
+    *("n", "n_groups"),
     *(f"{state}_{name}{bound}" for state in ("clean", "robust") for name in METRICS for bound in ("", "_low", "_high")),
+    *("robust_accuracy_8bit", "robust_balanced_accuracy_8bit"),
+    *("gain", "gain_low", "gain_high", "detectable_gain", "p_value_gain", "p_value_gain_holm"),
     *("next_target", "difference", "difference_low", "difference_high", "detectable_difference"),
     *("n_only_this_correct", "n_only_next_correct", "p_value", "p_value_holm"),
     *("n_parameters", "multiply_adds", "n_eot_samples", "n_warn", "n_fail"),
 )
+KEYS = ["operating_point", "threat_model", "eps"]
+"""Columns that identify one ranking."""
 
 
-def comparison_table(table: pd.DataFrame, outcomes: pd.DataFrame, costs: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """All targets ranked by balanced robust accuracy, at each operating point, threat model and eps.
+def comparison_table(
+    table: pd.DataFrame, outcomes: pd.DataFrame, validation: pd.DataFrame, costs: pd.DataFrame, eps: float
+) -> pd.DataFrame:
+    """All targets ranked by balanced robust accuracy on validation images, at each operating point, threat model, eps.
 
-    Rows are sorted by operating point, threat model, eps and rank. Rank 1 has the highest balanced robust accuracy. So
-    a defence gains nothing by moving all images to one class. Ties are resolved by balanced clean accuracy, then by
-    name.
-    Each target is compared with the ``next_target`` in rank on the same images: ``difference`` of the balanced
-    accuracies with its interval by group, the difference that these images can show, the numbers of images that only
-    one of the two classifies correctly, and the p-value of the sign-flip test by group. The comparisons of one
-    operating point and threat model at the reported eps are a family, whose p-values are also corrected by Holm's
-    method; at other eps they are descriptive. The last target has no comparison.
+    Rows are sorted by operating point, threat model, eps and rank. Rank 1 has the highest balanced accuracy on
+    validation images under the sweep, as trained, at this eps. So the choice of the first target does not use the test
+    images, whose results the row states. A balanced accuracy below that of a constant prediction counts as equal to it,
+    so a target gains nothing by moving all images to one class. Ties are resolved by balanced accuracy on unchanged
+    validation images, then by name.
+
+    Each target is compared with the bare classifier (``gain``) and with the ``next_target`` in rank, on the same test
+    images: difference of the balanced accuracies in the worst case with its interval by group, the difference that
+    these images can show, and the p-value of the sign-flip test by group; with the next target also the numbers of
+    images that only one of the two classifies correctly. At the reported eps, the comparisons of each kind at one
+    operating point and threat model are a family, whose p-values are also corrected by Holm's method; at other eps they
+    are descriptive. The last target has no next one. The bare classifier is left out under transfer attacks, since an
+    attack on itself is adaptive.
 
     Args:
         table: of :func:`tasks.evaluation.worst_case_table.worst_case_table`.
         outcomes: of each image, from the same function.
+        validation: of :func:`tasks.evaluation.selection.validation_table`.
         costs: ``n_parameters``, ``multiply_adds``, ``n_eot_samples``, ``n_warn`` and ``n_fail`` by target.
         eps: ``analyze.eps``.
     """
-    keys = ["operating_point", "threat_model", "eps"]
-    wide = table.pivot(index=[*keys, "target"], columns="metric", values=["value", "low", "high"])
-    n = table[table["metric"] == "accuracy"].set_index([*keys, "target"])[["n", "n_groups"]]
+    wide = table.pivot(index=[*KEYS, "target"], columns="metric", values=["value", "low", "high"])
+    n = table[table["metric"] == "accuracy"].set_index([*KEYS, "target"])[["n", "n_groups"]]
     rows: list[dict[str, object]] = []
-    for names, of_point in outcomes[outcomes["eps"] > 0].groupby(keys, sort=True):
+    # defences are also attacked by transfer from the bare classifier, so its accuracy under transfer is no comparison
+    is_unequal = (outcomes["threat_model"] == "transfer") & (outcomes["target"] == UNDEFENDED)
+    for names, of_point in outcomes[(outcomes["eps"] > 0) & ~is_unequal].groupby(KEYS, sort=True):
         point, threat_model, value = names
-        correct = of_point.pivot(index="image", columns="target", values="robust_correct").astype(bool)
+        correct = of_point.pivot(index="image", columns="target", values="robust_correct").astype(float)
         images = of_point.drop_duplicates("image").set_index("image").loc[correct.index]
         labels, groups = images["label"].to_numpy(), images["group"].to_numpy()
-        clean, robust = (wide.xs((point, threat_model, each), level=keys) for each in (0.0, value))
-        ordering = robust["value"]["balanced_accuracy"], clean["value"]["balanced_accuracy"]
-        order = sorted(map(str, correct), key=lambda target: (*(-each[target] for each in ordering), target))
-        numbers: dict[Any, dict[Any, Any]] = pd.DataFrame(n.xs(names, level=keys)).to_dict("index")
-        for rank, target in enumerate(order, start=1):
-            row = {**dict(zip(keys, names, strict=True)), "rank": rank, "target": target, **numbers[target]}
+        clean, robust = (wide.xs((point, threat_model, each), level=KEYS) for each in (0.0, value))
+        numbers: dict[Any, dict[Any, Any]] = pd.DataFrame(n.xs(names, level=KEYS)).to_dict("index")
+        order = _ranked(map(str, correct), validation, value)
+        for rank, (target, validated) in enumerate(order.items(), start=1):
+            row = {**dict(zip(KEYS, names, strict=True)), "rank": rank, "target": target}
+            row |= validated | numbers[target]
             for state, of_state in (("clean", clean), ("robust", robust)):
                 for metric in METRICS:
                     for bound, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
                         row[f"{state}_{metric}{suffix}"] = of_state[bound][metric][target]
+            for metric in METRICS:
+                # without adversarial images at this operating point and threat model, there is no such row
+                row[f"robust_{metric}_8bit"] = robust["value"].get(f"{metric}_8bit", {}).get(target)
+            if target != UNDEFENDED and UNDEFENDED in correct:
+                found = compare_balanced(correct[target].to_numpy(), correct[UNDEFENDED].to_numpy(), labels, groups)
+                row |= dict(zip(("gain", "gain_low", "gain_high"), found.difference, strict=True))
+                row |= {"detectable_gain": found.detectable_difference, "p_value_gain": found.p_value}
             if rank < len(order):
-                following = order[rank]
+                following = list(order)[rank]
                 found = compare_balanced(correct[target].to_numpy(), correct[following].to_numpy(), labels, groups)
+                row |= dict(zip(("difference", "difference_low", "difference_high"), found.difference, strict=True))
                 row |= {
                     "next_target": following,
-                    "difference": found.difference.value,
-                    "difference_low": found.difference.low,
-                    "difference_high": found.difference.high,
                     "detectable_difference": found.detectable_difference,
                     "n_only_this_correct": found.n_only_first,
                     "n_only_next_correct": found.n_only_second,
@@ -72,10 +97,28 @@ def comparison_table(table: pd.DataFrame, outcomes: pd.DataFrame, costs: pd.Data
                 }
             rows.append(row)
     compared = pd.DataFrame(rows).join(costs, on="target").reindex(columns=list(COLUMNS))
-    families = compared[compared["eps"] == eps].groupby(keys[:2], sort=False)["p_value"]
-    compared["p_value_holm"] = families.transform(lambda of_family: holm(of_family.to_numpy(dtype=float)))
-    counts = dict.fromkeys(["n", "n_groups", "n_only_this_correct", "n_only_next_correct"], "Int64")
-    return compared.astype(counts)
+    for p_value in ("p_value", "p_value_gain"):
+        families = compared[compared["eps"] == eps].groupby(KEYS[:2], sort=False)[p_value]
+        compared[f"{p_value}_holm"] = families.transform(lambda of_family: holm(of_family.to_numpy(dtype=float)))
+    counts = ["n_validation", "n_validation_groups", "n", "n_groups", "n_only_this_correct", "n_only_next_correct"]
+    return compared.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _ranked(targets: Iterable[str], validation: pd.DataFrame, eps: float) -> dict[str, dict[str, object]]:
+    """Return the targets by falling balanced accuracy on validation images, each with its columns of this accuracy."""
+    found = {
+        target: [value_at(validation, "balanced_accuracy", target=target, eps=each) for each in (eps, 0.0)]
+        for target in targets
+    }
+    lowest = constant_accuracy(validation)
+    order = sorted(found, key=lambda target: (*(-max(each["value"], lowest) for each in found[target]), target))
+    names = [f"validation_balanced_accuracy{bound}" for bound in ("", "_low", "_high")]
+    return {
+        target: {"n_validation": int(robust["n"]), "n_validation_groups": int(robust["n_groups"])}
+        | dict(zip(names, robust[["value", "low", "high"]], strict=True))
+        for target in order
+        for robust in [found[target][0]]
+    }
 
 
 def minimum_perturbation_table(minimum_eps: pd.DataFrame) -> pd.DataFrame:
@@ -111,7 +154,8 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
     """Certified accuracy: the fraction of images that are correct, with a certified radius of at least eps.
 
     One row for each target and eps: target, eps (in 1/255, of an L2 ball as ``attack.eps`` counts it, containing the
-    L-infinity ball of the same eps), n, n_groups, accuracy and its 95 % interval by group.
+    L-infinity ball of the same eps), n, n_groups, accuracy and its 95 % interval by group, and largest_eps, the largest
+    radius that the number of noisy copies can certify. Beyond it nothing is known, and the accuracy is NaN.
 
     Args:
         certified: as written by the step attack_defence.
@@ -119,15 +163,18 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
     """
     rows = []
     for target, found in certified.groupby("target", sort=False):
-        correct = found["prediction"] == found["label"]
+        correct, largest = found["prediction"] == found["label"], float(found["largest_eps"].iloc[0])
         for value in eps:
             accuracy = rate_estimate(
                 (correct & (found["certified_eps"] >= value)).to_numpy(), found["group"].to_numpy()
             )
+            if value > largest:
+                accuracy = Estimate(np.nan, np.nan, np.nan)
             row = {"target": target, "eps": value, "n": len(found), "n_groups": found["group"].nunique()}
             row |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+            row |= {"largest_eps": largest}
             rows.append(row)
-    columns = ["target", "eps", "n", "n_groups", "accuracy", "accuracy_low", "accuracy_high"]
+    columns = ["target", "eps", "n", "n_groups", "accuracy", "accuracy_low", "accuracy_high", "largest_eps"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -8,15 +8,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from tasks.analysis.claims import analysed_attack, at_comparison_point
-from tasks.evaluation.worst_case_table import value_at
+from tasks.evaluation.worst_case_table import constant_accuracy, value_at
 from tasks.params import UNDEFENDED, Attack
 from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, unit_of
-from tasks.records.worst_case import robust_outcomes, smallest_breaking_eps
 from tasks.reporting.names import attack_name
 from tasks.reporting.results import Results
-from tasks.statistics.balanced import BalancedComparison, compare_balanced
 from tasks.statistics.formatting import Row, eps_text, sample_text
-from tasks.statistics.multiplicity import holm
+from tasks.statistics.intervals import Estimate
 
 ALPHA = 0.05
 """Significance level of p-values after Holm's correction."""
@@ -24,33 +22,37 @@ ALPHA = 0.05
 Outcome = Literal["broken", "not broken", "undecided", "too few groups"]
 """``broken``: the balanced accuracy in the worst case is not above that of a constant prediction, by its whole 95 %
 interval; ``not broken``: it is above, by its whole interval; ``undecided``: the interval contains it."""
-Significance = Literal["significant", "not significant", "undecided", "too few groups"]
-"""``undecided``: the test is significant, but the interval contains 0."""
+Significance = Literal[
+    "significant", "no gain over a constant prediction", "not significant", "undecided", "too few groups"
+]
+"""``no gain over a constant prediction``: the difference is significant, but the interval of the defence is not above
+the balanced accuracy of a constant prediction; ``undecided``: the test is significant, but the interval contains 0."""
 
 
 @dataclass(frozen=True)
 class DefenceComparison:
     """Balanced accuracy of a defence minus that of the undefended classifier, in the worst case on the same images."""
 
-    found: BalancedComparison
+    difference: Estimate
+    """With its 95 % interval by group."""
     p_value_holm: float
     """p-value after Holm's correction for the comparisons of all defences with the undefended classifier."""
+    detectable: float | None
+    """Smallest difference that these images can show; None if it is undefined."""
+    is_above_constant: bool
+    """True if the whole interval of the defence is above the balanced accuracy of a constant prediction."""
+    on_validation: Estimate
+    """Balanced accuracy of the defence on validation images under the sweep, by which defences are chosen."""
 
     @property
     def significance(self) -> Significance:
         """Outcome of the test; too few groups give none."""
-        return significance_of(self.found.difference.low, self.found.difference.high, self.p_value_holm)
-
-    @property
-    def detectable(self) -> float | None:
-        """Smallest difference that these images can show; None if it is undefined."""
-        detectable = self.found.detectable_difference
-        return None if math.isnan(detectable) else detectable
+        return significance_of(*self.difference[1:], self.p_value_holm, self.is_above_constant)
 
 
 @dataclass(frozen=True)
 class Headline:
-    """Worst case of all targets under the threat model ``adaptive``, and its conclusion about the best defence."""
+    """Worst case of all targets under the threat model ``adaptive``, and its conclusion about the chosen defence."""
 
     eps: float
     """``analyze.eps``, in units of 1/255."""
@@ -61,7 +63,9 @@ class Headline:
     comparisons: dict[str, DefenceComparison]
     """Comparison of each defence with the undefended classifier, at the operating point and eps."""
     best: str | None
-    """Defence with the highest balanced accuracy in the worst case; None without defences."""
+    """Chosen defence: the highest balanced accuracy on validation images under the sweep; None without defences."""
+    n_configurations: int
+    """Configurations of targets that were compared on these images so far."""
     unit: str
     """Name of the unit of every interval and test."""
     effort: tuple[str, ...]
@@ -110,7 +114,7 @@ class Headline:
     @property
     def recalls(self) -> list[str]:
         """Metrics that are the recall of one class."""
-        return [str(metric) for metric in self.worst_case["metric"].unique() if not metric.endswith("accuracy")]
+        return [str(metric) for metric in self.worst_case["metric"].unique() if "accuracy" not in metric.split("_")]
 
     @property
     def metrics(self) -> list[str]:
@@ -135,11 +139,11 @@ class Headline:
     @property
     def chance(self) -> float:
         """Balanced accuracy of a constant prediction: 1 / number of classes in the test images."""
-        return 1 / sum(bool(self.at(UNDEFENDED, 0.0, metric)["n"] > 0) for metric in self.recalls)
+        return constant_accuracy(self.worst_case)
 
     @property
     def comparison(self) -> DefenceComparison:
-        """Comparison of the best defence with the undefended classifier."""
+        """Comparison of the chosen defence with the undefended classifier."""
         assert self.best is not None
         return self.comparisons[self.best]
 
@@ -154,7 +158,7 @@ class Headline:
 
     @property
     def judged(self) -> str:
-        """Target that the conclusion is about: the best defence, or the undefended classifier without defences."""
+        """Target that the conclusion is about: the chosen defence, or the undefended classifier without defences."""
         return self.best or UNDEFENDED
 
     @property
@@ -167,8 +171,8 @@ class Headline:
 def headline_of(results: Results) -> Headline:
     """Return the headline result at ``analyze.eps``.
 
-    The operating point is that of :func:`tasks.analysis.claims.at_comparison_point`. The best defence is compared with
-    the undefended classifier. Since it is the best of several, Holm's method corrects for the comparisons of all.
+    The operating point is that of :func:`tasks.analysis.claims.at_comparison_point`. The defence that is chosen on
+    validation images is compared with the undefended classifier; Holm's method corrects for the comparisons of all.
     """
     params, worst_case = results.params, results.worst_case
     adaptive = worst_case[worst_case["threat_model"] == "adaptive"]
@@ -182,11 +186,16 @@ def headline_of(results: Results) -> Headline:
         eps=eps,
         operating_point=operating_point,
         worst_case=adaptive,
-        comparisons=compare_defences(results, operating_point, eps),
+        comparisons={
+            target: _comparison(ranked, target, constant_accuracy(adaptive)) for target in params.selected_defences
+        },
         best=next((str(target) for target in ranked["target"] if target != UNDEFENDED), None),
+        n_configurations=len(results.configurations),
         unit=unit_of(results.dataset_info),
         effort=effort_of(
-            params.attack, [name for name in results.minimum_eps["attack"].unique() if name != SUITE_DOUBLED]
+            params.attack,
+            [name for name in results.minimum_eps["attack"].unique() if name != SUITE_DOUBLED],
+            len(results.surrogates),
         ),
         analysed_attack=analysed_attack(results.robustness),
         sensitivity=params.attack.fixed_sensitivity,
@@ -194,64 +203,54 @@ def headline_of(results: Results) -> Headline:
     )
 
 
-def compare_defences(results: Results, operating_point: str, eps: float) -> dict[str, DefenceComparison]:
-    """Compare every defence with the undefended classifier, in the worst case on the same images.
-
-    Args:
-        results: outputs of the earlier steps.
-        operating_point: of all targets.
-        eps: of the attacks, in 1/255.
-    """
-    points = {
-        target: [point for point in of_target if point.name == operating_point]
-        for target, of_target in results.operating_points.items()
-    }
-    searches = results.minimum_eps[results.minimum_eps["operating_point"] == operating_point]
-    worst = smallest_breaking_eps(results.records, searches, points)
-    outcomes = robust_outcomes(worst[worst["threat_model"] == "adaptive"], [eps])
-    correct = outcomes.pivot(index="image", columns="target", values="robust_correct")
-    images = outcomes.drop_duplicates("image").set_index("image").loc[correct.index]
-    labels, groups = images["label"].to_numpy(), images["group"].to_numpy()
-    undefended = correct[UNDEFENDED].to_numpy(dtype=bool)
-    found = {
-        defence: compare_balanced(correct[defence].to_numpy(dtype=bool), undefended, labels, groups)
-        for defence in points
-        if defence != UNDEFENDED
-    }
-    corrected = holm(pd.Series([each.p_value for each in found.values()], dtype=float).to_numpy())
-    return {
-        defence: DefenceComparison(each, float(p_value))
-        for (defence, each), p_value in zip(found.items(), corrected, strict=True)
-    }
+def _comparison(ranked: pd.DataFrame, defence: str, constant: float) -> DefenceComparison:
+    """Return the comparison of a defence with the undefended classifier, from its row of ``comparison.csv``."""
+    row = ranked.set_index("target").loc[defence]
+    difference, on_validation = (
+        Estimate(*(float(row[f"{name}{bound}"]) for bound in ("", "_low", "_high")))
+        for name in ("gain", "validation_balanced_accuracy")
+    )
+    detectable = None if math.isnan(row["detectable_gain"]) else float(row["detectable_gain"])
+    is_above = bool(row["robust_balanced_accuracy_low"] > constant)
+    return DefenceComparison(difference, float(row["p_value_gain_holm"]), detectable, is_above, on_validation)
 
 
-def significance_of(low: float, high: float, p_value: float) -> Significance:
+def significance_of(low: float, high: float, p_value: float, is_above_constant: bool = True) -> Significance:
     """Outcome of a paired comparison.
 
     Args:
         low: lower bound of the interval of the difference; NaN for too few groups.
         high: upper bound.
         p_value: corrected for the family of comparisons.
+        is_above_constant: whether the whole interval of the first target is above a constant prediction.
     """
-    if math.isnan(low):
+    if math.isnan(low) or math.isnan(p_value):
         return "too few groups"
     if p_value >= ALPHA:
         return "not significant"
-    return "undecided" if low <= 0 <= high else "significant"
+    if low <= 0 <= high:
+        return "undecided"
+    return "no gain over a constant prediction" if low > 0 and not is_above_constant else "significant"
 
 
-def effort_of(attack: Attack, searches: Sequence[str]) -> tuple[str, ...]:
+def effort_of(attack: Attack, searches: Sequence[str], n_surrogates: int = 0) -> tuple[str, ...]:
     """Return the attacks with their effort: ``PGD with 10 steps``, ``white-box suite with effort quick``.
 
     Args:
         attack: parameters.
         searches: names of the searches that ran.
+        n_surrogates: number of independent surrogates.
     """
     named = {"fgsm": attack_name("fgsm"), "pgd": f"{attack_name('pgd')} with {attack.pgd.n_steps} steps"}
     return (
         *(named[row] for row in attack.own_attacks),
         *(f"{row.art} of ART" for row in attack.art_attacks.values()),
         *(f"{attack_name(name)} with effort {attack.effort}" for name in searches),
+        *(
+            [f"PGD transferred from {n_surrogates} independent surrogate{'s' * (n_surrogates > 1)}"]
+            if n_surrogates
+            else []
+        ),
     )
 
 

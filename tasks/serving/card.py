@@ -147,12 +147,13 @@ def comparison_lines(at_eps: pd.DataFrame, target: str, eps: float) -> list[str]
         row = rows[rows["target"] == target].iloc[0]
         line = (
             f"- {display_name(str(operating_point))}: rank {row['rank']} of {len(rows)} targets by balanced accuracy "
-            f"in the worst case at ε = {eps_text(eps)}/255"
+            f"on attacked validation images at ε = {eps_text(eps)}/255"
         )
         if pd.notna(row["next_target"]):
             difference = [100 * row[f"difference{end}"] for end in ("", "_low", "_high")]
             n_comparisons = int(rows["p_value"].notna().sum())
-            line += f"; {difference[0]:+.1f} points to the next target, {display_name(row['next_target'])}, "
+            line += f"; in the worst case on test images, {difference[0]:+.1f} points to the next target, "
+            line += f"{display_name(row['next_target'])}, "
             line += (
                 TOO_FEW_GROUPS
                 if pd.isna(row["difference_low"])

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import AS_TRAINED
-from tasks.records.worst_case import robust_outcomes, smallest_breaking_eps
+from tasks.records.worst_case import worst_case_outcomes
 from tasks.statistics.balanced import balanced_accuracies, compare_balanced
 from tasks.statistics.intervals import Estimate
 
@@ -35,6 +35,8 @@ class Comparison:
     """Images that only the champion classifies correctly."""
     p_value: float
     """p-value of the two-sided sign-flip test by group."""
+    detectable_difference: float
+    """Smallest difference that these images can show with a probability of 80 %; NaN for too few groups."""
 
     def is_non_inferior(self, margin: float) -> bool:
         """Return whether the candidate is shown to be at most ``margin`` worse, at the one-sided 2.5 % level.
@@ -64,9 +66,9 @@ def outcomes_of(
         raise ValueError(
             f"{target} was not attacked at eps {eps:g}. Add the value to attack.eps and run the attack again."
         )
-    worst = smallest_breaking_eps(records, minimum_eps, {target: points})
+    worst = worst_case_outcomes(records, minimum_eps, {target: points})
     is_compared = (worst["operating_point"] == AS_TRAINED) & (worst["threat_model"] == "adaptive")
-    outcomes = robust_outcomes(worst[is_compared], [0.0, eps]).set_index("image").sort_index()
+    outcomes = worst[is_compared].set_index("image").sort_index()
     columns = ["label", "group", "robust_correct"]
     return {
         condition: outcomes.loc[outcomes["eps"] == value, columns]
@@ -87,7 +89,7 @@ def compare(condition: str, candidate: pd.DataFrame, champion: pd.DataFrame) -> 
     """
     if not candidate.index.equals(champion.index):
         raise ValueError(f"{condition}: candidate and champion were evaluated on different images. Audit both again.")
-    first, second = (of["robust_correct"].to_numpy(dtype=bool) for of in (candidate, champion))
+    first, second = (of["robust_correct"].to_numpy() for of in (candidate, champion))
     labels, groups = candidate["label"].to_numpy(), candidate["group"].to_numpy()
     found = compare_balanced(first, second, labels, groups)
     of_both = balanced_accuracies(np.stack([first, second]), labels, groups)
@@ -101,4 +103,5 @@ def compare(condition: str, candidate: pd.DataFrame, champion: pd.DataFrame) -> 
         n_only_candidate_correct=found.n_only_first,
         n_only_champion_correct=found.n_only_second,
         p_value=found.p_value,
+        detectable_difference=found.detectable_difference,
     )

@@ -15,6 +15,7 @@ from tasks.statistics.formatting import percent
 
 METRICS = {
     "accuracy": ("accuracy", percent),
+    "balanced_accuracy": ("balanced accuracy", percent),
     "top1_error": ("top-1 error", percent),
     "precision": ("precision", percent),
     "recall": ("recall", percent),
@@ -38,6 +39,7 @@ def classification_section(results: Results, headline: Headline) -> Section:
     values = {
         "point": point,
         "positive_class": results.data.classes[results.data.positive],
+        "n_classes": len(results.data.classes),
         "clean_ece": estimate(ece[ece["attack"] == CLEAN].iloc[0], percent),
         "attacked_ece": estimate(point.of(ece).iloc[0], percent),
         "table": metrics_table(at_point(table, point), CURVE_KEYS, METRICS),

@@ -1,4 +1,4 @@
-"""Comparison of the targets in the worst case of all attacks: ranks, tests, operating points, cost and checks."""
+"""Comparison of the targets: ranks by validation images, worst case, tests, operating points, cost and checks."""
 
 import math
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.params import UNDEFENDED
+from tasks.records.expected import FRESH, N_FRESH_SAMPLES
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import AS_TRAINED, display_name
 from tasks.reporting.drawings import Drawing, lines_drawing
@@ -24,7 +25,7 @@ MAX_LINES = 7
 
 
 def comparison_section(results: Results, headline: Headline) -> Section:
-    """Return the targets ranked by balanced accuracy in the worst case at the headline's eps, by operating point."""
+    """Return the targets ranked by validation images, and their worst case at the headline's eps by operating point."""
     comparison, certified = results.comparison, results.certified_accuracy
     at_eps = comparison[comparison["eps"] == headline.eps]
     by_point = {point: at_eps[at_eps["operating_point"] == point] for point in headline.operating_points}
@@ -35,15 +36,23 @@ def comparison_section(results: Results, headline: Headline) -> Section:
         "n_targets": len(ranked),
         "n_comparisons": int(ranked["p_value"].notna().sum()),
         "best": best["target"],
-        "balanced": {state: estimate(best, percent, f"{state}_balanced_accuracy") for state in ("clean", "robust")},
+        "balanced": {
+            state: estimate(best, percent, f"{state}_balanced_accuracy") for state in ("validation", "clean", "robust")
+        },
+        "n_validation": best["n_validation"],
+        "n_validation_groups": best["n_validation_groups"],
         "next_target": best["next_target"] if len(ranked) > 1 else None,
         "difference": estimate(best, signed_points, "difference"),
         "significance": significance_of(*best[["difference_low", "difference_high", "p_value_holm"]]),
         "p_value": best["p_value_holm"],
         "detectable": None if math.isnan(best["detectable_difference"]) else best["detectable_difference"],
+        "random_targets": _random_targets(results.records),
+        "n_samples": N_FRESH_SAMPLES,
         "n_drawn": len(drawn),
         "has_certified_lines": bool(certified["target"].isin(drawn).any()),
         "ranking": _ranking(at_point),
+        "gains": _gain_table(headline),
+        "configurations": _configuration_table(results.configurations),
         "other_rankings": {point: _ranking(rows) for point, rows in by_point.items()},
         "operating_points": _operating_point_table(results.operating_points, results.data.classes, headline),
         "costs": _cost_table(ranked, results.checks),
@@ -77,6 +86,13 @@ def _drawn_targets(ranked: pd.DataFrame) -> list[str]:
     return drawn
 
 
+def _random_targets(records: pd.DataFrame) -> list[str]:
+    """Return the targets that draw random numbers."""
+    if FRESH not in records:
+        return []
+    return [str(target) for target in records.loc[records[FRESH].notna(), "target"].unique()]
+
+
 def _ranking(at_point: pd.DataFrame) -> Table:
     """Return the targets at one operating point and eps: balanced accuracies, and the comparison with the next."""
     by_threat_model = {str(threat): rows for threat, rows in at_point.groupby("threat_model", sort=False)}
@@ -88,15 +104,48 @@ def _ranking(at_point: pd.DataFrame) -> Table:
         rows.append(
             [
                 f"{row['rank']}. {display_name(row['target'])}",
+                estimate(row, percent, "validation_balanced_accuracy"),
                 estimate(row, percent, "clean_balanced_accuracy"),
                 estimate(row, percent, "robust_balanced_accuracy"),
+                number(row["robust_balanced_accuracy_8bit"], percent),
                 *under_others,
                 *_next_target(row, "p_value_holm"),
                 number(row["detectable_difference"], lambda difference: f"{100 * difference:.1f}"),
             ]
         )
-    head = ["target", "clean", "worst case, adaptive", *(f"worst case, {display_name(threat)}" for threat in others)]
+    head = ["target", "validation, sweep", "clean", "worst case, adaptive", "the same, 8-bit"]
+    head += [f"worst case, {display_name(threat)}" for threat in others]
     head += ["difference to the next", "correct only here : only there", "p (Holm)", "detectable difference"]
+    return Table(head, rows)
+
+
+def _gain_table(headline: Headline) -> Table:
+    """Return the difference of each defence to the undefended classifier, with its test."""
+    rows = [
+        [
+            display_name(target),
+            estimate(found.difference._asdict(), signed_points),
+            _p_cell(found.difference.low, found.p_value_holm),
+            found.significance,
+            number(found.detectable, lambda difference: f"{100 * difference:.1f}"),
+        ]
+        for target, found in headline.comparisons.items()
+    ]
+    return Table(["target", "difference to undefended", "p (Holm)", "test", "detectable difference"], rows)
+
+
+def _configuration_table(configurations: pd.DataFrame) -> Table:
+    """Return the configurations that were compared on these images, the best on validation images first."""
+    rows = [
+        [
+            display_name(row["target"]),
+            str(row["configuration"]),
+            *(f"{row[name]:g}" for name in ("seed", "eps", "n", "n_groups")),
+            estimate(row, percent, "balanced_accuracy"),
+        ]
+        for _, row in configurations.sort_values("balanced_accuracy", ascending=False, kind="stable").iterrows()
+    ]
+    head = ["target", "configuration", "seed", "ε in 1/255", "n", "groups", "balanced accuracy"]
     return Table(head, rows)
 
 
@@ -110,22 +159,26 @@ def _under(rows: pd.DataFrame, target: str, n_attacked: int) -> str:
 
 def _next_target(row: "pd.Series[float]", p_value: str) -> list[str]:
     """Return the comparison with the next target in rank: difference, images correct for one of the two, p-value."""
-    if pd.isna(row["p_value"]):
+    if pd.isna(row["next_target"]):
         return ["–"] * 3
-    # without an interval there is no test
-    p_of_test = math.nan if pd.isna(row["difference_low"]) else row[p_value]
     return [
         estimate(row, signed_points, "difference"),
         f"{row['n_only_this_correct']:.0f} : {row['n_only_next_correct']:.0f}",
-        "–" if math.isnan(p_of_test) else p_text(p_of_test).removeprefix("p ").removeprefix("= "),
+        _p_cell(row["difference_low"], row[p_value]),
     ]
+
+
+def _p_cell(low: float, p_value: float) -> str:
+    """Return a p-value; a dash if the difference has no interval, since then there is no test."""
+    is_test = not (math.isnan(low) or math.isnan(p_value))
+    return p_text(p_value).removeprefix("p ").removeprefix("= ") if is_test else "–"
 
 
 def _operating_point_table(
     points: dict[str, list[OperatingPoint]], classes: tuple[str, ...], headline: Headline
 ) -> Table:
     """Return biases, and recalls on clean images and in the worst case, of each target and operating point."""
-    metrics = [metric for metric in headline.metrics if metric != "accuracy"]
+    metrics = ["balanced_accuracy", *headline.recalls]
     rows = []
     for target, of_target in points.items():
         for point in of_target:
@@ -169,7 +222,7 @@ def _worst_case_drawing(certified: pd.DataFrame, drawn: list[str], headline: Hea
     for target in drawn:
         style = headline.styles[target]
         lines.append(line_over_eps(display_name(target), table[table["target"] == target], style=style))
-        of_target = certified[certified["target"] == target]
+        of_target = certified[(certified["target"] == target) & certified["accuracy"].notna()]
         if len(of_target):
             lines.append(line_over_eps(f"{display_name(target)}, certified", of_target, "accuracy", style, "dashed"))
     label = "balanced accuracy in the worst case"
@@ -211,12 +264,13 @@ def _certified_table(certified: pd.DataFrame) -> Table:
         [
             display_name(str(target)),
             *(f"{rows[name].iloc[0]}" for name in ("n", "n_groups")),
-            *(with_interval(row) for _, row in rows.iterrows()),
+            plain(rows["largest_eps"].iloc[0]),
+            *(estimate(row, percent, "accuracy") for _, row in rows.iterrows()),
         ]
         for target, rows in certified.groupby("target", sort=False)
     ]
     eps = [f"ε = {eps_text(eps)}/255" for eps in sorted(certified["eps"].unique())]
-    return Table(["target", "n", "groups", *eps], rows)
+    return Table(["target", "n", "groups", "largest ε", *eps], rows)
 
 
 def _every_point(table: pd.DataFrame) -> Table:
@@ -230,11 +284,13 @@ def _every_point(table: pd.DataFrame) -> Table:
             str(row["n_groups"]),
             str(row["rank"]),
             *(estimate(row, percent, f"{state}_balanced_accuracy") for state in ("clean", "robust")),
+            number(row["robust_balanced_accuracy_8bit"], percent),
             with_interval(row, "robust_accuracy"),
+            number(row["robust_accuracy_8bit"], percent),
             *_next_target(row, "p_value"),
         ]
         for _, row in table.iterrows()
     ]
     head = ["target", "operating point", "threat model", "ε in 1/255", "n", "groups", "rank"]
-    head += ["clean: balanced accuracy", "worst case: balanced accuracy", "worst case: accuracy"]
+    head += ["clean: balanced accuracy", "worst case: balanced accuracy", "8-bit", "worst case: accuracy", "8-bit"]
     return Table([*head, "difference to the next", "correct only here : only there", "p"], rows)

@@ -1,14 +1,18 @@
 """Data set: source, sizes, split, leakage, and example images."""
 
+from typing import Any
+
 import pandas as pd
 
 from tasks.dataset.prepared import SPLITS
 from tasks.reporting import examples, image_figures
 from tasks.reporting.drawings import IMAGES, Drawing
+from tasks.reporting.formats import estimate
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
 from tasks.reporting.tables import Table
+from tasks.statistics.formatting import percent
 
 
 def data_section(results: Results, _headline: Headline) -> Section:
@@ -16,6 +20,7 @@ def data_section(results: Results, _headline: Headline) -> Section:
     info, manifest, data = results.dataset_info, results.manifest, results.data
     sides = manifest[["width", "height"]].agg(["min", "max", "median"])
     height, width = data.pixels.shape[2:]
+    leaked = results.leakage["estimate"]
     shown = examples.examples_by_class(data)
     values = {
         "info": info,
@@ -24,12 +29,36 @@ def data_section(results: Results, _headline: Headline) -> Section:
         "sizes": {name: f"{sides.loc[name, 'width']:g} × {sides.loc[name, 'height']:g}" for name in sides.index},
         "prepared_size": f"{width} × {height}",
         "value_range": [f"{bound:g}" for bound in data.value_range],
+        "leakage_estimate": None if leaked["value"] is None else estimate(leaked, percent),
+        "inferred": _inferred_groups(results.leakage.get("inferred_groups")),
+        "intensity": info.get("intensity"),
+        "leakage_sweep": _sweep_table(results.leakage["sweep"]),
+        "shortcut": {name: percent(info["shortcut_baseline"][name]) for name in ("accuracy", "balanced_accuracy")},
         "split_counts": split_counts(results),
         "shown_classes": shown.rows,
         "n_shown": shown.images.shape[1],
         "n_test": len(data.indices("test")),
     }
     return Section("data", "Data set", values, [Drawing(f"{IMAGES}classes", image_figures.image_grid(shown))])
+
+
+def _inferred_groups(comparison: dict[str, Any] | None) -> dict[str, str] | None:
+    """Return how well the inferred groups match the patients; None without patient ids."""
+    if comparison is None:
+        return None
+    shares = {
+        name: "none (no such pairs)" if comparison[name] is None else percent(comparison[name])
+        for name in ("precision", "recall")
+    }
+    return shares | {"n": str(comparison["n_inferred"])}
+
+
+def _sweep_table(sweep: list[dict[str, Any]]) -> Table:
+    """Return the leakage by group for several thresholds at which groups are inferred."""
+    rows = [
+        [f"{row['same_group_correlation']:g}", str(row["n_groups"]), percent(row["group_in_train"])] for row in sweep
+    ]
+    return Table(["same_group_correlation", "groups", "test images with an image of their group in training"], rows)
 
 
 def split_counts(results: Results) -> Table:
