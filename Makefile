@@ -21,8 +21,9 @@ help:  ## List the commands
 $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, not " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock | \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement /dev/stdin
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
 	cp requirements.lock $(STAMP)
 
 repro: $(STAMP)  ## Compute every result that is not up to date (dvc repro)
@@ -82,14 +83,14 @@ serve: $(STAMP)  ## Start Prefect's server, the deployments and a worker, on loo
 	python -m flows.serve --port $(or $(PORT),4200)
 
 lock: $(STAMP)  ## Update requirements.lock from pyproject.toml
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --generate-hashes --group dev pyproject.toml -o requirements.lock
 	$(MAKE) --no-print-directory environment.yaml
 
 # Stages depend on this file, so that a new version of a library that computes makes trainings and attacks stale.
 environment.yaml: requirements.lock
 	printf '# Versions of the libraries that compute; written by make lock from requirements.lock.\n' > $@
 	awk -F'==' '/^(adversarial-robustness-toolbox|numpy|pillow|scikit-learn|scipy|torch|torchvision)==/ \
-		{ versions[$$1] = versions[$$1] (versions[$$1] ? ", " : "") $$2 } \
+		{ sub(/ *\\$$/, "", $$2); versions[$$1] = versions[$$1] (versions[$$1] ? ", " : "") $$2 } \
 		END { for (name in versions) printf "%s: \"%s\"\n", name, versions[name] }' requirements.lock | sort >> $@
 
 clean:  ## Remove the environment and caches, not the results

@@ -1,6 +1,7 @@
 """The contracts of the architecture: one truth for stages, steps, flow tasks, imports and parameters."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,6 @@ CANNOT_CHANGE_AN_OUTPUT = {
     },
     "tasks/core/checkpoints.py": "a resumed step computes the same bytes",
     "tasks/core/digests.py": "digests name checkpoints and bundles, never outputs",
-    "tasks/core/durable.py": "renames files, changes no byte",
     "tasks/core/locks.py": "makes processes wait",
     "tasks/core/durable.py": "renames files, changes no byte",
     "tasks/core/source.py": "compares files, makes nothing",
@@ -178,6 +178,15 @@ def test_nothing_of_ours_names_a_registry_or_a_download_address_in_the_lock_file
     assert "--index-url" not in lock
 
 
+def test_every_package_of_the_lock_file_has_a_hash_and_everything_else_a_digest() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", "")
+    assert [line.split()[0] for line in lock.splitlines() if "--hash=sha256:" not in line] == []
+    image = (ROOT / "containers" / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^FROM (?!\S+@sha256:[0-9a-f]{64}$)", image) == []
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    assert re.findall(r"uses: \S+@(?![0-9a-f]{40}\b)", workflow) == []
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_step_params_are_the_params_of_the_stage_in_dvc_yaml(name: str) -> None:
     assert list(STEP_PARAMS[name]) == own_params(name)
@@ -193,7 +202,7 @@ def test_a_new_version_of_a_library_makes_trainings_and_attacks_stale(name: str)
 def test_environment_yaml_has_the_versions_of_the_lock_file() -> None:
     locked: dict[str, list[str]] = {}
     for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        name, _, version = line.partition("==")
+        name, _, version = line.removesuffix(" \\").partition("==")
         locked.setdefault(name, []).append(version)
     environment = YAML(typ="safe").load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
     assert environment == {name: ", ".join(locked[name]) for name in environment}

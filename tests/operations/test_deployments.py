@@ -58,7 +58,10 @@ def api(workspace: Path) -> Iterator[httpx.Client]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with running([sys.executable, "-m", "flows.serve", "--port", str(port)], log) as process:
             wait_for(lambda: "Serving:" in log.read_text(), process, log)
-            with prefect_client(port, Path(".prefect/credentials").read_text()) as client:
+            credentials = Path(".prefect/credentials").read_text()
+            # for Prefect's own commands
+            patch.setenv("PREFECT_API_AUTH_STRING", credentials)
+            with prefect_client(port, credentials) as client:
                 yield client
 
 
@@ -224,7 +227,12 @@ class TestContainers:
         assert job.env["MLFLOW_TRACKING_URI"] == "http://tracking:5000"
         assert UUID(job.env["PREFECT__FLOW_RUN_ID"]) == flow_run.id
         assert job.auto_remove
-        assert job.container_create_kwargs == {"user": "7:8", "pid_mode": "host", "device_requests": []}
+        assert job.container_create_kwargs == {
+            "user": "7:8",
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "device_requests": [],
+        }
 
     def test_kubernetes_starts_a_job_that_is_valid_in_its_schema(self, flow_run: Any) -> None:
         import kubernetes_validate
@@ -238,6 +246,8 @@ class TestContainers:
         kubernetes_validate.validate(manifest, "1.33", strict=True)
         pod = manifest["spec"]["template"]["spec"]
         (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
         assert container["args"] == ["prefect", "flow-run", "execute"]
         assert {"name": "MLFLOW_TRACKING_URI", "value": "http://tracking:5000"} in container["env"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
