@@ -206,7 +206,7 @@ def scale_columns(table: "pd.DataFrame", intensity: Intensity | None) -> dict[st
     if kind == "full_range":
         scale = table["unit"]
     elif kind == "file_window":
-        scale = table["unit"].where(False, "window of each file")
+        scale = pd.Series("window of each file", index=table.index)
     else:
         scale = table["unit"].where(table["format"] == "DICOM", depth)
     is_dicom = table["format"] == "DICOM"

@@ -30,21 +30,21 @@ Fit = Literal["stretch", "pad", "crop"]
 
 @dataclass(frozen=True)
 class Reading:
-    """How files become images. The defaults are those for 8-bit grey images."""
+    """Settings with which files become images. The defaults are those for 8-bit grey images."""
 
     intensity: IntensityRange = FULL_RANGE
     volumes: Volumes = field(default_factory=Volumes)
     n_channels: int = 1
     """1: grey, colours become luma. 3: colours, grey is repeated."""
     fit: Fit = "stretch"
-    """How another aspect ratio is handled; see :func:`resized`."""
+    """Handling of another aspect ratio."""
 
 
 DEFAULT = Reading()
 
 
 def reading_of(acquire: Acquire, intensity: Intensity) -> Reading:
-    """How the parameters say that files become images. The range of percentiles is not known yet.
+    """Return the reading that the parameters ask for. The range of percentiles is not known yet.
 
     Args:
         acquire: section ``acquire``.

@@ -17,11 +17,11 @@ N_SAMPLED = 4096
 
 @dataclass(frozen=True)
 class IntensityRange:
-    """How values become numbers in [0, 1]; values outside the range are clipped to it."""
+    """The map from values to [0, 1]; values outside the range are clipped to it."""
 
     kind: Literal["full_range", "window", "percentiles", "file_window"] = "full_range"
     bits: int = 0
-    """Of ``full_range``: significant bits of the values, if the files do not tell; 0: as the files say."""
+    """Significant bits for ``full_range``, if the files do not tell; 0: as the files say."""
     low: float = 0.0
     """Value that becomes 0; of ``window`` and ``percentiles``."""
     high: float = 0.0
@@ -88,14 +88,14 @@ def percentile_range(
     Raises:
         ValueError: both percentiles are the same value.
     """
-    samples = []
+    samples: list[np.ndarray] = []
     for path in paths:
         try:
             values = read(path).values.ravel()
         except ImageError:
             continue
         samples.append(values[np.linspace(0, values.size - 1, N_SAMPLED).astype(np.int64)].astype(np.float64))
-    low, high = (float(value) for value in np.percentile(np.array(samples or [[0.0, 1.0]]), percentiles))
+    low, high = (float(value) for value in np.percentile(np.array(samples or [np.array([0.0, 1.0])]), percentiles))
     if low == high:
         raise ValueError(
             f"prepare.intensity.percentiles: {list(percentiles)} are both the value {low:g}. They must differ. Use "

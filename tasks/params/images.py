@@ -65,14 +65,14 @@ class Intensity(Section):
     ``percentiles``: the range between two percentiles of the training images. ``file_window``: the window or table
     (VOI LUT) of each DICOM file."""
     bits: Annotated[int, Field(ge=0, le=16)]
-    """Of ``full_range``: significant bits, if the files do not tell, such as 12 for a 12-bit scan in a 16-bit file;
-    0: as the files say."""
+    """Significant bits for ``full_range``, if the files do not tell: 12 for a 12-bit scan in a 16-bit file; 0: as the
+    files say."""
     window: tuple[float, float]
-    """Of ``window``: centre and width, in ``unit``."""
+    """Centre and width for ``window``, in ``unit``."""
     percentiles: tuple[float, float]
-    """Of ``percentiles``: lower and upper one."""
+    """Lower and upper percentile for ``percentiles``."""
     unit: Literal["HU", "grey level"]
-    """Of ``window`` and ``percentiles``: unit of the values. DICOM files must agree with it."""
+    """Unit of the values for ``window`` and ``percentiles``. DICOM files must agree with it."""
 
     @model_validator(mode="after")
     def _ranges_are_positive(self) -> Self:

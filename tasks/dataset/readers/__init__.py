@@ -20,6 +20,8 @@ from tasks.dataset.readers.completeness import IncompleteImageError
 from tasks.dataset.readers.nifti import Axis
 from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage
 
+__all__ = ["FORMATS", "MODES", "SUFFIXES", "ImageError", "StoredImage", "Volumes", "image_names", "read_stored"]
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *dicom.SUFFIXES, *nifti.SUFFIXES)
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "DICOM", "NIfTI")
 
@@ -40,7 +42,7 @@ IMAGE_NAME = re.compile(r"(?s)(.+)#(\d{4,})")
 
 @dataclass(frozen=True)
 class Volumes:
-    """How files with several images are read."""
+    """Settings for files with several images."""
 
     frames: Literal["refuse", "first", "all"] = "refuse"
     """Several frames of a DICOM file, pages of a TIFF, or volumes of a NIfTI file: refuse, or take the first or all."""

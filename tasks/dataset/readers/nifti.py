@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from tasks.dataset.readers.stored import (
     range_of_bits,
     several_frames,
 )
-
-if TYPE_CHECKING:
-    from nibabel.nifti1 import Nifti1Pair
 
 SUFFIXES = (".nii", ".nii.gz")
 Axis = Literal["axial", "coronal", "sagittal"]
@@ -87,7 +84,7 @@ def cut(volume: np.ndarray, axis: Axis, position: int) -> np.ndarray:
             return volume[position, ::-1, ::-1].T
 
 
-def _load(path: Path) -> "Nifti1Pair":
+def _load(path: Path) -> Any:
     # imported here since it is slow
     import nibabel
     from nibabel.filebasedimages import ImageFileError

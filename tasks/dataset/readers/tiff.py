@@ -95,7 +95,7 @@ def _open(path: Path) -> "TiffFile":
 
 
 def _frames(tiff: "TiffFile") -> list[Any]:
-    pages = []
+    pages: list[Any] = []
     for page in tiff.pages:
         pages.append(page)
         if len(pages) > MAX_FRAMES:
