@@ -60,14 +60,19 @@ def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def small_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few steps and queries at every effort; the real numbers are in :data:`tasks.attacks.effort.STAGES`."""
+    set_small_effort(monkeypatch)
+
+
+def set_small_effort(patch: pytest.MonkeyPatch) -> None:
+    """Set few steps and queries at every effort; for fixtures of a whole file."""
     from tasks.attacks import effort
 
     quick = effort.Stage(
         "first", sweep_steps=4, apgd_steps=3, apgd_restarts=1, fmn_steps=3, fmn_restarts=1, square_queries=10
     )
     second = effort.Stage("second", apgd_steps=4, apgd_restarts=1, square_queries=20, hop_skip_jump_queries=60)
-    monkeypatch.setitem(effort.EFFORTS, "quick", (quick,))
-    monkeypatch.setitem(effort.EFFORTS, "standard", (quick, second))
+    patch.setitem(effort.EFFORTS, "quick", (quick,))
+    patch.setitem(effort.EFFORTS, "standard", (quick, second))
 
 
 @pytest.fixture(autouse=True, scope="module")

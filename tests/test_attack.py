@@ -24,13 +24,13 @@ from tasks.defences.targets import load_target
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
-from tasks.params import Params
+from tasks.params import Params, parse_params
 from tasks.records.adversarial_images import load_perturbations
 from tasks.records.scores import entropy, margin
 from tasks.records.tables import read_minimum_eps, read_records
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
-from tests.conftest import ROOT
+from tests.conftest import ROOT, set_small_effort, with_overrides
 from tests.small_workspace import SIDE, SMALL
 
 DEFENCES = ["autoencoder"]
@@ -43,19 +43,53 @@ def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def attacked(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace in which both steps have run with the parameters SMALL; tests only read it."""
+    workspace = Workspace(tmp_path_factory.mktemp("attacked"))
+    shutil.copytree(small_workspace / "data", workspace.data)
+    with pytest.MonkeyPatch.context() as patch:
+        set_small_effort(patch)
+        run(workspace, parse_params(with_overrides(SMALL)))
+    return workspace
+
+
 def run(workspace: Workspace, params: Params) -> dict[str, bytes]:
     """Run both steps in empty folders, as the runner does; the written files by name."""
-    folders = (workspace.attack, workspace.attack_defence)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+    files = run_attack(workspace, params)
+    shutil.rmtree(workspace.attack_defence, ignore_errors=True)
+    for defence in params.selected_defences:
+        files |= run_attack_defence(workspace, params, defence)
+    shutil.rmtree(workspace.root / "checkpoints")
+    return files
+
+
+def run_attack(workspace: Workspace, params: Params) -> dict[str, bytes]:
+    """Run the step ``attack`` in an empty folder; its files by name. Its checkpoints stay."""
+    shutil.rmtree(workspace.attack, ignore_errors=True)
     workspace.attack.mkdir()
     attack(workspace, params, Tracker())
-    for defence in params.selected_defences:
-        workspace.step_folder("attack_defence", defence).mkdir(parents=True)
-        attack_defence(workspace, params, Tracker(), defence)
-    shutil.rmtree(workspace.root / "checkpoints")
+    return files_in(workspace, workspace.attack)
+
+
+def run_attack_defence(workspace: Workspace, params: Params, defence: str) -> dict[str, bytes]:
+    """Run the step ``attack_defence`` in an empty folder; its files by name. Its checkpoints stay."""
+    folder = workspace.step_folder("attack_defence", defence)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    attack_defence(workspace, params, Tracker(), defence)
+    return files_in(workspace, folder)
+
+
+def files_in(workspace: Workspace, *folders: Path) -> dict[str, bytes]:
+    """The files of folders by their path below ``data/``."""
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     return {file.relative_to(workspace.data).as_posix(): file.read_bytes() for file in files}
+
+
+def all_files(workspace: Workspace) -> dict[str, bytes]:
+    """The files of both steps."""
+    return files_in(workspace, workspace.attack, workspace.attack_defence)
 
 
 def checkpoints_in(workspace: Workspace) -> list[Path]:
@@ -81,15 +115,15 @@ class InterruptAfter(logging.Handler):
 
 
 @pytest.fixture
-def interrupt_after(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Params, int], None]]:
+def interrupt_after(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., None]]:
     caplog.set_level(logging.INFO, logger="tasks.core.checkpoints")
 
-    def run_and_interrupt(params: Params, n_messages: int) -> None:
+    def run_and_interrupt(params: Params, n_messages: int, function: Callable[..., Any] = run) -> None:
         handler = InterruptAfter(n_messages)
         logging.getLogger("tasks.core.checkpoints").addHandler(handler)
         try:
             with pytest.raises(KeyboardInterrupt):
-                run(workspace, params)
+                function(workspace, params)
         finally:
             logging.getLogger("tasks.core.checkpoints").removeHandler(handler)
         caplog.clear()
@@ -148,11 +182,8 @@ def test_an_attack_passes_few_modules_from_the_step_to_its_gradients_and_records
     assert len(set(stacks["records"]) | set(stacks["gradient"])) <= 8
 
 
-def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
-    workspace: Workspace, params_with: Callable[..., Params]
-) -> None:
-    files = run(workspace, params_with(SMALL))
-    assert sorted(files) == [
+def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(attacked: Workspace) -> None:
+    assert sorted(all_files(attacked)) == [
         "attack/cost.json",
         "attack/diagnostics.parquet",
         "attack/minimum_eps.parquet",
@@ -170,7 +201,7 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         "attack_defence/autoencoder/perturbations/pgd-eps4.npz",
         "attack_defence/autoencoder/records.parquet",
     ]
-    records = read_records(workspace, DEFENCES)
+    records = read_records(attacked, DEFENCES)
     points = ["target", "threat_model", "attack", "eps"]
     expected = [("undefended", "none", "clean", 0.0)]
     adaptive = ("fgsm", "pgd", "art_fgsm", "art_pgd")
@@ -183,16 +214,13 @@ def test_there_is_one_record_for_each_image_target_threat_model_attack_and_eps(
         for eps in (0.5, 4.0)
     ]
     assert list(records.groupby(points, sort=False).groups) == expected
-    test_rows = load_prepared(workspace).indices("test").tolist()
+    test_rows = load_prepared(attacked).indices("test").tolist()
     for _, group in records.groupby(points):
         assert group["image"].tolist() == test_rows
 
 
-def test_records_equal_the_predictions_of_the_target_on_the_saved_adversarial_images(
-    workspace: Workspace, params_with: Callable[..., Params]
-) -> None:
-    run(workspace, params_with(SMALL))
-    data, targets, records = load_prepared(workspace), load_targets(workspace), read_records(workspace, DEFENCES)
+def test_records_equal_the_predictions_of_the_target_on_the_saved_adversarial_images(attacked: Workspace) -> None:
+    data, targets, records = load_prepared(attacked), load_targets(attacked), read_records(attacked, DEFENCES)
     by_point = records.set_index(["target", "threat_model", "attack", "eps"]).sort_index()
 
     for target, threat_model, surrogate in (
@@ -200,7 +228,7 @@ def test_records_equal_the_predictions_of_the_target_on_the_saved_adversarial_im
         ("autoencoder", "transfer", "undefended"),
         ("autoencoder", "adaptive", "autoencoder"),
     ):
-        perturbations = load_perturbations(workspace, data, surrogate, "pgd", 4)
+        perturbations = load_perturbations(attacked, data, surrogate, "pgd", 4)
         rows, adversarial = perturbations.rows, perturbations.images()
         group = by_point.loc[(target, threat_model, "pgd", 4.0)]
         logits = np.stack(group["logits"])
@@ -237,20 +265,18 @@ def test_records_equal_the_predictions_of_the_target_on_the_saved_adversarial_im
 
 
 def test_attacks_lower_the_margin_and_the_adaptive_attack_is_stronger_than_the_transfer_attack(
-    workspace: Workspace, params_with: Callable[..., Params]
+    attacked: Workspace,
 ) -> None:
-    run(workspace, params_with(SMALL))
-    margins = read_records(workspace, DEFENCES).groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
+    margins = read_records(attacked, DEFENCES).groupby(["target", "threat_model", "attack", "eps"])["margin"].mean()
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "none", "clean", 0] - 0.1
     assert margins["autoencoder", "adaptive", "pgd", 4] < margins["autoencoder", "transfer", "pgd", 4]
     assert margins["undefended", "adaptive", "pgd", 4] < margins["undefended", "adaptive", "pgd", 0.5]
 
 
 def test_bfloat16_changes_the_suite_alone_and_hardly_its_results(
-    workspace: Workspace, params_with: Callable[..., Params]
+    attacked: Workspace, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    exact = run(workspace, params_with(SMALL))
-    smallest = read_minimum_eps(workspace, DEFENCES)
+    exact, smallest = all_files(attacked), read_minimum_eps(attacked, DEFENCES)
     reduced = run(workspace, params_with(SMALL | {"compute.precision": "bfloat16"}))
     same = {name for name in exact if exact[name] == reduced[name]}
     assert {name for name in exact if name.endswith(("records.parquet", ".npz", "diagnostics.parquet"))} <= same
@@ -263,11 +289,8 @@ def test_bfloat16_changes_the_suite_alone_and_hardly_its_results(
     assert (suite["minimum_perturbation_x"] != suite["minimum_perturbation_y"]).any()
 
 
-def test_the_minimum_eps_is_consistent_with_the_records_of_the_attacks(
-    workspace: Workspace, params_with: Callable[..., Params]
-) -> None:
-    run(workspace, params_with(SMALL))
-    records, smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
+def test_the_minimum_eps_is_consistent_with_the_records_of_the_attacks(attacked: Workspace) -> None:
+    records, smallest = read_records(attacked, DEFENCES), read_minimum_eps(attacked, DEFENCES)
     smallest = smallest[smallest["operating_point"] == "as_trained"]
     searches = {attack: of.set_index(["target", "image"]) for attack, of in smallest.groupby("attack", sort=False)}
     assert {attack: set(of["threat_model"]) for attack, of in searches.items()} == {
@@ -327,9 +350,10 @@ def test_black_box_attacks_run_on_a_part_of_the_images(
     assert set(square) == {6}
 
 
-def test_the_step_gives_the_same_bytes_twice(workspace: Workspace, params_with: Callable[..., Params]) -> None:
-    params = params_with(SMALL)
-    assert run(workspace, params) == run(workspace, params)
+def test_the_steps_give_the_same_bytes_twice(
+    attacked: Workspace, workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    assert run(workspace, params_with(SMALL)) == all_files(attacked)
 
 
 @pytest.mark.parametrize(
@@ -407,9 +431,10 @@ def test_checkpoints_of_other_parameters_are_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     small = SMALL | {"attack.eps": [4]}
-    uninterrupted = run(workspace, params_with(small | change))
-    interrupt_after(params_with(small), 8)
-    assert run(workspace, params_with(small | change)) == uninterrupted
+    uninterrupted = run_attack(workspace, params_with(small | change))
+    shutil.rmtree(workspace.root / "checkpoints")
+    interrupt_after(params_with(small), 8, run_attack)
+    assert run_attack(workspace, params_with(small | change)) == uninterrupted
     assert n_resumed(caplog) == n_expected
 
 
@@ -440,9 +465,10 @@ def test_checkpoints_of_an_interrupted_run_with_fewer_attacks_are_used(
     assert n_resumed(caplog) == 3
 
 
-def test_the_batch_size_does_not_change_predictions(workspace: Workspace, params_with: Callable[..., Params]) -> None:
-    run(workspace, params_with(SMALL))
-    records, smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
+def test_the_batch_size_does_not_change_predictions(
+    attacked: Workspace, workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    records, smallest = read_records(attacked, DEFENCES), read_minimum_eps(attacked, DEFENCES)
     run(workspace, params_with(SMALL | {"attack.batch_size": 3}))
     others, others_smallest = read_records(workspace, DEFENCES), read_minimum_eps(workspace, DEFENCES)
     # ART draws one random start for each batch
@@ -516,9 +542,9 @@ def test_a_data_set_without_test_images_raises_an_error(
 
 
 def test_perturbations_of_other_images_are_not_transferred(
-    workspace: Workspace, params_with: Callable[..., Params]
+    attacked: Workspace, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    run(workspace, params_with(SMALL))
+    shutil.copytree(attacked.attack, workspace.attack)
     with pytest.raises(ValueError, match=r"fgsm-eps0.5.npz holds other images. Run the step attack again"):
         attack_defence(workspace, params_with(SMALL | {"attack.max_images": 8}), Tracker(), "autoencoder")
 
@@ -536,4 +562,7 @@ def test_a_random_defence_gives_the_same_bytes_twice(workspace: Workspace, param
     )
     workspace.purifier("noise").parent.mkdir()
     train_defence(workspace, params, Tracker(), "noise")
-    assert run(workspace, params) == run(workspace, params)
+    run_attack(workspace, params)
+    first = run_attack_defence(workspace, params, "noise")
+    shutil.rmtree(workspace.root / "checkpoints")
+    assert run_attack_defence(workspace, params, "noise") == first

@@ -1,8 +1,10 @@
 """The step train_defence and the objectives of its trainings."""
 
+import io
 import logging
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +36,11 @@ from tasks.params import (
     Params,
     RetrainedAutoencoder,
     Trades,
+    parse_params,
 )
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
+from tests.conftest import with_overrides
 from tests.small_workspace import SMALL
 
 TRAINED = [
@@ -50,7 +54,18 @@ TRAINED = [
     "adversarial_training",
     "trades",
 ]
+ATTACKED = [
+    "retrained_autoencoder",
+    "joint_autoencoder",
+    "feature_guided_autoencoder",
+    "adversarial_training",
+    "trades",
+]
+"""Defences that are trained on adversarial examples."""
 SHORT = SMALL | {f"defences.{name}.training.epochs": 2 for name in TRAINED}
+SHORT |= {f"defences.{name}.adversary.pgd.n_steps": 1 for name in ATTACKED}
+SLOW_LEARNING = SHORT | {f"defences.{name}.training.learning_rate": 1e-4 for name in TRAINED}
+"""Rounding errors grow with the distance from the initial weights."""
 NO_CHANGE = {f"defences.{name}.training.learning_rate": 1e-12 for name in TRAINED}
 """A learning rate so small that the weights stay the same."""
 BFLOAT16_TOLERANCE = {"finetuned_classifier": 0.25, "trades": 0.4}
@@ -68,6 +83,22 @@ def run(params: Params, defence: str) -> dict[str, bytes]:
     train_defence(Workspace(), params, Tracker(), defence)
     shutil.rmtree(Workspace().checkpoint_folder("train_defence", defence), ignore_errors=True)
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def first_run(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, bytes]]:
+    """The outputs of the first run with the parameters SLOW_LEARNING, for each defence; each runs once."""
+    folder = tmp_path_factory.mktemp("first_run")
+    shutil.copytree(small_workspace / "data", folder / "data")
+    params = parse_params(with_overrides(SLOW_LEARNING))
+
+    @cache
+    def outputs_of(defence: str) -> dict[str, bytes]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            return run(params, defence)
+
+    return outputs_of
 
 
 class InputRecorder(nn.Module):
@@ -94,10 +125,13 @@ def test_the_defence_autoencoder_is_a_copy_of_the_trained_autoencoder(
 
 
 @pytest.mark.parametrize("defence", TRAINED)
-def test_a_second_run_gives_the_same_bytes(defence: str, workspace: Path, params_with: Callable[..., Params]) -> None:
-    params = params_with(SHORT)
-    files = run(params, defence)
-    assert run(params, defence) == files
+def test_a_second_run_gives_the_same_bytes(
+    defence: str,
+    workspace: Path,
+    params_with: Callable[..., Params],
+    first_run: Callable[[str], dict[str, bytes]],
+) -> None:
+    assert run(params_with(SLOW_LEARNING), defence) == first_run(defence)
     assert len(pd.read_csv(Workspace().defence_history(defence))) == 2
     target = load_target(Workspace(), defence, torch.device("cpu"))
     assert target(torch.rand(2, 1, 32, 32)).shape == (2, 3)
@@ -105,16 +139,15 @@ def test_a_second_run_gives_the_same_bytes(defence: str, workspace: Path, params
 
 @pytest.mark.parametrize("defence", TRAINED)
 def test_losses_in_bfloat16_are_close_to_those_in_float32(
-    defence: str, workspace: Path, params_with: Callable[..., Params]
+    defence: str,
+    workspace: Path,
+    params_with: Callable[..., Params],
+    first_run: Callable[[str], dict[str, bytes]],
 ) -> None:
-    histories, weights = [], []
-    for precision in ("float32", "bfloat16"):
-        # a low learning rate, since rounding errors grow with the distance from the initial weights
-        overrides = {"compute.precision": precision, f"defences.{defence}.training.learning_rate": 1e-4}
-        files = run(params_with(SHORT | overrides), defence)
-        histories.append(pd.read_csv(Workspace().defence_history(defence)))
-        weights.append({name: file for name, file in files.items() if name.endswith(".safetensors")})
+    runs = [first_run(defence), run(params_with(SLOW_LEARNING | {"compute.precision": "bfloat16"}), defence)]
+    weights = [{name: file for name, file in files.items() if name.endswith(".safetensors")} for files in runs]
     assert weights[0] != weights[1]
+    histories = [pd.read_csv(io.BytesIO(files["history.csv"])) for files in runs]
     exact, reduced = (history.filter(regex="_loss$").to_numpy() for history in histories)
     assert exact.size >= 4
     assert reduced == pytest.approx(exact, rel=BFLOAT16_TOLERANCE.get(defence, 0.1))
