@@ -60,7 +60,7 @@ def write_params(workspace: Path, overrides: dict[str, Any]) -> None:
 def make_workspace(folder: Path) -> Path:
     """Write a new workspace with the code of the repository and toy parameters, and return its folder."""
     folder.mkdir()
-    for name in ("tasks", "flows", "images"):
+    for name in ("tasks", "flows", "images", "models"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "environment.yaml", "prefect.toml"):
         shutil.copy(ROOT / name, folder / name)
