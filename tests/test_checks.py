@@ -379,6 +379,12 @@ def test_what_scores_alone_break_and_gradients_missed_is_listed(n_more: int, sta
     assert check.explanation.count(",") == n_more - 1
 
 
+def test_nan_passes_neither_the_comparison_of_logits_nor_that_of_norms() -> None:
+    probe = probing("max_logit_difference", float("nan"), 0.1)
+    assert outcome(SOUND, probe=probe)[DEFENDED, "outputs"].status == "FAIL"
+    assert outcome(SOUND, linf=float("nan"))[DEFENDED, "norm_bound"].status == "FAIL"
+
+
 def test_without_attacks_that_see_no_gradients_nothing_is_said_of_masking() -> None:
     check = outcome(SOUND, search=minimum_eps_in)[DEFENDED, "black_box"]
     assert (check.status, check.value) == ("WARN", None)

@@ -97,7 +97,7 @@ def outputs(of: CheckInputs) -> CheckOutcome:
     """Outputs are logits and repeatable."""
     if of.diagnostic("outputs_are_probabilities")["value"].all():
         return CheckOutcome("FAIL", 1.0, "the outputs lie in [0, 1] and add up to 1: probabilities instead of logits")
-    difference = float(of.diagnostic("max_logit_difference")["value"].max())
+    difference = float(of.diagnostic("max_logit_difference")["value"].max(skipna=False))
     if difference <= LOGIT_TOLERANCE:
         return CheckOutcome("PASS", difference, "logits, equal in five passes")
     unrepeatable = float((of.diagnostic("repeatable_prediction")["value"] == 0).mean())
@@ -121,7 +121,8 @@ def norm_bound(of: CheckInputs) -> CheckOutcome:
     norms = attacked[str(attacked["norm"].iloc[0])]
     excess = ball_excess(norms.to_numpy(), attacked["eps"].to_numpy(), attacked["radius"].to_numpy())
     largest = float(excess.max())
-    n_outside = int((excess > TOLERANCE).sum())
+    # a NaN is outside, too
+    n_outside = int((~(excess <= TOLERANCE)).sum())
     explanation = (
         f"{n_outside} of {len(attacked)} adversarial examples are outside their ball by more than {TOLERANCE:g}; the "
         f"largest excess is {largest:.2g}"

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from tasks.core.durable import rename_durably
 from tasks.dataset.images import SUFFIXES
 
 COLUMNS = ("number", "file", "class", "prediction", "confidence", "score")
@@ -89,7 +90,7 @@ def create_round(
             # a spreadsheet program takes =name for a formula
             cell = f"./{name}" if name.startswith(FORMULA_SIGNS) else name
             writer.writerow([i + 1, cell, "", predictions[i], f"{confidence[i]:.4f}", f"{scores[i]:.6g}"])
-    partial.rename(folder)
+    rename_durably(partial, folder)
     return LabellingRound(folder, new.files, new.classes)
 
 
@@ -112,7 +113,7 @@ def write_classes(labelling_round: LabellingRound, given: list[str], classes: tu
         writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(line | {"class": name} for line, name in zip(lines, given, strict=True))
-    partial.replace(table)
+    rename_durably(partial, table)
     return _read_round(labelling_round.folder, classes)
 
 
@@ -164,7 +165,7 @@ def collect_labelled(rounds: list[LabellingRound], pool: Path, folder: Path) -> 
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pool / file, copy)
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    rename_durably(partial, folder)
     return len(labelled)
 
 
