@@ -26,7 +26,8 @@ Defaults = Mapping[str, Any]
 HEAD = """# Parameters
 
 All parameters are in `params.yaml`. `dvc exp run -S key=value` and `dvc repro` read the same file.
-Every key is required. Unknown keys, wrong types and wrong values stop a command before any work begins.
+Every key is required, unless it may be left out. Unknown keys, wrong types and wrong values stop a command before any
+work begins.
 
 Eps is always in units of 1/255 of the value range. An eps of 8 changes a pixel of an 8-bit image by at most 8 grey
 levels.
@@ -97,6 +98,8 @@ def entry_lines(key: str, field: FieldInfo, defaults: Defaults) -> list[str]:
     below = {name.removeprefix(f"{key}."): value for name, value in defaults.items() if name.startswith(f"{key}.")}
     if key in defaults or below:
         facts.append(f"default `{yaml_text(defaults.get(key, below))}`")
+    elif not field.is_required():
+        facts.append("may be left out")
     meaning = plain(field.description or "")
     return [f"- **`{key}`** ({', '.join(facts)})" + (f"<br>{meaning}" if meaning else ""), ""]
 
@@ -133,6 +136,8 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return type_text(inner, [*more, *metadata])
+    if type(None) in (kinds := get_args(annotation)):
+        return f"{type_text(kinds[0], metadata)}, or null"
     constraints = [item for extra in metadata for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
     bounds = " and ".join(filter(None, map(bound_text, constraints)))
     lengths = "".join(map(length_text, constraints))
@@ -153,7 +158,7 @@ def base_text(annotation: Any) -> str:
         return alternatives(arguments)
     if origin is dict:
         return f"mapping of names to values; each {type_text(arguments[1])}"
-    return {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}[annotation]
+    return {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Any: "any value"}[annotation]
 
 
 def alternatives(values: Iterable[Any]) -> str:

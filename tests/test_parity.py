@@ -115,7 +115,7 @@ def imported(network: nn.Module, declared: dict[str, Any] | None = None, **outpu
 
 
 def outputs(network: nn.Module, images: Tensor, train: bool = False) -> np.ndarray:
-    """What the original returns, in the mode that a user left it in."""
+    """Outputs of the original, in the mode that a user left it in."""
     network = network.train() if train else network.eval()
     with torch.no_grad():
         found: np.ndarray = network(images).double().numpy()

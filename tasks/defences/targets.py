@@ -7,7 +7,7 @@ from tasks.core.workspace import Workspace
 from tasks.defences.preprocessing import PreprocessingPipeline, build_purifier
 from tasks.defences.purified import Purified
 from tasks.models.files import load_model
-from tasks.models.loading import load_classifier
+from tasks.models.loading import borrow_gradients, load_classifier
 from tasks.params import UNDEFENDED
 
 
@@ -35,6 +35,7 @@ def load_target(workspace: Workspace, name: str, device: torch.device) -> nn.Mod
             f"{missing[0]} not found. The target {name} needs it: run the step {workspace.step_of(missing[0])} first"
         )
     target = load_classifier(workspace, classifier)
+    borrow_gradients(workspace, target, device)
     if has_purifier:
         loaded = load_model(purifier, build_purifier)
         n_eot_samples = loaded.n_eot_samples if isinstance(loaded, PreprocessingPipeline) else 1

@@ -50,6 +50,8 @@ class ImportedClassifier(nn.Module):
         self.input, self.output, self.order = input, output, tuple(order)
         self.source, self.has_gradients, self.batch_size = source, has_gradients, batch_size
         self.head_layer, self.feature_map_layer = head_layer, feature_map_layer
+        self._surrogates: list[nn.Module] = []
+        self._digest = ""
         # layers for heat maps and for features of a network whose own layers are not modules
         self.images, self.outputs = nn.Identity(), nn.Identity()
         for name, values, default in (("mean", input.mean, 0.0), ("std", input.std, 1.0)):
@@ -58,11 +60,26 @@ class ImportedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, K)`` for images ``(N, C, H, W)`` in [0, 1], C = 1 or 3."""
-        return self.to_logits(self.outputs(self.raw(images)))
+        images = self.images(images)
+        logits = self.to_logits(self.outputs(self.raw(images)))
+        if self.has_gradients or not self._surrogates or not images.requires_grad:
+            return logits
+        guess = torch.stack([surrogate(images) for surrogate in self._surrogates]).mean(dim=0)
+        return logits.detach() + (guess - guess.detach())
+
+    def borrow_gradients(self, surrogates: Sequence[nn.Module], digest: str) -> None:
+        """Use the mean gradient of surrogates for a network that is only queried; its logits stay the same.
+
+        Args:
+            surrogates: take the same images and return logits of the same classes.
+            digest: of the surrogates, so that digests of the classifier depend on them.
+        """
+        # in a list, so that they are no part of the classifier's parameters
+        self._surrogates, self._digest = list(surrogates), digest
 
     def raw(self, images: Tensor) -> Tensor:
         """Return the output of the network, ``(N, ...)``, for images ``(N, C, H, W)`` in [0, 1]."""
-        inputs = self.to_input(self.images(images))
+        inputs = self.to_input(images)
         if not self.batch_size:
             return output_tensor(self.network(inputs))
         return torch.cat([output_tensor(self.network(part)) for part in inputs.split(self.batch_size)])
@@ -125,7 +142,8 @@ class ImportedClassifier(nn.Module):
 
     def extra_repr(self) -> str:
         """Return everything beside the weights that determines the logits, so that digests depend on it."""
-        return f"{self.source}, {self.input!r}, {self.output!r}, order={self.order}, batch_size={self.batch_size}"
+        declared = f"{self.input!r}, {self.output!r}, order={self.order}, batch_size={self.batch_size}"
+        return f"{self.source}, {declared}{self._digest}"
 
     def _finding(self, output: Tensor) -> Tensor:
         columns = output.reshape(len(output), -1)

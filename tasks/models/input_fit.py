@@ -16,7 +16,7 @@ KNOWN = (
 )
 """Common mean and std of images in [0, 1]: ImageNet's, one half, those of grey ImageNet, and CLIP's."""
 N_ITERATIONS = 60
-"""Of L-BFGS, from each start."""
+"""Iterations of L-BFGS from each start."""
 GOOD = 1e-3
 """Difference from the reference at which no further start is tried."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tasks.core.digests import digest_of_model
 from tasks.core.workspace import Workspace
 from tasks.models.classifier import build_classifier
 from tasks.models.files import load_build_arguments, load_model
@@ -37,6 +38,24 @@ def load_classifier(workspace: Workspace, path: Path) -> nn.Module:
     if "imported" in load_build_arguments(path):
         builder = partial(build_imported, files=workspace.classifier_files)
     return load_model(path, builder)
+
+
+def borrow_gradients(workspace: Workspace, model: nn.Module, device: torch.device) -> None:
+    """Let attacks on a classifier that is only queried use the gradients of the surrogates, if these were trained.
+
+    Raises:
+        ValueError: there are no surrogates.
+    """
+    is_queried = isinstance(model, ImportedClassifier) and not model.has_gradients
+    if not is_queried or not workspace.surrogates.is_file():
+        return
+    names = [row["name"] for row in json.loads(workspace.surrogates.read_text(encoding="utf-8"))]
+    if not names:
+        raise ValueError(
+            "train_surrogates: []. Attacks on a classifier that is only queried need at least one surrogate. Add a row"
+        )
+    surrogates = [load_model(workspace.surrogate(name), build_classifier).to(device) for name in names]
+    model.borrow_gradients(surrogates, ", ".join(["", *map(digest_of_model, surrogates)]))
 
 
 def build_imported(

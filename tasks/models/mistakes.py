@@ -246,7 +246,7 @@ def fitted_cause(model: ImportedClassifier, images: Tensor, reference: Reference
         return None
     if np.allclose(std, 1, rtol=0.02) and np.allclose(mean, 0, atol=0.01 * width):
         return Cause("mean and std that the original does not use", "Remove classifier.input.mean and std")
-    # a missing mean and std in another range than [0, 1] can't be told from a wrong range with a missing mean and std
+    # in another range than [0, 1], a wrong range with a missing mean and std has the same outputs
     if not _is_plausible(mean, std, low, width) or (is_missing and (low, high) != (0.0, 1.0)):
         return None
     numbers = f"near {np.round(mean, 3).tolist()} and {np.round(std, 3).tolist()}"

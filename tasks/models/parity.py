@@ -143,7 +143,7 @@ def history_of_import(model: nn.Module, data: Prepared) -> "pd.DataFrame":
     """One row as that of an epoch of training, measured on the first images of each split; the epoch is 0."""
     import pandas as pd
 
-    row: dict[str, float] = {"epoch": 0}
+    row: dict[str, float] = {"epoch": 0, "learning_rate": 0.0}
     for split in ("train", "validation"):
         rows = data.indices(split)[:N_HISTORY_IMAGES]
         logits, labels = torch.from_numpy(logits_of(model, data, rows)), torch.from_numpy(data.labels(rows))

@@ -1,4 +1,4 @@
-"""Model files that attack whoever loads them; each writes a trace if code of it runs."""
+"""Hostile model files; each writes a trace if code of it runs."""
 
 import io
 import json

@@ -1,0 +1,39 @@
+"""Checks of a classifier that was imported: does it give the outputs of the original, and does it have gradients."""
+
+import json
+from pathlib import Path
+
+from tasks.evaluation.checks import CheckResult
+from tasks.params import UNDEFENDED
+
+
+def import_checks(path: Path) -> list[CheckResult]:
+    """Return the checks of an imported classifier; none for a classifier that was trained here.
+
+    Args:
+        path: ``parity.json`` of the step train_classifier.
+    """
+    if not path.is_file():
+        return []
+    parity = json.loads(path.read_text(encoding="utf-8"))
+    difference = parity.get("difference")
+    if parity["status"] == "compared":
+        compared = [f"{parity['n_reference_outputs']} reference outputs"] if difference is not None else []
+        compared += ["the expected accuracy"] if "expected_accuracy" in parity else []
+        explanation = f"the imported classifier agrees with {' and '.join(compared)}"
+    else:
+        explanation = (
+            "nothing shows that the imported classifier gives the outputs of the original. Set "
+            "classifier.reference_outputs or classifier.expected_accuracy"
+        )
+    status = "PASS" if parity["status"] == "compared" else "WARN"
+    name = "the imported classifier gives the outputs of the original"
+    results = [CheckResult(UNDEFENDED, "import_parity", name, status, difference, explanation)]
+    if not parity["has_gradients"]:
+        explanation = (
+            "the classifier can only be queried, so there is no adaptive white-box number. Rows of the threat model "
+            "adaptive use the gradients of the surrogates: their accuracy is an upper bound of the robust accuracy"
+        )
+        name = "adaptive attacks use the gradients of the target"
+        results.append(CheckResult(UNDEFENDED, "white_box_access", name, "WARN", None, explanation))
+    return results
