@@ -20,7 +20,7 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.params import UNDEFENDED, Params, read_defence
 from tasks.records.operating_points import read_operating_points
-from tasks.records.tables import read_minimum_eps, read_records, without_reference
+from tasks.records.tables import read_minimum_eps, read_records, without_independent_surrogates, without_reference
 from tasks.records.worst_case import smallest_breaking_eps
 from tasks.tracking import Tracker
 
@@ -34,8 +34,10 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     defences, data = params.selected_defences, load_prepared(workspace)
     all_records = read_records(workspace, defences)
     points = read_operating_points(workspace, defences)
-    worst = smallest_breaking_eps(all_records, read_minimum_eps(workspace, defences), points)
-    records = without_reference(all_records)
+    minimum_eps = read_minimum_eps(workspace, defences)
+    # the study's claims about transfer are about the bare classifier as surrogate
+    worst = smallest_breaking_eps(all_records, minimum_eps, points, transfer_from_independent=False)
+    records = without_independent_surrogates(without_reference(all_records))
     tracker.dataset(workspace.prepare, "prepared", "analysis")
     context = build_context(workspace, params, data, records)
     tables = {

@@ -24,7 +24,7 @@ from tasks.evaluation.worst_case_table import worst_case_table
 from tasks.params import UNDEFENDED, Params, Preprocessing, read_defence
 from tasks.records.operating_points import read_operating_points
 from tasks.records.tables import read_certified_radii, read_diagnostics, read_minimum_eps, read_records
-from tasks.records.vocabulary import AS_TRAINED, CLEAN, POINT, WORST_CASE
+from tasks.records.vocabulary import AS_TRAINED, CLEAN, POINT, WORST_CASE, attack_label
 from tasks.records.worst_case import smallest_breaking_eps
 from tasks.tracking import Tracker
 
@@ -123,18 +123,21 @@ def headline_metrics(table: pd.DataFrame, worst_cases: pd.DataFrame) -> dict[str
     """The metrics that ``dvc metrics`` compares.
 
     ``clean.<target>.<metric>``, and the accuracy ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where
-    the attack ``worst_case`` stands for the strongest attack on each image, all for the targets as trained. And
+    the attack ``worst_case`` stands for the strongest attack on each image, all for the targets as trained. The name of
+    an attack that is transferred from an independent surrogate ends in its name: ``pgd_from_cnn-1``. And
     ``worst_case.<target>.<operating point>.<threat model>.eps_<eps>.<metric>``; eps 0 are the unchanged images.
     """
     clean = clean_rows(table)[CLEAN_METRICS]
     robust: dict[str, Any] = {}
     is_shown = (worst_cases["metric"] == "accuracy") & (worst_cases["operating_point"] == AS_TRAINED)
     shown = worst_cases[is_shown & (worst_cases["eps"] > 0)]
-    shown = shown.rename(columns={"value": "accuracy"}).assign(attack=WORST_CASE)
+    shown = shown.rename(columns={"value": "accuracy"}).assign(attack=WORST_CASE, surrogate="")
     attacked = pd.concat([table[table["attack"] != CLEAN], shown])
     for row in attacked.to_dict("records"):
         attacks = robust.setdefault(row["target"], {}).setdefault(row["threat_model"], {})
-        attacks.setdefault(row["attack"], {})[f"eps_{row['eps']:g}"] = round(row["accuracy"], 6)
+        attacks.setdefault(attack_label(row["attack"], row["surrogate"]), {})[f"eps_{row['eps']:g}"] = round(
+            row["accuracy"], 6
+        )
     worst_case: dict[str, Any] = {}
     for row in worst_cases.to_dict("records"):
         of_target = worst_case.setdefault(row["target"], {}).setdefault(row["operating_point"], {})
@@ -155,10 +158,11 @@ def track(
         prefix = "" if target == UNDEFENDED else f"{target}_"
         tracker.metrics({f"clean/{prefix}{name}": value for name, value in values.items()})
     tracker.tags({f"check.{check.key}{f'.{check.target}' if check.target else ''}": check.status for check in checks})
-    for (target, threat_model, attack), points in curves_of(table).items():
+    for (target, threat_model, attack, surrogate), points in curves_of(table).items():
+        tags = {"target": target, "threat_model": threat_model, "attack": attack, "norm": points["norm"].iloc[-1]}
         tracker.curve(
-            name=f"{target} {threat_model} {attack}",
-            tags={"target": target, "threat_model": threat_model, "attack": attack, "norm": points["norm"].iloc[-1]},
+            name=f"{target} {threat_model} {attack_label(attack, surrogate)}",
+            tags=tags | ({"surrogate": surrogate} if surrogate else {}),
             points=[(round(point["eps"] * 1000), _curve_metrics(point)) for _, point in points.iterrows()],
         )
     for names, points in comparison.groupby(["target", "operating_point", "threat_model"], sort=False):

@@ -59,7 +59,15 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
         has_purifiers: whether the defences have a purifier.
         n_groups: number of groups of all images.
     """
-    for step in ("validate", "prepare", "train_classifier", "train_autoencoder", "attack", "evaluate"):
+    for step in (
+        "validate",
+        "prepare",
+        "train_classifier",
+        "train_surrogates",
+        "train_autoencoder",
+        "attack",
+        "evaluate",
+    ):
         Workspace().step_folder(step).mkdir(parents=True)
     for step, name in product(("train_defence", "attack_defence"), params.selected_defences):
         Workspace().step_folder(step, name).mkdir(parents=True)
@@ -118,6 +126,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     Workspace().validation.write_text(json.dumps({"success": True, "expectations": expectations}), encoding="utf-8")
     Workspace().data_docs.mkdir()
     (Workspace().data_docs / "index.html").write_text("<html></html>", encoding="utf-8")
+    Workspace().surrogates.write_text("[]", encoding="utf-8")
     history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "validation_loss": [3.0, 1.5, 2]})
     history = history.assign(learning_rate=1e-3, best=[0, 1, 0])
     history.to_csv(Workspace().autoencoder_history, index=False)
@@ -200,7 +209,10 @@ def records_of(
 
     return build_records(
         {"image": rows, "path": np.array([f"{row}.png" for row in rows], object), "label": labels, "group": groups},
-        {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf"},
+        {
+            **{"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf"},
+            "surrogate": UNDEFENDED if threat_model == "transfer" else "",
+        },
         eps,
         eps / 255,
         logits(n_correct),

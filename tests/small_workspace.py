@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
@@ -57,8 +58,10 @@ def make_small_workspace(folder: Path) -> None:
     """Write prepared images and two small networks trained on them below a folder."""
     workspace = Workspace(folder)
     defence_folders = [workspace.step_folder("train_defence", defence) for defence in DEFENCES]
-    for step in (workspace.prepare, workspace.train_classifier, workspace.train_autoencoder, *defence_folders):
+    networks = (workspace.train_classifier, workspace.train_surrogates, workspace.train_autoencoder)
+    for step in (workspace.prepare, *networks, *defence_folders):
         step.mkdir(parents=True)
+    write_json([], workspace.surrogates)
     pixels, table = draw_images()
     np.save(workspace.pixels, pixels)
     table.to_parquet(workspace.split)

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from flows.audit import Audit, outcome_of, run_audit, set_up_audit
+from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
+from tasks.models.files import copy_model
 from tasks.params import load_params
 from tasks.serving.bundle import SEEN, digests_of_images, read_bundle
 from tasks.serving.registry import Registered
@@ -194,6 +196,19 @@ def test_parameters_of_the_networks_come_from_the_model_and_all_others_from_para
     assert load_params(audited.params_file) == audit.params
 
 
+def test_an_audit_uses_the_surrogates_of_the_current_workspace_and_needs_none(
+    workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+) -> None:
+    copy_model(Workspace(bundle).classifier, workspace.surrogate("cnn-1"))
+    write_json([{"name": "cnn-1", "architecture": "cnn"}], workspace.surrogates)
+    set_up(workspace, audited, model, bundle)
+    assert audited.surrogate("cnn-1").read_bytes() == workspace.surrogate("cnn-1").read_bytes()
+    assert json.loads(audited.surrogates.read_text()) == [{"name": "cnn-1", "architecture": "cnn"}]
+    shutil.rmtree(workspace.train_surrogates)
+    set_up(workspace, audited, model, bundle)
+    assert json.loads(audited.surrogates.read_text()) == []
+
+
 def test_an_audit_with_report_needs_the_other_results_that_the_report_shows(
     workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
 ) -> None:
@@ -208,6 +223,8 @@ class TestSteps:
     @pytest.fixture
     def bundle(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.root / 'mlflow.db'}")
+        copy_model(workspace.classifier, workspace.surrogate("cnn-1"))
+        write_json([{"name": "cnn-1", "architecture": "cnn"}], workspace.surrogates)
         return moved_to_bundle(workspace, "autoencoder")
 
     def test_the_steps_run_in_the_audits_workspace(
@@ -221,6 +238,9 @@ class TestSteps:
         flow(name="attack_and_evaluate")(run_audit)(audit, with_report=False)
         records = pd.read_parquet(audited.records("autoencoder"))
         assert set(records["image"]) == set(rows(workspace, "test")[2:])
+        # the bundle has no surrogates: those of the current workspace attack the model
+        transferred = records[records["threat_model"] == "transfer"]
+        assert set(transferred["surrogate"]) == {"undefended", "cnn-1"}
         assert not (workspace.data / "attack").exists()
         outcome = outcome_of(audit)
         assert "(n = 30)" in outcome

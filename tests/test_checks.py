@@ -35,12 +35,15 @@ def outcome(
 ) -> Found:
     """Checks, by target and key, of records in which a share of 200 images is classified correctly at each point.
 
-    eps 0 is clean.
+    eps 0 is clean. The attack ``pgd from cnn-1`` is transferred from this surrogate, not from the bare classifier.
     """
     parts = []
-    for (target, threat_model, attack), curve in accuracies.items():
+    for (target, threat_model, name), curve in accuracies.items():
+        attack, _, surrogate = name.partition(" from ")
+        surrogate = surrogate or ("undefended" if threat_model == "transfer" else "")
         for eps, accuracy in curve.items():
             names = {"target": target, "threat_model": threat_model, "attack": attack, "eps": eps}
+            names["surrogate"] = surrogate
             correct = [i < accuracy * N for i in range(N)]
             labels = [i % 2 for i in range(N)]
             frame = pd.DataFrame({"image": range(N), "label": labels, "correct": correct, "clean_correct": True})
@@ -253,6 +256,29 @@ def test_transfer_stronger_than_adaptive_is_reported(accuracy: float, status: st
     )[DEFENDED, "transfer_vs_adaptive"]
     assert check.status == status
     assert "fgsm at eps 1" in check.explanation
+
+
+@pytest.mark.parametrize("target", [BARE, DEFENDED])
+def test_transfer_from_an_independent_surrogate_that_is_stronger_than_adaptive_is_reported(target: str) -> None:
+    known = {(target, "transfer", "pgd from cnn-1"): {1: 0.35, 4: 0.0}, (target, "adaptive", "pgd"): {1: 0.6, 4: 0.01}}
+    check = outcome(SOUND | known)[target, "transfer_vs_adaptive"]
+    assert check.status == "FAIL"
+    assert "pgd_from_cnn-1 at eps 1" in check.explanation
+
+
+def test_transfer_from_an_independent_surrogate_is_no_transfer_from_the_bare_classifier() -> None:
+    broken = {(DEFENDED, "transfer", "pgd from cnn-1"): {1: 0.0, 4: 0.0}}
+    assert outcome(SOUND | broken)[DEFENDED, "adaptive_advantage"] == outcome(SOUND)[DEFENDED, "adaptive_advantage"]
+
+
+def test_a_curve_of_an_independent_surrogate_must_fall_with_eps_too() -> None:
+    rising = {
+        (BARE, "transfer", "pgd from cnn-1"): {1: 0.5, 4: 0.9},
+        (BARE, "transfer", "pgd from cnn-2"): {1: 0.9, 4: 0.8},
+    }
+    check = outcome(SOUND | rising)[BARE, "monotone_in_eps"]
+    assert check.status == "FAIL"
+    assert "transfer/pgd_from_cnn-1 at eps 4 against eps 1" in check.explanation
 
 
 @pytest.mark.parametrize(("accuracy", "status", "taken"), [(0.59, "WARN", 1.0), (0.5, "PASS", 10.0)])

@@ -46,13 +46,18 @@ class Recorder(Tracker):
         self.artifacts.append(path)
 
 
-def make_records(n_classes: int, defences: Sequence[str] = ("autoencoder",)) -> pa.Table:
-    """Records of 60 images whose true logit falls with eps: faster under PGD, and slower under transfer attacks."""
+def make_records(
+    n_classes: int, defences: Sequence[str] = ("autoencoder",), surrogates: Sequence[str] = ()
+) -> pa.Table:
+    """Records of 60 images whose true logit falls with eps: faster under PGD, and slower under transfer attacks.
+
+    PGD is also transferred to every target from independent surrogates.
+    """
     labels = np.arange(N) % n_classes
     clean_margin = np.linspace(-0.5, 4, N)
     strength = {"clean": 0.0, "fgsm": 1.0, "pgd": 1.5}
 
-    def table(target: str, threat_model: str, attack: str, eps: float) -> pa.Table:
+    def table(target: str, threat_model: str, attack: str, eps: float, surrogate: str = "") -> pa.Table:
         logits, clean = np.zeros((2, N, n_classes), dtype=np.float32)
         clean[np.arange(N), labels] = clean_margin
         logits[np.arange(N), labels] = clean_margin - eps * strength[attack] * (
@@ -61,7 +66,10 @@ def make_records(n_classes: int, defences: Sequence[str] = ("autoencoder",)) -> 
         paths = np.array([f"image {i}.png" for i in range(N)], dtype=object)
         return build_records(
             {"image": np.arange(N) + 100, "path": paths, "label": labels, "group": np.arange(N)},
-            {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf"},
+            {
+                **{"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf"},
+                "surrogate": surrogate or ("undefended" if threat_model == "transfer" else ""),
+            },
             eps,
             eps / 255,
             logits,
@@ -72,13 +80,14 @@ def make_records(n_classes: int, defences: Sequence[str] = ("autoencoder",)) -> 
             np.full(N, 0.01) if target == "autoencoder" else None,
         )
 
-    points: list[tuple[str, str, str, float]] = []
+    points: list[tuple[Any, ...]] = []
     for target in ("undefended", *defences):
         threat_models = ["adaptive"] if target == "undefended" else ["transfer", "adaptive"]
         points.append((target, "none", "clean", 0.0))
         points += [
             (target, threat, attack, eps) for threat in threat_models for attack in ("fgsm", "pgd") for eps in EPS
         ]
+        points += [(target, "transfer", "pgd", eps, surrogate) for surrogate in surrogates for eps in EPS]
     return pa.concat_tables([table(*point) for point in points])
 
 
@@ -90,14 +99,14 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Call
     """Run the step on such records, with these classes, the last one positive, and these parameters."""
     monkeypatch.chdir(tmp_path)
 
-    def run(classes: list[str], overrides: Mapping[str, Any] | None = None) -> Recorder:
+    def run(classes: list[str], overrides: Mapping[str, Any] | None = None, surrogates: Sequence[str] = ()) -> Recorder:
         params = params_with(GRID | (overrides or {}))
         for step in (Workspace().prepare, Workspace().evaluate):
             step.mkdir(parents=True, exist_ok=True)
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
         Workspace().dataset_info.write_text(json.dumps(info))
         write_leakage(Workspace(), np.arange(N) + 100)
-        write_attacks(make_records(len(classes), params.selected_defences))
+        write_attacks(make_records(len(classes), params.selected_defences, surrogates))
         recorder = Recorder()
         evaluate(Workspace(), params, recorder)
         return recorder
@@ -246,7 +255,8 @@ def test_clean_metrics_and_a_curve_for_each_attack_are_tracked(evaluated: Evalua
         "autoencoder transfer worst_case",
     ]
     tags, points = recorder.curves["autoencoder transfer pgd"]
-    assert tags == {"target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "norm": "linf"}
+    curve = {"target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "norm": "linf"}
+    assert tags == {**curve, "surrogate": "undefended"}
     assert [step for step, _ in points] == [0, 250, 2000]
     assert points[0][1]["robust/accuracy"] == pytest.approx(clean["autoencoder"]["accuracy"], abs=1e-6)
     keys = {
@@ -263,6 +273,36 @@ def test_clean_metrics_and_a_curve_for_each_attack_are_tracked(evaluated: Evalua
     assert {"robust/attack_success_rate", "robust/mean_reconstruction_error"} <= set(points[1][1])
     assert "robust/mean_reconstruction_error" not in recorder.curves["undefended adaptive pgd"][1][1][1]
     assert recorder.artifacts == [Workspace().evaluate]
+
+
+def test_transfer_from_independent_surrogates_has_curves_metrics_and_runs_of_its_own(evaluated: Evaluated) -> None:
+    evaluated(["non-COVID", "COVID"])
+    without = read_metrics()
+    shutil.rmtree(Workspace().evaluate)
+    recorder = evaluated(["non-COVID", "COVID"], surrogates=["cnn-1", "resnet18-2"])
+    metrics = read_metrics()
+    table = pd.read_csv(Workspace().robustness, keep_default_na=False)
+    transferred = table[table["threat_model"] == "transfer"]
+    assert transferred[["target", "attack", "surrogate"]].drop_duplicates().to_numpy().tolist() == [
+        ["undefended", "pgd", "cnn-1"],
+        ["undefended", "pgd", "resnet18-2"],
+        ["autoencoder", "fgsm", "undefended"],
+        ["autoencoder", "pgd", "undefended"],
+        ["autoencoder", "pgd", "cnn-1"],
+        ["autoencoder", "pgd", "resnet18-2"],
+    ]
+    assert (transferred["n"].astype(int) == N).all()
+    robust = metrics["robust"]
+    assert set(robust["undefended"]["transfer"]) == {"pgd_from_cnn-1", "pgd_from_resnet18-2", "worst_case"}
+    # the attacks of before keep their names and values
+    for attack, by_eps in without["robust"]["autoencoder"]["transfer"].items():
+        assert robust["autoencoder"]["transfer"][attack] == by_eps
+    tags, _ = recorder.curves["undefended transfer pgd_from_cnn-1"]
+    assert tags["surrogate"] == "cnn-1"
+    # the bare classifier is no surrogate of itself, so its transfer attacks are fewer than those of a defence
+    ranked = pd.read_csv(Workspace().comparison)
+    assert set(ranked.loc[ranked["threat_model"] == "transfer", "target"]) == {"autoencoder"}
+    assert {check["target"] for check in json.loads(Workspace().checks.read_text())} >= {"undefended", "autoencoder"}
 
 
 def test_the_checks_of_every_target_have_status_value_and_explanation(evaluated: Evaluated) -> None:

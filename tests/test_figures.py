@@ -34,6 +34,7 @@ def table() -> pd.DataFrame:
     table = pd.DataFrame(points, columns=["target", "threat_model", "attack", "eps", "accuracy"])
     return table.assign(
         n=60,
+        surrogate=table["threat_model"].map(lambda name: "undefended" if name == "transfer" else ""),
         accuracy_low=table["accuracy"] * 0.9,
         accuracy_high=table["accuracy"] * 1.1,
         mean_entropy=table["accuracy"] / 2,
@@ -83,10 +84,27 @@ def test_accuracy_figure_is_in_per_cent(history: pd.DataFrame) -> None:
 
 def test_robustness_curves_start_at_the_clean_accuracy(table: pd.DataFrame) -> None:
     lines = lines_of(robustness(table))
-    assert list(lines) == ["undefended", "autoencoder, transfer", "autoencoder, adaptive"]
+    assert list(lines) == ["undefended", "autoencoder, transfer from undefended", "autoencoder, adaptive"]
     for (eps, accuracy), expected in zip(lines.values(), ACCURACY.values(), strict=True):
         assert eps == [0, *EPS]
         assert accuracy == pytest.approx([0.9, *expected])
+
+
+def test_curves_of_transfer_name_the_surrogate_and_have_another_dash_for_independent_ones(table: pd.DataFrame) -> None:
+    added = [
+        table[(table["target"] == "undefended") & (table["attack"] == "pgd")].assign(
+            threat_model="transfer", surrogate=name
+        )
+        for name in ("cnn-1", "resnet18-2")
+    ]
+    lines = {line.name: line.dash for line in robustness_panel(pd.concat([table, *added]), "pgd", STYLES).lines}
+    assert lines == {
+        "undefended": "solid",
+        "autoencoder, transfer from undefended": "dashed",
+        "autoencoder, adaptive": "solid",
+        "undefended, transfer from cnn-1": "dashdot",
+        "undefended, transfer from resnet18-2": "dashdot",
+    }
 
 
 def test_bands_of_robustness_curves_are_the_intervals(table: pd.DataFrame) -> None:

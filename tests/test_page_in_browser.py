@@ -151,7 +151,9 @@ def test_the_roc_curve_shows_its_values_under_the_mouse(visit: Visit) -> None:
 def test_each_purifier_has_its_embedding(visit: Visit) -> None:
     marks = visit.page.locator("#explorer-plot .scatterlayer .point")
     before = marks.nth(0).get_attribute("transform")
-    visit.page.select_option("#explorer-features", "bottleneck of the purifier: retrained autoencoder, transfer")
+    visit.page.select_option(
+        "#explorer-features", "bottleneck of the purifier: retrained autoencoder, transfer from undefended"
+    )
     playwright.expect(marks.nth(0)).not_to_have_attribute("transform", str(before))
     visit.page.select_option("#explorer-features", "penultimate layer of the classifier: undefended")
     playwright.expect(marks.nth(0)).to_have_attribute("transform", str(before))

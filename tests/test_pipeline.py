@@ -16,7 +16,7 @@ from tasks.tracking import EXPERIMENT, digest_of
 from tests.conftest import ROOT, with_overrides
 
 STEPS = [
-    *("check_params", "acquire", "validate", "prepare", "train_classifier", "train_autoencoder"),
+    *("check_params", "acquire", "validate", "prepare", "train_classifier", "train_surrogates", "train_autoencoder"),
     *("train_defence@autoencoder", "train_defence@retrained_autoencoder", "active_learning", "attack"),
     *("attack_defence@autoencoder", "attack_defence@retrained_autoencoder", "evaluate", "analyze", "report"),
 ]
@@ -30,6 +30,7 @@ TOY: dict[str, Any] = {
     "prepare.image_size": 32,
     "train_classifier.epochs": 2,
     "train_classifier.batch_size": 8,
+    "train_surrogates": [{"architecture": "cnn", "epochs": 1}],
     "train_autoencoder.epochs": 2,
     "train_autoencoder.batch_size": 8,
     "selected_defences": ["autoencoder", "retrained_autoencoder"],
@@ -226,7 +227,7 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
             *((defence, "transfer", ("fgsm", "pgd")) for defence in TOY["selected_defences"]),
         ]
         for attack in (*attacks, "worst_case")
-    }
+    } | {("undefended", "transfer", "pgd")}
     assert {run.data.tags["mlflow.parentRunId"] for run in curves} == {parent.info.run_id}
     for run in curves:
         assert {"robust/accuracy", "robust/accuracy_low", "robust/accuracy_high"} <= set(run.data.metrics)

@@ -172,8 +172,8 @@ def test_score_table_has_clean_images_and_the_worst_case_at_both_operating_point
 def test_tables_show_every_accuracy_with_its_interval_and_after_rounding_to_8_bits(html: str) -> None:
     text, table = text_of(html), read_table(Workspace().robustness)
     heads = (
-        "autoencoder, transfer 8-bit autoencoder, adaptive 8-bit retrained autoencoder, transfer 8-bit "
-        "retrained autoencoder, adaptive 8-bit"
+        "autoencoder, transfer from undefended 8-bit autoencoder, adaptive 8-bit "
+        "retrained autoencoder, transfer from undefended 8-bit retrained autoencoder, adaptive 8-bit"
     )
     clean = table[(table["target"] == "undefended") & (table["eps"] == 0)].iloc[0]
     assert f"undefended 8-bit {heads} 0 (clean) {with_interval(clean)} 95.0 %" in text

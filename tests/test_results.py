@@ -192,7 +192,7 @@ def test_phantoms_are_not_compared_with_the_study(workspace: Workspace) -> None:
 def test_robust_table_has_one_row_for_each_eps_and_one_column_for_each_curve(workspace: Workspace) -> None:
     results = archive(workspace).parent
     assert write_tables.robust_table(results, "run", "pgd") == (
-        "| ε in 1/255 | PGD: undefended | PGD: autoencoder, transfer | PGD: autoencoder, adaptive |\n"
+        "| ε in 1/255 | PGD: undefended | PGD: autoencoder, transfer from undefended | PGD: autoencoder, adaptive |\n"
         "| --- | ---: | ---: | ---: |\n"
         "| 0 (clean) | 96.0 % [93.8, 97.4] | 72.0 % [68.0, 76.0] | 72.0 % [68.0, 76.0] |\n"
         "| 1 | 10.0 % [8.0, 13.0] | 60.0 % [56.0, 64.0] | 30.0 % [26.0, 34.0] |\n"

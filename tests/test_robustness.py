@@ -8,9 +8,16 @@ CLASSES = ["non-COVID", "COVID"]
 
 
 def records_of(
-    point: tuple[str, str, str, float], labels: list[int], clean: list[int], predictions: list[int]
+    point: tuple[str, str, str, float],
+    labels: list[int],
+    clean: list[int],
+    predictions: list[int],
+    surrogate: str = "undefended",
 ) -> pd.DataFrame:
-    """Records of some images at one point, with the columns that tables are made of."""
+    """Records of some images at one point, with the columns that tables are made of.
+
+    ``surrogate`` is that of transfer attacks.
+    """
     target, threat_model, attack, eps = point
     frame = pd.DataFrame({"image": range(len(labels)), "label": labels, "prediction": predictions})
     frame["correct"] = frame["label"] == frame["prediction"]
@@ -22,6 +29,7 @@ def records_of(
     n_classes = max(labels) + 1
     frame["logits"] = [np.eye(n_classes)[prediction] for prediction in predictions]
     names = {"target": target, "threat_model": threat_model, "attack": attack, "norm": "linf", "eps": eps}
+    names["surrogate"] = surrogate if threat_model == "transfer" else ""
     error = np.nan if target == "undefended" else 0.5
     scores = {"entropy": 0.25, "margin": 2.0, "linf": eps / 255, "l2": 2 * eps / 255, "reconstruction_error": error}
     return frame.assign(**names, radius=eps / 255, **scores)
@@ -114,7 +122,7 @@ def test_transfer_without_adaptive_is_refused() -> None:
 
 def test_curves_begin_with_the_targets_own_clean_row(records: pd.DataFrame) -> None:
     curves = curves_of(robustness_table(records, CLASSES, 1))
-    assert list(curves) == [("undefended", "adaptive", "fgsm"), ("undefended", "adaptive", "pgd")]
+    assert list(curves) == [("undefended", "adaptive", "fgsm", ""), ("undefended", "adaptive", "pgd", "")]
     for points in curves.values():
         assert points["eps"].tolist() == [0, 1, 2]
         assert points["accuracy"][0] == 6 / 8
@@ -122,6 +130,25 @@ def test_curves_begin_with_the_targets_own_clean_row(records: pd.DataFrame) -> N
     assert points.columns.tolist() == ["curve", "eps", "value"]
     assert points["curve"].unique().tolist() == ["undefended/adaptive/fgsm", "undefended/adaptive/pgd"]
     assert points.loc[points["curve"] == "undefended/adaptive/pgd", "value"].tolist() == [6 / 8, 6 / 8, 0]
+
+
+def test_every_surrogate_has_a_curve_of_its_own(records: pd.DataFrame) -> None:
+    broken = {"cnn-1": [0, 1, 1, 0, 0, 0, 0, 1], "resnet18-2": NONE}
+    transferred = [
+        records_of(("undefended", "transfer", "pgd", eps), LABELS, CLEAN, predictions, surrogate)
+        for surrogate, predictions in broken.items()
+        for eps in (1.0, 2.0)
+    ]
+    both = pd.concat([records, *transferred])
+    table = robustness_table(both, CLASSES, 1)
+    curves = {names[3]: points["accuracy"].tolist() for names, points in curves_of(table).items() if names[3]}
+    assert curves == {"cnn-1": [6 / 8, 5 / 8, 5 / 8], "resnet18-2": [6 / 8, 0, 0]}
+    assert curve_table(table, "accuracy")["curve"].unique().tolist()[2:] == [
+        "undefended/transfer/pgd_from_cnn-1",
+        "undefended/transfer/pgd_from_resnet18-2",
+    ]
+    counts = confusion_table(both, CLASSES)
+    assert (counts.groupby(["threat_model", "attack", "surrogate", "eps"])["n"].sum() == 8).all()
 
 
 def test_confusion_counts_every_pair_of_classes_at_every_point(records: pd.DataFrame) -> None:

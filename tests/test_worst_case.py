@@ -51,6 +51,41 @@ def test_an_image_that_transfer_alone_breaks_is_broken_for_an_adaptive_attacker(
     assert accuracy(of, nothing_found(of)) == {"adaptive": expected, "transfer": expected}
 
 
+def from_independent_surrogate(target: str = "strong") -> pd.DataFrame:
+    """Records of a target that adaptive PGD never breaks; transfer from an independent surrogate does at eps 2."""
+    of = records(*(("adaptive", "pgd", eps, ALL_CORRECT) for eps in EPS), target=target)
+    points = [(eps, FIRST_WRONG if eps == 2 else ALL_CORRECT) for eps in EPS]
+    parts = [
+        records_of((target, "transfer", "pgd", eps), LABELS, LABELS, predictions, surrogate="cnn-2")
+        for eps, predictions in points
+    ]
+    return pd.concat([of, *parts], ignore_index=True)
+
+
+@pytest.mark.parametrize("target", ["strong", "undefended"])
+def test_an_image_that_transfer_from_an_independent_surrogate_alone_breaks_is_broken_for_an_adaptive_attacker(
+    target: str,
+) -> None:
+    of = from_independent_surrogate(target)
+    worst = smallest_breaking_eps(of, nothing_found(of), {target: [AS_TRAINED]})
+    for threat_model in ("adaptive", "transfer"):
+        breaking = worst[worst["threat_model"] == threat_model].set_index("image")["breaking_eps"]
+        assert breaking.to_dict() == {0: 2.0} | dict.fromkeys(range(1, 8), np.inf)
+
+
+def test_the_study_transfers_from_the_bare_classifier_alone() -> None:
+    of = from_independent_surrogate()
+    from_bare = records(("transfer", "pgd", 4.0, FIRST_WRONG)).iloc[len(LABELS) :]
+    both = pd.concat([of, from_bare], ignore_index=True)
+    worst = smallest_breaking_eps(both, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
+    first = worst[worst["image"] == 0].set_index("threat_model")["breaking_eps"]
+    # the adaptive attacker uses the independent surrogate, too
+    assert first.to_dict() == {"adaptive": 2.0, "transfer": 4.0}
+    # without attacks from the bare classifier, nothing was transferred
+    alone = smallest_breaking_eps(of, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
+    assert set(alone["threat_model"]) == {"adaptive"}
+
+
 def test_an_image_that_square_alone_breaks_is_broken_for_an_adaptive_attacker_and_not_for_transfer() -> None:
     of = records(
         *(("adaptive", "pgd", eps, ALL_CORRECT) for eps in EPS), *(("transfer", "pgd", eps, ALL_CORRECT) for eps in EPS)

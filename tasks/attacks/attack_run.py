@@ -20,6 +20,7 @@ from tasks.attacks.diagnostics import UNBOUNDED_EPS, run_diagnostics, run_positi
 from tasks.attacks.fixed_eps import craft, transfer_records
 from tasks.attacks.predictions import Predictions, concatenate, predict, seed_random_defences
 from tasks.attacks.searches import n_checkpoints, search
+from tasks.attacks.surrogates import craft_on_surrogate, load_surrogates, save_transferred
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_model
 from tasks.core.files import write_json
@@ -65,6 +66,8 @@ class AttackRun:
     """The attack on one target."""
 
     attacked: Attacked
+    surrogates: dict[str, nn.Module]
+    """Independent surrogates that are attacked as well, by name; none for a defence."""
     latency_ms: float
     """Median time of a prediction per image, in milliseconds."""
 
@@ -129,7 +132,9 @@ class AttackRun:
             points,
             checkpoints,
         )
-        return cls(attacked, latency_ms)
+        surrogates = load_surrogates(workspace, device) if target == UNDEFENDED else {}
+        checkpoints.n_parts += len(surrogates) * len(_split(rows, settings.batch_size))
+        return cls(attacked, surrogates, latency_ms)
 
     def parts(self) -> list[Part]:
         """All parts, the longest first; each can be computed by another worker."""
@@ -142,6 +147,11 @@ class AttackRun:
         return [
             *(partial(search, attacked, point, rows) for point in attacked.operating_points for rows in large),
             *(part for attack, parts in crafting.items() if attack != "fgsm" for part in parts),
+            *(
+                partial(craft_on_surrogate, attacked, name, surrogate, rows)
+                for name, surrogate in self.surrogates.items()
+                for rows in _split(attacked.rows, settings.batch_size)
+            ),
             *(partial(self._diagnose, rows) for rows in large),
             *crafting.get("fgsm", []),
         ]
@@ -160,7 +170,8 @@ class AttackRun:
         """
         attacked, settings, target = self.attacked, self.attacked.settings, self.attacked.target
         # first, since they fail early if logits are not finite or perturbations are missing
-        records = [self._clean_records(), *transfer_records(attacked, workspace)]
+        records = [self._clean_records()]
+        records += transfer_records(attacked, workspace) if target != UNDEFENDED else []
         finished: dict[str, list[Path]] = defaultdict(list)
         for part in self.parts():
             for attack, folder in part().items():
@@ -172,6 +183,9 @@ class AttackRun:
                 path = workspace.perturbation_file(target, attack, eps)
                 path.parent.mkdir(exist_ok=True)
                 merge_perturbations([folder / f"eps{eps:g}.npz" for folder in finished[attack]], path)
+        if target == UNDEFENDED:
+            save_transferred(attacked, workspace, {name: finished[name] for name in self.surrogates})
+            records += transfer_records(attacked, workspace)
         searches = (SUITE, SUITE_DOUBLED, SQUARE_ON_SURVIVORS, SQUARE, HOP_SKIP_JUMP)
         searched = [folder for attack in searches for folder in finished[attack]]
         write_records(pa.concat_tables(records), workspace.records(target))

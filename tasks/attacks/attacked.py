@@ -95,11 +95,15 @@ class Attacked:
         predictions: Predictions,
         rounded: Predictions,
         norms: dict[str, np.ndarray],
+        surrogate: str = "",
     ) -> pa.Table:
-        """Records of images at one eps; ``rounded`` are the predictions on the images rounded to 8 bits."""
+        """Records of images at one eps; ``rounded`` are the predictions on the images rounded to 8 bits.
+
+        ``surrogate`` is the classifier that transferred images were crafted on.
+        """
         return build_records(
             self.data.identity(rows),
-            self.curve(threat_model, attack),
+            self.curve(threat_model, attack) | {"surrogate": surrogate},
             eps,
             self.radius(eps),
             predictions.logits,

@@ -14,10 +14,11 @@ from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.gradient.fgsm import fgsm
 from tasks.attacks.gradient.pgd import pgd
 from tasks.attacks.predictions import concatenate, predict, round_to_8_bits, seed_random_defences
+from tasks.attacks.surrogates import TRANSFERRED, surrogate_names
 from tasks.core.workspace import Workspace
 from tasks.models.compute import device_of
 from tasks.params import UNDEFENDED
-from tasks.records.adversarial_images import QuantizedPerturbations, load_perturbations, quantize, save_perturbations
+from tasks.records.adversarial_images import QuantizedPerturbations, quantize, read_perturbations, save_perturbations
 from tasks.records.perturbation_norms import perturbation_norms
 from tasks.records.tables import write_records
 from tasks.records.vocabulary import ART_REFERENCE
@@ -40,21 +41,25 @@ def craft(attacked: Attacked, attack: str, rows: np.ndarray) -> dict[str, Path]:
 
 
 def transfer_records(attacked: Attacked, workspace: Workspace) -> Iterable[pa.Table]:
-    """Records of a defence on the adversarial images of the bare classifier; none for the bare classifier.
+    """Records of a target on the adversarial images of all surrogates.
+
+    The surrogates of a defence are the bare classifier and the independent ones. For the bare classifier itself they
+    are the independent ones alone.
 
     Raises:
         FileNotFoundError: the perturbations to transfer are missing.
         ValueError: they are of other images.
     """
-    if attacked.target == UNDEFENDED:
-        return
-    for attack in attacked.settings.own_attacks:
+    from_bare = () if attacked.target == UNDEFENDED else attacked.settings.own_attacks
+    sources = [(UNDEFENDED, attack, workspace.perturbation_file) for attack in from_bare]
+    sources += [(name, TRANSFERRED, workspace.transferred_file) for name in surrogate_names(workspace)]
+    for surrogate, attack, path_of in sources:
         for eps in attacked.settings.eps:
-            crafted = load_perturbations(workspace, attacked.data, UNDEFENDED, attack, eps)
+            path = path_of(surrogate, attack, eps)
+            crafted = read_perturbations(workspace, attacked.data, path, eps)
             if not np.array_equal(crafted.rows, attacked.rows):
-                path = workspace.perturbation_file(UNDEFENDED, attack, eps)
                 raise ValueError(f"{path} holds other images. Run the step attack again")
-            yield _transfer(attacked, crafted, attack, eps)
+            yield _transfer(attacked, crafted, surrogate, attack, eps)
 
 
 def _write_crafted(attacked: Attacked, attack: str, rows: np.ndarray, folder: Path) -> None:
@@ -100,8 +105,8 @@ def _craft_batch(
         yield adversarial.cpu().numpy()
 
 
-def _transfer(attacked: Attacked, crafted: QuantizedPerturbations, attack: str, eps: float) -> pa.Table:
-    """Records of the target on adversarial images of the bare classifier."""
+def _transfer(attacked: Attacked, crafted: QuantizedPerturbations, surrogate: str, attack: str, eps: float) -> pa.Table:
+    """Records of the target on adversarial images of a surrogate."""
     model, data = attacked.model, attacked.data
     seed_random_defences(model, attacked.seed)
     predictions, rounded, norms = [], [], []
@@ -111,7 +116,7 @@ def _transfer(attacked: Attacked, crafted: QuantizedPerturbations, attack: str, 
         predictions.append(predict(model, adversarial))
         rounded.append(predict(model, round_to_8_bits(adversarial)))
         norms.append(perturbation_norms(data.floats(crafted.rows[part]), adversarial))
-    log.info("%s at eps %g transferred from %s to %s", attack, eps, UNDEFENDED, attacked.target)
+    log.info("%s at eps %g transferred from %s to %s", attack, eps, surrogate, attacked.target)
     both = {norm: np.concatenate([of_batch[norm] for of_batch in norms]) for norm in norms[0]}
     predicted = concatenate(predictions), concatenate(rounded)
-    return attacked.records(crafted.rows, "transfer", attack, eps, *predicted, both)
+    return attacked.records(crafted.rows, "transfer", attack, eps, *predicted, both, surrogate)

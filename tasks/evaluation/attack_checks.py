@@ -1,8 +1,7 @@
 """Checks of the attacks on a target: comparisons of attacks on the same images, by group."""
 
-from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, judge_excess
-from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, SUITE_DOUBLED
+from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Curve, judge_excess
+from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, SUITE_DOUBLED, attack_label
 
 MAX_CONTROL_ACCURACY = 0.01
 """Maximum accuracy where an attack must break every image."""
@@ -28,12 +27,13 @@ ALL_ATTACKS = ("adaptive", "transfer", "black_box")
 def monotone_in_eps(of: CheckInputs) -> CheckOutcome:
     """Robust accuracy does not rise with eps."""
     rises = []
-    for curve in dict.fromkeys((threat_model, attack) for threat_model, attack, _ in of.correct):
-        points = [(eps, of.correct[*curve, eps]) for eps in of.grid if (*curve, eps) in of.correct]
+    for curve in dict.fromkeys(curve._replace(eps=0.0) for curve in of.correct):
+        points = [(eps, of.correct[at]) for eps in of.grid if (at := curve._replace(eps=eps)) in of.correct]
         for i, (eps, correct) in enumerate(points[1:], start=1):
             # the smaller eps with the lowest accuracy
             lowest_eps, lowest = min(points[:i], key=lambda point: point[1].mean())
-            where = f"{'/'.join(curve)} at eps {eps:g} against eps {lowest_eps:g}"
+            name = f"{curve.threat_model}/{attack_label(curve.attack, curve.surrogate)}"
+            where = f"{name} at eps {eps:g} against eps {lowest_eps:g}"
             rises.append((of.compare(correct, lowest), where))
     if not rises:
         return CheckOutcome("WARN", None, "not checked: needs two values in attack.eps")
@@ -42,13 +42,13 @@ def monotone_in_eps(of: CheckInputs) -> CheckOutcome:
 
 def pgd_vs_fgsm(of: CheckInputs) -> CheckOutcome:
     """PGD is at least as strong as FGSM."""
-    both = [eps for eps in of.grid if {("adaptive", "pgd", eps), ("adaptive", "fgsm", eps)} <= of.correct.keys()]
-    if not both:
+    excesses = []
+    for eps in of.grid:
+        pgd, fgsm = (of.correct.get(Curve("adaptive", attack, eps)) for attack in ("pgd", "fgsm"))
+        if pgd is not None and fgsm is not None:
+            excesses.append((of.compare(pgd, fgsm), f"at eps {eps:g}"))
+    if not excesses:
         return CheckOutcome("WARN", None, "not checked: needs both fgsm and pgd in attack.attacks")
-    excesses = [
-        (of.compare(of.correct["adaptive", "pgd", eps], of.correct["adaptive", "fgsm", eps]), f"at eps {eps:g}")
-        for eps in both
-    ]
     return judge_excess(excesses, "accuracy under adaptive PGD is above that under adaptive FGSM")
 
 
@@ -57,7 +57,7 @@ def art_reference(of: CheckInputs) -> CheckOutcome:
     counts = []
     for ours in ("fgsm", "pgd"):
         for eps in of.grid:
-            own, art = of.correct.get(("adaptive", ours, eps)), of.correct.get(("adaptive", f"art_{ours}", eps))
+            own, art = (of.correct.get(Curve("adaptive", attack, eps)) for attack in (ours, f"art_{ours}"))
             if own is not None and art is not None:
                 found = of.compare(own, art)
                 counts.append((found.n_only_first - found.n_only_second, f"{ours} at eps {eps:g}", len(art)))
@@ -102,14 +102,14 @@ def more_steps(of: CheckInputs) -> CheckOutcome:
 
 def black_box(of: CheckInputs) -> CheckOutcome:
     """Black-box attacks break no image that white-box attacks miss."""
-    if not any(threat_model == "black_box" for threat_model, _, _ in of.correct):
+    if not any(curve.threat_model == "black_box" for curve in of.correct):
         return CheckOutcome("WARN", None, "not checked: attack.effort quick has no black-box attack for norm l2")
     missed: set[int] = set()
     n = 0
     for eps in of.grid:
         by_gradients = of.robust(eps, WHITE_BOX, leave_out=(SQUARE_ON_SURVIVORS,))
         by_queries = of.robust(eps, ("black_box",)).reindex(by_gradients.index, fill_value=True)
-        on_survivors = of.correct.get(("adaptive", SQUARE_ON_SURVIVORS, eps), by_queries)
+        on_survivors = of.correct.get(Curve("adaptive", SQUARE_ON_SURVIVORS, eps), by_queries)
         missed |= set(by_gradients.index[by_gradients & ~(by_queries & on_survivors)])
         n = len(by_gradients)
     fraction = len(missed) / n
@@ -148,13 +148,15 @@ def random_noise(of: CheckInputs) -> CheckOutcome:
 
 def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
     """Transfer attacks are not stronger than adaptive attacks."""
-    if of.name == UNDEFENDED:
-        return None
     differences = [
-        (of.compare(of.correct["adaptive", attack, eps], correct), f"{attack} at eps {eps:g}")
-        for (threat_model, attack, eps), correct in of.correct.items()
-        if threat_model == "transfer" and ("adaptive", attack, eps) in of.correct
+        (of.compare(adaptive, correct), f"{attack_label(curve.attack, curve.surrogate)} at eps {curve.eps:g}")
+        for curve, correct in of.correct.items()
+        if curve.threat_model == "transfer"
+        and (adaptive := of.correct.get(Curve("adaptive", curve.attack, curve.eps))) is not None
     ]
+    if not differences:
+        # without independent surrogates, nothing is transferred to the bare classifier
+        return None
     return judge_excess(differences, "accuracy under adaptive attacks is above that under transfer attacks")
 
 
@@ -162,9 +164,10 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
     """Adaptive attacks are clearly stronger than transfer attacks."""
     if of.undefended is None:
         return None
-    # one threat model alone each, otherwise adaptive attacks could never be weaker
+    # one threat model alone each, otherwise adaptive attacks could never be weaker; transfer from the bare classifier
+    # alone, since an attack on it is compared with the attack on the defence
     adaptive, transfer, bare = (
-        {eps: source.robust(eps, (threat_model,)) for eps in of.grid}
+        {eps: source.robust(eps, (threat_model,), with_independent=False) for eps in of.grid}
         for source, threat_model in ((of, "adaptive"), (of, "transfer"), (of.undefended, "adaptive"))
     )
     eps = max(of.grid, key=lambda each: transfer[each].mean() - bare[each].mean())

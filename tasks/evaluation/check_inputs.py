@@ -3,20 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import AS_TRAINED, CLEAN
+from tasks.records.vocabulary import AS_TRAINED, CLEAN, is_independent
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 Status = Literal["PASS", "WARN", "FAIL", "NO POWER", "UNVERIFIED", "INFO"]
 """``NO POWER``: the attacks are too weak for a verdict. ``UNVERIFIED``: the data cannot show it. ``INFO``: a fact about
 the bare classifier, which is no failure."""
 
-Curve = tuple[str, str, float]
-"""Threat model, attack and eps of the records of a target."""
+
+class Curve(NamedTuple):
+    """One attack on a target at one eps."""
+
+    threat_model: str
+    attack: str
+    eps: float
+    surrogate: str = ""
+    """The surrogate of a transfer attack."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +75,27 @@ class CheckInputs:
         """
         attacked = self.records[self.records["attack"] != CLEAN]
         found: dict[Curve, pd.Series[bool]] = {
-            (str(threat_model), str(attack), float(str(eps))): rows.set_index("image")["correct"]
-            for (threat_model, attack, eps), rows in attacked.groupby(["threat_model", "attack", "eps"], sort=False)
+            Curve(str(threat_model), str(attack), float(str(eps)), str(surrogate)): rows.set_index("image")["correct"]
+            for (threat_model, attack, eps, surrogate), rows in attacked.groupby(list(Curve._fields), sort=False)
         }
-        grid = sorted({eps for _, _, eps in found})
+        grid = sorted({curve.eps for curve in found})
         for (threat_model, attack), rows in self.minimum_eps.groupby(["threat_model", "attack"], sort=False):
             breaking = rows.set_index("image")["minimum_eps"]
-            found |= {(str(threat_model), str(attack), eps): breaking > eps for eps in grid}
+            found |= {Curve(str(threat_model), str(attack), eps): breaking > eps for eps in grid}
         return found
 
     @property
     def grid(self) -> list[float]:
         """All eps, rising."""
-        return sorted({eps for _, _, eps in self.correct})
+        return sorted({curve.eps for curve in self.correct})
 
-    def robust(self, eps: float, threat_models: Sequence[str], leave_out: Sequence[str] = ()) -> "pd.Series[bool]":
+    def robust(
+        self,
+        eps: float,
+        threat_models: Sequence[str],
+        leave_out: Sequence[str] = (),
+        with_independent: bool = True,
+    ) -> "pd.Series[bool]":
         """Return which images are correct unchanged and under each attack of some threat models up to an eps, by image.
 
         Only of the images that an attack of the first threat model tried.
@@ -91,13 +104,17 @@ class CheckInputs:
             eps: the largest that counts.
             threat_models: of the attacks that count.
             leave_out: attacks that do not count.
+            with_independent: whether transfer from independent surrogates counts.
         """
         curves = [
             (curve, values)
             for curve, values in self.correct.items()
-            if curve[0] in threat_models and curve[2] <= eps and curve[1] not in leave_out
+            if curve.threat_model in threat_models
+            and curve.eps <= eps
+            and curve.attack not in leave_out
+            and (with_independent or not is_independent(curve.surrogate))
         ]
-        tried = set().union(*(values.index for curve, values in curves if curve[0] == threat_models[0]))
+        tried = set().union(*(values.index for curve, values in curves if curve.threat_model == threat_models[0]))
         robust: pd.Series[bool] = self.images["clean_correct"].loc[sorted(tried)].astype(bool)
         for _, values in curves:
             robust = robust & values.reindex(robust.index, fill_value=True)

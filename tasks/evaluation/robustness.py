@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 from tasks.records.tables import without_reference
-from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT
+from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT, attack_label
 from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
 from tasks.statistics.rates import rate_estimate
 
 
 def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -> pd.DataFrame:
-    """One row for each target, threat model, attack and eps, in the order of the records.
+    """One row for each target, threat model, attack, surrogate and eps, in the order of the records.
 
     Clean rows are of all test images. If fewer images were attacked, further clean rows of the attacked images come
     last: curves begin with them, so that all points of a curve are of the same images. The reference
@@ -67,7 +67,7 @@ def search_table(minimum_eps: pd.DataFrame, eps: list[float], columns: list[str]
         columns: of the robustness table.
     """
     rows = []
-    as_trained = minimum_eps[minimum_eps["operating_point"] == AS_TRAINED]
+    as_trained = minimum_eps[minimum_eps["operating_point"] == AS_TRAINED].assign(surrogate="")
     n_images = as_trained.groupby("target")["image"].nunique()
     for names, group in as_trained.groupby([*CURVE, "norm"], sort=False):
         if len(group) < n_images[group["target"].iloc[0]]:
@@ -129,7 +129,7 @@ def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[
 
 
 def confusion_table(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Confusion matrix of every point in long format: target, threat_model, attack, eps, actual, predicted, n."""
+    """Confusion matrix of every point in long format: columns of ``CURVE``, eps, actual, predicted, n."""
     names = np.array(classes, dtype=object)
     parts = []
     for point, group in records.groupby([*CURVE, "eps"], sort=False):
@@ -148,20 +148,23 @@ def confusion_table(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def curves_of(table: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
-    """Rows of each curve by (target, threat_model, attack): the same images unchanged (eps 0), then by rising eps."""
+def curves_of(table: pd.DataFrame) -> dict[tuple[str, str, str, str], pd.DataFrame]:
+    """Rows of each curve by the values of ``CURVE``: the same images unchanged (eps 0), then by rising eps."""
     clean = table[table["attack"] == CLEAN]
     curves = {}
     for names, group in table[table["attack"] != CLEAN].groupby(CURVE, sort=False):
-        target, threat_model, attack = map(str, names)
+        target, threat_model, attack, surrogate = map(str, names)
         same_images = clean[(clean["target"] == target) & (clean["n"] == group["n"].iloc[0])]
         points = pd.concat([same_images, group.sort_values("eps")], ignore_index=True)
-        curves[target, threat_model, attack] = points
+        curves[target, threat_model, attack, surrogate] = points
     return curves
 
 
 def curve_table(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One metric of every curve in the format of ``dvc plots``: curve (``target/threat_model/attack``), eps, value."""
-    curves = [points[["eps", metric]].assign(curve="/".join(names)) for names, points in curves_of(table).items()]
+    curves = [
+        points[["eps", metric]].assign(curve=f"{target}/{threat_model}/{attack_label(attack, surrogate)}")
+        for (target, threat_model, attack, surrogate), points in curves_of(table).items()
+    ]
     rows = pd.concat(curves, ignore_index=True).rename(columns={metric: "value"})
     return rows.dropna(subset=["value"])[["curve", "eps", "value"]]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED
 from tasks.records.scores import entropy, margin
-from tasks.records.vocabulary import ART_REFERENCE
+from tasks.records.vocabulary import ART_REFERENCE, is_independent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,8 @@ def schema(n_classes: int) -> pa.Schema:
     range; ``radius``, ``linf`` and ``l2`` (norms of the perturbation) are in units of the value range; ``norm`` is the
     norm of the ball, for clean rows too; ``entropy`` is in nats; ``margin`` is the true logit minus the largest other;
     ``success`` means that an image that is correct unchanged is misclassified; ``correct_8bit`` is ``correct`` after
-    rounding the image to 8 bits; ``reconstruction_error`` is null without a purifier.
+    rounding the image to 8 bits; ``reconstruction_error`` is null without a purifier. ``surrogate`` is the classifier
+    that the image was crafted on for the threat model ``transfer``, and empty for the others.
     """
     columns = {
         "image": pa.int32(),
@@ -49,6 +50,7 @@ def schema(n_classes: int) -> pa.Schema:
         "target": pa.string(),
         "threat_model": pa.string(),
         "attack": pa.string(),
+        "surrogate": pa.string(),
         "norm": pa.string(),
         "eps": pa.float64(),
         "radius": pa.float64(),
@@ -82,7 +84,7 @@ def build_records(
 
     Args:
         images: image, path, label and group, as of :meth:`tasks.dataset.prepared.Prepared.identity`.
-        curve: target, threat_model, attack and norm.
+        curve: target, threat_model, attack and norm; and surrogate, empty by default.
         eps: in 1/255 of the value range.
         radius: of the ball, in units of the value range.
         logits: of the target on the attacked images, float32 ``(N, K)``.
@@ -107,7 +109,7 @@ def build_records(
     clean_correct = clean_logits.argmax(axis=1) == labels
     columns = {
         **images,
-        **{name: [value] * n_images for name, value in curve.items()},
+        **{name: [value] * n_images for name, value in ({"surrogate": ""} | curve).items()},
         "eps": np.full(n_images, eps),
         "radius": np.full(n_images, radius),
         "prediction": prediction,
@@ -195,6 +197,11 @@ def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame
 def without_reference(records: "pd.DataFrame") -> "pd.DataFrame":
     """Records without those of the reference attacks by ART, which try a part of the images."""
     return records[~records["attack"].isin(ART_REFERENCE)].reset_index(drop=True)
+
+
+def without_independent_surrogates(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Records without those of transfer from an independent surrogate: the study transfers from the bare classifier."""
+    return records[~records["surrogate"].map(is_independent)].reset_index(drop=True)
 
 
 def read_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":

@@ -3,28 +3,40 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.params import UNDEFENDED
+
 CLEAN = "clean"
 """Attack of the rows of unchanged images: one row for each image and target, eps 0, threat model ``none``."""
 
 ART_REFERENCE = {"art_fgsm": "fgsm", "art_pgd": "pgd"}
 """Attacks of ART on a part of the images that a check compares with ours -> ours. They have no curves."""
 
+PGD_FIXED_DRAWS = "pgd_fixed_draws"
+"""PGD on a random target with the same draws at every step."""
+
 THREAT_MODELS = ("none", "transfer", "adaptive", "black_box")
-"""``transfer``: adversarial examples of the bare classifier; ``adaptive``: attacks end to end through the target;
+"""``transfer``: adversarial examples of a surrogate, which is the bare classifier or an independently trained one;
+``adaptive``: attacks end to end through the target;
 ``black_box``: attacks that use scores or labels alone."""
 
-CURVE = ["target", "threat_model", "attack"]
-"""Columns that identify a curve of accuracy against eps."""
+CURVE = ["target", "threat_model", "attack", "surrogate"]
+"""Columns that identify a curve of accuracy against eps; ``surrogate`` is empty if nothing was transferred."""
 POINT = [*CURVE, "norm", "eps"]
 """Columns that identify a point of a curve."""
 
 SUITE, SQUARE, HOP_SKIP_JUMP = "suite", "square", "hop_skip_jump"
+VALIDATION_SWEEP = "sweep"
+"""The sweep alone, on validation images, for the choice among targets."""
 SUITE_DOUBLED = "suite_doubled"
 """The white-box suite with one more stage of twice the effort, which a check compares with the suite."""
 SQUARE_ON_SURVIVORS = "square_on_survivors"
 """Square on the images that survive the suite, in the largest ball that each survives."""
 SEARCHES = (SUITE, SUITE_DOUBLED, SQUARE_ON_SURVIVORS, SQUARE)
 """Attacks that search for the smallest eps that breaks each image, and have a curve of their own."""
+DETECTOR_EVASION, JOINT_DETECTOR_EVASION = "detector_evasion", "joint_detector_evasion"
+"""Adaptive attacks on the bare classifier and a detector, and on the bare classifier and all detectors at once."""
+ALL_DETECTORS, BEST_DETECTOR = "all detectors", "best detector"
+"""Names of the combination of all detectors, and of the detector that is chosen on other groups, in tables."""
 WORST_CASE = "worst_case"
 """Name of the strongest attack on each image, in metrics and curves."""
 
@@ -39,6 +51,16 @@ AS_GIVEN = ""
 def display_name(name: str) -> str:
     """Display name of a target, threat model, operating point or acquisition function: ``retrained autoencoder``."""
     return name.replace("_", " ")
+
+
+def attack_label(attack: str, surrogate: str) -> str:
+    """Name of an attack in metrics, plots and runs; an independent surrogate is part of it: ``pgd_from_cnn-1``."""
+    return f"{attack}_from_{surrogate}" if is_independent(surrogate) else attack
+
+
+def is_independent(surrogate: str) -> bool:
+    """Return whether a surrogate was trained by the step train_surrogates."""
+    return surrogate not in ("", UNDEFENDED)
 
 
 def unit_of(dataset_info: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.records.operating_points import OperatingPoint
+from tasks.records.vocabulary import is_independent
 
 INCLUDES = {
     "adaptive": ("adaptive", "transfer", "black_box"),
@@ -23,7 +24,10 @@ IMAGE = ["target", "operating_point", "image"]
 
 
 def smallest_breaking_eps(
-    records: pd.DataFrame, minimum_eps: pd.DataFrame, operating_points: Mapping[str, Sequence[OperatingPoint]]
+    records: pd.DataFrame,
+    minimum_eps: pd.DataFrame,
+    operating_points: Mapping[str, Sequence[OperatingPoint]],
+    transfer_from_independent: bool = True,
 ) -> pd.DataFrame:
     """Return the smallest eps that breaks each attacked image in the worst case.
 
@@ -38,18 +42,20 @@ def smallest_breaking_eps(
         records: of the attack steps.
         minimum_eps: results of the searches, of the same steps.
         operating_points: of each target.
+        transfer_from_independent: whether the threat model ``transfer`` allows independent surrogates; without them,
+            its surrogate is the bare classifier, as in the study. An adaptive attack may use all of them.
     """
-    found = pd.concat(
-        [_recorded(records, operating_points), minimum_eps[[*IMAGE, "threat_model", "minimum_eps"]]], ignore_index=True
-    )
+    searched = minimum_eps[[*IMAGE, "threat_model", "minimum_eps"]].assign(surrogate="")
+    found = pd.concat([_recorded(records, operating_points), searched], ignore_index=True)
     is_clean = found["threat_model"] == "none"
     clean, attempts = found[is_clean], found[~is_clean]
     parts = []
     for threat_model, allowed in INCLUDES.items():
         # transfer and black-box attacks add to adaptive ones; they alone are no adaptive attack
-        of_model = attempts[attempts["threat_model"] == threat_model]
-        tried = of_model[IMAGE].drop_duplicates()
-        counted = pd.concat([attempts[attempts["threat_model"].isin(allowed)], clean])
+        is_left_out = threat_model == "transfer" and not transfer_from_independent
+        usable = attempts[~attempts["surrogate"].map(is_independent)] if is_left_out else attempts
+        tried = usable.loc[usable["threat_model"] == threat_model, IMAGE].drop_duplicates()
+        counted = pd.concat([usable[usable["threat_model"].isin(allowed)], clean])
         lowest = counted.merge(tried, on=IMAGE).groupby(IMAGE, sort=False)["minimum_eps"].min()
         parts.append(lowest.rename("breaking_eps").reset_index().assign(threat_model=threat_model))
     images = records[["image", "label", "group"]].drop_duplicates("image")
@@ -82,7 +88,7 @@ def _recorded(records: pd.DataFrame, operating_points: Mapping[str, Sequence[Ope
         for point in operating_points[str(target)]:
             wrong = (logits[rows] + np.array(point.biases)).argmax(axis=1) != labels[rows]
             parts.append(
-                of_target[["target", "image", "threat_model"]].assign(
+                of_target[["target", "image", "threat_model", "surrogate"]].assign(
                     operating_point=point.name, minimum_eps=np.where(wrong, of_target["eps"], math.inf)
                 )
             )

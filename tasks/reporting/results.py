@@ -33,6 +33,7 @@ class Files:
     validation: dict[str, Any]
     dataset_info: dict[str, Any]
     classifier_history: pd.DataFrame
+    surrogates: list[dict[str, Any]]
     autoencoder_history: pd.DataFrame
     robustness: pd.DataFrame
     confusion: pd.DataFrame
@@ -119,7 +120,7 @@ def read_json(path: Path) -> Any:
 def read_table(path: Path) -> pd.DataFrame:
     """Return a CSV table; names of classes stay text, also ``NA`` and ``1``."""
     table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, "str"), keep_default_na=False, na_values=[""])
-    return table.fillna({"purifier": AS_GIVEN})
+    return table.fillna({"purifier": AS_GIVEN, "surrogate": ""})
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

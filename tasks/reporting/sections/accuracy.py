@@ -10,9 +10,17 @@ from tasks.reporting.names import attack_name, curve_name
 from tasks.reporting.panels import Line, Panel, dash_of, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section, span_of
-from tasks.reporting.tables import CURVE_KEYS, Table, key_text
+from tasks.reporting.tables import Table, key_text
 from tasks.statistics.formatting import eps_text, percent, with_interval
 
+POINT_KEYS = {
+    "target": "target",
+    "threat_model": "threat model",
+    "surrogate": "surrogate",
+    "attack": "attack",
+    "eps": "ε in 1/255",
+}
+"""Key columns of a point of a curve, with their heads."""
 METRICS = {
     "accuracy_8bit": "8-bit accuracy",
     "precision": "precision",
@@ -42,6 +50,10 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
         "area": _area_table(area),
         "area_span": None if of_analysed.empty else span_of(of_analysed, percent),
         "all_metrics": _all_metrics(table),
+        "surrogates": [
+            f"{row['name']} ({row['architecture']}, validation accuracy {number(row['validation_accuracy'], percent)})"
+            for row in results.surrogates
+        ],
         "positive_class": results.data.classes[results.data.positive],
     }
     drawings = [
@@ -82,7 +94,9 @@ def robustness_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -
 def quantity_lines(table: pd.DataFrame, attack: str, quantity: str, styles: dict[str, int]) -> list[Line]:
     """Return one line over eps for each curve under an attack."""
     return [
-        line_over_eps(curve.name, curve.rows, quantity, styles[curve.target], dash_of(curve.threat_model))
+        line_over_eps(
+            curve.name, curve.rows, quantity, styles[curve.target], dash_of(curve.threat_model, curve.surrogate)
+        )
         for curve in curves_under(table, attack)
     ]
 
@@ -99,7 +113,7 @@ def _area_table(area: pd.DataFrame) -> Table:
 def _all_metrics(table: pd.DataFrame) -> Table:
     rows = [
         [
-            *(key_text(key, row[key]) for key in CURVE_KEYS),
+            *(key_text(key, row[key]) for key in POINT_KEYS),
             str(row["n"]),
             str(row["n_groups"]),
             with_interval(row),
@@ -108,4 +122,4 @@ def _all_metrics(table: pd.DataFrame) -> Table:
         ]
         for row in table.to_dict("records")
     ]
-    return Table([*CURVE_KEYS.values(), "n", "groups", "accuracy", "attack success rate", *METRICS.values()], rows)
+    return Table([*POINT_KEYS.values(), "n", "groups", "accuracy", "attack success rate", *METRICS.values()], rows)
