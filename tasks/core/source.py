@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = {".css", ".j2", ".js", ".py"}
-"""Of source files; editors also write other files beside them."""
+"""Suffixes of source files; editors also write other files beside them."""
 
 
 def digests_of_sources(root: Path = ROOT) -> dict[str, str]:
