@@ -18,7 +18,7 @@ from tasks.records.vocabulary import ALL_DETECTORS, AS_GIVEN, DETECTOR_EVASION, 
 
 MOMENTUM = 0.75
 """Weight of the previous direction in the next one."""
-NEAR_MEDIAN = 0.25
+NEAR_MEDIAN = 0.05
 """Distance from the median score, of that between median and threshold, at which a path ends."""
 UNFLAGGED = 1.0
 """Distance from the median score up to which a detector does not flag an image; then there are no more starts."""

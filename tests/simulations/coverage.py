@@ -69,6 +69,7 @@ RECALLS = (
 )
 """Recalls of the two classes, of the first and of the second classifier."""
 MAX_REPETITIONS_OF_BALANCED = 500
+MAX_REPETITIONS_OF_DETECTORS = 1000
 N_DETECTORS = 4
 
 COVERAGE_GOAL = (93.0, 97.0)
@@ -243,6 +244,7 @@ def best_detector_cell(rng: np.random.Generator, repetitions: int, n_groups: int
 
     The detectors are independent, which is the worst case for the choice. The bias is in points.
     """
+    repetitions = min(repetitions, MAX_REPETITIONS_OF_DETECTORS)
     bounds, values = np.empty((2, 2, repetitions)), np.empty((2, repetitions))
     for repetition in range(repetitions):
         sizes = np.tile(draw_sizes(rng, (n_groups,)), (N_DETECTORS, 1))
