@@ -26,7 +26,8 @@ def small_effort() -> None:
 
 
 @pytest.fixture
-def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(small_workspace: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    shutil.copy(empty_store, tmp_path)
     shutil.copytree(small_workspace / "data", tmp_path / "data")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     return Workspace(tmp_path)
@@ -34,7 +35,7 @@ def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def params(params_with: Callable[..., Params]) -> Params:
-    return params_with(SMALL)
+    return params_with(SMALL | {"attack.eps": [4]})
 
 
 def outputs(workspace: Workspace) -> dict[str, bytes]:
