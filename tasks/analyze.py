@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from tasks.analysis.best_detector import best_detector_table
 from tasks.analysis.claims import judge_claims
 from tasks.analysis.classification import classification_table, entropy_table, reliability_table, robustness_area
 from tasks.analysis.context import AnalysisContext, build_context
@@ -19,9 +20,10 @@ from tasks.core.files import write_json, write_table
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.params import UNDEFENDED, Params, read_defence
+from tasks.records.convergence import convergence_table, unconverged_eps
 from tasks.records.operating_points import read_operating_points
 from tasks.records.tables import read_minimum_eps, read_records, without_independent_surrogates, without_reference
-from tasks.records.worst_case import smallest_breaking_eps
+from tasks.records.worst_case import worst_case_outcomes
 from tasks.tracking import Tracker
 
 
@@ -36,7 +38,7 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     points = read_operating_points(workspace, defences)
     minimum_eps = read_minimum_eps(workspace, defences)
     # the study's claims about transfer are about the bare classifier as surrogate
-    worst = smallest_breaking_eps(all_records, minimum_eps, points, transfer_from_independent=False)
+    worst = worst_case_outcomes(all_records, minimum_eps, points, transfer_from_independent=False)
     records = without_independent_surrogates(without_reference(all_records))
     tracker.dataset(workspace.prepare, "prepared", "analysis")
     context = build_context(workspace, params, data, records)
@@ -47,13 +49,15 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "entropy": entropy_table(records),
         **image_tables(context, params),
     }
-    embeddings = tables.pop("embeddings")
+    embeddings, detector_scores = (tables.pop(name) for name in ("embeddings", "detector_scores"))
+    best = best_detector_table(detector_scores, context.analysed_attack, context.seed)
+    tables["detection"] = pd.concat([tables["detection"], best], ignore_index=True)
     plots = dvc_plot_tables(tables, context.analysed_attack, params.analyze.eps)
     examples = example_arrays(context)
-    kinds = {name: read_defence(workspace.defence_settings(name)).kind for name in params.selected_defences}
-    features, detection = tables["features"], tables["detection"]
-    settings = params.analyze
-    claims = judge_claims(records, worst, features, detection, kinds, settings.eps, settings.claim_bounds)
+    settings = {name: read_defence(workspace.defence_settings(name)) for name in defences}
+    unconverged = unconverged_eps(convergence_table(all_records, minimum_eps, points, worst))
+    measured = records, worst, tables["features"], tables["detection"]
+    claims = judge_claims(*measured, settings, params.analyze.eps, params.analyze.claim_bounds, unconverged)
 
     workspace.analyze_plots.mkdir()
     workspace.examples.parent.mkdir()
@@ -62,6 +66,7 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     for name, table in plots.items():
         write_table(table, workspace.analyze_plots / f"{name}.csv")
     embeddings.to_parquet(workspace.embeddings, index=False)
+    detector_scores.to_parquet(workspace.detector_scores, index=False)
     np.savez_compressed(workspace.examples, allow_pickle=False, **examples)
     write_json([asdict(claim) for claim in claims], workspace.claims)
 
@@ -82,7 +87,7 @@ def image_tables(context: AnalysisContext, params: Params) -> dict[str, pd.DataF
         for attack in params.attack.own_attacks
         for eps in params.attack.analysed_eps
     } | {
-        f"pgd that evades the detector {detector} at eps {eps:g}": partial(evasion_tables, context, detector, eps)
+        f"evasion of {detector} at eps {eps:g}": partial(evasion_tables, context, detector, eps)
         for eps in params.analyze.detector_evasion.eps
         for detector in context.detectors
     }

@@ -12,6 +12,7 @@ from tasks.core.workspace import Workspace
 from tasks.evaluation.check_inputs import CheckInputs, as_trained
 from tasks.evaluation.checks import CheckResult, run_checks
 from tasks.evaluation.comparison import certified_accuracy_table, comparison_table, minimum_perturbation_table
+from tasks.evaluation.import_checks import import_checks
 from tasks.evaluation.robustness import (
     clean_rows,
     confusion_table,
@@ -20,12 +21,21 @@ from tasks.evaluation.robustness import (
     robustness_table,
     search_table,
 )
+from tasks.evaluation.selection import add_configurations, configuration_rows, validation_table
+from tasks.evaluation.subgroups import subgroup_checks, subgroup_table
 from tasks.evaluation.worst_case_table import worst_case_table
-from tasks.params import UNDEFENDED, Params, Preprocessing, read_defence
+from tasks.params import SUBGROUP, UNDEFENDED, Params, Preprocessing, read_defence
+from tasks.records.convergence import convergence_table
 from tasks.records.operating_points import read_operating_points
-from tasks.records.tables import read_certified_radii, read_diagnostics, read_minimum_eps, read_records
+from tasks.records.tables import (
+    read_certified_radii,
+    read_diagnostics,
+    read_minimum_eps,
+    read_records,
+    read_validation_minimum_eps,
+)
 from tasks.records.vocabulary import AS_TRAINED, CLEAN, POINT, WORST_CASE, attack_label
-from tasks.records.worst_case import smallest_breaking_eps
+from tasks.records.worst_case import worst_case_outcomes
 from tasks.tracking import Tracker
 
 CLEAN_METRICS = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
@@ -38,25 +48,37 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     classes, grid = info["classes"], sorted(set(records["eps"]))
     table = robustness_table(records, classes, classes.index(info["positive_class"]))
-    searches = search_table(minimum_eps, grid[1:], list(table.columns))
+    searches = search_table(minimum_eps, grid[1:], list(table.columns), classes, classes.index(info["positive_class"]))
     table = pd.concat([table, searches], ignore_index=True)
     points = read_operating_points(workspace, defences)
-    worst = smallest_breaking_eps(records, minimum_eps, points)
-    worst_cases, outcomes = worst_case_table(worst, grid[1:], classes, classes.index(info["positive_class"]))
+    outcomes = worst_case_outcomes(records, minimum_eps, points)
+    worst_cases = worst_case_table(outcomes, classes, classes.index(info["positive_class"]))
+    swept = read_validation_minimum_eps(workspace, defences)
+    validation = validation_table(swept, grid[1:], classes, classes.index(info["positive_class"]))
     costs = read_costs(workspace, params)
     tables = {
         "records": records,
         "minimum_eps": as_trained(minimum_eps),
         "diagnostics": read_diagnostics(workspace, defences),
+        "convergence": convergence_table(records, minimum_eps, points, outcomes),
     }
     leakage = json.loads(workspace.leakage.read_text(encoding="utf-8"))
-    checks = run_checks(check_inputs(workspace, params, tables, costs), leakage)
-    comparison = comparison_table(worst_cases, outcomes, costs.join(count_checks(checks)), params.analyze.eps)
-    metrics = headline_metrics(table, worst_cases)
+    checks = run_checks(check_inputs(workspace, params, tables, costs), leakage) + import_checks(workspace.parity)
+    split = pd.read_parquet(workspace.split)
+    if any(column.startswith(SUBGROUP) for column in split):
+        subgroups = subgroup_table(outcomes, split, params.analyze.eps, classes, classes.index(info["positive_class"]))
+        write_table(subgroups, workspace.subgroups)
+        checks += subgroup_checks(subgroups)
+    costs = costs.join(count_checks(checks))
+    comparison = comparison_table(worst_cases, outcomes, validation, costs, params.analyze.eps)
+    configurations = configuration_rows(workspace, params, validation)
+    metrics = headline_metrics(table, worst_cases, validation)
 
     write_table(table, workspace.robustness)
     write_table(confusion_table(records, classes), workspace.confusion)
     write_table(worst_cases, workspace.worst_case)
+    write_table(validation, workspace.validation_robustness)
+    write_table(configurations, workspace.evaluated_configurations)
     write_table(comparison, workspace.comparison)
     write_table(minimum_perturbation_table(minimum_eps), workspace.minimum_perturbation)
     certified = read_certified_radii(workspace, defences)
@@ -69,6 +91,7 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     write_table(clean_predictions(records, classes), workspace.plots / "confusion.csv")
     track(tracker, table, comparison, checks, metrics)
     tracker.artifact(workspace.evaluate)
+    add_configurations(workspace.configurations, configurations)
 
 
 def read_costs(workspace: Workspace, params: Params) -> pd.DataFrame:
@@ -89,7 +112,6 @@ def check_inputs(
             CheckInputs(
                 name=name,
                 is_positive_control=name == UNDEFENDED or is_broken_defence(workspace, name),
-                n_eot_samples=int(costs["n_eot_samples"][name]),
                 eps=params.analyze.eps,
                 shortcut_correct=shortcut,
                 undefended=inputs[0] if inputs else None,
@@ -115,17 +137,19 @@ def count_checks(checks: list[CheckResult]) -> pd.DataFrame:
 def clean_predictions(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """Actual and predicted class of each test image by the bare classifier, for the confusion matrix of DVC."""
     clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
-    labels = {"actual": clean["label"], "predicted": clean["prediction"]}
+    labels = {"actual": clean["label"], "prediction": clean["prediction"]}
     return pd.DataFrame({name: numbers.map(dict(enumerate(classes))) for name, numbers in labels.items()})
 
 
-def headline_metrics(table: pd.DataFrame, worst_cases: pd.DataFrame) -> dict[str, Any]:
+def headline_metrics(table: pd.DataFrame, worst_cases: pd.DataFrame, validation: pd.DataFrame) -> dict[str, Any]:
     """The metrics that ``dvc metrics`` compares.
 
     ``clean.<target>.<metric>``, and the accuracy ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where
     the attack ``worst_case`` stands for the strongest attack on each image, all for the targets as trained. The name of
     an attack that is transferred from an independent surrogate ends in its name: ``pgd_from_cnn-1``. And
     ``worst_case.<target>.<operating point>.<threat model>.eps_<eps>.<metric>``; eps 0 are the unchanged images.
+    ``validation.<target>.eps_<eps>`` is the balanced accuracy on validation images under the sweep, as trained: a
+    choice among experiments uses it.
     """
     clean = clean_rows(table)[CLEAN_METRICS]
     robust: dict[str, Any] = {}
@@ -143,7 +167,11 @@ def headline_metrics(table: pd.DataFrame, worst_cases: pd.DataFrame) -> dict[str
         of_target = worst_case.setdefault(row["target"], {}).setdefault(row["operating_point"], {})
         of_eps = of_target.setdefault(row["threat_model"], {}).setdefault(f"eps_{row['eps']:g}", {})
         of_eps[row["metric"]] = None if math.isnan(row["value"]) else round(row["value"], 6)
+    validated: dict[str, Any] = {}
+    for row in validation[validation["metric"] == "balanced_accuracy"].to_dict("records"):
+        validated.setdefault(row["target"], {})[f"eps_{row['eps']:g}"] = round(row["value"], 6)
     return {
+        "validation": validated,
         "clean": {str(target): row.dropna().round(6).to_dict() for target, row in clean.iterrows()},
         "robust": robust,
         "worst_case": worst_case,

@@ -27,6 +27,7 @@ def minimum_eps_in(records: pd.DataFrame) -> pd.DataFrame:
     found = clean.join(broken, on=["target", "image"]).fillna({"minimum_eps": math.inf})
     found.loc[~found["correct"], "minimum_eps"] = 0.0
     found["minimum_perturbation"] = 0.75 * found["minimum_eps"]
+    found["minimum_eps_8bit"] = found["minimum_eps"]
     curve = {"operating_point": "as_trained", "threat_model": "adaptive", "attack": "suite", "found_by": "apgd_margin"}
     return found.drop(columns="correct").assign(**curve).reset_index(drop=True)
 
@@ -61,7 +62,13 @@ def write_attacks(records: pa.Table, points: Sequence[OperatingPoint] = ()) -> N
     for target in frame["target"].unique():
         workspace.attack_folder(target).mkdir(parents=True, exist_ok=True)
         write_records(records.filter(pc.field("target") == target), workspace.records(target))
-        for table, path in ((minimum_eps, workspace.minimum_eps(target)), (diagnostics, workspace.diagnostics(target))):
+        # the sweep finds on validation images what the suite finds on test images
+        swept = minimum_eps.assign(attack="sweep", found_by="sweep")
+        for table, path in (
+            (minimum_eps, workspace.minimum_eps(target)),
+            (swept, workspace.validation_minimum_eps(target)),
+            (diagnostics, workspace.diagnostics(target)),
+        ):
             write_records(pa.Table.from_pandas(table[table["target"] == target], preserve_index=False), path)
         workspace.cost(target).write_text(json.dumps(COST))
         n_classes = len(frame["logits"].iloc[0])

@@ -109,10 +109,12 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
         "n_groups": n_groups,
         "n_images": {split: dict.fromkeys(CLASSES, count // 3) for split, count in by_split.items()},
         "leakage": {"near_duplicate_in_train": 0.0625, "group_in_train": 0.875},
+        "shortcut_baseline": {"accuracy": 1 / 3, "balanced_accuracy": 0.375},
     }
     Workspace().dataset_info.write_text(json.dumps(info), encoding="utf-8")
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
     leakage = {"outcome": "unverified", "fractions": info["leakage"], "estimate": estimate}
+    leakage["sweep"] = [{"same_group_correlation": 0.3, "n_groups": 4, "group_in_train": 0.25}]
     Workspace().leakage.write_text(json.dumps(leakage), encoding="utf-8")
     # the shortcut baseline predicts the first class
     by_shortcut = pd.DataFrame({"image": np.arange(N_TRAIN, n), "correct": labels[N_TRAIN:] == 0})

@@ -106,6 +106,8 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Call
         info = {"classes": classes, "positive_class": classes[-1], "value_range": [0.0, 1.0], "is_phantom": True}
         Workspace().dataset_info.write_text(json.dumps(info))
         write_leakage(Workspace(), np.arange(N) + 100)
+        np.save(Workspace().pixels, np.zeros((N, 1, 2, 2), np.uint8))
+        pd.DataFrame({"path": [f"{i}.png" for i in range(N)], "split": "test"}).to_parquet(Workspace().split)
         write_attacks(make_records(len(classes), params.selected_defences, surrogates))
         recorder = Recorder()
         evaluate(Workspace(), params, recorder)
@@ -128,6 +130,7 @@ def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) 
         "certified_accuracy.csv",
         "checks.json",
         "comparison.csv",
+        "configurations.csv",
         "confusion.csv",
         "metrics.json",
         "minimum_perturbation.csv",
@@ -135,6 +138,7 @@ def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) 
         "plots/confusion.csv",
         "plots/mean_entropy_by_eps.csv",
         "robustness.csv",
+        "validation_robustness.csv",
         "worst_case.csv",
     ]
 
@@ -142,11 +146,15 @@ def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) 
 def test_metrics_json_has_a_value_for_each_target_threat_model_attack_and_eps(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     metrics = read_metrics()
-    assert set(metrics) == {"clean", "robust", "worst_case"}
+    assert set(metrics) == {"validation", "clean", "robust", "worst_case"}
+    assert {target: list(values) for target, values in metrics["validation"].items()} == {
+        target: ["eps_0", "eps_0.25", "eps_2"] for target in ("undefended", "autoencoder")
+    }
     worst_case = metrics["worst_case"]["autoencoder"]["as_trained"]
     assert set(worst_case) == {"transfer", "adaptive"}
     assert set(worst_case["adaptive"]) == {"eps_0", "eps_0.25", "eps_2"}
-    assert list(worst_case["adaptive"]["eps_2"]) == ["accuracy", "balanced_accuracy", "specificity", "sensitivity"]
+    rates = ["accuracy", "balanced_accuracy", "accuracy_8bit", "balanced_accuracy_8bit"]
+    assert list(worst_case["adaptive"]["eps_2"]) == [*rates, "specificity", "sensitivity"]
     assert set(metrics["clean"]) == {"undefended", "autoencoder"}
     for values in metrics["clean"].values():
         assert list(values) == ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "f1"]
@@ -220,10 +228,10 @@ def test_plots_have_the_points_of_each_curve_from_eps_0(evaluated: Evaluated) ->
     entropy = pd.read_csv(Workspace().plots / "mean_entropy_by_eps.csv")
     assert entropy.columns.tolist() == ["curve", "eps", "value"]
     confusion = pd.read_csv(Workspace().plots / "confusion.csv")
-    assert confusion.columns.tolist() == ["actual", "predicted"]
+    assert confusion.columns.tolist() == ["actual", "prediction"]
     assert len(confusion) == N
     metrics = read_metrics()["clean"]["undefended"]
-    assert (confusion["actual"] == confusion["predicted"]).mean() == pytest.approx(metrics["accuracy"], abs=1e-6)
+    assert (confusion["actual"] == confusion["prediction"]).mean() == pytest.approx(metrics["accuracy"], abs=1e-6)
 
 
 def test_three_classes_are_evaluated_with_their_names_and_macro_averages(evaluated: Evaluated) -> None:
@@ -232,7 +240,7 @@ def test_three_classes_are_evaluated_with_their_names_and_macro_averages(evaluat
     of_records = table[table["attack"] != "suite"]
     assert of_records[["precision_macro", "recall_macro", "f1_macro"]].notna().all(axis=None)
     counts = pd.read_csv(Workspace().confusion)
-    assert set(counts["actual"]) == set(counts["predicted"]) == {"healthy", "other", "COVID"}
+    assert set(counts["actual"]) == set(counts["prediction"]) == {"healthy", "other", "COVID"}
     assert (counts.groupby(["target", "threat_model", "attack", "eps"])["n"].sum() == N).all()
 
 

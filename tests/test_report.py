@@ -16,7 +16,9 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
+from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
+from tasks.evaluation.subgroups import subgroup_table
 from tasks.params import Params, parse_params
 from tasks.records.vocabulary import unit_of
 from tasks.report import report
@@ -39,6 +41,7 @@ from tasks.statistics.intervals import Estimate
 from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 from tests.conftest import with_overrides
 from tests.report_workspace import DEFENCES, EPS, SIDE, empty_analysis, leave_out_static_figures, write_workspace
+from tests.test_subgroups import outcomes_of
 
 SHORTENED = "\n\n*Shortened. The full text is in report.html.*\n"
 
@@ -230,7 +233,8 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         f"validation images: {worst('retrained_autoencoder', 1)} at ε = 1/255. On test images, it is "
         f"{worst('retrained_autoencoder', 1)} in the worst case and {worst('retrained_autoencoder', 0)} on clean "
         "images. "
-        "The difference to the next target, the autoencoder, is +35.0 [",
+        # below a constant prediction, the autoencoder does not rank above the undefended classifier
+        "The difference to the next target, the undefended classifier, is +40.0 [",
         "heatmaps": f"Under {at}, the IoU of the heat maps with those of the clean images is 0.4",
         "intensities": f"{at} shifts the distribution of grey levels by 0.3",
         "features": f"Under {at}: in the penultimate layer of the classifier, clean and adversarial features overlap "
@@ -238,14 +242,18 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         "resilience": f"Under {at}, images purified by the autoencoder (the best of 2 purifiers) are farther from the "
         "clean images than the adversarial images: MSE ",
         "classification": "The expected calibration error (ECE) of the undefended classifier is 4.",
-        "detection": f"The best detector of {at} is the feature distance: AUROC 0.70 [0.65, 0.75] (",
+        "detection": "At a false-positive rate of 60.0 % [55.0, 65.0], the best of 5 detectors (chosen on other "
+        f"inferred groups, mostly the feature distance) detects 60.0 % [55.0, 65.0] of the successful images of {at}, ",
         "active-learning": "Entropy changes the mean clean accuracy by +20.0 [",
     }
     assert list(findings) == list(beginnings)
     for key, beginning in beginnings.items():
         assert findings[key].startswith(beginning)
     assert findings["comparison"].endswith("for 2 comparisons of neighbours in rank at ε = 1/255).")
-    assert findings["detection"].endswith("Under a detector-aware attack, its AUROC is 0.50 [0.45, 0.55].")
+    assert findings["detection"].endswith(
+        "Under adaptive attacks on the detector it detects 10.0 % [5.0, 15.0]. A joint attack misleads the classifier "
+        "and evades all detectors for 80.0 % [75.0, 85.0] of the images that are correct without an attack."
+    )
 
 
 def test_claims_section_has_one_row_for_each_claim_with_its_result(html: str) -> None:
@@ -259,6 +267,9 @@ def test_claims_section_has_one_row_for_each_claim_with_its_result(html: str) ->
         ("OPEN", "not significant"),
         ("OPEN", "not tested"),
     ]
+    text = text_of(section)
+    assert "claim bound ε = 0.25/255 ε = 1/255 ε = 4/255" in text
+    assert "Clean and adversarial features overlap 0.6 holds not significant does not hold" in text
     markdown = Workspace().report_markdown.read_text(encoding="utf-8")
     assert (
         "| Clean and adversarial features overlap | they overlap in its pictures | 0.550 [0.500, 0.600] (" in markdown
@@ -291,8 +302,12 @@ def test_a_section_without_results_says_so(tmp_path: Path, monkeypatch: pytest.M
 def test_page_shows_data_validation_training_and_checks(html: str) -> None:
     text = text_of(html)
     assert "320 × 240 to 382 × 240 pixels (width × height), median 351 × 240" in text
+    assert "Attacks change the prepared image of 32 × 32 pixels (prepare.image_size), not the pixels of the file." in text
     assert "6.2 % of the test images have a near-duplicate in the training set. 87.5 % have another image of" in text
     assert "NA 1 0 20 21" in text
+    assert "an estimated 50.0 % [40.0, 60.0] have another image of their patient in the training set." in text
+    assert "0.3 4 25.0 %" in text
+    assert "without anatomy: test accuracy 33.3 %, balanced accuracy 37.5 %" in text
     assert "PASS About sides" in text
     assert "WARN About near_duplicates" in text
     assert "classifier: best epoch 2 of 3, validation loss 1.5, validation accuracy 87.5 %." in text
@@ -451,6 +466,22 @@ def test_markdown_is_shortened_to_the_limit_of_notes_and_says_so(workspace: Path
         assert whole.startswith(f"{kept}\n")
 
 
+@pytest.mark.usefixtures("no_static_figures")
+def test_subgroups_have_a_section_with_their_significant_gaps_if_there_are_any(workspace: Path, params: Params) -> None:
+    assert "subgroups" not in {section.key for section in all_sections(*loaded(params))}
+    outcomes, split = outcomes_of({"F": 0.95, "M": 0.5})
+    write_table(subgroup_table(outcomes, split, 1.0, ["healthy", "ill"], 1), Workspace().subgroups)
+    try:
+        results, headline = loaded(params)
+    finally:
+        Workspace().subgroups.unlink()
+    (section,) = [section for section in all_sections(results, headline) if section.key == "subgroups"]
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", unescape(rendered(section, headline))))
+    assert "undefended adaptive 0 sex F 9" in text
+    assert "adjusted by Holm's method over the 6 comparisons" in text
+    assert re.search(r"sex F accuracy \+\d+\.\d \[\+\d+\.\d, \+\d+\.\d\] p [=<] 0\.0", text)
+
+
 @pytest.mark.parametrize(
     "path", [Workspace().validation, Workspace().split, Workspace().robustness, Workspace().features]
 )
@@ -495,7 +526,11 @@ def headline_with(
         eps=1.0,
         operating_point="fixed_sensitivity",
         worst_case=table,
-        comparisons={"autoencoder": DefenceComparison(Estimate(*difference), p_value, 0.123, on_validation)},
+        comparisons={
+            "autoencoder": DefenceComparison(
+                Estimate(*difference), p_value, 0.123, attacked - half_width > 0.5, on_validation
+            )
+        },
         best="autoencoder",
         n_configurations=2,
         unit="patient",
@@ -583,6 +618,13 @@ def test_every_defence_is_compared_with_the_undefended_classifier_on_the_same_im
     # Holm: the smaller p-value counts twice
     assert headline.comparison.p_value_holm == pytest.approx(2 * p_values["retrained_autoencoder"])
     assert headline.comparisons["autoencoder"].p_value_holm == pytest.approx(p_values["autoencoder"])
+
+
+def test_a_defence_that_is_not_above_a_constant_prediction_gets_no_credit_in_the_headline() -> None:
+    # all images are moved to one class, where the undefended classifier has no correct image
+    text = headline_sentences(headline_with(attacked=0.5, half_width=0.001, difference=(0.3, 0.25, 0.35)))
+    assert "(no gain over a constant prediction: p = 0.001 after Holm's correction" in text
+    assert "not broken" not in text
 
 
 def test_the_defence_with_the_best_result_on_test_images_is_not_chosen_for_it(workspace: Path, params: Params) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.evaluation.robustness import confusion_table, curve_table, curves_of, robustness_table
+from tasks.evaluation.robustness import confusion_table, curve_table, curves_of, robustness_table, search_table
 
 CLASSES = ["non-COVID", "COVID"]
 
@@ -67,6 +67,25 @@ def test_accuracy_stands_beside_its_wilson_interval(records: pd.DataFrame) -> No
     assert (clean["accuracy_low"], clean["accuracy_high"]) == pytest.approx((0.4093, 0.9285), abs=5e-5)
     assert clean["top1_error"] == pytest.approx(2 / 8)
     assert len(table) == 5
+
+
+def test_balanced_accuracy_and_recalls_stand_beside_every_accuracy(records: pd.DataFrame) -> None:
+    table = robustness_table(records, CLASSES, positive=1)
+    fgsm = at(table, "fgsm", 1)
+    assert fgsm["accuracy"] == 5 / 8
+    assert (fgsm["sensitivity"], fgsm["specificity"], fgsm["balanced_accuracy"]) == (2 / 4, 3 / 4, 5 / 8)
+    # a search that breaks one image of each class, of all eight
+    found = pd.DataFrame({"image": range(8), "label": LABELS, "group": range(8), "minimum_eps": [1.0, *[4.0] * 6, 1.0]})
+    names = {"target": "undefended", "threat_model": "adaptive", "attack": "suite", "operating_point": "as_trained"}
+    searches = search_table(found.assign(**names, norm="linf"), [1.0, 4.0], list(table), CLASSES, positive=1)
+    assert searches["balanced_accuracy"].tolist() == [6 / 8, 0]
+    assert searches["specificity"].tolist() == [3 / 4, 0]
+    labels, predictions = [0, 1, 1, 2, 2, 2], [0, 1, 0, 2, 2, 0]
+    of_three = robustness_table(
+        records_of(("undefended", "none", "clean", 0.0), labels, predictions, predictions), ["a", "b", "c"], positive=1
+    ).iloc[0]
+    assert of_three[["recall_a", "recall_b", "recall_c"]].tolist() == pytest.approx([1, 1 / 2, 2 / 3])
+    assert of_three["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)
 
 
 def test_attack_success_rate_is_over_images_that_were_right_before(records: pd.DataFrame) -> None:
@@ -155,7 +174,7 @@ def test_confusion_counts_every_pair_of_classes_at_every_point(records: pd.DataF
     table = confusion_table(records, CLASSES)
     assert len(table) == 5 * 4
     assert (table.groupby(["attack", "eps"])["n"].sum() == 8).all()
-    clean = table[table["attack"] == "clean"].set_index(["actual", "predicted"])["n"]
+    clean = table[table["attack"] == "clean"].set_index(["actual", "prediction"])["n"]
     assert clean["COVID", "COVID"] == 3
     assert clean["COVID", "non-COVID"] == 1
     assert clean["non-COVID", "COVID"] == 1

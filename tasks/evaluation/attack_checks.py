@@ -1,7 +1,11 @@
 """Checks of the attacks on a target: comparisons of attacks on the same images, by group."""
 
+import numpy as np
+
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Curve, judge_excess
-from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, SUITE_DOUBLED, attack_label
+from tasks.records.convergence import has_converged
+from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, attack_label
+from tasks.statistics.paired import compare_paired
 
 MAX_CONTROL_ACCURACY = 0.01
 """Maximum accuracy where an attack must break every image."""
@@ -13,10 +17,6 @@ MAX_WHITE_BOX_ACCURACY = 0.05
 """Accuracy of the bare classifier up to which white-box attacks count as having broken it."""
 MAX_BLACK_BOX_ACCURACY = 0.5
 """Accuracy of the bare classifier that black-box attacks must reach there to have power."""
-MAX_CHANGE = 0.01
-"""Change of accuracy by twice the effort below which an attack counts as converged."""
-MAX_IMAGES_WITHOUT_CHANGE = 100
-"""Up to this number of attacked images, twice the effort must not break another image."""
 MAX_MORE_BY_ART = 1
 """Images that ART's attack may break more than ours."""
 
@@ -83,19 +83,23 @@ def unbounded_attack(of: CheckInputs) -> CheckOutcome:
 
 def more_steps(of: CheckInputs) -> CheckOutcome:
     """Twice the steps and restarts change the reported robust accuracy by less than 1 point."""
+    if of.convergence.empty:
+        return CheckOutcome("WARN", None, "not checked: the suite with twice the effort did not run")
     gains = []
-    for eps in of.grid:
-        reported = of.robust(eps, ALL_ATTACKS, leave_out=(SUITE_DOUBLED,))
-        found = of.compare(reported, of.robust(eps, ALL_ATTACKS))
-        gains.append((found.difference.value, eps, found.n_only_first, len(reported)))
-    largest, eps, n_more, n = max(gains)
-    explanation = (
-        f"twice the steps and restarts break {n_more} more of {n} images ({100 * largest:.1f} points) at eps {eps:g}"
-    )
-    if not n_more:
+    for eps, rows in of.convergence.groupby("eps"):
+        found = compare_paired(*rows[["before", "after", "group"]].to_numpy().T)
+        gains.append((found.difference.value, float(str(eps)), found, has_converged(rows)))
+    largest, eps, found, _ = max(gains, key=lambda gain: gain[0])
+    n = len(of.convergence) // len(gains)
+    if largest <= 0:
         return CheckOutcome("PASS", largest, f"twice the steps and restarts break no more of {n} images at any eps")
-    # of 100 images or fewer, one is a point or more
-    if n > MAX_IMAGES_WITHOUT_CHANGE and largest < MAX_CHANGE:
+    low, high = (100 * bound for bound in found.difference[1:])
+    bounds = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+    explanation = (
+        f"twice the steps and restarts break {found.n_only_first} more of {n} images ({100 * largest:.1f}{bounds} "
+        f"points) at eps {eps:g}"
+    )
+    if all(is_converged for *_, is_converged in gains):
         return CheckOutcome("PASS", largest, explanation)
     return CheckOutcome("FAIL", largest, f"{explanation}: the attack has not converged. Raise attack.effort")
 
@@ -129,11 +133,14 @@ def black_box(of: CheckInputs) -> CheckOutcome:
             fraction,
             f"none of {n} images, but no eps of the grid breaks the bare classifier. Add a larger attack.eps",
         )
-    eps, (_, left) = min(broken.items(), key=lambda item: item[1][1])
-    power = f"at eps {eps:g} black-box attacks leave {100 * left:.1f} % of the bare classifier's images correct"
-    if left > MAX_BLACK_BOX_ACCURACY:
+    left = {eps: by_queries for eps, (_, by_queries) in broken.items()}
+    with_power = [eps for eps, accuracy in left.items() if accuracy <= MAX_BLACK_BOX_ACCURACY]
+    lists = ", ".join(f"{100 * accuracy:.1f} % at eps {eps:g}" for eps, accuracy in left.items())
+    power = f"black-box attacks leave of the bare classifier's images, where white-box attacks break it: {lists}"
+    if not with_power:
         return CheckOutcome("NO POWER", fraction, f"none of {n} images, but {power}. Raise attack.effort for a verdict")
-    return CheckOutcome("PASS", fraction, f"none of {n} images; {power}")
+    where = ", ".join(f"{eps:g}" for eps in with_power)
+    return CheckOutcome("PASS", fraction, f"none of {n} images; {power}. The pass is about eps {where} alone")
 
 
 def random_noise(of: CheckInputs) -> CheckOutcome:
@@ -173,6 +180,8 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
     eps = max(of.grid, key=lambda each: transfer[each].mean() - bare[each].mean())
     stopped, taken_back = of.compare(transfer[eps], bare[eps]), of.compare(transfer[eps], adaptive[eps])
     advantage = taken_back.difference.value
+    if np.isnan(stopped.difference.low):
+        return CheckOutcome("NO POWER", advantage, "too few groups for a test of what the defence stops")
     if not stopped.difference.low > 0:
         return CheckOutcome("PASS", advantage, "the defence stops neither transfer nor adaptive attacks significantly")
     explanation = (

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from tasks.records.expected import FRESH
 from tasks.records.vocabulary import AS_TRAINED, CLEAN, is_independent
 from tasks.statistics.paired import PairedComparison, compare_paired
 
@@ -44,18 +45,23 @@ class CheckInputs:
     """Name of the target."""
     is_positive_control: bool
     """True if the target is known to be broken, or has no defence at all."""
-    n_eot_samples: int
-    """Predictions that are averaged, also in attacks."""
     eps: float
     """``analyze.eps``."""
     records: pd.DataFrame
     minimum_eps: pd.DataFrame
     """The smallest eps that breaks each image, at the operating point ``as_trained``."""
     diagnostics: pd.DataFrame
+    convergence: pd.DataFrame
+    """Worst case with and without twice the effort (:func:`tasks.records.convergence.convergence_table`)."""
     shortcut_correct: "pd.Series[bool]"
     """True for test images that the shortcut baseline classifies correctly, by image."""
     undefended: "CheckInputs | None"
     """The data of the bare classifier; None for the bare classifier itself."""
+
+    @property
+    def is_random(self) -> bool:
+        """Return whether the target is known to draw random numbers; then its records have fractions of predictions."""
+        return FRESH in self.records and bool(self.records[FRESH].notna().any())
 
     def diagnostic(self, name: str) -> pd.DataFrame:
         """Rows of one diagnostic."""
@@ -135,11 +141,13 @@ def judge_excess(excesses: Sequence[tuple[PairedComparison, str]], statement: st
     beyond = [excess for excess in excesses if excess[0].difference.low > 0]
     found, where = max(beyond or excesses, key=lambda excess: excess[0].difference.value)
     value = found.difference.value
+    if np.isnan(found.difference.low):
+        return CheckOutcome("NO POWER", float(value), f"too few groups for a test: {statement}")
     if value <= 0:
         return CheckOutcome("PASS", float(value), f"nowhere: {statement}")
     extent = "significantly" if beyond else "not significantly"
-    if np.isnan(found.difference.low):
-        extent = "too few groups for a test"
+    if not beyond and not np.isnan(found.detectable_difference):
+        extent += f" (the data can show {100 * found.detectable_difference:.1f} points)"
     return CheckOutcome(
         "FAIL" if beyond else "WARN", float(value), f"{statement} by {100 * value:.1f} points, {extent}: {where}"
     )

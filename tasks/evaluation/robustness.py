@@ -5,8 +5,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tasks.evaluation.worst_case_table import recall_name
+from tasks.records.expected import FRESH_8BIT, expected_correct
 from tasks.records.tables import without_reference
 from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT, attack_label
+from tasks.statistics.balanced import balanced_accuracies
 from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
 from tasks.statistics.rates import rate_estimate
 
@@ -19,7 +22,9 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     attacks by ART, on a part of the images, have no rows.
 
     Beside the columns of ``POINT``: ``n`` images and their ``n_groups``; ``accuracy`` and its 95 % interval by group,
-    ``_low`` and ``_high``; ``accuracy_8bit``, the accuracy after rounding the images to 8 bits;
+    ``_low`` and ``_high``; the same for ``balanced_accuracy``; ``sensitivity`` and ``specificity`` of two classes, or
+    ``recall_<class>``; ``accuracy_8bit``, the accuracy after rounding the images to 8 bits. Of a random target all
+    these are means of its expected accuracies; the other columns are of its averaged predictions. Further:
     ``attack_success_rate`` over the ``n_clean_correct`` images that are correct unchanged, with its interval (NaN for
     clean rows, and if there are no such images); ``precision``, ``recall``, ``f1`` of the positive class, and
     ``_macro`` over all classes if there are more than two; ``top1_error``; means of entropy (nats), margin, linf, l2
@@ -48,6 +53,8 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     columns = [
         *POINT,
         *("n", "n_groups", "accuracy", "accuracy_low", "accuracy_high", "accuracy_8bit"),
+        *("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high"),
+        *(recall_name(label, classes, positive) for label in range(len(classes))),
         *("n_clean_correct", "attack_success_rate", "attack_success_rate_low", "attack_success_rate_high"),
         *("precision", "recall", "f1", *macro, "top1_error", "mean_entropy", "mean_margin"),
         *("mean_linf", "mean_l2", "mean_reconstruction_error", "success_8bit_fraction"),
@@ -55,7 +62,9 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     return table[columns]
 
 
-def search_table(minimum_eps: pd.DataFrame, eps: list[float], columns: list[str]) -> pd.DataFrame:
+def search_table(
+    minimum_eps: pd.DataFrame, eps: list[float], columns: list[str], classes: list[str], positive: int
+) -> pd.DataFrame:
     """Accuracy under the searches for the smallest eps: rows as of :func:`robustness_table`, a curve for each search.
 
     An image counts as correct at every eps below the smallest that breaks it. Values that need logits at an eps
@@ -65,6 +74,8 @@ def search_table(minimum_eps: pd.DataFrame, eps: list[float], columns: list[str]
         minimum_eps: as written by the attack steps; infinite where no eps breaks the image.
         eps: the grid, rising.
         columns: of the robustness table.
+        classes: class names in the order of the labels.
+        positive: label of the positive class.
     """
     rows = []
     as_trained = minimum_eps[minimum_eps["operating_point"] == AS_TRAINED].assign(surrogate="")
@@ -75,7 +86,8 @@ def search_table(minimum_eps: pd.DataFrame, eps: list[float], columns: list[str]
         for value in eps:
             correct, clean_correct = group["minimum_eps"] > value, group["minimum_eps"] > 0
             point = {**dict(zip([*CURVE, "norm"], names, strict=True)), "eps": value}
-            rows.append(point | _rates(correct, clean_correct, clean_correct & ~correct, group["group"]))
+            of_classes = _by_class(correct, group["label"], group["group"], classes, positive)
+            rows.append(point | of_classes | _rates(correct, clean_correct, clean_correct & ~correct, group["group"]))
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
@@ -84,7 +96,7 @@ def _rates(
 ) -> dict[str, Any]:
     """Accuracy, error and attack success rate of some images, with intervals by group."""
     of_groups, tried = groups.to_numpy(), clean_correct.to_numpy(dtype=bool)
-    accuracy = rate_estimate(correct.to_numpy(dtype=bool), of_groups)
+    accuracy = rate_estimate(correct.to_numpy(dtype=np.float64), of_groups)
     successes = rate_estimate(success.to_numpy(dtype=bool) & tried, of_groups, tried)
     return {
         "n": len(groups),
@@ -97,6 +109,25 @@ def _rates(
         "attack_success_rate": successes.value,
         "attack_success_rate_low": successes.low,
         "attack_success_rate_high": successes.high,
+    }
+
+
+def _by_class(
+    correct: "pd.Series[float]",
+    labels: "pd.Series[int]",
+    groups: "pd.Series[int]",
+    classes: list[str],
+    positive: int,
+) -> dict[str, float]:
+    """Balanced accuracy of some images with its interval by group, and the recall of each class."""
+    outcomes = correct.to_numpy(dtype=np.float64)
+    balanced = balanced_accuracies(outcomes[None], labels.to_numpy(), groups.to_numpy())[0]
+    recalls = pd.Series(outcomes).groupby(labels.to_numpy()).mean().reindex(range(len(classes)))
+    return {
+        "balanced_accuracy": balanced.value,
+        "balanced_accuracy_low": balanced.low,
+        "balanced_accuracy_high": balanced.high,
+        **{recall_name(label, classes, positive): recalls[label] for label in range(len(classes))},
     }
 
 
@@ -114,13 +145,15 @@ def _check_threat_models(records: pd.DataFrame) -> None:
 def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[str, Any]:
     confusion = confusion_matrix(group["label"].to_numpy(), group["prediction"].to_numpy(), len(classes))
     of_classes = precision_recall_f1(confusion)
-    rates = _rates(group["correct"], group["clean_correct"], group["success"], group["group"])
+    correct = expected_correct(group)
+    rates = _rates(correct, group["clean_correct"], group["success"], group["group"])
     if group["attack"].iloc[0] == CLEAN:
         # clean rows are not attack attempts
         rates |= dict.fromkeys([name for name in rates if name.startswith("attack_success_rate")], np.nan)
     return {
         **rates,
-        "accuracy_8bit": group["correct_8bit"].mean(),
+        **_by_class(correct, group["label"], group["group"], classes, positive),
+        "accuracy_8bit": expected_correct(group, FRESH_8BIT).mean(),
         **{name: values[positive] for name, values in of_classes.items()},
         **{f"{name}_macro": values.mean() for name, values in of_classes.items()},
         "success_8bit_fraction": 1 - group.loc[group["success"], "correct_8bit"].mean(),
@@ -129,7 +162,7 @@ def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[
 
 
 def confusion_table(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Confusion matrix of every point in long format: columns of ``CURVE``, eps, actual, predicted, n."""
+    """Confusion matrix of every point in long format: columns of ``CURVE``, eps, actual, prediction, n."""
     names = np.array(classes, dtype=object)
     parts = []
     for point, group in records.groupby([*CURVE, "eps"], sort=False):
@@ -140,7 +173,7 @@ def confusion_table(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
                 {
                     **dict(zip([*CURVE, "eps"], point, strict=True)),
                     "actual": names[actual.ravel()],
-                    "predicted": names[predicted.ravel()],
+                    "prediction": names[predicted.ravel()],
                     "n": counts.ravel(),
                 }
             )

@@ -26,10 +26,12 @@ CERTIFIED_RADII = pa.schema(
         "target": pa.string(),
         "prediction": pa.int32(),
         "certified_eps": pa.float64(),
+        "largest_eps": pa.float64(),
     }
 )
 """Columns of certified radii. ``certified_eps`` is in 1/255 of the value range, as ``attack.eps`` counts an L2 ball;
-for abstentions of the smoothed classifier ``prediction`` is -1 and ``certified_eps`` 0."""
+for abstentions of the smoothed classifier ``prediction`` is -1 and ``certified_eps`` 0. ``largest_eps`` is the largest
+radius that the number of noisy copies can certify, the same for all images of a target."""
 
 
 def schema(n_classes: int) -> pa.Schema:
@@ -132,6 +134,7 @@ def build_minimum_eps(
     eps: np.ndarray,
     found_by: np.ndarray,
     perturbation: np.ndarray,
+    eps_8bit: np.ndarray,
 ) -> pa.Table:
     """The smallest eps of the grid that breaks each of N images: one row for each image, target and attack.
 
@@ -141,6 +144,8 @@ def build_minimum_eps(
         eps: in 1/255, ``(N,)``; 0 for images that are misclassified unchanged, infinite where no eps breaks the image.
         found_by: for an attack that combines several, the one that broke the image, ``(N,)``.
         perturbation: size of the smallest perturbation found, in 1/255, ``(N,)``; 0 and infinite as ``eps``.
+        eps_8bit: the smallest eps at which the image that was found, or its perturbation extended to the border of the
+            ball, breaks the image after rounding to 8 bits, ``(N,)``; 0 and infinite as ``eps``.
     """
     columns = {
         **{name: pa.array(images[name], pa.int32()) for name in ("image", "label", "group")},
@@ -149,6 +154,7 @@ def build_minimum_eps(
         "minimum_eps": pa.array(eps, pa.float64()),
         "found_by": pa.array(found_by, pa.string()),
         "minimum_perturbation": pa.array(perturbation, pa.float64()),
+        "minimum_eps_8bit": pa.array(eps_8bit, pa.float64()),
     }
     return pa.table(columns)
 
@@ -213,6 +219,15 @@ def read_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataF
     return _read(workspace, [workspace.minimum_eps(target) for target in (UNDEFENDED, *defences)])
 
 
+def read_validation_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
+    """The smallest eps at which the sweep breaks each validation image, of the bare classifier and of some defences.
+
+    Raises:
+        FileNotFoundError: a target was not attacked.
+    """
+    return _read(workspace, [workspace.validation_minimum_eps(target) for target in (UNDEFENDED, *defences)])
+
+
 def read_diagnostics(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
     """Diagnostics of the bare classifier and of some defences.
 
@@ -232,7 +247,9 @@ def _read(workspace: Workspace, files: list[Path]) -> "pd.DataFrame":
     if missing := [file for file in files if not file.is_file()]:
         step = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found. Run the step {step} first (dvc repro {step})")
-    frame: pd.DataFrame = pa.concat_tables(_read_table(workspace, file) for file in files).to_pandas()
+    # the tables of random targets have further columns
+    tables = [_read_table(workspace, file) for file in files]
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     return frame
 
 

@@ -11,6 +11,8 @@ CLEAN = "clean"
 ART_REFERENCE = {"art_fgsm": "fgsm", "art_pgd": "pgd"}
 """Attacks of ART on a part of the images that a check compares with ours -> ours. They have no curves."""
 
+PGD_8_BIT = "pgd_8_bit"
+"""PGD in steps of whole grey levels, whose images have 8 bits."""
 PGD_FIXED_DRAWS = "pgd_fixed_draws"
 """PGD on a random target with the same draws at every step."""
 

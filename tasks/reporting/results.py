@@ -11,15 +11,16 @@ import pandas as pd
 from tasks.core.workspace import Workspace
 from tasks.dataset.comparison import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.evaluation.selection import merge_configurations, read_configurations
 from tasks.params import Defence, Params, read_defence
 from tasks.records.operating_points import OperatingPoint, read_operating_points
 from tasks.records.tables import read_minimum_eps, read_records
 from tasks.records.vocabulary import AS_GIVEN
 from tasks.reporting.examples import AttackExamples, read_examples
 
-TEXT_COLUMNS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "predicted"]
+TEXT_COLUMNS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "prediction"]
 TEXT_COLUMNS += ["class", "metric", "image_kind", "signal", "purifier", "feature_space", "detector"]
-TEXT_COLUMNS += ["operating_point", "next_target"]
+TEXT_COLUMNS += ["operating_point", "next_target", "attribute", "subgroup"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Files:
     manifest: pd.DataFrame
     validation: dict[str, Any]
     dataset_info: dict[str, Any]
+    leakage: dict[str, Any]
     classifier_history: pd.DataFrame
     surrogates: list[dict[str, Any]]
     autoencoder_history: pd.DataFrame
@@ -79,6 +81,10 @@ class Results(Files):
     """Settings of the selected defences, by name."""
     records: pd.DataFrame
     minimum_eps: pd.DataFrame
+    configurations: pd.DataFrame
+    """Configurations of targets that were compared on these images so far (:mod:`tasks.evaluation.selection`)."""
+    subgroups: pd.DataFrame | None
+    """Metrics of subgroups; None if the images have none."""
     operating_points: dict[str, list[OperatingPoint]]
     """Operating points of each target, the undefended classifier first."""
 
@@ -90,13 +96,15 @@ def load_results(workspace: Workspace, params: Params) -> Results:
         FileNotFoundError: a step has not run, or the reference is missing.
     """
     paths = {field.name: getattr(workspace, field.name) for field in fields(Files)}
-    others = (workspace.data_docs, workspace.split, workspace.pixels)
+    others = (workspace.data_docs, workspace.split, workspace.pixels, workspace.evaluated_configurations)
     if missing := [path for path in (*paths.values(), *others) if not path.exists()]:
         step = workspace.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found: run the step {step} first (dvc repro {step})")
     if not workspace.reference.is_file():
         raise FileNotFoundError(f"{workspace.reference} not found: write it with `python -m flows.data_changes --keep`")
-    defences = params.selected_defences
+    defences, evaluated = params.selected_defences, read_configurations(workspace.evaluated_configurations)
+    # DVC can restore an evaluation of a run that another list has
+    listed = merge_configurations(read_configurations(workspace.configurations), evaluated)
     return Results(
         **{name: READERS[path.suffix](path) for name, path in paths.items()},
         params=params,
@@ -108,6 +116,8 @@ def load_results(workspace: Workspace, params: Params) -> Results:
         defence_settings={name: read_defence(workspace.defence_settings(name)) for name in defences},
         records=read_records(workspace, defences),
         minimum_eps=read_minimum_eps(workspace, defences),
+        configurations=listed[listed["data"].isin(evaluated["data"])],
+        subgroups=read_table(workspace.subgroups) if workspace.subgroups.is_file() else None,
         operating_points=read_operating_points(workspace, defences),
     )
 

@@ -39,6 +39,7 @@ def environment(is_markdown: bool = False) -> Environment:
         "p_text": p_text,
         "percent": percent,
         "points": points,
+        "rate_of": lambda found: estimate(found._asdict(), percent),
         "rate": lambda row: estimate(row, percent),
         "display_name": display_name,
         "with_interval": with_interval,

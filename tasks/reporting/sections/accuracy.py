@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from tasks.records.vocabulary import display_name
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
 from tasks.reporting.drawings import lines_drawing
 from tasks.reporting.formats import estimate, number
@@ -49,7 +50,7 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
         "minimum_eps": eps_of(table)[0],
         "area": _area_table(area),
         "area_span": None if of_analysed.empty else span_of(of_analysed, percent),
-        "all_metrics": _all_metrics(table),
+        "all_metrics": _all_metrics(table, headline.recalls),
         "surrogates": [
             f"{row['name']} ({row['architecture']}, validation accuracy {number(row['validation_accuracy'], percent)})"
             for row in results.surrogates
@@ -110,16 +111,19 @@ def _area_table(area: pd.DataFrame) -> Table:
     return Table(["mean over ε", *map(attack_name, attacks)], rows)
 
 
-def _all_metrics(table: pd.DataFrame) -> Table:
+def _all_metrics(table: pd.DataFrame, recalls: list[str]) -> Table:
     rows = [
         [
             *(key_text(key, row[key]) for key in POINT_KEYS),
             str(row["n"]),
             str(row["n_groups"]),
             with_interval(row),
+            estimate(row, percent, "balanced_accuracy"),
+            *(number(row[name], percent) for name in recalls),
             estimate(row, percent, "attack_success_rate"),
             *(number(row[name]) for name in METRICS),
         ]
         for row in table.to_dict("records")
     ]
-    return Table([*POINT_KEYS.values(), "n", "groups", "accuracy", "attack success rate", *METRICS.values()], rows)
+    head = [*POINT_KEYS.values(), "n", "groups", "accuracy", "balanced accuracy", *map(display_name, recalls)]
+    return Table([*head, "attack success rate", *METRICS.values()], rows)

@@ -28,6 +28,7 @@ def data_section(results: Results, _headline: Headline) -> Section:
         "modes": _counts(manifest["mode"]),
         "sizes": {name: f"{sides.loc[name, 'width']:g} × {sides.loc[name, 'height']:g}" for name in sides.index},
         "prepared_size": f"{width} × {height}",
+        "is_resized": not (manifest["width"].eq(width) & manifest["height"].eq(height)).all(),
         "value_range": [f"{bound:g}" for bound in data.value_range],
         "leakage_estimate": None if leaked["value"] is None else estimate(leaked, percent),
         "inferred": _inferred_groups(results.leakage.get("inferred_groups")),
