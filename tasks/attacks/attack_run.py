@@ -19,7 +19,7 @@ from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.diagnostics import UNBOUNDED_EPS, run_diagnostics, run_positive_control
 from tasks.attacks.fixed_eps import craft, transfer_records
 from tasks.attacks.predictions import Predictions, concatenate, predict, seed_random_defences
-from tasks.attacks.searches import n_checkpoints, search
+from tasks.attacks.searches import n_checkpoints, search, sweep_validation_images
 from tasks.attacks.surrogates import craft_on_surrogate, load_surrogates, save_transferred
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_model
@@ -42,6 +42,7 @@ from tasks.records.vocabulary import (
     SQUARE_ON_SURVIVORS,
     SUITE,
     SUITE_DOUBLED,
+    VALIDATION_SWEEP,
 )
 from tasks.tracking import Tracker
 
@@ -68,6 +69,8 @@ class AttackRun:
     attacked: Attacked
     surrogates: dict[str, nn.Module]
     """Independent surrogates that are attacked as well, by name; none for a defence."""
+    validation_rows: np.ndarray
+    """Rows of the validation images that the sweep attacks, rising."""
     latency_ms: float
     """Median time of a prediction per image, in milliseconds."""
 
@@ -81,7 +84,7 @@ class AttackRun:
             target: ``undefended``, or the name of a defence.
 
         Raises:
-            ValueError: there are no test images.
+            ValueError: there are no test images, or no validation images.
             FileNotFoundError: a model is missing.
         """
         settings, device, data = params.attack, configure_torch(params.compute), load_prepared(workspace)
@@ -89,6 +92,8 @@ class AttackRun:
         check_art_attacks(settings)
         if len(test_rows) == 0:
             raise ValueError("no test images to attack. Raise prepare.split.test_fraction")
+        if not len(validation_rows := data.indices("validation")):
+            raise ValueError("no validation images to choose among targets. Raise prepare.split.validation_fraction")
         rows = choose_stratified(data, test_rows, settings.max_images, params.seed)
         model = load_target(workspace, target, device)
         step = ("attack",) if target == UNDEFENDED else ("attack_defence", target)
@@ -105,10 +110,8 @@ class AttackRun:
             return _clean_predictions(checkpoints, model, target, params, data, of_split, split)
 
         clean, latency_ms = unchanged(test_rows, "test")
-        validation_rows = data.indices("validation")
-        validation_logits = unchanged(validation_rows, "validation")[0].logits if len(validation_rows) else None
         points = choose_operating_points(
-            np.zeros((0, len(data.classes))) if validation_logits is None else validation_logits,
+            unchanged(validation_rows, "validation")[0].logits,
             data.labels(validation_rows),
             data.identity(validation_rows)["group"],
             data.positive,
@@ -117,8 +120,10 @@ class AttackRun:
         )
         crafted = crafted_images(data, rows, settings, params.seed)
         n_crafted = sum(len(_split(some, settings.batch_size)) for some in crafted.values())
-        n_of_part = 1 + sum(n_checkpoints(settings, point) for point in points)
-        checkpoints.n_parts = 2 + n_crafted + n_of_part * len(_split(rows, MAX_SEARCH_BATCHES * settings.batch_size))
+        n_of_part = 1 + sum(n_checkpoints(settings, is_compared=point == points[-1]) for point in points)
+        swept = choose_stratified(data, validation_rows, settings.max_validation_images, params.seed)
+        n_parts = [len(_split(each, MAX_SEARCH_BATCHES * settings.batch_size)) for each in (rows, swept)]
+        checkpoints.n_parts = 2 + n_crafted + n_of_part * n_parts[0] + n_parts[1]
         attacked = Attacked(
             target,
             model,
@@ -134,7 +139,7 @@ class AttackRun:
         )
         surrogates = load_surrogates(workspace, device) if target == UNDEFENDED else {}
         checkpoints.n_parts += len(surrogates) * len(_split(rows, settings.batch_size))
-        return cls(attacked, surrogates, latency_ms)
+        return cls(attacked, surrogates, swept, latency_ms)
 
     def parts(self) -> list[Part]:
         """All parts, the longest first; each can be computed by another worker."""
@@ -153,6 +158,10 @@ class AttackRun:
                 for rows in _split(attacked.rows, settings.batch_size)
             ),
             *(partial(self._diagnose, rows) for rows in large),
+            *(
+                partial(sweep_validation_images, attacked, rows)
+                for rows in _split(self.validation_rows, MAX_SEARCH_BATCHES * settings.batch_size)
+            ),
             *crafting.get("fgsm", []),
         ]
 
@@ -190,6 +199,8 @@ class AttackRun:
         searched = [folder for attack in searches for folder in finished[attack]]
         write_records(pa.concat_tables(records), workspace.records(target))
         write_records(_concatenate(searched, "minimum_eps.parquet"), workspace.minimum_eps(target))
+        swept = _concatenate(finished[VALIDATION_SWEEP], "minimum_eps.parquet")
+        write_records(swept, workspace.validation_minimum_eps(target))
         write_records(_concatenate(finished[DIAGNOSTICS], "diagnostics.parquet"), workspace.diagnostics(target))
         write_operating_points(attacked.operating_points, workspace.operating_points(target))
         cost = prediction_cost(attacked.model, attacked.data.floats(attacked.rows[:1]))

@@ -27,23 +27,24 @@ from tasks.records.operating_points import OperatingPoint
 from tasks.records.perturbation_norms import perturbation_norms
 from tasks.records.tables import build_minimum_eps, write_records
 from tasks.records.vocabulary import (
-    AS_TRAINED,
     HOP_SKIP_JUMP,
     SQUARE,
     SQUARE_ON_SURVIVORS,
     SUITE,
     SUITE_DOUBLED,
+    VALIDATION_SWEEP,
 )
 
 
-def stages_of(settings: Attack, point: OperatingPoint) -> list[tuple[str, Stage]]:
+def stages_of(settings: Attack, is_compared: bool) -> list[tuple[str, Stage]]:
     """Stages of the white-box searches with the names of their result in the tables; all but the last are inputs.
 
-    As trained, one more stage doubles the steps and restarts of the last: a check compares the two.
+    At the operating point at which targets are compared, one more stage doubles the steps and restarts of the last: a
+    check compares the two.
     """
     stages = EFFORTS[settings.effort]
     named = [("", stage) for stage in stages[:-1]] + [(SUITE, stages[-1])]
-    return [*named, (SUITE_DOUBLED, doubled(stages[-1]))] if point.name == AS_TRAINED else named
+    return [*named, (SUITE_DOUBLED, doubled(stages[-1]))] if is_compared else named
 
 
 def black_box_searches(settings: Attack) -> dict[str, list[int]]:
@@ -54,10 +55,10 @@ def black_box_searches(settings: Attack) -> dict[str, list[int]]:
     return {attack: [n for n in numbers if n] for attack, numbers in queries.items() if any(numbers)}
 
 
-def n_checkpoints(settings: Attack, point: OperatingPoint) -> int:
-    """Number of checkpoints of one part at an operating point."""
+def n_checkpoints(settings: Attack, is_compared: bool) -> int:
+    """Number of checkpoints of one part at an operating point, at which targets are compared or not."""
     black_box = black_box_searches(settings)
-    return len(stages_of(settings, point)) + len(black_box) + (SQUARE in black_box)
+    return len(stages_of(settings, is_compared)) + len(black_box) + (SQUARE in black_box)
 
 
 def search(attacked: Attacked, point: OperatingPoint, rows: np.ndarray) -> dict[str, Path]:
@@ -65,8 +66,9 @@ def search(attacked: Attacked, point: OperatingPoint, rows: np.ndarray) -> dict[
     settings, finished, done = attacked.settings, dict[str, Path](), list[Stage]()
     identity = {"operating_point": [point.name, *point.biases], "images": digest_of_images(attacked.data, rows)}
     where = f"{attacked.target}, {point.name}, {len(rows)} images"
+    stages = stages_of(settings, is_compared=point == attacked.operating_points[-1])
     before: Path | None = None
-    for name, stage in stages_of(settings, point):
+    for name, stage in stages:
         done.append(stage)
         before = attacked.checkpoints.get_or_compute(
             f"{stage.name} stage of the white-box suite on {where}",
@@ -82,7 +84,7 @@ def search(attacked: Attacked, point: OperatingPoint, rows: np.ndarray) -> dict[
         finished[SQUARE_ON_SURVIVORS] = attacked.checkpoints.get_or_compute(
             f"square on the survivors of {where}",
             partial(_write_square_on_survivors, attacked, point, black_box[SQUARE], rows, finished[SUITE]),
-            search=[asdict(stage) for _, stage in stages_of(settings, point)],
+            search=[asdict(stage) for _, stage in stages],
             step_size=settings.pgd.relative_step_size,
             survivors=True,
             **identity,
@@ -98,6 +100,23 @@ def search(attacked: Attacked, point: OperatingPoint, rows: np.ndarray) -> dict[
             **identity,
         )
     return finished
+
+
+def sweep_validation_images(attacked: Attacked, rows: np.ndarray) -> dict[str, Path]:
+    """Part: the sweep of the lowest effort on some validation images, as trained; returns its checkpoint.
+
+    The choice among targets uses its result, so it is the same at every effort.
+    """
+    lowest = asdict(EFFORTS["quick"][0])
+    sweep = Stage("validation", **{name: value for name, value in lowest.items() if name.startswith("sweep_")})
+    folder = attacked.checkpoints.get_or_compute(
+        f"sweep of {attacked.target} on {len(rows)} validation images",
+        partial(_write_stage, attacked, attacked.operating_points[0], VALIDATION_SWEEP, sweep, rows, None),
+        search=[asdict(sweep)],
+        step_size=attacked.settings.pgd.relative_step_size,
+        images=digest_of_images(attacked.data, rows),
+    )
+    return {VALIDATION_SWEEP: folder}
 
 
 def _write_stage(
