@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,18 @@ def test_pages_of_a_tiff_are_refused_or_named_and_reduced_pages_do_not_count(tmp
         read_stored(tmp_path / "b.tif")
     second = image_names(tmp_path / "b.tif", Volumes("all"))[1]
     np.testing.assert_array_equal(read_stored(second).values, GREY_12 + 1)
+
+
+def test_a_tiff_whose_pages_form_a_loop_is_refused_at_once(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY_12] * 3), photometric="minisblack", metadata=None)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        last, first = tiff.pages[2].offset, tiff.pages[0].offset
+    next_page = last + 2 + 12 * struct.unpack_from("<H", content, last)[0]
+    struct.pack_into("<I", content, next_page, first)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError, match="the pages of the TIFF form a loop"):
+        read_stored(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", "zstd"])

@@ -26,7 +26,7 @@ MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF, little and big endian."""
 MAX_SAMPLES = 8
 """Maximum number of channels, alpha and others included. More would only cost memory."""
-MAX_FRAMES = 100_000
+MAX_FRAMES = 4096
 ORIENTATION = 274
 GREY, COLOUR = ("MINISWHITE", "MINISBLACK"), ("RGB", "PALETTE", "SEPARATED", "YCBCR")
 """Photometric interpretations that are read."""
@@ -96,7 +96,11 @@ def _open(path: Path) -> "TiffFile":
 
 def _frames(tiff: "TiffFile") -> list[Any]:
     pages: list[Any] = []
+    offsets = set()
     for page in tiff.pages:
+        if page.offset in offsets:
+            raise IncompleteImageError(f"the pages of the TIFF form a loop. {ADVICE}")
+        offsets.add(page.offset)
         pages.append(page)
         if len(pages) > MAX_FRAMES:
             raise IncompleteImageError(f"more than {MAX_FRAMES} pages in one TIFF. Save fewer pages in each file.")
