@@ -66,6 +66,7 @@ def end_after_sigterm() -> None:
         time.sleep(STOP_TIMEOUT)
         for child in psutil.Process().children(recursive=True):
             child.terminate()
+        print("Ended by SIGTERM. Finished steps are kept; the next run resumes.", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -17,11 +17,14 @@ def check_params(workspace: Workspace, params: Params, tracker: Tracker) -> None
     Raises:
         ValueError: a classifier does not accept images of a size.
     """
-    side, architecture = params.prepare.image_size, params.train_classifier.architecture
-    key = "train_classifier.architecture"
-    check_image_size(key, architecture, side, "prepare.image_size")
+    side, key = params.prepare.image_size, "train_classifier.architecture"
+    own = {key: params.train_classifier.architecture}
+    surrogates = enumerate(params.train_surrogates)
+    others = {f"train_surrogates[{number}].architecture": each.architecture for number, each in surrogates}
+    for name, architecture in (others | own if params.classifier.source == "train" else others).items():
+        check_image_size(name, architecture, side, "prepare.image_size")
     factor = params.active_learning.downsampling_factor
-    check_image_size(key, architecture, side // factor, "active_learning.downsampling_factor")
+    check_image_size(key, own[key], side // factor, "active_learning.downsampling_factor")
     write_json({"valid": True}, workspace.checked_params)
 
 

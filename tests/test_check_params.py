@@ -80,7 +80,11 @@ def test_a_classifier_that_does_not_accept_the_images_is_refused_before_any_work
 ) -> None:
     workspace = Workspace(tmp_path)
     workspace.check_params.mkdir(parents=True)
-    overrides = {"prepare.image_size": 64, "active_learning.downsampling_factor": factor}
+    overrides = {"prepare.image_size": 64, "active_learning.downsampling_factor": factor, "train_surrogates": []}
     with pytest.raises(ValueError, match=message):
         check_params(workspace, params_with(overrides | {"train_classifier.architecture": architecture}), Tracker())
     assert not workspace.checked_params.exists()
+    if "64 x 64" in message:
+        surrogates = [{"architecture": "cnn", "epochs": 1}, {"architecture": architecture, "epochs": 1}]
+        with pytest.raises(ValueError, match=message.replace("train_classifier", r"train_surrogates\[1\]")):
+            check_params(workspace, params_with(overrides | {"train_surrogates": surrogates}), Tracker())
