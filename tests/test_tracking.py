@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,19 @@ def test_a_run_has_parameters_metrics_tags_and_the_digest_of_the_outputs(
     assert run.data.tags["outputs_md5"] == digest_of(workspace.prepare)
     history = client.get_metric_history(run.info.run_id, "data/n")
     assert [(metric.step, metric.value) for metric in history] == [(250, 3)]
+
+
+@pytest.mark.parametrize("name", ["0", "yes", "it's", "5 % é", 'a "b"', "x|y"])
+def test_a_metric_of_a_class_with_any_name_is_logged(
+    name: str, client: MlflowClient, workspace: Workspace, params_with: Any
+) -> None:
+    def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        tracker.metrics({f"clean/recall_{name}": 0.25})
+        tracker.curve("a curve", {}, [(1, {f"robust/recall_{name}": 0.5})])
+
+    run_step(evaluate, workspace, params_with())
+    run = runs_of(client, "evaluate")[0]
+    assert list(run.data.metrics) == [re.sub("['%|\"]", "_", f"clean/recall_{name}")]
 
 
 @pytest.mark.parametrize(

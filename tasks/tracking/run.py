@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 import subprocess
 import tempfile
 import threading
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger(__name__)
+
+
+NOT_IN_METRIC_KEYS = re.compile(r"[^/\w.\- :]")
+"""Characters that MLflow does not allow in the name of a metric, such as quotation marks and per-cent signs."""
+
+
+def metric_key(name: str) -> str:
+    """Name of a metric in MLflow: ``_`` in place of each character that is not allowed, as in a class ``5 %``."""
+    return NOT_IN_METRIC_KEYS.sub("_", name)
 
 
 class _MlflowTracker(Tracker):
@@ -96,7 +106,9 @@ class _MlflowTracker(Tracker):
 
     def _metrics(self, run: str, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         # Python's floats survive JSON exactly
-        plain = [(int(step), {key: float(value) for key, value in values.items()}) for step, values in points]
+        plain = [
+            (int(step), {metric_key(key): float(value) for key, value in values.items()}) for step, values in points
+        ]
         self._call("metrics", run, points=plain, time=now())
 
     def params(self, values: Mapping[str, Any]) -> None:
