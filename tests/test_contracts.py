@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def local_imports(module: Path) -> set[Path]:
     return seen
 
 
+@cache
 def imported_names(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -77,6 +79,7 @@ def imported_names(path: Path) -> set[str]:
     return {name for name in names if name.split(".")[0] in {"tasks", "flows"}}
 
 
+@cache
 def files_of(name: str) -> list[Path]:
     path = ROOT / Path(*name.split("."))
     package_files = [
