@@ -60,13 +60,13 @@ def plant(folder: Path, model: Registered, clean: range, adaptive: range, failed
     # two neighbours are one group
     shared = {"image": images, "label": images % 2, "group": images // 2, "target": TARGET}
     logits = list(np.eye(2)[np.where(is_correct, images % 2, 1 - images % 2)])
-    shared |= {"clean_correct": is_correct, "correct": is_correct, "logits": logits}
+    shared |= {"clean_correct": is_correct, "correct": is_correct, "correct_8bit": is_correct, "logits": logits}
     shared |= {"surrogate": ""}
     unchanged = pd.DataFrame({**shared, "threat_model": "none", "attack": "clean", "eps": 0.0})
     # PGD breaks no image, the search breaks all that are not robust
     attacked = pd.DataFrame({**shared, "threat_model": "adaptive", "attack": "pgd", "eps": EPS})
     search = {"operating_point": "as_trained", "threat_model": "adaptive", "attack": "suite"}
-    search["minimum_eps"] = np.where(is_robust, np.inf, EPS)
+    search["minimum_eps"] = search["minimum_eps_8bit"] = np.where(is_robust, np.inf, EPS)
     pd.concat([unchanged, attacked]).to_parquet(workspace.records(TARGET))
     pd.DataFrame({"image": images, "target": TARGET, **search}).to_parquet(workspace.minimum_eps(TARGET))
     write_operating_points([OperatingPoint("as_trained", (0.0, 0.0))], workspace.operating_points(TARGET))

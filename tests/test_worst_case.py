@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.worst_case import robust_outcomes, smallest_breaking_eps
+from tasks.records.worst_case import worst_case_outcomes
 from tests.plausible_attack import minimum_eps_in
 from tests.test_robustness import LABELS, records_of
 
@@ -22,15 +22,21 @@ def records(*points: tuple[str, str, float, list[int]], target: str = "strong") 
 
 def nothing_found(of: pd.DataFrame) -> pd.DataFrame:
     """A sweep that breaks no image."""
-    return minimum_eps_in(of).assign(minimum_eps=np.inf)
+    return minimum_eps_in(of).assign(minimum_eps=np.inf, minimum_eps_8bit=np.inf)
 
 
 def accuracy(of: pd.DataFrame, searches: pd.DataFrame, point: OperatingPoint = AS_TRAINED) -> dict[str, list[float]]:
     """Worst-case accuracy at eps 1, 2 and 4 by threat model."""
-    worst = smallest_breaking_eps(of, searches, {"strong": [AS_TRAINED, point]})
-    outcomes = robust_outcomes(worst[worst["operating_point"] == point.name], EPS)
+    worst = worst_case_outcomes(of, searches, {"strong": [AS_TRAINED, point]})
+    outcomes = worst[(worst["operating_point"] == point.name) & worst["eps"].isin(EPS)]
     by_eps = outcomes.groupby(["threat_model", "eps"])["robust_correct"].mean().unstack()
     return {str(threat_model): row.tolist() for threat_model, row in by_eps.iterrows()}
+
+
+def breaking_eps(worst: pd.DataFrame, threat_model: str) -> dict[int, float]:
+    """The smallest eps that breaks each image under a threat model; infinite where none does."""
+    rows = worst[worst["threat_model"] == threat_model]
+    return rows.assign(at=rows["eps"].where(rows["robust_correct"] == 0, np.inf)).groupby("image")["at"].min().to_dict()
 
 
 def test_an_image_that_pgd_breaks_at_a_small_eps_alone_stays_broken_at_larger_eps() -> None:
@@ -67,22 +73,20 @@ def test_an_image_that_transfer_from_an_independent_surrogate_alone_breaks_is_br
     target: str,
 ) -> None:
     of = from_independent_surrogate(target)
-    worst = smallest_breaking_eps(of, nothing_found(of), {target: [AS_TRAINED]})
+    worst = worst_case_outcomes(of, nothing_found(of), {target: [AS_TRAINED]})
     for threat_model in ("adaptive", "transfer"):
-        breaking = worst[worst["threat_model"] == threat_model].set_index("image")["breaking_eps"]
-        assert breaking.to_dict() == {0: 2.0} | dict.fromkeys(range(1, 8), np.inf)
+        assert breaking_eps(worst, threat_model) == {0: 2.0} | dict.fromkeys(range(1, 8), np.inf)
 
 
 def test_the_study_transfers_from_the_bare_classifier_alone() -> None:
     of = from_independent_surrogate()
     from_bare = records(("transfer", "pgd", 4.0, FIRST_WRONG)).iloc[len(LABELS) :]
     both = pd.concat([of, from_bare], ignore_index=True)
-    worst = smallest_breaking_eps(both, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
-    first = worst[worst["image"] == 0].set_index("threat_model")["breaking_eps"]
+    worst = worst_case_outcomes(both, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
     # the adaptive attacker uses the independent surrogate, too
-    assert first.to_dict() == {"adaptive": 2.0, "transfer": 4.0}
+    assert [breaking_eps(worst, threat_model)[0] for threat_model in ("adaptive", "transfer")] == [2.0, 4.0]
     # without attacks from the bare classifier, nothing was transferred
-    alone = smallest_breaking_eps(of, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
+    alone = worst_case_outcomes(of, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
     assert set(alone["threat_model"]) == {"adaptive"}
 
 
@@ -110,8 +114,8 @@ def test_black_box_attacks_on_a_part_of_the_images_are_a_threat_model_on_that_pa
 def test_an_image_that_is_misclassified_unchanged_is_never_robust() -> None:
     clean = records_of(("strong", "none", "clean", 0.0), LABELS, FIRST_WRONG, FIRST_WRONG)
     # the attack corrects the wrong prediction
-    attacked = records_of(("strong", "adaptive", "pgd", 1.0), LABELS, FIRST_WRONG, ALL_CORRECT)
-    of = pd.concat([clean, attacked], ignore_index=True)
+    attacked = [records_of(("strong", "adaptive", "pgd", eps), LABELS, FIRST_WRONG, ALL_CORRECT) for eps in EPS]
+    of = pd.concat([clean, *attacked], ignore_index=True)
     assert accuracy(of, nothing_found(of)) == {"adaptive": [7 / 8] * 3}
 
 

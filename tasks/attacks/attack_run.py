@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from torch import nn
 
 from tasks.attacks.art_attacks import check_art_attacks
-from tasks.attacks.attacked import Attacked, digest_of_images
+from tasks.attacks.attacked import Attacked, attacked_batch_size, digest_of_images
 from tasks.attacks.diagnostics import UNBOUNDED_EPS, run_diagnostics, run_positive_control
 from tasks.attacks.fixed_eps import craft, transfer_records
+from tasks.attacks.gradient.losses import N_SELECTION_SAMPLES
 from tasks.attacks.predictions import Predictions, concatenate, predict, seed_random_defences
 from tasks.attacks.searches import n_checkpoints, search, sweep_validation_images
 from tasks.attacks.surrogates import craft_on_surrogate, load_surrogates, save_transferred
@@ -27,17 +28,20 @@ from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.operating_points import choose_operating_points
+from tasks.defences.randomness import random_modules
 from tasks.defences.targets import load_target
 from tasks.models.compute import configure_torch
 from tasks.models.cost import prediction_cost
 from tasks.params import UNDEFENDED, Attack, Params
 from tasks.records.adversarial_images import merge_perturbations
+from tasks.records.expected import N_FRESH_SAMPLES
 from tasks.records.operating_points import write_operating_points
 from tasks.records.tables import build_diagnostics, write_records
 from tasks.records.vocabulary import (
     ART_REFERENCE,
     CLEAN,
     HOP_SKIP_JUMP,
+    PGD_FIXED_DRAWS,
     SQUARE,
     SQUARE_ON_SURVIVORS,
     SUITE,
@@ -118,8 +122,9 @@ class AttackRun:
             settings.fixed_sensitivity,
             params.seed,
         )
-        crafted = crafted_images(data, rows, settings, params.seed)
-        n_crafted = sum(len(_split(some, settings.batch_size)) for some in crafted.values())
+        crafted = crafted_images(data, rows, settings, params.seed, model)
+        batch_size = attacked_batch_size(model, settings)
+        n_crafted = sum(len(_split(some, batch_size)) for some in crafted.values())
         n_of_part = 1 + sum(n_checkpoints(settings, is_compared=point == points[-1]) for point in points)
         swept = choose_stratified(data, validation_rows, settings.max_validation_images, params.seed)
         n_parts = [len(_split(each, MAX_SEARCH_BATCHES * settings.batch_size)) for each in (rows, swept)]
@@ -146,8 +151,8 @@ class AttackRun:
         attacked, settings = self.attacked, self.attacked.settings
         large = _split(attacked.rows, MAX_SEARCH_BATCHES * settings.batch_size)
         crafting = {
-            attack: [partial(craft, attacked, attack, batch) for batch in _split(rows, settings.batch_size)]
-            for attack, rows in crafted_images(attacked.data, attacked.rows, settings, attacked.seed).items()
+            attack: [partial(craft, attacked, attack, batch) for batch in _split(rows, attacked.batch_size)]
+            for attack, rows in self._crafted_images().items()
         }
         return [
             *(partial(search, attacked, point, rows) for point in attacked.operating_points for rows in large),
@@ -185,7 +190,7 @@ class AttackRun:
         for part in self.parts():
             for attack, folder in part().items():
                 finished[attack].append(folder)
-        for attack in crafted_images(attacked.data, attacked.rows, settings, attacked.seed):
+        for attack in self._crafted_images():
             crafted = _concatenate(finished[attack], "records.parquet")
             records.append(crafted.sort_by([("eps", "ascending"), ("image", "ascending")]))
             for eps in attacked.saved_eps if attack in settings.own_attacks else ():
@@ -209,6 +214,10 @@ class AttackRun:
         tracker.metrics({"cost/latency_ms": self.latency_ms})
         for path_of in (workspace.records, workspace.minimum_eps, workspace.diagnostics, workspace.operating_points):
             tracker.artifact(path_of(target))
+
+    def _crafted_images(self) -> dict[str, np.ndarray]:
+        attacked = self.attacked
+        return crafted_images(attacked.data, attacked.rows, attacked.settings, attacked.seed, attacked.model)
 
     def _diagnose(self, rows: np.ndarray) -> dict[str, Path]:
         """Part: the diagnostics of some images."""
@@ -239,18 +248,25 @@ class AttackRun:
         return attacked.records(attacked.test_rows, "none", CLEAN, 0.0, attacked.clean, attacked.clean, zero)
 
 
-def crafted_images(data: Prepared, rows: np.ndarray, settings: Attack, seed: int) -> dict[str, np.ndarray]:
+def crafted_images(
+    data: Prepared, rows: np.ndarray, settings: Attack, seed: int, model: nn.Module
+) -> dict[str, np.ndarray]:
     """Rows of the images that each attack at fixed eps attacks: ours and ART's, and ART's reference for ours.
+
+    On a random target, PGD also runs with the same draws at every step.
 
     Args:
         data: prepared images.
         rows: of all attacked images.
         settings: of the attack.
         seed: of the choice of the images for the reference.
+        model: target.
     """
     part = choose_stratified(data, rows, settings.max_art_reference_images, seed)
     references = {name: part for name, ours in ART_REFERENCE.items() if ours in settings.own_attacks}
-    return dict.fromkeys([*settings.own_attacks, *settings.art_attacks], rows) | references
+    fixed = [PGD_FIXED_DRAWS] if random_modules(model) and "pgd" in settings.own_attacks else []
+    ours = [*settings.own_attacks, *settings.eight_bit_attacks, *fixed]
+    return dict.fromkeys([*ours, *settings.art_attacks], rows) | references
 
 
 def _clean_predictions(
@@ -269,10 +285,9 @@ def _clean_predictions(
         clean=True,
         images=digest_of_images(data, rows),
     )
-    logits, milliseconds = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("logits", "milliseconds"))
-    errors = folder / "reconstruction_error.npy"
-    error = np.load(errors, allow_pickle=False) if errors.is_file() else None
-    return Predictions(logits, error), float(milliseconds)
+    found = {path.stem: np.load(path, allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+    milliseconds = float(found.pop("milliseconds"))
+    return Predictions(**({"reconstruction_error": None} | found)), milliseconds
 
 
 def _save_clean_predictions(
@@ -280,16 +295,16 @@ def _save_clean_predictions(
 ) -> None:
     """Write the predictions on unchanged images, and the median time of a prediction per image."""
     seed_random_defences(model, seed)
+    n_samples = N_SELECTION_SAMPLES + N_FRESH_SAMPLES if random_modules(model) else 1
     predictions, milliseconds = [], []
     for batch in np.array_split(rows, math.ceil(len(rows) / batch_size)):
         images = data.floats(batch)
         began = time.perf_counter()
-        predictions.append(predict(model, images))
-        milliseconds.append(1000 * (time.perf_counter() - began) / len(batch))
-    clean = concatenate(predictions)
-    np.save(folder / "logits.npy", clean.logits)
-    if clean.reconstruction_error is not None:
-        np.save(folder / "reconstruction_error.npy", clean.reconstruction_error)
+        predictions.append(predict(model, images, n_selection=N_SELECTION_SAMPLES))
+        milliseconds.append(1000 * (time.perf_counter() - began) / len(batch) / n_samples)
+    for name, values in vars(concatenate(predictions)).items():
+        if values is not None:
+            np.save(folder / f"{name}.npy", values)
     np.save(folder / "milliseconds.npy", statistics.median(milliseconds))
 
 

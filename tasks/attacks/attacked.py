@@ -15,9 +15,11 @@ from tasks.attacks.predictions import Predictions
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_arrays
 from tasks.dataset.prepared import Prepared
+from tasks.defences.randomness import AveragedPredictions, as_attacked, random_modules
 from tasks.defences.shifted import Shifted
 from tasks.models.compute import device_of
 from tasks.params import UNDEFENDED, Attack, Precision
+from tasks.records.expected import append_expected, expected_columns
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.perturbation_norms import check_adversarial
 from tasks.records.tables import build_records
@@ -52,6 +54,16 @@ class Attacked:
         return self.settings.eps if self.target == UNDEFENDED else self.settings.analysed_eps
 
     @property
+    def is_random(self) -> bool:
+        """Return whether the target draws random numbers."""
+        return bool(random_modules(self.model))
+
+    @property
+    def batch_size(self) -> int:
+        """Images of one gradient; of a random target fewer, since a gradient averages several predictions."""
+        return attacked_batch_size(self.model, self.settings)
+
+    @property
     def ball(self) -> NormBall:
         """Norm and value range of the attacks."""
         return NormBall(self.settings.norm, self.data.value_range)
@@ -71,13 +83,13 @@ class Attacked:
     def batch(self, rows: np.ndarray, point: OperatingPoint | None = None) -> AttackBatch:
         """Some of the images, with the model at an operating point; ``as_trained`` if None is given."""
         return AttackBatch(
-            model=self.at(point or self.operating_points[0]),
+            model=as_attacked(self.at(point or self.operating_points[0])),
             images=self.data.floats(rows),
             labels=self.data.labels(rows),
             n_classes=len(self.data.classes),
             radii=np.array([self.radius(eps) for eps in self.settings.eps]),
             ball=self.ball,
-            batch_size=self.settings.batch_size,
+            batch_size=self.batch_size,
             seed=self.seed,
             image_ids=rows,
         )
@@ -101,7 +113,7 @@ class Attacked:
 
         ``surrogate`` is the classifier that transferred images were crafted on.
         """
-        return build_records(
+        records = build_records(
             self.data.identity(rows),
             self.curve(threat_model, attack) | {"surrogate": surrogate},
             eps,
@@ -112,6 +124,10 @@ class Attacked:
             norms,
             predictions.reconstruction_error,
         )
+        if predictions.selection is None or predictions.fresh is None or rounded.fresh is None:
+            return records
+        samples = predictions.selection, predictions.fresh, rounded.fresh
+        return append_expected(records, expected_columns(*samples, self.data.labels(rows), self.operating_points))
 
     def check(self, eps: float, adversarial: np.ndarray, norms: np.ndarray, rows: np.ndarray) -> None:
         """Assert that adversarial images lie in their ball and in the value range."""
@@ -130,6 +146,13 @@ class Attacked:
                 f"{error}, {path} the first; target {self.target}, attack {attack}. Train the models again, with a "
                 "lower learning rate"
             ) from error
+
+
+def attacked_batch_size(model: nn.Module, settings: Attack) -> int:
+    """Images of one gradient through a target, so that their number times that of the predictions is about constant."""
+    attacked = as_attacked(model)
+    n_predictions = attacked.n_predictions if isinstance(attacked, AveragedPredictions) else 1
+    return max(settings.batch_size // n_predictions, 1)
 
 
 def digest_of_images(data: Prepared, rows: np.ndarray) -> list[str]:

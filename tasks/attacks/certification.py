@@ -1,6 +1,7 @@
 """Certified radii of randomized smoothing (Cohen et al. 2019, arXiv 1902.02918)."""
 
 import logging
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,20 @@ def certify_target(
         "target": [name] * len(rows),
         "prediction": prediction,
         "certified_eps": radii / radius(1, "l2", data.pixels[0].size),
+        "largest_eps": [largest_radius(settings) / radius(1, "l2", data.pixels[0].size)] * len(rows),
     }
     write_records(pa.table(table, schema=CERTIFIED_RADII), workspace.certified_radii(name))
     tracker.artifact(workspace.certified_radii(name))
+
+
+def largest_radius(settings: RandomizedSmoothing) -> float:
+    """Return the largest L2 radius that the noisy copies can certify, in units of the value range.
+
+    If all n copies agree, the lower confidence bound of the probability of the class is alpha^(1/n), and the radius
+    std * Phi^-1(alpha^(1/n)).
+    """
+    certification = settings.certification
+    return settings.std * NormalDist().inv_cdf(certification.alpha ** (1 / certification.n_samples))
 
 
 def certified(

@@ -9,7 +9,6 @@ from tasks.attacks.gradient.losses import loss_gradient
 from tasks.attacks.sweep import pgd_sweep
 from tasks.defences.preprocessing import BPDA
 from tasks.defences.purified import Purified
-from tasks.defences.randomness import AveragedPredictions
 from tasks.models.compute import device_of
 
 UNBOUNDED_EPS = 127.5
@@ -38,8 +37,9 @@ def run_diagnostics(batch: AttackBatch, eps: tuple[float, ...], unbounded_radius
         - ``random_noise``, at each eps: 1 where it is correct at a random point of the ball, else 0;
         - ``zero_gradient``: fraction of the pixels at which the gradient of the cross-entropy is zero;
         - ``finite_gradient``: 1 where that gradient is finite everywhere, else 0;
-        - ``max_logit_difference``: largest difference of a logit between predictions of the same image;
-        - ``repeatable_prediction``: 1 where all predictions are the same class, else 0;
+        - ``max_logit_difference``: largest difference of a logit between passes. A pass over a random target is an
+          average of several predictions, as attacks use it;
+        - ``repeatable_prediction``: 1 where all passes predict the same class, else 0;
         - ``outputs_are_probabilities``: 1 where the outputs lie in [0, 1] and add up to 1, else 0.
     """
     starts = range(0, len(batch.images), batch.batch_size)
@@ -89,9 +89,7 @@ def _one_pass_diagnostics(batch: AttackBatch, eps: tuple[float, ...], part: slic
     images, labels = (torch.from_numpy(of[part]).to(device) for of in (batch.images, batch.labels))
     gradients = loss_gradient(batch.model, images, labels)
     with torch.inference_mode():
-        # single predictions, not the averages that attacks use
-        target = batch.model.target if isinstance(batch.model, AveragedPredictions) else batch.model
-        passes = torch.stack([target(images) for _ in range(N_PASSES)])
+        passes = torch.stack([batch.model(images) for _ in range(N_PASSES)])
         outputs = passes[0]
         in_range = ((outputs >= 0) & (outputs <= 1)).all(dim=1)
         found = {

@@ -13,15 +13,17 @@ from tasks.attacks.art_attacks import craft_by_art
 from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.gradient.fgsm import fgsm
 from tasks.attacks.gradient.pgd import pgd
-from tasks.attacks.predictions import concatenate, predict, round_to_8_bits, seed_random_defences
+from tasks.attacks.pgd_8_bit import pgd_8_bit
+from tasks.attacks.predictions import concatenate, predict_attacked, seed_random_defences
 from tasks.attacks.surrogates import TRANSFERRED, surrogate_names
 from tasks.core.workspace import Workspace
+from tasks.defences.randomness import AveragedPredictions, as_attacked, with_fixed_draws
 from tasks.models.compute import device_of
 from tasks.params import UNDEFENDED
 from tasks.records.adversarial_images import QuantizedPerturbations, quantize, read_perturbations, save_perturbations
 from tasks.records.perturbation_norms import perturbation_norms
 from tasks.records.tables import write_records
-from tasks.records.vocabulary import ART_REFERENCE
+from tasks.records.vocabulary import ART_REFERENCE, PGD_8_BIT, PGD_FIXED_DRAWS
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +75,11 @@ def _write_crafted(attacked: Attacked, attack: str, rows: np.ndarray, folder: Pa
     tables = []
     for eps, exact in zip(settings.eps, _craft_batch(attacked, attack, images, labels, rows), strict=True):
         perturbations = quantize(data, rows, images, exact, settings.norm)
-        adversarial = perturbations.images()
+        # rounding to the stored levels would move the images off the 256 grey levels
+        adversarial = exact if attack == PGD_8_BIT else perturbations.images()
         norms = perturbation_norms(images, adversarial)
         attacked.check(eps, adversarial, norms[settings.norm], rows)
-        predictions, rounded = predict(model, adversarial), predict(model, round_to_8_bits(adversarial))
+        predictions, rounded = predict_attacked(model, adversarial)
         tables.append(attacked.records(rows, "adaptive", attack, eps, predictions, rounded, norms))
         if attack in settings.own_attacks and eps in attacked.saved_eps:
             save_perturbations(folder / f"eps{eps:g}.npz", perturbations)
@@ -87,7 +90,7 @@ def _craft_batch(
     attacked: Attacked, attack: str, images: np.ndarray, labels: np.ndarray, rows: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Adversarial images ``(N, C, H, W)`` at each eps; untargeted, against the true labels."""
-    model, settings = attacked.model, attacked.settings
+    model, settings = as_attacked(attacked.model), attacked.settings
     radii = [attacked.radius(eps) for eps in settings.eps]
     if attack in ART_REFERENCE or attack in settings.art_attacks:
         n_classes, value_range = len(attacked.data.classes), attacked.data.value_range
@@ -98,8 +101,13 @@ def _craft_batch(
     batch = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     if attack == "fgsm":
         crafted = fgsm(model, *batch, radii, attacked.ball)
+    elif attack == PGD_8_BIT:
+        crafted = pgd_8_bit(model, *batch, settings.eps, settings.pgd, attacked.seed, rows)
     else:
-        assert attack == "pgd", attack
+        assert attack in ("pgd", PGD_FIXED_DRAWS), attack
+        if attack == PGD_FIXED_DRAWS:
+            assert isinstance(model, AveragedPredictions)
+            model = with_fixed_draws(model)
         crafted = pgd(model, *batch, radii, attacked.ball, settings.pgd, attacked.seed, rows)
     for adversarial in crafted:
         yield adversarial.cpu().numpy()
@@ -113,10 +121,11 @@ def _transfer(attacked: Attacked, crafted: QuantizedPerturbations, surrogate: st
     for start in range(0, len(crafted.rows), attacked.settings.batch_size):
         part = slice(start, start + attacked.settings.batch_size)
         adversarial = crafted.images(part)
-        predictions.append(predict(model, adversarial))
-        rounded.append(predict(model, round_to_8_bits(adversarial)))
+        predicted = predict_attacked(model, adversarial)
+        predictions.append(predicted[0])
+        rounded.append(predicted[1])
         norms.append(perturbation_norms(data.floats(crafted.rows[part]), adversarial))
     log.info("%s at eps %g transferred from %s to %s", attack, eps, surrogate, attacked.target)
     both = {norm: np.concatenate([of_batch[norm] for of_batch in norms]) for norm in norms[0]}
-    predicted = concatenate(predictions), concatenate(rounded)
-    return attacked.records(crafted.rows, "transfer", attack, eps, *predicted, both, surrogate)
+    of_all = concatenate(predictions), concatenate(rounded)
+    return attacked.records(crafted.rows, "transfer", attack, eps, *of_all, both, surrogate)

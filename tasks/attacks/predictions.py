@@ -12,9 +12,7 @@ from tasks.attacks.gradient.losses import N_SELECTION_SAMPLES
 from tasks.defences.purified import Purified
 from tasks.defences.randomness import random_modules
 from tasks.models.compute import device_of
-
-N_FRESH_SAMPLES = 100
-"""Predictions of a random target that score an image. No attack has used their draws."""
+from tasks.records.expected import N_FRESH_SAMPLES
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,22 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
 from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.batch import AttackBatch, MinimumEps, improve, shrink
 from tasks.attacks.effort import EFFORTS, Stage, doubled
+from tasks.attacks.found_images import better_scores, expected_scores, rounded_index, rounded_index_of
 from tasks.attacks.hop_skip_jump import run_hop_skip_jump
 from tasks.attacks.predictions import seed_random_defences
 from tasks.attacks.square import run_square, square
 from tasks.attacks.suite import run_stage
 from tasks.dataset.prepared import choose_stratified
 from tasks.params import Attack
+from tasks.records.expected import append_expected
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.perturbation_norms import perturbation_norms
 from tasks.records.tables import build_minimum_eps, write_records
@@ -132,16 +136,15 @@ def _write_stage(
     settings, batch = attacked.settings, attacked.batch(rows, point)
     seed_random_defences(batch.model, attacked.seed, rows)
     grid = np.array([0.0, *settings.eps, np.inf])
-    earlier, smallest = None, np.full(len(rows), np.inf)
+    earlier, table = None, None
     if before:
         table = pq.read_table(before / "minimum_eps.parquet")
         index = np.searchsorted(grid, table["minimum_eps"].to_numpy()) - 1
         # the adversarial images of earlier stages are not kept
         earlier = MinimumEps(index, table["found_by"].to_numpy(), batch.images)
-        smallest = table["minimum_perturbation"].to_numpy()
     with attacked.naming_images(rows, name or stage.name):
         found = run_stage(batch, earlier, stage, settings.pgd.relative_step_size, attacked.precision)
-    _write(attacked, point, "adaptive", name, batch, found, np.arange(len(rows)), smallest, folder)
+    _write(attacked, point, "adaptive", name, batch, found, np.arange(len(rows)), table, folder)
 
 
 def _write_square_on_survivors(
@@ -158,10 +161,7 @@ def _write_square_on_survivors(
             found = improve(batch, found, SQUARE, partial(_square_attempt, batch, n_queries))
     by_square = np.where((found.index < index) | (index < 0), found.index, len(batch.radii))
     result = MinimumEps(by_square, found.found_by, found.adversarial)
-    everything = np.arange(len(rows))
-    _write(
-        attacked, point, "adaptive", SQUARE_ON_SURVIVORS, batch, result, everything, np.full(len(rows), np.inf), folder
-    )
+    _write(attacked, point, "adaptive", SQUARE_ON_SURVIVORS, batch, result, np.arange(len(rows)), None, folder)
 
 
 def _square_attempt(
@@ -184,7 +184,7 @@ def _write_queries(
     batch = attacked.batch(rows, point)
     seed_random_defences(batch.model, attacked.seed, rows)
     with attacked.naming_images(rows, attack):
-        is_wrong = batch.predictions() != batch.labels
+        is_wrong = batch.misclassified_unchanged()
         found = MinimumEps(np.where(is_wrong, -1, len(batch.radii)), np.full(len(rows), attack), batch.images)
         for n_queries in queries:
             if attack == SQUARE:
@@ -195,7 +195,7 @@ def _write_queries(
                 assert attack == HOP_SKIP_JUMP, attack
                 again = run_hop_skip_jump(batch, chosen, is_wrong, n_queries)
             found = _smaller(found, again)
-    _write(attacked, point, "black_box", attack, batch, found, chosen, np.full(len(rows), np.inf), folder)
+    _write(attacked, point, "black_box", attack, batch, found, chosen, None, folder)
 
 
 def _scattered(found: MinimumEps, rows: np.ndarray, of_part: MinimumEps) -> MinimumEps:
@@ -221,12 +221,18 @@ def _write(
     batch: AttackBatch,
     found: MinimumEps,
     chosen: np.ndarray,
-    smallest: np.ndarray,
+    before: pa.Table | None,
     folder: Path,
 ) -> None:
-    """Check and write the results of some rows; ``smallest`` are the smallest perturbations of earlier stages."""
+    """Check and write the results of some rows; ``before`` are the results of the earlier stages on the same rows."""
     settings, grid = attacked.settings, np.array([0.0, *attacked.settings.eps, np.inf])
-    minimum = np.fmin(shrink(batch, found) / attacked.radius(1), smallest)[chosen]
+    minimum = (shrink(batch, found) / attacked.radius(1))[chosen]
+    scores = expected_scores(batch, found) if attacked.is_random else {}
+    rounded = rounded_index_of(found, scores) if scores else rounded_index(batch, found)
+    rounded = grid[rounded + 1][chosen]
+    if before is not None:
+        minimum = np.fmin(minimum, before["minimum_perturbation"].to_numpy())
+        rounded = np.fmin(rounded, before["minimum_eps_8bit"].to_numpy())
     adversarial, index = found.adversarial[chosen], found.index[chosen]
     rows = batch.image_ids[chosen]
     norms = perturbation_norms(batch.images[chosen], adversarial)[settings.norm]
@@ -239,5 +245,11 @@ def _write(
         grid[index + 1],
         found.found_by[chosen],
         minimum,
+        rounded,
     )
-    write_records(table, folder / "minimum_eps.parquet")
+    scores = {name: values[chosen] for name, values in scores.items()}
+    if scores and before is not None:
+        shape = len(chosen), len(settings.eps)
+        earlier = {name: pc.list_flatten(before[name]).to_numpy().reshape(shape) for name in scores}
+        scores = better_scores(earlier, scores)
+    write_records(append_expected(table, scores), folder / "minimum_eps.parquet")

@@ -15,8 +15,8 @@ class Purified(nn.Module):
         purifier: takes and returns images ``(N, 1, H, W)`` in [0, 1], for example a denoising autoencoder.
         classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits ``(N, K)``.
         n_eot_samples: number of passes through a random purifier whose predicted probabilities are averaged; 1 for a
-            deterministic purifier. Gradients are averaged over the same passes (EOT, expectation over transformation;
-            Athalye et al. 2018, arXiv 1707.07397).
+            deterministic purifier. It belongs to the deployed defence; attacks average over more passes
+            (:class:`tasks.defences.randomness.AveragedPredictions`).
     """
 
     def __init__(self, purifier: nn.Module, classifier: nn.Module, n_eot_samples: int = 1) -> None:

@@ -33,8 +33,9 @@ class AveragedPredictions(nn.Module):
     """A random target as attacks use it: the mean of the log-probabilities of several predictions.
 
     Losses and gradients are averaged over the same predictions: EOT, expectation over transformation (Athalye et al.
-    2018, arXiv 1707.07397). In a mean of probabilities, confident predictions would have no gradient. The number of predictions is the smallest with at least ``MIN_EOT_DRAWS`` draws. It is no property of
-    the target, which averages ``n_eot_samples`` draws for each of its predictions.
+    2018, arXiv 1707.07397). In a mean of probabilities, confident predictions would have no gradient. The number of
+    predictions is the smallest with at least ``MIN_EOT_DRAWS`` draws. It is no property of the target, which averages
+    ``n_eot_samples`` draws for each of its predictions.
 
     Args:
         target: takes images ``(N, C, H, W)``, returns logits ``(N, K)``.

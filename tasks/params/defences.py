@@ -121,8 +121,8 @@ class RandomizedSmoothing(Section):
     """Standard deviation of the noise, images in [0, 1]."""
     training: Training
     n_eot_samples: Annotated[int, Field(ge=2)]
-    """Noisy copies whose predicted probabilities are averaged. Attacks use the same average (EOT, as in Salman et al.
-    2019, arXiv 1906.04584)."""
+    """Noisy copies whose predicted probabilities are averaged in one prediction. Attacks average at least 20 copies
+    (EOT), whatever this number is."""
     certification: Certification
 
 
@@ -229,8 +229,8 @@ class Preprocessing(Section):
     applied_before: Literal["classifier", "autoencoder"]
     """Network that receives the processed image."""
     n_eot_samples: Count
-    """Predictions that are averaged if a transform is random; attacks use the same average (expectation over
-    transformation, Athalye et al. 2018, arXiv 1802.00420). 1 if no transform is random."""
+    """Draws whose predicted probabilities are averaged in one prediction if a transform is random. Attacks average at
+    least 20 draws (EOT), whatever this number is. 1 if no transform is random."""
 
     @model_validator(mode="after")
     def _several_samples_only_if_random(self) -> Self:

@@ -229,8 +229,9 @@ class Attack(Section):
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
     """Grid of radii in units of 1/255 of the value range, rising. For l2 the radius is
     eps / 255 * sqrt(number of pixels), so that eps is the root-mean-square change of a pixel."""
-    attacks: Annotated[tuple[Literal["fgsm", "pgd"] | ArtAttack, ...], Field(min_length=1)]
-    """Attacks at every eps of the grid, for the curves of accuracy against eps: ``fgsm``, ``pgd``, and rows
+    attacks: Annotated[tuple[Literal["fgsm", "pgd", "pgd_8_bit"] | ArtAttack, ...], Field(min_length=1)]
+    """Attacks at every eps of the grid, for the curves of accuracy against eps: ``fgsm``, ``pgd``;
+    ``pgd_8_bit``, in steps of whole grey levels, whose images have 8 bits (linf; unchanged below eps 1); and rows
     ``{art: ClassName, ...arguments}`` for any evasion attack of ART that accepts a PyTorch classifier."""
     max_art_reference_images: CountOrOff
     """Attacked images, stratified by class, on which ART's own FGSM and PGD are compared with ours; 0: all."""
@@ -259,7 +260,9 @@ class Attack(Section):
         check_unit(self.eps[-1])
         if len(set(self.saved_eps)) < len(self.saved_eps):
             raise ValueError(f"saved_eps {list(self.saved_eps)} must not repeat a value")
-        names = [*self.own_attacks, *(row.art for row in self.attacks if isinstance(row, ArtAttack))]
+        if self.eight_bit_attacks and self.norm != "linf":
+            raise ValueError(f"attacks: pgd_8_bit needs norm linf, not {self.norm}. Remove it, or set norm to linf")
+        names = [row.art if isinstance(row, ArtAttack) else row for row in self.attacks]
         if len(set(names)) < len(names):
             raise ValueError(f"attacks {names} must not repeat a name")
         if not self.own_attacks:
@@ -271,7 +274,12 @@ class Attack(Section):
     @property
     def own_attacks(self) -> tuple[str, ...]:
         """FGSM and PGD of this project, as far as ``attacks`` names them; their adversarial images are saved."""
-        return tuple(row for row in self.attacks if isinstance(row, str))
+        return tuple(row for row in self.attacks if isinstance(row, str) and row != "pgd_8_bit")
+
+    @property
+    def eight_bit_attacks(self) -> tuple[str, ...]:
+        """``pgd_8_bit``, if ``attacks`` names it. Its images count in the records and in the worst case."""
+        return tuple(row for row in self.attacks if row == "pgd_8_bit")
 
     @property
     def art_attacks(self) -> dict[str, ArtAttack]:

@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from tasks.records.operating_points import OperatingPoint
 
+N_FRESH_SAMPLES = 100
+"""Predictions of a random target that score an image. No attack has used their draws."""
+
 SELECTION, FRESH, FRESH_8BIT = "selection_correct", "fresh_correct", "fresh_correct_8bit"
 """Columns of random targets alone: fractions of correct predictions. In the records, one value for each operating
 point; in the results of searches, one for each eps of the grid, NaN where no image was scored."""

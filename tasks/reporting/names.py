@@ -5,6 +5,8 @@ from tasks.records.vocabulary import (
     DETECTOR_EVASION,
     HOP_SKIP_JUMP,
     JOINT_DETECTOR_EVASION,
+    PGD_8_BIT,
+    PGD_FIXED_DRAWS,
     SQUARE,
     SUITE,
     SUITE_DOUBLED,
@@ -14,6 +16,8 @@ from tasks.records.vocabulary import (
 ATTACK_NAMES = {
     "fgsm": "FGSM",
     "pgd": "PGD",
+    PGD_8_BIT: "PGD on 8-bit values",
+    PGD_FIXED_DRAWS: "PGD with fixed draws",
     SUITE: "white-box suite",
     SUITE_DOUBLED: "white-box suite with twice the steps and restarts",
     SQUARE: "Square attack",
