@@ -20,6 +20,7 @@ from tasks.reporting.sections.heatmaps import heatmaps_section
 from tasks.reporting.sections.intensities import intensities_section
 from tasks.reporting.sections.parameters import parameters_section
 from tasks.reporting.sections.resilience import resilience_section
+from tasks.reporting.sections.subgroups import subgroups_section
 from tasks.reporting.sections.training import training_section
 from tasks.reporting.sections.validation import validation_section
 
@@ -31,6 +32,7 @@ SECTIONS = (
     training_section,
     comparison_section,
     accuracy_section,
+    subgroups_section,
     confusion_section,
     entropy_section,
     adversarial_images_section,
@@ -47,5 +49,6 @@ SECTIONS = (
 
 
 def all_sections(results: Results, headline: Headline) -> list[Section]:
-    """Return all sections in the order of the page."""
-    return [section(results, headline) for section in SECTIONS]
+    """Return all sections in the order of the page. Without subgroups there is no section about them."""
+    left_out = () if results.subgroups is not None else (subgroups_section,)
+    return [section(results, headline) for section in SECTIONS if section not in left_out]
