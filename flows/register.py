@@ -18,6 +18,7 @@ from pydantic import Field
 
 from flows.command import log_progress, run_flow
 from flows.dvc_pipeline import DvcPipeline
+from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
 from tasks.records.vocabulary import AS_TRAINED
@@ -52,7 +53,8 @@ def register(
     card, summary = card_of(workspace, params, chosen)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bundle"
-        bundle = write_bundle(workspace, folder, params, chosen, card)
+        with locked(workspace.locks, reads=map(workspace.step_of, workspace.outputs())):
+            bundle = write_bundle(workspace, folder, params, chosen, card)
         if existing := registry.find_version(name, bundle.digest):
             return f"{chosen} ({reason}) is not registered again: {existing.label} has the same weights."
         version = registry.register_bundle(folder, name, summary)

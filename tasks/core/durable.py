@@ -1,5 +1,6 @@
 """Files that survive a power cut: a name is given only to bytes that are on the disk."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -27,5 +28,9 @@ def synchronize(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # some network file systems cannot do this for folders
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)
