@@ -1,11 +1,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tasks.evaluation.check_inputs import CheckInputs
 from tasks.evaluation.checks import CHECKS, CheckResult, run_checks
+from tasks.records.expected import EXPECTED
 from tests.conftest import ROOT
 from tests.plausible_attack import diagnostics_in, minimum_eps_in
 
@@ -37,6 +39,9 @@ def convergence_in(records: pd.DataFrame, searches: pd.DataFrame) -> pd.DataFram
 FRACTIONS = {"near_duplicate_in_train": 0.1, "group_in_train": 0.99}
 NO_LEAKAGE = {"outcome": "exact", "fractions": FRACTIONS | {"patient_in_train": 0.0}, "estimate": {"value": None}}
 Found = dict[tuple[str | None, str], CheckResult]
+RANDOM: dict[str, object] = {name: lambda of: [np.array([float(each)]) for each in of["correct"]] for name in EXPECTED}
+RANDOM["logits"] = lambda of: [np.eye(2)[each] for each in of["prediction"]]
+"""Further columns of the records of a random target whose predictions are all the same."""
 
 
 def outcome(
@@ -221,7 +226,7 @@ def test_probabilities_instead_of_logits_fail() -> None:
 )
 def test_random_outputs_fail_if_the_target_counts_as_deterministic(spread: float, is_random: bool, status: str) -> None:
     probe = probing("max_logit_difference", spread, 0.1)
-    check = outcome(SOUND, probe=probe, **({"fresh_correct": 1.0} if is_random else {}))[DEFENDED, "outputs"]
+    check = outcome(SOUND, probe=probe, **(RANDOM if is_random else {}))[DEFENDED, "outputs"]
     assert (check.status, check.value) == (status, spread)
 
 
@@ -235,7 +240,7 @@ def test_predictions_that_change_from_look_to_look_are_reported(share: float, st
             )
         )
 
-    check = outcome(SOUND, probe=probed, fresh_correct=1.0)[DEFENDED, "outputs"]
+    check = outcome(SOUND, probe=probed, **RANDOM)[DEFENDED, "outputs"]
     assert check.status == status
     assert f"{100 * share:.1f} % of the predictions change" in check.explanation
 

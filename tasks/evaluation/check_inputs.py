@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from tasks.records.expected import FRESH
+from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import AS_TRAINED, CLEAN, is_independent
+from tasks.records.worst_case import worst_case_outcomes
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 Status = Literal["PASS", "WARN", "FAIL", "NO POWER", "UNVERIFIED", "INFO"]
@@ -125,6 +127,17 @@ class CheckInputs:
         for _, values in curves:
             robust = robust & values.reindex(robust.index, fill_value=True)
         return robust
+
+    def expected(self) -> "dict[float, pd.Series[float]]":
+        """Return the outcome of each image of a random target in the worst case of adaptive attacks, by eps and image.
+
+        An image counts by the fraction of fresh predictions that are correct.
+        """
+        n_classes = len(self.records["logits"].iloc[0])
+        points = {self.name: [OperatingPoint(AS_TRAINED, (0.0,) * n_classes)]}
+        outcomes = worst_case_outcomes(self.records, self.minimum_eps, points)
+        adaptive = outcomes[outcomes["threat_model"] == "adaptive"]
+        return {float(str(eps)): rows.set_index("image")["robust_correct"] for eps, rows in adaptive.groupby("eps")}
 
     def compare(self, first: "pd.Series[bool]", second: "pd.Series[bool]") -> PairedComparison:
         """Compare two series of outcomes on the images that both have, by group."""

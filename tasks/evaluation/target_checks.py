@@ -4,7 +4,7 @@ import numpy as np
 
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Status
 from tasks.params import UNDEFENDED
-from tasks.records.expected import N_FRESH_SAMPLES
+from tasks.records.expected import N_FRESH_SAMPLES, expected_correct
 from tasks.records.perturbation_norms import TOLERANCE, ball_excess
 from tasks.records.vocabulary import CLEAN
 from tasks.statistics.balanced import balanced_accuracies
@@ -22,7 +22,7 @@ MAX_UNREPEATABLE = 0.01
 def majority_class(of: CheckInputs) -> CheckOutcome:
     """Clean accuracy is above the fraction of the majority class."""
     clean = of.records[of.records["attack"] == CLEAN]
-    accuracy = rate_estimate(clean["correct"].to_numpy(dtype=bool), clean["group"].to_numpy())
+    accuracy = rate_estimate(expected_correct(clean).to_numpy(), clean["group"].to_numpy())
     majority = float(clean["label"].value_counts(normalize=True).max())
     difference = accuracy.value - majority
     explanation = (
@@ -61,11 +61,11 @@ def shortcut_baseline(of: CheckInputs) -> CheckOutcome:
 def constant(of: CheckInputs) -> CheckOutcome:
     """Balanced robust accuracy is significantly above that of a constant predictor, at the reported eps."""
     threat_models = ("adaptive", "transfer", "black_box")
-    correct = {eps: of.robust(eps, threat_models) for eps in of.grid}
+    correct = of.expected() if of.is_random else {eps: of.robust(eps, threat_models) for eps in of.grid}
     images = of.images.loc[correct[of.eps].index]
     chance = 1 / images["label"].nunique()
     estimates = balanced_accuracies(
-        np.stack([correct[eps].to_numpy(dtype=bool) for eps in of.grid]),
+        np.stack([correct[eps].to_numpy(dtype=np.float64) for eps in of.grid]),
         images["label"].to_numpy(),
         images["group"].to_numpy(),
     )
