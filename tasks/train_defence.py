@@ -14,6 +14,7 @@ from tasks.params import (
     FinetunedClassifier,
     JointAutoencoder,
     Params,
+    PluginDefence,
     Preprocessing,
     RandomizedSmoothing,
     RetrainedAutoencoder,
@@ -34,6 +35,11 @@ def train_defence(workspace: Workspace, params: Params, tracker: Tracker, defenc
             steps = [transform.model_dump(mode="json") for transform in settings.transforms]
             has_autoencoder = settings.applied_before == "autoencoder"
             save_preprocessing(workspace, defence, steps, settings.n_eot_samples, has_autoencoder)
+        case PluginDefence():
+            from tasks.dataset.prepared import load_prepared
+            from tasks.defences.plugins import save_plugin
+
+            save_plugin(workspace, settings, load_prepared(workspace), defence, params.seed)
         case RandomizedSmoothing():
             steps = [{"kind": "gaussian_noise", "std": settings.std}]
             save_preprocessing(workspace, defence, steps, settings.n_eot_samples)
@@ -103,7 +109,7 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
     from tasks.models.seeding import build_seeded
     from tasks.models.training import InputTransform, fit, no_transform
 
-    assert not isinstance(settings, Autoencoder | Preprocessing)
+    assert not isinstance(settings, Autoencoder | Preprocessing | PluginDefence)
     device = configure_torch(params.compute)
     data = load_prepared(workspace)
     tracker.dataset(workspace.prepare, "prepared", "training")

@@ -18,7 +18,6 @@ from tasks.models.imported import ImportedClassifier
 from tasks.models.loading import load_classifier
 from tasks.params import Params, parse_params
 from tasks.runner import run_step
-from tasks.tracking import Tracker
 from tasks.train_classifier import train_classifier
 from tasks.train_defence import train_defence
 from tests.conftest import with_overrides
@@ -130,7 +129,7 @@ def test_a_classifier_that_is_only_queried_is_attacked_with_the_gradients_of_sur
     clean = records[(records["attack"] == "clean") & records["image"].isin(broken["image"])]
     # the surrogate has the weights of the target, so its gradients break images
     assert (broken["prediction"] == broken["label"]).mean() < (clean["prediction"] == clean["label"]).mean()
-    attack_defence(workspace, params, Tracker(), "autoencoder")
+    run_step(attack_defence, workspace, params, defence="autoencoder")
     assert "transfer" in set(pd.read_parquet(workspace.records("autoencoder"))["threat_model"])
     with pytest.raises(ValueError, match="can only be queried"):
-        train_defence(workspace, params, Tracker(), "trades")
+        run_step(train_defence, workspace, params, defence="trades")

@@ -141,6 +141,7 @@ class AttackRun:
             clean,
             points,
             checkpoints,
+            workspace.plugins,
         )
         surrogates = load_surrogates(workspace, device) if target == UNDEFENDED else {}
         checkpoints.n_parts += len(surrogates) * len(_split(rows, settings.batch_size))
@@ -266,7 +267,7 @@ def crafted_images(
     references = {name: part for name, ours in ART_REFERENCE.items() if ours in settings.own_attacks}
     fixed = [PGD_FIXED_DRAWS] if random_modules(model) and "pgd" in settings.own_attacks else []
     ours = [*settings.own_attacks, *settings.eight_bit_attacks, *fixed]
-    return dict.fromkeys([*ours, *settings.art_attacks], rows) | references
+    return dict.fromkeys([*ours, *settings.art_attacks, *settings.plugin_attacks], rows) | references
 
 
 def _clean_predictions(

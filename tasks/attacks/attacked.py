@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,8 @@ class Attacked:
     operating_points: list[OperatingPoint]
     """The first is ``as_trained``."""
     checkpoints: Checkpoints
+    plugins: Path = Path("plugins")
+    """Folder with Python modules of the user's."""
 
     @property
     def saved_eps(self) -> tuple[float, ...]:

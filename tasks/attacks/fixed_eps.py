@@ -14,11 +14,13 @@ from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.gradient.fgsm import fgsm
 from tasks.attacks.gradient.pgd import pgd
 from tasks.attacks.pgd_8_bit import pgd_8_bit
+from tasks.attacks.plugin_attacks import craft_by_plugin
 from tasks.attacks.predictions import concatenate, predict_attacked, seed_random_defences
 from tasks.attacks.surrogates import TRANSFERRED, surrogate_names
 from tasks.core.workspace import Workspace
 from tasks.defences.randomness import AveragedPredictions, as_attacked, with_fixed_draws
 from tasks.models.compute import device_of
+from tasks.models.loading import digest_of_folder
 from tasks.params import UNDEFENDED
 from tasks.records.adversarial_images import QuantizedPerturbations, quantize, read_perturbations, save_perturbations
 from tasks.records.perturbation_norms import perturbation_norms
@@ -31,11 +33,12 @@ log = logging.getLogger(__name__)
 def craft(attacked: Attacked, attack: str, rows: np.ndarray) -> dict[str, Path]:
     """Part: one attack on one batch at every eps; returns the folder of its checkpoint."""
     settings = attacked.settings
-    by_art = settings.art_attacks.get(attack)
+    row = settings.art_attacks.get(attack) or settings.plugin_attacks.get(attack)
+    code = digest_of_folder(attacked.plugins) if attack in settings.plugin_attacks else None
     folder = attacked.checkpoints.get_or_compute(
         f"{attack} on {attacked.target}, {len(rows)} images at {len(settings.eps)} eps",
         partial(_write_crafted, attacked, attack, rows),
-        attack=[attack, by_art and by_art.model_dump(mode="json")],
+        attack=[attack, row and row.model_dump(mode="json"), code],
         crafting=settings.model_dump(mode="json", include={"pgd", "saved_eps"}),
         images=digest_of_images(attacked.data, rows),
     )
@@ -96,6 +99,12 @@ def _craft_batch(
         n_classes, value_range = len(attacked.data.classes), attacked.data.value_range
         seed = np.array([attacked.seed, rows[0]])
         yield from craft_by_art(model, images, labels, n_classes, attack, radii, settings, value_range, seed)
+        return
+    if attack in settings.plugin_attacks:
+        seed = np.array([attacked.seed, rows[0]])
+        yield from craft_by_plugin(
+            model, images, labels, settings.plugin_attacks[attack], radii, attacked.ball, seed, attacked.plugins
+        )
         return
     device = device_of(model)
     batch = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)

@@ -34,6 +34,8 @@ class Workspace:
     root: Path = Path()
 
     params_file = _Below("params.yaml")
+    plugins = _Below("plugins")
+    """Python modules of the user's with defences and attacks."""
     locks = _Below("checkpoints/locks")
     """A file for each step that ever ran here; see :mod:`tasks.core.locks`."""
     open_runs = _Below("checkpoints/open_runs")
@@ -197,6 +199,10 @@ class Workspace:
     def defended_classifier(self, defence: str) -> Path:
         """Weights of the classifier that a defence trained, if it trains one."""
         return self.train_defence / defence / "classifier.safetensors"
+
+    def defence_files(self, defence: str) -> Path:
+        """Python modules of a plug-in; absent for other defences."""
+        return self.train_defence / defence / "files"
 
     def defence_history(self, defence: str) -> Path:
         """Epochs of a defence's training; absent if the defence trains nothing."""

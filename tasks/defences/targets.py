@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from tasks.core.workspace import Workspace
+from tasks.defences.plugins import Plugin, load_plugin
 from tasks.defences.preprocessing import PreprocessingPipeline, build_purifier
 from tasks.defences.purified import Purified
 from tasks.models.files import load_model
@@ -34,11 +35,11 @@ def load_target(workspace: Workspace, name: str, device: torch.device) -> nn.Mod
         raise FileNotFoundError(
             f"{missing[0]} not found. The target {name} needs it: run the step {workspace.step_of(missing[0])} first"
         )
-    target = load_classifier(workspace, classifier)
+    target = load_plugin(workspace, classifier) or load_classifier(workspace, classifier)
     borrow_gradients(workspace, target, device)
     if has_purifier:
-        loaded = load_model(purifier, build_purifier)
-        n_eot_samples = loaded.n_eot_samples if isinstance(loaded, PreprocessingPipeline) else 1
+        loaded = load_plugin(workspace, purifier) or load_model(purifier, build_purifier)
+        n_eot_samples = loaded.n_eot_samples if isinstance(loaded, PreprocessingPipeline | Plugin) else 1
         target = Purified(loaded, target, n_eot_samples).eval()
     on_device: nn.Module = target.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
     return on_device

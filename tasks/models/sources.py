@@ -82,10 +82,10 @@ def call_factory(classifier: Classifier, files: Path, **more: Any) -> Any:
         ValueError: there is no such function, or it fails.
     """
     assert classifier.factory is not None
-    return call_function(classifier.factory, files, "classifier", {**classifier.arguments, **more})
+    return call_function(classifier.factory, files, "classifier.factory", {**classifier.arguments, **more})
 
 
-def call_function(dotted: str, folder: Path, section: str, arguments: dict[str, Any]) -> Any:
+def call_function(dotted: str, folder: Path, key: str, arguments: dict[str, Any]) -> Any:
     """Call a function of a module in a folder, or of an installed package.
 
     Modules of the folder are imported anew for each call, because another folder can have other modules of their names.
@@ -93,7 +93,7 @@ def call_function(dotted: str, folder: Path, section: str, arguments: dict[str, 
     Args:
         dotted: ``package.module:function``.
         folder: with modules of the user's.
-        section: dotted key of the section with ``factory``, for errors.
+        key: dotted key of the parameter, for errors.
         arguments: keyword arguments.
 
     Raises:
@@ -107,14 +107,14 @@ def call_function(dotted: str, folder: Path, section: str, arguments: dict[str, 
                 function = getattr(function, name)
         except Exception as error:
             raise ValueError(
-                f"{section}.factory: {dotted} can't be imported: {type(error).__name__}: {error}. A function of a "
+                f"{key}: {dotted} can't be imported: {type(error).__name__}: {error}. A function of a "
                 f"module in {folder} or of an installed package is needed. Correct the path, or install the package"
             ) from error
         try:
             return function(**arguments)
         except Exception as error:
             raise ValueError(
-                f"{section}.factory: {dotted} failed: {type(error).__name__}: {error}. It is called with the arguments "
+                f"{key}: {dotted} failed: {type(error).__name__}: {error}. It is called with the arguments "
                 f"{arguments}. Correct the arguments or the function"
             ) from error
 
@@ -165,7 +165,7 @@ def load_onnx(path: Path, image_shape: tuple[int, int, int]) -> tuple[nn.Module,
         import onnx2torch
     except ImportError as error:
         raise ValueError(
-            f"classifier.source: onnx needs the package {error.name}: pip install 'ct-robustness[onnx]'"
+            f"classifier.source: onnx needs the package {error.name}. Install onnx, onnx2torch and onnxruntime"
         ) from error
     with refusing("classifier.file"):
         model = check_onnx(path)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.params.section import Count, Section
+from tasks.params.section import Count, DottedPath, Section
 
 NEEDED = {
     "train": (),
@@ -19,7 +19,6 @@ NEEDED = {
 """Source -> keys that it needs."""
 ALLOWED = {"factory": ("arguments", "weights"), "maite": ("arguments", "weights")}
 """Source -> further keys that it can have."""
-DottedPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 
 
 class ClassifierInput(Section):

@@ -1,10 +1,21 @@
 """The rows of ``defences``: purifiers in front of the classifier, and classifiers that replace it."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from tasks.params.section import Architecture, Count, CountOrOff, Pgd, Positive, Section, Share, Training, check_unit
+from tasks.params.section import (
+    Architecture,
+    Count,
+    CountOrOff,
+    DottedPath,
+    Pgd,
+    Positive,
+    Section,
+    Share,
+    Training,
+    check_unit,
+)
 
 UNDEFENDED = "undefended"
 """Name of the bare classifier among the targets of attacks, and the surrogate of transfer attacks."""
@@ -240,6 +251,30 @@ class Preprocessing(Section):
         return self
 
 
+class PluginDefence(Section):
+    """A defence of your own, from a Python file in ``plugins/`` or an installed package.
+
+    Further keys are arguments of its function. See ``docs/how-to/own-defence.md``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Literal["plugin"]
+    """Type of the defence."""
+    factory: DottedPath
+    """``package.module:function`` that returns a ``torch.nn.Module``."""
+    role: Literal["purifier", "classifier"]
+    """``purifier``: takes and returns images, before the bare classifier. ``classifier``: takes images and returns
+    logits; the function gets the bare classifier as the argument ``classifier``."""
+    n_eot_samples: Count = 1
+    """Draws of a random purifier whose predicted probabilities are averaged in one prediction."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the function."""
+        return dict(self.model_extra or {})
+
+
 Defence = Annotated[
     Autoencoder
     | DenoisingAutoencoder
@@ -250,6 +285,7 @@ Defence = Annotated[
     | RandomizedSmoothing
     | AdversarialTraining
     | Trades
-    | Preprocessing,
+    | Preprocessing
+    | PluginDefence,
     Field(discriminator="kind"),
 ]

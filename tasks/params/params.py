@@ -14,6 +14,7 @@ from tasks.params.section import (
     Architecture,
     Count,
     CountOrOff,
+    DottedPath,
     Fraction,
     Noise,
     Pgd,
@@ -185,11 +186,13 @@ class Surrogate(Section):
     """``cnn`` (ours) or the name of a torchvision classifier."""
     epochs: Count
     """Maximum number of passes over the training images."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Learning rate of Adam; without this key, that of ``train_classifier``."""
 
     def training(self, settings: TrainClassifier) -> TrainClassifier:
-        """Settings of the training: those of ``train_classifier`` with this architecture and number of epochs."""
+        """Settings of the training: those of ``train_classifier``, changed by the keys of this row."""
         pretrained = settings.pretrained and self.architecture != "cnn"
-        own = {"architecture": self.architecture, "epochs": self.epochs, "pretrained": pretrained}
+        own = self.model_dump(exclude_none=True) | {"pretrained": pretrained}
         return settings.model_copy(update=own)
 
 
@@ -218,6 +221,20 @@ class ArtAttack(Section):
         return dict(self.model_extra or {})
 
 
+class PluginAttack(Section):
+    """An attack of your own; further keys are arguments of its function. See ``docs/how-to/own-defence.md``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    plugin: DottedPath
+    """``package.module:function`` of a Python file in ``plugins/`` or of an installed package."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the function."""
+        return dict(self.model_extra or {})
+
+
 class Attack(Section):
     """Attacks on the test images."""
 
@@ -229,10 +246,11 @@ class Attack(Section):
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
     """Grid of radii in units of 1/255 of the value range, rising. For l2 the radius is
     eps / 255 * sqrt(number of pixels), so that eps is the root-mean-square change of a pixel."""
-    attacks: Annotated[tuple[Literal["fgsm", "pgd", "pgd_8_bit"] | ArtAttack, ...], Field(min_length=1)]
+    attacks: Annotated[tuple[Literal["fgsm", "pgd", "pgd_8_bit"] | ArtAttack | PluginAttack, ...], Field(min_length=1)]
     """Attacks at every eps of the grid, for the curves of accuracy against eps: ``fgsm``, ``pgd``;
     ``pgd_8_bit``, in steps of whole grey levels, whose images have 8 bits (linf; unchanged below eps 1); and rows
-    ``{art: ClassName, ...arguments}`` for any evasion attack of ART that accepts a PyTorch classifier."""
+    ``{art: ClassName, ...arguments}`` for any evasion attack of ART that accepts a PyTorch classifier, and
+    ``{plugin: package.module:function, ...arguments}`` for an attack of your own."""
     max_art_reference_images: CountOrOff
     """Attacked images, stratified by class, on which ART's own FGSM and PGD are compared with ours; 0: all."""
     pgd: Pgd
@@ -262,8 +280,9 @@ class Attack(Section):
             raise ValueError(f"saved_eps {list(self.saved_eps)} must not repeat a value")
         if self.eight_bit_attacks and self.norm != "linf":
             raise ValueError(f"attacks: pgd_8_bit needs norm linf, not {self.norm}. Remove it, or set norm to linf")
-        names = [row.art if isinstance(row, ArtAttack) else row for row in self.attacks]
-        if len(set(names)) < len(names):
+        names = [row for row in self.attacks if isinstance(row, str)] + [*self.art_attacks, *self.plugin_attacks]
+        n_rows = len(self.attacks)
+        if len(set(names)) < n_rows:
             raise ValueError(f"attacks {names} must not repeat a name")
         if not self.own_attacks:
             raise ValueError(f"attacks {names} must contain fgsm or pgd, whose adversarial images are transferred")
@@ -285,6 +304,12 @@ class Attack(Section):
     def art_attacks(self) -> dict[str, ArtAttack]:
         """Rows for attacks of ART, by the name of the attack in the records."""
         return {f"art_{row.art}": row for row in self.attacks if isinstance(row, ArtAttack)}
+
+    @property
+    def plugin_attacks(self) -> dict[str, PluginAttack]:
+        """Rows for attacks of the user's, by the name of the attack in the records."""
+        rows = [row for row in self.attacks if isinstance(row, PluginAttack)]
+        return {f"plugin_{row.plugin.rpartition(':')[2]}": row for row in rows}
 
     @property
     def analysed_eps(self) -> tuple[float, ...]:

@@ -11,6 +11,9 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 CountOrOff = Annotated[int, Field(ge=0, lt=2**31)]
 Architecture = Literal["plain", "residual", "unet", "residual_unet", "variational"]
 
+DottedPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+"""``package.module:function``."""
+
 Precision = Literal["float32", "bfloat16"]
 """Floating-point type of the matrix products of networks."""
 

@@ -30,7 +30,7 @@ FOLDER_PARAMS = {
 def make_repository(folder: Path, overrides: dict[str, object]) -> Path:
     """A git repository with the code and the first three stages: remotes treat all stages alike."""
     folder.mkdir()
-    for name in ("tasks", "flows", "images", "models"):
+    for name in ("tasks", "flows", "images", "models", "plugins"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".gitignore", ".dvcignore", "prefect.toml"):
         shutil.copy(ROOT / name, folder / name)
