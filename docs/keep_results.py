@@ -30,6 +30,8 @@ FILES = {
     "robustness": "robustness.csv",
     "confusion": "confusion.csv",
     "worst_case": "worst_case.csv",
+    "validation_robustness": "validation_robustness.csv",
+    "configurations": "configurations.csv",
     "comparison": "comparison.csv",
     "minimum_perturbation": "minimum_perturbation.csv",
     "certified_accuracy": "certified_accuracy.csv",

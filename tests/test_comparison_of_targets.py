@@ -268,6 +268,8 @@ def test_certified_accuracy_is_the_fraction_of_correct_images_with_a_radius_of_a
     # beyond the radius that the samples can certify, the cell is blank instead of 0
     table = certified_accuracy_table(certified, [0.0, 0.25, 0.5, 1.0])
     assert table["accuracy"].tolist() == pytest.approx([3 / 5, 2 / 5, 0, np.nan], nan_ok=True)
+    # both images of one class and one of three of the other
+    assert table["balanced_accuracy"].tolist() == pytest.approx([2 / 3, 5 / 12, 0, np.nan], nan_ok=True)
     assert table["n"].tolist() == [5, 5, 5, 5]
     assert (table["accuracy_low"] <= table["accuracy"])[:3].all()
     assert table[["accuracy_low", "accuracy_high"]].iloc[3].isna().all()

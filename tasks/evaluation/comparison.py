@@ -9,7 +9,7 @@ import pandas as pd
 from tasks.evaluation.worst_case_table import constant_accuracy, value_at
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import AS_TRAINED
-from tasks.statistics.balanced import compare_balanced
+from tasks.statistics.balanced import balanced_accuracies, compare_balanced
 from tasks.statistics.intervals import Estimate
 from tasks.statistics.multiplicity import holm
 from tasks.statistics.rates import rate_estimate
@@ -69,7 +69,7 @@ def comparison_table(
         labels, groups = images["label"].to_numpy(), images["group"].to_numpy()
         clean, robust = (wide.xs((point, threat_model, each), level=KEYS) for each in (0.0, value))
         numbers: dict[Any, dict[Any, Any]] = pd.DataFrame(n.xs(names, level=KEYS)).to_dict("index")
-        order = _ranked(map(str, correct), validation, value)
+        order = _ranked(map(str, correct), validation, float(str(value)))
         for rank, (target, validated) in enumerate(order.items(), start=1):
             row = {**dict(zip(KEYS, names, strict=True)), "rank": rank, "target": target}
             row |= validated | numbers[target]
@@ -154,8 +154,9 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
     """Certified accuracy: the fraction of images that are correct, with a certified radius of at least eps.
 
     One row for each target and eps: target, eps (in 1/255, of an L2 ball as ``attack.eps`` counts it, containing the
-    L-infinity ball of the same eps), n, n_groups, accuracy and its 95 % interval by group, and largest_eps, the largest
-    radius that the number of noisy copies can certify. Beyond it nothing is known, and the accuracy is NaN.
+    L-infinity ball of the same eps), n, n_groups, accuracy and balanced_accuracy with their 95 % intervals by group,
+    and largest_eps, the largest radius that the number of noisy copies can certify. Beyond it nothing is known, and the
+    accuracies are NaN.
 
     Args:
         certified: as written by the step attack_defence.
@@ -165,17 +166,18 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
     for target, found in certified.groupby("target", sort=False):
         correct, largest = found["prediction"] == found["label"], float(found["largest_eps"].iloc[0])
         for value in eps:
-            accuracy = rate_estimate(
-                (correct & (found["certified_eps"] >= value)).to_numpy(), found["group"].to_numpy()
-            )
+            is_certified, groups = (correct & (found["certified_eps"] >= value)).to_numpy(), found["group"].to_numpy()
+            accuracy = rate_estimate(is_certified, groups)
+            balanced = balanced_accuracies(is_certified[None], found["label"].to_numpy(), groups)[0]
             if value > largest:
-                accuracy = Estimate(np.nan, np.nan, np.nan)
+                accuracy = balanced = Estimate(np.nan, np.nan, np.nan)
             row = {"target": target, "eps": value, "n": len(found), "n_groups": found["group"].nunique()}
             row |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
-            row |= {"largest_eps": largest}
+            row |= {"balanced_accuracy": balanced.value, "balanced_accuracy_low": balanced.low}
+            row |= {"balanced_accuracy_high": balanced.high, "largest_eps": largest}
             rows.append(row)
-    columns = ["target", "eps", "n", "n_groups", "accuracy", "accuracy_low", "accuracy_high", "largest_eps"]
-    return pd.DataFrame(rows, columns=columns)
+    rates = [f"{name}{bound}" for name in METRICS for bound in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["target", "eps", "n", "n_groups", *rates, "largest_eps"])
 
 
 def _median_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:

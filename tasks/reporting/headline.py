@@ -1,13 +1,14 @@
 """The headline result: the worst case of every target at one eps and at equal operating points."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
 from tasks.analysis.claims import analysed_attack, at_comparison_point
+from tasks.dataset.intensity import IntensityRange
 from tasks.evaluation.worst_case_table import constant_accuracy, value_at
 from tasks.params import UNDEFENDED, Attack
 from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, unit_of
@@ -75,6 +76,8 @@ class Headline:
     sensitivity: float
     """``attack.fixed_sensitivity``."""
     is_phantom: bool
+    eps_in_unit: str = ""
+    """Size of eps in the unit of the values, such as `` (5.88 HU)``; empty if the files have different ranges."""
 
     @property
     def targets(self) -> list[str]:
@@ -200,12 +203,27 @@ def headline_of(results: Results) -> Headline:
         analysed_attack=analysed_attack(results.robustness),
         sensitivity=params.attack.fixed_sensitivity,
         is_phantom=results.data.is_phantom,
+        eps_in_unit=eps_in_unit(results.dataset_info, eps),
     )
+
+
+def eps_in_unit(dataset_info: Mapping[str, Any], eps: float) -> str:
+    """Size of an eps in the unit of the stored values, such as `` (5.88 HU)``.
+
+    Args:
+        dataset_info: content of ``dataset.json``.
+        eps: in 1/255.
+
+    Returns:
+        The empty text if the values are not mapped by one window or one pair of percentiles.
+    """
+    per_eps = IntensityRange(**dataset_info.get("intensity", {})).per_eps
+    return "" if per_eps is None else f" ({eps * per_eps:.3g} {dataset_info['intensity']['unit']})"
 
 
 def _comparison(ranked: pd.DataFrame, defence: str, constant: float) -> DefenceComparison:
     """Return the comparison of a defence with the undefended classifier, from its row of ``comparison.csv``."""
-    row = ranked.set_index("target").loc[defence]
+    row: Row = ranked.set_index("target").loc[defence]
     difference, on_validation = (
         Estimate(*(float(row[f"{name}{bound}"]) for bound in ("", "_low", "_high")))
         for name in ("gain", "validation_balanced_accuracy")
