@@ -56,7 +56,7 @@ def save_plugin(workspace: Workspace, settings: PluginDefence, data: Prepared, d
         (copy := files / module.relative_to(workspace.plugins)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(module, copy)
     files.mkdir(exist_ok=True)
-    arguments = {"plugin": settings.model_dump(mode="json"), "defence": defence}
+    arguments: dict[str, Any] = {"plugin": settings.model_dump(mode="json"), "defence": defence}
     with torch_seeded(seed):
         plugin = build_plugin(workspace=workspace, **arguments)
         if callable(fit := getattr(plugin.module, "fit", None)):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tasks.evaluation.check_inputs import Status
 from tasks.evaluation.checks import CheckResult
 from tasks.params import UNDEFENDED
 
@@ -26,7 +27,7 @@ def import_checks(path: Path) -> list[CheckResult]:
             "nothing shows that the imported classifier gives the outputs of the original. Set "
             "classifier.reference_outputs or classifier.expected_accuracy"
         )
-    status = "PASS" if parity["status"] == "compared" else "WARN"
+    status: Status = "PASS" if parity["status"] == "compared" else "WARN"
     name = "the imported classifier gives the outputs of the original"
     results = [CheckResult(UNDEFENDED, "import_parity", name, status, difference, explanation)]
     if not parity["has_gradients"]:

@@ -38,7 +38,7 @@ def named_layer(classifier: ImportedClassifier, name: str, key: str) -> nn.Modul
     Raises:
         ValueError: there is no such layer.
     """
-    layers = dict(classifier.network.named_modules())
+    layers: dict[str, nn.Module] = dict(classifier.network.named_modules())
     if name not in layers:
         near = [each for each in layers if each.split(".")[-1] == name.split(".")[-1]] or list(layers)[-8:]
         raise ValueError(f"{key}: the network has no layer {name!r}. It has {near}. Use the name of a layer")

@@ -1,6 +1,6 @@
 """A classifier of the user's as a module of this project: images in [0, 1] in, logits of the classes out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,8 @@ class ImportedClassifier(nn.Module):
         inputs = self.to_input(images)
         if not self.batch_size:
             return output_tensor(self.network(inputs))
-        return torch.cat([output_tensor(self.network(part)) for part in inputs.split(self.batch_size)])
+        parts = torch.split(inputs, self.batch_size)
+        return torch.cat([output_tensor(self.network(part)) for part in parts])
 
     def to_input(self, images: Tensor) -> Tensor:
         """Return images ``(N, C, H, W)`` in [0, 1] as the network expects them."""
@@ -127,7 +128,7 @@ class ImportedClassifier(nn.Module):
         return output[:, self.order]
 
     def redeclared(
-        self, input: dict[str, object] | None = None, output: dict[str, object] | None = None
+        self, input: Mapping[str, object] | None = None, output: Mapping[str, object] | None = None
     ) -> "ImportedClassifier":
         """Return the same network with some fields of its input or output declared otherwise."""
         changed = ImportedClassifier(

@@ -57,15 +57,13 @@ def fit_mean_and_std(
     if model.input.mean is not None or model.input.std is not None:
         starts.append((np.array(model.input.mean or (0.0,)), np.array(model.input.std or (1.0,))))
     best: tuple[float, np.ndarray, np.ndarray] | None = None
-    tried = []
-    for mean, std in starts:
-        of_start = [
-            torch.tensor(np.broadcast_to(each, (n_channels,)).copy(), dtype=torch.float32) for each in (mean, std)
-        ]
+    tried: list[tuple[float, Tensor, Tensor]] = []
+    for start in starts:
+        first, second = (torch.from_numpy(np.broadcast_to(each, (n_channels,)).copy()).float() for each in start)
         with torch.no_grad():
-            tried.append((difference(logits_of(*of_start)), of_start))
+            tried.append((difference(logits_of(first, second)), first, second))
     # a common value that is right needs no fit
-    for found, (mean, std) in sorted(tried, key=lambda each: each[0]):
+    for found, mean, std in sorted(tried, key=lambda each: each[0]):
         if found > GOOD:
             mean, std = _minimise(logits_of, mean, std, width, wanted, is_probability)
             with torch.no_grad():
@@ -79,7 +77,7 @@ def fit_mean_and_std(
 
 def _run(model: ImportedClassifier, inputs: Tensor) -> Tensor:
     """Output of the network for images as it expects them."""
-    parts = inputs.split(model.batch_size or len(inputs))
+    parts = torch.split(inputs, model.batch_size or len(inputs))
     return torch.cat([output_tensor(model.network(part)) for part in parts])
 
 

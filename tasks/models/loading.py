@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def load_classifier(workspace: Workspace, path: Path) -> nn.Module:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged or refused.
     """
-    builder = build_classifier
+    builder: Callable[..., nn.Module] = build_classifier
     if "imported" in load_build_arguments(path):
         builder = partial(build_imported, files=workspace.classifier_files)
     return load_model(path, builder)
@@ -46,8 +46,7 @@ def borrow_gradients(workspace: Workspace, model: nn.Module, device: torch.devic
     Raises:
         ValueError: there are no surrogates.
     """
-    is_queried = isinstance(model, ImportedClassifier) and not model.has_gradients
-    if not is_queried or not workspace.surrogates.is_file():
+    if not isinstance(model, ImportedClassifier) or model.has_gradients or not workspace.surrogates.is_file():
         return
     names = [row["name"] for row in json.loads(workspace.surrogates.read_text(encoding="utf-8"))]
     if not names:

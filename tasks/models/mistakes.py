@@ -269,10 +269,10 @@ def _explains(
 
 
 def _reversed_channels(model: ImportedClassifier, with_statistics: bool) -> ImportedClassifier:
-    other = {"channel_order": "RGB" if model.input.channel_order == "BGR" else "BGR"}
+    other: dict[str, object] = {"channel_order": "RGB" if model.input.channel_order == "BGR" else "BGR"}
     if not with_statistics:
         return model.redeclared(input=other)
-    statistics = {
+    statistics: dict[str, object] = {
         name: values and values[::-1] for name, values in (("mean", model.input.mean), ("std", model.input.std))
     }
     return model.redeclared(input=other | statistics)
@@ -294,6 +294,6 @@ def _in_train_mode(model: ImportedClassifier, with_dropout: bool) -> ImportedCla
 def _run_in_parts(model: nn.Module, images: Tensor, size: int) -> Tensor:
     """Logits of batches of a size, or NaN where layers in training mode refuse it."""
     try:
-        return torch.cat([model(part) for part in images.split(size)])
+        return torch.cat([model(part) for part in torch.split(images, size)])
     except ValueError:
         return torch.full((len(images), 2), float("nan"))

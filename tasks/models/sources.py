@@ -66,7 +66,8 @@ def build_network(classifier: Classifier, files: Path, image_shape: tuple[int, i
         case "torchscript":
             with refusing("classifier.file"):
                 check_torchscript(files / SCRIPT)
-                return torch.jit.load(str(files / SCRIPT), map_location="cpu").eval(), True
+                script: nn.Module = torch.jit.load(str(files / SCRIPT), map_location="cpu")  # type: ignore[no-untyped-call]  # torch's annotation
+                return script.eval(), True
         case "onnx":
             return load_onnx(files / ONNX, image_shape)
         case _:
@@ -220,4 +221,4 @@ def refusing(key: str) -> Iterator[None]:
 
 def _is_below(module: Any, folder: Path) -> bool:
     file = getattr(module, "__file__", None)
-    return bool(file) and Path(file).resolve().is_relative_to(folder.resolve())
+    return isinstance(file, str) and Path(file).resolve().is_relative_to(folder.resolve())
