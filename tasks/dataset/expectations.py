@@ -378,7 +378,7 @@ def with_twins(column: str, paths: list[str], images: "pd.DataFrame") -> list[st
     if column not in DUPLICATE_COLUMNS:
         return paths
     group_of = images.set_index("path")[DUPLICATE_COLUMNS[column]]
-    members = group_of.index.groupby(group_of)
+    members = group_of.groupby(group_of).groups
     return [f"{path} = {next(other for other in members[group_of[path]] if other != path)}" for path in paths]
 
 
