@@ -113,8 +113,11 @@ def test_a_surrogate_has_the_settings_of_the_classifier_except_for_its_own(param
     params = params_with(SMALL | overrides | {"train_surrogates": TWO_CNNS[:1]})
     settings = params.train_surrogates[0].training(params.train_classifier)
     assert (settings.architecture, settings.epochs, settings.pretrained) == ("cnn", 1, False)
+    assert settings.learning_rate == params.train_classifier.learning_rate
     assert settings.augmentation == params.train_classifier.augmentation
     assert settings.batch_size == params.train_classifier.batch_size
+    faster = params_with({"train_surrogates": [TWO_CNNS[0] | {"learning_rate": 0.01}]}).train_surrogates[0]
+    assert faster.training(params.train_classifier).learning_rate == 0.01
 
 
 def test_a_row_needs_an_architecture_and_epochs(params_with: Callable[..., Params]) -> None:
