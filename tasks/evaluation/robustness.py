@@ -84,15 +84,16 @@ def search_table(
         if len(group) < n_images[group["target"].iloc[0]]:
             continue
         for value in eps:
-            correct, clean_correct = group["minimum_eps"] > value, group["minimum_eps"] > 0
+            is_broken, clean_correct = group["minimum_eps"] <= value, group["minimum_eps"] > 0
+            correct = (~is_broken).astype(float)
             point = {**dict(zip([*CURVE, "norm"], names, strict=True)), "eps": value}
             of_classes = _by_class(correct, group["label"], group["group"], classes, positive)
-            rows.append(point | of_classes | _rates(correct, clean_correct, clean_correct & ~correct, group["group"]))
+            rows.append(point | of_classes | _rates(correct, clean_correct, clean_correct & is_broken, group["group"]))
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
 def _rates(
-    correct: "pd.Series[bool]", clean_correct: "pd.Series[bool]", success: "pd.Series[bool]", groups: "pd.Series[int]"
+    correct: "pd.Series[float]", clean_correct: "pd.Series[bool]", success: "pd.Series[bool]", groups: "pd.Series[int]"
 ) -> dict[str, Any]:
     """Accuracy, error and attack success rate of some images, with intervals by group."""
     of_groups, tried = groups.to_numpy(), clean_correct.to_numpy(dtype=bool)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.statistics.balanced import balanced_accuracies
+from tasks.statistics.intervals import Estimate
 from tasks.statistics.rates import rate_estimates
 
 POINT = ["target", "operating_point", "threat_model", "eps"]
@@ -34,7 +35,8 @@ def worst_case_table(outcomes: pd.DataFrame, classes: Sequence[str], positive: i
         )
         images = rows.drop_duplicates("image").set_index("image").loc[by_image.index]
         labels, groups = images["label"].to_numpy(), images["group"].to_numpy()
-        estimates, n_of = {}, {}
+        estimates: dict[str, list[Estimate]] = {}
+        n_of: dict[str, np.ndarray] = {}
         for suffix, table in (("", by_image), ("_8bit", rounded.dropna())):
             is_in = by_image.index.isin(table.index)
             if not is_in.any():

@@ -101,9 +101,11 @@ def _strongest(attempts: pd.DataFrame, clean: pd.DataFrame, grid: Sequence[float
     possible = pd.concat([clean, attempts[attempts["eps"] <= grid[-1]]]).sort_values("eps", kind="stable")
     fewest = possible.groupby(IMAGE, sort=False)[selected_by].cummin()
     strongest = possible[possible[selected_by] <= fewest].groupby([*IMAGE, "eps"])[correct].last()
-    by_eps = strongest.unstack("eps").reindex(columns=grid).ffill(axis=1)
+    by_eps = strongest.unstack("eps").reindex(columns=list(grid)).ffill(axis=1)
     by_eps.loc[~by_eps.index.isin(tried)] = math.nan
-    return by_eps.rename_axis(columns="eps").stack(future_stack=True).rename(name)
+    stacked = by_eps.rename_axis(columns="eps").stack(future_stack=True)
+    assert isinstance(stacked, pd.Series)
+    return stacked.rename(name)
 
 
 def _recorded(records: pd.DataFrame, operating_points: Mapping[str, Sequence[OperatingPoint]]) -> pd.DataFrame:
@@ -147,9 +149,9 @@ def _searched(minimum_eps: pd.DataFrame, grid: Sequence[float]) -> pd.DataFrame:
         parts.append(of_search.assign(eps=eps, **{selected_by: 0.0, correct: 0.0}))
     if is_random.any():
         scores = [np.stack(list(minimum_eps.loc[is_random, name])) for name in EXPECTED]
-        for number, eps in enumerate(grid):
+        for number, value in enumerate(grid):
             selection, fresh, fresh_8bit = (of[:, number] for of in scores)
             columns = {"selected_by": selection, "correct": fresh}
             columns |= {"selected_by_8bit": selection, "correct_8bit": fresh_8bit}
-            parts.append(of_search[is_random].assign(eps=eps, **columns))
+            parts.append(of_search[is_random].assign(eps=value, **columns))
     return pd.concat(parts, ignore_index=True)
