@@ -70,6 +70,8 @@ def section_lines(key: str, field: FieldInfo, defaults: Defaults) -> list[str]:
         for kind in kinds:
             lines += [f"### kind `{kind_of(kind)}`", "", doc_of(kind), "", *field_lines(kind, "", {})]
         return lines
+    if is_list(field.annotation):
+        return [*lines, *entry_lines(key, field, defaults), *field_lines(kinds[0], f"{key}[].", {})]
     return [*lines, doc_of(kinds[0]), "", *field_lines(kinds[0], f"{key}.", defaults)]
 
 
