@@ -26,7 +26,7 @@ from tasks.report import report
 from tasks.reporting import page
 from tasks.reporting.drawings import render
 from tasks.reporting.formats import estimate, value_text
-from tasks.reporting.headline import DefenceComparison, Headline, effort_of, headline_metrics, headline_of
+from tasks.reporting.headline import DefenceComparison, Headline, effort_of, eps_in_unit, headline_metrics, headline_of
 from tasks.reporting.results import Results, load_results, read_table
 from tasks.reporting.section import Section, relation_of
 from tasks.reporting.sections import all_sections
@@ -940,3 +940,10 @@ def finding_of(section: Section, headline: Headline) -> str:
 def test_intervals_and_units_are_not_broken_across_lines_and_text_stays_escaped() -> None:
     assert keep_together("<b> 3 % [1, 2] < 4").replace("\xa0", "_") == "&lt;b&gt; 3_%_[1,_2]_&lt;_4"
     assert keep_together(Markup("p &lt; 0.1")).replace("\xa0", "_") == "p_&lt;_0.1"
+
+
+def test_eps_is_also_in_the_unit_of_a_window() -> None:
+    window = {"kind": "window", "bits": 0, "low": -1350.0, "high": 150.0, "unit": "HU"}
+    assert eps_in_unit({"intensity": window}, 1.0) == " (5.88 HU)"
+    assert eps_in_unit({}, 1.0) == ""
+    assert eps_in_unit({"intensity": window | {"kind": "full_range"}}, 1.0) == ""
