@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from pydantic import TypeAdapter
 
-from tasks.analysis.claim_measures import Claim
+from tasks.analysis.claim_measures import Claim, best_of
 from tasks.analysis.claims import at_comparison_point, judge_claims
 from tasks.params import ClaimBounds, Defence
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.worst_case import worst_case_outcomes
+from tasks.statistics.intervals import Estimate
 from tests.conftest import VALUES
 
 N = 200
@@ -341,3 +342,10 @@ def test_there_is_no_verdict_from_tied_scores_or_an_interval_without_width() -> 
     assert (one_defined.result, one_defined.value) == ("holds", 0.6)
     without_width = claims(features=features((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))[OVERLAP]
     assert without_width.result == "undefined"
+
+
+def test_the_interval_of_the_best_of_several_aurocs_allows_for_the_choice() -> None:
+    best = best_of([Estimate(0.58, 0.53, 0.63), Estimate(0.5, 0.4, 0.65)])
+    assert best == pytest.approx((0.58, 0.58 - 0.05 * 2.2414 / 1.96, 0.65), abs=1e-4)
+    # another one may be larger, if it has no upper bound
+    assert math.isnan(best_of([Estimate(0.58, 0.53, 0.63), Estimate(0.5, math.nan, math.nan)]).high)

@@ -64,7 +64,10 @@ def _best_detector_row(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
     in_fold = folds == np.arange(folds.max() + 1)[:, None]
 
     def count(of_images: np.ndarray) -> np.ndarray:
-        return np.einsum("rn,dn,fn->rdf", jackknife.counts, of_images, in_fold, dtype=np.float64, optimize=True)
+        counts: np.ndarray = np.einsum(
+            "rn,dn,fn->rdf", jackknife.counts, of_images, in_fold, dtype=np.float64, optimize=True
+        )
+        return counts
 
     n_detected, n_successful = count(flagged & success), count(success)
     n_images, clean_correct = count(np.ones_like(success)), np.tile(images["clean_correct"], (len(names), 1))

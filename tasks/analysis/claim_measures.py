@@ -130,7 +130,7 @@ def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[
                 + ("" if space == "bottleneck" else "; it reports nothing about the classifier's features"),
                 f"AUROC of the better of linear probe and nearest neighbours (here the {method}) in all dimensions, "
                 f"cross-validated by group, {attack.upper()}; p-value of equal distributions (MMD): {p_value:.3g}",
-                _best([Estimate(*row) for row in both[["value", "low", "high"]].dropna(subset="value").to_numpy()]),
+                best_of([Estimate(*row) for row in both[["value", "low", "high"]].dropna(subset="value").to_numpy()]),
                 int(rows["n"].iloc[0]),
                 int(rows["n_groups"].iloc[0]),
                 bound,
@@ -177,11 +177,11 @@ def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> 
     return claims
 
 
-def _best(estimates: Sequence[Estimate]) -> Estimate:
+def best_of(estimates: Sequence[Estimate]) -> Estimate:
     """The largest of several estimates, with an interval that allows for the choice.
 
     All are below a bound if the largest upper bound is. One of k is above it if its lower bound is at the level of 1 -
-    0.05 / k (Bonferroni).
+    0.05 / k (Bonferroni). The bounds are NaN if one of the estimates has no upper bound.
     """
     if not estimates:
         return UNDEFINED
@@ -189,7 +189,7 @@ def _best(estimates: Sequence[Estimate]) -> Estimate:
     normal = NormalDist()
     factor = normal.inv_cdf(1 - 0.025 / len(estimates)) / normal.inv_cdf(0.975)
     low = largest.value - factor * (largest.value - largest.low)
-    return Estimate(largest.value, low, max(estimate.high for estimate in estimates))
+    return Estimate(largest.value, low, float(np.max([estimate.high for estimate in estimates])))
 
 
 def _outcomes(compared: pd.DataFrame, target: str, threat_model: str, eps: float) -> pd.DataFrame:

@@ -73,7 +73,7 @@ def _test_metrics(predictions: pd.DataFrame) -> dict[str, float]:
     outcomes, weights = _test_outcomes(predictions), np.ones((1, len(predictions)))
     is_correct, groups = outcomes["clean_accuracy"]
     ece = expected_calibration_error(predictions["confidence"].to_numpy(), is_correct.to_numpy(), weights)
-    metrics = {"n_test": len(groups), "n_test_groups": groups.nunique()}
+    metrics: dict[str, float] = {"n_test": len(groups), "n_test_groups": groups.nunique()}
     _, groups = outcomes["robust_accuracy"]
     metrics |= {"n_attacked": len(groups), "n_attacked_groups": groups.nunique()}
     for name, (values, groups) in outcomes.items():

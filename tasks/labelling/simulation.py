@@ -203,8 +203,8 @@ class LabellingSimulation:
             mean_pool_entropy = float(
                 entropy(predict_probabilities(model, images, self.learner.attack.batch_size)).mean()
             )
-        statistics = {"n_labelled": len(result.rows), "n_epochs": n_epochs, "n_pool": len(pool)}
-        statistics |= {"mean_pool_entropy": mean_pool_entropy}
+        counts = {"n_labelled": len(result.rows), "n_epochs": n_epochs, "n_pool": len(pool)}
+        statistics = counts | {"mean_pool_entropy": mean_pool_entropy}
         pd.DataFrame([statistics]).to_parquet(folder / "pool.parquet", index=False)
 
     def _derive_seed(self, *numbers: int) -> int:

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from tasks.analysis.claim_measures import best_of
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed
@@ -13,6 +14,7 @@ from tasks.reporting.panels import Panel, lines_by_curve, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of
 from tasks.reporting.tables import CURVE_KEYS, at_point, metrics_table
+from tasks.statistics.intervals import Estimate
 
 SPACES = {"classifier": "penultimate layer of the classifier", "bottleneck": "bottleneck of the purifier"}
 """Feature space -> its display name."""
@@ -80,10 +82,12 @@ def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[st
     found = []
     for space, rows in aurocs.groupby("feature_space", sort=False):
         best = rows.sort_values("value", kind="stable").iloc[-1]
+        # the interval of the verdict allows for the choice of the highest
+        allowed = best_of([Estimate(*row) for row in rows[["value", "low", "high"]].to_numpy()])
         found.append(
             {
                 "space": SPACES[str(space)],
-                "result": _result(best, bound),
+                "result": _result(allowed, bound),
                 "auroc": estimate(best, fixed(2)),
                 "method": AUROCS[best["metric"]],
                 "curve": curve_name(best["target"], best["threat_model"]),
@@ -92,15 +96,13 @@ def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[st
     return found
 
 
-def _result(row: "pd.Series[float]", bound: float) -> str:
-    if math.isnan(row["low"]):
+def _result(found: Estimate, bound: float) -> str:
+    if math.isnan(found.low) or math.isnan(found.high):
         return "too few groups"
-    if row["low"] == row["high"]:
-        # an interval without width measures nothing
-        return "not significant"
-    if row["high"] < bound:
+    # an interval without width measures nothing
+    if found.low < found.high < bound:
         return "overlap"
-    return "separable" if row["low"] >= bound else "not significant"
+    return "separable" if bound <= found.low < found.high else "not significant"
 
 
 def _embedding(table: pd.DataFrame, curve: tuple[str, str, str], classes: tuple[str, ...]) -> Drawing:
