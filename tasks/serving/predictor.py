@@ -61,6 +61,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, target: nn.Module) -> None:
         self.bundle = bundle
+        self._reading = Reading(IntensityRange(**(bundle.intensity or {})))
         self._target = target
 
     @classmethod
@@ -75,7 +76,6 @@ class Predictor:
     def predict_files(self, files: Sequence[bytes]) -> list[Prediction]:
         """Predict image files: PNG, JPEG, BMP, TIFF or DICOM, read and made square as in the step ``prepare``.
 
-        self._reading = Reading(IntensityRange(**(bundle.intensity or {})))
         Args:
             files: contents of the files.
 
