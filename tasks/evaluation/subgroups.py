@@ -45,7 +45,7 @@ def subgroup_table(
         classes: names of the classes.
         positive: label of the positive class.
     """
-    attributes = [column for column in split if column.startswith(SUBGROUP)]
+    attributes = [name for name in map(str, split) if name.startswith(SUBGROUP)]
     of_trained = outcomes[(outcomes["operating_point"] == AS_TRAINED) & outcomes["eps"].isin([0.0, eps])]
     rows = []
     for (target, threat_model, value), images in of_trained.groupby(["target", "threat_model", "eps"], sort=False):

@@ -4,7 +4,7 @@ from tasks.reporting.formats import estimate, p_text
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
-from tasks.reporting.tables import Table, key_text, metrics_table
+from tasks.reporting.tables import Metrics, Table, key_text, metrics_table
 from tasks.statistics.formatting import percent
 
 KEYS = {
@@ -24,7 +24,7 @@ def subgroups_section(results: Results, headline: Headline) -> Section:
     """Return the metrics of each subgroup, and the gaps that are significant after Holm's correction."""
     assert results.subgroups is not None
     table = results.subgroups
-    metrics = {name: (name.replace("_", " "), percent) for name in dict.fromkeys(table["metric"])}
+    metrics: Metrics = {str(name): (str(name).replace("_", " "), percent) for name in table["metric"].unique()}
     # images and groups of the accuracy; those of a recall are a part of them
     counts = table[table["metric"] == "accuracy"].set_index(list(KEYS))[["n", "n_groups"]]
     counted = table.drop(columns=["n", "n_groups"]).join(counts, on=list(KEYS))
