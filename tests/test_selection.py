@@ -119,6 +119,20 @@ def test_other_images_or_another_split_are_another_configuration(rows: Rows, wor
     assert set(rows()["data"]).isdisjoint(before["data"])
 
 
+def test_other_files_of_an_imported_classifier_or_a_plug_in_are_another_configuration(
+    rows: Rows, workspace: Workspace
+) -> None:
+    before = rows().set_index("target")["configuration"]
+    plugin = workspace.defence_files("autoencoder") / "purifier.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text("pass\n")
+    after = rows().set_index("target")["configuration"]
+    assert before.index[before != after].tolist() == ["autoencoder"]
+    workspace.classifier_files.mkdir(parents=True)
+    (workspace.classifier_files / "model.onnx").write_bytes(b"1")
+    assert set(rows()["configuration"]).isdisjoint([*before, *after])
+
+
 def test_the_list_grows_by_new_configurations_alone_and_the_same_run_gives_the_same_bytes(
     rows: Rows, workspace: Workspace
 ) -> None:

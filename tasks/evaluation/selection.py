@@ -44,8 +44,8 @@ def validation_table(swept: pd.DataFrame, eps: Sequence[float], classes: Sequenc
 def configuration_rows(workspace: Workspace, params: Params, validation: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each target: what identifies its configuration, and its result on validation images.
 
-    A configuration is everything that determines a target: prepared images, split, seed, and the settings of its
-    trainings.
+    A configuration is everything that determines a target: prepared images, split, seed, the settings of its trainings,
+    and the files of an imported classifier or a plug-in.
 
     Args:
         workspace: where the prepared images and the settings of the defences are.
@@ -56,15 +56,18 @@ def configuration_rows(workspace: Workspace, params: Params, validation: pd.Data
     with workspace.pixels.open("rb") as file:
         data = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
     split = pd.read_parquet(workspace.split, columns=["path", "split"]).to_dict("list")
-    networks = {
+    classifier = {
+        "classifier": params.classifier.model_dump(mode="json"),
         "train_classifier": params.train_classifier.model_dump(mode="json"),
-        "train_autoencoder": params.train_autoencoder.model_dump(mode="json"),
+        "files": _digests(workspace.classifier_files),
     }
-    made_of: dict[str, Any] = {UNDEFENDED: networks["train_classifier"]}
-    made_of |= {
-        name: networks | {"defence": read_defence(workspace.defence_settings(name)).model_dump(mode="json")}
-        for name in params.selected_defences
-    }
+    made_of: dict[str, Any] = {UNDEFENDED: classifier}
+    for name in params.selected_defences:
+        made_of[name] = classifier | {
+            "train_autoencoder": params.train_autoencoder.model_dump(mode="json"),
+            "defence": read_defence(workspace.defence_settings(name)).model_dump(mode="json"),
+            "plugin_files": _digests(workspace.defence_files(name)),
+        }
     rows = []
     for target, settings in made_of.items():
         found = value_at(validation, "balanced_accuracy", target=target, eps=eps)
@@ -72,6 +75,12 @@ def configuration_rows(workspace: Workspace, params: Params, validation: pd.Data
         identity = [digest[:DIGEST_LENGTH], data, target, seed, eps]
         rows.append([*identity, int(found["n"]), int(found["n_groups"]), *found[["value", "low", "high"]]])
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file below a folder; empty if there is no folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def read_configurations(path: Path) -> pd.DataFrame:

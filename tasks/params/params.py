@@ -377,7 +377,7 @@ STEP_PARAMS: dict[str, tuple[str, ...]] = {
     "train_defence": ("seed", "compute", *_TRAINING_DATA, "defences.${item.defence}"),
     "attack": ("seed", "compute", "attack"),
     "attack_defence": ("seed", "compute", "attack"),
-    "evaluate": ("seed", "train_classifier", "train_autoencoder", "selected_defences", "analyze.eps"),
+    "evaluate": ("seed", "classifier", "train_classifier", "train_autoencoder", "selected_defences", "analyze.eps"),
     "analyze": ("seed", "compute", "selected_defences", "attack", "analyze"),
     "active_learning": (
         *("seed", "compute", *_LEARNER, "attack.norm", "attack.pgd", "attack.batch_size", "active_learning"),
