@@ -88,6 +88,8 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
     A classifier starts from the weights of ``train_classifier``. An autoencoder starts from those of
     ``train_autoencoder`` if it has the same architecture, otherwise from random weights.
     """
+    import torch
+
     from tasks.attacks.adversarial_training import (
         feature_guided_objective,
         joint_training_objective,
@@ -174,7 +176,9 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
     save_model(path, trained, **build_arguments)
     history.to_csv(workspace.defence_history(defence), index=False)
     tracker.artifact(workspace.defence_history(defence))
-    tracker.model(defence, trained, data.floats(data.indices("train")[:2]))
+    # a TorchScript archive of the user's can't be exported
+    if not any(isinstance(module, torch.jit.ScriptModule) for module in trained.modules()):
+        tracker.model(defence, trained, data.floats(data.indices("train")[:2]))
 
 
 if __name__ == "__main__":

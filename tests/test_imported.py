@@ -1,6 +1,7 @@
 """Imported classifiers of every source give the logits of the original, and are loaded again from the copied files."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,7 +21,8 @@ from tasks.models.features import LogitsAndFeatures, last_feature_map_layer
 from tasks.models.files import save_model
 from tasks.models.imported import ImportedClassifier
 from tasks.models.loading import check_trainable, import_classifier, load_classifier
-from tasks.params import Classifier
+from tasks.params import Classifier, parse_params
+from tests.conftest import ROOT, with_overrides
 
 SIDE, CLASSES = 32, ("none", "left", "right")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -58,7 +61,7 @@ def scores(n_classes, weights):
     network.load_state_dict(load_file(weights))
     return Scores(network)
 
-def wrong():
+def wrong(n_classes):
     return 3
 '''
 LAYERS = """
@@ -342,6 +345,19 @@ def test_a_wrong_declaration_is_one_message(workspace: Workspace, values: dict[s
 def test_a_section_that_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         declared(**values)
+
+
+def test_the_examples_of_the_documentation_are_valid_parameters() -> None:
+    for page in ("own-classifier.md", "own-defence.md"):
+        text = (ROOT / "docs" / "how-to" / page).read_text(encoding="utf-8")
+        blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+        assert blocks
+        for block in blocks:
+            values = with_overrides({})
+            for section, content in YAML(typ="safe").load(block).items():
+                # the classifier is replaced as a whole
+                values[section] = content if section == "classifier" else values[section] | content
+            parse_params(values)
 
 
 class TestLayers:
