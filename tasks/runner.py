@@ -8,6 +8,7 @@ import argparse
 import inspect
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -52,11 +53,12 @@ def run_step(
 
     Raises:
         MemoryError: out of memory; the message names the parameter to lower.
-        ValueError: parameters or code changed while the step ran.
+        ValueError: parameters, code or files of the user changed while the step ran.
     """
     folder = workspace.step_folder(step.__name__, defence)
     name = workspace.step_of(folder)
     with step_lock(workspace, name, params):
+        given = states_of_given_files(workspace, name, params)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with open_run(workspace, name, folder, params, orchestrator, tags) as tracker:
@@ -71,23 +73,25 @@ def run_step(
                     f"{workspace.params_file}, or set compute.device to a device with more memory."
                 ) from error
             check_unchanged(workspace, name, params)
+            if changed := given.items() ^ states_of_given_files(workspace, name, params).items():
+                files = ", ".join(sorted({file for file, _ in changed})[:5])
+                raise ValueError(
+                    f"files changed while {name} ran: {files}. The inputs must stay the same until the end, since the "
+                    "result would be recorded with the new files. Run again."
+                )
         shutil.rmtree(workspace.checkpoint_folder(step.__name__, defence), ignore_errors=True)
 
 
 def step_lock(workspace: Workspace, step: str, params: Params) -> AbstractContextManager[None]:
-    """Lock the output folder of a step, and the folders that it reads according to dvc.yaml, if there is one.
+    """Lock the output folder of a step, and the outputs of other steps that it reads.
 
     Args:
         workspace: where the step runs.
         step: ``step`` or ``step@defence``.
         params: all parameters.
     """
-    name, _, defence = step.partition("@")
-    dvc_file = workspace.root / "dvc.yaml"
-    stages = YAML(typ="safe").load(dvc_file)["stages"] if dvc_file.is_file() else {}
     reads: set[str] = set()
-    for dep in stages.get(name, {}).get("deps", []):
-        path = Path(dep.replace("${item.defence}", defence))
+    for path in map(Path, deps_of(workspace, step, params)):
         if path.parts[0] != "data" or path.suffix:
             continue
         if path.name in DEFENCE_STEPS:
@@ -95,6 +99,26 @@ def step_lock(workspace: Workspace, step: str, params: Params) -> AbstractContex
         else:
             reads.add("@".join(path.parts[1:]))
     return locked(workspace.locks, [step], reads)
+
+
+def deps_of(workspace: Workspace, step: str, params: Params) -> list[str]:
+    """Files and folders that a step depends on according to dvc.yaml; none if there is no such file."""
+    name, _, defence = step.partition("@")
+    dvc_file = workspace.root / "dvc.yaml"
+    stages = YAML(typ="safe").load(dvc_file)["stages"] if dvc_file.is_file() else {}
+    values = params.flat() | {"item.defence": defence}
+    deps = stages.get(name, {}).get("deps", [])
+    return [re.sub(r"\$\{([\w.]+)\}", lambda match: str(values[match[1]]), dep) for dep in deps]
+
+
+def states_of_given_files(workspace: Workspace, step: str, params: Params) -> dict[str, tuple[int, int]]:
+    """Size and time of the files of the user that a step reads: images, models, plug-ins."""
+    deps = [dep for dep in deps_of(workspace, step, params) if not dep.startswith(("data/", "tasks/"))]
+    given = [workspace.root / dep for dep in deps]
+    files = [file for path in given for file in (path, *path.rglob("*")) if file.is_file()]
+    # Python writes its caches when it imports a plug-in
+    states = {file.as_posix(): file.stat() for file in files if "__pycache__" not in file.parts}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
 
 def check_unchanged(workspace: Workspace, step: str, params: Params) -> None:

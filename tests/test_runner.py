@@ -165,6 +165,26 @@ class TestChanges:
         # they have the names of the old code and parameters
         assert (copy / "checkpoints" / "train_defence" / "jpeg").exists() == bool(message)
 
+    @pytest.mark.parametrize("file", ["images/COVID/1.png", "images/COVID/new.png", "images/__pycache__/x.pyc"])
+    def test_a_change_of_a_file_of_the_user_fails_the_step(
+        self, file: str, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # without mlflow the runner does not track
+        monkeypatch.setitem(sys.modules, "mlflow", None)
+        shutil.copy(ROOT / "dvc.yaml", workspace.root)
+        for folder in ("COVID", "__pycache__"):
+            (workspace.root / "images" / folder).mkdir(parents=True)
+        (workspace.root / "images" / "COVID" / "1.png").write_bytes(b"1")
+
+        def acquire(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+            (workspace.root / file).write_bytes(b"other")
+
+        if "__pycache__" in file:
+            run_step(acquire, workspace, params_with())
+            return
+        with pytest.raises(ValueError, match=f"files changed while acquire ran: .*{file}. The inputs must stay"):
+            run_step(acquire, workspace, params_with())
+
     def test_a_checkpoint_of_changed_code_is_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         changed = source.AT_START | {"core/checkpoints.py": "another digest"}
         monkeypatch.setattr(source, "AT_START", changed)
