@@ -40,12 +40,12 @@ verify: $(STAMP)  ## Compare all results and DVC's cache with the recorded hashe
 	python -m flows.verify
 
 test: $(STAMP) lint  ## Run lint and all fast tests
-	OMP_NUM_THREADS=1 python -m pytest --durations 15 --numprocesses auto --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest --durations 15 --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # No tests for a change is a success here, and exit code 5 of pytest.
 test-changed: $(STAMP)  ## Run the tests of the changed modules, in about a minute
 	@files="$$(python -m tests.changed)"; test -z "$$files" || \
-		OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $$files
+		OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $$files
 
 operations: $(STAMP)  ## Test outages, shared servers and remotes with real servers on loopback
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m operations tests

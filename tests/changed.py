@@ -17,6 +17,7 @@ SLOW = {
     "test_labelling.py",
     "test_page_in_browser.py",
     "test_pipeline.py",
+    "test_pipeline_flow.py",
     "test_planted.py",
     "test_workers.py",
 }

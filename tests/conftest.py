@@ -20,29 +20,18 @@ from ruamel.yaml import YAML
 
 from tasks.params import Params, parse_params
 
-LONGEST = ["test_pipeline.py", "test_attack.py", "test_report.py", "test_checkpoints.py", "test_train_defence.py"]
-LONGEST += ["test_analyze.py", "test_serving.py", "test_active_learning.py", "test_page_in_browser.py"]
+LONGEST = ["test_pipeline.py", "test_pipeline_flow.py", "test_attack.py", "test_report.py", "test_audit.py"]
+LONGEST += ["test_workers.py", "test_labelling.py", "test_checkpoints.py", "test_train_defence.py", "test_analyze.py"]
+LONGEST += ["test_serving.py", "test_flow.py", "test_active_learning.py", "test_page_in_browser.py"]
 """Files that start first: on several test processes, the longest file must not be the last to start."""
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for the test processes: a process runs a whole file, or all tests with Prefect's server.
-
-    The server takes long to start, so its tests are the first group. The longest files follow.
-    """
-
-    def position(item: pytest.Item) -> int:
-        if "server" in item.fixturenames:
-            return -1
-        return LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
-
-    items.sort(key=position)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("server" if position(item) == -1 else item.path.stem))
+    """Put the longest files first; within a file tests keep their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def with_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ IMPORTS = {
 }
 
 
-def test_the_select_files_a_module_import_it_or_have_its_name() -> None:
+def test_the_tests_of_a_module_import_it_or_have_its_name() -> None:
     assert select_files({"tasks/attacks/apgd.py"}, IMPORTS) == ["tests/test_apgd.py", "tests/test_suite.py"]
     assert select_files({"tasks/attacks/suite.py"}, IMPORTS) == ["tests/test_suite.py"]
     assert select_files({"tasks/attacks/__init__.py"}, IMPORTS) == ["tests/test_suite.py"]

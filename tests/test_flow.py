@@ -1,4 +1,5 @@
-"""The pipeline flow: its decisions, and its use of DVC. ``tests/test_pipeline.py`` runs the whole flow."""
+"""The pipeline flow: its decisions, and its use of DVC. ``tests/test_pipeline_flow.py`` runs the
+whole flow."""
 
 import logging
 import os
