@@ -1,5 +1,4 @@
-"""The pipeline flow: its decisions, and its use of DVC. ``tests/test_pipeline_flow.py`` runs the
-whole flow."""
+"""The pipeline flow: its decisions, and its use of DVC. ``test_pipeline_flow.py`` runs the whole flow."""
 
 import logging
 import os
