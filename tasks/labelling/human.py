@@ -118,9 +118,7 @@ def pool_files(pool: Path) -> list[str]:
     return files
 
 
-def read_pool(
-    pool: Path, files: list[str], side: int, max_megapixels: float, reading: Reading = DEFAULT
-) -> np.ndarray:
+def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float, reading: Reading = DEFAULT) -> np.ndarray:
     """Return images as the step ``prepare`` makes them, uint8 ``(N, 1, side, side)``.
 
     Args:
