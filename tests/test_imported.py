@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from tasks.models.files import save_model
 from tasks.models.imported import ImportedClassifier
 from tasks.models.loading import check_trainable, import_classifier, load_classifier
 from tasks.params import Classifier, parse_params
+from tasks.tracking import experiment_id
+from tasks.tracking.imported import download_program
+from tasks.tracking.store import Store
 from tests.conftest import ROOT, with_overrides
 
 SIDE, CLASSES = 32, ("none", "left", "right")
@@ -200,6 +203,51 @@ def test_a_torchscript_archive_needs_trust(workspace: Workspace, original: nn.Mo
         declared("torchscript", file="net.pt")
     model = imported(workspace, declared("torchscript", file="net.pt", trust=True))
     close(model, images, expected(original, images))
+
+
+class TestMlflow:
+    @pytest.fixture
+    def logged(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+        """A function that registers a network in a new registry, and returns the address of its version."""
+        import mlflow
+
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+        Store()
+
+        def log(network: nn.Module, serialization: str) -> str:
+            example = np.zeros((2, 3, SIDE, SIDE), np.float32)
+            options = {"input_example": example, "serialization_format": serialization, "pip_requirements": ["torch"]}
+            model = tmp_path / f"model_{serialization}"
+            mlflow.pytorch.save_model(network, model, **options)
+            client = Store().client
+            run = client.create_run(experiment_id())
+            client.log_artifacts(run.info.run_id, str(model), "model")
+            return f"runs:/{run.info.run_id}/model"
+
+        return log
+
+    def test_a_program_is_downloaded_and_imported(
+        self, workspace: Workspace, original: nn.Module, images: Tensor, logged: Callable[..., str], tmp_path: Path
+    ) -> None:
+        uri = logged(original, "pt2")
+        (folder := tmp_path / "downloaded").mkdir()
+        program = download_program(uri, folder)
+        classifier = declared("mlflow", uri=uri)
+        size = (SIDE, SIDE)
+        model, arguments = import_classifier(classifier, CLASSES, CLASSES[-1], size, 1, workspace, program)
+        save_model(workspace.classifier, model, **arguments)
+        close(load_classifier(workspace, workspace.classifier), images, expected(original, images))
+
+    def test_a_pickle_is_refused(self, original: nn.Module, logged: Callable[..., str], tmp_path: Path) -> None:
+        uri = logged(original, "pickle")
+        (folder := tmp_path / "downloaded").mkdir()
+        with pytest.raises(ValueError, match="a pickle can run code"):
+            download_program(uri, folder)
+
+    def test_a_model_that_does_not_exist_is_one_message(self, logged: Callable[..., str], tmp_path: Path) -> None:
+        assert logged
+        with pytest.raises(ValueError, match=r"^classifier\.uri: models:/none/1 can't be downloaded"):
+            download_program("models:/none/1", tmp_path)
 
 
 def onnx_file(path: Path, network: nn.Module, channels: int = 3) -> None:
