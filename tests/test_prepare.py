@@ -173,7 +173,8 @@ def test_impossible_split_is_rejected_before_images_are_read(
     workspace: Workspace, params_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.prepare.read_square", lambda *_: pytest.fail("an image was read"))
-    with pytest.raises(ValueError, match=r"prepare\.split leaves no test image for a class with 45 images"):
+    message = r"prepare\.split leaves no test image of the class 'non-COVID', which has 45 images"
+    with pytest.raises(ValueError, match=message):
         prepare(workspace, params_of("stratified", test_fraction=0.005), Tracker())
 
 

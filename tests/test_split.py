@@ -13,9 +13,11 @@ from tasks.dataset.split import (
     MAX_SPLIT_DEVIATION,
     check_class_sizes,
     check_fractions,
+    draw_split,
     grouped_split,
     stratified_split,
 )
+from tasks.params import Split
 
 
 def counts_by_split(split: np.ndarray, labels: np.ndarray, label: int) -> dict[str, int]:
@@ -145,3 +147,17 @@ def test_grouped_split_with_too_few_groups_is_rejected() -> None:
     labels = np.repeat([0, 1], 50)
     with pytest.raises(ValueError, match=r"each attempt leaves out a class\. There are 4 groups, \[2, 2\] by class"):
         grouped_split(labels, np.repeat(np.arange(4), 25), 0.2, 0.2, seed=0)
+
+
+def test_a_given_split_without_validation_images_gets_whole_groups_of_the_training_images() -> None:
+    groups = np.arange(120) // 3
+    split = np.where(groups < 8, "test", "train")
+    table = pd.DataFrame(
+        {"label": groups % 2, "class": np.array(["a", "b"])[groups % 2], "group": groups, "split": split}
+    )
+    fractions = Split(strategy="auto", test_fraction=0.5, validation_fraction=0.25)
+    drawn = draw_split("given", table, fractions, seed=0)
+    assert ((drawn == "test") == (split == "test")).all()
+    assert table.assign(drawn=drawn).groupby("group")["drawn"].nunique().max() == 1
+    assert (drawn == "validation").sum() == 24
+    assert draw_split("given", table.assign(split=drawn), fractions, seed=1).tolist() == drawn.tolist()

@@ -38,6 +38,8 @@ def split_strategy(setting: str, source: str, table: "pd.DataFrame") -> str:
 def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int) -> np.ndarray:
     """``train``, ``validation`` or ``test`` for each image, str ``(N,)``.
 
+    If a given split has no validation images, whole groups of its training images become validation images.
+
     Args:
         strategy: from :func:`split_strategy`.
         table: one row for each image; columns ``label``, ``group`` and, if the split is given, ``split``.
@@ -56,13 +58,21 @@ def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int)
         return stratified_split(labels, *fractions, seed)
     if strategy == "grouped":
         return grouped_split(labels, table["group"].to_numpy(), *fractions, seed)
-    for split in SPLITS:
-        if missing := sorted(set(table["class"]) - set(table["class"][table["split"] == split])):
+    given = table["split"].to_numpy(dtype=object)
+    has_validation = "validation" in given
+    for split in SPLITS if has_validation else ("train", "test"):
+        if missing := sorted(set(table["class"]) - set(table["class"][given == split])):
             raise ValueError(
                 f"acquire.table.split: no {split} image of the classes {missing}. Every split needs images of every "
                 "class. Complete the table, or leave acquire.table.split empty."
             )
-    return table["split"].to_numpy(dtype=str)
+    if not has_validation:
+        # of the training images; the test images stay as they are
+        is_train = given == "train"
+        groups = table["group"].to_numpy()[is_train]
+        given = given.copy()
+        given[is_train] = grouped_split(labels[is_train], groups, 0.0, settings.validation_fraction, seed)
+    return given.astype(str)
 
 
 def check_class_sizes(table: "pd.DataFrame", strategy: str) -> None:
@@ -166,7 +176,7 @@ def grouped_split(
     Args:
         labels: int ``(N,)`` in 0 .. K - 1.
         groups: int ``(N,)``; the images of a group may have different classes.
-        test_fraction: of all images.
+        test_fraction: of all images; 0: no test images.
         validation_fraction: of the images that are not test images.
         seed: of the draw.
 
@@ -177,7 +187,9 @@ def grouped_split(
         ValueError: in every attempt, the deviation is above :data:`MAX_SPLIT_DEVIATION` or a split lacks a class.
     """
     counts = np.bincount(labels)
-    targets = _target_counts(counts, test_fraction, validation_fraction).astype(float)
+    # without test images there are two splits
+    n_splits = TEST + 1 if test_fraction else VALIDATION + 1
+    targets = _target_counts(counts, test_fraction, validation_fraction)[:n_splits].astype(float)
     _, groups = np.unique(groups, return_inverse=True)
     sizes = np.zeros((groups.max() + 1, len(counts)), dtype=np.int64)
     np.add.at(sizes, (groups, labels), 1)
