@@ -181,6 +181,7 @@ def test_tables_show_every_accuracy_with_its_interval_and_after_rounding_to_8_bi
     )
     clean = table[(table["target"] == "undefended") & (table["eps"] == 0)].iloc[0]
     assert f"undefended 8-bit {heads} 0 (clean) {with_interval(clean)} 95.0 %" in text
+    assert "No independent surrogate was used." in text
     rows = table[(table["attack"] == "pgd") & (table["eps"] == 4)].to_dict("records")
     assert [round(60 * row["accuracy"]) for row in rows] == [0, 30, 0, 51, 3]
     assert "4 " + " ".join(f"{with_interval(row)} {percent(row['accuracy_8bit'])}" for row in rows) in text
@@ -306,7 +307,7 @@ def test_a_section_without_results_says_so(
 def test_page_shows_data_validation_training_and_checks(html: str) -> None:
     text = text_of(html)
     assert "320 × 240 to 382 × 240 pixels (width × height), median 351 × 240" in text
-    assert "Attacks change the prepared image of 32 × 32 pixels (prepare.image_size), not the pixels of the file." in text
+    assert "Attacks change the prepared image of 32 × 32 pixels (prepare.image_size), not the pixels of the" in text
     assert "6.2 % of the test images have a near-duplicate in the training set. 87.5 % have another image of" in text
     assert "NA 1 0 20 21" in text
     assert "an estimated 50.0 % [40.0, 60.0] have another image of their patient in the training set." in text
