@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tasks.core.workspace import Workspace
+from tasks.dataset.prepared import load_prepared
 from tasks.models.imported import ImportedClassifier
+from tasks.models.loading import load_classifier
 from tasks.models.mistakes import find_cause
-from tasks.models.parity import TOLERANCE, check_parity
+from tasks.models.parity import TOLERANCE, check_accuracy, check_parity, logits_of
 from tasks.models.reference_outputs import Reference, difference, read_reference
 from tasks.params import ClassifierInput, ClassifierOutput
 
@@ -285,3 +288,30 @@ class TestFile:
         (tmp_path / "reference.csv").write_text(text)
         with pytest.raises(ValueError, match=reason):
             read_reference(tmp_path / "reference.csv", ["a", "b"], "b", ["x.png"])
+
+
+class TestAccuracy:
+    @pytest.fixture
+    def right(self, small_workspace: Path) -> ImportedClassifier:
+        network = load_classifier(Workspace(small_workspace), Workspace(small_workspace).classifier)
+        return ImportedClassifier(network, ClassifierInput(), ClassifierOutput(), range(K)).eval()
+
+    def test_the_expected_accuracy_raises_no_alarm(self, right: ImportedClassifier, small_workspace: Path) -> None:
+        data = load_prepared(Workspace(small_workspace))
+        rows = np.concatenate([data.indices("train"), data.indices("test")])
+        accuracy = float((logits_of(right, data, rows).argmax(axis=1) == data.labels(rows)).mean())
+        assert check_accuracy(right, data, rows, accuracy) == accuracy
+
+    @pytest.mark.parametrize(
+        ("mistake", "name"), [("order", "order of the classes"), ("value_range", "value range"), ("both", "unknown")]
+    )
+    def test_a_single_mistake_is_named(
+        self, mistake: str, name: str, right: ImportedClassifier, small_workspace: Path
+    ) -> None:
+        data = load_prepared(Workspace(small_workspace))
+        rows = np.concatenate([data.indices("train"), data.indices("test")])
+        accuracy = float((logits_of(right, data, rows).argmax(axis=1) == data.labels(rows)).mean())
+        wrong = right.redeclared(input={"value_range": (0.0, 255.0)} if mistake != "order" else {})
+        wrong.order = (1, 2, 0) if mistake != "value_range" else (0, 1, 2)
+        with pytest.raises(ValueError, match=f"Most likely cause: {name}"):
+            check_accuracy(wrong, data, rows, accuracy)
