@@ -65,7 +65,7 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     leakage = json.loads(workspace.leakage.read_text(encoding="utf-8"))
     checks = run_checks(check_inputs(workspace, params, tables, costs), leakage) + import_checks(workspace.parity)
     split = pd.read_parquet(workspace.split)
-    if any(column.startswith(SUBGROUP) for column in split):
+    if any(str(column).startswith(SUBGROUP) for column in split):
         subgroups = subgroup_table(outcomes, split, params.analyze.eps, classes, classes.index(info["positive_class"]))
         write_table(subgroups, workspace.subgroups)
         checks += subgroup_checks(subgroups)

@@ -92,7 +92,7 @@ def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return tmp_path
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return a folder that all test processes share. The first process that needs it makes it; the others wait.
 
     Args:

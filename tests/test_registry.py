@@ -148,9 +148,7 @@ class TestBestDefence:
         write_results(workspace, results)
         return best_defence(workspace, load_params(workspace.params_file))
 
-    def test_the_defence_with_the_highest_rank_is_chosen(
-        self, workspace: Workspace
-    ) -> None:
+    def test_the_defence_with_the_highest_rank_is_chosen(self, workspace: Workspace) -> None:
         results = {"undefended": (30, []), "retrained_autoencoder": (24, []), "autoencoder": (16, [])}
         chosen, reason = self.choose(workspace, results)
         assert chosen == "retrained_autoencoder"

@@ -177,7 +177,8 @@ class TestPredictor:
     def test_unreadable_files_are_refused_with_number_and_reason(self, predictor: Predictor) -> None:
         good, floating = png(np.zeros((40, 48), dtype=np.uint8)), io.BytesIO()
         Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(floating, format="TIFF")
-        bad = {b"": "empty", b"text": "none of PNG", good[:-20]: "can't be decoded", floating.getvalue(): "mode float32"}
+        bad = {b"": "empty", b"text": "none of PNG", good[:-20]: "can't be decoded"}
+        bad[floating.getvalue()] = "mode float32"
         for content, reason in bad.items():
             with pytest.raises(ImageError, match=f"^image 1: .*{reason}"):
                 predictor.predict_files([good, content])

@@ -1,6 +1,8 @@
 """Training loop of all networks: resumable, reproducible, and without synchronisation with the host in its steps."""
 
 import copy
+import hashlib
+import io
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from torch.optim.swa_utils import update_bn
 
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_arrays, digest_of_model
+from tasks.core.durable import rename_durably
 from tasks.core.source import check_sources
 from tasks.models.compute import autocast
 from tasks.models.seeding import torch_seeded, uses_global_rng
@@ -42,6 +45,8 @@ def no_transform(images: Tensor, _generator: torch.Generator) -> Tensor:
 
 
 EVALUATION_BATCH_SIZE = 128
+DIGEST_BYTES = 32
+"""A checkpoint begins with the SHA-256 of the bytes that follow."""
 N_BATCH_NORM_IMAGES = 512
 """Training images on which the batch-norm statistics are computed after each epoch."""
 
@@ -99,7 +104,6 @@ def fit(
 
     Raises:
         TrainingDiverged: a loss is not finite. The checkpoint then holds the state after the previous epoch.
-        ValueError: the checkpoint is damaged.
     """
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
     averaged = copy.deepcopy(model).requires_grad_(False)
@@ -291,22 +295,27 @@ def _divergence_error(problem: str, epoch: int, settings: Training, checkpoint: 
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with partial.open("w+b") as file:
+        # the digest is known when the state has been written
+        file.write(bytes(DIGEST_BYTES))
+        torch.save(state, file)
+        file.seek(DIGEST_BYTES)
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0)
+        file.write(digest)
+    rename_durably(partial, path)
 
 
 def _load_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        # torch raises many types of exceptions for damaged files and for files with other objects
-        raise ValueError(
-            f"{path}: damaged, or not a training checkpoint ({type(error).__name__}). Delete it; the training then "
-            "starts from the beginning"
-        ) from error
-    return state
+    content = path.read_bytes()
+    digest, state = content[:DIGEST_BYTES], memoryview(content)[DIGEST_BYTES:]
+    if hashlib.sha256(state).digest() != digest:
+        log.warning("The checkpoint %s is damaged: the training starts from the beginning", path)
+        return None
+    loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
+    return loaded
 
 
 def _format_metrics(row: dict[str, float]) -> str:

@@ -1,9 +1,8 @@
 """Curves of the robustness table: accuracy of one target under one attack, threat model and surrogate, by eps.
 
-The robustness table is ``data/evaluate/robustness.csv``. It has one row for each target, threat model, attack, surrogate
-and eps.
-Rates are in [0, 1], eps is in units of 1/255. Rows of clean images have the attack ``clean``, the threat model ``none``
-and eps 0.
+The robustness table is ``data/evaluate/robustness.csv``. It has one row for each target, threat model, attack,
+surrogate and eps. Rates are in [0, 1], eps is in units of 1/255. Rows of clean images have the attack ``clean``, the
+threat model ``none`` and eps 0.
 """
 
 from dataclasses import dataclass

@@ -79,7 +79,7 @@ def compare(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, n_classes: int, arguments: Any
 ) -> dict[str, Any]:
     """Optimality, images that stay correct at each eps, gradients and seconds of each attack."""
-    norm, counted = arguments.norm, Counted(model)
+    norm, counted = arguments.norm, Counted(model).eval()
     radii = np.array([radius(eps, norm, images[0].size) for eps in EPS])
     ball = NormBall(norm, (0.0, 1.0))
     batch = AttackBatch(counted, images, labels, n_classes, radii, ball, BATCH, 0, rows)
@@ -94,7 +94,7 @@ def compare(
         distances[name], figures[name] = nearest, counted.passes.per_image(len(rows), time.perf_counter() - began)
     n_gradients = math.ceil(counted.passes.n_gradients / len(rows))
     for name, attack in ({} if arguments.only_ours else other_attacks(norm, n_gradients, radii.tolist())).items():
-        counted, began = Counted(model), time.perf_counter()
+        counted, began = Counted(model).eval(), time.perf_counter()
         torch.manual_seed(0)
         distances[name] = distances_of(counted, attack, images, labels, norm)
         figures[name] = counted.passes.per_image(len(rows), time.perf_counter() - began)
