@@ -7,6 +7,7 @@ import pytest
 
 from docs.check_prose import matches, text_files
 from docs.write_parameters import PAGE, parameters_page
+from tasks.evaluation.comparison import COLUMNS
 from tasks.params import load_params
 from tests.conftest import ROOT
 
@@ -95,3 +96,12 @@ def test_banned_phrases_are_found_and_plain_text_is_not(tmp_path: Path, line: st
     path = tmp_path / "page.md"
     path.write_text(f"{line}\n", encoding="utf-8")
     assert bool(matches(path)) == is_banned
+
+
+def test_the_reference_of_outputs_has_every_column_of_the_comparison() -> None:
+    page = (ROOT / "docs/reference/outputs.md").read_text(encoding="utf-8")
+    table = page.split("\n`comparison.csv`:")[1].split("\n\n`")[0]
+    documented = set(
+        re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
+    )
+    assert documented == {column for column in COLUMNS if not column.endswith(("_low", "_high"))}
