@@ -89,7 +89,8 @@ def field_lines(section: type[Section], prefix: str, defaults: Defaults) -> list
                 continue
             inner = f"{prefix}{name}[]." if is_list(field.annotation) else f"{prefix}{name}."
             if len(nested) > 1:
-                lines += [f"**`{prefix}{name}` of kind `{kind_of(kind)}`**: {doc_of(kind)}", ""]
+                of_kind = f"of kind `{kind_of(kind)}`" if kind_of(kind) else f"`{row_of(kind)}`"
+                lines += [f"**`{prefix}{name}` {of_kind}**: {doc_of(kind)}", ""]
             lines += field_lines(kind, inner, defaults)
     return lines
 
@@ -154,8 +155,13 @@ def base_text(annotation: Any) -> str:
     """The type of a parameter without its bounds."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if sections := section_types(annotation):
+        literals = [value for part in arguments if get_origin(part) is Literal for value in get_args(part)]
         kinds = [kind_of(section) for section in sections]
-        return f"section of kind {alternatives(kinds)}" if len(kinds) > 1 else f"section{link_to(sections[0])}"
+        if len(kinds) == 1:
+            return f"section{link_to(sections[0])}"
+        if all(kinds):
+            return f"section of kind {alternatives(kinds)}"
+        return alternatives([*literals, *map(row_of, sections)])
     if origin is Literal:
         return alternatives(arguments)
     if origin is dict:
@@ -203,6 +209,11 @@ def kind_of(section: type[Section]) -> str:
     """The value of ``kind`` that selects a section; empty if it has no ``kind``, or several values are allowed."""
     kinds = get_args(section.model_fields["kind"].annotation) if "kind" in section.model_fields else ()
     return str(kinds[0]) if len(kinds) == 1 else ""
+
+
+def row_of(section: type[Section]) -> str:
+    """A section without a kind, named by its first key: ``{art: ...}``."""
+    return f"{{{next(iter(section.model_fields))}: ...}}"
 
 
 def doc_of(section: type[Section]) -> str:

@@ -259,10 +259,9 @@ def effort_of(attack: Attack, searches: Sequence[str], n_surrogates: int = 0) ->
         searches: names of the searches that ran.
         n_surrogates: number of independent surrogates.
     """
-    named = {"fgsm": attack_name("fgsm"), "pgd": f"{attack_name('pgd')} with {attack.pgd.n_steps} steps"}
+    steps = {"pgd": f" with {attack.pgd.n_steps} steps"}
     return (
-        *(named[row] for row in attack.own_attacks),
-        *map(attack_name, attack.eight_bit_attacks),
+        *(attack_name(row) + steps.get(row, "") for row in (*attack.own_attacks, *attack.eight_bit_attacks)),
         *(f"{row.art} of ART" for row in attack.art_attacks.values()),
         *(f"the attack {row.plugin}" for row in attack.plugin_attacks.values()),
         *(f"{attack_name(name)} with effort {attack.effort}" for name in searches),
