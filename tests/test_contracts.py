@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from tasks.core.workspace import DEFENCE_STEPS, Workspace
 from tasks.params import Params
 from tasks.params.params import STEP_PARAMS
+from tasks.tracking.origin import LIBRARIES
 from tests.conftest import ROOT, VALUES
 
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -34,7 +35,7 @@ CANNOT_CHANGE_AN_OUTPUT = {
     "tasks/runner.py": "calls the step, makes nothing",
     **{
         f"tasks/tracking/{name}.py": "writes to MLflow and its outbox, never to data/"
-        for name in ("__init__", "digests", "masking", "open_runs", "outbox", "run", "store", "tracker")
+        for name in ("__init__", "digests", "masking", "open_runs", "origin", "outbox", "run", "store", "tracker")
     },
 }
 
@@ -209,3 +210,7 @@ def test_environment_yaml_has_the_versions_of_the_lock_file() -> None:
         locked.setdefault(name, []).append(version)
     environment = YAML(typ="safe").load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
     assert environment == {name: ", ".join(locked[name]) for name in environment}
+
+
+def test_runs_are_tagged_with_the_versions_of_the_libraries_of_environment_yaml() -> None:
+    assert set(LIBRARIES) == set(YAML(typ="safe").load((ROOT / "environment.yaml").read_text(encoding="utf-8")))

@@ -91,7 +91,7 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
 def content_of(client: MlflowClient, run: Any) -> dict[str, Any]:
     """Everything that a store has of a run and its curves, without ids and times."""
     run_id = run.info.run_id
-    own = {"run_key", "mlflow.parentRunId", "mlflow.user", "mlflow.source.git.commit"}
+    own = {"run_key", "mlflow.parentRunId", "mlflow.user", "mlflow.source.git.commit", "mlflow.source.git.dirty"}
     model = run.outputs.model_outputs[0].model_id if run.outputs and run.outputs.model_outputs else None
     return {
         "name": run.info.run_name,
@@ -276,6 +276,20 @@ def test_a_journal_is_sent_only_to_its_own_store(
     assert f"its run is in the store at {own_store}" in caplog.text
 
 
+def test_a_journal_is_sent_to_the_experiment_for_which_it_was_written(
+    client: MlflowClient, store: str, workspace: Workspace, params_with: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "lung")
+    run_step(prepare, workspace, params_with())
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    run_step(prepare, workspace, params_with())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert sync(moved=True)
+    experiments = {each.name: each.experiment_id for each in client.search_experiments()}
+    assert [len(client.search_runs([experiments["lung"]]))] == [1]
+    assert len(runs_of(client, "tags.step = 'prepare'")) == 1
+
+
 def test_a_journal_stays_while_the_store_is_unavailable(
     client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
@@ -339,6 +353,7 @@ def write_journal(*lines: dict[str, Any]) -> Path:
     (folder / "files" / "1" / "link").symlink_to("/etc/passwd")
     opening = {"name": "prepare", "tags": {}, "start_time": 1}
     head = {"run": "a", "store": os.environ["MLFLOW_TRACKING_URI"], "run_exists": False, "opening": opening}
+    head["experiment"] = EXPERIMENT
     text = "".join(json.dumps({"run": "a", "at": 1, **line}) + "\n" for line in lines)
     (folder / "journal.jsonl").write_text(json.dumps(head) + "\n" + text)
     return folder

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from tasks.core.durable import rename_durably
 from tasks.tracking.masking import masked
-from tasks.tracking.store import Store, is_unavailable, tracking_uri
+from tasks.tracking.store import Store, experiment_name, is_unavailable, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class Journal:
         self._n_files = 0
         self._file = (self.folder / "new").open("x", encoding="utf-8")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._append({"run": run, "store": _address(), "run_exists": run_exists, "opening": opening})
+        head = {"run": run, "store": _address(), "experiment": experiment_name(), "run_exists": run_exists}
+        self._append({**head, "opening": opening})
         # the journal gets its name when it is locked and has its first line
         rename_durably(self.folder / "new", self.folder / JOURNAL)
 
@@ -92,7 +93,7 @@ class Journal:
 
 
 def sync(moved: bool = False) -> bool:
-    """Send every journal to the store, oldest first, and delete what was sent.
+    """Send every journal to its experiment in the store, oldest first, and delete what was sent.
 
     The run of a killed step ends as killed, at the time of its last call. A journal that cannot be sent stays complete,
     and an error is logged.
@@ -103,14 +104,14 @@ def sync(moved: bool = False) -> bool:
     Returns:
         Whether the outbox is empty.
     """
-    store = Store()
+    stores: dict[str, Store] = {}
     for folder in waiting():
         try:
             with _locked(folder) as journal:
                 if journal is None:
                     log.warning("%s: not sent: its step, or another command, is using it", folder.name)
                     continue
-                n_calls = _send(store, folder, journal, moved)
+                n_calls = _send(stores, folder, journal, moved)
                 # a kill must not leave a journal without its files
                 (folder / JOURNAL).unlink()
                 shutil.rmtree(folder)
@@ -160,7 +161,8 @@ def _lines(journal: TextIO) -> list[dict[str, Any]]:
     texts = [line for line in journal if line.endswith("\n")]
     try:
         head, *calls = [json.loads(text) for text in texts]
-        is_written_here = isinstance(head["run"], str) and head.keys() == {"run", "store", "run_exists", "opening"}
+        is_written_here = head.keys() == {"run", "store", "experiment", "run_exists", "opening"}
+        is_written_here &= isinstance(head["run"], str) and isinstance(head["experiment"], str)
         is_written_here &= all(call["method"] in METHODS and isinstance(call["arguments"], dict) for call in calls)
     except (ValueError, KeyError, TypeError, AttributeError):
         is_written_here = False
@@ -183,9 +185,11 @@ def _own_file(folder: Path, path: str) -> Path:
     return own
 
 
-def _send(store: Store, folder: Path, journal: TextIO, moved: bool) -> int:
+def _send(stores: dict[str, Store], folder: Path, journal: TextIO, moved: bool) -> int:
+    """Send one journal; ``stores`` has a store for each experiment. Return the number of calls."""
     head, *calls = _lines(journal)
     run = head["run"]
+    store = stores.setdefault(head["experiment"], Store(head["experiment"]))
     if not store.has(run):
         if head["run_exists"]:
             raise ValueError(

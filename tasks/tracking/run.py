@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import re
-import subprocess
 import tempfile
 import threading
 import uuid
@@ -21,6 +20,7 @@ from tasks.params.params import STEP_PARAMS
 from tasks.tracking.digests import digest_of
 from tasks.tracking.masking import masked, plain_markdown
 from tasks.tracking.open_runs import end_killed, registered
+from tasks.tracking.origin import origin_tags
 from tasks.tracking.outbox import Journal, now, reason, waiting
 from tasks.tracking.store import Store, is_login_refused, is_unavailable, tracking_uri
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
@@ -186,7 +186,8 @@ def open_run(
 ) -> Iterator[Tracker]:
     """Open the tracking run of a step.
 
-    The run logs the parameters that the step reads; the run of the report logs all. At the end it is tagged with the
+    The run logs the parameters that the step reads; the run of the report logs all. Its tags say with which code and on
+    which machine it was computed (:func:`tasks.tracking.origin.origin_tags`). At the end it is tagged with the
     digest of the outputs; an exception marks it as failed. If the store becomes unavailable, a warning is logged, and
     all further calls are journalled in the outbox. Without mlflow the step runs untracked.
 
@@ -203,9 +204,7 @@ def open_run(
         yield Tracker()
         return
 
-    tags = {"step": step, "orchestrator": orchestrator, "kind": "step", **(tags or {})}
-    if commit := _git_commit():
-        tags["mlflow.source.git.commit"] = commit
+    tags = {"step": step, "orchestrator": orchestrator, "kind": "step", **origin_tags(), **(tags or {})}
     tracker = _MlflowTracker(workspace, step, tags)
     with registered(workspace, tracker.run):
         tracker.open()
@@ -245,12 +244,3 @@ def _save_model(path: str, module: "nn.Module", example: "np.ndarray") -> None:
             # MLflow's inference of requirements starts a process and takes nine seconds
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
         )
-
-
-def _git_commit() -> str | None:
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603  fixed  # nosec B603
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModelOutput
 
 EXPERIMENT = "ct-robustness"
+"""Default name of the experiment and of the registered model."""
 
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -37,12 +38,18 @@ models that are pickles."""
 
 
 class Store:
-    """The store at :func:`tracking_uri`. It connects at the first call.
+    """An experiment in the store at :func:`tracking_uri`. It connects at the first call.
 
     The methods raise the exceptions of mlflow; :func:`is_unavailable` distinguishes an outage from an error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, experiment: str = "") -> None:
+        """Choose the experiment.
+
+        Args:
+            experiment: its name; empty: :func:`experiment_name`.
+        """
+        self.experiment = experiment or experiment_name()
         for name, value in DEFAULTS.items():
             os.environ.setdefault(name, value)
         self._run_ids: dict[str, str] = {}
@@ -75,21 +82,31 @@ class Store:
 
     @cached_property
     def experiment_id(self) -> str:
-        """Id of the experiment of all runs, which is created if it does not exist."""
+        """Id of the experiment of all runs, which is created if it does not exist.
+
+        Raises:
+            ValueError: the experiment was deleted.
+        """
         from mlflow.exceptions import MlflowException
 
-        if experiment := self.client.get_experiment_by_name(EXPERIMENT):
+        if experiment := self.client.get_experiment_by_name(self.experiment):
+            if experiment.lifecycle_stage == "deleted":
+                raise ValueError(
+                    f"MLFLOW_EXPERIMENT_NAME: {self.experiment!r} was deleted in the tracking store. Only an active "
+                    "or a new experiment is allowed. Set another name, or restore it: mlflow experiments restore "
+                    f"--experiment-id {experiment.experiment_id}"
+                )
             return str(experiment.experiment_id)
         # beside the database; a server chooses the location itself
         location = None if os.environ.get("MLFLOW_TRACKING_URI") else (Path.cwd() / "mlartifacts").as_uri()
         # the UI opens on runs and charts, not on traces of language models
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
-            return str(self.client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
+            return str(self.client.create_experiment(self.experiment, artifact_location=location, tags=tags))
         except MlflowException as error:
             # another process may have created it in the meantime
             exists = error.error_code == "RESOURCE_ALREADY_EXISTS"
-            experiment = self.client.get_experiment_by_name(EXPERIMENT) if exists else None
+            experiment = self.client.get_experiment_by_name(self.experiment) if exists else None
             if experiment is None:
                 raise
             return str(experiment.experiment_id)
@@ -295,6 +312,11 @@ def _sqlite_lock() -> Iterator[Path | None]:
     with database.with_name(f"{database.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield database
+
+
+def experiment_name() -> str:
+    """``MLFLOW_EXPERIMENT_NAME``, by default ``ct-robustness``."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
 def tracking_uri() -> str:
