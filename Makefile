@@ -26,7 +26,7 @@ $(STAMP): requirements.lock
 	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
 	cp requirements.lock $(STAMP)
 
-repro: $(STAMP)  ## Compute every result that is not up to date (dvc repro)
+repro: $(STAMP) environment.yaml  ## Compute every result that is not up to date (dvc repro)
 	python -m flows.verify || test $$? -eq 3
 	dvc repro
 
@@ -89,7 +89,7 @@ lock: $(STAMP)  ## Update requirements.lock from pyproject.toml
 # Stages depend on this file, so that a new version of a library that computes makes trainings and attacks stale.
 environment.yaml: requirements.lock
 	printf '# Versions of the libraries that compute; written by make lock from requirements.lock.\n' > $@
-	awk -F'==' '/^(adversarial-robustness-toolbox|numpy|pillow|scikit-learn|scipy|torch|torchvision)==/ \
+	awk -F'==' '/^(adversarial-robustness-toolbox|imagecodecs|nibabel|numpy|pillow|pydicom|scikit-learn|scipy|tifffile|torch|torchvision)==/ \
 		{ sub(/ *\\$$/, "", $$2); versions[$$1] = versions[$$1] (versions[$$1] ? ", " : "") $$2 } \
 		END { for (name in versions) printf "%s: \"%s\"\n", name, versions[name] }' requirements.lock | sort >> $@
 

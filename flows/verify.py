@@ -39,7 +39,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"verify: {error}")
     if not found:
-        print("Everything holds the recorded bytes.")
+        print("No silent corruption: everything that DVC calls unchanged holds the recorded bytes.")
         return
     print("These files do not hold the recorded bytes:\n" + "\n".join(found))
     print("Run dvc repro or the flow. For your own data sets run dvc pull or dvc checkout.", file=sys.stderr)
