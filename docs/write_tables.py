@@ -109,7 +109,7 @@ def claims_table(results: Path, run: str) -> str:
 
 
 def comparison_table(results: Path, run: str, *eps: str) -> str:
-    """All targets in the worst case of all attacks, ranked by accuracy under adaptive attacks at the first ε.
+    """All targets in the worst case of all attacks, in the order of the rank at the first ε.
 
     The columns are clean images and adaptive attacks at each ε; then, at the first ε, black-box and transfer attacks,
     and the paired test against the next target in rank. All targets are as trained.
