@@ -8,6 +8,7 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.expectations import ExpectationResult, validate_manifest
 from tasks.dataset.images import reading_of, with_percentiles
 from tasks.dataset.manifest import Manifest, build_manifest, image_paths
+from tasks.dataset.own_expectations import check_own_expectations
 from tasks.params import Params
 from tasks.tracking import Tracker
 
@@ -26,8 +27,10 @@ def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
 
     Raises:
         ValidationFailed: an expectation of severity ``error`` fails; all outputs are written before.
+        ValueError: an entry of ``validate.expectations`` is invalid.
     """
     settings, classes, intensity = params.validate_, params.acquire.classes, params.prepare.intensity
+    check_own_expectations(settings.expectations)
     reading = reading_of(params.acquire, intensity)
     # the split is not drawn yet, so the percentiles of this step are those of all images
     paths = image_paths(workspace.images, classes, reading) if intensity.kind == "percentiles" else []

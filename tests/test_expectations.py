@@ -1,6 +1,7 @@
 """Expectations of a data set."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from tasks.dataset.expectations import ExpectationResult, validate_manifest
 from tasks.dataset.manifest import Manifest
-from tasks.params import Intensity, Validate
+from tasks.dataset.own_expectations import check_own_expectations
+from tasks.params import Intensity, OwnExpectation, Validate, parse_params
 from tasks.tracking import digest_of
+from tests.conftest import ROOT, with_overrides
 
 CLASSES = ("healthy", "ill")
 
@@ -26,6 +30,7 @@ SETTINGS = Validate(
     max_exact_duplicate_fraction=0.1,
     near_duplicate_correlation=0.97,
     same_group_correlation=0.6,
+    expectations=(),
 )
 
 
@@ -229,3 +234,93 @@ def test_every_duplicate_is_listed_with_the_file_that_it_repeats(tmp_path: Path)
     result = failed(frame, tmp_path)["exact_duplicates"]
     assert len(result.examples) == 5
     assert result.unexpected == [f"healthy/{number}.png = healthy/0.png" for number in repeated]
+
+
+def own(name: str = "square", **values: Any) -> OwnExpectation:
+    """An expectation that the images of :func:`table` meet."""
+    given = {"description": "The images have the width of the scanner", "severity": "error", "table": "images"}
+    given |= {"type": "ExpectColumnValuesToBeInSet", "arguments": {"column": "width", "value_set": [300]}}
+    return OwnExpectation(**{"name": name, **given, **values})
+
+
+def results_of_own(folder: Path, *expectations: OwnExpectation) -> list[ExpectationResult]:
+    """Results of the user's expectations for a table with one wider image."""
+    frame = table()
+    frame.loc[4, "width"] = 301
+    settings = SETTINGS.model_copy(update={"expectations": expectations})
+    return validate_manifest(Manifest(frame, {}), CLASSES, settings, folder)[-len(expectations) :]
+
+
+def test_expectations_of_the_user_are_validated_beside_those_that_always_run(tmp_path: Path) -> None:
+    width, mean, rows, classes = results_of_own(
+        tmp_path,
+        own(),
+        own("mean", type="ExpectColumnMeanToBeBetween", arguments={"column": "mean", "min_value": 0.6}),
+        own("rows", type="ExpectTableRowCountToBeBetween", arguments={"min_value": 20}, severity="warning"),
+        own(
+            "classes",
+            type="ExpectColumnValuesToBeInSet",
+            table="classes",
+            arguments={"column": "n_images", "value_set": [10]},
+        ),
+    )
+    assert (width.success, width.n_unexpected, width.examples) == (False, 1, ["healthy/4.png"])
+    assert (width.observed, width.allowed) == ("1 of 20 unexpected", "width: value_set [300] (validate.expectations)")
+    assert (mean.success, mean.observed, mean.examples) == (False, "0.5", [])
+    assert (rows.success, rows.observed, rows.severity) == (True, "20", "warning")
+    assert rows.allowed == "min_value 20 (validate.expectations)"
+    assert classes.success
+    assert any("width of the scanner" in page.read_text() for page in tmp_path.rglob("*.html"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "decodes"}, r"validate\.expectations\[0\]\.name: 'decodes'.*Rename"),
+        (
+            {"arguments": {"column": "age", "value_set": [1]}},
+            "validate.expectations: square can't be computed: .*age.*n_classes",
+        ),
+    ],
+)
+def test_a_name_or_a_column_that_does_not_fit_is_refused(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        results_of_own(tmp_path, own(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"type": "ExpectColumnValuesToBeInTheSet"}, r"expectations\[1\]\.type: .*such as ExpectColumnValuesToBeInSet"),
+        ({"type": "Expectation"}, r"expectations\[1\]\.type: "),
+        ({"arguments": {"value_set": [1]}}, r"expectations\[1\]\.arguments: .*column"),
+        ({"arguments": {"column": "width", "value_set": [1], "mostly": 2}}, r"expectations\[1\]\.arguments: .*mostly"),
+        ({"arguments": {"column": "width", "value_set": [1], "max": 2}}, r"expectations\[1\]\.arguments: .*max"),
+    ],
+)
+def test_a_type_or_arguments_that_great_expectations_refuses_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_own_expectations((own(), own("other", **values)))
+
+
+def test_the_names_of_expectations_must_differ() -> None:
+    with pytest.raises(ValueError, match="must differ: square, square"):
+        Validate(**SETTINGS.model_dump() | {"expectations": (own(), own())})
+
+
+@pytest.mark.parametrize(
+    "name", ["min_side", "max_side", "min_images_per_class", "max_imbalance_ratio", "max_exact_duplicate_fraction"]
+)
+def test_the_limit_of_an_expectation_names_its_parameter(
+    name: str, faults: tuple[dict[str, ExpectationResult], Path]
+) -> None:
+    assert len([result for result in faults[0].values() if f"(validate.{name})" in result.allowed]) == 1
+
+
+def test_the_expectations_of_the_documentation_are_valid() -> None:
+    page = (ROOT / "docs" / "how-to" / "own-images.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(validate:.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    entries = YAML(typ="safe").load(block)["validate"]["expectations"]
+    expectations = parse_params(with_overrides({"validate.expectations": entries})).validate_.expectations
+    assert [expectation.name for expectation in expectations] == ["scanner_width", "brightness"]
+    check_own_expectations(expectations)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tasks.dataset.images import FORMATS, MODES
 from tasks.dataset.manifest import Manifest
+from tasks.dataset.own_expectations import DatasetExpectation, exception_message, observed_text, own_expectations
 from tasks.params import Intensity, Validate
 
 if TYPE_CHECKING:
@@ -31,24 +32,6 @@ N_EXAMPLES = 5
 
 FIXED_RUN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """Time in the Data Docs, in place of the time of the run, so that equal data give equal bytes."""
-
-
-@dataclass(frozen=True)
-class DatasetExpectation:
-    """An expectation of Great Expectations, with its description and its observed value."""
-
-    name: str
-    description: str
-    severity: Literal["error", "warning"]
-    table: Literal["images", "classes"]
-    """Validated table: one row for each image, or one row for each class."""
-    observed: str
-    allowed: str
-    expectation_type: str
-    """Class name in Great Expectations."""
-    column: str
-    kwargs: dict[str, Any]
-    """Arguments of the class besides the column."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +67,9 @@ def validate_manifest(
         settings: limits of the expectations.
         data_docs: folder of the Data Docs.
         intensity: map of the values to [0, 1]; None: the full range of each file.
+
+    Raises:
+        ValueError: an entry of ``validate.expectations`` has the name of another expectation, or can't be computed.
     """
     # levels are set before and after the import: the import logs hundreds of lines, and sets the level of one logger
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -96,6 +82,7 @@ def validate_manifest(
     images = _images_table(manifest).assign(**scale_columns(manifest.table, intensity))
     tables = {"images": images, "classes": _classes_table(manifest, classes)}
     expectations = list(_expectations(tables["images"], tables["classes"], settings))
+    expectations += own_expectations(settings.expectations, {expectation.name for expectation in expectations})
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
@@ -137,10 +124,10 @@ def _validate_table(
         name=name,
         expectations=[
             getattr(gxe, expectation.expectation_type)(
-                column=expectation.column,
                 severity="critical" if expectation.severity == "error" else "warning",
                 notes=expectation.description,
                 meta={"name": expectation.name},
+                **({"column": expectation.column} if expectation.column else {}),
                 **expectation.kwargs,
             )
             for expectation in expectations
@@ -277,12 +264,14 @@ def _expectations(images: "pd.DataFrame", classes: "pd.DataFrame", settings: Val
     )
     yield DatasetExpectation(
         "shorter_side", "No image is too small", "error", "images",
-        value_range(readable, "shorter_side", ".0f", " pixels"), f"at least {settings.min_side} pixels",
+        value_range(readable, "shorter_side", ".0f", " pixels"),
+        f"at least {settings.min_side} pixels (validate.min_side)",
         between, "shorter_side", {"min_value": settings.min_side},
     )
     yield DatasetExpectation(
         "longer_side", "No image is too large", "error", "images",
-        value_range(readable, "longer_side", ".0f", " pixels"), f"at most {settings.max_side} pixels",
+        value_range(readable, "longer_side", ".0f", " pixels"),
+        f"at most {settings.max_side} pixels (validate.max_side)",
         between, "longer_side", {"max_value": settings.max_side},
     )
     yield DatasetExpectation(
@@ -291,12 +280,14 @@ def _expectations(images: "pd.DataFrame", classes: "pd.DataFrame", settings: Val
     )
     yield DatasetExpectation(
         "class_size", "Every class has enough images", "error", "classes",
-        value_range(classes, "n_images", "d"), f"at least {settings.min_images_per_class}",
+        value_range(classes, "n_images", "d"),
+        f"at least {settings.min_images_per_class} (validate.min_images_per_class)",
         between, "n_images", {"min_value": settings.min_images_per_class},
     )
     yield DatasetExpectation(
         "class_balance", "The largest class is not much larger than the smallest", "error", "classes",
-        f"{classes['imbalance'].max():.2f} times", f"at most {settings.max_imbalance_ratio:g} times",
+        f"{classes['imbalance'].max():.2f} times",
+        f"at most {settings.max_imbalance_ratio:g} times (validate.max_imbalance_ratio)",
         between, "imbalance", {"max_value": settings.max_imbalance_ratio},
     )
     yield DatasetExpectation(
@@ -306,7 +297,8 @@ def _expectations(images: "pd.DataFrame", classes: "pd.DataFrame", settings: Val
     )
     yield DatasetExpectation(
         "exact_duplicates", "Few images have the pixels of an earlier image", "error", "images",
-        f"{fraction['is_exact_duplicate']:.2%}", f"at most {settings.max_exact_duplicate_fraction:.2%}",
+        f"{fraction['is_exact_duplicate']:.2%}",
+        f"at most {settings.max_exact_duplicate_fraction:.2%} (validate.max_exact_duplicate_fraction)",
         mean_between, "is_exact_duplicate", {"max_value": settings.max_exact_duplicate_fraction},
     )
     yield DatasetExpectation(
@@ -338,9 +330,18 @@ def _expectations(images: "pd.DataFrame", classes: "pd.DataFrame", settings: Val
 
 
 def _expectation_result(expectation: DatasetExpectation, result: Any, table: "pd.DataFrame") -> ExpectationResult:
-    """Convert a result of Great Expectations."""
-    assert not result.exception_info["raised_exception"], result.exception_info
-    if expectation.expectation_type == "ExpectColumnMeanToBeBetween":
+    """Convert a result of Great Expectations.
+
+    Raises:
+        ValueError: an expectation of the user can't be computed, for example since its table has no such column.
+    """
+    if message := exception_message(result.exception_info):
+        columns = ", ".join(table.columns)
+        raise ValueError(
+            f"validate.expectations: {expectation.name} can't be computed: {message}. The table "
+            f"{expectation.table} has the columns {columns}. Correct the arguments or the table of the expectation."
+        )
+    if expectation.expectation_type == "ExpectColumnMeanToBeBetween" and expectation.column in DUPLICATE_COLUMNS:
         unexpected = table.loc[table[expectation.column] == 1, table.columns[0]].tolist()
     else:
         entries = result.result.get("unexpected_index_list") or []
@@ -350,11 +351,11 @@ def _expectation_result(expectation: DatasetExpectation, result: Any, table: "pd
         description=expectation.description,
         severity=expectation.severity,
         success=bool(result.success),
-        observed=expectation.observed,
+        observed=expectation.observed or observed_text(result.result),
         allowed=expectation.allowed,
         n_unexpected=len(unexpected),
         examples=unexpected[:N_EXAMPLES],
-        unexpected=with_twins(expectation.column, unexpected, table),
+        unexpected=with_twins(expectation.column, unexpected, table) if expectation.observed else unexpected,
     )
 
 

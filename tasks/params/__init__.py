@@ -38,7 +38,7 @@ from tasks.params.defences import (
     Trades,
     TrainedAutoencoder,
 )
-from tasks.params.images import SUBGROUP, Intensity, Table
+from tasks.params.images import SUBGROUP, Intensity, OwnExpectation, Table
 from tasks.params.params import (
     Acquire,
     Analyze,
@@ -100,6 +100,7 @@ __all__ = [
     "Noise",
     "NoisyOracle",
     "Oracle",
+    "OwnExpectation",
     "Params",
     "ParamsError",
     "Pgd",

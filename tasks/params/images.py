@@ -1,6 +1,6 @@
 """Sections about files of images and their table."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,24 @@ class Table(Section):
                 f"dicom_tags fills the columns {unused}, which nothing uses. Name them in patient, split or subgroups"
             )
         return self
+
+
+class OwnExpectation(Section):
+    """An expectation of your own about the data set."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z]\w*$")]
+    """Name in ``validation.json``, in the report and in messages."""
+    description: Text
+    """Sentence that is true if the expectation is met."""
+    severity: Literal["error", "warning"]
+    """``error``: the pipeline stops if it fails."""
+    table: Literal["images", "classes"]
+    """``images``: one row for each image, with the columns of ``manifest.parquet``. ``classes``: one row for each
+    class, with ``class``, ``n_images`` and ``imbalance`` (largest class / this class)."""
+    type: Annotated[str, Field(pattern=r"^Expect\w+$")]
+    """Class of Great Expectations, such as ``ExpectColumnValuesToBeBetween``."""
+    arguments: dict[Text, Any]
+    """Arguments of the class, such as ``{column: width, min_value: 512}``."""
 
 
 class Intensity(Section):

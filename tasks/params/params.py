@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from tasks.params.active_learning import ActiveLearning, NoisyOracle
 from tasks.params.classifier import Classifier
 from tasks.params.defences import UNDEFENDED, Autoencoder, Defence
-from tasks.params.images import Intensity, Table, Volumes
+from tasks.params.images import Intensity, OwnExpectation, Table, Volumes
 from tasks.params.section import (
     Architecture,
     Count,
@@ -116,11 +116,20 @@ class Validate(Section):
     """Pearson correlation of 32 x 32 thumbnails at and above which two images are near-duplicates."""
     same_group_correlation: Fraction
     """The same correlation at and above which two consecutive images are put into one inferred group."""
+    expectations: tuple[OwnExpectation, ...]
+    """Expectations of your own beside those that always run."""
 
     @model_validator(mode="after")
     def _sides_ordered(self) -> Self:
         if self.min_side > self.max_side:
             raise ValueError(f"min_side {self.min_side} must not be above max_side {self.max_side}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [expectation.name for expectation in self.expectations]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the names of expectations must differ: {', '.join(names)}")
         return self
 
 
