@@ -1,47 +1,51 @@
 """The flow ``robustness_audit``: attack and evaluate a registered model with current data and parameters.
 
+``python -m flows.audit --model ... --images ...`` audits another classifier: :mod:`flows.own_audit`.
 ``python -m flows.audit ct-robustness@champion`` creates a workspace below ``audits/`` and runs the steps there. The
 networks come from the registered model; data and parameters come from the current workspace.
 """
 
-import argparse
 import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 from ruamel.yaml import YAML
 
+from flows.audit_export import export_examples
+from flows.audit_forecast import forecast, forecast_text, measure_costs
+from flows.audit_options import audit_params, command_line
+from flows.audit_run import AUDITS, Thresholds, attack_steps, describe_result, missed_thresholds, renewed, run_steps
 from flows.command import log_progress, run_flow
-from flows.flow import load_step
+from flows.own_audit import classifier_audit, count_images, try_import, write_workspace
 from tasks.core.files import write_json
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.dataset.leakage import measure_leakage
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.params import UNDEFENDED, Autoencoder, Params, load_params, parse_params
-from tasks.records.vocabulary import AS_TRAINED, display_name
-from tasks.runner import run_step
+from tasks.runner import log_to_stderr
 from tasks.serving import registry
 from tasks.serving.bundle import Bundle, digests_of_images, network_folders, read_bundle, read_seen
 from tasks.serving.registry import Registered
-from tasks.statistics.formatting import eps_text, with_interval
-from tasks.tracking import EXPERIMENT, plain_markdown
+from tasks.tracking import EXPERIMENT, masked, plain_markdown
 
-AUDITS = Path("audits")
 READ_STEPS = ("active_learning", "prepare", "train_surrogates", "validate")
 """Steps of the current workspace whose outputs an audit reads."""
 SEEN = "seen"
 """Split of the images that an audit leaves out, because a model was trained or validated on them."""
+
+MISSED = 3
+"""Exit code if an audit misses a threshold."""
 
 log = logging.getLogger(__name__)
 
@@ -174,44 +178,16 @@ def run_audit(audit: Audit, with_report: bool) -> None:
     """
     defences, target = audit.params.selected_defences, audit.model.target
     steps = [("train_defence", name) for name in defences if name != target]
-    steps += [("attack", ""), *(("attack_defence", name) for name in defences), ("evaluate", "")]
-    steps += [("analyze", ""), ("report", "")] if with_report else []
-    for step, defence in steps:
-        name = f"{step}@{defence}" if defence else step
-        as_task: Any = task(name=f"{name} of {audit.workspace.root.name}", cache_policy=NO_CACHE)
-        tags = {"audit": audit.model.label}
-        as_task(run_step)(load_step(step), audit.workspace, audit.params, "prefect", defence or None, tags)
+    steps += attack_steps(defences, with_report)
+    run_steps(steps, audit.workspace, audit.params, audit.model.label)
 
 
 def outcome_of(audit: Audit) -> str:
     """The result of an audit in a few sentences."""
-    clean, worst = clean_and_worst(audit)
-    checks = checks_of(audit)
-    failed = [check["key"] for check in checks if check["status"] == "FAIL"]
     seen = f" {audit.n_left_out} test images were left out, because the model was trained or validated on them."
-    return (
-        f"{audit.model.label} ({display_name(audit.model.target)}): clean accuracy {with_interval(clean)} "
-        f"(n = {audit.n_test}), worst-case accuracy under adaptive attacks "
-        f"{with_interval(worst, 'robust_accuracy')} (n = {worst['n']}) "
-        f"at eps {eps_text(audit.params.analyze.eps)}/255.{seen * (audit.n_left_out > 0)} "
-        f"Failed checks: {', '.join(failed) or 'none'} (of {len(checks)}). Report: {audit.workspace.report_html}"
-    )
-
-
-def clean_and_worst(audit: Audit) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Clean accuracy of the target, and its worst-case accuracy at ``analyze.eps``, with intervals."""
-    metrics = json.loads(audit.workspace.metrics.read_text(encoding="utf-8"))
-    table = pd.read_csv(audit.workspace.comparison)
-    of_target = (table["target"] == audit.model.target) & (table["threat_model"] == "adaptive")
-    of_target &= table["operating_point"] == AS_TRAINED
-    row = table[of_target & (table["eps"] == audit.params.analyze.eps)].iloc[0]
-    return metrics["clean"][audit.model.target], {str(name): value for name, value in row.items()}
-
-
-def checks_of(audit: Audit) -> list[dict[str, Any]]:
-    """Checks of the target and of the data."""
-    checks = json.loads(audit.workspace.checks.read_text(encoding="utf-8"))
-    return [check for check in checks if check["target"] in (audit.model.target, None)]
+    note = seen * (audit.n_left_out > 0)
+    model = audit.model
+    return describe_result(audit.workspace, audit.params, model.target, model.label, audit.n_test, note)
 
 
 def check_images(current: Workspace, model: Registered, about: Bundle, data: Prepared) -> None:
@@ -289,18 +265,35 @@ def link_or_copy(source: str, destination: str) -> None:
         shutil.copyfile(source, destination)
 
 
-def renewed(folder: Path) -> Path:
-    """Create a folder, or empty it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
 def main() -> None:
-    """Audit a registered model."""
-    parser = argparse.ArgumentParser(prog="python -m flows.audit", description=main.__doc__)
-    parser.add_argument("model", help="name@alias or name/version, such as ct-robustness@champion")
-    print(run_flow(robustness_audit, **vars(parser.parse_args())))
+    """Audit a registered model, or a trained classifier of your own with --model and --images."""
+    options = command_line("python -m flows.audit", main.__doc__).parse_args()
+    log_to_stderr()
+    try:
+        if options.registered:
+            model = registry.find(options.registered)
+            flow_of: Any = robustness_audit
+            arguments = {"model": f"{model.name}/{model.version}"}
+            workspace, target = Workspace(AUDITS / model.label), model.target
+        else:
+            params = audit_params(options)
+            parts = forecast(params, sum(count_images(params).values()), measure_costs(try_import(params), params))
+            print(forecast_text(parts), flush=True)
+            if options.plan:
+                return
+            flow_of, arguments = classifier_audit, {"name": options.name}
+            workspace, target = write_workspace(options.name, params), UNDEFENDED
+    except (ValueError, OSError) as error:
+        sys.exit(masked(f"audit: {error}"))
+    print(run_flow(flow_of, **arguments))
+    params = load_params(workspace.params_file)
+    if options.export:
+        n_examples = export_examples(workspace, params, target, Path(options.export))
+        print(f"{n_examples} adversarial examples: {options.export}")
+    thresholds = Thresholds(options.min_clean_accuracy, options.min_robust_accuracy, options.no_failed_checks)
+    if missed := missed_thresholds(workspace, params, target, thresholds):
+        print(*missed, sep="\n", file=sys.stderr)
+        sys.exit(MISSED)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from flows.audit import AUDITS, READ_STEPS, Audit, checks_of, renewed, run_audit, set_up_audit
+from flows.audit import READ_STEPS, Audit, run_audit, set_up_audit
+from flows.audit_run import AUDITS, checks_of, renewed
 from flows.command import log_progress, run_flow
 from tasks.core.files import write_json
 from tasks.core.locks import locked
@@ -173,7 +174,8 @@ def decide(audits: list[Audit], params: Params, margin: float) -> Decision:
             for audit in audits
         )
         comparisons = [compare(condition, candidate[condition], champion[condition]) for condition in candidate]
-    failed = {check["key"]: check["explanation"] for check in checks_of(audits[0]) if check["status"] == "FAIL"}
+    checks = checks_of(audits[0].workspace, audits[0].model.target)
+    failed = {check["key"]: check["explanation"] for check in checks if check["status"] == "FAIL"}
     return Decision(
         candidate=audits[0].model,
         champion=audits[1].model if len(audits) == 2 else None,

@@ -67,6 +67,10 @@ class Files:
     queries: pd.DataFrame
 
 
+ACTIVE_LEARNING = ("cycles", "learning_curves", "label_efficiency", "queries")
+"""Fields of the step ``active_learning``. An audit does not run it: the tables are empty if its folder is missing."""
+
+
 @dataclass(frozen=True)
 class Results(Files):
     """Everything that the report shows."""
@@ -96,6 +100,8 @@ def load_results(workspace: Workspace, params: Params) -> Results:
         FileNotFoundError: a step has not run, or the reference is missing.
     """
     paths = {field.name: getattr(workspace, field.name) for field in fields(Files)}
+    left_out = () if workspace.active_learning.is_dir() else ACTIVE_LEARNING
+    paths = {name: path for name, path in paths.items() if name not in left_out}
     others = (workspace.data_docs, workspace.split, workspace.pixels, workspace.evaluated_configurations)
     if missing := [path for path in (*paths.values(), *others) if not path.exists()]:
         step = workspace.step_of(missing[0])
@@ -105,8 +111,10 @@ def load_results(workspace: Workspace, params: Params) -> Results:
     defences, evaluated = params.selected_defences, read_configurations(workspace.evaluated_configurations)
     # DVC can restore an evaluation of a run that another list has
     listed = merge_configurations(read_configurations(workspace.configurations), evaluated)
+    contents: dict[str, Any] = {name: READERS[path.suffix](path) for name, path in paths.items()}
+    contents |= {name: pd.DataFrame() for name in left_out}
     return Results(
-        **{name: READERS[path.suffix](path) for name, path in paths.items()},
+        **contents,
         params=params,
         data=load_prepared(workspace),
         reference=read_reference(workspace.reference),

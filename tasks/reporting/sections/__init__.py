@@ -49,6 +49,6 @@ SECTIONS = (
 
 
 def all_sections(results: Results, headline: Headline) -> list[Section]:
-    """Return all sections in the order of the page. Without subgroups there is no section about them."""
-    left_out = () if results.subgroups is not None else (subgroups_section,)
-    return [section(results, headline) for section in SECTIONS if section not in left_out]
+    """Return the sections in the order of the page, without subgroups and active learning if there are none."""
+    is_shown = {subgroups_section: results.subgroups is not None, active_learning_section: len(results.cycles) > 0}
+    return [section(results, headline) for section in SECTIONS if is_shown.get(section, True)]

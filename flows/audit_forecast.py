@@ -1,0 +1,161 @@
+"""A forecast of the time of an audit: its parts, and their costs as far as they are known before it runs."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tasks.attacks.effort import EFFORTS, doubled, max_gradients, max_queries
+from tasks.models.autoencoder import build_autoencoder
+from tasks.models.classifier import build_classifier
+from tasks.models.compute import configure_torch
+from tasks.models.imported import ImportedClassifier
+from tasks.params import UNDEFENDED, Params
+
+N_IMAGES = 4
+"""Images of the batch whose time is measured."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds for one image on this machine."""
+
+    prediction: float
+    """A prediction of the classifier."""
+    gradient: float
+    """A gradient of the classifier's loss with respect to the image."""
+    surrogates: tuple[float, ...]
+    """A training step of each surrogate."""
+    autoencoder: float
+    """A training step of the autoencoder."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an audit."""
+
+    step: str
+    work: str
+    seconds: float | None
+    """None if the time is not known before the step runs."""
+
+
+def measure_costs(model: ImportedClassifier, params: Params) -> Costs:
+    """Measure the costs with one small batch.
+
+    Args:
+        model: the imported classifier.
+        params: of the audit.
+    """
+    device = configure_torch(params.compute)
+    side, n_classes = params.prepare.image_size, len(params.acquire.classes)
+    images = torch.rand(N_IMAGES, 1, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.zeros(N_IMAGES, dtype=torch.int64, device=device)
+    surrogates = [
+        seconds_of_gradient(
+            build_classifier(each.architecture, n_classes, 0.5, 0.25).to(device).train(), images, labels
+        )
+        for each in params.train_surrogates
+    ]
+    autoencoder = build_autoencoder(params.train_autoencoder.architecture).to(device).train()
+    model = model.to(device)
+    with torch.inference_mode():
+        prediction = seconds_per_image(lambda: model(images))
+    # gradients of a classifier that is only queried are those of the surrogates
+    gradient = seconds_of_gradient(model, images, labels) if model.has_gradients else prediction + sum(surrogates)
+    return Costs(prediction, gradient, tuple(surrogates), seconds_of_gradient(autoencoder, images, None))
+
+
+def seconds_of_gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None) -> float:
+    """Seconds for one image of a forward and a backward pass; without labels the loss is the squared error."""
+
+    def run() -> None:
+        given = images.clone().requires_grad_()
+        output = model(given)
+        loss = functional.mse_loss(output, images) if labels is None else functional.cross_entropy(output, labels)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
+
+    return seconds_per_image(run)
+
+
+def seconds_per_image(run: Callable[[], Any]) -> float:
+    """The shorter time of two calls, divided by the number of images; the first call also allocates memory."""
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) / N_IMAGES
+
+
+def forecast(params: Params, n_images: int, costs: Costs) -> list[Part]:
+    """Parts of an audit in the order of the steps.
+
+    The times of attacks are upper bounds: a search ends early for images that an attack breaks.
+
+    Args:
+        params: of the audit.
+        n_images: number of images of all splits.
+        costs: from :func:`measure_costs`.
+    """
+    split = params.prepare.split
+    n_test = round(n_images * split.test_fraction)
+    n_train = n_images - n_test - round((n_images - n_test) * split.validation_fraction)
+    n_attacked = min(n_test, params.attack.max_images or n_test)
+    parts = [Part("acquire, validate, prepare", f"{n_images} images", None)]
+    for number, (surrogate, cost) in enumerate(zip(params.train_surrogates, costs.surrogates, strict=True), 1):
+        work = f"surrogate {number}: {surrogate.architecture}, {surrogate.epochs} epochs, {n_train} images"
+        parts.append(Part("train_surrogates", work, surrogate.epochs * n_train * cost))
+    epochs = params.train_autoencoder.epochs
+    work = f"{epochs} epochs, {n_train} images"
+    parts.append(Part("train_autoencoder", work, epochs * n_train * costs.autoencoder))
+    for name in params.selected_defences:
+        training = getattr(params.defences[name], "training", None)
+        if training is not None:
+            adversary = getattr(params.defences[name], "adversary", None)
+            n_gradients = 1 + (adversary.pgd.n_steps * max(1, adversary.pgd.n_random_starts) if adversary else 0)
+            seconds = training.epochs * n_train * n_gradients * (costs.autoencoder + costs.gradient)
+            parts.append(Part(f"train_defence@{name}", f"{training.epochs} epochs, {n_train} images", seconds))
+    n_gradients, n_queries = passes_of_an_image(params)
+    for target in (UNDEFENDED, *params.selected_defences):
+        purifier = 0.0 if target == UNDEFENDED else costs.autoencoder
+        seconds = n_gradients * (costs.gradient + purifier) + n_queries * (costs.prediction + purifier)
+        step = "attack" if target == UNDEFENDED else f"attack_defence@{target}"
+        work = f"{n_attacked} images, at most {n_gradients} gradients and {n_queries} queries each"
+        parts.append(Part(step, work, n_attacked * seconds))
+    return [*parts, Part("evaluate, analyze, report", f"{n_attacked} images", None)]
+
+
+def passes_of_an_image(params: Params) -> tuple[int, int]:
+    """Largest numbers of gradients and of queries that the attacks on a target spend on one image."""
+    settings, n_classes = params.attack, len(params.acquire.classes)
+    stages, n_radii = EFFORTS[settings.effort], len(settings.eps)
+    # as trained, recalibrated and, for two classes, at a fixed sensitivity
+    n_points = 3 if n_classes == 2 else 2
+    searched = max_gradients([*stages, doubled(stages[-1])], n_radii, n_classes)
+    crafted = n_radii * (1 + settings.pgd.n_steps * max(1, settings.pgd.n_random_starts))
+    return n_points * searched + crafted, n_points * max_queries(stages, n_radii)
+
+
+def forecast_text(parts: list[Part]) -> str:
+    """The parts as a table with their times, and the sum of the known times."""
+    rows = [(part.step, part.work, "not known" if part.seconds is None else duration(part.seconds)) for part in parts]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"{step:<{widths[0]}}  {work:<{widths[1]}}  {seconds}" for step, work, seconds in rows]
+    known = sum(part.seconds for part in parts if part.seconds is not None)
+    lines.append(f"Known parts together: {duration(known)}. Times of attacks are upper bounds.")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds, minutes or hours."""
+    for limit, unit, divisor in ((100, "s", 1), (6000, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / divisor:.1f} {unit}"
+    return f"{seconds / 3600:.1f} h"
