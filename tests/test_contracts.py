@@ -203,6 +203,17 @@ def test_a_new_version_of_a_library_makes_trainings_and_attacks_stale(name: str)
     assert {"numpy", "torch", "torchvision"} <= set(listed) <= set(environment)
 
 
+def test_artifacts_are_outputs_of_stages_and_have_names_that_dvc_allows() -> None:
+    artifacts = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["artifacts"]
+    outputs = [out for stage in STAGES.values() for out in stage["outs"]]
+    assert [name for name in artifacts if not re.fullmatch("[a-z]([a-z0-9-/]*[a-z0-9])?", name)] == []
+    assert [artifact["path"] for artifact in artifacts.values() if artifact["path"] not in outputs] == []
+
+
+def test_dvc_yaml_is_short() -> None:
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 200
+
+
 def test_environment_yaml_has_the_versions_of_the_lock_file() -> None:
     locked: dict[str, list[str]] = {}
     for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
