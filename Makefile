@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/requirements.lock
+# Packages that runs need; those and the packages of the extras and for development.
+STAMP := $(VENV)/requirements-run.lock
+DEV_STAMP := $(VENV)/requirements.lock
 # Stages call `python`, which must be the environment's. One OpenMP thread in tests: two test processes share two cores.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
@@ -12,19 +14,37 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro compare flow verify test test-changed operations faults lint format bench ui serve lock clean
+.PHONY: help dev repro compare flow audit verify test test-changed operations faults lint format bench ui serve lock clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-# The lock file is copied last, so that an interrupted installation is repeated.
-$(STAMP): requirements.lock
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, not " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock | \
+	sed -n '/^uv==/,/[^\\]$$/p' $(1) | \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement /dev/stdin
-	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
-	cp requirements.lock $(STAMP)
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python $(1)
+endef
+
+# The lock file is copied last, so that an interrupted installation is repeated.
+$(DEV_STAMP): requirements.lock
+	$(call install,$<)
+	cp requirements-run.lock $(STAMP)
+	cp $< $@
+
+# An environment for development has all packages that runs need.
+ifneq ($(shell cmp -s requirements.lock $(DEV_STAMP) || echo other),)
+$(STAMP): requirements-run.lock
+	rm -f $(DEV_STAMP)
+	$(call install,$<)
+	cp $< $@
+else
+$(STAMP): requirements-run.lock
+	cp $< $@
+endif
+
+dev: $(DEV_STAMP)  ## Install also the packages of the extras and for development
 
 repro: $(STAMP) environment.yaml  ## Compute every result that is not up to date (dvc repro)
 	python -m flows.verify || test $$? -eq 3
@@ -36,24 +56,27 @@ compare: $(STAMP)  ## Compare all defences of params.yaml, as an experiment of D
 flow: $(STAMP)  ## Run the same steps as a Prefect flow
 	python -m flows.pipeline
 
+audit: $(STAMP)  ## Audit a trained classifier; MODEL=, IMAGES=, TABLE=, OPTIONS=
+	python -m flows.audit --model "$(MODEL)" --images "$(IMAGES)" $(if $(TABLE),--table "$(TABLE)") $(OPTIONS)
+
 verify: $(STAMP)  ## Compare all results and DVC's cache with the recorded hashes
 	python -m flows.verify
 
-test: $(STAMP) lint  ## Run lint and all fast tests
+test: $(DEV_STAMP) lint  ## Run lint and all fast tests
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # No tests for a change is a success here, and exit code 5 of pytest.
-test-changed: $(STAMP)  ## Run the tests of the changed modules, in about a minute
+test-changed: $(DEV_STAMP)  ## Run the tests of the changed modules, in about a minute
 	@files="$$(python -m tests.changed)"; test -z "$$files" || \
 		OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $$files
 
-operations: $(STAMP)  ## Test outages, shared servers and remotes with real servers on loopback
+operations: $(DEV_STAMP)  ## Test outages, shared servers and remotes with real servers on loopback
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m operations tests
 
-faults: $(STAMP)  ## Test kills, full disks, damaged files, parallel runs; fuzzing
+faults: $(DEV_STAMP)  ## Test kills, full disks, damaged files, parallel runs; fuzzing
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m faults tests
 
-lint: $(STAMP)  ## Check code, types, import rules, spelling and style of the text
+lint: $(DEV_STAMP)  ## Check code, types, import rules, spelling and style of the text
 	ruff check .
 	ruff format --check .
 	mypy
@@ -61,12 +84,12 @@ lint: $(STAMP)  ## Check code, types, import rules, spelling and style of the te
 	codespell
 	python -m docs.check_prose
 
-format: $(STAMP)  ## Format the code
+format: $(DEV_STAMP)  ## Format the code
 	ruff check --fix .
 	ruff format .
 
 # All scripts of tests/benchmarks; the figures go to docs/evidence/performance/.
-bench: $(STAMP)  ## Run the speed benchmarks
+bench: $(DEV_STAMP)  ## Run the speed benchmarks
 	uv pip install --quiet --no-deps --target $(VENV)/benchmarks --requirements tests/benchmarks/requirements.txt
 	set -e; export PYTHONPATH=$(VENV)/benchmarks; for script in $$(grep -l '__main__' tests/benchmarks/*.py); do \
 		name=$$(basename $$script .py); echo "== $$name"; \
@@ -82,8 +105,9 @@ ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback; PORT=5000
 serve: $(STAMP)  ## Start Prefect's server, the deployments and a worker, on loopback; PORT=4200
 	python -m flows.serve --port $(or $(PORT),4200)
 
-lock: $(STAMP)  ## Update requirements.lock from pyproject.toml
+lock: $(DEV_STAMP)  ## Update both lock files from pyproject.toml
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --generate-hashes --group dev pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --generate-hashes --group run --constraints requirements.lock pyproject.toml -o requirements-run.lock
 	$(MAKE) --no-print-directory environment.yaml
 
 # Stages depend on this file, so that a new version of a library that computes makes trainings and attacks stale.

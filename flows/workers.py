@@ -85,7 +85,7 @@ def runner_of(workers: Workers) -> TaskRunner[Any]:
     except ModuleNotFoundError:
         name = workers.runner
         raise ValueError(
-            f"workers.runner: {name} needs the package prefect-{name}. Install it: pip install prefect-{name}"
+            f"workers.runner: {name} needs the package prefect-{name}. Install the packages of all extras: make dev"
         ) from None
 
 

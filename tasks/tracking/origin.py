@@ -6,7 +6,10 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scikit-learn", "scipy", "torch", "torchvision")
+LIBRARIES = (
+    *("adversarial-robustness-toolbox", "imagecodecs", "nibabel", "numpy", "pillow", "pydicom", "scikit-learn"),
+    *("scipy", "tifffile", "torch", "torchvision"),
+)
 """Libraries that compute; ``environment.yaml`` has the same ones."""
 
 CPU_FACTS = Path("/proc/cpuinfo")

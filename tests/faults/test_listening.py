@@ -98,7 +98,7 @@ def test_make_ui_listens_on_loopback_and_its_arguments_do_not_name_the_store(tmp
     (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
     store = f"sqlite:///{tmp_path / 'store.db'}"
     # the environment of the tests replaces the one that make would install
-    command = ["make", "--assume-old", ".venv/requirements.lock", "ui"]
+    command = ["make", "--assume-old", ".venv/requirements-run.lock", "ui"]
     with started(command, tmp_path, MLFLOW_TRACKING_URI=store) as (process, log):
         wait_for(lambda: urlopen("http://127.0.0.1:5000/health", timeout=5).status == 200, process, log)
         assert listening_addresses(process.pid) == {"127.0.0.1"}
