@@ -1,9 +1,11 @@
 """The documentation: links, generated pages, length of the README, and phrases that the style bans."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from docs.check_prose import matches, text_files
 from docs.write_parameters import PAGE, parameters_page
@@ -105,3 +107,19 @@ def test_the_reference_of_outputs_has_every_column_of_the_comparison() -> None:
         re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
     )
     assert documented == {column for column in COLUMNS if not column.endswith(("_low", "_high"))}
+
+
+def test_the_citation_has_the_version_and_the_licence_of_the_project() -> None:
+    citation = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["title"], citation["license"]) == (project["name"], project["license"])
+    assert str(citation["version"]) == project["version"]
+
+
+def test_the_changelog_begins_with_the_changes_that_are_not_released() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert [
+        heading for heading in headings[1:] if not re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", heading)
+    ] == []
