@@ -7,7 +7,6 @@ networks come from the registered model; data and parameters come from the curre
 
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Set
@@ -23,8 +22,18 @@ from ruamel.yaml import YAML
 
 from flows.audit_export import export_examples
 from flows.audit_forecast import forecast, forecast_text, measure_costs
-from flows.audit_options import audit_params, command_line
-from flows.audit_run import AUDITS, Thresholds, attack_steps, describe_result, missed_thresholds, renewed, run_steps
+from flows.audit_options import audit_params, read_options
+from flows.audit_run import (
+    AUDITS,
+    MISSED,
+    Thresholds,
+    attack_steps,
+    describe_result,
+    link_or_copy,
+    missed_thresholds,
+    renewed,
+    run_steps,
+)
 from flows.command import log_progress, run_flow
 from flows.own_audit import classifier_audit, count_images, try_import, write_workspace
 from tasks.core.files import write_json
@@ -43,9 +52,6 @@ READ_STEPS = ("active_learning", "prepare", "train_surrogates", "validate")
 """Steps of the current workspace whose outputs an audit reads."""
 SEEN = "seen"
 """Split of the images that an audit leaves out, because a model was trained or validated on them."""
-
-MISSED = 3
-"""Exit code if an audit misses a threshold."""
 
 log = logging.getLogger(__name__)
 
@@ -257,17 +263,9 @@ def link_surrogates(current: Workspace, workspace: Workspace) -> None:
         write_json([], workspace.surrogates)
 
 
-def link_or_copy(source: str, destination: str) -> None:
-    """Make a hard link if the file system supports it, else a copy: images are many and never changed."""
-    try:
-        os.link(Path(source).resolve(), destination)
-    except OSError:
-        shutil.copyfile(source, destination)
-
-
 def main() -> None:
     """Audit a registered model, or a trained classifier of your own with --model and --images."""
-    options = command_line("python -m flows.audit", main.__doc__).parse_args()
+    options = read_options(main.__doc__)
     log_to_stderr()
     try:
         if options.registered:
@@ -283,6 +281,8 @@ def main() -> None:
                 return
             flow_of, arguments = classifier_audit, {"name": options.name}
             workspace, target = write_workspace(options.name, params), UNDEFENDED
+        if options.export:
+            Path(options.export).mkdir(parents=True, exist_ok=True)  # an error now, not after hours
     except (ValueError, OSError) as error:
         sys.exit(masked(f"audit: {error}"))
     print(run_flow(flow_of, **arguments))

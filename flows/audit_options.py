@@ -19,14 +19,23 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FACTORY = re.compile(r"(?P<file>.+\.py|[\w.]+):(?P<function>[\w.]+)")
 
 
-def command_line(program: str, description: str | None) -> argparse.ArgumentParser:
-    """The options of the command.
+def read_options(description: str | None) -> argparse.Namespace:
+    """Parse the options of the command, and end with exit code 2 if they are wrong.
 
     Args:
-        program: its name.
         description: for ``--help``.
     """
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = command_line(description)
+    options = parser.parse_args()
+    own = [name for name in ("model", "weights", "images", "table", "plan") if getattr(options, name)]
+    if options.registered and own:
+        parser.error(f"--{own[0]}: not for the registered model {options.registered}. Remove one of them")
+    return options
+
+
+def command_line(description: str | None = None) -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(prog="python -m flows.audit", description=description)
     parser.add_argument("registered", nargs="?", metavar="MODEL", help="registered model: name@alias or name/version")
     own = parser.add_argument_group("a trained classifier of your own")
     own.add_argument("--model", help=f"file ({', '.join(FORMATS)}), .yaml, models:/..., http://... or FILE.py:function")

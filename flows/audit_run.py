@@ -1,6 +1,7 @@
 """The parts that all audits share: their steps, their result in a few sentences, and thresholds of accuracy."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tasks.statistics.formatting import eps_text, percent, with_interval
 
 AUDITS = Path("audits")
 """Folder with a workspace for each audit."""
+MISSED = 3
+"""Exit code if an audit misses a threshold."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Thresholds:
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
     no_failed_checks: bool = False
-    """Whether a failed check of the target or of the data fails the audit, too."""
+    """True if a failed check of the target or of the data fails the audit, too."""
 
 
 def attack_steps(defences: Iterable[str], with_report: bool) -> list[tuple[str, str]]:
@@ -107,6 +110,14 @@ def missed_thresholds(workspace: Workspace, params: Params, target: str, thresho
         failed = [check for check in checks_of(workspace, target) if check["status"] == "FAIL"]
         missed += [f"check {check['key']} failed: {check['explanation']}" for check in failed]
     return missed
+
+
+def link_or_copy(source: str, destination: str) -> None:
+    """Make a hard link if the file system supports it, else a copy: images are many and never changed."""
+    try:
+        os.link(Path(source).resolve(), destination)
+    except OSError:
+        shutil.copyfile(source, destination)
 
 
 def renewed(folder: Path) -> Path:

@@ -15,6 +15,7 @@ SLOW = {
     "test_audit.py",
     "test_flow.py",
     "test_labelling.py",
+    "test_own_audit.py",
     "test_page_in_browser.py",
     "test_pipeline.py",
     "test_pipeline_flow.py",

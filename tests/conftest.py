@@ -21,7 +21,8 @@ from ruamel.yaml import YAML
 
 from tasks.params import Params, parse_params
 
-LONGEST = ["test_pipeline.py", "test_pipeline_flow.py", "test_attack.py", "test_report.py", "test_audit.py"]
+LONGEST = ["test_pipeline.py", "test_pipeline_flow.py", "test_own_audit.py"]
+LONGEST += ["test_attack.py", "test_report.py", "test_audit.py"]
 LONGEST += ["test_workers.py", "test_labelling.py", "test_checkpoints.py", "test_train_defence.py", "test_analyze.py"]
 LONGEST += ["test_serving.py", "test_flow.py", "test_active_learning.py", "test_page_in_browser.py"]
 """Files that start first: on several test processes, the longest file must not be the last to start."""

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from flows.audit import MISSED, main
+from flows.audit import main
 from flows.audit_forecast import Costs, duration, forecast, forecast_text
-from flows.audit_options import change_value, classifier_section
-from flows.audit_run import Thresholds, missed_thresholds
+from flows.audit_options import audit_params, change_value, classifier_section, command_line
+from flows.audit_run import MISSED, Thresholds, missed_thresholds
 from tasks.attacks.effort import EFFORTS, doubled, max_gradients
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
@@ -36,6 +36,15 @@ SMALL: dict[str, Any] = TOY | {
 }
 COMMAND = ["--model", "models/ours.py:build", "--weights", "models/weights.safetensors", "--images", "pictures"]
 COMMAND += ["--classes", *CLASSES, "--positive-class", "left"]
+
+SMALL_EFFORT = """
+import pytest
+from tests.conftest import set_small_effort
+set_small_effort(pytest.MonkeyPatch())
+from flows.audit import main
+main()
+"""
+"""The command ``python -m flows.audit`` with few steps and queries."""
 
 
 def make_folder(folder: Path, small_workspace: Path) -> None:
@@ -86,7 +95,7 @@ class TestRun:
             "PREFECT_API_URL": server,
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         }
-        command = [sys.executable, "-m", "flows.audit", *COMMAND, "--name", "mine", "--set", "seed=3"]
+        command = [sys.executable, "-c", SMALL_EFFORT, *COMMAND, "--name", "mine", "--set", "seed=3"]
         command += ["--min-clean-accuracy", "0.01", "--min-robust-accuracy", "1", "--export", "examples"]
         ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         return folder, ended
@@ -122,6 +131,8 @@ class TestRun:
         assert kept.acquire.folder == str((folder / "pictures").resolve())
         assert (kept.seed, base.seed) == (3, 0)
         assert kept.attack == base.attack
+        repeated = command_line().parse_args(["--params", str(folder / "audits" / "mine" / "params.yaml")])
+        assert audit_params(repeated) == kept
 
     def test_thresholds_below_the_accuracies_are_not_missed(
         self, ended: tuple[Path, subprocess.CompletedProcess[str]]
@@ -192,24 +203,37 @@ def test_bad_input_gives_one_message_before_anything_is_written(
     assert not (folder / "audits").exists()
 
 
-@pytest.mark.parametrize("value", ["1.5", "many"])
-def test_a_threshold_that_is_no_share_is_refused(value: str, audit: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--min-robust-accuracy", "1.5"],
+        ["--min-clean-accuracy", "many"],
+        ["--name", "../data"],
+        ["ct-robustness@champion"],
+    ],
+)
+def test_wrong_options_give_the_exit_code_2(arguments: list[str], audit: Callable[..., None]) -> None:
     with pytest.raises(SystemExit) as ended:
-        audit(*COMMAND, "--min-robust-accuracy", value)
+        audit(*COMMAND, *arguments)
     assert ended.value.code == 2
 
 
-def test_classes_and_columns_of_a_table_are_found(
-    folder: Path, audit: Callable[..., None], capsys: pytest.CaptureFixture[str]
+def test_a_registered_model_that_does_not_exist_gives_one_message(
+    audit: Callable[..., None], folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.audit_options import audit_params, command_line
+    shutil.copy(empty_store, folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    with pytest.raises(SystemExit, match=r"audit: toy/1 is not in the registry"):
+        audit("toy/1", "--min-robust-accuracy", "0.5")
 
+
+def test_classes_and_columns_of_a_table_are_found(folder: Path) -> None:
     _, table = draw_images()
     table.assign(patient=[f"p{number // 2}" for number in range(len(table))])[["path", "class", "patient"]].to_csv(
         folder / "pictures" / "table.csv", index=False
     )
     arguments = ["--model", "models/ours.py:build", "--images", "pictures", "--table", "pictures/table.csv"]
-    params = audit_params(command_line("audit", None).parse_args(arguments))
+    params = audit_params(command_line().parse_args(arguments))
     assert params.acquire.classes == ("left", "none", "right")
     assert params.acquire.positive_class == "right"
     assert (params.acquire.table.file, params.acquire.table.patient) == ("table.csv", "patient")
