@@ -30,6 +30,9 @@ def pipeline(
 ) -> dict[str, str]:
     """Bring every result up to date. Independent steps run side by side.
 
+    The task of a step has the name of its stage. Its run is called ``step`` or ``step@defence`` and has these names as
+    tags.
+
     Two runs in one workspace take turns at every step, and so do a run and ``dvc repro``. If a step fails, the artifact
     ``failure`` names the step, its inputs and the next action.
 
@@ -48,10 +51,13 @@ def pipeline(
     job = Job(workspace, stages, params, Semaphore(concurrent_steps(params)), force, workers)
     running: dict[str, Any] = {}
     for step, needed in stages.steps().items():
+        name, _, defence = step.partition("@")
         as_task: Any = task(
-            name=step,
+            name=name,
+            task_run_name=step,
+            tags=[name, *filter(None, [defence])],
             cache_policy=NO_CACHE,
-            retries=N_RETRIES.get(step, 0),
+            retries=N_RETRIES.get(name, 0),
             retry_delay_seconds=5,
             retry_condition_fn=is_worth_retrying,
         )

@@ -72,7 +72,7 @@ def seeds(
     return str(file)
 
 
-@task(name="seed", cache_policy=NO_CACHE)
+@task(name="seed", task_run_name="seed {seed}", tags=["seed"], cache_policy=NO_CACHE)
 def run_seed(seed: int, params: Params) -> str:
     """Run the pipeline with this seed as a DVC experiment, unless the experiment exists, and return its name.
 

@@ -64,7 +64,7 @@ def attack_in_parts(workspace: Workspace, target: str, params: Params, n_parts: 
         future.result()
 
 
-@task(name="part", cache_policy=NO_CACHE)
+@task(name="part", task_run_name="{target}, part {number}", tags=["part"], cache_policy=NO_CACHE)
 def compute_part(workspace: Workspace, target: str, params: Params, number: int) -> None:
     """Compute one part of the attack on a target, in any process."""
     from tasks.attacks.attack_run import AttackRun

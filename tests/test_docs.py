@@ -123,3 +123,21 @@ def test_the_changelog_begins_with_the_changes_that_are_not_released() -> None:
     assert [
         heading for heading in headings[1:] if not re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", heading)
     ] == []
+
+
+def test_the_documentation_names_the_deployments_of_prefect_yaml() -> None:
+    deployments = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    # a flow has the name of its function
+    names = {f"{each['entrypoint'].partition(':')[2]}/{each['name']}" for each in deployments}
+    pages = {path.name: path.read_text(encoding="utf-8") for path in FILES}
+    assert set(re.findall(r"^\| `(\w+/[\w-]+)` \|", pages["several-machines.md"], flags=re.MULTILINE)) == names
+    started = {name for page in pages.values() for name in re.findall(r"prefect deployment run (\S+)", page)}
+    assert started <= names
+
+
+def test_the_schedule_of_the_audit_is_paused() -> None:
+    deployments = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    schedules = {each["name"]: each["schedules"] for each in deployments if "schedules" in each}
+    assert {name: [schedule["active"] for schedule in each] for name, each in schedules.items()} == {
+        "robustness-audit": [False]
+    }

@@ -16,9 +16,10 @@ from dvc.lock import LockError
 from dvc.rwlock import rwlock
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.states import Failed
 
+import flows.flow
 from flows.command import log_progress
 from flows.dvc_pipeline import LOCK_POLL_SECONDS, DvcPipeline
 from flows.flow import concurrent_steps, is_worth_retrying, load_step
@@ -70,6 +71,43 @@ def test_log_lines_of_steps_are_logs_of_the_flow_run(server: str) -> None:
             return
         time.sleep(0.5)
     raise AssertionError(messages)
+
+
+def test_a_step_is_a_task_run_with_its_name_its_tags_and_its_log_lines(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_two_steps(tmp_path, MORE_STAGES)
+    monkeypatch.chdir(tmp_path)
+
+    def run_example(name: str, _workspace: Any, _params: Any, _orchestrator: str, defence: str | None) -> None:
+        step = "@".join(filter(None, [name, defence]))
+        logging.getLogger("tasks.example").info("progress of %s", step)
+        write_output(step, "1")
+
+    # the steps of this pipeline are no modules, and write no metrics
+    monkeypatch.setattr(flows.flow, "run_step", run_example)
+    monkeypatch.setattr(flows.flow, "load_step", lambda name: name)
+    monkeypatch.setattr(flows.flow, "publish_results", lambda workspace: None)
+    run = flows.flow.pipeline(return_state=True).state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+    found = {each.name: set(each.tags) for each in tasks}
+    assert found == {
+        "first": {"first"},
+        "second": {"second"},
+        "third@autoencoder": {"third", "autoencoder"},
+        "fourth": {"fourth"},
+    }
+    ids = {each.id: each.name for each in tasks}
+    lines: set[tuple[str, str, int]] = set()
+    for _ in range(60):
+        with get_client(sync_client=True) as client:
+            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))
+        lines = {(ids[each.task_run_id], each.message, each.level) for each in logs if each.task_run_id}
+        if len(lines) >= len(found):
+            break
+        time.sleep(0.5)
+    assert lines >= {(name, f"progress of {name}", logging.INFO) for name in found}
 
 
 def test_a_step_is_loaded_by_its_name() -> None:

@@ -153,7 +153,7 @@ def tasks_of(api: httpx.Client, flow_run: str) -> dict[str, float]:
     """Duration of each task of a run, in seconds."""
     body = {"flow_runs": {"id": {"any_": [flow_run]}}}
     found = api.post("/task_runs/filter", json=body).raise_for_status().json()
-    return {each["name"].rsplit("-", 1)[0]: each["total_run_time"] for each in found}
+    return {each["name"]: each["total_run_time"] for each in found}
 
 
 def test_a_failed_run_publishes_the_step_the_inputs_and_the_command(api: httpx.Client, workspace: Path) -> None:
