@@ -340,10 +340,11 @@ def test_the_minimum_eps_is_consistent_with_the_records_of_the_attacks(attacked:
         assert (minimal <= smallest_of_grid + 1e-3).all()
         assert ((minimal == 0) == (smallest_of_grid == 0)).all()
         assert (np.isinf(minimal) == np.isinf(smallest_of_grid)).all()
-        # few perturbations cannot shrink
-        in_grid = (smallest_of_grid > 0) & np.isfinite(smallest_of_grid)
-        assert in_grid.any()
-        assert (minimal < smallest_of_grid)[in_grid].mean() > 0.5
+    together = pd.concat(searches.values())
+    in_grid = together[(together["minimum_eps"] > 0) & np.isfinite(together["minimum_eps"])]
+    assert set(in_grid["attack"]) == set(searches)
+    # few perturbations cannot shrink
+    assert (in_grid["minimum_perturbation"] < in_grid["minimum_eps"]).mean() > 0.5
     # the suite has many times the gradients of the attacks at fixed eps
     assert (found.loc[broken.index] <= broken)[found.loc[broken.index] > 0].mean() > 0.95
     assert 0 < (found > 4).mean() < 1
