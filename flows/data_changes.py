@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tasks.core.workspace import Workspace
-from tasks.dataset.comparison import (
+from tasks.dataset.data_versions import (
     IDENTITY_COLUMNS,
     NUMERIC_COLUMNS,
     distribution_drift,

@@ -19,7 +19,7 @@ from flows.audit_run import AUDITS, attack_steps, describe_result, renewed, run_
 from flows.command import log_progress
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
-from tasks.dataset.comparison import write_reference
+from tasks.dataset.data_versions import write_reference
 from tasks.dataset.folder import list_files
 from tasks.dataset.table import read_table
 from tasks.models.imported import ImportedClassifier

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
-from tasks.dataset.comparison import write_reference
+from tasks.dataset.data_versions import write_reference
 from tasks.evaluate import evaluate
 from tasks.labelling.label_efficiency import efficiency_tables
 from tasks.labelling.learning_curves import curve_table, cycle_table

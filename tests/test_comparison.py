@@ -1,81 +1,276 @@
-"""Differences between two versions of a data set."""
+"""Comparison of the targets: ranks, paired tests by group, smallest perturbations and certified accuracy."""
 
-from pathlib import Path
-
+import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.dataset.comparison import NUMERIC_COLUMNS, distribution_drift, image_changes, read_reference, write_reference
+from tasks.evaluation.comparison import certified_accuracy_table, comparison_table, minimum_perturbation_table
+from tasks.evaluation.selection import validation_table
+from tasks.evaluation.worst_case_table import worst_case_table
+from tasks.records.operating_points import OperatingPoint
+from tasks.records.worst_case import worst_case_outcomes
+from tests.plausible_attack import minimum_eps_in
+from tests.test_robustness import CLEAN, LABELS, NONE, records_of
 
+UNDER_FGSM = [0, 1, 1, 0, 0, 0, 0, 1]
+"""Predictions under attack: the first, fourth and last of the eight images are misclassified."""
+POINTS = [OperatingPoint("as_trained", (0.0, 0.0)), OperatingPoint("recalibrated", (2.0, 0.0))]
 
-def manifest(*rows: tuple[str, str, float]) -> pd.DataFrame:
-    """Manifest with paths, hashes and means; the other numeric columns are constant."""
-    table = pd.DataFrame(rows, columns=["path", "sha256", "mean"])
-    table["class"] = table["path"].str.partition("/")[0]
-    return table.assign(**{column: 100 for column in NUMERIC_COLUMNS if column != "mean"})
-
-
-FIRST = manifest(("a/1", "x", 0.1), ("a/2", "y", 0.2), ("b/1", "z", 0.3), ("b/2", "w", 0.4))
-
-
-def test_equal_versions_have_no_changes() -> None:
-    changes = image_changes(FIRST, FIRST)
-    assert changes.to_dict("list") == {
-        "class": ["a", "b"],
-        "n_before": [2, 2],
-        "n_after": [2, 2],
-        "n_added": [0, 0],
-        "n_removed": [0, 0],
-        "n_changed": [0, 0],
-    }
-    assert (distribution_drift(FIRST, FIRST)["ks_statistic"] == 0).all()
-
-
-def test_added_removed_and_changed_images_are_counted_by_class() -> None:
-    second = manifest(("a/1", "x", 0.1), ("a/2", "other", 0.2), ("a/3", "new", 0.2), ("b/2", "w", 0.4), ("c/1", "v", 1))
-    changes = image_changes(FIRST, second).set_index("class")
-    assert changes.loc["a"].to_dict() == {"n_before": 2, "n_after": 3, "n_added": 1, "n_removed": 0, "n_changed": 1}
-    assert changes.loc["b"].to_dict() == {"n_before": 2, "n_after": 1, "n_added": 0, "n_removed": 1, "n_changed": 0}
-    assert changes.loc["c"].to_dict() == {"n_before": 0, "n_after": 1, "n_added": 1, "n_removed": 0, "n_changed": 0}
-
-
-def test_shifted_distribution_has_the_expected_statistic_and_quantiles() -> None:
-    before = manifest(*((f"a/{i}", str(i), i) for i in range(100)))
-    after = manifest(*((f"a/{i}", str(i), i + 25) for i in range(100)))
-    found = distribution_drift(before, after).set_index(["column", "class"]).loc[("mean", "all classes")]
-    assert found["ks_statistic"] == 0.25
-    assert found["p_value"] < 0.01
-    assert found["q50_after"] - found["q50_before"] == 25
-    assert found["q05_before"] == pytest.approx(4.95)
-
-
-def test_drift_is_computed_for_each_class() -> None:
-    second = FIRST.assign(mean=[0.1, 0.2, 0.7, 0.8])
-    found = distribution_drift(FIRST, second).set_index(["column", "class"])["ks_statistic"]
-    assert found["mean", "a"] == 0
-    assert found["mean", "b"] == 1
-    assert found["mean", "all classes"] == 0.5
-
-
-def test_version_without_images_is_rejected() -> None:
-    with pytest.raises(ValueError, match="manifest of the later version has no images"):
-        distribution_drift(FIRST, FIRST.iloc[:0])
-
-
-def test_reference_is_read_as_it_was_written(tmp_path: Path) -> None:
-    first = FIRST.assign(path=["NA/1", "NA/2", "1/1", "1/2"], mean=1 / 3, **{"class": ["NA", "NA", "1", "1"]})
-    write_reference(first, tmp_path / "reference.csv")
-    back = read_reference(tmp_path / "reference.csv")
-    pd.testing.assert_frame_equal(back, first[back.columns], check_dtype=False)
-    assert not distribution_drift(back, first)["ks_statistic"].any()
-    assert not image_changes(back, first)[["n_added", "n_removed", "n_changed"]].to_numpy().any()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("path,class\na/1,a\n", "missing columns: sha256"), ("", "No columns"), ("{", "missing columns: path")],
+COSTS = pd.DataFrame(
+    {"n_parameters": 1000, "multiply_adds": 2000, "n_eot_samples": [1, 1, 8], "n_warn": [2, 0, 1], "n_fail": [0, 1, 0]},
+    index=["undefended", "strong", "weak"],
 )
-def test_invalid_reference_is_rejected_with_the_command_to_write_it(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "reference.csv").write_text(text)
-    with pytest.raises(ValueError, match=rf"reference\.csv: {message}.*data_changes --keep"):
-        read_reference(tmp_path / "reference.csv")
+
+
+@pytest.fixture
+def records() -> pd.DataFrame:
+    """Records of two defences and the bare classifier, at eps 1 and 2, under two attacks."""
+    points = [
+        (("undefended", "none", "clean", 0.0), CLEAN),
+        (("undefended", "adaptive", "fgsm", 1.0), UNDER_FGSM),
+        # PGD makes the fourth image correct, which is misclassified unchanged, and breaks the second
+        (("undefended", "adaptive", "pgd", 1.0), [1, 0, 1, 1, 0, 0, 0, 1]),
+        (("undefended", "adaptive", "fgsm", 2.0), UNDER_FGSM),
+        (("undefended", "adaptive", "pgd", 2.0), NONE),
+        (("strong", "none", "clean", 0.0), LABELS),
+        (("strong", "transfer", "pgd", 1.0), LABELS),
+        (("strong", "adaptive", "pgd", 1.0), [1, 1, 1, 0, 0, 0, 0, 0]),
+        (("strong", "adaptive", "pgd", 2.0), [1, 1, 1, 0, 0, 0, 0, 1]),
+        (("weak", "none", "clean", 0.0), CLEAN),
+        (("weak", "transfer", "pgd", 1.0), CLEAN),
+        (("weak", "adaptive", "pgd", 1.0), [1, 1, 0, 0, 1, 0, 0, 1]),
+        (("weak", "adaptive", "pgd", 2.0), NONE),
+    ]
+    clean = {"undefended": CLEAN, "strong": LABELS, "weak": CLEAN}
+    return pd.concat([records_of(point, LABELS, clean[point[0]], found) for point, found in points], ignore_index=True)
+
+
+def tables_of(
+    records: pd.DataFrame, minimum_eps: pd.DataFrame | None = None, validation: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of worst cases and the comparison at eps 1."""
+    searches = minimum_eps_in(records) if minimum_eps is None else minimum_eps
+    points = dict.fromkeys(records["target"].unique(), POINTS)
+    outcomes = worst_case_outcomes(records, searches, points)
+    table = worst_case_table(outcomes, ["non-COVID", "COVID"], positive=1)
+    # the sweep finds on validation images what the worst case is on test images, if nothing else is said
+    is_swept = (outcomes["operating_point"] == "as_trained") & (outcomes["threat_model"] == "adaptive")
+    columns = ["target", "operating_point", "threat_model", "image", "label", "group"]
+    breaking = outcomes[is_swept].assign(eps=outcomes["eps"].where(outcomes["robust_correct"] == 0, np.inf))
+    swept = breaking.groupby(columns)["eps"].min().rename("minimum_eps").reset_index()
+    swept = swept.assign(minimum_eps_8bit=swept["minimum_eps"]) if validation is None else validation
+    validated = validation_table(swept, [1.0, 2.0], ["non-COVID", "COVID"], positive=1)
+    return table, comparison_table(table, outcomes, validated, COSTS, eps=1.0)
+
+
+@pytest.fixture
+def table(records: pd.DataFrame) -> pd.DataFrame:
+    return tables_of(records)[1]
+
+
+def at(table: pd.DataFrame, threat_model: str, eps: float, point: str = "as_trained") -> pd.DataFrame:
+    is_wanted = (table["threat_model"] == threat_model) & (table["eps"] == eps) & (table["operating_point"] == point)
+    return table[is_wanted].set_index("target")
+
+
+def test_targets_are_ranked_by_balanced_accuracy_at_each_threat_model_and_eps(table: pd.DataFrame) -> None:
+    assert at(table, "adaptive", 1)["rank"].to_dict() == {"strong": 1, "undefended": 2, "weak": 3}
+    assert at(table, "transfer", 1)["rank"].to_dict() == {"strong": 1, "weak": 2}
+    # at eps 2 two targets have no correct image and the same clean accuracy, so names decide
+    assert at(table, "adaptive", 2)["rank"].to_dict() == {"strong": 1, "undefended": 2, "weak": 3}
+    keys = list(zip(table["operating_point"], table["threat_model"], table["eps"], strict=True))
+    assert keys == sorted(keys)
+
+
+def test_a_target_that_predicts_one_class_gets_no_credit_in_the_rank() -> None:
+    # six of eight images are negative; one target predicts negative for all, the other is correct on half of each class
+    labels = [1, 1, 0, 0, 0, 0, 0, 0]
+    constant, honest = [0] * 8, [1, 0, 0, 0, 0, 0, 1, 1]
+    records = pd.concat(
+        [
+            *(
+                records_of((target, "none", "clean", 0.0), labels, made, made)
+                for target, made in (("undefended", constant), ("strong", honest))
+            ),
+            *(
+                records_of((target, "adaptive", "pgd", 1.0), labels, made, made)
+                for target, made in (("undefended", constant), ("strong", honest))
+            ),
+        ],
+        ignore_index=True,
+    )
+    table, comparison = tables_of(records)
+    rows = at(comparison, "adaptive", 1)
+    assert rows["robust_accuracy"].to_dict() == {"undefended": 6 / 8, "strong": 5 / 8}
+    assert rows["robust_balanced_accuracy"].to_dict() == pytest.approx(
+        {"undefended": 0.5, "strong": (1 / 2 + 4 / 6) / 2}
+    )
+    assert rows["rank"].to_dict() == {"strong": 1, "undefended": 2}
+    found = table[(table["target"] == "undefended") & (table["operating_point"] == "as_trained") & (table["eps"] == 1)]
+    assert found.set_index("metric")["value"].to_dict() == pytest.approx(
+        {"accuracy": 6 / 8, "accuracy_8bit": 6 / 8, "balanced_accuracy": 0.5, "balanced_accuracy_8bit": 0.5}
+        | {"sensitivity": 0, "specificity": 1}
+    )
+
+
+def test_a_target_that_predicts_one_class_ranks_no_higher_than_a_broken_classifier(records: pd.DataFrame) -> None:
+    found = minimum_eps_in(records)
+    # on validation images, one target predicts the first class always, and the others have no correct image at eps 1
+    constant = np.where(np.array(LABELS) == 0, np.inf, 0.0)
+    smallest = {"weak": constant, "strong": [1.0] * 8, "undefended": [1.0] * 8}
+    validation = pd.concat(
+        [found[found["target"] == target].assign(minimum_eps=eps) for target, eps in smallest.items()]
+    )
+    rows = at(tables_of(records, validation=validation)[1], "adaptive", 1)
+    assert rows["validation_balanced_accuracy"].to_dict() == {"strong": 0, "undefended": 0, "weak": 0.5}
+    # unchanged images decide
+    assert rows["rank"].to_dict() == {"strong": 1, "undefended": 2, "weak": 3}
+
+
+def test_accuracies_have_intervals_by_group(records: pd.DataFrame) -> None:
+    strong = at(tables_of(records)[1], "adaptive", 1).loc["strong"]
+    assert (strong["n"], strong["n_groups"], strong["clean_accuracy"], strong["robust_accuracy"]) == (8, 8, 1.0, 7 / 8)
+    # every image is a group of its own: Wilson's interval
+    assert (strong["robust_accuracy_low"], strong["robust_accuracy_high"]) == pytest.approx((0.5291, 0.9776), abs=5e-5)
+    # Clopper and Pearson's bound for 8 of 8
+    assert strong["clean_accuracy_low"] == pytest.approx(0.025 ** (1 / 8))
+    # 6 of 8 images are correct unchanged, 4 of them under both attacks
+    undefended = at(tables_of(records)[1], "adaptive", 1).loc["undefended"]
+    assert undefended[["clean_accuracy", "robust_accuracy"]].tolist() == [6 / 8, 4 / 8]
+    two_groups = tables_of(records.assign(group=records["image"] % 2))[1]
+    few = at(two_groups, "adaptive", 1).loc["strong"]
+    assert few["n_groups"] == 2
+    assert few[["robust_accuracy_low", "robust_accuracy_high", "difference_low"]].isna().all()
+
+
+def test_each_target_is_compared_with_the_next_in_rank_on_the_same_images(table: pd.DataFrame) -> None:
+    rows = at(table, "adaptive", 1)
+    strong = rows.loc["strong"]
+    assert (strong["next_target"], strong["n_only_this_correct"], strong["n_only_next_correct"]) == ("undefended", 3, 0)
+    assert strong["difference"] == pytest.approx(3 / 8)
+    assert strong["p_value"] == pytest.approx(2 * 0.5**3)
+    undefended = rows.loc["undefended"]
+    # correct are images 2, 4, 5, 6 of this target, and 0, 1, 5, 6 of the next
+    counts = ["next_target", "n_only_this_correct", "n_only_next_correct"]
+    assert undefended[counts].tolist() == ["weak", 2, 2]
+    assert undefended["p_value"] == 1
+    assert rows.loc["weak", ["next_target", "n_only_this_correct", "p_value"]].isna().all()
+
+
+def test_p_values_at_the_reported_eps_are_corrected_by_holm_as_one_family(table: pd.DataFrame) -> None:
+    rows = at(table, "adaptive", 1)
+    assert rows["p_value_holm"].to_dict() == pytest.approx(
+        {"strong": 2 * 0.25, "undefended": 1, "weak": np.nan}, nan_ok=True
+    )
+    assert table.loc[table["eps"] == 2, "p_value_holm"].isna().all()
+
+
+def test_the_rank_uses_validation_images_and_states_the_result_on_test_images(records: pd.DataFrame) -> None:
+    by_test = tables_of(records)[1]
+    found = minimum_eps_in(records)
+    # on validation images nothing breaks the target that is the worst on test images, and one image breaks the best
+    smallest = {"weak": [np.inf] * 8, "strong": [1.0] + [np.inf] * 7, "undefended": [1.0] * 8}
+    validation = pd.concat(
+        [found[found["target"] == target].assign(minimum_eps=eps) for target, eps in smallest.items()]
+    )
+    by_validation = tables_of(records, validation=validation)[1]
+    for threat_model, order in (("adaptive", ["weak", "strong", "undefended"]), ("transfer", ["weak", "strong"])):
+        rows = at(by_validation, threat_model, 1)
+        assert rows.index.tolist() == order
+        pd.testing.assert_series_equal(
+            rows["robust_balanced_accuracy"], at(by_test, threat_model, 1).loc[order, "robust_balanced_accuracy"]
+        )
+    rows = at(by_validation, "adaptive", 1)
+    # labels of the eight images are balanced, so one broken image costs one eighth
+    assert rows["validation_balanced_accuracy"].tolist() == [1, 7 / 8, 0]
+    # four groups of each class are too few for an interval
+    assert rows["validation_balanced_accuracy_low"].isna().all()
+    assert rows[["n_validation", "n_validation_groups"]].drop_duplicates().to_numpy().tolist() == [[8, 8]]
+
+
+def test_each_defence_is_compared_with_the_undefended_classifier_as_one_family(table: pd.DataFrame) -> None:
+    rows = at(table, "adaptive", 1)
+    assert rows["gain"].to_dict() == pytest.approx({"strong": 3 / 8, "undefended": np.nan, "weak": 0}, nan_ok=True)
+    assert rows["p_value_gain"].to_dict() == pytest.approx(
+        {"strong": 0.25, "undefended": np.nan, "weak": 1}, nan_ok=True
+    )
+    assert rows["p_value_gain_holm"].to_dict() == pytest.approx(
+        {"strong": 0.5, "undefended": np.nan, "weak": 1}, nan_ok=True
+    )
+    assert rows.loc["strong", "detectable_gain"] > 0
+    assert at(table, "transfer", 1)["gain"].isna().all()
+
+
+def test_every_operating_point_has_its_own_ranks(table: pd.DataFrame) -> None:
+    # a bias of 2 moves all images to the first class, to which half of the images belong
+    moved = at(table, "adaptive", 1, "recalibrated")
+    assert set(moved["clean_balanced_accuracy"]) == {0.5}
+
+
+def test_cost_and_numbers_of_warnings_and_failures_are_in_every_row(table: pd.DataFrame) -> None:
+    weak = at(table, "adaptive", 2).loc["weak"]
+    columns = ["n_parameters", "multiply_adds", "n_eot_samples", "n_warn", "n_fail"]
+    assert weak[columns].tolist() == [1000, 2000, 8, 1, 0]
+
+
+def perturbations(minimal: object, target: str = "strong", n_per_group: int = 1) -> pd.DataFrame:
+    frame = pd.DataFrame({"minimum_perturbation": minimal}).reset_index(names="image")
+    return frame.assign(target=target, operating_point="as_trained", group=frame["image"] // n_per_group)
+
+
+def test_quartiles_of_the_smallest_perturbation_are_over_correctly_classified_images() -> None:
+    frame = perturbations([0.0, 0.0, *np.arange(1.0, 38), np.inf, np.inf, np.inf])
+    # another attack finds a smaller perturbation of one image
+    better = frame.assign(
+        minimum_perturbation=frame["minimum_perturbation"].where(frame["minimum_perturbation"] != 5, 4.5)
+    )
+    row = minimum_perturbation_table(pd.concat([frame, better], ignore_index=True)).iloc[0]
+    assert (row["target"], row["n"], row["n_groups"]) == ("strong", 40, 40)
+    assert row["unbroken_fraction"] == pytest.approx(3 / 40)
+    assert (row["q25"], row["median"], row["q75"]) == (11, 21, 31)
+    # by order statistics 14 and 27 of 40, between which the median lies with a probability of 96 %
+    assert row["median_low"] == pytest.approx(14, abs=1)
+    assert row["median_high"] == pytest.approx(27, abs=1)
+
+
+def test_the_interval_of_the_median_is_wider_for_dependent_images() -> None:
+    minimal = np.arange(1.0, 41)
+    by_image, by_group = (minimum_perturbation_table(perturbations(minimal, n_per_group=n)).iloc[0] for n in (1, 5))
+    assert by_group["n_groups"] == 8
+    assert by_group["median_low"] < by_image["median_low"]
+    assert by_group["median_high"] > by_image["median_high"]
+    assert np.isnan(minimum_perturbation_table(perturbations(minimal, n_per_group=20)).iloc[0]["median_low"])
+
+
+def test_a_quartile_beyond_the_perturbations_found_is_infinite() -> None:
+    row = minimum_perturbation_table(perturbations([1.0] * 15 + [np.inf] * 25)).iloc[0]
+    assert row[["q25", "median_low"]].tolist() == [1, 1]
+    assert np.isinf([row["median"], row["q75"], row["median_high"]]).all()
+
+
+def test_a_target_without_a_correctly_classified_image_has_no_quartiles() -> None:
+    row = minimum_perturbation_table(perturbations([0.0] * 4, target="broken")).iloc[0]
+    assert (row["target"], row["n"]) == ("broken", 0)
+    assert row[["unbroken_fraction", "q25", "median", "median_low", "median_high", "q75"]].isna().all()
+
+
+def test_certified_accuracy_is_the_fraction_of_correct_images_with_a_radius_of_at_least_eps() -> None:
+    certified = pd.DataFrame(
+        {
+            "target": "smoothed",
+            "group": range(5),
+            "label": [0, 0, 1, 1, 1],
+            "prediction": [0, 0, 0, 1, -1],
+            "certified_eps": [0.1, 0.4, 0.9, 0.25, 0.0],
+            "largest_eps": 0.9,
+        }
+    )
+    # beyond the radius that the samples can certify, the cell is blank instead of 0
+    table = certified_accuracy_table(certified, [0.0, 0.25, 0.5, 1.0])
+    assert table["accuracy"].tolist() == pytest.approx([3 / 5, 2 / 5, 0, np.nan], nan_ok=True)
+    # both images of one class and one of three of the other
+    assert table["balanced_accuracy"].tolist() == pytest.approx([2 / 3, 5 / 12, 0, np.nan], nan_ok=True)
+    assert table["n"].tolist() == [5, 5, 5, 5]
+    assert (table["accuracy_low"] <= table["accuracy"])[:3].all()
+    assert table[["accuracy_low", "accuracy_high"]].iloc[3].isna().all()
+    assert list(certified_accuracy_table(certified[:0], [0.0])) == list(table)

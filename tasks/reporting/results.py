@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tasks.core.workspace import Workspace
-from tasks.dataset.comparison import read_reference
+from tasks.dataset.data_versions import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.evaluation.selection import merge_configurations, read_configurations
 from tasks.params import Defence, Params, read_defence
@@ -78,7 +78,7 @@ class Results(Files):
     params: Params
     data: Prepared
     reference: pd.DataFrame
-    """Columns of the manifest for the data version that is in git (:mod:`tasks.dataset.comparison`)."""
+    """Columns of the manifest for the data version that is in git (:mod:`tasks.dataset.data_versions`)."""
     defence_histories: dict[str, pd.DataFrame]
     """Training histories of the trained defences, by name."""
     defence_settings: dict[str, Defence]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.dataset.comparison import ALL_CLASSES, distribution_drift, image_changes
+from tasks.dataset.data_versions import ALL_CLASSES, distribution_drift, image_changes
 from tasks.reporting.formats import number
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
