@@ -471,12 +471,12 @@ def test_checkpoints_of_other_weights_of_a_defence_are_not_used(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = params_with(SMALL | {"attack.eps": [4]})
-    # 2 clean predictions, 14 searches, 8 crafted parts and two diagnostics of the classifier, then the first parts of
-    # the autoencoder
-    interrupt_after(params, 29)
+    # 2 clean predictions, 14 searches, a sweep of validation images, 8 crafted parts and two diagnostics of the
+    # classifier, then the first parts of the autoencoder
+    interrupt_after(params, 30)
     save_model(workspace.purifier("autoencoder"), build_autoencoder("plain"), architecture="plain")
     resumed = run(workspace, params)
-    assert n_resumed(caplog) == 26
+    assert n_resumed(caplog) == 27
     assert resumed == run(workspace, params)
 
 

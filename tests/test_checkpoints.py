@@ -156,6 +156,7 @@ BASE: dict[str, Any] = {
     "attack.max_images": 20,
     "attack.max_art_reference_images": 8,
     "attack.max_black_box_images": 8,
+    "attack.max_validation_images": 4,
 }
 NEEDED: dict[str, dict[str, Any]] = {
     "train_classifier.pretrained": {"train_classifier.architecture": "resnet18"},
@@ -206,8 +207,9 @@ def other_values(name: str, value: Any) -> list[Any]:
         changed = [
             [*value[:i], other, *value[i + 1 :]] for i, item in enumerate(value) for other in other_values(name, item)
         ]
-        # a list of saved eps may be empty; it must include the eps that is analysed
-        return [*changed, *longer, value[:-1], [*value, VALUES["analyze"]["eps"]]]
+        # a list of saved eps may be empty; it must include the eps that are analysed
+        analysed = {VALUES["analyze"]["eps"], *VALUES["analyze"]["detector_evasion"]["eps"]}
+        return [*changed, *longer, value[:-1], [*value, *sorted(analysed)]]
     assert isinstance(value, dict), value
     return [value | {key: other} for key, item in value.items() for other in other_values(key, item)]
 
@@ -217,7 +219,7 @@ def changed_params(key: str) -> tuple[Params, Params] | None:
     base = with_overrides(BASE | NEEDED.get(key, {}))
     before = parse_params(base)
     *parents, name = key.split(".")
-    if name == "kind":
+    if name == "kind" or key == "classifier.source":
         candidates = other_sections(parents)
         key = ".".join(parents)
     else:
@@ -237,6 +239,8 @@ def other_sections(parents: list[str]) -> list[dict[str, Any]]:
     if parents[0] == "defences":
         own = VALUES["defences"][parents[1]]["kind"]
         return [section for section in VALUES["defences"].values() if section["kind"] != own]
+    if parents == ["classifier"]:
+        return [{"source": "http", "folder": "models", "address": "http://127.0.0.1:5001/invocations"}]
     assert parents == ["active_learning", "oracle"], parents
     return [{"kind": "pseudo_label", "confidence_threshold": 0.9}]
 

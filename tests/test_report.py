@@ -410,7 +410,7 @@ def test_reporting_twice_gives_the_same_bytes(
         files = [path for path in sorted(Workspace().report.rglob("*")) if path.is_file()]
         written.append({str(path): path.read_bytes() for path in files})
     assert written[0] == written[1]
-    assert len(written[0]) == 55
+    assert len(written[0]) == 57
 
 
 def test_figures_are_png_files_with_the_names_of_the_figures(workspace: Path) -> None:
@@ -708,7 +708,7 @@ def test_too_few_groups_have_no_interval_and_no_conclusion(
     assert "+40.0 [too few groups] points to the undefended classifier (too few groups for a test)." in text
     assert "too few groups to decide whether the retrained autoencoder is broken" in text
     section = comparison_section(results, headline)
-    assert "is +35.0 [too few groups] points (too few groups for a test)." in finding_of(section, headline)
+    assert "is +40.0 [too few groups] points (too few groups for a test)." in finding_of(section, headline)
     for table in (section.values["ranking"], section.values["operating_points"], section.values["everywhere"]):
         assert not [cell for row in table.rows for cell in row if "nan" in cell]
     # neighbours have no p-value without an interval
