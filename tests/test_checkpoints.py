@@ -438,6 +438,8 @@ AFTER_CHECKPOINTS: dict[str, set[str]] = {
     "active_learning": {"tasks/statistics", "tasks/core/files.py", "tasks/records"},
     # the settings of the defence as JSON
     "train_defence": {"tasks/core/files.py"},
+    # a download of a trained classifier, which has no checkpoints
+    "train_classifier": {"tasks/tracking/imported.py"},
 }
 """Dependencies of a stage that cannot change its checkpoints."""
 

@@ -194,7 +194,8 @@ def test_the_finetuned_classifier_is_behind_the_trained_autoencoder(
     images = torch.rand(2, 1, 32, 32)
     autoencoder = load_model(Workspace().autoencoder, build_autoencoder)
     finetuned = load_model(Workspace().defended_classifier("finetuned_classifier"), build_classifier)
-    torch.testing.assert_close(target(images), finetuned(autoencoder(images)))
+    # convolutions round differently in another memory format
+    torch.testing.assert_close(target(images), finetuned(autoencoder(images)), rtol=1e-5, atol=1e-5)
 
 
 def test_randomized_smoothing_adds_noise_in_front_of_its_own_classifier(

@@ -25,7 +25,7 @@ from tasks.models.seeding import build_seeded
 from tasks.models.training import fit
 from tasks.params import ActiveLearning, Attack, Params, Precision, TrainClassifier
 
-CODE = ("attacks", "dataset/prepared.py", "labelling", "models", "records")
+CODE = ("attacks", "dataset/prepared.py", "defences/randomness.py", "labelling", "models", "records")
 """Packages that can change a classifier, its predictions or a query; parts of every checkpoint."""
 N_SELECTION_IMAGES = 128
 """Labelled images, at most, that select the best epoch of a cycle; labels of validation images would count."""
