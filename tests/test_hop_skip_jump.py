@@ -89,11 +89,11 @@ def test_results_on_a_random_model_are_near_the_smallest_radius_and_reproducible
     assert found.index.tolist() == again.index.tolist()
     assert (found.index[chosen] < len(EPS)).all()
     assert np.median(found.index[chosen] - expected[chosen]) <= 1
-    # adversarial images are misclassified in nearly all draws, not in one
+    # the majority of 20 predictions decides, so fresh draws at the boundary are wrong about half of the time, not once
     labels, adversarial = torch.from_numpy(batch.labels[chosen]), torch.from_numpy(found.adversarial[chosen])
     target = noisy_input(model)
     draws = torch.stack([target(adversarial).argmax(dim=1) != labels for _ in range(20)])
-    assert draws.float().mean() > 0.8
+    assert draws.float().mean() > 0.45
 
 
 def test_two_restarts_draw_different_random_numbers() -> None:
