@@ -279,6 +279,8 @@ def test_a_journal_is_sent_only_to_its_own_store(
 def test_a_journal_is_sent_to_the_experiment_for_which_it_was_written(
     client: MlflowClient, store: str, workspace: Workspace, params_with: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    known = client.get_experiment_by_name(EXPERIMENT)
+    n_before = len(client.search_runs([known.experiment_id])) if known else 0
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "lung")
     run_step(prepare, workspace, params_with())
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
@@ -287,7 +289,7 @@ def test_a_journal_is_sent_to_the_experiment_for_which_it_was_written(
     assert sync(moved=True)
     experiments = {each.name: each.experiment_id for each in client.search_experiments()}
     assert [len(client.search_runs([experiments["lung"]]))] == [1]
-    assert len(runs_of(client, "tags.step = 'prepare'")) == 1
+    assert len(runs_of(client, "")) == n_before + 1
 
 
 def test_a_journal_stays_while_the_store_is_unavailable(
@@ -338,10 +340,10 @@ def test_an_invalid_call_is_an_error_and_not_an_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-        tracker.metrics({"a name that MLflow refuses @": 1})
+        tracker.metrics({"a name that MLflow refuses because of its length" * 10: 1})
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with pytest.raises(MlflowException, match="Invalid value"):
+    with pytest.raises(MlflowException, match="exceeds"):
         run_step(prepare, workspace, params_with())
     assert not waiting()
 
