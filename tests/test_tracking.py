@@ -20,6 +20,7 @@ from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of, open_run
+from tasks.tracking import run as tracking_run
 from tasks.tracking.open_runs import registered
 from tests.conftest import ROOT
 
@@ -167,7 +168,7 @@ def test_the_next_step_ends_the_run_of_a_killed_step_but_not_of_a_running_one(
 
 
 def test_the_next_step_ends_a_run_that_an_error_left_open(
-    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         pass
@@ -175,16 +176,21 @@ def test_the_next_step_ends_a_run_that_an_error_left_open(
     def status() -> str:
         return str(min(runs_of(client, "evaluate"), key=lambda run: run.info.start_time).info.status)
 
-    # the run is open when the step looks for open runs and fails
-    unreadable = workspace.open_runs / "a folder"
-    unreadable.mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
-        run_step(evaluate, workspace, params_with())
+    def fail(*_: Any) -> None:
+        raise OSError("input/output error")
+
+    # the run is open when the step searches for open runs and fails
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking_run, "end_killed", fail)
+        with pytest.raises(OSError, match="input/output error"):
+            run_step(evaluate, workspace, params_with())
     assert status() == "RUNNING"
-    unreadable.rmdir()
+    # a folder is no run
+    stray = workspace.open_runs / "a folder"
+    stray.mkdir()
     run_step(evaluate, workspace, params_with())
     assert status() == "KILLED"
-    assert not list(workspace.open_runs.iterdir())
+    assert list(workspace.open_runs.iterdir()) == [stray]
 
 
 def test_the_file_of_an_open_run_is_created_again_if_another_step_removes_it(workspace: Workspace) -> None:
