@@ -54,10 +54,12 @@ def small_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     set_small_effort(monkeypatch)
 
 
-def set_small_effort(patch: pytest.MonkeyPatch) -> None:
-    """Set few steps and queries at every effort; for fixtures of a whole file."""
+def set_small_effort(patch: pytest.MonkeyPatch, n_eot_draws: int = 2) -> None:
+    """Set few steps and queries at every effort, and few draws for gradients of random targets."""
     from tasks.attacks import effort
+    from tasks.defences import randomness
 
+    patch.setattr(randomness, "MIN_EOT_DRAWS", n_eot_draws)
     quick = effort.Stage(
         "first", sweep_steps=4, apgd_steps=3, apgd_restarts=1, fmn_steps=3, fmn_restarts=1, square_queries=10
     )

@@ -582,8 +582,12 @@ def test_a_random_defence_gives_the_same_bytes_twice(workspace: Workspace, param
             "selected_defences": ["autoencoder", "noise"],
             "defences.noise.n_eot_samples": 2,
             "attack.eps": [4],
-            "attack.max_images": 8,
-            "attack.batch_size": 4,
+            "attack.attacks": ["pgd"],
+            "attack.max_images": 4,
+            "attack.max_art_reference_images": 3,
+            "attack.max_black_box_images": 3,
+            "attack.max_validation_images": 3,
+            "attack.batch_size": 2,
         }
     )
     workspace.purifier("noise").parent.mkdir()

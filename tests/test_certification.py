@@ -20,7 +20,11 @@ from tests.small_workspace import SIDE, SMALL
 
 SMOOTHED = SMALL | {
     "attack.eps": [4],
-    "attack.max_images": 12,
+    "attack.attacks": ["pgd"],
+    "attack.max_images": 9,
+    "attack.max_art_reference_images": 3,
+    "attack.max_black_box_images": 3,
+    "attack.max_validation_images": 3,
     "selected_defences": ["autoencoder", "randomized_smoothing"],
     "defences.randomized_smoothing.std": 0.05,
     "defences.randomized_smoothing.n_eot_samples": 2,

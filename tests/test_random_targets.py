@@ -33,6 +33,7 @@ from tasks.records.expected import EXPECTED, FRESH
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import CLEAN, PGD_FIXED_DRAWS
 from tasks.records.worst_case import worst_case_outcomes
+from tests.conftest import set_small_effort
 from tests.every_target import TARGETS, build_target
 from tests.nets import SIDE, Linear, RandomLabels
 
@@ -41,6 +42,12 @@ EPS = [1.0, 4.0]
 SETTINGS = {"attack.eps": EPS, "attack.saved_eps": [], "analyze.eps": 4, "analyze.detector_evasion.eps": []}
 POINT = OperatingPoint("as_trained", (0.0, 0.0))
 FIRST_PIXEL = np.eye(1, SIDE * SIDE).ravel()
+
+
+@pytest.fixture(autouse=True)
+def small_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps, but as many draws as in a real run."""
+    set_small_effort(monkeypatch, MIN_EOT_DRAWS)
 
 
 def confident(scale: float) -> Linear:
