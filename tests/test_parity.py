@@ -213,7 +213,14 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+# seconds each, so `make test` has every third pair, and `make faults` the others
+@pytest.mark.parametrize(
+    "pair",
+    [
+        pytest.param(pair, id="+".join(pair), marks=[pytest.mark.faults] if number % 3 else [])
+        for number, pair in enumerate(PAIRS)
+    ],
+)
 def test_two_mistakes_at_once_get_no_name(pair: tuple[str, str], pictures: list[Path]) -> None:
     images = stretched(pictures)
     case = mistaken(pair, network_of("conv", normalised(images)), pictures)
