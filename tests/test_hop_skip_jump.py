@@ -89,7 +89,7 @@ def test_results_on_a_random_model_are_near_the_smallest_radius_and_reproducible
     assert found.index.tolist() == again.index.tolist()
     assert (found.index[chosen] < len(EPS)).all()
     assert np.median(found.index[chosen] - expected[chosen]) <= 1
-    # the majority of 20 predictions decides, so fresh draws at the boundary are wrong about half of the time, not once
+    # the majority of 20 predictions decides, so about half of the fresh draws at the boundary misclassify, not one
     labels, adversarial = torch.from_numpy(batch.labels[chosen]), torch.from_numpy(found.adversarial[chosen])
     target = noisy_input(model)
     draws = torch.stack([target(adversarial).argmax(dim=1) != labels for _ in range(20)])
