@@ -180,7 +180,10 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
     } | {("undefended", "transfer", "pgd")}
     assert {run.data.tags["mlflow.parentRunId"] for run in curves} == {parent.info.run_id}
     for run in curves:
-        assert {"robust/accuracy", "robust/accuracy_low", "robust/accuracy_high"} <= set(run.data.metrics)
+        assert "robust/accuracy" in run.data.metrics
+        # the four images of black-box attacks are too few groups for an interval
+        has_interval = {"robust/accuracy_low", "robust/accuracy_high"} <= set(run.data.metrics)
+        assert has_interval == (run.data.tags["threat_model"] != "black_box")
         if run.data.tags["attack"] == "worst_case":
             assert {"cost/n_parameters", "cost/multiply_adds"} <= set(run.data.metrics)
             assert {"check.gradients", "check.black_box"} <= set(run.data.tags)
