@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from tasks.core.workspace import Workspace
-from tasks.dataset.folder import is_ignored, list_files, printable, rejected_files
+from tasks.dataset.folder import format_paths, is_ignored, list_files, printable, rejected_files
 from tasks.dataset.phantom import write_phantoms
 from tasks.dataset.readers import SUFFIXES, ImageError
 from tasks.dataset.readers.dicom import copy_pixels, has_dicom_magic
@@ -101,7 +101,7 @@ def _copy_images(workspace: Workspace, folder: Path, settings: Acquire, key: str
         except ImageError as error:
             rejected[path] = str(error).removeprefix(f"{path}: ")
     if rejected:
-        log.warning("rejected files, which the step validate reports: %s", _format_paths(list(rejected), folder))
+        log.warning("rejected files, which the step validate reports: %s", format_paths(list(rejected), folder))
         reasons = {printable(path, folder): reason for path, reason in rejected.items()}
         workspace.rejected.write_text(json.dumps(reasons, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -137,7 +137,7 @@ def _list_class_folders(folder: Path, classes: tuple[str, ...], key: str) -> lis
         ]
     if images := [path for path in other_files if path.name.lower().endswith(SUFFIXES)]:
         problems.append(
-            f"images outside the class subfolders: {_format_paths(images, folder)}. Every image must be in the "
+            f"images outside the class subfolders: {format_paths(images, folder)}. Every image must be in the "
             "subfolder of its class. Move them."
         )
     if empty := [name for name, found in files.items() if not found]:
@@ -148,7 +148,7 @@ def _list_class_folders(folder: Path, classes: tuple[str, ...], key: str) -> lis
     if problems:
         raise ValueError("\n  ".join([f"{key} {str(folder)!r} can't be used:", *problems]))
     if other_files:
-        log.warning("ignored files outside the class subfolders: %s", _format_paths(other_files, folder))
+        log.warning("ignored files outside the class subfolders: %s", format_paths(other_files, folder))
     return [path for found in files.values() for path in found]
 
 
@@ -178,12 +178,6 @@ def _deeper_classes(folder: Path, classes: tuple[str, ...], subfolders: list[str
     if set(classes) & set(subfolders):
         return []
     return [name for name in subfolders if all((folder / name / each).is_dir() for each in classes)]
-
-
-def _format_paths(paths: list[Path], folder: Path) -> str:
-    """The first five paths, and the number of paths if there are more."""
-    names = ", ".join(repr(printable(path, folder)) for path in paths[:5])
-    return names if len(paths) <= 5 else f"{names}, ... ({len(paths)} in all)"
 
 
 def _download(dataset: str) -> Path:

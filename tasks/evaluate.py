@@ -47,14 +47,15 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     records, minimum_eps = read_records(workspace, defences), read_minimum_eps(workspace, defences)
     info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     classes, grid = info["classes"], sorted(set(records["eps"]))
-    table = robustness_table(records, classes, classes.index(info["positive_class"]))
-    searches = search_table(minimum_eps, grid[1:], list(table.columns), classes, classes.index(info["positive_class"]))
+    positive = classes.index(info["positive_class"])
+    table = robustness_table(records, classes, positive)
+    searches = search_table(minimum_eps, grid[1:], list(table.columns), classes, positive)
     table = pd.concat([table, searches], ignore_index=True)
     points = read_operating_points(workspace, defences)
     outcomes = worst_case_outcomes(records, minimum_eps, points)
-    worst_cases = worst_case_table(outcomes, classes, classes.index(info["positive_class"]))
+    worst_cases = worst_case_table(outcomes, classes, positive)
     swept = read_validation_minimum_eps(workspace, defences)
-    validation = validation_table(swept, grid[1:], classes, classes.index(info["positive_class"]))
+    validation = validation_table(swept, grid[1:], classes, positive)
     costs = read_costs(workspace, params)
     tables = {
         "records": records,
@@ -63,15 +64,15 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "convergence": convergence_table(records, minimum_eps, points, outcomes),
     }
     leakage = json.loads(workspace.leakage.read_text(encoding="utf-8"))
-    checks = run_checks(check_inputs(workspace, params, tables, costs), leakage) + import_checks(workspace.parity)
+    checks = run_checks(check_inputs(workspace, params, tables), leakage) + import_checks(workspace.parity)
     split = pd.read_parquet(workspace.split)
     if any(str(column).startswith(SUBGROUP) for column in split):
-        subgroups = subgroup_table(outcomes, split, params.analyze.eps, classes, classes.index(info["positive_class"]))
+        subgroups = subgroup_table(outcomes, split, params.analyze.eps, classes, positive)
         write_table(subgroups, workspace.subgroups)
         checks += subgroup_checks(subgroups)
     costs = costs.join(count_checks(checks))
     comparison = comparison_table(worst_cases, outcomes, validation, costs, params.analyze.eps)
-    configurations = configuration_rows(workspace, params, validation)
+    configurations = configuration_rows(workspace, params, split, validation)
     metrics = headline_metrics(table, worst_cases, validation)
 
     write_table(table, workspace.robustness)
@@ -101,9 +102,7 @@ def read_costs(workspace: Workspace, params: Params) -> pd.DataFrame:
     return pd.DataFrame.from_dict(costs, orient="index")
 
 
-def check_inputs(
-    workspace: Workspace, params: Params, tables: dict[str, pd.DataFrame], costs: pd.DataFrame
-) -> list[CheckInputs]:
+def check_inputs(workspace: Workspace, params: Params, tables: dict[str, pd.DataFrame]) -> list[CheckInputs]:
     """The inputs of the checks, one for each target; the bare classifier is the first."""
     shortcut = pd.read_csv(workspace.shortcut_predictions).set_index("image")["correct"].astype(bool)
     inputs: list[CheckInputs] = []

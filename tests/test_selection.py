@@ -67,7 +67,9 @@ Rows = Callable[..., pd.DataFrame]
 @pytest.fixture
 def rows(workspace: Workspace, params_with: Callable[..., Params]) -> Rows:
     """The rows of this workspace with some parameters."""
-    return lambda overrides=None: configuration_rows(workspace, params_with(overrides), VALIDATION)
+    return lambda overrides=None: configuration_rows(
+        workspace, params_with(overrides), pd.read_parquet(workspace.split), VALIDATION
+    )
 
 
 def test_validation_accuracy_is_balanced_and_has_an_interval_by_group() -> None:

@@ -84,9 +84,9 @@ def _best_detector_row(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
     }
     for name, (numerators, denominators, counted) in rates.items():
         rate = _estimate(rate_of_chosen(numerators, denominators, chosen), jackknife, counted[of_image])
-        row |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        row |= rate.columns(name)
     area = _estimate(best_auroc(clean, adversarial, success, in_fold, jackknife), jackknife, success[of_image])
-    return row | {"auroc_successful": area.value, "auroc_successful_low": area.low, "auroc_successful_high": area.high}
+    return row | area.columns("auroc_successful")
 
 
 def _estimate(values: np.ndarray, jackknife: GroupJackknife, counted: np.ndarray) -> Estimate:

@@ -92,31 +92,26 @@ def judge_claims(
     }
     family = [accuracy_is_reached(records, bounds.study_accuracy), *by_eps[eps]]
     corrected = holm(np.array([math.nan if claim.p_value is None else claim.p_value for claim in family]))
-    judged = [
-        replace(
-            claim,
-            result=result_of(claim, claim.bound, p_value),
-            p_value_holm=None if math.isnan(p_value) else float(p_value),
-            result_by_bound={f"{bound:.4g}": result_of(claim, bound) for bound in other_bounds(claim)},
-            result_by_bound_and_eps={
-                f"{bound:.4g}": {
-                    f"{other:g}": result_of(again, bound)
-                    for other, claims in by_eps.items()
-                    for again in claims
-                    if again.key == claim.key
-                }
-                for bound in sorted([*other_bounds(claim), *([] if claim.bound is None else [claim.bound])])
-            },
-            result_by_eps={
-                f"{other:g}": result_of(again, again.bound)
-                for other, claims in by_eps.items()
-                for again in claims
-                if other != eps and again.key == claim.key
-            },
-        )
-        for claim, p_value in zip(family, corrected, strict=True)
-    ]
+    judged = [_judged(claim, p_value, eps, by_eps) for claim, p_value in zip(family, corrected, strict=True)]
     return judged if plain and controls else [*judged, RETRAINING_NOT_TESTED]
+
+
+def _judged(claim: Claim, p_value: float, eps: float, by_eps: Mapping[float, list[Claim]]) -> Claim:
+    """A claim at the reported eps with its result, and with its results at other eps and other bounds."""
+    assert claim.bound is not None
+    at_eps = {each: again for each, claims in by_eps.items() for again in claims if again.key == claim.key}
+    others = other_bounds(claim)
+    return replace(
+        claim,
+        result=result_of(claim, claim.bound, p_value),
+        p_value_holm=None if math.isnan(p_value) else float(p_value),
+        result_by_bound={f"{bound:.4g}": result_of(claim, bound) for bound in others},
+        result_by_bound_and_eps={
+            f"{bound:.4g}": {f"{each:g}": result_of(again, bound) for each, again in at_eps.items()}
+            for bound in sorted([*others, claim.bound])
+        },
+        result_by_eps={f"{each:g}": result_of(again, again.bound) for each, again in at_eps.items() if each != eps},
+    )
 
 
 def noise_only_controls(defences: Mapping[str, Defence]) -> dict[str, list[str]]:

@@ -112,12 +112,13 @@ def build_context(workspace: Workspace, params: Params, data: Prepared, records:
     training, validation = data.indices("train"), data.indices("validation")
     training_features = extractor.classifier_features(image_reader(data, training), len(training))
     detectors = build_detectors(training_features, data.labels(training))
-    rate, validation_images = params.analyze.false_positive_rate, image_reader(data, validation)
-    scores = extractor.detector_scores(validation_images, len(validation), detectors)
+    rate = params.analyze.false_positive_rate
+    scores = extractor.detector_scores(image_reader(data, validation), len(validation), detectors)
     scales = {name: scale_of(of_detector, rate) for name, of_detector in scores.items()}
-    combined = {ALL_DETECTORS: LargestExcess(detectors, scales)}
-    scores |= extractor.detector_scores(validation_images, len(validation), combined)
-    detectors |= combined
+    combined = LargestExcess(detectors, scales)
+    on_device = {name: extractor.to_device(of_detector) for name, of_detector in scores.items()}
+    scores[ALL_DETECTORS] = combined.of_scores(on_device).cpu().numpy()
+    detectors[ALL_DETECTORS] = combined
 
     rows = np.unique(records["image"][records["attack"] != CLEAN])
     clean = records[(records["attack"] == CLEAN) & records["image"].isin(rows)].sort_values("image")

@@ -111,7 +111,7 @@ def detection_row(
     row |= {"n_groups_successful": jackknife.select(successful).n_groups, "threshold": threshold}
     for name, chosen in {"auroc": np.full(len(clean), True), "auroc_successful": successful}.items():
         area = _paired_auroc(clean[chosen], adversarial[chosen], jackknife.select(chosen))
-        row |= {name: area.value, f"{name}_low": area.low, f"{name}_high": area.high}
+        row |= area.columns(name)
     by_rate = {
         "false_positive_rate": (clean, jackknife),
         "detection_rate": (adversarial, jackknife),
@@ -120,12 +120,12 @@ def detection_row(
     for name, (scores, of_images) in by_rate.items():
         is_defined = not np.isnan([*scores, threshold]).any()
         rate = rate_estimate(scores > threshold, of_images.groups) if is_defined else UNDEFINED
-        row |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        row |= rate.columns(name)
     is_defined = not np.isnan([*adversarial, threshold]).any()
     undetected = successful & ~(adversarial > threshold)
     rate = rate_estimate(undetected, jackknife.groups, clean_correct) if is_defined else UNDEFINED
     name = "undetected_success_rate"
-    return row | {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+    return row | rate.columns(name)
 
 
 def rejection_rows(

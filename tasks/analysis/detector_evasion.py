@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
+from itertools import chain
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def evasion_tables(context: AnalysisContext, detector: str, eps: float) -> Itera
         )
         try:
             adversarial = evade(
-                forward, images, labels, size, ball, pgd, _chain(start, restarts), NEAR_MEDIAN, UNFLAGGED
+                forward, images, labels, size, ball, pgd, chain([start], restarts), NEAR_MEDIAN, UNFLAGGED
             )
         except NonFiniteLogits as error:
             path = data.nearest_path(rows[batch], error.image)
@@ -81,11 +82,6 @@ def evasion_tables(context: AnalysisContext, detector: str, eps: float) -> Itera
     point = {"surrogate": UNDEFENDED, "attack": name_of_attack, "eps": eps}
     for name, parts in scores.items():
         yield from detection_tables(context, point, name, np.concatenate(parts), clean_correct, correct, chosen)
-
-
-def _chain(start: Tensor, restarts: Iterable[Tensor]) -> Iterator[Tensor]:
-    yield start
-    yield from restarts
 
 
 def distance_from_median(excess: Tensor) -> Tensor:

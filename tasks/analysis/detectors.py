@@ -94,11 +94,15 @@ class LargestExcess:
     """
 
     def __init__(self, detectors: Mapping[str, Detector], scales: Mapping[str, Scale]) -> None:
-        self._detectors = [(detector, scales[name]) for name, detector in detectors.items()]
+        self._detectors, self._scales = dict(detectors), scales
 
     def __call__(self, activations: Activations) -> Tensor:
         """Largest excess of each image, ``(N,)``."""
-        return torch.stack([scale.excess(detector(activations)) for detector, scale in self._detectors]).amax(dim=0)
+        return self.of_scores({name: detector(activations) for name, detector in self._detectors.items()})
+
+    def of_scores(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Largest excess of each image ``(N,)`` from the scores of the detectors, ``(N,)`` each."""
+        return torch.stack([self._scales[name].excess(scores[name]) for name in self._detectors]).amax(dim=0)
 
 
 def build_detectors(training_features: np.ndarray, training_labels: np.ndarray) -> dict[str, Detector]:

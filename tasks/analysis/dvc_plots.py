@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import DETECTOR_EVASION, JOINT_DETECTOR_EVASION
+from tasks.records.vocabulary import DETECTOR_ATTACKS
 
 
 def dvc_plot_tables(tables: Mapping[str, pd.DataFrame], attack: str, eps: float) -> dict[str, pd.DataFrame]:
@@ -33,7 +33,7 @@ def dvc_plot_tables(tables: Mapping[str, pd.DataFrame], attack: str, eps: float)
 
     def at_eps(name: str) -> pd.DataFrame:
         table = tables[name]
-        return table[table["attack"].isin([attack, DETECTOR_EVASION, JOINT_DETECTOR_EVASION]) & (table["eps"] == eps)]
+        return table[table["attack"].isin([attack, *DETECTOR_ATTACKS]) & (table["eps"] == eps)]
 
     detection = tables["detection"]
     of_attack = detection[detection["attack"] == attack]

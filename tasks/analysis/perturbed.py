@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.analysis.context import AnalysisContext, image_reader
-from tasks.analysis.detection import detection_row, rejection_rows, roc_curve, threshold_at
+from tasks.analysis.detection import detection_row, rejection_rows, roc_curve
 from tasks.analysis.embeddings import embedding_table
 from tasks.analysis.feature_extractor import ImageFeatures
 from tasks.analysis.feature_overlap import overlap
@@ -62,7 +62,9 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
     spectrum = spectrum_table(features[AS_GIVEN, "power"])
     yield "spectrum", with_point({**point, "signal": "perturbation", "purifier": AS_GIVEN}, spectrum)
     on_surrogate = context.records_at(surrogate, "adaptive", attack, eps)
-    success, correct = (on_surrogate[name].to_numpy(dtype=bool) for name in ("success", "correct"))
+    success, correct, clean_correct = (
+        on_surrogate[name].to_numpy(dtype=bool) for name in ("success", "correct", "clean_correct")
+    )
     for source in sources:
         target = source or UNDEFENDED
         threat_model = "adaptive" if target == surrogate else "transfer"
@@ -83,7 +85,6 @@ def perturbed_tables(context: AnalysisContext, surrogate: str, attack: str, eps:
             recovered = context.records_at(source, threat_model, attack, eps)["correct"].to_numpy()
             yield "resilience", with_point(denoised, _recovery_rows(context, features, source, success, recovered))
     for detector in context.detectors:
-        clean_correct = on_surrogate["clean_correct"].to_numpy(dtype=bool)
         yield from detection_tables(context, point, detector, features[detector, "score"], clean_correct, correct)
 
 
@@ -111,7 +112,7 @@ def detection_tables(
         chosen: positions of the n images among the attacked images; all by default.
     """
     clean, validation = context.clean[detector, "score"][chosen], context.validation_scores[detector]
-    threshold = threshold_at(validation, context.settings.false_positive_rate)
+    threshold = context.scale(detector).threshold
     point = {"detector": detector, **point}
     jackknife = context.jackknife.select(chosen)
     success = clean_correct & ~correct

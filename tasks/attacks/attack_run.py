@@ -159,8 +159,9 @@ class AttackRun:
             *(partial(search, attacked, point, rows) for point in attacked.operating_points for rows in large),
             *(part for attack, parts in crafting.items() if attack != "fgsm" for part in parts),
             *(
-                partial(craft_on_surrogate, attacked, name, surrogate, rows)
+                partial(craft_on_surrogate, attacked, name, surrogate, digest, rows)
                 for name, surrogate in self.surrogates.items()
+                for digest in [digest_of_model(surrogate)]
                 for rows in _split(attacked.rows, settings.batch_size)
             ),
             *(partial(self._diagnose, rows) for rows in large),

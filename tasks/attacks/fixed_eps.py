@@ -94,14 +94,12 @@ def _craft_batch(
 ) -> Iterator[np.ndarray]:
     """Adversarial images ``(N, C, H, W)`` at each eps; untargeted, against the true labels."""
     model, settings = as_attacked(attacked.model), attacked.settings
-    radii = [attacked.radius(eps) for eps in settings.eps]
+    radii, seed = [attacked.radius(eps) for eps in settings.eps], np.array([attacked.seed, rows[0]])
     if attack in ART_REFERENCE or attack in settings.art_attacks:
         n_classes, value_range = len(attacked.data.classes), attacked.data.value_range
-        seed = np.array([attacked.seed, rows[0]])
         yield from craft_by_art(model, images, labels, n_classes, attack, radii, settings, value_range, seed)
         return
     if attack in settings.plugin_attacks:
-        seed = np.array([attacked.seed, rows[0]])
         yield from craft_by_plugin(
             model, images, labels, settings.plugin_attacks[attack], radii, attacked.ball, seed, attacked.plugins
         )

@@ -12,7 +12,6 @@ from torch import nn
 
 from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.gradient.pgd import pgd
-from tasks.core.digests import digest_of_model
 from tasks.core.workspace import Workspace
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import device_of
@@ -48,13 +47,15 @@ def load_surrogates(workspace: Workspace, device: torch.device) -> dict[str, nn.
     return {name: model.to(**layout) for name, model in loaded.items()}
 
 
-def craft_on_surrogate(attacked: Attacked, name: str, surrogate: nn.Module, rows: np.ndarray) -> dict[str, Path]:
+def craft_on_surrogate(
+    attacked: Attacked, name: str, surrogate: nn.Module, digest: str, rows: np.ndarray
+) -> dict[str, Path]:
     """Part: PGD on one surrogate and one batch at every eps; returns the folder of its checkpoint by the name."""
     settings = attacked.settings
     folder = attacked.checkpoints.get_or_compute(
         f"{TRANSFERRED} on {name}, {len(rows)} images at {len(settings.eps)} eps",
         partial(_write_perturbations, attacked, name, surrogate, rows),
-        surrogate=[name, digest_of_model(surrogate)],
+        surrogate=[name, digest],
         crafting=settings.pgd.model_dump(mode="json"),
         images=digest_of_images(attacked.data, rows),
     )

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.dataset.images import FORMATS, MODES
 from tasks.dataset.manifest import Manifest
 from tasks.dataset.own_expectations import DatasetExpectation, exception_message, observed_text, own_expectations
+from tasks.dataset.readers import FORMATS, MODES
 from tasks.params import Intensity, Validate
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class ExpectationResult:
     n_unexpected: int
     """Number of images or classes that fail the expectation."""
     examples: list[str]
+    """Paths of the first images, or names of the first classes, that fail the expectation."""
     unexpected: list[str]
     """All of them; of duplicates also the file that they repeat: ``ill/b.png = healthy/a.png``."""
-    """Paths of the first images, or names of the first classes, that fail the expectation."""
 
 
 def validate_manifest(

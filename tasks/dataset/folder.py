@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.dataset.readers import SUFFIXES, has_image_name
@@ -67,6 +68,12 @@ def printable(path: Path, folder: Path) -> str:
     """Path relative to a folder, with slashes. Unprintable characters are escaped as in Python."""
     name = path.relative_to(folder).as_posix()
     return repr(name)[1:-1] if _has_unprintable_characters(name) else name
+
+
+def format_paths(paths: Sequence[Path], folder: Path) -> str:
+    """The first five paths, and the number of paths if there are more."""
+    names = ", ".join(repr(printable(path, folder)) for path in paths[:5])
+    return names if len(paths) <= 5 else f"{names}, ... ({len(paths)} in all)"
 
 
 def _rejection_reason(path: Path, folder: Path) -> str | None:

@@ -4,28 +4,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from tasks.dataset.intensity import FULL_RANGE, IntensityRange, percentile_range, to_grey_levels
-from tasks.dataset.readers import FORMATS, MODES, SUFFIXES, ImageError, StoredImage, Volumes, read_stored
+from tasks.dataset.readers import ImageError, StoredImage, Volumes, read_stored
 from tasks.params import Acquire, Intensity
 
-__all__ = [
-    "FORMATS",
-    "MODES",
-    "SUFFIXES",
-    "ImageError",
-    "LevelImage",
-    "Reading",
-    "as_square",
-    "read_grey",
-    "read_image",
-]
-
-Fit = Literal["stretch", "pad", "crop"]
+__all__ = ["ImageError", "LevelImage", "Reading", "as_square", "read_grey", "read_image"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +21,6 @@ class Reading:
 
     intensity: IntensityRange = FULL_RANGE
     volumes: Volumes = field(default_factory=Volumes)
-    n_channels: int = 1
-    """1: grey, colours become luma. 3: colours, grey is repeated."""
-    fit: Fit = "stretch"
-    """Handling of another aspect ratio."""
 
 
 DEFAULT = Reading()
@@ -92,7 +75,7 @@ class LevelImage:
     """An image as 8-bit levels, with the properties of its file."""
 
     pixels: np.ndarray
-    """uint8, ``(H, W)``, or ``(H, W, 3)`` for 3 channels."""
+    """uint8, ``(H, W)``."""
     stored: StoredImage
     """The image with the values of the file."""
 
@@ -110,7 +93,7 @@ class LevelImage:
 def read_image(path: Path, max_megapixels: float, reading: Reading = DEFAULT) -> LevelImage:
     """Decode a complete image, map its values to [0, 1], and convert it to 8-bit levels.
 
-    With one channel, colours become luma (ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B). Grey that is stored as colour
+    Colours become luma (ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B). Grey that is stored as colour
     keeps its values. An alpha channel is dropped. The EXIF orientation is applied.
 
     Args:
@@ -124,11 +107,7 @@ def read_image(path: Path, max_megapixels: float, reading: Reading = DEFAULT) ->
     """
     stored = read_stored(path, max_megapixels, reading.volumes.axis)
     levels = to_grey_levels(stored, reading.intensity, path)
-    if reading.n_channels == 1 and levels.ndim == 3:
-        levels = luma(levels)
-    elif reading.n_channels == 3 and levels.ndim == 2:
-        levels = np.repeat(levels[..., None], 3, axis=2)
-    return LevelImage(levels, stored)
+    return LevelImage(luma(levels) if levels.ndim == 3 else levels, stored)
 
 
 def luma(levels: np.ndarray) -> np.ndarray:
@@ -146,7 +125,7 @@ def read_grey(path: Path, max_megapixels: float = math.inf) -> np.ndarray:
 
 
 def read_square(path: Path, side: int, max_megapixels: float = math.inf, reading: Reading = DEFAULT) -> np.ndarray:
-    """Levels of :func:`read_image`, resized to a square, uint8 ``(side, side)`` or ``(side, side, 3)``."""
+    """Levels of :func:`read_image`, resized to a square, uint8 ``(side, side)``."""
     return as_square(read_image(path, max_megapixels, reading).pixels, side)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tasks.dataset.images import DEFAULT, ImageError, LevelImage, Reading, luma, read_image
+from tasks.dataset.images import DEFAULT, ImageError, LevelImage, Reading, read_image
 from tasks.dataset.readers import image_names, split_name
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def build_manifest(
         file_size = split_name(path)[0].stat().st_size
         identity = {"path": name, "class": classes[label], "label": label, "file_size": file_size}
         rows.append(identity | _image_properties(image))
-        thumbnails.append(thumbnail(image.pixels if image.pixels.ndim == 2 else luma(image.pixels)))
+        thumbnails.append(thumbnail(image.pixels))
         if n_read % 500 == 0:
             log.info("read %d of %d images", n_read, len(files))
 

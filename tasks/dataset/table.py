@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from tasks.dataset.folder import printable
+from tasks.dataset.folder import format_paths
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.readers import ImageError, split_name
 from tasks.dataset.readers.dicom import has_dicom_magic, read_tags
@@ -44,10 +44,9 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
         ValueError: the table can't be read, lacks a column, or has rows that can't be used; the message names the
             files.
     """
-    table = _read_text(_below(folder, settings.file, "acquire.table.file"), settings.file)
+    table = _read_text(_below(folder, settings.file), settings.file)
     wanted = [settings.path, settings.label, *_further_columns(settings)]
-    filled = settings.dicom_tags if settings.dicom_tags else {}
-    if missing := [column for column in wanted if column not in table and column not in filled]:
+    if missing := [column for column in wanted if column not in table and column not in settings.dicom_tags]:
         raise ValueError(
             f"acquire.table {settings.file!r} has no column {missing}. Its columns are {list(table.columns)}. Correct "
             "the names in acquire.table."
@@ -178,12 +177,12 @@ def _further_columns(settings: Table) -> list[str]:
     return [*filter(None, (settings.patient, settings.split)), *settings.subgroups]
 
 
-def _below(folder: Path, name: str, key: str) -> Path:
+def _below(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"{key}: {name!r} is no file below {str(folder)!r}. The table must lie in the folder of the images, so "
-            "that a change of it is noticed. Move it there, or correct the name."
+            f"acquire.table.file: {name!r} is no file below {str(folder)!r}. The table must lie in the folder of the "
+            "images, so that a change of it is noticed. Move it there, or correct the name."
         )
     return path
 
@@ -206,11 +205,8 @@ def _read_text(path: Path, name: str) -> "pd.DataFrame":
 
 def _refuse(is_bad: "Sequence[bool] | pd.Series[bool]", table: "pd.DataFrame", settings: Table, problem: str) -> None:
     """Raise an error that names the files of some rows, if there are any."""
-    bad = table["path"][list(is_bad)].tolist()
-    if bad:
-        names = ", ".join(repr(printable(Path(path), Path())) for path in bad[:N_EXAMPLES])
-        more = f", ... ({len(bad)} in all)" if len(bad) > N_EXAMPLES else ""
+    if bad := [Path(path) for path in table["path"][list(is_bad)]]:
         raise ValueError(
-            f"acquire.table {settings.file or settings.dicom_tags!r} has {problem}: {names}{more}. Correct or remove "
-            "them."
+            f"acquire.table {settings.file or settings.dicom_tags!r} has {problem}: {format_paths(bad, Path())}. "
+            "Correct or remove them."
         )

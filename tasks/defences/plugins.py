@@ -1,6 +1,5 @@
 """Defences of a user's own: a function that returns a purifier or a classifier."""
 
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
 from tasks.models.files import load_build_arguments, load_model, save_model
-from tasks.models.loading import digest_of_folder, load_classifier
+from tasks.models.loading import copy_modules, digest_of_folder, load_classifier
 from tasks.models.seeding import torch_seeded
 from tasks.models.sources import call_function
 from tasks.params import PluginDefence
@@ -52,9 +51,7 @@ def save_plugin(workspace: Workspace, settings: PluginDefence, data: Prepared, d
         ValueError: the function does not exist or fails, or the outputs have a wrong shape.
     """
     files = workspace.defence_files(defence)
-    for module in sorted(workspace.plugins.rglob("*.py")):
-        (copy := files / module.relative_to(workspace.plugins)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(module, copy)
+    copy_modules(workspace.plugins, files)
     files.mkdir(exist_ok=True)
     arguments: dict[str, Any] = {"plugin": settings.model_dump(mode="json"), "defence": defence}
     with torch_seeded(seed):

@@ -10,7 +10,7 @@ from tasks.evaluation.worst_case_table import constant_accuracy, value_at
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import AS_TRAINED
 from tasks.statistics.balanced import balanced_accuracies, compare_balanced
-from tasks.statistics.intervals import Estimate
+from tasks.statistics.intervals import UNDEFINED
 from tasks.statistics.multiplicity import holm
 from tasks.statistics.rates import rate_estimate
 
@@ -170,11 +170,9 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
             accuracy = rate_estimate(is_certified, groups)
             balanced = balanced_accuracies(is_certified[None], found["label"].to_numpy(), groups)[0]
             if value > largest:
-                accuracy = balanced = Estimate(np.nan, np.nan, np.nan)
+                accuracy = balanced = UNDEFINED
             row = {"target": target, "eps": value, "n": len(found), "n_groups": found["group"].nunique()}
-            row |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
-            row |= {"balanced_accuracy": balanced.value, "balanced_accuracy_low": balanced.low}
-            row |= {"balanced_accuracy_high": balanced.high, "largest_eps": largest}
+            row |= accuracy.columns("accuracy") | balanced.columns("balanced_accuracy") | {"largest_eps": largest}
             rows.append(row)
     rates = [f"{name}{bound}" for name in METRICS for bound in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["target", "eps", "n", "n_groups", *rates, "largest_eps"])

@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.core.checkpoints import digests_of_files
+from tasks.core.durable import rename_durably
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.evaluation.worst_case_table import value_at, worst_case_table
@@ -41,7 +43,9 @@ def validation_table(swept: pd.DataFrame, eps: Sequence[float], classes: Sequenc
     return worst_case_table(search_outcomes(swept, [0.0, *eps]), classes, positive)
 
 
-def configuration_rows(workspace: Workspace, params: Params, validation: pd.DataFrame) -> pd.DataFrame:
+def configuration_rows(
+    workspace: Workspace, params: Params, split: pd.DataFrame, validation: pd.DataFrame
+) -> pd.DataFrame:
     """Return one row for each target: what identifies its configuration, and its result on validation images.
 
     A configuration is everything that determines a target: prepared images, split, seed, the settings of its trainings,
@@ -50,37 +54,32 @@ def configuration_rows(workspace: Workspace, params: Params, validation: pd.Data
     Args:
         workspace: where the prepared images and the settings of the defences are.
         params: all parameters.
+        split: path and split of every image.
         validation: of :func:`validation_table`.
     """
     seed, eps = params.seed, params.analyze.eps
     with workspace.pixels.open("rb") as file:
         data = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
-    split = pd.read_parquet(workspace.split, columns=["path", "split"]).to_dict("list")
+    images = split[["path", "split"]].to_dict("list")
     classifier = {
         "classifier": params.classifier.model_dump(mode="json"),
         "train_classifier": params.train_classifier.model_dump(mode="json"),
-        "files": _digests(workspace.classifier_files),
+        "files": digests_of_files(workspace.classifier_files),
     }
     made_of: dict[str, Any] = {UNDEFENDED: classifier}
     for name in params.selected_defences:
         made_of[name] = classifier | {
             "train_autoencoder": params.train_autoencoder.model_dump(mode="json"),
             "defence": read_defence(workspace.defence_settings(name)).model_dump(mode="json"),
-            "plugin_files": _digests(workspace.defence_files(name)),
+            "plugin_files": digests_of_files(workspace.defence_files(name)),
         }
     rows = []
     for target, settings in made_of.items():
         found = value_at(validation, "balanced_accuracy", target=target, eps=eps)
-        digest = hashlib.sha256(json.dumps([data, split, seed, settings], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([data, images, seed, settings], sort_keys=True).encode()).hexdigest()
         identity = [digest[:DIGEST_LENGTH], data, target, seed, eps]
         rows.append([*identity, int(found["n"]), int(found["n_groups"]), *found[["value", "low", "high"]]])
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file below a folder; empty if there is no folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def read_configurations(path: Path) -> pd.DataFrame:
@@ -122,5 +121,4 @@ def add_configurations(path: Path, found: pd.DataFrame) -> None:
     merged = merge_configurations(read_configurations(path), found)
     unfinished = path.with_suffix(".partial")
     write_table(merged, unfinished)
-    # a killed step leaves the old list or the new one
-    unfinished.replace(path)
+    rename_durably(unfinished, path)

@@ -86,9 +86,8 @@ def _subgroup_check(rows: pd.DataFrame) -> CheckOutcome:
         return CheckOutcome("UNVERIFIED", None, "every subgroup has too few groups of images for an interval")
     significant = tested[tested["adjusted_p_value"] < ALPHA]
     family = f"Holm's correction over {int(tested['n_comparisons'].iloc[0])} comparisons"
-    largest = (significant if len(significant) else tested).iloc[
-        (significant if len(significant) else tested)["gap"].abs().argmax()
-    ]
+    shown = significant if len(significant) else tested
+    largest = shown.iloc[shown["gap"].abs().argmax()]
     where = (
         f"{largest['attribute']} {largest['subgroup']} has {100 * largest['gap']:+.1f} points of {largest['metric']} "
         f"({'clean images' if not largest['eps'] else 'threat model ' + largest['threat_model']}, "

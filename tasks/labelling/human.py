@@ -7,16 +7,9 @@ import numpy as np
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import list_files, printable, rejected_files
-from tasks.dataset.images import (
-    DEFAULT,
-    SUFFIXES,
-    ImageError,
-    Reading,
-    read_square,
-    reading_of,
-    with_percentiles,
-)
+from tasks.dataset.images import DEFAULT, ImageError, Reading, read_square, reading_of, with_percentiles
 from tasks.dataset.prepared import load_prepared
+from tasks.dataset.readers import SUFFIXES
 from tasks.labelling.acquisition import select_query
 from tasks.labelling.learner import CODE, build_learner, downsample
 from tasks.labelling.rounds import LabellingRound, create_round, labelled_images, read_rounds

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from tasks.core.durable import rename_durably
-from tasks.dataset.images import SUFFIXES
+from tasks.dataset.readers import SUFFIXES
 
 COLUMNS = ("number", "file", "class", "prediction", "confidence", "score")
 FORMULA_SIGNS = ("=", "+", "-", "@")

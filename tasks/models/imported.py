@@ -79,7 +79,10 @@ class ImportedClassifier(nn.Module):
 
     def raw(self, images: Tensor) -> Tensor:
         """Return the output of the network, ``(N, ...)``, for images ``(N, C, H, W)`` in [0, 1]."""
-        inputs = self.to_input(images)
+        return self.run(self.to_input(images))
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """Return the output of the network, ``(N, ...)``, for images as it expects them, of :meth:`to_input`."""
         if not self.batch_size:
             return output_tensor(self.network(inputs))
         parts = torch.split(inputs, self.batch_size)

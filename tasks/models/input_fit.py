@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.models.imported import ImportedClassifier, output_tensor
+from tasks.models.imported import ImportedClassifier
 
 KNOWN = (
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -48,7 +48,7 @@ def fit_mean_and_std(
 
     def logits_of(mean: Tensor, std: Tensor) -> Tensor:
         changed = (inputs - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
-        return bare.to_logits(_run(bare, changed))
+        return bare.to_logits(bare.run(changed))
 
     n_channels, width = inputs.shape[1], high - low
     own = (float(inputs.mean()), max(float(inputs.std()), 1e-6 * width))
@@ -73,12 +73,6 @@ def fit_mean_and_std(
         if best is not None and best[0] <= GOOD:
             break
     return None if best is None else best[1:]
-
-
-def _run(model: ImportedClassifier, inputs: Tensor) -> Tensor:
-    """Output of the network for images as it expects them."""
-    parts = torch.split(inputs, model.batch_size or len(inputs))
-    return torch.cat([output_tensor(model.network(part)) for part in parts])
 
 
 def _minimise(

@@ -151,6 +151,13 @@ def check_trainable(classifier: nn.Module, defence: str, kind: str) -> None:
         )
 
 
+def copy_modules(folder: Path, files: Path) -> None:
+    """Copy the Python modules below a folder of the user."""
+    for module in sorted(folder.rglob("*.py")):
+        (copy := files / module.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(module, copy)
+
+
 def copy_files(classifier: Classifier, folder: Path, files: Path, downloaded: Path | None) -> None:
     """Copy the model file and the Python modules of a classifier, after a check of the model file.
 
@@ -159,9 +166,7 @@ def copy_files(classifier: Classifier, folder: Path, files: Path, downloaded: Pa
         ValueError: the file is refused.
     """
     if classifier.source in ("factory", "maite"):
-        for module in sorted(folder.rglob("*.py")):
-            (copy := files / module.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(module, copy)
+        copy_modules(folder, files)
     if classifier.source == "maite" and classifier.weights is not None:
         source = user_file(folder, classifier.weights, "classifier.weights")
         (copy := files / classifier.weights).parent.mkdir(parents=True, exist_ok=True)

@@ -149,14 +149,8 @@ def _candidates(
     model: ImportedClassifier, images: Tensor, reference: Reference, originals: Sequence[Path]
 ) -> Iterator[Candidate]:
     """Every single mistake that is tried, with the outputs of the classifier without it."""
-    for low, high in RANGES:
-        if (low, high) != model.input.value_range:
-            changed = model.redeclared(input={"value_range": (low, high)})
-            yield _value_range(low, high), partial(changed, images), NAMED_TOLERANCE
-    if model.input.channels == 3:
-        # the mean and std may be listed in the declared order or in the other one
-        for with_statistics in (False, True):
-            yield _CHANNEL_ORDER, partial(_reversed_channels(model, with_statistics), images), NAMED_TOLERANCE
+    for cause, changed in _input_candidates(model):
+        yield cause, partial(changed, images), NAMED_TOLERANCE
     yield _INVERTED, partial(model, 1 - images), NAMED_TOLERANCE
     yield from _output_candidates(model, images, reference)
     for with_dropout in (True, False):
@@ -166,6 +160,17 @@ def _candidates(
     height, width = model.input.size or tuple(images.shape[2:])
     for kind, resized in resized_originals(originals, images.shape[1], (height, width)):
         yield _SIZE[kind], partial(model, resized), ROUNDED_TOLERANCE
+
+
+def _input_candidates(model: ImportedClassifier) -> Iterator[tuple[Cause, ImportedClassifier]]:
+    """Mistakes about the range and the order of the channels, and the classifier without each."""
+    for low, high in RANGES:
+        if (low, high) != model.input.value_range:
+            yield _value_range(low, high), model.redeclared(input={"value_range": (low, high)})
+    if model.input.channels == 3:
+        # the mean and std may be listed in the declared order or in the other one
+        for with_statistics in (False, True):
+            yield _CHANNEL_ORDER, _reversed_channels(model, with_statistics)
 
 
 def _output_candidates(model: ImportedClassifier, images: Tensor, reference: Reference) -> Iterator[Candidate]:
@@ -198,12 +203,8 @@ def accuracy_candidates(
         model: imported classifier.
         confusion: number of images by predicted and by actual class, ``(K, K)``.
     """
-    for low, high in RANGES:
-        if (low, high) != model.input.value_range:
-            yield _value_range(low, high), model.redeclared(input={"value_range": (low, high)}), False
-    if model.input.channels == 3:
-        for with_statistics in (False, True):
-            yield _CHANNEL_ORDER, _reversed_channels(model, with_statistics), False
+    for cause, changed in _input_candidates(model):
+        yield cause, changed, False
     yield _INVERTED, model, True
     low, high = model.input.value_range
     for mean, std in KNOWN if model.input.mean is None else ():

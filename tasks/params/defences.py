@@ -1,8 +1,8 @@
 """The rows of ``defences``: purifiers in front of the classifier, and classifiers that replace it."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tasks.params.section import (
     Architecture,
@@ -14,6 +14,7 @@ from tasks.params.section import (
     Section,
     Share,
     Training,
+    WithArguments,
     check_unit,
 )
 
@@ -251,13 +252,11 @@ class Preprocessing(Section):
         return self
 
 
-class PluginDefence(Section):
+class PluginDefence(WithArguments):
     """A defence of your own, from a Python file in ``plugins/`` or an installed package.
 
     Further keys are arguments of its function. See ``docs/how-to/own-defence.md``.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     kind: Literal["plugin"]
     """Type of the defence."""
@@ -268,11 +267,6 @@ class PluginDefence(Section):
     logits; the function gets the bare classifier as the argument ``classifier``."""
     n_eot_samples: Count = 1
     """Draws of a random purifier whose predicted probabilities are averaged in one prediction."""
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the function."""
-        return dict(self.model_extra or {})
 
 
 Defence = Annotated[

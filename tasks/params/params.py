@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.params.active_learning import ActiveLearning, NoisyOracle
 from tasks.params.classifier import Classifier
@@ -23,12 +23,12 @@ from tasks.params.section import (
     Section,
     Share,
     Training,
+    WithArguments,
     check_unit,
 )
 
-NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
-"""Pattern of the name of a defence, which is part of paths and commands."""
-DefenceName = Annotated[str, Field(pattern=NAME_PATTERN)]
+DefenceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""Name of a defence, which is part of paths and commands."""
 
 
 class Compute(Section):
@@ -216,32 +216,18 @@ class TrainAutoencoder(Training):
     """Fraction of each batch without noise."""
 
 
-class ArtAttack(Section):
+class ArtAttack(WithArguments):
     """An evasion attack of the Adversarial Robustness Toolbox; further keys are arguments of its class."""
-
-    model_config = ConfigDict(extra="allow")
 
     art: Annotated[str, Field(min_length=1)]
     """Name of a class of ``art.attacks.evasion``."""
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the class."""
-        return dict(self.model_extra or {})
 
-
-class PluginAttack(Section):
+class PluginAttack(WithArguments):
     """An attack of your own; further keys are arguments of its function. See ``docs/how-to/own-defence.md``."""
-
-    model_config = ConfigDict(extra="allow")
 
     plugin: DottedPath
     """``package.module:function`` of a Python file in ``plugins/`` or of an installed package."""
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the function."""
-        return dict(self.model_extra or {})
 
 
 class Attack(Section):
@@ -290,8 +276,7 @@ class Attack(Section):
         if self.eight_bit_attacks and self.norm != "linf":
             raise ValueError(f"attacks: pgd_8_bit needs norm linf, not {self.norm}. Remove it, or set norm to linf")
         names = [row for row in self.attacks if isinstance(row, str)] + [*self.art_attacks, *self.plugin_attacks]
-        n_rows = len(self.attacks)
-        if len(set(names)) < n_rows:
+        if len(set(names)) < len(self.attacks):
             raise ValueError(f"attacks {names} must not repeat a name")
         if not self.own_attacks:
             raise ValueError(f"attacks {names} must contain fgsm or pgd, whose adversarial images are transferred")

@@ -1,6 +1,6 @@
 """Types and sections that all sections of ``params.yaml`` share."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,6 +39,17 @@ class Section(BaseModel):
     """A section of params.yaml: frozen, without unknown keys and silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class WithArguments(Section):
+    """A section whose further keys are the arguments of a class or a function."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The further keys and their values."""
+        return dict(self.model_extra or {})
 
 
 class Training(Section):

@@ -21,6 +21,11 @@ def fixed(n_digits: int) -> Format:
     return lambda value: f"{value:.{n_digits}f}"
 
 
+def unsigned_points(difference: float) -> str:
+    """A distance between two shares in percentage points: ``5.2``."""
+    return f"{100 * difference:.1f}"
+
+
 def signed_points(difference: float) -> str:
     """A difference of two shares in percentage points, with its sign: ``+5.2``."""
     return f"{100 * difference:+.1f}"

@@ -18,15 +18,14 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from tasks.analysis.detection import threshold_at
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, Section
-from tasks.params.params import NAME_PATTERN
+from tasks.params.params import DefenceName
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +55,7 @@ class Bundle(Section):
     """The content of ``bundle.json``."""
 
     schema_version: int = SCHEMA_VERSION
-    target: Annotated[str, Field(pattern=NAME_PATTERN)]
+    target: DefenceName
     """``undefended``, or the name of a defence."""
     digest: str
     """SHA-256 of the layers and weights of the target."""

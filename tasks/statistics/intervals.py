@@ -149,6 +149,10 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Return the columns of a table: ``name``, ``name_low`` and ``name_high``."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
 """Estimate of a metric that is not defined, for example because a class has no images."""

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from tasks.tracking.masking import masked
+from tasks.tracking.store import Store, tracking_uri
+
 
 def download_program(uri: str, folder: Path) -> Path:
     """Copy an MLflow model of the PyTorch flavour into a folder, and return the path of its program.
@@ -14,9 +17,6 @@ def download_program(uri: str, folder: Path) -> Path:
         ValueError: there is no such model, or it is no program of ``torch.export``.
     """
     import mlflow
-
-    from tasks.tracking.masking import masked
-    from tasks.tracking.store import Store, tracking_uri
 
     store = Store().client.tracking_uri
     try:

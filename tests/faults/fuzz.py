@@ -21,7 +21,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from tasks.dataset.images import FORMATS, MODES, ImageError, LevelImage, read_image
+from tasks.dataset.images import ImageError, LevelImage, read_image
+from tasks.dataset.readers import FORMATS, MODES
 from tasks.params import ParamsError, load_params, parse_params
 from tests.conftest import ROOT
 from tests.faults.mutants import mutants, saved

@@ -14,7 +14,8 @@ import pytest
 from tasks.acquire import acquire
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import printable
-from tasks.dataset.images import SUFFIXES, ImageError, as_square, read_grey
+from tasks.dataset.images import ImageError, as_square, read_grey
+from tasks.dataset.readers import SUFFIXES
 from tasks.labelling.human import pool_files, read_pool
 from tasks.tracking import Tracker
 from tasks.validate import ValidationFailed, validate

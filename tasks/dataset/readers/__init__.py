@@ -8,10 +8,11 @@ A file with several images has an image name for each: ``scan.nii.gz#12`` is num
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from PIL import UnidentifiedImageError
 
@@ -33,8 +34,6 @@ MAX_BYTES_PER_PIXEL = 16
 """Maximum file size, in bytes for each allowed pixel, without metadata."""
 MAX_METADATA_BYTES = 2**24
 """Further bytes that a file may have, for metadata."""
-
-T = TypeVar("T")
 
 IMAGE_NAME = re.compile(r"(?s)(.+)#(\d{4,})")
 """File and number of one of its images."""
@@ -58,16 +57,17 @@ def image_names(path: Path, volumes: Volumes) -> list[Path]:
     Raises:
         ImageError: the file can't be read, or it holds several frames and these are refused.
     """
-    match _kind(path):
-        case "NIfTI":
-            n_volumes, n_slices = _guarded(path, lambda: nifti.n_nifti_slices(path, volumes.axis))
-            n_frames = n_volumes
-        case "TIFF":
-            n_frames, n_slices = _guarded(path, lambda: tiff.n_tiff_frames(path)), 1
-        case "DICOM":
-            n_frames, n_slices = _guarded(path, lambda: dicom.n_dicom_frames(path)), 1
-        case _:
-            return [path]
+    kind, n_slices = _kind(path), 1
+    with _content_errors(path):
+        match kind:
+            case "NIfTI":
+                n_frames, n_slices = nifti.n_nifti_slices(path, volumes.axis)
+            case "TIFF":
+                n_frames = tiff.n_tiff_frames(path)
+            case "DICOM":
+                n_frames = dicom.n_dicom_frames(path)
+            case _:
+                return [path]
     if n_frames > 1 and volumes.frames == "refuse":
         # reading reports it
         return [path]
@@ -93,15 +93,17 @@ def read_stored(path: Path, max_megapixels: float = math.inf, axis: Axis = "axia
     """
     file, number = split_name(path)
     _check_size(file, max_megapixels)
-    match _kind(file):
-        case "NIfTI":
-            return _guarded(path, lambda: nifti.read_nifti(file, max_megapixels, axis, number))
-        case "TIFF":
-            return _guarded(path, lambda: tiff.read_tiff(file, max_megapixels, number))
-        case "DICOM":
-            return _guarded(path, lambda: dicom.read_dicom(file, max_megapixels, number))
-        case _:
-            return _guarded(path, lambda: raster.read_raster(file, max_megapixels))
+    kind = _kind(file)
+    with _content_errors(path):
+        match kind:
+            case "NIfTI":
+                return nifti.read_nifti(file, max_megapixels, axis, number)
+            case "TIFF":
+                return tiff.read_tiff(file, max_megapixels, number)
+            case "DICOM":
+                return dicom.read_dicom(file, max_megapixels, number)
+            case _:
+                return raster.read_raster(file, max_megapixels)
 
 
 def split_name(path: Path) -> tuple[Path, int | None]:
@@ -144,10 +146,11 @@ def _check_size(file: Path, max_megapixels: float) -> None:
         )
 
 
-def _guarded(path: Path, read: Callable[[], T]) -> T:
-    """Call a reader, and turn every error about the content into an :class:`ImageError`."""
+@contextmanager
+def _content_errors(path: Path) -> Iterator[None]:
+    """Turn every error of a reader about the content into an :class:`ImageError`."""
     try:
-        return read()
+        yield
     except ImageError:
         raise
     except IncompleteImageError as error:

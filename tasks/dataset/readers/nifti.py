@@ -30,7 +30,11 @@ def n_nifti_slices(path: Path, axis: Axis) -> tuple[int, int]:
     Raises:
         ImageError: the file is not a NIfTI file, or its voxels are not real numbers.
     """
-    shape = _load(path).shape
+    return _counts(_load(path), axis)
+
+
+def _counts(image: Any, axis: Axis) -> tuple[int, int]:
+    shape = image.shape
     return (shape[3] if len(shape) == 4 else 1), shape[DIMENSION[axis]]
 
 
@@ -53,7 +57,8 @@ def read_nifti(path: Path, max_megapixels: float, axis: Axis, number: int | None
         IncompleteImageError: voxels are missing.
         Exception: for damaged files, nibabel raises errors of many types.
     """
-    n_volumes, n_slices = n_nifti_slices(path, axis)
+    image = _load(path)
+    n_volumes, n_slices = _counts(image, axis)
     if number is None and n_volumes * n_slices > 1:
         raise several_frames(path, n_volumes * n_slices)
     volume = _canonical(path, path.stat().st_mtime_ns)
@@ -64,7 +69,7 @@ def read_nifti(path: Path, max_megapixels: float, axis: Axis, number: int | None
     values = np.ascontiguousarray(cut(values, axis, position))
     if not np.isfinite(values).all():
         raise ImageError(f"{path}: slice {position} holds values that are not finite. Replace them by numbers.")
-    stored = _load(path).get_data_dtype()
+    stored = image.get_data_dtype()
     dtype = values.dtype
     bits, value_range = None, None
     if dtype.kind in "iu":

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tasks.dataset.readers.completeness import check_bmp, check_jpeg, check_png
-from tasks.dataset.readers.stored import ImageError, StoredImage, check_pixels, several_frames, upright
+from tasks.dataset.readers.stored import ImageError, StoredImage, check_pixels, range_of_bits, several_frames, upright
 
 FORMATS = ("PNG", "JPEG", "BMP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "I;16N")
@@ -59,7 +59,7 @@ def read_raster(path: Path, max_megapixels: float) -> StoredImage:
             if values is None:
                 values = _values(image, path)
     bits = 8 * values.dtype.itemsize
-    return StoredImage(values, format_, mode, bits, (0.0, 2.0**bits - 1))
+    return StoredImage(values, format_, mode, bits, range_of_bits(bits, is_signed=False))
 
 
 def _check_complete(image: Image.Image, file: BinaryIO, n_bytes: int) -> None:

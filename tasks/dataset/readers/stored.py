@@ -42,11 +42,6 @@ class StoredImage:
     """The values after the window or table (VOI LUT) of a DICOM file, in [0, 1]; None if the file has none."""
 
     @property
-    def n_channels(self) -> int:
-        """1 for grey, 3 for colours."""
-        return 1 if self.values.ndim == 2 else 3
-
-    @property
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.values.shape[0], self.values.shape[1]

@@ -11,7 +11,7 @@ from tasks.records.expected import FRESH, N_FRESH_SAMPLES
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import AS_TRAINED, display_name
 from tasks.reporting.drawings import Drawing, lines_drawing
-from tasks.reporting.formats import estimate, fixed, number, p_text, plain, signed_points
+from tasks.reporting.formats import estimate, fixed, number, p_text, plain, signed_points, unsigned_points
 from tasks.reporting.headline import Headline, significance_of
 from tasks.reporting.panels import Line, line_over_eps, over_eps
 from tasks.reporting.results import Results
@@ -110,7 +110,7 @@ def _ranking(at_point: pd.DataFrame) -> Table:
                 number(row["robust_balanced_accuracy_8bit"], percent),
                 *under_others,
                 *_next_target(row, "p_value_holm"),
-                number(row["detectable_difference"], lambda difference: f"{100 * difference:.1f}"),
+                number(row["detectable_difference"], unsigned_points),
             ]
         )
     head = ["target", "validation, sweep", "clean", "worst case, adaptive", "the same, 8-bit"]
@@ -127,7 +127,7 @@ def _gain_table(headline: Headline) -> Table:
             estimate(found.difference._asdict(), signed_points),
             _p_cell(found.difference.low, found.p_value_holm),
             found.significance,
-            number(found.detectable, lambda difference: f"{100 * difference:.1f}"),
+            number(found.detectable, unsigned_points),
         ]
         for target, found in headline.comparisons.items()
     ]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import SPLITS
 from tasks.reporting import examples, image_figures
 from tasks.reporting.drawings import IMAGES, Drawing
@@ -33,6 +34,7 @@ def data_section(results: Results, _headline: Headline) -> Section:
         "leakage_estimate": None if leaked["value"] is None else estimate(leaked, percent),
         "inferred": _inferred_groups(results.leakage.get("inferred_groups")),
         "intensity": info.get("intensity"),
+        "per_eps": IntensityRange(**info.get("intensity", {})).per_eps,
         "leakage_sweep": _sweep_table(results.leakage["sweep"]),
         "shortcut": {name: percent(info["shortcut_baseline"][name]) for name in ("accuracy", "balanced_accuracy")},
         "split_counts": split_counts(results),

@@ -8,6 +8,7 @@ from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import (
     ALL_DETECTORS,
     BEST_DETECTOR,
+    DETECTOR_ATTACKS,
     DETECTOR_EVASION,
     JOINT_DETECTOR_EVASION,
     display_name,
@@ -39,13 +40,13 @@ def detection_section(results: Results, headline: Headline) -> Section:
     """Return ROC curves, AUROC by eps, detection rates, and accuracies behind a detector that rejects images."""
     key, title = "detection", "Detection of adversarial images"
     table, roc, rejection = results.detection, results.roc, results.rejection
-    point = point_of(table[~table["attack"].isin([DETECTOR_EVASION, JOINT_DETECTOR_EVASION])], headline)
+    point = point_of(table[~table["attack"].isin(DETECTOR_ATTACKS)], headline)
     if point is None:
         return Section(key, title, {"point": None})
     by_attack = rates_by_attack(table, point)
     best, table = _best_detector(table, point), table[table["detector"] != BEST_DETECTOR]
     styles = {str(detector): style for style, detector in enumerate(table["detector"].unique())}
-    attacks = [point.attack, DETECTOR_EVASION, JOINT_DETECTOR_EVASION]
+    attacks = [point.attack, *DETECTOR_ATTACKS]
     rocs = [
         (names, _roc(rows, styles))
         for names, rows in _by_crafting(roc[(roc["eps"] == point.eps) & roc["attack"].isin(attacks)])

@@ -1,6 +1,7 @@
 """Subgroups: accuracy, sensitivity and specificity of each, and significant gaps."""
 
-from tasks.reporting.formats import estimate, p_text
+from tasks.evaluation.subgroups import ALPHA
+from tasks.reporting.formats import estimate, p_text, signed_points
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
@@ -16,10 +17,6 @@ KEYS = {
 }
 
 
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
-
-
 def subgroups_section(results: Results, headline: Headline) -> Section:
     """Return the metrics of each subgroup, and the gaps that are significant after Holm's correction."""
     assert results.subgroups is not None
@@ -33,10 +30,10 @@ def subgroups_section(results: Results, headline: Headline) -> Section:
         [
             *(key_text(key, row[key]) for key in KEYS),
             row["metric"].replace("_", " "),
-            estimate(row, _points, "gap"),
+            estimate(row, signed_points, "gap"),
             p_text(row["adjusted_p_value"]),
         ]
-        for row in tested[tested["adjusted_p_value"] < 0.05].to_dict("records")
+        for row in tested[tested["adjusted_p_value"] < ALPHA].to_dict("records")
     ]
     values = {
         "metrics": metrics_table(counted, KEYS, metrics, {"n": "images", "n_groups": f"{headline.unit}s"}),
