@@ -68,14 +68,13 @@ def describe_result(workspace: Workspace, params: Params, target: str, label: st
         note: a further sentence, with a space in front.
     """
     clean, worst = clean_and_worst(workspace, params, target)
-    checks = checks_of(workspace, target)
-    failed = [check["key"] for check in checks if check["status"] == "FAIL"]
+    failed, n_checks = failed_checks(workspace, target), len(checks_of(workspace, target))
     return (
         f"{label} ({display_name(target)}): clean accuracy {with_interval(clean)} "
         f"(n = {n_test}), worst-case accuracy under adaptive attacks "
         f"{with_interval(worst, 'robust_accuracy')} (n = {worst['n']}) "
         f"at eps {eps_text(params.analyze.eps)}/255.{note} "
-        f"Failed checks: {', '.join(failed) or 'none'} (of {len(checks)}). Report: {workspace.report_html}"
+        f"Failed checks: {', '.join(failed) or 'none'} (of {n_checks}). Report: {workspace.report_html}"
     )
 
 
@@ -95,6 +94,12 @@ def checks_of(workspace: Workspace, target: str) -> list[dict[str, Any]]:
     return [check for check in checks if check["target"] in (target, None)]
 
 
+def failed_checks(workspace: Workspace, target: str) -> dict[str, str]:
+    """Explanation of each failed check of a target and of the data, by key."""
+    failed = [check for check in checks_of(workspace, target) if check["status"] == "FAIL"]
+    return {check["key"]: check["explanation"] for check in failed}
+
+
 def missed_thresholds(workspace: Workspace, params: Params, target: str, thresholds: Thresholds) -> list[str]:
     """A sentence for each threshold that an audit misses. The estimates are compared, not their intervals."""
     clean, worst = clean_and_worst(workspace, params, target)
@@ -107,8 +112,8 @@ def missed_thresholds(workspace: Workspace, params: Params, target: str, thresho
         if smallest is not None and value < smallest
     ]
     if thresholds.no_failed_checks:
-        failed = [check for check in checks_of(workspace, target) if check["status"] == "FAIL"]
-        missed += [f"check {check['key']} failed: {check['explanation']}" for check in failed]
+        failed = failed_checks(workspace, target)
+        missed += [f"check {key} failed: {explanation}" for key, explanation in failed.items()]
     return missed
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import dvc.api
 
-from flows.seeds import run_dvc
+from flows.dvc_pipeline import run_dvc
 from tasks.core.workspace import Workspace
 from tasks.evaluation.selection import add_configurations, parse_configurations, read_configurations
 

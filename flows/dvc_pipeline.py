@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +32,7 @@ from scmrepo.exceptions import SCMError as NoCommitError
 from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import check_unchanged
-from tasks.tracking import digest_of
+from tasks.tracking import digest_of, masked, tracking_uri
 
 LOCK_FILE = Path("dvc.lock")
 LOCK_POLL_SECONDS = 2
@@ -264,3 +265,21 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
+
+
+def run_dvc(*arguments: str) -> str:
+    """Run DVC's command line of this environment, and return its output.
+
+    Raises:
+        RuntimeError: DVC failed. The message has the last lines of the output.
+    """
+    dvc = Path(sys.executable).parent / "dvc"
+    # an experiment in a temporary folder logs to the store of this folder
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri()}
+    done = subprocess.run(  # noqa: S603  a list of arguments, no shell  # nosec B603
+        [dvc, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    if done.returncode:
+        lines = "\n".join(done.stdout.splitlines()[-15:])
+        raise RuntimeError(masked(f"dvc {' '.join(arguments)} failed:\n{lines}"))
+    return done.stdout

@@ -15,7 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from flows.audit import READ_STEPS, Audit, run_audit, set_up_audit
-from flows.audit_run import AUDITS, checks_of, renewed
+from flows.audit_run import AUDITS, failed_checks, renewed
 from flows.command import log_progress, run_flow
 from tasks.core.files import write_json
 from tasks.core.locks import locked
@@ -27,7 +27,7 @@ from tasks.serving import registry
 from tasks.serving.bundle import read_seen
 from tasks.serving.promotion import Comparison, compare, outcomes_of
 from tasks.serving.registry import CANDIDATE, CHAMPION, Registered
-from tasks.statistics.formatting import eps_text
+from tasks.statistics.formatting import eps_text, points
 from tasks.statistics.intervals import Estimate
 from tasks.tracking import EXPERIMENT, plain_markdown
 
@@ -174,8 +174,7 @@ def decide(audits: list[Audit], params: Params, margin: float) -> Decision:
             for audit in audits
         )
         comparisons = [compare(condition, candidate[condition], champion[condition]) for condition in candidate]
-    checks = checks_of(audits[0].workspace, audits[0].model.target)
-    failed = {check["key"]: check["explanation"] for check in checks if check["status"] == "FAIL"}
+    failed = failed_checks(audits[0].workspace, audits[0].model.target)
     return Decision(
         candidate=audits[0].model,
         champion=audits[1].model if len(audits) == 2 else None,
@@ -256,7 +255,7 @@ def _without_nan(values: Any) -> Any:
 
 
 def _points(difference: float) -> str:
-    return "–" if math.isnan(difference) else f"{100 * difference:.1f} points"
+    return "–" if math.isnan(difference) else points(difference)
 
 
 def _text(estimate: Estimate) -> str:

@@ -7,9 +7,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +18,12 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows.command import log_progress, run_flow
-from flows.dvc_pipeline import metrics_of
+from flows.dvc_pipeline import metrics_of, run_dvc
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
 from tasks.statistics.intervals import estimate_over_seeds
-from tasks.tracking import experiment_id, masked, open_run, tracking_uri
+from tasks.tracking import experiment_id, open_run
 
 FOLDER = Path("seeds")
 
@@ -107,24 +104,6 @@ def seeds_table(metrics: dict[int, dict[str, float]]) -> pd.DataFrame:
         own = {f"seed {seed}": value for seed, value in values.items()}
         rows.append({"metric": metric, **estimate_over_seeds(np.array(list(values.values()))), **own})
     return pd.DataFrame(rows)
-
-
-def run_dvc(*arguments: str) -> str:
-    """Run DVC's command line of this environment, and return its output.
-
-    Raises:
-        RuntimeError: DVC failed. The message has the last lines of the output.
-    """
-    dvc = Path(sys.executable).parent / "dvc"
-    # an experiment in a temporary folder logs to the store of this folder
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri()}
-    done = subprocess.run(  # noqa: S603  a list of arguments, no shell  # nosec B603
-        [dvc, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    if done.returncode:
-        lines = "\n".join(done.stdout.splitlines()[-15:])
-        raise RuntimeError(masked(f"dvc {' '.join(arguments)} failed:\n{lines}"))
-    return done.stdout
 
 
 def main() -> None:

@@ -1,9 +1,6 @@
 """The first step: nothing of params.yaml reaches a command, a path or a training before it is checked."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,8 @@ from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.tracking import Tracker
 from tests.conftest import ROOT, with_overrides
+from tests.test_pipeline import completed
+from tests.two_steps import init_dvc_without_git
 
 
 @pytest.mark.parametrize(
@@ -34,21 +33,10 @@ def test_a_name_of_a_defence_is_neither_a_command_nor_a_path_outside_of_data(
     values = with_overrides({"selected_defences": ["autoencoder", name]})
     with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(values | {"defences": {**values["defences"], name: {"kind": "autoencoder"}}}, file)
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
+    init_dvc_without_git(tmp_path)
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "labels.csv").touch()
-    binaries = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        [binaries / "dvc", "repro", "--keep-going"],
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
+    done = completed(tmp_path, "dvc", "repro", "--keep-going")
     assert done.returncode
     assert message in done.stdout
     assert not (tmp_path / "pwned").exists()

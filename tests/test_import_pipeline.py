@@ -80,7 +80,6 @@ def test_a_classifier_with_gradients_is_imported_attacked_and_trained_further(
     before = load_classifier(workspace, workspace.classifier)
     table = pd.read_parquet(workspace.split)
     images = torch.rand(4, 1, SIDE, SIDE)
-    params = parameters(source="factory", factory="ours:build", expected_accuracy=0.9)
     with pytest.raises(ValueError, match=r"classifier\.expected_accuracy: 0\.9 is expected"):
         run_step(
             train_classifier,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -250,11 +251,10 @@ class TestMlflow:
             download_program("models:/none/1", tmp_path)
 
 
-def onnx_file(path: Path, network: nn.Module, channels: int = 3) -> None:
-    pytest.importorskip("onnx")
+def onnx_file(path: Path, network: nn.Module) -> None:
     batch = {"images": {0: "n"}}
     torch.onnx.export(
-        network, (torch.zeros(1, channels, SIDE, SIDE),), path, dynamo=False, input_names=["images"], dynamic_axes=batch
+        network, (torch.zeros(1, 3, SIDE, SIDE),), path, dynamo=False, input_names=["images"], dynamic_axes=batch
     )
 
 
@@ -271,7 +271,8 @@ def test_an_onnx_model_has_gradients_where_it_converts(
 def test_an_onnx_model_that_does_not_convert_is_queried(
     workspace: Workspace, original: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    onnx2torch = pytest.importorskip("onnx2torch")
+    import onnx2torch
+
     onnx_file(workspace.root / "models" / "net.onnx", original)
 
     def fail(_model: Any) -> None:
@@ -349,11 +350,9 @@ def test_one_finding_of_a_multi_label_classifier(workspace: Workspace, original:
     named = {"factory": "my_net:build", "arguments": {"n_classes": 3}, "weights": "weights.safetensors"}
     with pytest.raises(ValueError, match=r"classifier\.output\.column: the network has 3 outputs"):
         imported(workspace, declared("factory", output={"kind": "sigmoid_logit"}, **named), ("no", "yes"))
-    other = Workspace(workspace.root)
-    for path in sorted(other.classifier_files.iterdir()):
-        path.unlink()
-    other.classifier_files.rmdir()
-    model = imported(other, declared("factory", output={"kind": "sigmoid_logit", "column": 2}, **named), ("no", "yes"))
+    shutil.rmtree(workspace.classifier_files)
+    output = {"kind": "sigmoid_logit", "column": 2}
+    model = imported(workspace, declared("factory", output=output, **named), ("no", "yes"))
     logit = expected(original, images)[:, 2]
     close(model, images, torch.stack([torch.zeros_like(logit), logit], dim=1))
 

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from tasks.tracking import EXPERIMENT, digest_of
 from tests.conftest import ROOT, with_overrides
+from tests.two_steps import init_dvc_without_git
 
 STEPS = [
     *("check_params", "acquire", "validate", "prepare", "train_classifier", "train_surrogates", "train_autoencoder"),
@@ -69,9 +70,7 @@ def make_workspace(folder: Path) -> Path:
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data" / "reference.csv", folder / "data")
     write_params(folder, {})
-    # the same as `dvc init --no-scm`, which takes seconds
-    (folder / ".dvc").mkdir()
-    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
+    init_dvc_without_git(folder)
     copy_settings(folder)
     return folder
 
@@ -96,23 +95,31 @@ def run(workspace: Path, *command: str, api: str | None = None) -> str:
         command: with its arguments.
         api: address of a Prefect server; by default flows start their own.
     """
-    binaries = Path(sys.executable).parent
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_T", "PREFECT_API"))
-    }
-    environment |= {"PATH": f"{binaries}{os.pathsep}{environment['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment |= {"PREFECT_API_URL": api} if api else {}
-    result = subprocess.run(
+    result = completed(workspace, *command, api=api)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def completed(workspace: Path, *command: str, api: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command as :func:`run` does, which may fail."""
+    return subprocess.run(
         command,
         cwd=workspace,
-        env=environment,
+        env=environment_of_commands() | ({"PREFECT_API_URL": api} if api else {}),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         check=False,
     )
-    assert result.returncode == 0, result.stdout
-    return result.stdout
+
+
+def environment_of_commands() -> dict[str, str]:
+    """Variables of a command in a toy workspace: its own tracking store, one thread, and the programs of this one."""
+    binaries = Path(sys.executable).parent
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_T", "PREFECT_API"))
+    }
+    return environment | {"PATH": f"{binaries}{os.pathsep}{environment['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 def digests(workspace: Path) -> dict[str, str]:

@@ -66,7 +66,11 @@ def two_classes(first_pixel: tuple[int, int]) -> Prepared:
     return Prepared(pixels, table, ("no", "yes"), 1, (0.0, 1.0), True)
 
 
-def attacked_by(target: nn.Module, data: Prepared, params: Params, folder: Path) -> Attacked:
+def attacked_by(
+    target: nn.Module, first_pixel: tuple[int, int], params_with: Callable[..., Params], folder: Path
+) -> Attacked:
+    """The attack on a target with the images of :func:`two_classes`."""
+    data, params = two_classes(first_pixel), params_with(SETTINGS)
     rows, checkpoints = np.arange(N), Checkpoints(folder, ())
     clean = predict(target, data.floats(rows), n_selection=20)
     return Attacked(
@@ -97,7 +101,7 @@ def test_a_target_that_is_right_with_probability_070_has_an_expected_accuracy_of
     tmp_path: Path, params_with: Callable[..., Params]
 ) -> None:
     target = RandomLabels(confident(20), wrong=0.3)
-    attacked = attacked_by(target, two_classes((0, 255)), params_with(SETTINGS), tmp_path)
+    attacked = attacked_by(target, (0, 255), params_with, tmp_path)
     records, minimum_eps = all_results(attacked)
     assert worst_case(records, minimum_eps) == pytest.approx([0.7] * 3, abs=0.02)
     # the smallest of several scores on the same samples would be too small
@@ -112,7 +116,7 @@ def test_a_target_that_the_attacks_break_has_an_expected_accuracy_near_0(
 ) -> None:
     # a change of 3 grey levels moves an image to the other class, and then 9 of 10 predictions are wrong
     target = RandomLabels(confident(2000), wrong=0.1)
-    attacked = attacked_by(target, two_classes((125, 130)), params_with(SETTINGS), tmp_path)
+    attacked = attacked_by(target, (125, 130), params_with, tmp_path)
     records, minimum_eps = all_results(attacked)
     assert worst_case(records, minimum_eps) == pytest.approx([0.9, 0.9, 0.1], abs=0.02)
     of_suite = minimum_eps[minimum_eps["attack"] == "suite"]
@@ -129,7 +133,7 @@ def test_a_deterministic_target_has_no_samples_and_is_attacked_unchanged(
 ) -> None:
     target = confident(2000)
     assert as_attacked(target) is target
-    attacked = attacked_by(target, two_classes((125, 130)), params_with(SETTINGS), tmp_path)
+    attacked = attacked_by(target, (125, 130), params_with, tmp_path)
     assert attacked.batch_size == attacked.settings.batch_size
     records, minimum_eps = all_results(attacked)
     assert not set(EXPECTED) & {*records, *minimum_eps}

@@ -13,8 +13,6 @@ from tasks.models.loading import import_classifier
 from tasks.params import Classifier
 from tests.faults.untrusted_files import Net, hostile_files, onnx_model, program, script, torch_saved
 
-pytest.importorskip("onnx")
-
 NAMES = list(hostile_files(Path(), Path()))
 
 

@@ -15,7 +15,11 @@ def make_two_steps(folder: Path, more_stages: str = "") -> None:
     """Write parameters, stages and DVC's configuration. No step has run."""
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / "dvc.yaml").write_text(STAGES + more_stages)
-    # the same as `dvc init --no-scm`, which takes a second
+    init_dvc_without_git(folder)
+
+
+def init_dvc_without_git(folder: Path) -> None:
+    """Do the same as ``dvc init --no-scm``, which takes seconds."""
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
 

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks.tracking import EXPERIMENT
-from tests.test_pipeline import STEPS, digests, make_workspace, run
+from tests.test_pipeline import STEPS, digests, environment_of_commands, make_workspace, run
 
 pytestmark = pytest.mark.faults
 
@@ -25,15 +25,10 @@ N_KILLS_OF_FLOWS = 10
 
 def start(workspace: Path, *command: str) -> subprocess.Popen[str]:
     """Start a command in the environment of :func:`run`, in a process group of its own."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_T", "PREFECT_API"))
-    }
-    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONUNBUFFERED"] = "1"
     return subprocess.Popen(
         command,
         cwd=workspace,
-        env=environment,
+        env=environment_of_commands() | {"PYTHONUNBUFFERED": "1"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import io
-import os
 import pickle
 import shutil
 import zipfile
@@ -38,6 +37,7 @@ from tasks.train_classifier import train_classifier
 from tests.all_flows import all_flows
 from tests.bundles import bundle_of, complete_workspace
 from tests.conftest import ROOT
+from tests.faults.untrusted_files import Malicious, torch_saved
 from tests.small_workspace import SMALL
 
 SOURCES = sorted(
@@ -122,16 +122,6 @@ def test_results_of_flows_that_prefect_persists_are_json() -> None:
     assert persisted == {"labelling": "json"}
 
 
-class Malicious:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.trace),)
-
-
 @pytest.fixture
 def trace(tmp_path: Path) -> Iterator[Path]:
     """Path of the folder that a planted pickle would create."""
@@ -144,11 +134,6 @@ def planted(trace: Path) -> bytes:
     return pickle.dumps({"model": Malicious(trace)})
 
 
-def as_torch_saves(content: Any) -> bytes:
-    torch.save(content, file := io.BytesIO())
-    return file.getvalue()
-
-
 def as_numpy_saves(content: Any) -> bytes:
     np.save(file := io.BytesIO(), np.array([content, None], dtype=object), allow_pickle=True)
     return file.getvalue()
@@ -159,7 +144,7 @@ def test_the_planted_pickle_runs_when_it_is_unpickled(tmp_path: Path) -> None:
     assert (tmp_path / "it-ran").is_dir()
 
 
-@pytest.mark.parametrize("save", [pickle.dumps, as_torch_saves])
+@pytest.mark.parametrize("save", [pickle.dumps, torch_saved])
 def test_a_pickle_in_place_of_a_checkpoint_is_not_loaded(
     save: Callable[[Any], bytes],
     workspace: Path,
@@ -186,7 +171,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_loaded(
         train_classifier(Workspace(), params, Tracker())
 
 
-@pytest.mark.parametrize("save", [pickle.dumps, as_torch_saves])
+@pytest.mark.parametrize("save", [pickle.dumps, torch_saved])
 def test_the_error_about_a_pickle_in_place_of_weights_names_the_file(
     save: Callable[[Any], bytes], workspace: Path, trace: Path
 ) -> None:
@@ -270,7 +255,7 @@ def test_a_pickle_in_place_of_the_weights_of_torchvision_raises_an_error(
 
     file = tmp_path / "hub" / "checkpoints" / Path(ResNet18_Weights.DEFAULT.url).name
     file.parent.mkdir(parents=True)
-    file.write_bytes(as_torch_saves(Malicious(trace)))
+    file.write_bytes(torch_saved(Malicious(trace)))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
         ValueError, match=r"^train_classifier\.pretrained: the weights of 'resnet18' in TORCH_HOME are damaged"
@@ -292,7 +277,7 @@ class TestMlflow:
         assert mlflow.pytorch.load_model(str(logged))(torch.zeros(2, 1, 4, 4)).shape == (2, 16)
 
     def test_a_pickle_in_place_of_a_program_raises_an_error(self, logged: Path, trace: Path) -> None:
-        (logged / "data" / "model.pth").write_bytes(as_torch_saves(Malicious(trace)))
+        (logged / "data" / "model.pth").write_bytes(torch_saved(Malicious(trace)))
         (logged / "data" / "pickle_module_info.txt").write_text("pickle")
         with pytest.raises(MlflowException, match="using pickle is disallowed"):
             mlflow.pytorch.load_model(str(logged))
@@ -302,7 +287,7 @@ class TestMlflow:
         shutil.move(program, original := program.with_suffix(".before"))
         with zipfile.ZipFile(original) as before, zipfile.ZipFile(program, "w") as after:
             for name in before.namelist():
-                content = as_torch_saves(Malicious(trace)) if name.endswith(".pt") else before.read(name)
+                content = torch_saved(Malicious(trace)) if name.endswith(".pt") else before.read(name)
                 after.writestr(name, content)
             assert any(name.endswith(".pt") for name in before.namelist())
         with pytest.raises(MlflowException, match="not a pickle-free payload"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -16,13 +17,13 @@ from torch import nn
 
 
 class Malicious:
-    """A pickle of it writes a file when it is loaded."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.trace, "ran")
+        return os.mkdir, (str(self.trace),)
 
 
 class Net(nn.Module):
