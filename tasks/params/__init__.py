@@ -12,6 +12,8 @@ from tasks.params.active_learning import (
     Oracle,
     PseudoLabelOracle,
 )
+from tasks.params.analyze import Analyze, ClaimBounds
+from tasks.params.attack import ArtAttack, Attack, PluginAttack
 from tasks.params.classifier import Classifier, ClassifierInput, ClassifierOutput
 from tasks.params.defences import (
     UNDEFENDED,
@@ -38,32 +40,11 @@ from tasks.params.defences import (
     Trades,
     TrainedAutoencoder,
 )
-from tasks.params.images import SUBGROUP, Intensity, OwnExpectation, Table
-from tasks.params.params import (
-    Acquire,
-    Analyze,
-    ArtAttack,
-    Attack,
-    Augmentation,
-    ClaimBounds,
-    Compute,
-    Params,
-    PluginAttack,
-    Split,
-    Surrogate,
-    TrainAutoencoder,
-    TrainClassifier,
-    Validate,
-    flatten,
-)
+from tasks.params.images import SUBGROUP, Acquire, Intensity, OwnExpectation, Split, Table, Validate
+from tasks.params.params import Compute, Params, flatten
 from tasks.params.reading import ParamsError, load_params, parse_params, read_defence
-from tasks.params.section import (
-    Noise,
-    Pgd,
-    Precision,
-    Section,
-    Training,
-)
+from tasks.params.section import Noise, Pgd, Precision, Section, Training
+from tasks.params.training import Augmentation, Surrogate, TrainAutoencoder, TrainClassifier
 
 __all__ = [
     "SUBGROUP",

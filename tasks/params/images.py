@@ -1,10 +1,11 @@
-"""Sections about files of images and their table."""
+"""The sections ``acquire``, ``validate`` and ``prepare``: images, their table, requirements and split."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tasks.params.section import Count, Section
+from tasks.params.section import Count, Fraction, Positive, Section, Share
 
 SUBGROUP = "subgroup_"
 """Prefix of the columns with subgroups in ``table.parquet`` and ``split.parquet``."""
@@ -100,3 +101,115 @@ class Intensity(Section):
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles {list(self.percentiles)} must rise within 0 to 100. Write [lower, upper]")
         return self
+
+
+class Phantom(Section):
+    """Number of phantoms."""
+
+    n_patients: Annotated[int, Field(ge=2)]
+    """Patients over all classes."""
+    n_slices_per_patient: Count
+    """Adjacent slices of each patient."""
+
+
+class Acquire(Section):
+    """Source and classes of the images."""
+
+    source: Literal["phantom", "folder", "kaggle"]
+    """Source of the images; ``phantom`` draws computer-made CT slices."""
+    folder: Annotated[str, Field(min_length=1)]
+    """Folder with one subfolder for each class, outside ``data/``; used if ``source`` is ``folder``."""
+    kaggle_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
+    """``owner/name`` of a Kaggle data set; used if ``source`` is ``kaggle``."""
+    classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
+    """Names of the classes and of their subfolders; the order determines the label numbers."""
+    positive_class: str
+    """Class of precision, recall and F1."""
+    phantom: Phantom
+    volumes: Volumes
+    table: Table
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct_folder_names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len({name.casefold() for name in classes}) < len(classes):
+            raise ValueError(f"class names {list(classes)} must differ by more than upper and lower case")
+        for name in classes:
+            if name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+                raise ValueError(f"{name!r} is not a valid folder name")
+            if name.startswith(("=", "+", "-", "@")):
+                # the tables of all steps contain the names of classes
+                raise ValueError(f"{name!r} begins with =, +, - or @, which spreadsheet programs take for a formula")
+        return classes
+
+    @field_validator("folder")
+    @classmethod
+    def _not_in_data(cls, folder: str) -> str:
+        # a step empties its folder below data/ before it runs
+        if Path(folder).expanduser().resolve().is_relative_to(Path("data").resolve()):
+            raise ValueError(f"{folder} is inside data/, where only steps write. Use a folder outside data/")
+        return folder
+
+    @model_validator(mode="after")
+    def _positive_class_is_a_class(self) -> Self:
+        if self.positive_class not in self.classes:
+            raise ValueError(f"positive_class {self.positive_class!r} must be one of classes {list(self.classes)}")
+        return self
+
+
+class Validate(Section):
+    """Requirements on the data set."""
+
+    min_side: Count
+    """Minimum length of the shorter side, in pixels."""
+    max_side: Count
+    """Maximum length of the longer side, in pixels."""
+    max_megapixels: Positive
+    """Maximum number of pixels, in millions; a larger image is rejected before it is decoded."""
+    min_images_per_class: Count
+    """Minimum number of images of every class."""
+    max_imbalance_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """Maximum ratio of the numbers of images of the largest and of the smallest class."""
+    max_exact_duplicate_fraction: Share
+    """Maximum fraction of images whose pixels are equal to those of an earlier image."""
+    near_duplicate_correlation: Fraction
+    """Pearson correlation of 32 x 32 thumbnails at and above which two images are near-duplicates."""
+    same_group_correlation: Fraction
+    """The same correlation at and above which two consecutive images are put into one inferred group."""
+    expectations: tuple[OwnExpectation, ...]
+    """Expectations of your own beside those that always run."""
+
+    @model_validator(mode="after")
+    def _sides_ordered(self) -> Self:
+        if self.min_side > self.max_side:
+            raise ValueError(f"min_side {self.min_side} must not be above max_side {self.max_side}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [expectation.name for expectation in self.expectations]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the names of expectations must differ: {', '.join(names)}")
+        return self
+
+
+class Split(Section):
+    """Split into training, validation and test images."""
+
+    strategy: Literal["auto", "stratified", "grouped"]
+    """``stratified`` draws single images; ``grouped`` keeps all images of a group (a patient, if ids are given) in one
+    split. ``auto``: ``grouped`` with patient ids and for a folder of your own, otherwise ``stratified``. A split in
+    ``acquire.table`` is kept."""
+    test_fraction: Fraction
+    """Fraction of all images."""
+    validation_fraction: Fraction
+    """Fraction of the images that are not test images."""
+
+
+class Prepare(Section):
+    """Image size and split."""
+
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    """Height and width in pixels, a multiple of 32."""
+    intensity: Intensity
+    split: Split
