@@ -21,11 +21,17 @@ from tests.test_params import leaves
 KEYS = leaves(VALUES)
 SCHEMA = Params.model_json_schema(by_alias=True)
 CONSTRAINED = {
-    *("acquire.classes", "acquire.folder", "acquire.positive_class", "validate.min_side", "validate.max_side"),
+    *("acquire.classes", "acquire.folder", "acquire.positive_class", "classifier.source"),
+    *("acquire.table.dicom_tags", "validate.min_side", "validate.max_side", "validate.expectations"),
+    *("prepare.image_size", "prepare.intensity.window", "prepare.intensity.percentiles"),
+    *("prepare.split.fold", "prepare.split.n_folds"),
+    *("acquire.table.path", "acquire.table.label", "acquire.table.patient", "acquire.table.split"),
+    "acquire.table.subgroups",
     *("train_classifier.architecture", "train_classifier.pretrained", "selected_defences"),
     *("defences.trades.adversary.pgd.n_random_starts", "attack.norm", "attack.eps", "attack.saved_eps"),
     *("attack.attacks", "attack.pgd.n_steps", "attack.effort", "attack.max_images"),
-    *("attack.max_black_box_images", "analyze.eps", "analyze.detector_evasion.eps"),
+    *("attack.max_black_box_images", "attack.max_art_reference_images", "attack.max_validation_images"),
+    *("analyze.eps", "analyze.detector_evasion.eps"),
     *("analyze.detector_evasion.max_images", "active_learning.acquisition_functions", "active_learning.dropout"),
     *("active_learning.initial_set.fraction", "active_learning.query_fraction", "active_learning.eps"),
     *("active_learning.adversarial_augmentation", "active_learning.max_attacked_images"),
@@ -240,9 +246,11 @@ def valid(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return valid(SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]])
     if "const" in schema or "enum" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
-    if "oneOf" in schema:
-        return st.one_of(*map(valid, schema["oneOf"]))
+    if alternatives := schema.get("oneOf") or schema.get("anyOf"):
+        return st.one_of(*map(valid, alternatives))
     match schema["type"]:
+        case "null":
+            return st.none()
         case "boolean":
             return st.booleans()
         case "integer":
