@@ -459,7 +459,7 @@ def test_a_defence_that_is_not_above_a_constant_predictor_fails() -> None:
     at_chance = {(DEFENDED, "adaptive", attack): {1: 0.5, 4: 0.0} for attack in ATTACKS}
     check = outcome(SOUND | at_chance)[DEFENDED, "constant"]
     assert (check.status, check.value) == ("FAIL", pytest.approx(0))
-    assert "that of a constant predictor 50.0 %; significantly above it at eps none" in check.explanation
+    assert "that of a constant prediction 50.0 %; significantly above it at eps none" in check.explanation
 
 
 @pytest.mark.parametrize(("n_more", "status"), [(1, "PASS"), (2, "FAIL")])

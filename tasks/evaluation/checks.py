@@ -15,7 +15,7 @@ from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Status
 CHECKS: dict[str, tuple[str, Callable[[CheckInputs], CheckOutcome | None]]] = {
     "majority_class": ("clean accuracy is above the fraction of the majority class", target_checks.majority_class),
     "shortcut_baseline": ("clean accuracy is above that of shortcuts", target_checks.shortcut_baseline),
-    "constant": ("balanced robust accuracy is above that of a constant predictor", target_checks.constant),
+    "constant": ("balanced robust accuracy is above that of a constant prediction", target_checks.constant),
     "monotone_in_eps": ("robust accuracy does not rise with eps", attack_checks.monotone_in_eps),
     "pgd_vs_fgsm": ("PGD is at least as strong as FGSM", attack_checks.pgd_vs_fgsm),
     "art_reference": ("FGSM and PGD are at least as strong as those of ART", attack_checks.art_reference),

@@ -59,7 +59,7 @@ def shortcut_baseline(of: CheckInputs) -> CheckOutcome:
 
 
 def constant(of: CheckInputs) -> CheckOutcome:
-    """Balanced robust accuracy is significantly above that of a constant predictor, at the reported eps."""
+    """Balanced robust accuracy is significantly above that of a constant prediction, at the reported eps."""
     threat_models = ("adaptive", "transfer", "black_box")
     correct = of.expected() if of.is_random else {eps: of.robust(eps, threat_models) for eps in of.grid}
     images = of.images.loc[correct[of.eps].index]
@@ -72,7 +72,7 @@ def constant(of: CheckInputs) -> CheckOutcome:
     above = [eps for eps, estimate in zip(of.grid, estimates, strict=True) if estimate.low > chance]
     found = estimates[of.grid.index(of.eps)]
     explanation = (
-        f"balanced robust accuracy at eps {of.eps:g} is {100 * found.value:.1f} %, that of a constant predictor "
+        f"balanced robust accuracy at eps {of.eps:g} is {100 * found.value:.1f} %, that of a constant prediction "
         f"{100 * chance:.1f} %; significantly above it at eps {', '.join(f'{eps:g}' for eps in above) or 'none'}"
     )
     if np.isnan(found.low):
