@@ -1,6 +1,7 @@
 import inspect
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch import nn
 from tasks.attack import attack
 from tasks.attack_defence import attack_defence
 from tasks.attacks import fixed_eps
-from tasks.attacks.attack_run import _split
+from tasks.attacks.attack_run import AttackRun, _split
 from tasks.attacks.gradient import pgd as pgd_module
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
@@ -420,6 +421,20 @@ def test_an_interrupted_attack_resumes_and_gives_the_same_bytes(
     assert len(checkpoints_in(workspace)) == n_done
     assert run(workspace, params) == uninterrupted
     assert n_resumed(caplog) == n_done
+
+
+def test_the_progress_of_an_attack_counts_its_parts_up_to_their_number(
+    workspace: Workspace, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="tasks")
+    params = params_with(SMALL | {"attack.attacks": ["fgsm"], "attack.max_images": 4})
+    run_attack(workspace, params)
+    n_parts = len(AttackRun.load(workspace, params, "undefended").parts())
+    progress = [line for line in caplog.messages if line.endswith("parts")]
+    assert progress == [f"attack on undefended: {n} of {n_parts} parts" for n in range(1, n_parts + 1)]
+    assert n_parts > 4
+    # a part can have several checkpoints, which are not counted
+    assert not [line for line in caplog.messages if re.match(r"\d+/\d+ ", line)]
 
 
 def test_clean_records_cover_every_test_image_if_only_some_are_attacked(

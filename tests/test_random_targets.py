@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.attack_run import crafted_images
 from tasks.attacks.attacked import Attacked
 from tasks.attacks.fixed_eps import craft
 from tasks.attacks.gradient.norm_ball import NormBall
@@ -82,8 +81,7 @@ def all_results(attacked: Attacked) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Records and results of the searches, as the step attack writes them."""
     zero = {"linf": np.zeros(N), "l2": np.zeros(N)}
     records = [attacked.records(attacked.rows, "none", CLEAN, 0.0, attacked.clean, attacked.clean, zero)]
-    names = crafted_images(attacked.data, attacked.rows, attacked.settings, 0, attacked.model)
-    for attack, rows in names.items():
+    for attack, rows in attacked.crafted_images().items():
         records.append(pq.read_table(craft(attacked, attack, rows)[attack] / "records.parquet"))
     found = [pq.read_table(each / "minimum_eps.parquet") for each in search(attacked, POINT, attacked.rows).values()]
     return pa.concat_tables(records).to_pandas(), pa.concat_tables(found).to_pandas()

@@ -1,5 +1,6 @@
 """The attack on one target: what is attacked, in which parts, and what is written."""
 
+import logging
 import math
 import statistics
 import time
@@ -15,12 +16,12 @@ import pyarrow.parquet as pq
 from torch import nn
 
 from tasks.attacks.art_attacks import check_art_attacks
-from tasks.attacks.attacked import Attacked, attacked_batch_size, digest_of_images
+from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.diagnostics import UNBOUNDED_EPS, run_diagnostics, run_positive_control
 from tasks.attacks.fixed_eps import craft, transfer_records
 from tasks.attacks.gradient.losses import N_SELECTION_SAMPLES
 from tasks.attacks.predictions import Predictions, concatenate, predict, seed_random_defences
-from tasks.attacks.searches import n_checkpoints, search, sweep_validation_images
+from tasks.attacks.searches import search, sweep_validation_images
 from tasks.attacks.surrogates import craft_on_surrogate, load_surrogates, save_transferred
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_model
@@ -32,16 +33,14 @@ from tasks.defences.randomness import random_modules
 from tasks.defences.targets import load_target
 from tasks.models.compute import configure_torch
 from tasks.models.cost import prediction_cost
-from tasks.params import UNDEFENDED, Attack, Params
+from tasks.params import UNDEFENDED, Params
 from tasks.records.adversarial_images import merge_perturbations
 from tasks.records.expected import N_FRESH_SAMPLES
 from tasks.records.operating_points import write_operating_points
 from tasks.records.tables import build_diagnostics, write_records
 from tasks.records.vocabulary import (
-    ART_REFERENCE,
     CLEAN,
     HOP_SKIP_JUMP,
-    PGD_FIXED_DRAWS,
     SQUARE,
     SQUARE_ON_SURVIVORS,
     SUITE,
@@ -64,6 +63,8 @@ Part = Callable[[], dict[str, Path]]
 """Computes one part, or finds its checkpoints; returns the checkpoint folders by attack (or ``diagnostics``)."""
 
 DIAGNOSTICS = "diagnostics"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,7 @@ class AttackRun:
             settings.fixed_sensitivity,
             params.seed,
         )
-        crafted = crafted_images(data, rows, settings, params.seed, model)
-        batch_size = attacked_batch_size(model, settings)
-        n_crafted = sum(len(_split(some, batch_size)) for some in crafted.values())
-        n_of_part = 1 + sum(n_checkpoints(settings, is_compared=point == points[-1]) for point in points)
         swept = choose_stratified(data, validation_rows, settings.max_validation_images, params.seed)
-        n_parts = [len(_split(each, MAX_SEARCH_BATCHES * settings.batch_size)) for each in (rows, swept)]
-        checkpoints.n_parts = 2 + n_crafted + n_of_part * n_parts[0] + n_parts[1]
         attacked = Attacked(
             target,
             model,
@@ -144,7 +139,6 @@ class AttackRun:
             workspace.plugins,
         )
         surrogates = load_surrogates(workspace, device) if target == UNDEFENDED else {}
-        checkpoints.n_parts += len(surrogates) * len(_split(rows, settings.batch_size))
         return cls(attacked, surrogates, swept, latency_ms)
 
     def parts(self) -> list[Part]:
@@ -153,7 +147,7 @@ class AttackRun:
         large = _split(attacked.rows, MAX_SEARCH_BATCHES * settings.batch_size)
         crafting = {
             attack: [partial(craft, attacked, attack, batch) for batch in _split(rows, attacked.batch_size)]
-            for attack, rows in self._crafted_images().items()
+            for attack, rows in attacked.crafted_images().items()
         }
         return [
             *(partial(search, attacked, point, rows) for point in attacked.operating_points for rows in large),
@@ -189,10 +183,11 @@ class AttackRun:
         records = [self._clean_records()]
         records += transfer_records(attacked, workspace) if target != UNDEFENDED else []
         finished: dict[str, list[Path]] = defaultdict(list)
-        for part in self.parts():
+        for number, part in enumerate(parts := self.parts(), start=1):
             for attack, folder in part().items():
                 finished[attack].append(folder)
-        for attack in self._crafted_images():
+            log.info("attack on %s: %d of %d parts", target, number, len(parts))
+        for attack in attacked.crafted_images():
             crafted = _concatenate(finished[attack], "records.parquet")
             records.append(crafted.sort_by([("eps", "ascending"), ("image", "ascending")]))
             for eps in attacked.saved_eps if attack in settings.own_attacks else ():
@@ -216,10 +211,6 @@ class AttackRun:
         tracker.metrics({"cost/latency_ms": self.latency_ms})
         for path_of in (workspace.records, workspace.minimum_eps, workspace.diagnostics, workspace.operating_points):
             tracker.artifact(path_of(target))
-
-    def _crafted_images(self) -> dict[str, np.ndarray]:
-        attacked = self.attacked
-        return crafted_images(attacked.data, attacked.rows, attacked.settings, attacked.seed, attacked.model)
 
     def _diagnose(self, rows: np.ndarray) -> dict[str, Path]:
         """Part: the diagnostics of some images."""
@@ -248,27 +239,6 @@ class AttackRun:
         attacked = self.attacked
         zero = {"linf": np.zeros(len(attacked.test_rows)), "l2": np.zeros(len(attacked.test_rows))}
         return attacked.records(attacked.test_rows, "none", CLEAN, 0.0, attacked.clean, attacked.clean, zero)
-
-
-def crafted_images(
-    data: Prepared, rows: np.ndarray, settings: Attack, seed: int, model: nn.Module
-) -> dict[str, np.ndarray]:
-    """Rows of the images that each attack at fixed eps attacks: ours and ART's, and ART's reference for ours.
-
-    On a random target, PGD also runs with the same draws at every step.
-
-    Args:
-        data: prepared images.
-        rows: of all attacked images.
-        settings: of the attack.
-        seed: of the choice of the images for the reference.
-        model: target.
-    """
-    part = choose_stratified(data, rows, settings.max_art_reference_images, seed)
-    references = {name: part for name, ours in ART_REFERENCE.items() if ours in settings.own_attacks}
-    fixed = [PGD_FIXED_DRAWS] if random_modules(model) and "pgd" in settings.own_attacks else []
-    ours = [*settings.own_attacks, *settings.eight_bit_attacks, *fixed]
-    return dict.fromkeys([*ours, *settings.art_attacks, *settings.plugin_attacks], rows) | references
 
 
 def _clean_predictions(

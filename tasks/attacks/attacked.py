@@ -15,7 +15,7 @@ from tasks.attacks.gradient.norm_ball import NormBall, radius
 from tasks.attacks.predictions import Predictions
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_arrays
-from tasks.dataset.prepared import Prepared
+from tasks.dataset.prepared import Prepared, choose_stratified
 from tasks.defences.randomness import AveragedPredictions, as_attacked, random_modules
 from tasks.defences.shifted import Shifted
 from tasks.models.compute import device_of
@@ -24,7 +24,7 @@ from tasks.records.expected import append_expected, expected_columns
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.perturbation_norms import check_adversarial
 from tasks.records.tables import build_records
-from tasks.records.vocabulary import AS_TRAINED
+from tasks.records.vocabulary import ART_REFERENCE, AS_TRAINED, PGD_FIXED_DRAWS
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,21 @@ class Attacked:
     @property
     def batch_size(self) -> int:
         """Images of one gradient; of a random target fewer, since a gradient averages several predictions."""
-        return attacked_batch_size(self.model, self.settings)
+        attacked = as_attacked(self.model)
+        n_predictions = attacked.n_predictions if isinstance(attacked, AveragedPredictions) else 1
+        return max(self.settings.batch_size // n_predictions, 1)
+
+    def crafted_images(self) -> dict[str, np.ndarray]:
+        """Rows of the images that each attack at fixed eps attacks: ours and ART's, and ART's reference for ours.
+
+        On a random target, PGD also runs with the same draws at every step.
+        """
+        settings = self.settings
+        part = choose_stratified(self.data, self.rows, settings.max_art_reference_images, self.seed)
+        references = {name: part for name, ours in ART_REFERENCE.items() if ours in settings.own_attacks}
+        fixed = [PGD_FIXED_DRAWS] if self.is_random and "pgd" in settings.own_attacks else []
+        ours = [*settings.own_attacks, *settings.eight_bit_attacks, *fixed]
+        return dict.fromkeys([*ours, *settings.art_attacks, *settings.plugin_attacks], self.rows) | references
 
     @property
     def ball(self) -> NormBall:
@@ -149,13 +163,6 @@ class Attacked:
                 f"{error}, {path} the first; target {self.target}, attack {attack}. Train the models again, with a "
                 "lower learning rate"
             ) from error
-
-
-def attacked_batch_size(model: nn.Module, settings: Attack) -> int:
-    """Images of one gradient through a target, so that their number times that of the predictions is about constant."""
-    attacked = as_attacked(model)
-    n_predictions = attacked.n_predictions if isinstance(attacked, AveragedPredictions) else 1
-    return max(settings.batch_size // n_predictions, 1)
 
 
 def digest_of_images(data: Prepared, rows: np.ndarray) -> list[str]:

@@ -59,12 +59,6 @@ def black_box_searches(settings: Attack) -> dict[str, list[int]]:
     return {attack: [n for n in numbers if n] for attack, numbers in queries.items() if any(numbers)}
 
 
-def n_checkpoints(settings: Attack, is_compared: bool) -> int:
-    """Number of checkpoints of one part at an operating point, at which targets are compared or not."""
-    black_box = black_box_searches(settings)
-    return len(stages_of(settings, is_compared)) + len(black_box) + (SQUARE in black_box)
-
-
 def search(attacked: Attacked, point: OperatingPoint, rows: np.ndarray) -> dict[str, Path]:
     """Part: all searches on some images at one operating point, one after the other; returns their checkpoints."""
     settings, finished, done = attacked.settings, dict[str, Path](), list[Stage]()

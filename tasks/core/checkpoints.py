@@ -37,7 +37,7 @@ class Checkpoints:
         folder: where they are kept.
         code: packages or modules that can change the result, as paths below ``tasks/`` (``attacks``,
             ``dataset/prepared.py``).
-        n_parts: number of parts, for the progress messages; 0 if the step has no parts.
+        n_parts: number of parts, for the progress messages; 0: they give no number.
         common: ingredients of every checkpoint; JSON can hold them.
     """
 
@@ -86,7 +86,8 @@ class Checkpoints:
                 shutil.rmtree(partial)
         self.n_done += 1
         outcome = "resumed from a checkpoint" if resumed else f"{time.monotonic() - began:.0f} s"
-        log.info("%d/%d  %s: %s", self.n_done, self.n_parts, description, outcome)
+        progress = f"{self.n_done}/{self.n_parts}  " if self.n_parts else ""
+        log.info("%s%s: %s", progress, description, outcome)
         return checkpoint
 
 
