@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from tasks.params import Params, Section, load_params
@@ -147,7 +148,8 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if get_origin(annotation) is tuple:
         item, *more = get_args(annotation)
         length = f" of {1 + len(more)}" if more != [Ellipsis] else ""
-        return f"list{length}{lengths}; each {type_text(item)}"
+        single = f"{type_text(item)}, or " if any(isinstance(one, BeforeValidator) for one in constraints) else ""
+        return f"{single}list{length}{lengths}; each {type_text(item)}"
     return f"{base_text(annotation)} {bounds}".strip() + lengths
 
 

@@ -200,10 +200,11 @@ def check_images(current: Workspace, model: Registered, about: Bundle, data: Pre
     """Check that the model takes the images of the current workspace.
 
     Raises:
-        ValueError: classes, image size or value range differ.
+        ValueError: classes, channels, image size or value range differ.
     """
-    taken = {"classes": about.classes, "image size": about.image_size, "value range": about.value_range}
-    found = {"classes": data.classes, "image size": data.pixels.shape[-1], "value range": data.value_range}
+    shape = about.channels, *about.image_size
+    taken = {"classes": about.classes, "images (channels, height, width)": shape, "value range": about.value_range}
+    found = dict(zip(taken, (data.classes, data.pixels.shape[1:], data.value_range), strict=True))
     if differing := [name for name in taken if taken[name] != found[name]]:
         wrong = "; ".join(f"{name} {found[name]}, but {model.label} takes {taken[name]}" for name in differing)
         raise ValueError(

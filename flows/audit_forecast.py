@@ -52,16 +52,19 @@ def measure_costs(model: ImportedClassifier, params: Params) -> Costs:
         params: of the audit.
     """
     device = configure_torch(params.compute)
-    side, n_classes = params.prepare.image_size, len(params.acquire.classes)
-    images = torch.rand(N_IMAGES, 1, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    n_channels, n_classes = params.prepare.channels, len(params.acquire.classes)
+    shape = N_IMAGES, n_channels, *params.prepare.image_size
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     labels = torch.zeros(N_IMAGES, dtype=torch.int64, device=device)
     surrogates = [
         seconds_of_gradient(
-            build_classifier(each.architecture, n_classes, 0.5, 0.25).to(device).train(), images, labels
+            build_classifier(each.architecture, n_classes, 0.5, 0.25, n_channels=n_channels).to(device).train(),
+            images,
+            labels,
         )
         for each in params.train_surrogates
     ]
-    autoencoder = build_autoencoder(params.train_autoencoder.architecture).to(device).train()
+    autoencoder = build_autoencoder(params.train_autoencoder.architecture, n_channels).to(device).train()
     model = model.to(device)
     with torch.inference_mode():
         prediction = seconds_per_image(lambda: model(images))

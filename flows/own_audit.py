@@ -90,13 +90,19 @@ def try_import(params: Params) -> ImportedClassifier:
         FileNotFoundError: a file of the classifier is missing.
         ValueError: a file is refused, or the network does not fit the declared input and output.
     """
-    side, classifier = params.prepare.image_size, params.classifier
+    settings, classifier = params.prepare, params.classifier
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder))
         workspace.train_classifier.mkdir(parents=True)
         downloaded = download_program(classifier.uri, workspace.root) if classifier.uri else None
         model, _ = import_classifier(
-            classifier, params.acquire.classes, params.acquire.positive_class, (side, side), 1, workspace, downloaded
+            classifier,
+            params.acquire.classes,
+            params.acquire.positive_class,
+            settings.image_size,
+            settings.channels,
+            workspace,
+            downloaded,
         )
     return model
 

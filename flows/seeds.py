@@ -1,6 +1,7 @@
 """The flow ``seeds``: run the pipeline for each seed, and compute mean and spread of the headline metrics.
 
-``python -m flows.seeds 0 1 2`` runs each seed as a DVC experiment. The results in the workspace do not change.
+``python -m flows.seeds 0 1 2`` runs each seed as a DVC experiment; with ``prepare.split.n_folds``, each fold of each
+seed. The results in the workspace do not change.
 """
 
 import argparse
@@ -32,32 +33,38 @@ log = logging.getLogger(__name__)
 
 @flow(name="seeds")
 def seeds(
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=2, max_length=100)] = [0, 1, 2],  # noqa: B006  not changed
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=100)] = [0, 1, 2],  # noqa: B006  not changed
 ) -> str:
-    """Run the pipeline for each seed, and write mean and spread of every headline metric.
+    """Run the pipeline for each seed, and each fold if there are folds; write mean and spread of the headline metrics.
 
     Args:
-        seeds: values of the parameter seed, all different. The other parameters are those of params.yaml.
+        seeds: values of the parameter seed, all different. The other parameters are those of params.yaml. With
+            prepare.split.n_folds, one seed is enough, and each seed draws folds of its own.
 
     Returns:
         The file of the table.
 
     Raises:
-        ValueError: a seed occurs twice.
+        ValueError: a seed occurs twice, or there is only one run.
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: {seeds} has a repeated value. All seeds must differ. Remove the repeated ones.")
     log_progress()
     params = load_params()
+    n_folds = params.prepare.split.n_folds
+    if len(seeds) == 1 and not n_folds:
+        raise ValueError(f"seeds: {seeds} is a single run. Give at least 2 seeds, or set prepare.split.n_folds.")
     # created here, so that the artifacts of the experiments, which run in temporary folders, are stored here
     experiment_id()
-    experiments = {seed: run_seed(seed, params) for seed in seeds}
-    table = seeds_table({seed: metrics_of(experiment) for seed, experiment in experiments.items()})
+    experiments = {run: run_seed(run, changes, params) for run, changes in runs_of(seeds, n_folds).items()}
+    # of the images of one fold to all others
+    test_to_train = 1 / (n_folds - 1) if n_folds else 0.0
+    table = seeds_table({run: metrics_of(experiment) for run, experiment in experiments.items()}, test_to_train)
     FOLDER.mkdir(exist_ok=True)
     file = FOLDER / "seeds.csv"
     write_table(table, file)
     with open_run(Workspace(), "seeds", FOLDER, params, "prefect") as tracker:
-        tracker.tags({f"experiment.{seed}": experiment for seed, experiment in experiments.items()})
+        tracker.tags({f"experiment.{run.removeprefix('seed ')}": each for run, each in experiments.items()})
         for statistic in ("value", "low", "high", "std"):
             known = table.dropna(subset=[statistic])
             name = "mean" if statistic == "value" else statistic
@@ -65,49 +72,63 @@ def seeds(
         tracker.artifact(file)
     # NaN is no JSON; pandas writes null
     rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
-    create_table_artifact(key="seeds", table=rows, description=f"Mean and spread over the seeds {seeds}")
+    folds = f" and {n_folds} folds" if n_folds else ""
+    create_table_artifact(key="seeds", table=rows, description=f"Mean and spread over the seeds {seeds}{folds}")
     return str(file)
 
 
-@task(name="seed", task_run_name="seed {seed}", tags=["seed"], cache_policy=NO_CACHE)
-def run_seed(seed: int, params: Params) -> str:
-    """Run the pipeline with this seed as a DVC experiment, unless the experiment exists, and return its name.
+def runs_of(seeds: list[int], n_folds: int) -> dict[str, dict[str, int]]:
+    """Changed parameters of each run, by its name: ``seed 1``, or ``seed 1 fold 0``."""
+    if not n_folds:
+        return {f"seed {seed}": {"seed": seed} for seed in seeds}
+    return {
+        f"seed {seed} fold {fold}": {"seed": seed, "prepare.split.fold": fold}
+        for seed in seeds
+        for fold in range(n_folds)
+    }
+
+
+@task(name="seed", task_run_name="{run}", tags=["seed"], cache_policy=NO_CACHE)
+def run_seed(run: str, changes: dict[str, int], params: Params) -> str:
+    """Run the pipeline with this seed and fold as a DVC experiment, unless it exists, and return its name.
 
     Raises:
         RuntimeError: DVC failed.
     """
-    values = json.dumps(params.model_dump(mode="json") | {"seed": seed}, sort_keys=True)
-    name = f"seed-{seed}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
+    values = json.dumps(params.model_dump(mode="json") | changes, sort_keys=True)
+    name = f"{run.replace(' ', '-')}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
     if name in run_dvc("exp", "list", "--name-only").split():
         log.info("The experiment %s exists already", name)
         return name
-    run_dvc("exp", "run", "--temp", "--name", name, "--set-param", f"seed={seed}")
+    settings = [argument for change in changes.items() for argument in ("--set-param", "{}={}".format(*change))]
+    run_dvc("exp", "run", "--temp", "--name", name, *settings)
     return name
 
 
-def seeds_table(metrics: dict[int, dict[str, float]]) -> pd.DataFrame:
-    """Mean and spread of each metric over seeds.
+def seeds_table(metrics: dict[str, dict[str, float]], test_to_train: float = 0.0) -> pd.DataFrame:
+    """Mean and spread of each metric over seeds and folds.
 
     Args:
-        metrics: by seed and name, with the same names for all seeds. Ends of intervals (``_low``, ``_high``) are left
+        metrics: by run and name, with the same names for all runs. Ends of intervals (``_low``, ``_high``) are left
             out: they describe the images of one run.
+        test_to_train: see :func:`tasks.statistics.intervals.estimate_over_seeds`.
 
     Returns:
         A row for each metric: ``value`` (mean), ``low`` and ``high`` (Student's 95 % interval), ``std``, and one column
-        for each seed.
+        for each run.
     """
     rows = []
     for metric in metrics[next(iter(metrics))]:
         if metric.endswith(("_low", "_high")):
             continue
-        values = {seed: of_seed[metric] for seed, of_seed in metrics.items()}
-        own = {f"seed {seed}": value for seed, value in values.items()}
-        rows.append({"metric": metric, **estimate_over_seeds(np.array(list(values.values()))), **own})
+        values = {run: of_run[metric] for run, of_run in metrics.items()}
+        estimate = estimate_over_seeds(np.array(list(values.values())), test_to_train)
+        rows.append({"metric": metric, **estimate, **values})
     return pd.DataFrame(rows)
 
 
 def main() -> None:
-    """Run the pipeline for each seed, and print mean and spread of the headline metrics."""
+    """Run the pipeline for each seed and each fold, and print mean and spread of the headline metrics."""
     parser = argparse.ArgumentParser(prog="python -m flows.seeds", description=main.__doc__)
     parser.add_argument("seeds", nargs="*", default=[0, 1, 2], type=int, help="different seeds (default: 0 1 2)")
     table = run_flow(seeds, **vars(parser.parse_args()))

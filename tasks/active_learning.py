@@ -5,6 +5,7 @@ import pandas as pd
 
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
+from tasks.dataset.prepared import as_pictures
 from tasks.labelling.contact_sheet import write_contact_sheet
 from tasks.labelling.label_efficiency import efficiency_tables
 from tasks.labelling.learning_curves import curve_table, cycle_table, plot_tables
@@ -40,12 +41,12 @@ def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> N
     for name in params.active_learning.compared_functions:
         gallery = workspace.queried_images / f"{name}.png"
         own_queries = queries[queries["acquisition"] == name]
-        if len(own_queries):
+        if is_shown := len(own_queries) > 0 and params.report.include_images:
             first_seed = own_queries[own_queries["seed"] == own_queries["seed"].min()]
             rows = [query["image"].to_numpy()[:N_GALLERY_IMAGES] for _, query in first_seed.groupby("cycle")]
-            write_contact_sheet([simulation.pixels[row, 0] for row in rows], gallery)
+            write_contact_sheet([as_pictures(simulation.pixels[row]) for row in rows], gallery)
         points = curve_points(curves[curves["acquisition"] == name], efficiency[efficiency["acquisition"] == name])
-        artifacts = [gallery] if len(own_queries) else []
+        artifacts = [gallery] if is_shown else []
         tracker.curve(f"active learning/{name}", {"acquisition": name}, points, artifacts)
 
 

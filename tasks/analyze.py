@@ -53,21 +53,21 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     best = best_detector_table(detector_scores, context.analysed_attack, context.seed)
     tables["detection"] = pd.concat([tables["detection"], best], ignore_index=True)
     plots = dvc_plot_tables(tables, context.analysed_attack, params.analyze.eps)
-    examples = example_arrays(context)
     settings = {name: read_defence(workspace.defence_settings(name)) for name in defences}
     unconverged = unconverged_eps(convergence_table(all_records, minimum_eps, points, worst))
     measured = records, worst, tables["features"], tables["detection"]
     claims = judge_claims(*measured, settings, params.analyze.eps, params.analyze.claim_bounds, unconverged)
 
     workspace.analyze_plots.mkdir()
-    workspace.examples.parent.mkdir()
     for name, table in tables.items():
         write_table(table, workspace.analyze / f"{name}.csv")
     for name, table in plots.items():
         write_table(table, workspace.analyze_plots / f"{name}.csv")
     embeddings.to_parquet(workspace.embeddings, index=False)
     detector_scores.to_parquet(workspace.detector_scores, index=False)
-    np.savez_compressed(workspace.examples, allow_pickle=False, **examples)
+    if params.report.include_images:
+        workspace.examples.parent.mkdir()
+        np.savez_compressed(workspace.examples, allow_pickle=False, **example_arrays(context))
     write_json([asdict(claim) for claim in claims], workspace.claims)
 
     area = tables["robustness_area"]

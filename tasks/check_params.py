@@ -17,14 +17,16 @@ def check_params(workspace: Workspace, params: Params, tracker: Tracker) -> None
     Raises:
         ValueError: a classifier does not accept images of a size.
     """
-    side, key = params.prepare.image_size, "train_classifier.architecture"
+    (height, width), n_channels = params.prepare.image_size, params.prepare.channels
+    key = "train_classifier.architecture"
     own = {key: params.train_classifier.architecture}
     surrogates = enumerate(params.train_surrogates)
     others = {f"train_surrogates[{number}].architecture": each.architecture for number, each in surrogates}
     for name, architecture in (others | own if params.classifier.source == "train" else others).items():
-        check_image_size(name, architecture, side, "prepare.image_size")
+        check_image_size(name, architecture, (height, width), "prepare.image_size", n_channels)
     factor = params.active_learning.downsampling_factor
-    check_image_size(key, own[key], side // factor, "active_learning.downsampling_factor")
+    small = height // factor, width // factor
+    check_image_size(key, own[key], small, "active_learning.downsampling_factor", n_channels)
     write_json({"valid": True}, workspace.checked_params)
 
 

@@ -1,4 +1,4 @@
-"""Convert the raw images to one array of square images, and draw the split that every later step uses."""
+"""Convert the raw images to one array of images of one size, and draw the split that every later step uses."""
 
 import json
 import logging
@@ -6,14 +6,14 @@ import logging
 import numpy as np
 
 from tasks.core.workspace import Workspace
-from tasks.dataset.images import Reading, read_square, reading_of, with_percentiles
+from tasks.dataset.images import Reading, read_prepared, reading_of, with_percentiles
 from tasks.dataset.intensity import FULL_RANGE
 from tasks.dataset.leakage import measure_leakage
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.shortcut import SHORTCUTS, predict_from_shortcuts, score_predictions
 from tasks.dataset.split import draw_split, split_strategy
 from tasks.dataset.table import join_table
-from tasks.params import Params
+from tasks.params import Params, size_as_given
 from tasks.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     strategy = split_strategy(settings.split.strategy, source["source"], table)
     table = table.assign(split=draw_split(strategy, table, settings.split, params.seed))
 
-    reading = reading_of(params.acquire, settings.intensity)
+    reading = reading_of(params.acquire, settings)
     train = [workspace.images / path for path in table["path"][table["split"] == "train"]]
     reading = with_percentiles(reading, settings.intensity, train)
     pixels = _write_pixels(workspace, table["path"].tolist(), settings.image_size, reading)
@@ -61,9 +61,12 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "is_phantom": source["is_phantom"],
         "classes": list(classes),
         "positive_class": params.acquire.positive_class,
-        "image_size": settings.image_size,
+        "image_size": size_as_given(settings.image_size),
+        **({"channels": 3} if settings.channels == 3 else {}),
+        **({"resize": settings.resize} if settings.resize != "stretch" else {}),
         "value_range": [0.0, 1.0],
         "strategy": strategy,
+        **({"n_folds": settings.split.n_folds, "fold": settings.split.fold} if settings.split.n_folds else {}),
         "n": len(table),
         "n_groups": int(table["group"].nunique()),
         "n_images": n_images,
@@ -86,12 +89,12 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     tracker.metrics({f"shortcut_baseline/{key}": value for key, value in shortcut_scores.items()})
 
 
-def _write_pixels(workspace: Workspace, paths: list[str], side: int, reading: Reading) -> np.ndarray:
-    """Write and return the images as one array, uint8 ``(N, 1, side, side)``, without holding all of them in memory."""
-    shape = (len(paths), 1, side, side)
+def _write_pixels(workspace: Workspace, paths: list[str], size: tuple[int, int], reading: Reading) -> np.ndarray:
+    """Write and return the images as one array, uint8 ``(N, C, H, W)``, without holding all of them in memory."""
+    shape = (len(paths), reading.channels, *size)
     pixels = np.lib.format.open_memmap(workspace.pixels, mode="w+", dtype=np.uint8, shape=shape)
     for row, path in enumerate(paths):
-        pixels[row, 0] = read_square(workspace.images / path, side, reading=reading)
+        pixels[row] = read_prepared(workspace.images / path, size, reading=reading)
         if (row + 1) % 500 == 0:
             log.info("prepared %d of %d images", row + 1, len(paths))
     pixels.flush()

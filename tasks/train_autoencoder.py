@@ -1,10 +1,8 @@
 """Step ``train_autoencoder``: train the denoising autoencoder on noise, without adversarial examples."""
 
-import numpy as np
-
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
-from tasks.dataset.prepared import load_prepared
+from tasks.dataset.prepared import load_prepared, signature_images
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
@@ -30,7 +28,7 @@ def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) ->
         device=str(device),
     )
     model, history = fit(
-        build_seeded(lambda: build_autoencoder(settings.architecture), params.seed),
+        build_seeded(lambda: build_autoencoder(settings.architecture, **data.channel_argument), params.seed),
         denoising_objective(settings),
         data.pixels,
         data.labels(),
@@ -42,10 +40,10 @@ def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) ->
         checkpoints,
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )
-    save_model(workspace.autoencoder, model, architecture=settings.architecture)
+    save_model(workspace.autoencoder, model, architecture=settings.architecture, **data.channel_argument)
     history.to_csv(workspace.autoencoder_history, index=False)
     tracker.artifact(workspace.autoencoder_history)
-    tracker.model("autoencoder", model, data.floats(np.arange(2)))
+    tracker.model("autoencoder", model, signature_images(data))
 
 
 if __name__ == "__main__":

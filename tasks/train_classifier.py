@@ -3,12 +3,11 @@
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
-from tasks.dataset.prepared import Prepared, load_prepared
+from tasks.dataset.prepared import Prepared, load_prepared, signature_images
 from tasks.models.classifier_training import fit_classifier
 from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
@@ -46,7 +45,7 @@ def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> 
     save_model(workspace.classifier, model, **build_arguments)
     history.to_csv(workspace.classifier_history, index=False)
     tracker.artifact(workspace.classifier_history)
-    tracker.model("classifier", model, data.floats(np.arange(2)))
+    tracker.model("classifier", model, signature_images(data))
 
 
 def import_trained(workspace: Workspace, params: Params, data: Prepared, device: torch.device) -> None:

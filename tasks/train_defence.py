@@ -72,14 +72,14 @@ def save_preprocessing(
     from tasks.models.files import load_model, save_model
     from tasks.models.seeding import build_seeded
 
-    architecture = load_build_arguments(workspace.autoencoder)["architecture"] if has_autoencoder else None
-    purifier = build_seeded(lambda: build_purifier(architecture, steps, n_eot_samples))
-    if architecture:
+    # its architecture, and its channels unless they are grey
+    of_autoencoder = load_build_arguments(workspace.autoencoder) if has_autoencoder else {"architecture": None}
+    arguments = of_autoencoder | {"steps": steps, "n_eot_samples": n_eot_samples}
+    purifier = build_seeded(lambda: build_purifier(**arguments))
+    if has_autoencoder:
         trained = load_model(workspace.autoencoder, build_autoencoder)
         purifier.get_submodule(str(len(steps))).load_state_dict(trained.state_dict())
-    save_model(
-        workspace.purifier(defence), purifier, architecture=architecture, steps=steps, n_eot_samples=n_eot_samples
-    )
+    save_model(workspace.purifier(defence), purifier, **arguments)
 
 
 def train_networks(workspace: Workspace, params: Params, settings: Defence, tracker: Tracker, defence: str) -> None:
@@ -97,7 +97,7 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
         robust_training_objective,
     )
     from tasks.core.checkpoints import Checkpoints
-    from tasks.dataset.prepared import load_prepared
+    from tasks.dataset.prepared import load_prepared, signature_images
     from tasks.models.autoencoder import build_autoencoder
     from tasks.models.compute import configure_torch
     from tasks.models.files import load_model, save_model
@@ -117,11 +117,12 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
     tracker.dataset(workspace.prepare, "prepared", "training")
 
     if isinstance(settings, TrainedAutoencoder):
-        path, build_arguments = workspace.purifier(defence), {"architecture": settings.architecture}
+        path = workspace.purifier(defence)
+        build_arguments: dict[str, Any] = {"architecture": settings.architecture, **data.channel_argument}
         if build_arguments == load_build_arguments(workspace.autoencoder):
             model = load_model(workspace.autoencoder, build_autoencoder)
         else:
-            model = build_seeded(lambda: build_autoencoder(settings.architecture), params.seed)
+            model = build_seeded(lambda: build_autoencoder(**build_arguments), params.seed)
     else:
         path, build_arguments = workspace.defended_classifier(defence), load_build_arguments(workspace.classifier)
         model = load_classifier(workspace, workspace.classifier)
@@ -178,7 +179,7 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
     tracker.artifact(workspace.defence_history(defence))
     # a TorchScript archive of the user's can't be exported
     if not any(isinstance(module, torch.jit.ScriptModule) for module in trained.modules()):
-        tracker.model(defence, trained, data.floats(data.indices("train")[:2]))
+        tracker.model(defence, trained, signature_images(data))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """
     settings, classes, intensity = params.validate_, params.acquire.classes, params.prepare.intensity
     check_own_expectations(settings.expectations)
-    reading = reading_of(params.acquire, intensity)
+    reading = reading_of(params.acquire, params.prepare)
     # the split is not drawn yet, so the percentiles of this step are those of all images
     paths = image_paths(workspace.images, classes, reading) if intensity.kind == "percentiles" else []
     manifest = build_manifest(

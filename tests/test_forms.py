@@ -35,7 +35,7 @@ def test_every_field_is_described(name: str) -> None:
         ("promote", "margin", 1.5, "less than 1"),
         ("promote", "name", "a/b", "should match pattern"),
         ("register", "name", "", "should match pattern"),
-        ("seeds", "seeds", [0], "at least 2 items"),
+        ("seeds", "seeds", [], "at least 1 item"),
         ("seeds", "seeds", [0, -1], "greater than or equal to 0"),
         ("seeds", "seeds", [0, 2**32], "less than 4294967296"),
     ],
@@ -50,7 +50,7 @@ def test_a_value_outside_its_bounds_is_rejected_before_the_run_starts(
 
 def test_a_form_shows_the_bounds() -> None:
     seeds = parameter_schema(FLOWS["seeds"].fn).properties["seeds"]
-    assert (seeds["minItems"], seeds["maxItems"], seeds["items"]["minimum"]) == (2, 100, 0)
+    assert (seeds["minItems"], seeds["maxItems"], seeds["items"]["minimum"]) == (1, 100, 0)
     margin = parameter_schema(FLOWS["promote"].fn).properties["margin"]
     assert (margin["exclusiveMinimum"], margin["exclusiveMaximum"]) == (0, 1)
 
@@ -59,7 +59,7 @@ def test_a_form_shows_the_bounds() -> None:
     ("command", "message"),
     [
         (["promote", "--margin", "1.5"], "promote: Flow run received invalid parameters:\n - margin: .* less than 1\n"),
-        (["seeds", "0"], "seeds: Flow run received invalid parameters:\n - seeds: .* at least 2 items.*\n"),
+        (["seeds", "0"], r"seeds: seeds: \[0\] is a single run\. Give at least 2 seeds, or .*n_folds\.\n"),
     ],
 )
 def test_the_command_line_rejects_a_value_outside_its_bounds_with_one_message(command: list[str], message: str) -> None:

@@ -37,7 +37,7 @@ def test_heat_maps_are_positive_where_the_image_shows_the_class() -> None:
 def test_heat_maps_of_a_frozen_classifier_equal_the_definition_of_grad_cam() -> None:
     torch.manual_seed(0)
     model = build_classifier("cnn", 2, 0.5, 0.2).eval().requires_grad_(False)
-    layer = last_feature_map_layer(model, 64)
+    layer = last_feature_map_layer(model, (1, 64, 64))
     images = torch.rand(3, 1, 64, 64)
     classes = torch.tensor([0, 1, 1])
     maps = Heatmaps(model, layer)(images, classes)
@@ -61,7 +61,7 @@ def test_features_are_the_input_of_the_head(architecture: str) -> None:
         head = classification_head(model)
         if isinstance(head, nn.Linear):
             assert torch.allclose(head(features), logits, atol=1e-5)
-    layer = last_feature_map_layer(model, 64)
+    layer = last_feature_map_layer(model, (1, 64, 64))
     assert Heatmaps(model, layer)(images, torch.tensor([0, 2])).shape[0] == 2
 
 
@@ -69,7 +69,7 @@ def test_a_network_without_a_head_or_a_feature_map_raises_an_error() -> None:
     with pytest.raises(ValueError, match="no linear or convolutional layer"):
         classification_head(nn.Flatten())
     with pytest.raises(ValueError, match="no feature map"):
-        last_feature_map_layer(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), 8)
+        last_feature_map_layer(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), (1, 8, 8))
 
 
 def test_agreement_is_largest_for_equal_and_smallest_for_opposite_maps() -> None:
@@ -97,8 +97,8 @@ def test_agreement_with_a_blank_map_is_zero_and_undefined_for_two_blank_maps() -
 
 def test_upsampled_maps_have_the_size_of_the_image_and_a_maximum_of_one() -> None:
     maps = np.array([[[0, 0], [0, 4.0]], [[0, 0], [0, 0]]], dtype=np.float32)
-    fine = upsample(maps, 8)
-    assert fine.shape == (2, 8, 8)
+    fine = upsample(maps, (8, 12))
+    assert fine.shape == (2, 8, 12)
     assert fine[0].max() == 1
     assert fine[0, -1, -1] == 1
     assert (fine[1] == 0).all()

@@ -416,16 +416,16 @@ class TestLayers:
         logits, features = LogitsAndFeatures(model)(images)
         assert features.shape == (5, 6)
         torch.testing.assert_close(logits, model(images))
-        assert last_feature_map_layer(model, SIDE) is not model
+        assert last_feature_map_layer(model, (1, SIDE, SIDE)) is not model
 
     def test_layers_can_be_named(self, workspace: Workspace) -> None:
         named = {"factory": "my_net:build", "arguments": {"n_classes": 3}, "feature_map_layer": "stem"}
         model = imported(workspace, declared("factory", **named))
-        assert last_feature_map_layer(model, SIDE) is model.get_submodule("network.stem")
+        assert last_feature_map_layer(model, (1, SIDE, SIDE)) is model.get_submodule("network.stem")
         assert isinstance(model, ImportedClassifier)
         model.feature_map_layer = "nothing"
         with pytest.raises(ValueError, match="no layer 'nothing'"):
-            last_feature_map_layer(model, SIDE)
+            last_feature_map_layer(model, (1, SIDE, SIDE))
 
     def test_a_script_gives_logits_as_features_and_a_map_of_its_images(
         self, workspace: Workspace, original: nn.Module, images: Tensor
@@ -434,7 +434,7 @@ class TestLayers:
         model = imported(workspace, declared("torchscript", file="net.pt", trust=True))
         logits, features = LogitsAndFeatures(model)(images)
         torch.testing.assert_close(logits, features)
-        assert last_feature_map_layer(model, SIDE) is model.get_submodule("images")
+        assert last_feature_map_layer(model, (1, SIDE, SIDE)) is model.get_submodule("images")
 
 
 def test_a_change_of_the_users_file_changes_the_digest(workspace: Workspace, images: Tensor) -> None:

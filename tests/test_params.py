@@ -69,7 +69,7 @@ def test_all_eps_are_analysed_unless_saved_eps_selects_some() -> None:
         ),
         ("validate.min_side", 5000, "validate: min_side 5000 must not be above max_side 4096"),
         ("validate.max_imbalance_ratio", math.inf, "validate.max_imbalance_ratio: .*finite"),
-        ("prepare.image_size", 100, "prepare.image_size: .*multiple of 32"),
+        ("prepare.image_size", [50, 31], r"prepare.image_size: must be a whole number from 32 .*; got \[50, 31\]"),
         ("prepare.split.strategy", "random", "prepare.split.strategy: .*'stratified' or 'grouped'"),
         ("prepare.split.test_fraction", 1.0, "prepare.split.test_fraction: .*less than 1"),
         ("train_classifier.epochs", 0, "train_classifier.epochs: .*greater than or equal to 1"),

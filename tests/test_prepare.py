@@ -172,7 +172,7 @@ def test_shortcut_baseline_predicts_every_test_image(workspace: Workspace, param
 def test_impossible_split_is_rejected_before_images_are_read(
     workspace: Workspace, params_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.prepare.read_square", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("tasks.prepare.read_prepared", lambda *_: pytest.fail("an image was read"))
     message = r"prepare\.split leaves no test image of the class 'non-COVID', which has 45 images"
     with pytest.raises(ValueError, match=message):
         prepare(workspace, params_of("stratified", test_fraction=0.005), Tracker())

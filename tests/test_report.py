@@ -12,6 +12,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from markupsafe import Markup
@@ -20,11 +21,11 @@ from PIL import Image
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.evaluation.subgroups import subgroup_table
-from tasks.params import Params, parse_params
+from tasks.params import Params, Report, parse_params
 from tasks.records.vocabulary import unit_of
 from tasks.report import report
 from tasks.reporting import page
-from tasks.reporting.drawings import render
+from tasks.reporting.drawings import IMAGES, render
 from tasks.reporting.formats import estimate, value_text
 from tasks.reporting.headline import DefenceComparison, Headline, effort_of, eps_in_unit, headline_metrics, headline_of
 from tasks.reporting.results import Results, load_results, read_table
@@ -951,3 +952,31 @@ def test_eps_is_also_in_the_unit_of_a_window() -> None:
     assert eps_in_unit({"intensity": window}, 1.0) == " (5.88 HU)"
     assert eps_in_unit({}, 1.0) == ""
     assert eps_in_unit({"intensity": window | {"kind": "full_range"}}, 1.0) == ""
+
+
+@pytest.mark.usefixtures("no_static_figures")
+def test_without_images_nothing_that_the_report_writes_depends_on_a_pixel(
+    phantom_workspace: tuple[Path, RecordingTracker], tmp_path: Path, params: Params
+) -> None:
+    shutil.copytree(phantom_workspace[0], tmp_path, dirs_exist_ok=True)
+    workspace, pixels = Workspace(tmp_path), np.load(Workspace(phantom_workspace[0]).pixels)
+    with_images = {path.name for path in workspace.figures.iterdir()}
+    page_with_images = workspace.report_html.read_text(encoding="utf-8")
+    shutil.rmtree(workspace.examples.parent)
+    written = []
+    for shown in (pixels, 255 - pixels):
+        np.save(workspace.pixels, shown)
+        shutil.rmtree(workspace.report)
+        workspace.report.mkdir()
+        tracker = RecordingTracker()
+        report(workspace, params.model_copy(update={"report": Report(include_images=False)}), tracker)
+        files = sorted(path for path in workspace.report.rglob("*") if path.is_file())
+        written.append({path.name: path.read_bytes() for path in files} | {"note": tracker.text.encode()})
+    assert written[0] == written[1]
+    of_images = {name for name in with_images if name.startswith(IMAGES)}
+    assert {"images-classes.png", "images-attack.png", "images-heatmaps.png", "images-queried-random.png"} <= of_images
+    assert {path.name for path in workspace.figures.iterdir()} == with_images - of_images
+    assert "data:image/jpeg" in page_with_images
+    page_without = written[0]["report.html"].decode()
+    assert "data:image/jpeg" not in page_without
+    assert "<img" not in without_scripts(page_without)

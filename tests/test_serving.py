@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from tasks.core.workspace import Workspace
-from tasks.dataset.images import ImageError, read_square
+from tasks.dataset.images import ImageError, read_prepared
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.preprocessing import AdditiveGaussianNoise
@@ -144,7 +144,7 @@ class TestPredictor:
         for content in (png(wide), png(colour), png(deep)):
             (tmp_path / "image").write_bytes(content)
             (found,) = predictor.predict_files([content])
-            (expected,) = predictor.predict_arrays(read_square(tmp_path / "image", SIDE))
+            (expected,) = predictor.predict_arrays(read_prepared(tmp_path / "image", (SIDE, SIDE)))
             assert found.probabilities == expected.probabilities
 
     def test_values_are_mapped_as_in_the_training_data(self, predictor: Predictor) -> None:
@@ -223,7 +223,7 @@ class TestPredictor:
         with pytest.raises(ValueError, match="has 513 images"):
             predictor.predict_arrays(np.zeros((MAX_IMAGES + 1, SIDE, SIDE)))
         # a target that needs no memory of its own; all images at once would need 512 MiB
-        large = predictor.bundle.model_copy(update={"image_size": 512, "detector": None})
+        large = predictor.bundle.model_copy(update={"image_size": (512, 512), "detector": None})
         target = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3)).eval()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert len(Predictor(large, target).predict_files(tiny[1:])) == MAX_IMAGES

@@ -13,6 +13,7 @@ from tasks.dataset.split import (
     MAX_SPLIT_DEVIATION,
     check_class_sizes,
     check_fractions,
+    draw_folds,
     draw_split,
     grouped_split,
     stratified_split,
@@ -155,9 +156,53 @@ def test_a_given_split_without_validation_images_gets_whole_groups_of_the_traini
     table = pd.DataFrame(
         {"label": groups % 2, "class": np.array(["a", "b"])[groups % 2], "group": groups, "split": split}
     )
-    fractions = Split(strategy="auto", test_fraction=0.5, validation_fraction=0.25)
+    fractions = Split(strategy="auto", test_fraction=0.5, validation_fraction=0.25, n_folds=0, fold=0)
     drawn = draw_split("given", table, fractions, seed=0)
     assert ((drawn == "test") == (split == "test")).all()
     assert table.assign(drawn=drawn).groupby("group")["drawn"].nunique().max() == 1
     assert (drawn == "validation").sum() == 24
     assert draw_split("given", table.assign(split=drawn), fractions, seed=1).tolist() == drawn.tolist()
+
+
+@pytest.mark.parametrize("strategy", ["stratified", "grouped"])
+def test_every_image_is_a_test_image_in_exactly_one_fold_and_groups_stay_together(strategy: str) -> None:
+    groups = np.arange(120) // 3
+    labels = groups % 2
+    table = pd.DataFrame({"label": labels, "class": np.array(["a", "b"])[labels], "group": groups})
+    drawn = np.array(
+        [draw_split(strategy, table, folds_of(5, fold, validation_fraction=0.25), seed=3) for fold in range(5)]
+    )
+    is_test = drawn == "test"
+    assert (is_test.sum(axis=0) == 1).all()
+    assert [counts_by_split(split, labels, 0) for split in drawn] == [{"train": 36, "validation": 12, "test": 12}] * 5
+    assert all(set(split) == set(SPLITS) for split in drawn)
+    if strategy == "grouped":
+        assert all(table.assign(split=split).groupby("group")["split"].nunique().max() == 1 for split in drawn)
+    again = draw_split(strategy, table, folds_of(5, 2, validation_fraction=0.25), seed=3)
+    assert again.tolist() == drawn[2].tolist()
+    other = draw_split(strategy, table, folds_of(5, 2, validation_fraction=0.25), seed=4)
+    assert other.tolist() != drawn[2].tolist()
+
+
+def test_stratified_folds_differ_by_one_image_at_most_also_within_a_class() -> None:
+    labels = np.repeat([0, 1, 2], [7, 11, 5])
+    folds = draw_folds("stratified", labels, np.arange(23), 4, seed=0)
+    assert sorted(np.bincount(folds)) == [5, 6, 6, 6]
+    for label, sizes in enumerate(([1, 2, 2, 2], [2, 3, 3, 3], [1, 1, 1, 2])):
+        assert sorted(np.bincount(folds[labels == label], minlength=4)) == sizes
+
+
+def test_a_class_with_fewer_groups_than_folds_is_refused() -> None:
+    table = pd.DataFrame(
+        {"class": ["many"] * 12 + ["few"] * 8, "label": [0] * 12 + [1] * 8, "group": [*range(16)] * 1 + [15] * 4}
+    )
+    with pytest.raises(
+        ValueError, match=r"too few groups of images: {'few': 4}\. Each class needs at least 5, one for each fold"
+    ):
+        draw_split("grouped", table, folds_of(5, 0), seed=0)
+
+
+def folds_of(n_folds: int, fold: int, validation_fraction: float = 0.1) -> Split:
+    return Split(
+        strategy="auto", test_fraction=0.2, validation_fraction=validation_fraction, n_folds=n_folds, fold=fold
+    )

@@ -15,7 +15,7 @@ class Activations:
     disables them.
 
     Args:
-        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        images: float32 ``(N, C, H, W)`` in [0, 1].
         classifier: the undefended classifier, which also returns its penultimate features.
         purifier: autoencoder with a submodule ``encoder``; takes and returns images.
     """
@@ -37,7 +37,7 @@ class Activations:
 
     @property
     def purified(self) -> Tensor:
-        """Output of the autoencoder, ``(N, 1, H, W)``."""
+        """Output of the autoencoder, ``(N, C, H, W)``."""
         return self._autoencoded[0]
 
     @property

@@ -43,7 +43,7 @@ class AnalysisContext:
     predictions: dict[str, np.ndarray]
     """Predicted class of each clean image, by purifier (``AS_GIVEN``: undefended), int64 ``(N,)``."""
     purified: dict[str, np.ndarray]
-    """Output of each purifier for the clean images, float32 ``(N, 1, H, W)``."""
+    """Output of each purifier for the clean images, float32 ``(N, C, H, W)``."""
     clean: ImageFeatures
     """Features of the clean images."""
 
@@ -106,7 +106,7 @@ def build_context(workspace: Workspace, params: Params, data: Prepared, records:
     extractor = FeatureExtractor(
         classifier=load_target(workspace, UNDEFENDED, device),
         purifiers={name: target.get_submodule("purifier") for name, target in targets.items()},
-        image_size=data.pixels.shape[-1],
+        image_shape=data.pixels.shape[1:],
         batch_size=params.attack.batch_size,
     )
     training, validation = data.indices("train"), data.indices("validation")

@@ -120,18 +120,18 @@ def evade(
     Args:
         forward: takes images, returns logits ``(N, K)`` and scores ``(N,)``, higher for adversarial images. The results
             for an image depend on this image only and have finite gradients. Networks are in evaluation mode, frozen.
-        images: float32 ``(N, 1, H, W)`` within the value range, on the model's device.
+        images: float32 ``(N, C, H, W)`` within the value range, on the model's device.
         labels: true classes, int64 ``(N,)``, on the model's device.
         radius: in units of the value range.
         ball: norm and value range.
         settings: number and size of the steps; ``n_random_starts`` is ignored.
-        starts: starting points within the balls, ``(N, 1, H, W)`` each, for example random points or the result of an
+        starts: starting points within the balls, ``(N, C, H, W)`` each, for example random points or the result of an
             attack that ignores the detector.
         goal: score at which the path of a misclassified image ends.
         enough: score of a misclassified image after which it gets no further starts.
 
     Returns:
-        ``(N, 1, H, W)``: of all points on the paths of an image, including the starts, the misclassified one with the
+        ``(N, C, H, W)``: of all points on the paths of an image, including the starts, the misclassified one with the
         smallest score; the end of the last path if no point is misclassified.
 
     Raises:

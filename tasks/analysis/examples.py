@@ -4,6 +4,7 @@ import numpy as np
 
 from tasks.analysis.context import AnalysisContext
 from tasks.analysis.heatmaps import upsample
+from tasks.dataset.prepared import as_pictures
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import AS_GIVEN, CLEAN, display_name
 
@@ -32,7 +33,7 @@ def example_arrays(context: AnalysisContext) -> dict[str, np.ndarray]:
         predicted = records["prediction"].to_numpy(dtype=np.int64)[chosen]
         captions[title] = [f"predicted {name}" for name in names[predicted]]
         if purifier == AS_GIVEN or point != at_clean:
-            maps[title] = upsample(extractor.heatmaps(shown[title], predicted), images.shape[-1])
+            maps[title] = upsample(extractor.heatmaps(shown[title], predicted), context.data.size)
 
     differences = {"adversarial − clean": adversarial - clean}
     for purifier in extractor.purifiers:
@@ -49,12 +50,12 @@ def example_arrays(context: AnalysisContext) -> dict[str, np.ndarray]:
         "attack": np.array(attack),
         "eps": np.array(eps),
         "rows": names[context.labels[chosen]],
-        "images": np.stack([shown[title] for title in titles], axis=1)[:, :, 0].astype(np.float16),
+        "images": np.stack([as_pictures(shown[title]) for title in titles], axis=1).astype(np.float16),
         "columns": np.array(titles),
         "captions": np.array([captions[title] for title in titles]).T,
         "maps": np.stack([*maps.values()], axis=1).astype(np.float16),
         "mapped": np.array([titles.index(title) for title in maps]),
-        "differences": np.stack([image for image, _ in amplified.values()], axis=1)[:, :, 0].astype(np.float16),
+        "differences": np.stack([as_pictures(image) for image, _ in amplified.values()], axis=1).astype(np.float16),
         "difference_columns": np.array([f"{title} × {times}" for title, (_, times) in amplified.items()]),
     }
 
@@ -72,6 +73,6 @@ def choose_examples(labels: np.ndarray, success: np.ndarray) -> np.ndarray:
 
 
 def amplify(difference: np.ndarray) -> tuple[np.ndarray, int]:
-    """Scale differences ``(N, 1, H, W)`` around mid grey by the largest integer that keeps [0, 1], and return both."""
+    """Scale differences ``(N, C, H, W)`` around mid grey by the largest integer that keeps [0, 1], and return both."""
     factor = max(1, int(0.5 / max(float(np.abs(difference).max()), 1e-6)))
     return np.clip(0.5 + factor * difference, 0, 1), factor

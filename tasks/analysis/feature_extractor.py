@@ -18,7 +18,7 @@ from tasks.models.features import LogitsAndFeatures, last_feature_map_layer
 from tasks.records.vocabulary import AS_GIVEN
 
 BatchReader = Callable[[slice], np.ndarray]
-"""Returns the images of a batch, float32 ``(n, 1, H, W)`` in [0, 1]; images are read when they are needed."""
+"""Returns the images of a batch, float32 ``(n, C, H, W)`` in [0, 1]; images are read when they are needed."""
 
 ImageFeatures = dict[tuple[str, str], np.ndarray]
 """(source, quantity) -> an array with one row for each image.
@@ -43,19 +43,19 @@ class FeatureExtractor:
     """The undefended classifier and the purifiers, with methods that run them on many images in batches.
 
     Args:
-        classifier: the undefended classifier; takes images ``(N, 1, H, W)``, returns logits ``(N, K)``.
+        classifier: the undefended classifier; takes images ``(N, C, H, W)``, returns logits ``(N, K)``.
         purifiers: by the name of their defence; detectors use the first.
-        image_size: H and W.
+        image_shape: ``(C, H, W)``.
         batch_size: number of images that the networks process together.
     """
 
     classifier: nn.Module
     purifiers: dict[str, nn.Module]
-    image_size: int
+    image_shape: tuple[int, ...]
     batch_size: int
 
     def activations(self, images: Tensor, purifier: str | None = None) -> Activations:
-        """Activations of a batch of images ``(N, 1, H, W)`` for one purifier, by default the first."""
+        """Activations of a batch of images ``(N, C, H, W)`` for one purifier, by default the first."""
         name = purifier or next(iter(self.purifiers))
         return Activations(images, self._features, self.purifiers[name])
 
@@ -72,7 +72,7 @@ class FeatureExtractor:
         return dict(zip(detectors, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
     def purify(self, images: BatchReader, n: int) -> dict[str, np.ndarray]:
-        """Output of every purifier for N images, float32 ``(N, 1, H, W)`` each."""
+        """Output of every purifier for N images, float32 ``(N, C, H, W)`` each."""
         with torch.inference_mode():
             return {
                 name: np.concatenate([_to_numpy(purifier(batch)) for batch in self._read(images, n)])
@@ -80,7 +80,7 @@ class FeatureExtractor:
             }
 
     def purify_batch(self, purifier: str, images: np.ndarray) -> np.ndarray:
-        """Output of one purifier for a batch of images ``(N, 1, H, W)``, float32; the images for ``AS_GIVEN``."""
+        """Output of one purifier for a batch of images ``(N, C, H, W)``, float32; the images for ``AS_GIVEN``."""
         if purifier == AS_GIVEN:
             return images
         with torch.inference_mode():
@@ -90,7 +90,7 @@ class FeatureExtractor:
         """Grad-CAM heat maps of a batch of inputs of the classifier, float32 ``(N, h, w)``.
 
         Args:
-            images: inputs of the classifier, float32 ``(N, 1, H, W)``.
+            images: inputs of the classifier, float32 ``(N, C, H, W)``.
             classes: the class to explain for each image, int64 ``(N,)``.
         """
         return self._heatmaps(self.to_device(images), self.to_device(classes))
@@ -108,7 +108,7 @@ class FeatureExtractor:
         Args:
             images: clean or adversarial images.
             originals: the same images without a perturbation.
-            purified: the purifiers to use, and their output for the originals, float32 ``(N, 1, H, W)`` each.
+            purified: the purifiers to use, and their output for the originals, float32 ``(N, C, H, W)`` each.
             explained: the sources (purifiers, ``AS_GIVEN``) that get heat maps, and the class to explain for each
                 image, int64 ``(N,)`` each.
             detectors: by name.
@@ -167,7 +167,7 @@ class FeatureExtractor:
 
     @cached_property
     def _heatmaps(self) -> Heatmaps:
-        return Heatmaps(self.classifier, last_feature_map_layer(self.classifier, self.image_size))
+        return Heatmaps(self.classifier, last_feature_map_layer(self.classifier, self.image_shape))
 
     def batches(self, n: int) -> list[slice]:
         """Split N images into batches."""

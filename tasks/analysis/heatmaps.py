@@ -22,7 +22,7 @@ class Heatmaps:
     """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391), computed with Captum.
 
     Args:
-        model: takes images ``(N, 1, H, W)``, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
+        model: takes images ``(N, C, H, W)``, returns logits ``(N, K)``; in evaluation mode, parameters frozen.
         layer: layer of the model with an output of shape ``(N, C, h, w)``.
     """
 
@@ -34,7 +34,7 @@ class Heatmaps:
         """Evidence for a class at each position, float32 ``(N, h, w)``, at least 0.
 
         Args:
-            images: float32 ``(N, 1, H, W)``.
+            images: float32 ``(N, C, H, W)``.
             classes: the class to explain for each image, int64 ``(N,)``.
         """
         # Neither parameters nor images require a gradient. The graph starts at the output of the layer, so earlier
@@ -119,9 +119,9 @@ def is_blank(maps: np.ndarray) -> np.ndarray:
     return blank
 
 
-def upsample(maps: np.ndarray, side: int) -> np.ndarray:
-    """Interpolate heat maps ``(N, h, w)`` to ``(N, side, side)`` and scale their maximum to 1; zero maps stay zero."""
-    fine = F.interpolate(torch.from_numpy(maps)[:, None], size=(side, side), mode="bilinear", align_corners=False)
+def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Interpolate heat maps ``(N, h, w)`` to ``(N, *size)`` and scale their maximum to 1; zero maps stay zero."""
+    fine = F.interpolate(torch.from_numpy(maps)[:, None], size=size, mode="bilinear", align_corners=False)
     largest = fine.amax(dim=(1, 2, 3), keepdim=True)
     scaled: np.ndarray = (fine / torch.where(largest > 0, largest, 1)).clamp(0, 1)[:, 0].numpy()
     return scaled

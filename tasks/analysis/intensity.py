@@ -12,14 +12,14 @@ from tasks.statistics.intervals import POSITIVE, RATE
 
 
 def histograms(images: np.ndarray, bins_per_level: int = 4) -> np.ndarray:
-    """Histogram of the pixels of each image, int32 ``(N, B)``, B = 255 * bins_per_level + 1.
+    """Histogram of the values of each image, all channels together, int32 ``(N, B)``, B = 255 * bins_per_level + 1.
 
     The centre of bin j is at j / bins_per_level grey levels. So the levels of an 8-bit image are at centres of bins,
     and rounding errors move no pixel to another bin. The first and the last bin have half the width. The centre of the
     bin of a pixel differs from its value by at most half a bin, which is 0.125 grey levels by default.
 
     Args:
-        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        images: float32 ``(N, C, H, W)`` in [0, 1].
         bins_per_level: bins per grey level of 1/255.
 
     Raises:
@@ -135,13 +135,13 @@ def radial_power(images: np.ndarray, n_rings: int = 16) -> np.ndarray:
     frequencies along the diagonals are left out. The mean of the image, frequency 0, belongs to the first ring.
 
     Args:
-        images: images or perturbations, float32 ``(N, 1, H, W)``.
+        images: images or perturbations, float32 ``(N, C, H, W)``; their spectrum is the mean over the channels.
         n_rings: F.
 
     Raises:
         ValueError: there are more rings than half the shorter side, so that a ring would contain no frequency.
     """
-    height, width = images.shape[-2:]
+    n, n_channels, height, width = images.shape
     if not 1 <= n_rings <= min(height, width) // 2:
         raise ValueError(
             f"n_rings: {n_rings}. 1 to {min(height, width) // 2} are allowed for {height} x {width} pixels. "
@@ -149,11 +149,11 @@ def radial_power(images: np.ndarray, n_rings: int = 16) -> np.ndarray:
         )
     weights = torch.from_numpy(_ring_weights(height, width, n_rings))
     parts = []
-    for start in range(0, len(images), 16):
-        spectrum = torch.fft.rfft2(torch.from_numpy(images[start : start + 16, 0]), norm="ortho")
+    for start in range(0, n, 16):
+        spectrum = torch.fft.rfft2(torch.from_numpy(images[start : start + 16]).flatten(0, 1), norm="ortho")
         parts.append(torch.view_as_real(spectrum).square().sum(dim=-1).flatten(1) @ weights)
-    power: np.ndarray = torch.cat(parts).numpy().astype(np.float64)
-    return power
+    power = torch.cat(parts).numpy().astype(np.float64)
+    return np.asarray(power.reshape(n, n_channels, n_rings).mean(axis=1))
 
 
 def _ring_weights(height: int, width: int, n_rings: int) -> np.ndarray:

@@ -25,7 +25,7 @@ def image_quality(images: np.ndarray, originals: np.ndarray) -> dict[str, np.nda
     up to 2e-4 for constant images and up to 1e-5 for others.
 
     Args:
-        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        images: float32 ``(N, C, H, W)`` in [0, 1].
         originals: the same.
 
     Raises:
@@ -74,8 +74,8 @@ def removed_energy_fraction(perturbation_in: np.ndarray, perturbation_out: np.nd
     amplifies the perturbation, NaN if there is none.
 
     Args:
-        perturbation_in: d, ``(N, 1, H, W)``.
-        perturbation_out: D(x + d) - D(x), ``(N, 1, H, W)``.
+        perturbation_in: d, ``(N, C, H, W)``.
+        perturbation_out: D(x + d) - D(x), ``(N, C, H, W)``.
     """
     before, after = (
         np.array([np.square(image, dtype=np.float64).sum() for image in images])
@@ -111,8 +111,13 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _ssim(image: np.ndarray, original: np.ndarray) -> float:
-    """Mean structural similarity of two images ``(1, H, W)``."""
-    x, y = torch.from_numpy(image[0]), torch.from_numpy(original[0])
+    """Mean structural similarity of two images ``(C, H, W)``, over positions and channels."""
+    return float(np.mean([_ssim_of_channel(*pair) for pair in zip(image, original, strict=True)]))
+
+
+def _ssim_of_channel(image: np.ndarray, original: np.ndarray) -> float:
+    """Mean structural similarity of two images ``(H, W)``."""
+    x, y = torch.from_numpy(image), torch.from_numpy(original)
     mean_x, mean_y, mean_squares, mean_product = _blur(torch.stack([x, y, x * x + y * y, x * y]))
     squares, product = mean_x**2 + mean_y**2, mean_x * mean_y
     variances, covariance = mean_squares - squares, mean_product - product

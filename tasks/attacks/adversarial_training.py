@@ -35,11 +35,11 @@ def adversarial_examples(
     generator: torch.Generator,
     eps_scale: float = 1,
 ) -> Tensor:
-    """Return PGD examples of a batch, ``(N, 1, H, W)``, at one random eps.
+    """Return PGD examples of a batch, ``(N, C, H, W)``, at one random eps.
 
     Args:
         model: target. In training mode, its batch normalisation uses the statistics of the batch.
-        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        images: float32 ``(N, C, H, W)`` in [0, 1].
         labels: true classes, int64 ``(N,)``, or class probabilities ``(N, K)``, from which the attack moves the
             prediction away.
         adversary: norm, range of eps, and parameters of PGD.
@@ -65,7 +65,7 @@ def retraining_objective(
     the undefended classifier.
 
     Args:
-        classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
+        classifier: takes images ``(N, C, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
         settings: adversary, and fraction of each batch that is adversarial.
         noise_settings: noise on the rest of the batch.
     """
@@ -90,7 +90,7 @@ def feature_guided_objective(
     batches are those of :func:`retraining_objective`.
 
     Args:
-        classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
+        classifier: takes images ``(N, C, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
         settings: layer to compare, adversary, and fraction of each batch that is adversarial.
         noise_settings: noise on the rest of the batch.
     """
@@ -121,7 +121,7 @@ def joint_training_objective(
     examples are computed end to end through both networks.
 
     Args:
-        classifier: takes images ``(N, 1, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
+        classifier: takes images ``(N, C, H, W)`` in [0, 1], returns logits; in evaluation mode, parameters frozen.
         settings: adversary, and weights of the terms of the loss.
         augmentation: augmentation of the training images.
     """

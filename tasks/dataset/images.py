@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tasks.dataset.intensity import FULL_RANGE, IntensityRange, percentile_range, to_grey_levels
+from tasks.dataset.intensity import FULL_RANGE, IntensityRange, percentile_range, to_levels
 from tasks.dataset.readers import ImageError, StoredImage, Volumes, read_stored
-from tasks.params import Acquire, Intensity
+from tasks.params import Acquire, Channels, Intensity, Prepare, Resize
 
-__all__ = ["ImageError", "LevelImage", "Reading", "as_square", "read_grey", "read_image"]
+__all__ = ["ImageError", "LevelImage", "Reading", "read_grey", "read_image", "read_prepared", "resize"]
 
 
 @dataclass(frozen=True)
@@ -21,28 +21,31 @@ class Reading:
 
     intensity: IntensityRange = FULL_RANGE
     volumes: Volumes = field(default_factory=Volumes)
+    channels: Channels = 1
+    resize: Resize = "stretch"
 
 
 DEFAULT = Reading()
 
 
-def reading_of(acquire: Acquire, intensity: Intensity) -> Reading:
+def reading_of(acquire: Acquire, settings: Prepare) -> Reading:
     """Return the reading that the parameters ask for. The range of percentiles is not known yet.
 
     Args:
         acquire: section ``acquire``.
-        intensity: section ``prepare.intensity``.
+        settings: section ``prepare``.
     """
     volumes = Volumes(acquire.volumes.frames, acquire.volumes.axis, acquire.volumes.every)
+    intensity = settings.intensity
     match intensity.kind:
         case "window":
             centre, width = intensity.window
-            low, high = centre - width / 2, centre + width / 2
-            return Reading(IntensityRange("window", low=low, high=high, unit=intensity.unit), volumes)
+            levels = IntensityRange("window", low=centre - width / 2, high=centre + width / 2, unit=intensity.unit)
         case "full_range":
-            return Reading(IntensityRange(bits=intensity.bits), volumes)
+            levels = IntensityRange(bits=intensity.bits)
         case _:
-            return Reading(IntensityRange(intensity.kind, unit=intensity.unit), volumes)
+            levels = IntensityRange(intensity.kind, unit=intensity.unit)
+    return Reading(levels, volumes, settings.channels, settings.resize)
 
 
 def with_percentiles(
@@ -75,7 +78,7 @@ class LevelImage:
     """An image as 8-bit levels, with the properties of its file."""
 
     pixels: np.ndarray
-    """uint8, ``(H, W)``."""
+    """uint8 ``(H, W)``, or ``(H, W, 3)`` for a reading with three channels."""
     stored: StoredImage
     """The image with the values of the file."""
 
@@ -89,12 +92,18 @@ class LevelImage:
         """Mode of the file, such as ``L``, ``RGBA`` or ``int16``."""
         return self.stored.mode
 
+    @property
+    def grey(self) -> np.ndarray:
+        """Grey levels, uint8 ``(H, W)``; colours become luma."""
+        return luma(self.pixels) if self.pixels.ndim == 3 else self.pixels
+
 
 def read_image(path: Path, max_megapixels: float, reading: Reading = DEFAULT) -> LevelImage:
     """Decode a complete image, map its values to [0, 1], and convert it to 8-bit levels.
 
-    Colours become luma (ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B). Grey that is stored as colour
-    keeps its values. An alpha channel is dropped. The EXIF orientation is applied.
+    For one channel, colours become luma (ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B), and grey that is stored as colour
+    keeps its values. For three channels, grey gets three equal ones. An alpha channel is dropped. The EXIF orientation
+    is applied.
 
     Args:
         path: image file, or the name of one image of a file; see :mod:`tasks.dataset.readers`.
@@ -106,7 +115,9 @@ def read_image(path: Path, max_megapixels: float, reading: Reading = DEFAULT) ->
             range, and ``reading`` names none.
     """
     stored = read_stored(path, max_megapixels, reading.volumes.axis)
-    levels = to_grey_levels(stored, reading.intensity, path)
+    levels = to_levels(stored, reading.intensity, path)
+    if reading.channels == 3:
+        return LevelImage(levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=2), stored)
     return LevelImage(luma(levels) if levels.ndim == 3 else levels, stored)
 
 
@@ -124,12 +135,42 @@ def read_grey(path: Path, max_megapixels: float = math.inf) -> np.ndarray:
     return read_image(path, max_megapixels).pixels
 
 
-def read_square(path: Path, side: int, max_megapixels: float = math.inf, reading: Reading = DEFAULT) -> np.ndarray:
-    """Levels of :func:`read_image`, resized to a square, uint8 ``(side, side)``."""
-    return as_square(read_image(path, max_megapixels, reading).pixels, side)
+def read_prepared(
+    path: Path, size: tuple[int, int], max_megapixels: float = math.inf, reading: Reading = DEFAULT
+) -> np.ndarray:
+    """Levels of :func:`read_image` in the size of the prepared images, uint8 ``(C, H, W)``."""
+    return resize(read_image(path, max_megapixels, reading).pixels, size, reading.resize)
 
 
-def as_square(levels: np.ndarray, side: int) -> np.ndarray:
-    """Resize levels, uint8 ``(H, W)`` or ``(H, W, 3)``, to a square. The aspect ratio is not kept."""
+def resize(levels: np.ndarray, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
+    """Resize levels, uint8 ``(h, w)`` or ``(h, w, 3)``, to uint8 ``(C, H, W)``.
+
+    ``stretch`` does not keep the aspect ratio. ``pad`` centres the largest image that fits on level 0. ``crop`` takes
+    the centre of the smallest image that covers the size, as torchvision's ``Resize`` and ``CenterCrop`` do.
+
+    Args:
+        levels: of the image.
+        size: H and W.
+        mode: ``stretch``, ``pad`` or ``crop``.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(levels))
+    (height, width), inner = size, (size[1], size[0])
+    by_height, by_width = height / picture.height, width / picture.width
+    if mode == "pad":
+        scale = min(by_height, by_width)
+        inner = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+    elif mode == "crop":
+        # as torchvision, the longer side is cut to an integer; the term keeps exact multiples
+        scale = max(by_height, by_width)
+        inner = int(picture.width * scale + 1e-6), int(picture.height * scale + 1e-6)
     # Pillow's filter is antialiased when it reduces an image
-    return np.asarray(Image.fromarray(np.ascontiguousarray(levels)).resize((side, side), Image.Resampling.BILINEAR))
+    resized = picture.resize(inner, Image.Resampling.BILINEAR)
+    if mode == "pad":
+        canvas = Image.new(picture.mode, (width, height))
+        canvas.paste(resized, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        resized = canvas
+    elif mode == "crop":
+        left, top = round((inner[0] - width) / 2), round((inner[1] - height) / 2)
+        resized = resized.crop((left, top, left + width, top + height))
+    prepared = np.asarray(resized)
+    return prepared[None] if prepared.ndim == 2 else prepared.transpose(2, 0, 1)

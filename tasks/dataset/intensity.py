@@ -43,7 +43,7 @@ FULL_RANGE = IntensityRange()
 """The range of the significant bits of each file, 0 to 255 for 8 bits."""
 
 
-def to_grey_levels(stored: StoredImage, intensity: IntensityRange, path: Path) -> np.ndarray:
+def to_levels(stored: StoredImage, intensity: IntensityRange, path: Path) -> np.ndarray:
     """Map the values of a file to 8-bit levels, uint8 of the same shape: 255 times the number in [0, 1], rounded.
 
     Args:

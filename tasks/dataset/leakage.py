@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.dataset.images import luma
 from tasks.dataset.manifest import adjacent_slice_pairs, connected_component_ids, thumbnail
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def measure_leakage(table: "pd.DataFrame", pixels: np.ndarray) -> dict[str, Any]
 
     Args:
         table: as for :func:`leakage_fractions`, and ``path`` and ``label``; in the order of the files.
-        pixels: the images, uint8 ``(N, 1, H, W)``.
+        pixels: the images, uint8 ``(N, C, H, W)``.
 
     Returns:
         ``outcome`` (``exact`` with patient ids, else ``unverified``), ``fractions`` from :func:`leakage_fractions`,
@@ -60,7 +61,9 @@ def measure_leakage(table: "pd.DataFrame", pixels: np.ndarray) -> dict[str, Any]
     labels, split = table["label"].to_numpy(), table["split"].to_numpy()
     units = table["patient" if has_patients(table) else "group"].factorize()[0]
     folders = [Path(path).parent for path in table["path"]]
-    thumbnails = np.array([thumbnail(image[0]) for image in pixels])
+    thumbnails = np.array(
+        [thumbnail(image[0] if len(image) == 1 else luma(image.transpose(1, 2, 0))) for image in pixels]
+    )
     leakage = {
         "outcome": "exact" if has_patients(table) else "unverified",
         "fractions": leakage_fractions(table),

@@ -90,7 +90,7 @@ def build_manifest(
         file_size = split_name(path)[0].stat().st_size
         identity = {"path": name, "class": classes[label], "label": label, "file_size": file_size}
         rows.append(identity | _image_properties(image))
-        thumbnails.append(thumbnail(image.pixels))
+        thumbnails.append(thumbnail(image.grey))
         if n_read % 500 == 0:
             log.info("read %d of %d images", n_read, len(files))
 
@@ -180,15 +180,16 @@ def _image_properties(image: LevelImage) -> dict[str, str | int | float]:
     stored = image.stored
     height, width = stored.shape
     low, high = stored.value_range or (0.0, 0.0)
+    levels = image.pixels
     return {
         "width": width,
         "height": height,
         "mode": image.mode,
         "format": image.format,
-        "sha256": hashlib.sha256(f"{height} {width} ".encode() + image.pixels.tobytes()).hexdigest(),
-        "mean": float(image.pixels.mean() / 255),
-        "std": float(image.pixels.std() / 255),
-        "saturated_fraction": float(np.isin(image.pixels, (0, 255)).mean()),
+        "sha256": hashlib.sha256(f"{height} {width} ".encode() + levels.tobytes()).hexdigest(),
+        "mean": float(levels.mean() / 255),
+        "std": float(levels.std() / 255),
+        "saturated_fraction": float(np.isin(levels, (0, 255)).mean()),
         "bits": stored.bits or 0,
         "unit": stored.unit,
         "min_value": float(stored.values.min()),

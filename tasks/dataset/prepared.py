@@ -16,10 +16,10 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Prepared:
-    """Grey images with their labels and split."""
+    """Images with their labels and split."""
 
     pixels: np.ndarray
-    """uint8 ``(N, 1, H, W)``, memory-mapped and read-only."""
+    """uint8 ``(N, C, H, W)``, memory-mapped and read-only; C is 1 (grey) or 3 (red, green, blue)."""
     table: "pd.DataFrame"
     """One row for each image, in the order of ``pixels``: path, class, label, group, near_duplicate_group, split."""
     classes: tuple[str, ...]
@@ -31,13 +31,25 @@ class Prepared:
     is_phantom: bool
     """True if the images are computer-drawn phantoms, False if they are scans of patients."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.pixels.shape[2:]
+        return height, width
+
+    @property
+    def channel_argument(self) -> dict[str, int]:
+        """Argument of the builders of networks: none for grey images, which are their default."""
+        n_channels = self.pixels.shape[1]
+        return {} if n_channels == 1 else {"n_channels": n_channels}
+
     def indices(self, split: str) -> np.ndarray:
         """Rows of the images of ``train``, ``validation`` or ``test``, ascending, int64 ``(n,)``."""
         assert split in SPLITS, split
         return np.flatnonzero(self.table["split"].to_numpy() == split).astype(np.int64)
 
     def floats(self, rows: np.ndarray) -> np.ndarray:
-        """Images in these rows as input of a model, float32 ``(n, 1, H, W)`` in [0, 1]."""
+        """Images in these rows as input of a model, float32 ``(n, C, H, W)`` in [0, 1]."""
         return as_floats(self.pixels[rows])
 
     def labels(self, rows: np.ndarray | None = None) -> np.ndarray:
@@ -60,7 +72,7 @@ class Prepared:
 
         Args:
             rows: of the candidates.
-            image: ``(1, H, W)`` in [0, 1].
+            image: ``(C, H, W)`` in [0, 1].
         """
         distances = np.square(self.floats(rows) - image).sum(axis=(1, 2, 3))
         return str(self.paths(rows)[distances.argmin()])
@@ -70,9 +82,14 @@ def as_floats(pixels: np.ndarray) -> np.ndarray:
     """Images as input of a model, float32 in [0, 1].
 
     Args:
-        pixels: uint8 ``(N, 1, H, W)``.
+        pixels: uint8 ``(N, C, H, W)``.
     """
     return np.asarray(pixels, dtype=np.float32) / np.float32(255)
+
+
+def as_pictures(images: np.ndarray) -> np.ndarray:
+    """Images as files and figures have them: ``(N, C, H, W)`` to ``(N, H, W)``, or ``(N, H, W, 3)`` for colours."""
+    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
 
 
 def load_prepared(workspace: Workspace) -> Prepared:
@@ -104,6 +121,15 @@ def load_prepared(workspace: Workspace) -> Prepared:
         value_range=(low, high),
         is_phantom=info["is_phantom"],
     )
+
+
+def signature_images(data: Prepared) -> np.ndarray:
+    """Two images of the prepared size with random pixels: the example that is saved with a model shows no patient.
+
+    Returns:
+        float32 ``(2, C, H, W)`` in [0, 1].
+    """
+    return np.random.default_rng(0).random((2, *data.pixels.shape[1:]), dtype=np.float32)
 
 
 def choose_stratified(data: Prepared, rows: np.ndarray, n_images: int, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Split into training, validation and test images: given, of single images, or of whole groups."""
+"""Split into training, validation and test images: given, of single images, or of whole groups; also k folds."""
 
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,8 @@ def split_strategy(setting: str, source: str, table: "pd.DataFrame") -> str:
 def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int) -> np.ndarray:
     """``train``, ``validation`` or ``test`` for each image, str ``(N,)``.
 
-    If a given split has no validation images, whole groups of its training images become validation images.
+    With ``n_folds``, the test images are those of the fold ``fold``, and the seed draws the same folds for every
+    number. If a given split has no validation images, whole groups of its training images become validation images.
 
     Args:
         strategy: from :func:`split_strategy`.
@@ -52,7 +53,10 @@ def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int)
     labels = table["label"].to_numpy()
     fractions = settings.test_fraction, settings.validation_fraction
     if strategy != "given":
-        check_class_sizes(table, strategy)
+        check_class_sizes(table, strategy, max(len(SPLITS), settings.n_folds))
+        if settings.n_folds:
+            folds = draw_folds(strategy, labels, table["group"].to_numpy(), settings.n_folds, seed)
+            return _fold_split(strategy, table, folds == settings.fold, settings.validation_fraction, seed)
     if strategy == "stratified":
         check_fractions(table, *fractions)
         return stratified_split(labels, *fractions, seed)
@@ -75,22 +79,62 @@ def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int)
     return given.astype(str)
 
 
-def check_class_sizes(table: "pd.DataFrame", strategy: str) -> None:
-    """Check that each class has an image, or a group, for every split.
+def draw_folds(strategy: str, labels: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+    """Number of the fold of each image, from 0, int64 ``(N,)``; each fold has its part of each class.
+
+    Args:
+        strategy: ``stratified``: of single images; ``grouped``: of whole groups.
+        labels: int ``(N,)`` in 0 .. K - 1.
+        groups: int ``(N,)``.
+        n_folds: at least 2.
+        seed: of the draw.
+
+    Raises:
+        ValueError: no folds of whole groups are nearly equal; see :func:`grouped_split`.
+    """
+    if strategy == "grouped":
+        targets = np.tile(np.bincount(labels) / n_folds, (n_folds, 1))
+        return _assign_all_groups(labels, groups, targets, seed)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    # class by class, dealt round, so that folds and classes in folds differ by one image at most
+    order = order[np.argsort(labels[order], kind="stable")]
+    folds = np.empty(len(labels), dtype=np.int64)
+    folds[order] = np.arange(len(labels)) % n_folds
+    return folds
+
+
+def _fold_split(
+    strategy: str, table: "pd.DataFrame", is_test: np.ndarray, validation_fraction: float, seed: int
+) -> np.ndarray:
+    """``test`` for the images of a fold, ``train`` or ``validation`` for the others, str ``(N,)``."""
+    rest = table[~is_test]
+    if strategy == "grouped":
+        others = grouped_split(rest["label"].to_numpy(), rest["group"].to_numpy(), 0.0, validation_fraction, seed)
+    else:
+        others = stratified_split(rest["label"].to_numpy(), 0.0, validation_fraction, seed)
+    split = np.full(len(table), "test", dtype=SPLIT_NAMES.dtype)
+    split[~is_test] = others
+    return split
+
+
+def check_class_sizes(table: "pd.DataFrame", strategy: str, n_parts: int = len(SPLITS)) -> None:
+    """Check that each class has an image, or a group, for every split, and for every fold if there are folds.
 
     Args:
         table: one row for each image; columns ``class`` and ``group``.
         strategy: ``stratified`` or ``grouped``.
+        n_parts: number of splits or folds.
 
     Raises:
         ValueError: a class has too few.
     """
     what = "images" if strategy == "stratified" else "groups of images"
     sizes = table["class"].value_counts() if strategy == "stratified" else table.groupby("class")["group"].nunique()
-    if too_few := {str(name): int(size) for name, size in sizes.items() if size < len(SPLITS)}:
+    if too_few := {str(name): int(size) for name, size in sizes.items() if size < n_parts}:
         raise ValueError(
-            f"acquire.classes: too few {what}: {too_few}. Each class needs at least {len(SPLITS)}, one for each split, "
-            "and no fraction of prepare.split helps. Add images of these classes, or remove the classes."
+            f"acquire.classes: too few {what}: {too_few}. Each class needs at least {n_parts}, one for each "
+            f"{'split, and no fraction of prepare.split helps' if n_parts == len(SPLITS) else 'fold'}. Add images of "
+            "these classes, or remove the classes."
         )
 
 
@@ -136,7 +180,7 @@ def stratified_split(labels: np.ndarray, test_fraction: float, validation_fracti
 
     Args:
         labels: int ``(N,)`` in 0 .. K - 1.
-        test_fraction: of all images.
+        test_fraction: of all images; 0: no test images.
         validation_fraction: of the images that are not test images.
         seed: of the draw.
 
@@ -148,7 +192,7 @@ def stratified_split(labels: np.ndarray, test_fraction: float, validation_fracti
     """
     counts = np.bincount(labels)
     targets = _target_counts(counts, test_fraction, validation_fraction)
-    if (is_empty := targets < 1).any():
+    if (is_empty := targets[: _n_splits(test_fraction)] < 1).any():
         split, label = np.argwhere(is_empty)[0]
         raise ValueError(
             f"prepare.split leaves no {SPLIT_NAMES[split]} image for a class with {counts[label]} images. Every split "
@@ -186,12 +230,30 @@ def grouped_split(
     Raises:
         ValueError: in every attempt, the deviation is above :data:`MAX_SPLIT_DEVIATION` or a split lacks a class.
     """
-    counts = np.bincount(labels)
-    # without test images there are two splits
-    n_splits = TEST + 1 if test_fraction else VALIDATION + 1
-    targets = _target_counts(counts, test_fraction, validation_fraction)[:n_splits].astype(float)
+    targets = _target_counts(np.bincount(labels), test_fraction, validation_fraction)
+    targets = targets[: _n_splits(test_fraction)].astype(float)
+    return np.asarray(SPLIT_NAMES[_assign_all_groups(labels, groups, targets, seed)])
+
+
+def _n_splits(test_fraction: float) -> int:
+    """Number of splits: 3, or 2 without test images."""
+    return TEST + 1 if test_fraction else VALIDATION + 1
+
+
+def _assign_all_groups(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, seed: int) -> np.ndarray:
+    """Split or fold of each image, int ``(N,)``: the best of :data:`N_ATTEMPTS`.
+
+    Args:
+        labels: int ``(N,)`` in 0 .. K - 1.
+        groups: int ``(N,)``.
+        targets: images of each split or fold and class, float ``(S, K)``.
+        seed: of the random orders.
+
+    Raises:
+        ValueError: in every attempt, the deviation is above :data:`MAX_SPLIT_DEVIATION` or a split lacks a class.
+    """
     _, groups = np.unique(groups, return_inverse=True)
-    sizes = np.zeros((groups.max() + 1, len(counts)), dtype=np.int64)
+    sizes = np.zeros((groups.max() + 1, targets.shape[1]), dtype=np.int64)
     np.add.at(sizes, (groups, labels), 1)
 
     rng = np.random.default_rng(seed)
@@ -206,10 +268,10 @@ def grouped_split(
         raise ValueError(
             f"prepare.split.strategy grouped can't meet the fractions within {MAX_SPLIT_DEVIATION:.0%}: {result}. "
             f"There are {len(sizes)} groups, {(sizes > 0).sum(axis=0).tolist()} by class, and the largest group has "
-            f"{sizes.sum(axis=1).max() / len(labels):.1%} of the images. Use more images, other fractions, a higher "
-            "validate.same_group_correlation (smaller groups), or the strategy stratified."
+            f"{sizes.sum(axis=1).max() / len(labels):.1%} of the images. Use more images, other fractions, fewer "
+            "folds, a higher validate.same_group_correlation (smaller groups), or the strategy stratified."
         )
-    return np.asarray(SPLIT_NAMES[best][groups])
+    return np.asarray(best[groups])
 
 
 def _assign_groups(order: np.ndarray, sizes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,10 +280,10 @@ def _assign_groups(order: np.ndarray, sizes: np.ndarray, targets: np.ndarray) ->
     Args:
         order: permutation of the groups, int ``(G,)``.
         sizes: images of each group and class, int ``(G, K)``.
-        targets: images of each split and class, float ``(3, K)``.
+        targets: images of each split and class, float ``(S, K)``.
 
     Returns:
-        split of each group, int ``(G,)``, and images of each split and class, float ``(3, K)``.
+        split of each group, int ``(G,)``, and images of each split and class, float ``(S, K)``.
     """
     split, assigned = np.empty(len(sizes), dtype=np.int64), np.zeros_like(targets)
     n_by_class = targets.sum(axis=0)
@@ -253,7 +315,7 @@ def _proportional(counts: np.ndarray, n: int) -> np.ndarray:
 
 
 def _deviation(assigned: np.ndarray, targets: np.ndarray) -> float:
-    """Deviation of a split from its targets, both ``(3, K)``.
+    """Deviation of a split from its targets, both ``(S, K)``.
 
     It is the largest error of the fraction of a split, and of the fraction of a class in a split.
     """

@@ -22,13 +22,13 @@ MAX_EXCHANGE_MEDIAN_SIZE = 25
 """Maximum number of values whose median is computed by compare-and-exchange, which takes quadratic time."""
 
 NumpyTransform = Callable[[np.ndarray], tuple[np.ndarray, Any]]
-"""ART's interface: images ``(N, 1, H, W)`` in [0, 1] to images of the same shape and labels; the labels are ignored."""
+"""ART's interface: images ``(N, C, H, W)`` in [0, 1] to images of the same shape and labels; the labels are ignored."""
 
 
 class PreprocessingPipeline(nn.Sequential):
     """A sequence of transforms, optionally followed by an autoencoder.
 
-    It takes and returns images ``(N, 1, H, W)`` in [0, 1].
+    It takes and returns images ``(N, C, H, W)`` in [0, 1].
 
     Args:
         modules: transforms and autoencoder, in order.
@@ -112,7 +112,7 @@ class DifferentiableJpeg(nn.Module):
         self.register_buffer("quantization_steps", steps.float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return approximately compressed images ``(N, 1, H, W)``; values can lie slightly outside [0, 1]."""
+        """Return approximately compressed images ``(N, C, H, W)``; values can lie slightly outside [0, 1]."""
         n, channels, height, width = images.shape
         size = self.BLOCK_SIZE
         padded = F.pad(images, (0, -width % size, 0, -height % size), mode="replicate")
@@ -300,7 +300,10 @@ def _build_art_transform(step: Jpeg | BitDepth) -> nn.Module:
 
 
 def build_purifier(
-    architecture: str | None = None, steps: Sequence[dict[str, Any]] = (), n_eot_samples: int = 1
+    architecture: str | None = None,
+    steps: Sequence[dict[str, Any]] = (),
+    n_eot_samples: int = 1,
+    n_channels: int = 1,
 ) -> nn.Module:
     """Return a purifier: transforms, an untrained autoencoder, or transforms followed by an autoencoder.
 
@@ -308,8 +311,9 @@ def build_purifier(
         architecture: architecture of the autoencoder; None for transforms alone.
         steps: transforms as in ``params.yaml``; empty for an autoencoder alone.
         n_eot_samples: see :class:`PreprocessingPipeline`; ignored for an autoencoder alone.
+        n_channels: channels of the images of the autoencoder.
     """
-    autoencoders = [] if architecture is None else [build_autoencoder(architecture)]
+    autoencoders = [] if architecture is None else [build_autoencoder(architecture, n_channels)]
     if not steps:
         (autoencoder,) = autoencoders
         return autoencoder

@@ -33,9 +33,9 @@ class Pool:
     model: nn.Module
     """Takes images, returns logits ``(N, K)``; in evaluation mode, parameters frozen."""
     images: np.ndarray
-    """Images without a label, float32 ``(N, 1, H, W)``."""
+    """Images without a label, float32 ``(N, C, H, W)``."""
     labelled: np.ndarray
-    """Images of the labelled set, float32 ``(M, 1, H, W)``."""
+    """Images of the labelled set, float32 ``(M, C, H, W)``."""
     ball: NormBall
     """Norm and value range of the attacks."""
     radius: float

@@ -10,14 +10,15 @@ GAP = 2
 
 
 def write_contact_sheet(rows: list[np.ndarray], path: Path) -> None:
-    """Write rows of grey images as one PNG with a white background.
+    """Write rows of images as one PNG with a white background.
 
     Args:
-        rows: each uint8 ``(n, H, W)``; n may differ between rows.
+        rows: each uint8 ``(n, H, W)`` or ``(n, H, W, 3)``; n may differ between rows.
         path: of the PNG file.
     """
     height, width = rows[0].shape[1] + GAP, rows[0].shape[2] + GAP
-    sheet = np.full((GAP + height * len(rows), GAP + width * max(map(len, rows))), 255, dtype=np.uint8)
+    shape = (GAP + height * len(rows), GAP + width * max(map(len, rows)), *rows[0].shape[3:])
+    sheet = np.full(shape, 255, dtype=np.uint8)
     for y, images in enumerate(rows):
         for x, image in enumerate(images):
             top, left = GAP + y * height, GAP + x * width

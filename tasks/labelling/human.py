@@ -7,7 +7,7 @@ import numpy as np
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import list_files, printable, rejected_files
-from tasks.dataset.images import DEFAULT, ImageError, Reading, read_square, reading_of, with_percentiles
+from tasks.dataset.images import DEFAULT, ImageError, Reading, read_prepared, reading_of, with_percentiles
 from tasks.dataset.prepared import load_prepared
 from tasks.dataset.readers import SUFFIXES
 from tasks.labelling.acquisition import select_query
@@ -56,10 +56,9 @@ def next_round(
     if len(rounds) >= n_rounds or not unlabelled:
         return None
 
-    side = data.pixels.shape[2]
     # read before the training, so that unreadable images are reported at once
-    pool_pixels = _read_downsampled(params, pool, unlabelled, side)
-    labelled_pixels = _read_downsampled(params, pool, [file for file, _ in labelled], side)
+    pool_pixels = _read_downsampled(params, pool, unlabelled, data.size)
+    labelled_pixels = _read_downsampled(params, pool, [file for file, _ in labelled], data.size)
     device = configure_torch(params.compute)
     train = data.indices("train")
     train_pixels = downsample(data.pixels[train], settings.downsampling_factor)
@@ -111,13 +110,15 @@ def pool_files(pool: Path) -> list[str]:
     return files
 
 
-def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float, reading: Reading = DEFAULT) -> np.ndarray:
-    """Return images as the step ``prepare`` makes them, uint8 ``(N, 1, side, side)``.
+def read_pool(
+    pool: Path, files: list[str], size: tuple[int, int], max_megapixels: float, reading: Reading = DEFAULT
+) -> np.ndarray:
+    """Return images as the step ``prepare`` makes them, uint8 ``(N, C, H, W)``.
 
     Args:
         pool: folder of the images.
         files: paths below ``pool``.
-        side: height and width in pixels.
+        size: H and W.
         max_megapixels: limit of the parameter ``validate.max_megapixels``.
         reading: how the files become images.
 
@@ -126,12 +127,12 @@ def read_pool(pool: Path, files: list[str], side: int, max_megapixels: float, re
     """
     refused = rejected_files([pool / file for file in files], pool)
     unreadable = [f"{pool / printable(path, pool)}: {reason}" for path, reason in refused.items()]
-    pixels = np.empty((len(files), 1, side, side), dtype=np.uint8)
+    pixels = np.empty((len(files), reading.channels, *size), dtype=np.uint8)
     for row, file in enumerate(files):
         if pool / file in refused:
             continue
         try:
-            pixels[row, 0] = read_square(pool / file, side, max_megapixels, reading)
+            pixels[row] = read_prepared(pool / file, size, max_megapixels, reading)
         except ImageError as error:
             unreadable.append(str(error))
     if unreadable:
@@ -146,9 +147,9 @@ def _model_path(folder: Path, number: int) -> Path:
     return folder / f"model-{number:02d}.safetensors"
 
 
-def _read_downsampled(params: Params, pool: Path, files: list[str], side: int) -> np.ndarray:
+def _read_downsampled(params: Params, pool: Path, files: list[str], size: tuple[int, int]) -> np.ndarray:
     limit, intensity = params.validate_.max_megapixels, params.prepare.intensity
     paths = [pool / file for file in files]
-    reading = with_percentiles(reading_of(params.acquire, intensity), intensity, paths, limit)
-    pixels = read_pool(pool, files, side, limit, reading)
+    reading = with_percentiles(reading_of(params.acquire, params.prepare), intensity, paths, limit)
+    pixels = read_pool(pool, files, size, limit, reading)
     return downsample(pixels, params.active_learning.downsampling_factor)

@@ -44,6 +44,7 @@ class Learner:
         n_classes: K.
         mean: of the training pixels, in [0, 1].
         std: standard deviation of the training pixels.
+        channel_argument: of the classifier; see :class:`tasks.dataset.prepared.Prepared`.
         device: of all computations.
         precision: of the training.
         seed: of the attacks on test images.
@@ -57,13 +58,16 @@ class Learner:
     n_classes: int
     mean: float
     std: float
+    channel_argument: dict[str, int]
     device: torch.device
     precision: Precision
     seed: int
 
     def build(self, pretrained: bool) -> nn.Module:
         """Return the classifier of ``train_classifier`` with :class:`Dropout` before its head."""
-        model = build_classifier(self.classifier.architecture, self.n_classes, self.mean, self.std, pretrained)
+        model = build_classifier(
+            self.classifier.architecture, self.n_classes, self.mean, self.std, pretrained, **self.channel_argument
+        )
         head = classification_head(model)
         name = next(name for name, module in model.named_modules() if module is head)
         model.set_submodule(name, nn.Sequential(Dropout(self.settings.dropout), head))
@@ -88,7 +92,7 @@ class Learner:
         """Train a classifier; keep the epoch with the best accuracy on ``N_SELECTION_IMAGES`` of the images.
 
         Args:
-            pixels: uint8 ``(n, 1, H, W)``.
+            pixels: uint8 ``(n, C, H, W)``.
             labels: that the oracle assigned, int64 ``(n,)``.
             previous: classifier of the cycle before, for a warm start; it is changed. Without it, or if
                 ``warm_start_epochs`` is 0, the training starts from initial weights.
@@ -128,7 +132,7 @@ class Learner:
         return model.to(self.device), len(history)
 
     def attack_images(self, model: nn.Module, pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-        """Return PGD examples rounded to 8 bits, uint8 ``(n, 1, H, W)``."""
+        """Return PGD examples rounded to 8 bits, uint8 ``(n, C, H, W)``."""
         adversarial = np.empty_like(pixels)
         for start in range(0, len(pixels), self.attack.batch_size):
             part = slice(start, start + self.attack.batch_size)
@@ -147,7 +151,7 @@ class Learner:
 
         Args:
             model: on the device, in evaluation mode.
-            pixels: uint8 ``(n, 1, H, W)``.
+            pixels: uint8 ``(n, C, H, W)``.
             labels: true labels, int64 ``(n,)``.
             attacked: positions of the images to attack, ascending.
         """
@@ -176,8 +180,8 @@ class Learner:
 
         Args:
             model: on the device, in evaluation mode.
-            pixels: images without a label, uint8 ``(N, 1, H, W)``.
-            labelled: images of the labelled set, uint8 ``(M, 1, H, W)``.
+            pixels: images without a label, uint8 ``(N, C, H, W)``.
+            labelled: images of the labelled set, uint8 ``(M, C, H, W)``.
             seed: of the choice.
         """
         images = as_floats(pixels), as_floats(labelled)
@@ -192,7 +196,7 @@ def build_learner(params: Params, data: Prepared, pixels: np.ndarray, device: to
     Args:
         params: all parameters.
         data: the prepared data set.
-        pixels: downsampled training images, uint8 ``(n, 1, H, W)``.
+        pixels: downsampled training images, uint8 ``(n, C, H, W)``.
         device: of all computations.
 
     Raises:
@@ -208,27 +212,29 @@ def build_learner(params: Params, data: Prepared, pixels: np.ndarray, device: to
         len(data.classes),
         float(images.mean()),
         float(images.std()),
+        data.channel_argument,
         device,
         params.compute.precision,
         params.seed,
     )
-    architecture = params.train_classifier.architecture
-    check_image_size(
-        "train_classifier.architecture", architecture, pixels.shape[3], "active_learning.downsampling_factor"
-    )
+    architecture, (n_channels, height, width) = params.train_classifier.architecture, pixels.shape[1:]
+    reduced = "active_learning.downsampling_factor"
+    check_image_size("train_classifier.architecture", architecture, (height, width), reduced, n_channels)
     return learner
 
 
 def downsample(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Return images whose pixels are means of squares of pixels, uint8 ``(N, 1, H / factor, W / factor)``.
+    """Return images whose pixels are means of squares of pixels, uint8 ``(N, C, H // factor, W // factor)``.
 
     Args:
-        pixels: uint8 ``(N, 1, H, W)``, may be memory-mapped.
-        factor: side of a square in pixels, which divides H and W.
+        pixels: uint8 ``(N, C, H, W)``, may be memory-mapped.
+        factor: side of a square in pixels. Incomplete squares below and on the right are left out.
     """
-    n, _, height, width = pixels.shape
-    small = np.empty((n, 1, height // factor, width // factor), dtype=np.uint8)
+    n, n_channels, height, width = pixels.shape
+    height, width = height // factor, width // factor
+    small = np.empty((n, n_channels, height, width), dtype=np.uint8)
     for row in range(n):
-        squares = pixels[row].reshape(1, height // factor, factor, width // factor, factor)
+        whole = pixels[row, :, : height * factor, : width * factor]
+        squares = whole.reshape(n_channels, height, factor, width, factor)
         small[row] = squares.mean(axis=(2, 4)).round().astype(np.uint8)
     return small

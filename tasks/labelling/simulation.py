@@ -38,7 +38,7 @@ class CycleResult:
     assigned_labels: np.ndarray
     """Labels that the oracle assigned to them, int64 ``(n,)``."""
     adversarial_augmentation: np.ndarray
-    """PGD examples of the last m images of the labelled set, uint8 ``(m, 1, H, W)``."""
+    """PGD examples of the last m images of the labelled set, uint8 ``(m, C, H, W)``."""
     folder: Path
     """Checkpoint of the cycle: classifier, query, predictions and pool statistics."""
 
@@ -61,7 +61,7 @@ class LabellingSimulation:
     learner: Learner
     data: Prepared
     pixels: np.ndarray
-    """All images, downsampled, uint8 ``(N, 1, H, W)``."""
+    """All images, downsampled, uint8 ``(N, C, H, W)``."""
     train: np.ndarray
     """Rows of the training images: the labelled set and the pool."""
     validation: np.ndarray

@@ -1,8 +1,9 @@
-"""Denoising autoencoders: from images ``(N, 1, H, W)`` in [0, 1] to images of the same shape and range.
+"""Denoising autoencoders: from images ``(N, C, H, W)`` in [0, 1] to images of the same shape and range.
 
 The architectures are fast on a CPU: 4 x 4 blocks of pixels become channels (pixel unshuffle), so no layer works at full
-resolution. H and W must be multiples of 16. The module ``encoder`` returns the bottleneck ``(N, 64, H / 16, W / 16)``,
-which has a quarter as many values as the image has pixels.
+resolution. Images are padded with zeros to multiples of 16 pixels, and the output is cut to their size. The module
+``encoder`` returns the bottleneck ``(N, 64, H / 16, W / 16)``, which has a quarter as many values as the image has
+pixels; H and W are rounded up to multiples of 16.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.models.classifier import conv_bn_relu
+from tasks.models.classifier import conv_bn_relu, pad_to_multiple
 
 
 class PlainAutoencoder(nn.Module):
@@ -21,14 +22,15 @@ class PlainAutoencoder(nn.Module):
     Args:
         residual: predict the noise, which is subtracted from the input, instead of the image (Zhang et al. 2017,
             "DnCNN", arXiv 1608.03981). Before training, the output is then equal to the input.
+        n_channels: C, 1 or 3.
     """
 
-    def __init__(self, residual: bool = False) -> None:
+    def __init__(self, residual: bool = False, n_channels: int = 1) -> None:
         super().__init__()
         self.residual = residual
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),
-            nn.Conv2d(16, 32, 3, padding=1),
+            nn.Conv2d(16 * n_channels, 32, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),
             nn.ReLU(inplace=True),
@@ -45,7 +47,7 @@ class PlainAutoencoder(nn.Module):
             nn.ReLU(inplace=True),
             nn.ConvTranspose2d(64, 32, 2, stride=2),
             nn.ReLU(inplace=True),
-            nn.Conv2d(32, 16, 3, padding=1),
+            nn.Conv2d(32, 16 * n_channels, 3, padding=1),
             nn.PixelShuffle(4),
         )
         if residual:
@@ -53,7 +55,7 @@ class PlainAutoencoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return denoised images of the same shape and range."""
-        return _to_image(self.decoder(self.encoder(images)), images, self.residual)
+        return _to_image(self.decoder(self.encoder(pad_to_multiple(images, 16))), images, self.residual)
 
 
 class UNet(nn.Module):
@@ -65,12 +67,13 @@ class UNet(nn.Module):
     Args:
         residual: predict the noise instead of the image, as the denoiser of Liao et al. 2018 (arXiv 1712.02976). Before
             training, the output is then equal to the input.
+        n_channels: C, 1 or 3.
     """
 
-    def __init__(self, residual: bool = False) -> None:
+    def __init__(self, residual: bool = False, n_channels: int = 1) -> None:
         super().__init__()
         self.residual = residual
-        self.fine = nn.Sequential(nn.PixelUnshuffle(4), conv_bn_relu(16, 16))
+        self.fine = nn.Sequential(nn.PixelUnshuffle(4), conv_bn_relu(16 * n_channels, 16))
         self.middle = nn.Sequential(conv_bn_relu(16, 32, stride=2), conv_bn_relu(32, 32))
         self.encoder = nn.Sequential(conv_bn_relu(32, 64, stride=2), conv_bn_relu(64, 64))
         self.deep = nn.Sequential(conv_bn_relu(64, 128, stride=2), conv_bn_relu(128, 128))
@@ -78,13 +81,13 @@ class UNet(nn.Module):
         self.up_to_code, self.at_code = conv_bn_relu(128, 64), conv_bn_relu(128, 64)
         self.up_to_middle, self.at_middle = conv_bn_relu(64, 32), conv_bn_relu(64, 32)
         self.up_to_fine = conv_bn_relu(32, 16)
-        self.to_pixels = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.PixelShuffle(4))
+        self.to_pixels = nn.Sequential(nn.Conv2d(32, 16 * n_channels, 3, padding=1), nn.PixelShuffle(4))
         if residual:
             _zero_init(self.to_pixels[0])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return denoised images of the same shape and range."""
-        fine = self.fine(images)
+        fine = self.fine(pad_to_multiple(images, 16))
         middle = self.middle(fine)
         code = self.encoder(middle)
         deep = self.deep(code)
@@ -104,15 +107,15 @@ class VariationalAutoencoder(PlainAutoencoder):
     PIXEL_VARIANCE = 0.05**2
     """Variance of a pixel given the code. It weights the squared error against the Kullback-Leibler divergence."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, n_channels: int = 1) -> None:
+        super().__init__(n_channels=n_channels)
         self.log_variance = nn.Conv2d(64, 64, 1)
 
     def sample(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Reconstruct images from a random code.
 
         Args:
-            images: float32 ``(N, 1, H, W)`` in [0, 1].
+            images: float32 ``(N, C, H, W)`` in [0, 1].
             generator: random generator on the device of the images.
 
         Returns:
@@ -120,7 +123,7 @@ class VariationalAutoencoder(PlainAutoencoder):
             divergence of the code from the standard normal distribution, scaled so that mean squared error plus penalty
             is the negative evidence lower bound (ELBO) up to a constant factor and an additive constant.
         """
-        mean = self.encoder(images).float()
+        mean = self.encoder(pad_to_multiple(images, 16)).float()
         log_variance = self.log_variance(mean).float()
         code = mean + torch.empty_like(mean).normal_(generator=generator) * (log_variance / 2).exp()
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
@@ -141,12 +144,12 @@ def _zero_init(layer: nn.Module) -> None:
 
 
 def _to_image(decoded: Tensor, images: Tensor, residual: bool) -> Tensor:
-    """Convert the output of a decoder to images in [0, 1]."""
-    decoded = decoded.float()
+    """Convert the output of a decoder, of padded images, to images in [0, 1]."""
+    decoded = decoded[..., : images.shape[2], : images.shape[3]].float()
     return (images - decoded).clamp(0, 1) if residual else decoded.sigmoid()
 
 
-ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "plain": PlainAutoencoder,
     "residual": partial(PlainAutoencoder, residual=True),
     "unet": UNet,
@@ -155,6 +158,6 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build_autoencoder(architecture: str) -> nn.Module:
-    """Return an untrained autoencoder of an architecture from ``ARCHITECTURES``."""
-    return ARCHITECTURES[architecture]()
+def build_autoencoder(architecture: str, n_channels: int = 1) -> nn.Module:
+    """Return an untrained autoencoder of an architecture from ``ARCHITECTURES`` for images of C channels, 1 or 3."""
+    return ARCHITECTURES[architecture](n_channels=n_channels)

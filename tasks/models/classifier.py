@@ -1,4 +1,4 @@
-"""Classifiers: from images ``(N, 1, H, W)`` in [0, 1] to logits ``(N, K)``, with the normalisation inside the model."""
+"""Classifiers: from images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``, with the normalisation inside the model."""
 
 import os
 
@@ -13,7 +13,7 @@ class Normalized(nn.Module):
     """A network that normalises its input first, so that attacks and defences work on pixels in [0, 1].
 
     Args:
-        network: takes normalised images ``(N, 1, H, W)``, returns logits ``(N, K)``.
+        network: takes normalised images ``(N, C, H, W)``, returns logits ``(N, K)``.
         mean: mean of the training pixels, in [0, 1].
         std: standard deviation of the training pixels.
     """
@@ -35,27 +35,28 @@ class Normalized(nn.Module):
         return logits.float()
 
 
-def check_image_size(key: str, architecture: str, side: int, key_of_size: str) -> None:
+def check_image_size(key: str, architecture: str, size: tuple[int, int], key_of_size: str, n_channels: int = 1) -> None:
     """Pass two zero images through an untrained classifier.
 
     Args:
         key: dotted key of the architecture, for the message.
         architecture: see :func:`build_classifier`.
-        side: height and width of the images in pixels.
+        size: height and width of the images in pixels.
         key_of_size: dotted key of the parameter that sets the size, for the message.
+        n_channels: C.
 
     Raises:
         ValueError: the architecture is unknown, or does not accept images of this size.
     """
     with torch_seeded(0):
-        classifier = build_classifier(architecture, 2, 0.0, 1.0)
+        classifier = build_classifier(architecture, 2, 0.0, 1.0, n_channels=n_channels)
         try:
-            classifier.train()(torch.zeros(2, 1, side, side))
+            classifier.train()(torch.zeros(2, n_channels, *size))
         except Exception as error:
             # each architecture rejects images with an exception of its own
             cause = str(error).partition("\n")[0]
             raise ValueError(
-                f"{key} {architecture!r} does not accept the images of {key_of_size}: {side} x {side} pixels "
+                f"{key} {architecture!r} does not accept the images of {key_of_size}: {size[0]} x {size[1]} pixels "
                 f"({cause}). Many architectures need large images, and some need exactly 224 x 224. Change "
                 f"{key_of_size}, or choose another architecture."
             ) from error
@@ -84,19 +85,27 @@ def conv_bn_relu(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
     )
 
 
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Return images ``(N, C, H, W)`` with zeros below and on the right, so that H and W are multiples of a number."""
+    below, right = (-side % multiple for side in images.shape[2:])
+    return F.pad(images, (0, right, 0, below)) if below or right else images
+
+
 class Cnn(nn.Module):
     """Small classifier that is fast on a CPU, because no layer works at full resolution.
 
-    Each 4 x 4 block of pixels becomes 16 channels (pixel unshuffle). Four convolutional levels follow, the last two
-    with a residual block, then global average pooling and a linear layer.
+    Each 4 x 4 block of pixels becomes 16 channels (pixel unshuffle), 48 for colours. Four convolutional levels follow,
+    the last two with a residual block, then global average pooling and a linear layer.
     """
 
-    def __init__(self, n_classes: int, widths: tuple[int, int, int, int] = (24, 48, 96, 192)) -> None:
+    def __init__(
+        self, n_classes: int, n_channels: int = 1, widths: tuple[int, int, int, int] = (24, 48, 96, 192)
+    ) -> None:
         super().__init__()
         first, second, third, fourth = widths
         self.features = nn.Sequential(
             nn.PixelUnshuffle(4),
-            conv_bn_relu(16, first),
+            conv_bn_relu(16 * n_channels, first),
             conv_bn_relu(first, second, stride=2),
             conv_bn_relu(second, third, stride=2),
             ResidualBlock(third),
@@ -106,13 +115,13 @@ class Cnn(nn.Module):
         self.head = nn.Linear(fourth, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(N, K)`` for normalised images ``(N, 1, H, W)``; H and W are multiples of 4."""
-        logits: Tensor = self.head(self.features(images).mean(dim=(2, 3)))
+        """Return logits ``(N, K)`` for normalised images ``(N, C, H, W)``."""
+        logits: Tensor = self.head(self.features(pad_to_multiple(images, 4)).mean(dim=(2, 3)))
         return logits
 
 
 def build_classifier(
-    architecture: str, n_classes: int, mean: float, std: float, pretrained: bool = False
+    architecture: str, n_classes: int, mean: float, std: float, pretrained: bool = False, n_channels: int = 1
 ) -> Normalized:
     """Return a classifier with random or with pretrained weights.
 
@@ -122,15 +131,19 @@ def build_classifier(
         mean: mean of the training pixels, in [0, 1].
         std: standard deviation of the training pixels.
         pretrained: load torchvision's ImageNet weights.
+        n_channels: C, 1 or 3.
 
     Raises:
         ValueError: the architecture is unknown, or its pretrained weights are not available.
     """
-    network = Cnn(n_classes) if architecture == "cnn" else _torchvision_classifier(architecture, n_classes, pretrained)
+    if architecture == "cnn":
+        network: nn.Module = Cnn(n_classes, n_channels)
+    else:
+        network = _torchvision_classifier(architecture, n_classes, pretrained, n_channels)
     return Normalized(network, mean, std)
 
 
-def _torchvision_classifier(architecture: str, n_classes: int, pretrained: bool) -> nn.Module:
+def _torchvision_classifier(architecture: str, n_classes: int, pretrained: bool, n_channels: int) -> nn.Module:
     from urllib.error import URLError
 
     import torchvision
@@ -160,7 +173,11 @@ def _torchvision_classifier(architecture: str, n_classes: int, pretrained: bool)
             f"{type(error).__name__}. A file of weights from torchvision is needed. Delete the file; the next run "
             "downloads it again"
         ) from error
-    _adapt_first_convolution(network)
+    # with pretrained weights, Inception and GoogLeNet normalise three separate channels
+    if hasattr(network, "transform_input"):
+        setattr(network, "transform_input", False)  # noqa: B010  mypy takes the attribute for a module
+    if n_channels == 1:
+        _adapt_first_convolution(network)
     _replace_heads(network, n_classes)
     return network
 
@@ -183,9 +200,6 @@ def _adapt_first_convolution(network: nn.Module) -> None:
         if grey.bias is not None and first.bias is not None:
             grey.bias.copy_(first.bias)
     network.set_submodule(name, grey)
-    # with pretrained weights, Inception and GoogLeNet normalise three separate channels
-    if hasattr(network, "transform_input"):
-        setattr(network, "transform_input", False)  # noqa: B010  mypy takes the attribute for a module
 
 
 def _replace_heads(network: nn.Module, n_classes: int) -> None:

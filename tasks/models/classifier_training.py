@@ -49,6 +49,7 @@ def fit_classifier(
         "n_classes": len(data.classes),
         "mean": mean,
         "std": std,
+        **data.channel_argument,
     }
     untrained = build_seeded(lambda: build_classifier(pretrained=settings.pretrained, **build_arguments), seed)
     objective = classification_objective(settings.augmentation)
@@ -72,7 +73,7 @@ def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
     """Return mean and standard deviation of all pixels of some images, in [0, 1], without loading all images at once.
 
     Args:
-        pixels: uint8 ``(N, 1, H, W)``, may be memory-mapped.
+        pixels: uint8 ``(N, C, H, W)``, may be memory-mapped.
         rows: row numbers of the images, at least one.
     """
     counts = np.zeros(256, dtype=np.int64)

@@ -20,8 +20,8 @@ def prediction_cost(model: nn.Module, image: np.ndarray) -> dict[str, int]:
     defence (EOT samples). Image processing without these operations counts as 0.
 
     Args:
-        model: takes images ``(N, 1, H, W)``, returns logits. A random model averages ``n_eot_samples`` forward passes.
-        image: one image, float32 ``(1, 1, H, W)``.
+        model: takes images ``(N, C, H, W)``, returns logits. A random model averages ``n_eot_samples`` forward passes.
+        image: one image, float32 ``(1, C, H, W)``.
     """
     # in a function mode, torch runs attention layers without the fused kernel, which has no formula
     with torch.no_grad(), BaseTorchFunctionMode(), _FlopCounter() as counter:

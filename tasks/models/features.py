@@ -59,7 +59,7 @@ class LogitsAndFeatures(nn.Module):
     """A classifier that returns logits and penultimate features; the features are the input of its head.
 
     Args:
-        classifier: takes images ``(N, 1, H, W)``, returns logits ``(N, K)``.
+        classifier: takes images ``(N, C, H, W)``, returns logits ``(N, K)``.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -79,12 +79,12 @@ class LogitsAndFeatures(nn.Module):
         return logits, features.mean(dim=(2, 3)) if features.ndim == 4 else features.flatten(1)
 
 
-def last_feature_map_layer(classifier: nn.Module, image_size: int) -> nn.Module:
+def last_feature_map_layer(classifier: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
     """Return the layer for Grad-CAM: the last one with output ``(N, C, h, w)`` and h, w above 1, in order of execution.
 
     Args:
-        classifier: takes images ``(N, 1, H, W)``.
-        image_size: H and W.
+        classifier: takes images ``(N, C, H, W)``.
+        image_shape: ``(C, H, W)``.
 
     Raises:
         ValueError: no layer has such an output.
@@ -101,7 +101,7 @@ def last_feature_map_layer(classifier: nn.Module, image_size: int) -> nn.Module:
     hooks = [module.register_forward_hook(keep_layer) for module in modules]
     try:
         with torch.inference_mode():
-            classifier(torch.zeros(1, 1, image_size, image_size, device=device_of(classifier)))
+            classifier(torch.zeros(1, *image_shape, device=device_of(classifier)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,13 +20,13 @@ def add_noise(
     """Add noise to images. Each image gets one random type, with a random strength from 0 to the maximum of that type.
 
     Args:
-        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        images: float32 ``(N, C, H, W)`` in [0, 1].
         noise_types: types to choose from, with their maximum strengths.
         clean_fraction: probability that an image stays unchanged.
         generator: random generator on the device of the images.
 
     Returns:
-        Noisy images, float32 ``(N, 1, H, W)`` in [0, 1].
+        Noisy images, float32 ``(N, C, H, W)`` in [0, 1].
     """
 
     def uniform(*shape: int) -> Tensor:

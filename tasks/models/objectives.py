@@ -37,7 +37,7 @@ def purified_noise_transform(purifier: nn.Module, noise_settings: TrainAutoencod
     arXiv 2003.01908).
 
     Args:
-        purifier: takes and returns images ``(N, 1, H, W)`` in [0, 1]; in evaluation mode, parameters frozen.
+        purifier: takes and returns images ``(N, C, H, W)`` in [0, 1]; in evaluation mode, parameters frozen.
         noise_settings: types of noise and fraction of clean images, as in the training of the purifier.
     """
 
@@ -89,7 +89,7 @@ def reconstruct(model: nn.Module, images: Tensor, generator: torch.Generator) ->
 
     Args:
         model: autoencoder.
-        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        images: float32 ``(N, C, H, W)`` in [0, 1].
         generator: random generator on the device of the images.
     """
     if isinstance(model, VariationalAutoencoder) and model.training:

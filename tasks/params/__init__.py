@@ -40,8 +40,22 @@ from tasks.params.defences import (
     Trades,
     TrainedAutoencoder,
 )
-from tasks.params.images import SUBGROUP, Acquire, Intensity, OwnExpectation, Split, Table, Validate
-from tasks.params.params import Compute, Params, flatten
+from tasks.params.images import (
+    SUBGROUP,
+    Acquire,
+    Channels,
+    ImageSize,
+    Intensity,
+    OwnExpectation,
+    Prepare,
+    Resize,
+    Split,
+    Table,
+    Validate,
+    height_and_width,
+    size_as_given,
+)
+from tasks.params.params import Compute, Params, Report, flatten
 from tasks.params.reading import ParamsError, load_params, parse_params, read_defence
 from tasks.params.section import Noise, Pgd, Precision, Section, Training
 from tasks.params.training import Augmentation, Surrogate, TrainAutoencoder, TrainClassifier
@@ -62,6 +76,7 @@ __all__ = [
     "Autoencoder",
     "BitDepth",
     "Certification",
+    "Channels",
     "ClaimBounds",
     "Classifier",
     "ClassifierInput",
@@ -73,6 +88,7 @@ __all__ = [
     "FinetunedClassifier",
     "GaussianNoise",
     "GroundTruth",
+    "ImageSize",
     "ImageTransform",
     "Intensity",
     "JointAutoencoder",
@@ -88,9 +104,12 @@ __all__ = [
     "PluginAttack",
     "PluginDefence",
     "Precision",
+    "Prepare",
     "Preprocessing",
     "PseudoLabelOracle",
     "RandomizedSmoothing",
+    "Report",
+    "Resize",
     "RetrainedAutoencoder",
     "Section",
     "Split",
@@ -104,7 +123,9 @@ __all__ = [
     "Training",
     "Validate",
     "flatten",
+    "height_and_width",
     "load_params",
     "parse_params",
     "read_defence",
+    "size_as_given",
 ]

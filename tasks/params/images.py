@@ -3,14 +3,43 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
-from tasks.params.section import Count, Fraction, Positive, Section, Share
+from tasks.params.section import Count, CountOrOff, Fraction, Positive, Section, Share
 
 SUBGROUP = "subgroup_"
 """Prefix of the columns with subgroups in ``table.parquet`` and ``split.parquet``."""
 Text = Annotated[str, Field(min_length=1)]
 Keyword = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]*$")]
+MIN_SIDE, MAX_SIDE = 32, 1024
+"""Limits of height and width of prepared images, in pixels."""
+
+
+def height_and_width(value: Any) -> tuple[int, int]:
+    """Return height and width from one number or from both.
+
+    Raises:
+        ValueError: the value is neither, or a number is outside the limits.
+    """
+    sides = value if isinstance(value, list | tuple) else (value, value)
+    if len(sides) != 2 or not all(type(side) is int and MIN_SIDE <= side <= MAX_SIDE for side in sides):
+        raise ValueError(
+            f"must be a whole number from {MIN_SIDE} to {MAX_SIDE} for square images, or two of them: [height, width]"
+        )
+    return sides[0], sides[1]
+
+
+def size_as_given(size: tuple[int, int]) -> int | list[int]:
+    """Return the height of a square, or ``[height, width]``: the inverse of :func:`height_and_width`."""
+    return size[0] if size[0] == size[1] else list(size)
+
+
+ImageSize = Annotated[tuple[int, int], BeforeValidator(height_and_width), PlainSerializer(size_as_given)]
+"""Height and width of the prepared images; one number stands for a square."""
+Channels = Literal[1, 3]
+"""Channels of the prepared images: grey, or red, green and blue."""
+Resize = Literal["stretch", "pad", "crop"]
+"""Treatment of images of another aspect ratio than that of the prepared images."""
 
 
 class Volumes(Section):
@@ -201,15 +230,34 @@ class Split(Section):
     split. ``auto``: ``grouped`` with patient ids and for a folder of your own, otherwise ``stratified``. A split in
     ``acquire.table`` is kept."""
     test_fraction: Fraction
-    """Fraction of all images."""
+    """Fraction of all images; unused with ``n_folds``."""
     validation_fraction: Fraction
     """Fraction of the images that are not test images."""
+    n_folds: CountOrOff
+    """Number of folds for cross-validation; 0: none. The test images are those of one fold, and every image is in
+    exactly one fold. ``python -m flows.seeds`` runs all folds."""
+    fold: CountOrOff
+    """Number of the fold with the test images, from 0."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.n_folds == 1:
+            raise ValueError("n_folds 1 leaves no training images. Set at least 2, or 0 for a single split")
+        if self.fold >= max(self.n_folds, 1):
+            raise ValueError(f"fold {self.fold} must be below n_folds {self.n_folds}, since folds are counted from 0")
+        return self
 
 
 class Prepare(Section):
-    """Image size and split."""
+    """Size, channels, intensity and split of the images."""
 
-    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
-    """Height and width in pixels, a multiple of 32."""
+    image_size: ImageSize
+    """Height and width in pixels, from 32 to 1024: one number for square images, or ``[height, width]``."""
+    resize: Resize
+    """``stretch`` changes the aspect ratio of an image to that of ``image_size``. ``pad`` keeps it, and fills the rest
+    at both sides with 0 (black; the lowest value of the intensity range). ``crop`` keeps it, and cuts what exceeds
+    ``image_size`` from both sides."""
+    channels: Channels
+    """``1``: grey, colours become luma. ``3``: red, green and blue, grey files get three equal channels."""
     intensity: Intensity
     split: Split

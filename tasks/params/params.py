@@ -30,15 +30,24 @@ class Compute(Section):
     losses, validation and the success of attacks are always in float32."""
 
 
+class Report(Section):
+    """The report, and the files for people that other steps write."""
+
+    include_images: bool
+    """``false`` keeps all images of the data set out of the report, its figures, the example files of other steps,
+    the tracking server and the model registry. See ``docs/how-to/data-on-a-remote.md``."""
+
+
 _TRAINING_DATA = ("train_classifier.augmentation", "train_autoencoder.noise_types", "train_autoencoder.clean_fraction")
 _LEARNER = ("train_classifier.architecture", "train_classifier.pretrained", "train_classifier.augmentation")
 STEP_PARAMS: dict[str, tuple[str, ...]] = {
     "check_params": (
         *("seed", "compute", "acquire", "validate", "prepare", "classifier", "train_classifier", "train_surrogates"),
         *("train_autoencoder", "selected_defences", "defences", "attack", "analyze", "active_learning"),
+        "report",
     ),
     "acquire": ("seed", "acquire"),
-    "validate": ("acquire", "validate", "prepare.intensity"),
+    "validate": ("acquire", "validate", "prepare.channels", "prepare.intensity"),
     "prepare": ("seed", "acquire", "prepare"),
     "train_classifier": ("seed", "compute", "classifier", "train_classifier"),
     "train_surrogates": ("seed", "compute", "train_classifier", "train_surrogates"),
@@ -47,13 +56,14 @@ STEP_PARAMS: dict[str, tuple[str, ...]] = {
     "attack": ("seed", "compute", "attack"),
     "attack_defence": ("seed", "compute", "attack"),
     "evaluate": ("seed", "classifier", "train_classifier", "train_autoencoder", "selected_defences", "analyze.eps"),
-    "analyze": ("seed", "compute", "selected_defences", "attack", "analyze"),
+    "analyze": ("seed", "compute", "selected_defences", "attack", "analyze", "report"),
     "active_learning": (
         *("seed", "compute", *_LEARNER, "attack.norm", "attack.pgd", "attack.batch_size", "active_learning"),
+        "report",
     ),
     "report": (
         *("seed", "compute", "acquire", "validate", "prepare", "classifier", "train_classifier", "train_surrogates"),
-        *("train_autoencoder", "selected_defences", "attack", "analyze", "active_learning"),
+        *("train_autoencoder", "selected_defences", "attack", "analyze", "active_learning", "report"),
     ),
 }
 """The parameters that each step reads, as in dvc.yaml (``tests/test_contracts.py`` compares the two)."""
@@ -82,6 +92,7 @@ class Params(Section):
     attack: Attack
     analyze: Analyze
     active_learning: ActiveLearning
+    report: Report
 
     @model_validator(mode="after")
     def _defences_are_known(self) -> Self:
@@ -98,6 +109,15 @@ class Params(Section):
             raise ValueError(
                 f"selected_defences: one of {list(names)} must be of the kind 'autoencoder', the defence of the study. "
                 "The other defences are compared with it, and the detectors use it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _given_split_has_no_folds(self) -> Self:
+        if self.acquire.table.split and self.prepare.split.n_folds:
+            raise ValueError(
+                f"prepare.split.n_folds {self.prepare.split.n_folds}: the split of acquire.table.split is kept, so no "
+                "folds are drawn. Set n_folds to 0, or leave acquire.table.split empty"
             )
         return self
 

@@ -9,7 +9,7 @@ TOLERANCE = 1e-6
 
 
 def perturbation_norms(images: np.ndarray, adversarial: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the ``linf`` and ``l2`` norms of perturbations, float64 ``(N,)``, from two arrays ``(N, 1, H, W)``."""
+    """Return the ``linf`` and ``l2`` norms of perturbations, float64 ``(N,)``, from two arrays ``(N, C, H, W)``."""
     flat = (
         adversarial_image.astype(np.float64).ravel() - image.ravel()
         for image, adversarial_image in zip(images, adversarial, strict=True)
@@ -46,7 +46,7 @@ def check_adversarial(
     """Check that adversarial examples are in their ball and in the value range.
 
     Args:
-        adversarial: adversarial examples, ``(N, 1, H, W)``.
+        adversarial: adversarial examples, ``(N, C, H, W)``.
         norms: norms of the perturbations, in the norm of the ball, ``(N,)``.
         eps: eps in units of 1/255 of the value range.
         radius: radius of the ball in units of the value range.

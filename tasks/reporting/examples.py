@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.dataset.prepared import Prepared
+from tasks.dataset.prepared import Prepared, as_pictures
 
 N_PER_CLASS = 4
 MAX_CLASSES = 4
@@ -19,10 +19,10 @@ PERTURBATION = 2
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """Grey images in rows and columns."""
+    """Images in rows and columns."""
 
     images: np.ndarray
-    """float ``(R, C, H, W)`` in [0, 1]."""
+    """float ``(R, C, H, W)``, or ``(R, C, H, W, 3)`` for colours, in [0, 1]."""
     rows: list[str]
     """R titles."""
     columns: list[str]
@@ -78,7 +78,7 @@ def examples_by_class(data: Prepared) -> ImageGrid:
     of_class = [test[labels == label] for label in range(min(len(data.classes), MAX_CLASSES))]
     n_columns = min(N_PER_CLASS, *(len(rows) for rows in of_class))
     chosen = [rows[np.linspace(0, len(rows) - 1, n_columns).round().astype(int)] for rows in of_class]
-    images = np.stack([data.floats(rows)[:, 0] for rows in chosen])
+    images = np.stack([as_pictures(data.floats(rows)) for rows in chosen])
     return ImageGrid(images, list(data.classes[:MAX_CLASSES]), columns=[], captions=[])
 
 

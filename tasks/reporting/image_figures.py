@@ -22,11 +22,13 @@ HEAT = "inferno"
 MAX_OPACITY = 0.75
 """Opacity of a heat map at its maximum."""
 SIDE = 2.0
-"""Side of an image in inches."""
+"""Width of an image in inches."""
+MAX_HEIGHT = 2 * SIDE
+"""Largest height of an image in inches."""
 
 
 def image_grid(shown: ImageGrid, maps: dict[int, np.ndarray] | None = None) -> Figure:
-    """Draw grey images in a labelled grid, some with a heat map over them.
+    """Draw images in a labelled grid, some with a heat map over them.
 
     Args:
         shown: images with their titles and captions.
@@ -35,7 +37,9 @@ def image_grid(shown: ImageGrid, maps: dict[int, np.ndarray] | None = None) -> F
     n_rows, n_columns = shown.images.shape[:2]
     titles = ["\n".join(textwrap.wrap(title, 27)) for title in shown.columns]
     n_lines = max((title.count("\n") + 1 for title in titles), default=0)
-    width, height = SIDE * n_columns + (0.9 if maps else 0.3), SIDE + 0.25 * bool(shown.captions)
+    n_lines_of_pixels, n_pixels_of_line = shown.images.shape[2:4]
+    cell_height = min(SIDE * n_lines_of_pixels / n_pixels_of_line, MAX_HEIGHT)
+    width, height = SIDE * n_columns + (0.9 if maps else 0.3), cell_height + 0.25 * bool(shown.captions)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height * n_rows + 0.18 * n_lines))
         grid = figure.subplots(n_rows, n_columns, squeeze=False)
@@ -44,7 +48,7 @@ def image_grid(shown: ImageGrid, maps: dict[int, np.ndarray] | None = None) -> F
             axes.imshow(image, cmap="gray", vmin=0, vmax=1)
             if maps and column in maps:
                 heat = maps[column][row].astype(np.float32)
-                height, width = image.shape
+                height, width = image.shape[:2]
                 extent = (-0.5, width - 0.5, height - 0.5, -0.5)
                 axes.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=MAX_OPACITY * heat, extent=extent)
             if shown.captions:

@@ -161,13 +161,13 @@
 
   function showDetails(at) {
     const view = selectedView();
-    thumbnail.hidden = at === null;
+    if (thumbnail) thumbnail.hidden = at === null;
     if (at === null || !view) {
-      details.textContent = "Move the mouse over a point, or use the arrow keys, to see its image.";
+      details.textContent = "Move the mouse over a point, or use the arrow keys, to see what it is.";
       return;
     }
     const image = view.image[at];
-    thumbnail.style.backgroundPosition = `${-(image % columns) * side * zoom}px ${-Math.floor(image / columns) * side * zoom}px`;
+    if (thumbnail) thumbnail.style.backgroundPosition = `${-(image % columns) * side * zoom}px ${-Math.floor(image / columns) * side * zoom}px`;
     const prediction = classes[view.prediction[at]];
     const lines = [
       explorer.paths[image],
@@ -181,9 +181,11 @@
   }
 
   figure.hidden = false;
-  thumbnail.style.backgroundImage = `url(${explorer.sprite})`;
-  thumbnail.style.backgroundSize = `${columns * side * zoom}px auto`;
-  thumbnail.style.width = thumbnail.style.height = `${side * zoom}px`;
+  if (thumbnail) {
+    thumbnail.style.backgroundImage = `url(${explorer.sprite})`;
+    thumbnail.style.backgroundSize = `${columns * side * zoom}px auto`;
+    thumbnail.style.width = thumbnail.style.height = `${side * zoom}px`;
+  }
   draw().then(() => {
     plot.on("plotly_hover", ({ points }) => showDetails(points[0].customdata));
     enableKeys(plot);

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from tasks.dataset.prepared import Prepared
+from tasks.dataset.prepared import Prepared, as_pictures
 from tasks.records.vocabulary import CLEAN
 from tasks.reporting.names import EMBEDDING_NAMES, attack_name, curve_name
 from tasks.reporting.panels import PALETTE, Line, Panel
@@ -105,7 +105,12 @@ def _guide(**ends: Any) -> dict[str, Any]:
 
 
 def explorer(
-    embeddings: pd.DataFrame, records: pd.DataFrame, data: Prepared, spaces: dict[str, str], first: tuple[str, float]
+    embeddings: pd.DataFrame,
+    records: pd.DataFrame,
+    data: Prepared,
+    spaces: dict[str, str],
+    first: tuple[str, float],
+    has_thumbnails: bool = True,
 ) -> dict[str, Any]:
     """Return all embeddings with image, class and prediction of each point; the page shows one embedding at a time.
 
@@ -115,6 +120,7 @@ def explorer(
         data: prepared data set, for thumbnails and paths.
         spaces: feature space -> its display name.
         first: attack and eps that are shown first.
+        has_thumbnails: with an image of each point.
     """
     rows = np.unique(embeddings["image"].to_numpy(np.int64))
     position = {int(row): position for position, row in enumerate(rows)}
@@ -157,7 +163,7 @@ def explorer(
         "symbols": SYMBOLS,
         "paths": [str(path) for path in data.table["path"].iloc[rows]],
         "labels": data.labels(rows).tolist(),
-        "sprite": sprite(data.pixels[rows, 0]),
+        "sprite": sprite(as_pictures(data.pixels[rows])) if has_thumbnails else None,
         "side": THUMBNAIL,
         "columns": _sheet_columns(len(rows)),
         "members": [{"image": image, "adversarial": adversarial} for image, adversarial in members],
@@ -176,16 +182,20 @@ def sprite(images: np.ndarray) -> str:
     """Return the ``data:`` address of a JPEG with all images as thumbnails, row by row.
 
     Args:
-        images: uint8 ``(N, H, W)``.
+        images: uint8 ``(N, H, W)`` or ``(N, H, W, 3)``. A side that is shorter gets black borders.
     """
     from PIL import Image
 
     columns = _sheet_columns(len(images))
-    sheet = Image.new("L", (columns * THUMBNAIL, -(-len(images) // columns) * THUMBNAIL))
+    longest = max(images.shape[1:3])
+    height, width = (max(round(side * THUMBNAIL / longest), 1) for side in images.shape[1:3])
+    mode = "L" if images.ndim == 3 else "RGB"
+    sheet = Image.new(mode, (columns * THUMBNAIL, -(-len(images) // columns) * THUMBNAIL))
     for position, image in enumerate(images):
         row, column = divmod(position, columns)
-        thumbnail = Image.fromarray(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-        sheet.paste(thumbnail, (column * THUMBNAIL, row * THUMBNAIL))
+        thumbnail = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
+        left, top = (THUMBNAIL - width) // 2, (THUMBNAIL - height) // 2
+        sheet.paste(thumbnail, (column * THUMBNAIL + left, row * THUMBNAIL + top))
     buffer = io.BytesIO()
     sheet.save(buffer, format="JPEG", quality=75)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

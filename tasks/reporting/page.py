@@ -92,5 +92,6 @@ def _interactive(results: Results, headline: Headline, figures: dict[str, Render
     explorer = None
     if first:
         records = without_independent_surrogates(results.records)
-        explorer = interactive.explorer(embeddings, records, results.data, SPACES, (first.attack, first.eps))
+        has_thumbnails, shown = results.params.report.include_images, (first.attack, first.eps)
+        explorer = interactive.explorer(embeddings, records, results.data, SPACES, shown, has_thumbnails)
     return {"plots": {name: figure.plot for name, figure in figures.items() if figure.plot}, "explorer": explorer}

@@ -60,7 +60,8 @@ class Files:
     roc: pd.DataFrame
     rejection: pd.DataFrame
     claims: list[dict[str, Any]]
-    examples: AttackExamples
+    examples: AttackExamples | None
+    """None without images in the report."""
     cycles: pd.DataFrame
     learning_curves: pd.DataFrame
     label_efficiency: pd.DataFrame
@@ -102,6 +103,8 @@ def load_results(workspace: Workspace, params: Params) -> Results:
     paths = {field.name: getattr(workspace, field.name) for field in fields(Files)}
     left_out = () if workspace.active_learning.is_dir() else ACTIVE_LEARNING
     paths = {name: path for name, path in paths.items() if name not in left_out}
+    if not params.report.include_images:
+        paths.pop("examples")
     others = (workspace.data_docs, workspace.split, workspace.pixels, workspace.evaluated_configurations)
     if missing := [path for path in (*paths.values(), *others) if not path.exists()]:
         step = workspace.step_of(missing[0])
@@ -112,7 +115,7 @@ def load_results(workspace: Workspace, params: Params) -> Results:
     # DVC can restore an evaluation of a run that another list has
     listed = merge_configurations(read_configurations(workspace.configurations), evaluated)
     contents: dict[str, Any] = {name: READERS[path.suffix](path) for name, path in paths.items()}
-    contents |= {name: pd.DataFrame() for name in left_out}
+    contents = {"examples": None} | contents | {name: pd.DataFrame() for name in left_out}
     return Results(
         **contents,
         params=params,

@@ -4,7 +4,7 @@ The weights lie as in a workspace, so ``Workspace(bundle)`` finds them::
 
     bundle.json                 the target, its images, its detector
     seen.json                   digests of the images that it was trained and validated on
-    examples.npy                validation images, uint8 (N, 1, H, W)
+    examples.npy                validation images, uint8 (N, C, H, W); random pixels if report.include_images is false
     card.md                     the model card
     data/train_classifier/      weights as safetensors, with the architecture as JSON
     data/train_autoencoder/
@@ -24,7 +24,7 @@ import numpy as np
 
 from tasks.analysis.detection import threshold_at
 from tasks.core.workspace import Workspace
-from tasks.params import UNDEFENDED, Params, Section
+from tasks.params import UNDEFENDED, Channels, ImageSize, Params, Resize, Section
 from tasks.params.params import DefenceName
 
 if TYPE_CHECKING:
@@ -69,12 +69,16 @@ class Bundle(Section):
     classes: tuple[str, ...]
     """Class names in the order of the labels."""
     positive_class: str
-    image_size: int
+    image_size: ImageSize
     """Height and width in pixels."""
+    channels: Channels = 1
+    """1: grey, 3: red, green and blue."""
+    resize: Resize = "stretch"
+    """Treatment of images of another aspect ratio, as in the step ``prepare``."""
     value_range: tuple[float, float]
     """Lowest and highest pixel value that the target takes."""
     aspect_ratios: tuple[float, float]
-    """Least and greatest width / height of the training images before they were made square."""
+    """Least and greatest width / height of the training images before they were resized."""
     intensity: dict[str, Any] | None = None
     """Map from the values of a file to [0, 1] (:class:`tasks.dataset.intensity.IntensityRange`); null: the full range
     of each file."""
@@ -126,7 +130,9 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
         is_phantom=data.is_phantom,
         classes=data.classes,
         positive_class=data.classes[data.positive],
-        image_size=data.pixels.shape[-1],
+        image_size=data.size,
+        channels=params.prepare.channels,
+        resize=params.prepare.resize,
         value_range=data.value_range,
         aspect_ratios=(float(ratios.min()), float(ratios.max())),
         intensity=info.get("intensity"),
@@ -140,7 +146,10 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
     (folder / BUNDLE).write_text(bundle.model_dump_json(indent=2) + "\n", encoding="utf-8")
     seen = {split: digests_of_images(data.pixels[data.indices(split)]) for split in ("train", "validation")}
     (folder / SEEN).write_text(json.dumps(seen, indent=0) + "\n", encoding="utf-8")
-    np.save(folder / EXAMPLES, data.pixels[data.indices("validation")[:N_EXAMPLES]])
+    examples = data.pixels[data.indices("validation")[:N_EXAMPLES]]
+    if not params.report.include_images:
+        examples = np.random.default_rng(0).integers(0, 256, examples.shape, dtype=np.uint8)
+    np.save(folder / EXAMPLES, examples)
     (folder / CARD).write_text(card, encoding="utf-8")
     return bundle
 
@@ -227,7 +236,7 @@ def digests_of_images(pixels: np.ndarray) -> list[str]:
     """SHA-256 of the pixels of each prepared image: it identifies an image whatever the name of its file.
 
     Args:
-        pixels: uint8 ``(N, 1, H, W)``.
+        pixels: uint8 ``(N, C, H, W)``.
     """
     return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in pixels]
 

@@ -9,7 +9,7 @@ import pandas as pd
 from tasks.core.workspace import Workspace
 from tasks.evaluation.check_inputs import Status
 from tasks.evaluation.worst_case_table import value_at
-from tasks.params import UNDEFENDED, Params
+from tasks.params import UNDEFENDED, Params, height_and_width
 from tasks.records.vocabulary import AS_TRAINED, display_name, unit_of
 from tasks.statistics.formatting import TOO_FEW_GROUPS, Row, eps_text, percent, sample_text
 from tasks.tracking import plain_markdown
@@ -80,6 +80,12 @@ def escaped(name: str) -> str:
     return html.escape(name, quote=False)
 
 
+def size_text(data: dict[str, Any]) -> str:
+    """Height, width and channels of the prepared images."""
+    height, width = height_and_width(data["image_size"])
+    return f"{height} x {width} {'colour' if data.get('channels') == 3 else 'grey'} pixels"
+
+
 def data_lines(data: dict[str, Any]) -> list[str]:
     """Training and test images of the target, and the leakage between them."""
     counts = {split: sum(of_classes.values()) for split, of_classes in data["n_images"].items()}
@@ -91,7 +97,7 @@ def data_lines(data: dict[str, Any]) -> list[str]:
         by_patient = f", {percent(leakage['patient_in_train'])} an image of their patient"
     return [
         f"- {escaped(data['name'])}: {data['n']} {kind} of the classes {', '.join(classes)} (positive: "
-        f"{escaped(data['positive_class'])}), {data['image_size']} x {data['image_size']} grey pixels",
+        f"{escaped(data['positive_class'])}), {size_text(data)}",
         f"- split {data['strategy']}: {', '.join(f'{n} {split}' for split, n in counts.items())}",
         f"- leakage: {percent(leakage['near_duplicate_in_train'])} of the test images have a near-duplicate in "
         f"training, {percent(leakage['group_in_train'])} an image of their group{by_patient}",

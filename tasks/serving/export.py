@@ -17,7 +17,7 @@ LOGIT_TOLERANCE = 1e-5
 def export_target(bundle: Path, path: Path) -> float:
     """Write the target of a bundle as a ``torch.export`` program for any number of images, with ``bundle.json`` inside.
 
-    ``torch.export.load(path).module()`` takes float32 ``(N, 1, H, W)`` in the value range and returns logits
+    ``torch.export.load(path).module()`` takes float32 ``(N, C, H, W)`` in the value range and returns logits
     ``(N, K)``, on a CPU.
 
     Args:

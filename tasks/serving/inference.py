@@ -28,7 +28,7 @@ def predict(target: nn.Module, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
     Args:
         target: in evaluation mode, on any device.
-        images: float32 ``(N, 1, H, W)`` in [0, 1].
+        images: float32 ``(N, C, H, W)`` in [0, 1].
 
     Returns:
         Logits, float32 ``(N, K)``, and scores, float32 ``(N,)``; None for a target without a purifier.

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.dataset.images import ImageError, Reading, as_square, read_image
+from tasks.dataset.images import ImageError, Reading, read_image, resize
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import as_floats
+from tasks.params import Resize
 from tasks.records.scores import entropy
 from tasks.serving.bundle import Bundle, load_bundle, read_bundle
 from tasks.serving.inference import BATCH_SIZE, predict
@@ -21,6 +22,8 @@ MAX_IMAGES = 512
 NO_IMAGES = "the request has no images. Send at least one image."
 ASPECT_TOLERANCE = 1.1
 """Factor by which an aspect ratio may leave the range of the training images without a warning."""
+RESIZED: dict[Resize, str] = {"stretch": "distorted", "pad": "padded more", "crop": "cropped more"}
+"""Consequence of an unusual aspect ratio, by ``prepare.resize``."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, target: nn.Module) -> None:
         self.bundle = bundle
-        self._reading = Reading(IntensityRange(**(bundle.intensity or {})))
+        intensity = IntensityRange(**(bundle.intensity or {}))
+        self._reading = Reading(intensity, channels=bundle.channels, resize=bundle.resize)
         self._target = target
 
     @classmethod
@@ -74,7 +78,7 @@ class Predictor:
         return cls(read_bundle(folder), load_bundle(folder))
 
     def predict_files(self, files: Sequence[bytes]) -> list[Prediction]:
-        """Predict image files: PNG, JPEG, BMP, TIFF or DICOM, read and made square as in the step ``prepare``.
+        """Predict image files: PNG, JPEG, BMP, TIFF or DICOM, read and resized as in the step ``prepare``.
 
         Args:
             files: contents of the files.
@@ -88,31 +92,38 @@ class Predictor:
         predictions = []
         # one batch in memory at a time
         for start in range(0, len(files), BATCH_SIZE):
-            squares, warnings = [], []
+            images, warnings = [], []
             for number, content in enumerate(files[start : start + BATCH_SIZE], start):
-                square, size = self._read(content, f"image {number}")
-                squares.append(square)
+                image, size = self._read(content, f"image {number}")
+                images.append(image)
                 warnings.append(self._size_warnings(*size))
-            predictions += self._predict(as_floats(np.stack(squares)[:, None]), warnings)
+            predictions += self._predict(as_floats(np.stack(images)), warnings)
         return predictions
 
     def predict_arrays(self, images: np.ndarray) -> list[Prediction]:
-        """Predict square images of the target's size.
+        """Predict images of the target's size and channels.
 
         Args:
-            images: grey levels, ``(H, W)``, ``(N, H, W)`` or ``(N, 1, H, W)``; uint8, or floating point in [0, 1].
+            images: ``(N, C, H, W)`` or ``(C, H, W)``; for grey levels also ``(H, W)`` and ``(N, H, W)``. uint8, or
+                floating point in [0, 1].
 
         Raises:
             ValueError: wrong shape, type or value, no images, or too many.
             RuntimeError: the target returns NaN or infinity.
         """
-        side = self.bundle.image_size
+        shape = self.bundle.channels, *self.bundle.image_size
         given = np.asarray(images)
-        stacked = given[None] if given.ndim == 2 else given[:, 0] if given.ndim == 4 and given.shape[1] == 1 else given
-        if stacked.ndim != 3 or stacked.shape[1:] != (side, side):
+        stacked = given
+        if self.bundle.channels == 1 and given.shape[-3:] != shape:
+            stacked = given[..., None, :, :]
+        if stacked.ndim == 3:
+            stacked = stacked[None]
+        if stacked.ndim != 4 or stacked.shape[1:] != shape:
+            (channels, height, width) = shape
+            grey = f"({height}, {width}), (N, {height}, {width}) or " if channels == 1 else ""
             raise ValueError(
-                f"pixels have the shape {given.shape}. It must be ({side}, {side}), (N, {side}, {side}) or "
-                f"(N, 1, {side}, {side}). Send images of another size as files; they are resized."
+                f"pixels have the shape {given.shape}. It must be {grey}(N, {channels}, {height}, {width}). Send "
+                "images of another size as files; they are resized."
             )
         check_number(len(stacked))
         if stacked.dtype == np.uint8:
@@ -129,31 +140,31 @@ class Predictor:
             floats = stacked.astype(np.float32)
         else:
             raise ValueError(f"pixels have the type {stacked.dtype}. It must be uint8, or floating point in [0, 1].")
-        return self._predict(floats[:, None], [[] for _ in floats])
+        return self._predict(floats, [[] for _ in floats])
 
     def _read(self, content: bytes, name: str) -> tuple[np.ndarray, tuple[int, int]]:
-        """Return an image as uint8 ``(side, side)``, and its original width and height."""
+        """Return an image as uint8 ``(C, H, W)``, and its original width and height."""
         with tempfile.TemporaryDirectory() as folder:
             # read_image takes a path
             path = Path(folder) / "image"
             path.write_bytes(content)
             try:
-                grey = read_image(path, self.bundle.max_megapixels, self._reading).pixels
+                levels = read_image(path, self.bundle.max_megapixels, self._reading).pixels
             except ImageError as error:
                 raise ImageError(str(error).replace(str(path), name)) from None
-        height, width = grey.shape
-        return as_square(grey, self.bundle.image_size), (width, height)
+        height, width = levels.shape[:2]
+        return resize(levels, self.bundle.image_size, self.bundle.resize), (width, height)
 
     def _size_warnings(self, width: int, height: int) -> list[str]:
-        side, (least, greatest) = self.bundle.image_size, self.bundle.aspect_ratios
+        (rows, columns), (least, greatest) = self.bundle.image_size, self.bundle.aspect_ratios
         warnings = []
-        if 2 * min(width, height) < side:
-            warnings.append(f"small image: {width} x {height} pixels are enlarged to {side} x {side}")
+        if 2 * min(width, height) < min(rows, columns):
+            warnings.append(f"small image: {width} x {height} pixels are enlarged to {columns} x {rows}")
         ratio = width / height
         if not least / ASPECT_TOLERANCE <= ratio <= greatest * ASPECT_TOLERANCE:
             warnings.append(
                 f"unusual aspect ratio: width / height is {ratio:.2f}, and {least:.2f} to {greatest:.2f} in the "
-                "training images, so the resized image is distorted"
+                f"training images, so the resized image is {RESIZED[self.bundle.resize]}"
             )
         return warnings
 

@@ -1,7 +1,7 @@
 """The model that ``mlflow models serve`` runs: MLflow executes this file ("models from code") and unpickles nothing.
 
 A request has a row for each image and one of two columns: ``image``, the bytes of a PNG, JPEG, BMP or TIFF file
-(base64 in JSON), or ``pixels``, H lists of W numbers in [0, 1].
+(base64 in JSON), or ``pixels``, H lists of W numbers in [0, 1]; for colours C such lists of lists.
 """
 
 from pathlib import Path
@@ -62,16 +62,21 @@ class Served(PythonModel):
 
 
 def as_array(rows: list[Any]) -> np.ndarray:
-    """Convert nested lists or arrays to float64 ``(N, H, W)``.
+    """Convert nested lists or arrays to float64 ``(N, H, W)`` or ``(N, C, H, W)``.
 
     Raises:
         ValueError: an element is no number, or the sizes differ.
     """
     try:
-        # pandas can hold arrays of arrays
-        return np.stack([np.stack([np.asarray(line, dtype=np.float64) for line in row]) for row in rows])
+        return _stacked(rows)
     except (TypeError, ValueError):
         raise ValueError("pixels must be H lists of W numbers for each image, and all images of one size.") from None
+
+
+def _stacked(rows: Any) -> np.ndarray:
+    values = np.asarray(rows)
+    # pandas can hold arrays of arrays
+    return np.stack([_stacked(row) for row in rows]) if values.dtype == object else values.astype(np.float64)
 
 
 mlflow.models.set_model(Served())

@@ -105,7 +105,7 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
                 python_model=str(Path(str(serving.__file__)).parent / "pyfunc.py"),
                 artifacts={"bundle": str(folder.resolve())},
                 code_paths=[str(Path(str(serving.__file__)).parents[1])],
-                signature=_signature(),
+                signature=_signature(bundle.channels),
                 input_example=_input_example(folder),
                 # MLflow's inference of requirements takes many seconds
                 pip_requirements=[f"{package}=={version_of_package(package)}" for package in PACKAGES],
@@ -277,14 +277,15 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _signature() -> "ModelSignature":
+def _signature(channels: int) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Array, Map
 
+    grey = Array(Array(DataType.double))
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.binary, "image", required=False),
-        ColSpec(Array(Array(DataType.double)), "pixels", required=False),
+        ColSpec(grey if channels == 1 else Array(grey), "pixels", required=False),
     ]
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "class"),
@@ -300,8 +301,10 @@ def _input_example(folder: Path) -> Any:
     import pandas as pd
     from PIL import Image
 
+    from tasks.dataset.prepared import as_pictures
+
     files = []
-    for pixels in np.load(folder / EXAMPLES, allow_pickle=False)[:2, 0]:
+    for pixels in as_pictures(np.load(folder / EXAMPLES, allow_pickle=False)[:2]):
         Image.fromarray(pixels).save(file := io.BytesIO(), format="PNG")
         files.append(file.getvalue())
     return pd.DataFrame({"image": files})

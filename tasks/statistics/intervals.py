@@ -158,14 +158,17 @@ UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
 """Estimate of a metric that is not defined, for example because a class has no images."""
 
 
-def estimate_over_seeds(values: np.ndarray) -> dict[str, float]:
-    """Return the mean over seeds (``value``), its 95 % interval (``low``, ``high``) and standard deviation (``std``).
+def estimate_over_seeds(values: np.ndarray, test_to_train: float = 0.0) -> dict[str, float]:
+    """Return the mean over runs (``value``), its 95 % interval (``low``, ``high``) and standard deviation (``std``).
 
-    The interval uses Student's t distribution. With one seed, all but ``value`` are NaN. Without seeds, or if a value
-    is NaN, all are NaN.
+    The interval uses Student's t distribution. Runs of cross-validation share training images, so that their variance
+    is too small; it is corrected as by Nadeau and Bengio (2003, "Inference for the generalization error", Machine
+    Learning 52, 239-281). With one run, all but ``value`` are NaN. Without runs, or if a value is NaN, all are NaN.
 
     Args:
-        values: result of each seed, ``(n,)``.
+        values: result of each run, ``(n,)``.
+        test_to_train: number of test images divided by that of the other images, of cross-validation; 0: the runs are
+            independent.
     """
     n = len(values)
     if n == 0 or np.isnan(values).any():
@@ -177,5 +180,5 @@ def estimate_over_seeds(values: np.ndarray) -> dict[str, float]:
     from scipy.stats import t
 
     std = float(values.std(ddof=1))
-    half_width = float(t.ppf(0.975, n - 1)) * std / n**0.5
+    half_width = float(t.ppf(0.975, n - 1)) * std / n**0.5 * (1 + n * test_to_train) ** 0.5
     return {"value": mean, "low": mean - half_width, "high": mean + half_width, "std": std}

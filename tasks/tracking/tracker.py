@@ -38,7 +38,7 @@ class Tracker:
         """Log a data set: the path of a file or folder, and its digest in DVC."""
 
     def model(self, name: str, module: "nn.Module", example: "np.ndarray") -> None:
-        """Log a network with signature and input example, float32 ``(N, 1, H, W)`` with N of at least 2."""
+        """Log a network with signature and input example, float32 ``(N, C, H, W)`` with N of at least 2."""
 
     def curve(
         self,

@@ -50,7 +50,7 @@ def seconds_of_training(
 ) -> float:
     """Seconds of a training; checkpoints are written to the folder."""
     settings = params.train_classifier.model_copy(update={"epochs": n_epochs})
-    side, rng = params.prepare.image_size, np.random.default_rng(params.seed)
+    (side, _), rng = params.prepare.image_size, np.random.default_rng(params.seed)
     pixels = rng.integers(0, 256, (n_images, 1, side, side), dtype=np.uint8)
     labels = rng.integers(0, 2, n_images)
     n_validation = round(n_images * params.prepare.split.validation_fraction)

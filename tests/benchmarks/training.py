@@ -72,7 +72,7 @@ class Ordinary:
 
     def __init__(self, folder: Path, rows: dict[str, np.ndarray], params: Params, model: nn.Module, loss: Loss) -> None:
         settings = params.train_classifier if loss is classification else params.train_autoencoder
-        side, moved = params.prepare.image_size, params.train_classifier.augmentation.translation
+        (side, _), moved = params.prepare.image_size, params.train_classifier.augmentation.translation
         grey = [transforms.Grayscale(), transforms.Resize((side, side))]
         random = [
             transforms.RandomHorizontalFlip(params.train_classifier.augmentation.horizontal_flip_probability),
@@ -153,7 +153,7 @@ def draw(folder: Path, params: Params, n_patients: int) -> tuple[np.ndarray, np.
         params.seed,
     )
     samples = datasets.ImageFolder(str(folder)).samples
-    side = params.prepare.image_size
+    side, _ = params.prepare.image_size
     pixels = np.lib.format.open_memmap(
         folder.parent / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(samples), 1, side, side)
     )

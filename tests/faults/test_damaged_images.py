@@ -14,7 +14,7 @@ import pytest
 from tasks.acquire import acquire
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import printable
-from tasks.dataset.images import ImageError, as_square, read_grey
+from tasks.dataset.images import ImageError, read_grey, resize
 from tasks.dataset.readers import SUFFIXES
 from tasks.labelling.human import pool_files, read_pool
 from tasks.tracking import Tracker
@@ -113,7 +113,7 @@ def test_reading_a_pool_lists_all_unreadable_images_and_reads_the_rest(source: P
     pixels = read_pool(pool, names, 32, 1)
     for mutant in images:
         if mutant.pixels is not None:
-            difference = pixels[names.index(mutant.name), 0].astype(int) - as_square(mutant.pixels.copy(), 32)
+            difference = pixels[names.index(mutant.name), 0].astype(int) - resize(mutant.pixels.copy(), (32, 32))[0]
             assert abs(difference).max() <= mutant.tolerance
 
 

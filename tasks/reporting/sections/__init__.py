@@ -49,6 +49,10 @@ SECTIONS = (
 
 
 def all_sections(results: Results, headline: Headline) -> list[Section]:
-    """Return the sections in the order of the page, without subgroups and active learning if there are none."""
-    is_shown = {subgroups_section: results.subgroups is not None, active_learning_section: len(results.cycles) > 0}
+    """Return the sections in the order of the page, without subgroups, active learning and images if there are none."""
+    is_shown = {
+        subgroups_section: results.subgroups is not None,
+        adversarial_images_section: results.examples is not None,
+        active_learning_section: len(results.cycles) > 0,
+    }
     return [section(results, headline) for section in SECTIONS if is_shown.get(section, True)]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from tasks.dataset.prepared import as_pictures
 from tasks.labelling.learning_curves import ALL_LABELS, RANDOM
 from tasks.params.section import Training
 from tasks.records.vocabulary import display_name
@@ -82,7 +83,7 @@ class Gain:
 def active_learning_section(results: Results, _headline: Headline) -> Section:
     """Return learning curves, label efficiency, and the first images of each query."""
     efficiency, cycles = results.label_efficiency, results.cycles
-    queried = list(dict.fromkeys(results.queries["acquisition"]))
+    queried = list(dict.fromkeys(results.queries["acquisition"])) if results.params.report.include_images else []
     values: dict[str, Any] = {
         "gains": gains_of(efficiency),
         "random_accuracy": estimate(_metric_row(efficiency, RANDOM, "mean_clean_accuracy"), percent),
@@ -222,11 +223,11 @@ def _queried(results: Results, acquisition: str) -> Drawing:
     queries = results.queries[results.queries["acquisition"] == acquisition]
     queries = queries[queries["seed"] == queries["seed"].min()]
     cycles = sorted(queries["cycle"].unique())[:N_ROWS]
-    images = np.ones((len(cycles), N_COLUMNS, *results.data.pixels.shape[2:]))
+    images = np.ones((len(cycles), N_COLUMNS, *as_pictures(results.data.pixels[:1]).shape[1:]))
     captions = [[""] * N_COLUMNS for _ in cycles]
     for row, cycle in enumerate(cycles):
         first = queries[queries["cycle"] == cycle].head(N_COLUMNS)
-        images[row, : len(first)] = results.data.floats(first["image"].to_numpy())[:, 0]
+        images[row, : len(first)] = as_pictures(results.data.floats(first["image"].to_numpy()))
         for column, query in enumerate(first.itertuples()):
             is_correct = query.prediction == query.label
             predicted = "" if is_correct else f", predicted {classes[query.prediction]}"

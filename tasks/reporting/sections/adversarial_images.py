@@ -11,6 +11,7 @@ from tasks.reporting.section import Point, Section
 def adversarial_images_section(results: Results, _headline: Headline) -> Section:
     """Return a clean, an adversarial and the purified images of each class."""
     shown = results.examples
+    assert shown is not None
     parts = split_into_figures(group_by_purifier(shown.images, n_first=PERTURBATION + 1))
     drawings = image_drawings("attack", [image_figures.image_grid(shown.images.part(columns)) for columns in parts])
     values = {

@@ -6,6 +6,7 @@ import pandas as pd
 
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import SPLITS
+from tasks.params import Resize
 from tasks.reporting import examples, image_figures
 from tasks.reporting.drawings import IMAGES, Drawing
 from tasks.reporting.formats import estimate
@@ -15,6 +16,13 @@ from tasks.reporting.section import Section
 from tasks.reporting.tables import Table
 from tasks.statistics.formatting import percent
 
+RESIZED: dict[Resize, str] = {
+    "stretch": "",
+    "pad": ", padded with 0 to keep the aspect ratio",
+    "crop": ", cropped to keep the aspect ratio",
+}
+"""Words about ``prepare.resize``; none for the default."""
+
 
 def data_section(results: Results, _headline: Headline) -> Section:
     """Return facts about the data set, the images by class and split, and example images."""
@@ -22,13 +30,15 @@ def data_section(results: Results, _headline: Headline) -> Section:
     sides = manifest[["width", "height"]].agg(["min", "max", "median"])
     height, width = data.pixels.shape[2:]
     leaked = results.leakage["estimate"]
-    shown = examples.examples_by_class(data)
+    shown = examples.examples_by_class(data) if results.params.report.include_images else None
     values = {
         "info": info,
         "formats": _counts(manifest["format"]),
         "modes": _counts(manifest["mode"]),
         "sizes": {name: f"{sides.loc[name, 'width']:g} × {sides.loc[name, 'height']:g}" for name in sides.index},
         "prepared_size": f"{width} × {height}",
+        "colour": "grey" if data.pixels.shape[1] == 1 else "red, green and blue",
+        "resize": RESIZED[info.get("resize", "stretch")],
         "is_resized": not (manifest["width"].eq(width) & manifest["height"].eq(height)).all(),
         "value_range": [f"{bound:g}" for bound in data.value_range],
         "leakage_estimate": None if leaked["value"] is None else estimate(leaked, percent),
@@ -38,11 +48,12 @@ def data_section(results: Results, _headline: Headline) -> Section:
         "leakage_sweep": _sweep_table(results.leakage["sweep"]),
         "shortcut": {name: percent(info["shortcut_baseline"][name]) for name in ("accuracy", "balanced_accuracy")},
         "split_counts": split_counts(results),
-        "shown_classes": shown.rows,
-        "n_shown": shown.images.shape[1],
+        "shown_classes": shown.rows if shown else [],
+        "n_shown": shown.images.shape[1] if shown else 0,
         "n_test": len(data.indices("test")),
     }
-    return Section("data", "Data set", values, [Drawing(f"{IMAGES}classes", image_figures.image_grid(shown))])
+    drawings = [Drawing(f"{IMAGES}classes", image_figures.image_grid(shown))] if shown else []
+    return Section("data", "Data set", values, drawings)
 
 
 def _inferred_groups(comparison: dict[str, Any] | None) -> dict[str, str] | None:

@@ -61,6 +61,7 @@ def features_section(results: Results, headline: Headline) -> Section:
         "attack": attack_name(point.attack),
         "bound": bound,
         "separation": _separation(table, point, bound),
+        "has_thumbnails": results.params.report.include_images,
         "embeddings": [
             {"name": "-".join(["embeddings", *curve]), "space": SPACES[curve[0]], "curve": curve_name(*curve[1:])}
             for curve in curves

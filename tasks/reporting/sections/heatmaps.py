@@ -24,7 +24,7 @@ def heatmaps_section(results: Results, headline: Headline) -> Section:
     if point is None:
         return Section(key, title, {"point": None})
     shown = results.examples
-    examples = _examples(shown)
+    examples = _examples(shown) if shown else []
     rows = table[table["attack"] == point.attack]
     panels = [
         over_eps(
@@ -40,8 +40,8 @@ def heatmaps_section(results: Results, headline: Headline) -> Section:
         "overlap": span_of(point.of(table[table["metric"] == "iou"]), METRICS["iou"][1]),
         "chance": f"{CHANCE:.2f}",
         "example_names": [drawing.name for drawing in examples],
-        "example_point": Point(shown.attack, shown.eps),
-        "example_classes": shown.images.rows,
+        "example_point": Point(shown.attack, shown.eps) if shown else None,
+        "example_classes": shown.images.rows if shown else [],
         "table": metrics_table(at_point(table, point), CURVE_KEYS, METRICS, COUNTS),
         "all_rows": metrics_table(table, CURVE_KEYS, METRICS, COUNTS),
     }

@@ -34,7 +34,8 @@ def intensities_section(results: Results, headline: Headline) -> Section:
     point = point_of(table, headline)
     if point is None:
         return Section(key, title, {"point": None})
-    differences = _differences(results.examples.differences)
+    shown = results.examples
+    differences = _differences(shown.differences) if shown else []
     drawings = [
         *differences,
         _histograms(results.intensity_histograms, point, styles),
@@ -45,8 +46,8 @@ def intensities_section(results: Results, headline: Headline) -> Section:
         "point": point,
         **_shift(table, point),
         "difference_names": [drawing.name for drawing in differences],
-        "difference_columns": results.examples.differences.columns,
-        "example_point": Point(results.examples.attack, results.examples.eps),
+        "difference_columns": shown.differences.columns if shown else [],
+        "example_point": Point(shown.attack, shown.eps) if shown else None,
         "table": metrics_table(at_point(table[table["class"] == ALL], point), KEYS, METRICS),
         "all_rows": metrics_table(table, KEYS, METRICS),
     }
