@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help dev repro compare flow audit verify test test-changed operations faults lint format bench ui serve lock clean
+.PHONY: help dev repro compare experiments flow audit verify test test-changed operations faults lint format bench ui serve lock clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ repro: $(STAMP) environment.yaml  ## Compute every result that is not up to date
 
 compare: $(STAMP)  ## Compare all defences of params.yaml, as an experiment of DVC
 	dvc exp run -S "selected_defences=[$$(python -c 'from tasks.params import load_params; print(*load_params().defences, sep=",")')]"
+
+# DVC has no setting for the default columns of its table: it shows every key of params.yaml.
+experiments: $(STAMP)  ## Show DVC's experiments: changed parameters and headline metrics
+	dvc exp show --only-changed --keep '^balanced_accuracy' --drop '.*/'
 
 flow: $(STAMP)  ## Run the same steps as a Prefect flow
 	python -m flows.pipeline

@@ -32,7 +32,7 @@ from scmrepo.exceptions import SCMError as NoCommitError
 from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import check_unchanged
-from tasks.tracking import digest_of, masked, tracking_uri
+from tasks.tracking import digest_of, masked
 
 LOCK_FILE = Path("dvc.lock")
 LOCK_POLL_SECONDS = 2
@@ -274,10 +274,8 @@ def run_dvc(*arguments: str) -> str:
         RuntimeError: DVC failed. The message has the last lines of the output.
     """
     dvc = Path(sys.executable).parent / "dvc"
-    # an experiment in a temporary folder logs to the store of this folder
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri()}
     done = subprocess.run(  # noqa: S603  a list of arguments, no shell  # nosec B603
-        [dvc, *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        [dvc, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     if done.returncode:
         lines = "\n".join(done.stdout.splitlines()[-15:])

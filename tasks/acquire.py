@@ -145,6 +145,11 @@ def _list_class_folders(folder: Path, classes: tuple[str, ...], key: str) -> lis
             f"subfolders without images: {empty}. Every class needs images. Add images, or remove the classes from "
             "acquire.classes."
         )
+    if problems and ".dvc" in Path.cwd().parts:
+        problems.append(
+            "this is a temporary copy of the repository (dvc exp run --temp or --queue, flows.seeds). It has only the "
+            "files of git and DVC. Put the images under DVC (dvc add), or set acquire.folder to an absolute path."
+        )
     if problems:
         raise ValueError("\n  ".join([f"{key} {str(folder)!r} can't be used:", *problems]))
     if other_files:

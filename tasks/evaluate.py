@@ -141,7 +141,7 @@ def clean_predictions(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame
 
 
 def headline_metrics(table: pd.DataFrame, worst_cases: pd.DataFrame, validation: pd.DataFrame) -> dict[str, Any]:
-    """The metrics that ``dvc metrics`` compares.
+    """Metrics for every attack and eps.
 
     ``clean.<target>.<metric>``, and the accuracy ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where
     the attack ``worst_case`` stands for the strongest attack on each image, all for the targets as trained. The name of

@@ -8,6 +8,8 @@ from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Write ``report.html`` (self-contained), ``report.md``, ``headline.md`` (first sentences) and ``figures/*.png``.
 
+    A second folder, ``data/summary``, has the metrics and plots that DVC compares. It is small and belongs into git.
+
     The tracking run of this step represents the whole pipeline: data set, all parameters, headline metrics, Data Docs,
     figures, the report, and links to the runs and models of the other steps.
     """
@@ -15,6 +17,7 @@ def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     from tasks.reporting.headline import headline_metrics, headline_of
     from tasks.reporting.results import load_results
     from tasks.reporting.sections import all_sections
+    from tasks.reporting.summary import write_summary
     from tasks.reporting.templating import headline_sentences
 
     results = load_results(workspace, params)
@@ -29,6 +32,7 @@ def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     markdown = page.markdown(results, headline, sections, MAX_NOTE_CHARACTERS)
     workspace.report_markdown.write_text(markdown, encoding="utf-8")
     workspace.headline.write_text(f"{headline_sentences(headline)}\n", encoding="utf-8")
+    write_summary(workspace, results, headline)
 
     tracker.dataset(workspace.prepare, results.dataset_info["name"], "evaluation")
     # one eps keeps the table of runs narrow; metrics.json has all of them

@@ -99,7 +99,8 @@ def test_every_stage_runs_its_own_module_and_owns_its_own_folder() -> None:
     for name, stage in STAGES.items():
         of_defences = name in DEFENCE_STEPS
         assert stage["cmd"] == f"python -m tasks.{name}" + (" ${item}" if of_defences else "")
-        assert stage["outs"] == [Workspace().step_folder(name, "${item.defence}" if of_defences else None).as_posix()]
+        folder = Workspace().step_folder(name, "${item.defence}" if of_defences else None).as_posix()
+        assert stage["outs"] == [folder, *([{"data/summary": {"cache": False}}] if name == "report" else [])]
         assert stage.get("matrix") == ({"defence": "${selected_defences}"} if of_defences else None)
 
 

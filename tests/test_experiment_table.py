@@ -1,28 +1,93 @@
-"""The documented table of DVC's experiments."""
+"""Metrics and plots in a clone without DVC's cache, and the documented table of experiments."""
 
 import csv
 import json
-import re
 import shutil
 from pathlib import Path
 
+import pytest
+from ruamel.yaml import YAML
+
 from tests.conftest import ROOT
-from tests.test_pipeline import init_dvc, run
+from tests.test_pipeline import TOY, run
+
+MAX_COLUMNS = 30
 
 
-def test_the_documented_table_has_the_seed_and_the_metrics_of_the_choice(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "how-to" / "compare-runs.md").read_text(encoding="utf-8")
-    (documented,) = re.findall(r"--drop '(.*)' --keep '(.*)'`", page)
-    for name in ("dvc.yaml", "params.yaml", "environment.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    metrics = {"clean": {"jpeg": {"accuracy": 0.9}}, "validation": {"jpeg": {"eps_1": 0.5, "eps_16": 0.25}}}
-    (tmp_path / "data" / "evaluate").mkdir(parents=True)
-    (tmp_path / "data" / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
-    run(tmp_path, "git", "init", "--quiet")
-    init_dvc(tmp_path)
-    run(tmp_path, "git", "add", ".")
-    run(tmp_path, "git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "--message", "first")
-    drop, keep = (expression.replace("\\|", "|") for expression in documented)
-    table = run(tmp_path, "dvc", "exp", "show", "--csv", "--drop", drop, "--keep", keep)
-    (first, *_) = csv.DictReader(table.splitlines()[-3:])
-    assert {name: value for name, value in first.items() if value} == {"validation.jpeg.eps_1": "0.5", "seed": "0"}
+@pytest.fixture(scope="module")
+def clone(reproduced: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone without DVC's cache. Its last commit has another seed, another metric and another point of a curve."""
+    origin = tmp_path_factory.mktemp("origin")
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml", "environment.yaml", ".dvcignore"):
+        shutil.copy(reproduced / name, origin)
+    shutil.copytree(reproduced / "data" / "summary", origin / "data" / "summary")
+    shutil.copytree(reproduced / ".dvc" / "plots", origin / ".dvc" / "plots")
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, origin / ".dvc")
+    run(origin, "git", "init", "--quiet")
+    commit(origin, "first")
+
+    metrics = json.loads((origin / "data" / "summary" / "metrics.json").read_text())
+    metrics["balanced_accuracy"]["undefended"]["clean"] = 0.123
+    (origin / "data" / "summary" / "metrics.json").write_text(json.dumps(metrics))
+    with (origin / "data" / "summary" / "plots" / "training_loss.csv").open("a") as file:
+        file.write("classifier/train,3,0.456\n")
+    params = (origin / "params.yaml").read_text()
+    (origin / "params.yaml").write_text(params.replace("seed: 0\n", "seed: 17\n"))
+    commit(origin, "second")
+
+    folder = tmp_path_factory.mktemp("clone") / "clone"
+    run(origin, "git", "clone", "--quiet", str(origin), str(folder))
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    run(folder, "git", "add", ".")
+    run(folder, "git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "--message", message)
+
+
+def test_a_clone_without_cache_shows_the_balanced_accuracies_of_every_target(clone: Path) -> None:
+    shown = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
+    found = shown[""]["data"]["data/summary/metrics.json"]["data"]["balanced_accuracy"]
+    assert list(found) == ["undefended", *TOY["selected_defences"]]
+    assert {tuple(sorted(each)) for each in found.values()} == {("adaptive", "clean", "transfer", "validation")}
+
+
+def test_a_clone_without_cache_compares_metrics_of_two_commits(clone: Path) -> None:
+    (line,) = run(clone, "dvc", "metrics", "diff", "HEAD~1").splitlines()[1:]
+    assert line.split()[1] == "balanced_accuracy.undefended.clean"
+    assert line.split()[3] == "0.123"
+
+
+def test_a_clone_without_cache_draws_every_plot_of_two_commits(clone: Path) -> None:
+    printed = run(clone, "dvc", "plots", "diff", "HEAD~1")
+    assert "failed to load" not in printed
+    page = (clone / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+    plots = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    files = {name: clone / file for plot in plots for name, settings in plot.items() for file in settings["y"]}
+    # DVC draws no table without rows; the template of confusion matrices has titles of its own
+    curves = [name for name, file in files.items() if file.read_text().count("\n") > 1 and "confusion" not in name]
+    assert [name for name in curves if f'"title": "{name}"' not in page] == []
+    assert "0.456" in page
+    assert '"rev": "HEAD~1"' in page
+
+
+def test_training_curves_are_those_of_the_selected_defences(clone: Path) -> None:
+    with (clone / "data" / "summary" / "plots" / "training_loss.csv").open() as file:
+        networks = {row["curve"].split("/")[0] for row in csv.DictReader(file)}
+    assert networks == {"classifier", "autoencoder", "retrained_autoencoder"}
+
+
+def test_the_table_of_make_experiments_has_changed_parameters_and_all_metrics(clone: Path) -> None:
+    (recipe,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\tdvc exp show")]
+    command = recipe.strip().replace("'", "").split()
+    *_, header, _, last, first = run(clone, *command, "--csv", "-n", "2").splitlines()
+    columns = header.split(",")
+    rows = [dict(zip(columns, line.split(","), strict=True)) for line in (first, last)]
+    assert len(columns) <= MAX_COLUMNS
+    assert [row["seed"] for row in rows] == ["0", "17"]
+    assert set(columns) - {"Experiment", "rev", "typ", "Created", "parent", "seed"} == {
+        f"balanced_accuracy.{target}.{condition}"
+        for target in ("undefended", *TOY["selected_defences"])
+        for condition in ("clean", "transfer", "adaptive", "validation")
+    }

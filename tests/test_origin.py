@@ -40,7 +40,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git repository with one commit as the current folder."""
     folder = tmp_path / "repository"
     (folder / "data").mkdir(parents=True)
-    for name in ("params.yaml", "dvc.lock"):
+    for name in ("params.yaml", "dvc.lock", "data/metrics.json"):
         (folder / name).write_text("seed: 0\n")
     monkeypatch.chdir(folder)
     git("init", "--quiet")
@@ -62,8 +62,11 @@ def test_a_run_has_the_commit_and_its_state_and_versions_and_processor(repositor
     assert "dvc_experiment" not in tags
 
 
-@pytest.mark.parametrize(("file", "dirty"), [("params.yaml", "true"), ("dvc.lock", "false"), ("data/new.txt", "false")])
-def test_a_changed_file_of_the_commit_makes_it_dirty_but_the_record_of_dvc_and_a_new_file_do_not(
+@pytest.mark.parametrize(
+    ("file", "dirty"),
+    [("params.yaml", "true"), ("dvc.lock", "false"), ("data/metrics.json", "false"), ("new.txt", "false")],
+)
+def test_a_changed_file_of_the_commit_makes_it_dirty_but_files_of_the_pipeline_and_a_new_file_do_not(
     file: str, dirty: str, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (repository / file).write_text("seed: 1\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.tracking import digest_of
 from tests.test_pipeline import STEPS, TOY, digests, make_workspace, run, write_params
 
 
@@ -62,3 +63,5 @@ def test_a_new_defence_changes_its_own_steps_and_the_steps_that_compare_defences
 # last, since another test process makes the other workspace at the same time
 def test_dvc_and_the_flow_write_the_same_bytes(reproduced: Path, flowed: Path) -> None:
     assert digests(flowed) == digests(reproduced)
+    summaries = [digest_of(folder / "data" / "summary") for folder in (flowed, reproduced)]
+    assert summaries[0] == summaries[1]

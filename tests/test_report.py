@@ -424,6 +424,25 @@ def test_figures_are_png_files_with_the_names_of_the_figures(workspace: Path) ->
             assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
 
 
+def test_the_summary_for_git_has_balanced_accuracies_and_training_curves(workspace: Path, params: Params) -> None:
+    _, headline = loaded(params)
+    metrics = json.loads(Workspace().summary_metrics.read_text(encoding="utf-8"))["balanced_accuracy"]
+    assert list(metrics) == ["undefended", *DEFENCES]
+    for target, values in metrics.items():
+        at = {"clean": 0.0, "adaptive": headline.eps}
+        assert {name: values[name] for name in at} == {
+            name: round(headline.at(target, eps)["value"], 6) for name, eps in at.items()
+        }
+    loss = pd.read_csv(Workspace().summary_plots / "training_loss.csv")
+    curves = {f"{each}/{of}" for each in ("classifier", *DEFENCES) for of in ("train", "validation")}
+    assert set(loss["curve"]) == curves
+    assert loss.loc[loss["curve"] == "classifier/validation", ["epoch", "value"]].to_numpy().tolist() == [
+        [1, 3.0],
+        [2, 1.5],
+        [3, 2.0],
+    ]
+
+
 def test_tracker_gets_data_set_headline_metrics_artifacts_and_note(
     phantom_workspace: tuple[Path, RecordingTracker],
 ) -> None:

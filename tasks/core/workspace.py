@@ -1,7 +1,7 @@
 """Every path of a workspace: the folder that holds ``params.yaml`` and ``data/``.
 
 A step owns one folder, ``data/<step>``, and writes nowhere else but to its checkpoints. The step evaluate also adds to
-the list of configurations.
+the list of configurations, and the step report also writes ``data/summary``.
 """
 
 from dataclasses import dataclass
@@ -139,6 +139,10 @@ class Workspace:
     report_markdown = _Below("data/report/report.md")
     headline = _Below("data/report/headline.md")
     figures = _Below("data/report/figures")
+    summary = _Below("data/summary")
+    """Second output of the step report, in git: small files with metrics and plots."""
+    summary_metrics = _Below("data/summary/metrics.json")
+    summary_plots = _Below("data/summary/plots")
 
     def attack_folder(self, target: str) -> Path:
         """Output folder of the attack on a target."""
@@ -214,8 +218,8 @@ class Workspace:
         return f"{step}@{rest[0]}" if step in DEFENCE_STEPS else step
 
     def outputs(self) -> list[Path]:
-        """Output folders that exist; for steps that run for each defence, one folder for each defence."""
-        own = [path for path in self.data.iterdir() if path.name not in DEFENCE_STEPS]
+        """Output folders of steps that exist; for steps that run for each defence, one folder for each defence."""
+        own = [path for path in self.data.iterdir() if path.name not in (*DEFENCE_STEPS, self.summary.name)]
         of_defences = [path for step in DEFENCE_STEPS for path in (self.data / step).glob("*")]
         return sorted(path for path in own + of_defences if path.is_dir())
 

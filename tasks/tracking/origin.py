@@ -31,8 +31,9 @@ def origin_tags() -> dict[str, str]:
     if name := os.environ.get("DVC_EXP_NAME"):
         tags["dvc_experiment"] = name
     if commit := _git("rev-parse", "HEAD"):
-        # the names that MLflow itself uses. DVC writes dvc.lock after each stage, so that file does not count
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)dvc.lock")
+        # the names that MLflow itself uses. The pipeline writes dvc.lock and files in data/, so these do not count
+        own = [":/", ":(top,exclude)dvc.lock", ":(top,exclude)data"]
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *own)
         tags |= {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(changed != "").lower()}
     return tags
 

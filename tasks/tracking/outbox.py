@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from tasks.core.durable import rename_durably
 from tasks.tracking.masking import masked
-from tasks.tracking.store import Store, experiment_name, is_unavailable, tracking_uri
+from tasks.tracking.store import Store, experiment_name, home, is_unavailable, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ class DamagedJournal(ValueError):
 
 
 def outbox() -> Path:
-    """Folder of the journals: ``CT_ROBUSTNESS_OUTBOX``, by default ``tracking-outbox`` in the current folder."""
-    return Path(os.environ.get("CT_ROBUSTNESS_OUTBOX") or "tracking-outbox")
+    """Folder of the journals: ``CT_ROBUSTNESS_OUTBOX``, by default ``tracking-outbox`` beside the default store."""
+    return Path(os.environ.get("CT_ROBUSTNESS_OUTBOX") or home() / "tracking-outbox")
 
 
 def waiting() -> list[Path]:

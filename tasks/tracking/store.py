@@ -98,7 +98,7 @@ class Store:
                 )
             return str(experiment.experiment_id)
         # beside the database; a server chooses the location itself
-        location = None if os.environ.get("MLFLOW_TRACKING_URI") else (Path.cwd() / "mlartifacts").as_uri()
+        location = None if os.environ.get("MLFLOW_TRACKING_URI") else (home().absolute() / "mlartifacts").as_uri()
         # the UI opens on runs and charts, not on traces of language models
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
@@ -319,13 +319,18 @@ def experiment_name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
+def home() -> Path:
+    """The current folder; in a temporary copy of the repository (``dvc exp run --temp``, ``--queue``) the original."""
+    return next((folder.parent for folder in Path.cwd().parents if folder.name == ".dvc"), Path())
+
+
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, by default an SQLite file in the current folder.
+    """``MLFLOW_TRACKING_URI``, by default an SQLite file in :func:`home`.
 
     User and password of a server's address move to MLflow's variables for them, because MLflow's messages contain the
     address.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home().absolute() / 'mlflow.db'}"
     address = urlsplit(uri)
     if address.scheme in ("http", "https") and address.username and address.password:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
