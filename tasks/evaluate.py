@@ -62,6 +62,7 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "minimum_eps": as_trained(minimum_eps),
         "diagnostics": read_diagnostics(workspace, defences),
         "convergence": convergence_table(records, minimum_eps, points, outcomes),
+        "worst_case": as_trained(outcomes),
     }
     leakage = json.loads(workspace.leakage.read_text(encoding="utf-8"))
     checks = run_checks(check_inputs(workspace, params, tables), leakage) + import_checks(workspace.parity)

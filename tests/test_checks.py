@@ -8,6 +8,8 @@ import pytest
 from tasks.evaluation.check_inputs import CheckInputs
 from tasks.evaluation.checks import CHECKS, CheckResult, run_checks
 from tasks.records.expected import EXPECTED
+from tasks.records.operating_points import OperatingPoint
+from tasks.records.worst_case import worst_case_outcomes
 from tests.conftest import ROOT
 from tests.plausible_attack import diagnostics_in, minimum_eps_in
 
@@ -40,7 +42,6 @@ FRACTIONS = {"near_duplicate_in_train": 0.1, "group_in_train": 0.99}
 NO_LEAKAGE = {"outcome": "exact", "fractions": FRACTIONS | {"patient_in_train": 0.0}, "estimate": {"value": None}}
 Found = dict[tuple[str | None, str], CheckResult]
 RANDOM: dict[str, object] = {name: lambda of: [np.array([float(each)]) for each in of["correct"]] for name in EXPECTED}
-RANDOM["logits"] = lambda of: [np.eye(2)[each] for each in of["prediction"]]
 """Further columns of the records of a random target whose predictions are all the same."""
 
 
@@ -77,6 +78,9 @@ def outcome(
     smallest = search(records)
     tables = {"records": records, "minimum_eps": smallest, "diagnostics": probe(records)}
     tables["convergence"] = convergence_in(records, smallest)
+    logits = [np.eye(2)[each] for each in records["prediction"]]
+    points = {name: [OperatingPoint("as_trained", (0.0, 0.0))] for name in (BARE, DEFENDED)}
+    tables["worst_case"] = worst_case_outcomes(records.assign(logits=logits), smallest, points)
     evidence: list[CheckInputs] = []
     for name in ("undefended", "autoencoder"):
         evidence.append(

@@ -9,9 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.records.expected import FRESH
-from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import AS_TRAINED, CLEAN, is_independent
-from tasks.records.worst_case import worst_case_outcomes
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 Status = Literal["PASS", "WARN", "FAIL", "NO POWER", "UNVERIFIED", "INFO"]
@@ -55,6 +53,8 @@ class CheckInputs:
     diagnostics: pd.DataFrame
     convergence: pd.DataFrame
     """Worst case with and without twice the effort (:func:`tasks.records.convergence.convergence_table`)."""
+    worst_case: pd.DataFrame
+    """Outcomes in the worst case (:func:`tasks.records.worst_case.worst_case_outcomes`), at ``as_trained``."""
     shortcut_correct: "pd.Series[bool]"
     """True for test images that the shortcut baseline classifies correctly, by image."""
     undefended: "CheckInputs | None"
@@ -128,15 +128,13 @@ class CheckInputs:
             robust = robust & values.reindex(robust.index, fill_value=True)
         return robust
 
-    def expected(self) -> "dict[float, pd.Series[float]]":
-        """Return the outcome of each image of a random target in the worst case of adaptive attacks, by eps and image.
+    @property
+    def robust_by_eps(self) -> "dict[float, pd.Series[float]]":
+        """Outcome of each image in the worst case of adaptive attacks, by eps and image.
 
-        An image counts by the fraction of fresh predictions that are correct.
+        An image of a random target counts by the fraction of fresh predictions that are correct.
         """
-        n_classes = len(self.records["logits"].iloc[0])
-        points = {self.name: [OperatingPoint(AS_TRAINED, (0.0,) * n_classes)]}
-        outcomes = worst_case_outcomes(self.records, self.minimum_eps, points)
-        adaptive = outcomes[outcomes["threat_model"] == "adaptive"]
+        adaptive = self.worst_case[self.worst_case["threat_model"] == "adaptive"]
         return {float(str(eps)): rows.set_index("image")["robust_correct"] for eps, rows in adaptive.groupby("eps")}
 
     def compare(self, first: "pd.Series[bool]", second: "pd.Series[bool]") -> PairedComparison:
