@@ -1,6 +1,5 @@
 """Attacks on independent surrogates: classifiers that the step train_surrogates trained. They are transferred."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,23 +15,12 @@ from tasks.core.workspace import Workspace
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import device_of
 from tasks.models.files import load_model
+from tasks.models.loading import surrogate_names
 from tasks.records.adversarial_images import merge_perturbations, quantize, save_perturbations
 from tasks.records.perturbation_norms import perturbation_norms
 
 TRANSFERRED = "pgd"
 """The attack on surrogates."""
-
-
-def surrogate_names(workspace: Workspace) -> list[str]:
-    """Names of the independent surrogates, in the order of ``train_surrogates``.
-
-    Raises:
-        FileNotFoundError: the step train_surrogates has not run.
-    """
-    path = workspace.surrogates
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found. Run the step train_surrogates first: dvc repro train_surrogates")
-    return [row["name"] for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def load_surrogates(workspace: Workspace, device: torch.device) -> dict[str, nn.Module]:

@@ -40,6 +40,18 @@ def load_classifier(workspace: Workspace, path: Path) -> nn.Module:
     return load_model(path, builder)
 
 
+def surrogate_names(workspace: Workspace) -> list[str]:
+    """Names of the independent surrogates, in the order of ``train_surrogates``.
+
+    Raises:
+        FileNotFoundError: the step train_surrogates has not run.
+    """
+    path = workspace.surrogates
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found. Run the step train_surrogates first: dvc repro train_surrogates")
+    return [row["name"] for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
 def borrow_gradients(workspace: Workspace, model: nn.Module, device: torch.device) -> None:
     """Let attacks on a classifier that is only queried use the gradients of the surrogates, if these were trained.
 
@@ -48,8 +60,7 @@ def borrow_gradients(workspace: Workspace, model: nn.Module, device: torch.devic
     """
     if not isinstance(model, ImportedClassifier) or model.has_gradients or not workspace.surrogates.is_file():
         return
-    names = [row["name"] for row in json.loads(workspace.surrogates.read_text(encoding="utf-8"))]
-    if not names:
+    if not (names := surrogate_names(workspace)):
         raise ValueError(
             "train_surrogates: []. Attacks on a classifier that is only queried need at least one surrogate. Add a row"
         )
