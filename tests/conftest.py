@@ -74,7 +74,7 @@ def code_at_the_start_of_the_module() -> Iterator[None]:
     from tasks.core import source
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "AT_START", source.digests_of_sources())
+        patch.setattr(source, "AT_START", source.digests_of_files(source.ROOT, source.SUFFIXES))
         yield
 
 

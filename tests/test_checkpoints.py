@@ -107,7 +107,7 @@ class TestCode:
         """A copy of ``tasks/`` that digests are computed from."""
         copy = tmp_path / "tasks"
         shutil.copytree(ROOT / "tasks", copy, ignore=shutil.ignore_patterns("__pycache__"))
-        self.at_start = lambda: monkeypatch.setattr(source, "AT_START", source.digests_of_sources(copy))
+        self.at_start = lambda: monkeypatch.setattr(source, "AT_START", source.digests_of_files(copy, source.SUFFIXES))
         return copy
 
     def digest(self) -> str:

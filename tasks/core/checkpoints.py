@@ -77,7 +77,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
             compute(partial)
             source.check_sources(description)
-            (partial / DIGESTS).write_text(json.dumps(digests_of_files(partial)), encoding="utf-8")
+            (partial / DIGESTS).write_text(json.dumps(source.digests_of_files(partial)), encoding="utf-8")
             try:
                 rename_durably(partial, checkpoint)
             except OSError:
@@ -97,19 +97,15 @@ def is_intact(checkpoint: Path) -> bool:
         return False
     try:
         written = json.loads((checkpoint / DIGESTS).read_bytes())
-        if written == digests_of_files(checkpoint):
+        found = source.digests_of_files(checkpoint)
+        del found[DIGESTS]
+        if found == written:
             return True
     except (OSError, ValueError):
         # its list of digests is damaged, too
         pass
     log.warning("The checkpoint %s is damaged: its part is computed again", checkpoint)
     return False
-
-
-def digests_of_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a folder by name, without :data:`DIGESTS`."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / DIGESTS]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def digest_of_code(code: tuple[str, ...]) -> str:

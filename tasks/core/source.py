@@ -6,6 +6,7 @@ of the result, and a checkpoint would get the name of the new code.
 
 import hashlib
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,14 +14,20 @@ SUFFIXES = {".css", ".j2", ".js", ".py"}
 """Suffixes of source files; editors also write other files beside them."""
 
 
-def digests_of_sources(root: Path = ROOT) -> dict[str, str]:
-    """Return the SHA-256 of every source file of the package ``tasks`` by its path below the package."""
-    files = (path for path in sorted(root.rglob("*")) if path.suffix in SUFFIXES and path.is_file())
-    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def digests_of_files(folder: Path, suffixes: Collection[str] = ()) -> dict[str, str]:
+    """Return the SHA-256 of the files of a folder by their path in it; with suffixes, only of files that have one."""
+    files = (path for path in sorted(folder.rglob("*")) if not suffixes or path.suffix in suffixes)
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file()
+    }
 
 
-AT_START = digests_of_sources()
-"""Read before any other module of the package is loaded: ``tasks/__init__.py`` imports this module first."""
+AT_START = digests_of_files(ROOT, SUFFIXES)
+"""SHA-256 of every source file of the package ``tasks`` by its path below the package.
+
+Read before any other module of the package is loaded: ``tasks/__init__.py`` imports this module first."""
 
 
 def changed_sources() -> list[str]:
@@ -28,7 +35,7 @@ def changed_sources() -> list[str]:
 
     A file is used if it was loaded as a module, or if it is no module and its package was loaded (a template).
     """
-    now = digests_of_sources()
+    now = digests_of_files(ROOT, SUFFIXES)
     changed = [Path(path) for path in sorted(AT_START.keys() | now.keys()) if AT_START.get(path) != now.get(path)]
     if not changed:
         # the paths of all modules take much longer than the digests

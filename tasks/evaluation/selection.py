@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.core.checkpoints import digests_of_files
 from tasks.core.durable import rename_durably
 from tasks.core.files import write_table
+from tasks.core.source import digests_of_files
 from tasks.core.workspace import Workspace
 from tasks.evaluation.worst_case_table import value_at, worst_case_table
 from tasks.params import UNDEFENDED, Params, read_defence
