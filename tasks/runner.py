@@ -13,8 +13,8 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -57,8 +57,8 @@ def run_step(
     """
     folder = workspace.step_folder(step.__name__, defence)
     name = workspace.step_of(folder)
-    with step_lock(workspace, name, params):
-        given = states_of_given_files(workspace, name, params)
+    with step_lock(workspace, name, params) as deps:
+        given = states_of_given_files(workspace, deps)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with open_run(workspace, name, folder, params, orchestrator, tags) as tracker:
@@ -73,7 +73,7 @@ def run_step(
                     f"{workspace.params_file}, or set compute.device to a device with more memory."
                 ) from error
             check_unchanged(workspace, name, params)
-            if changed := given.items() ^ states_of_given_files(workspace, name, params).items():
+            if changed := given.items() ^ states_of_given_files(workspace, deps).items():
                 files = ", ".join(sorted({file for file, _ in changed})[:5])
                 raise ValueError(
                     f"files changed while {name} ran: {files}. The inputs must stay the same until the end, since the "
@@ -82,23 +82,28 @@ def run_step(
         shutil.rmtree(workspace.checkpoint_folder(step.__name__, defence), ignore_errors=True)
 
 
-def step_lock(workspace: Workspace, step: str, params: Params) -> AbstractContextManager[None]:
+@contextmanager
+def step_lock(workspace: Workspace, step: str, params: Params) -> Iterator[list[str]]:
     """Lock the output folder of a step, and the outputs of other steps that it reads.
 
     Args:
         workspace: where the step runs.
         step: ``step`` or ``step@defence``.
         params: all parameters.
+
+    Yields:
+        The dependencies of the step (:func:`deps_of`).
     """
-    reads: set[str] = set()
-    for path in map(Path, deps_of(workspace, step, params)):
+    deps, reads = deps_of(workspace, step, params), set[str]()
+    for path in map(Path, deps):
         if path.parts[0] != "data" or path.suffix:
             continue
         if path.name in DEFENCE_STEPS:
             reads |= {f"{path.name}@{each}" for each in params.selected_defences}
         else:
             reads.add("@".join(path.parts[1:]))
-    return locked(workspace.locks, [step], reads)
+    with locked(workspace.locks, [step], reads):
+        yield deps
 
 
 def deps_of(workspace: Workspace, step: str, params: Params) -> list[str]:
@@ -111,10 +116,9 @@ def deps_of(workspace: Workspace, step: str, params: Params) -> list[str]:
     return [re.sub(r"\$\{([\w.]+)\}", lambda match: str(values[match[1]]), dep) for dep in deps]
 
 
-def states_of_given_files(workspace: Workspace, step: str, params: Params) -> dict[str, tuple[int, int]]:
-    """Size and time of the files of the user that a step reads: images, models, plug-ins."""
-    deps = [dep for dep in deps_of(workspace, step, params) if not dep.startswith(("data/", "tasks/"))]
-    given = [workspace.root / dep for dep in deps]
+def states_of_given_files(workspace: Workspace, deps: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Size and time of the files of the user among the dependencies of a step: images, models, plug-ins."""
+    given = [workspace.root / dep for dep in deps if not dep.startswith(("data/", "tasks/"))]
     files = [file for path in given for file in (path, *path.rglob("*")) if file.is_file()]
     # Python writes its caches when it imports a plug-in
     states = {file.as_posix(): file.stat() for file in files if "__pycache__" not in file.parts}

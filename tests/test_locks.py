@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ from tasks.tracking import Tracker
 from tests.conftest import ROOT
 
 
-def starts_within(seconds: float, lock: Callable[[], object]) -> bool:
+def starts_within(seconds: float, lock: Callable[[], AbstractContextManager[object]]) -> bool:
     """Return whether a lock is set within a time. It is released at once."""
     started = threading.Event()
 
     def take() -> None:
-        with lock():  # type: ignore[attr-defined]
+        with lock():
             started.set()
 
     threading.Thread(target=take, daemon=True).start()
