@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.dataset.folder import is_ignored
+from tasks.dataset.table import read_columns
 from tasks.params import Params, load_params, parse_params
 
 FORMATS = {".pt2": "torch_export", ".onnx": "onnx", ".pt": "torchscript", ".torchscript": "torchscript"}
@@ -204,23 +204,9 @@ def table_section(folder: Path, file: Path) -> dict[str, str]:
         raise ValueError(
             f"--table: {file} is not in {folder}. The table must lie in the folder of the images. Move it."
         )
-    columns = read_columns(file)
+    columns = read_columns(file, f"--table: {file}")
     name = file.resolve().relative_to(folder.expanduser().resolve()).as_posix()
     return {"file": name} | {column: column for column in ("patient", "split") if column in columns}
-
-
-def read_columns(file: Path) -> pd.DataFrame:
-    """All columns of a CSV or Parquet table; of a CSV file as text.
-
-    Raises:
-        ValueError: the file can't be read.
-    """
-    try:
-        if file.suffix.lower() in (".parquet", ".pq"):
-            return pd.read_parquet(file)
-        return pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--table: {file} can't be read ({error}). Save it as CSV in UTF-8 or as Parquet.") from error
 
 
 def found_classes(folder: Path, table: dict[str, Any]) -> list[str]:
@@ -233,8 +219,8 @@ def found_classes(folder: Path, table: dict[str, Any]) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"--images: {folder} is not a folder. It must hold the images. Correct the path.")
     if table["file"]:
-        columns = read_columns(folder / table["file"])
-        classes = sorted(set(columns[table["label"]].astype(str))) if table["label"] in columns else []
+        columns = read_columns(folder / table["file"], f"--table: {folder / table['file']}")
+        classes = sorted(set(columns[table["label"]])) if table["label"] in columns else []
         where = f"the column {table['label']} of {table['file']}"
     else:
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_ignored(path))

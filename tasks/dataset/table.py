@@ -44,7 +44,7 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
         ValueError: the table can't be read, lacks a column, or has rows that can't be used; the message names the
             files.
     """
-    table = _read_text(_below(folder, settings.file), settings.file)
+    table = read_columns(_below(folder, settings.file), f"acquire.table.file: {settings.file!r}")
     wanted = [settings.path, settings.label, *_further_columns(settings)]
     if missing := [column for column in wanted if column not in table and column not in settings.dicom_tags]:
         raise ValueError(
@@ -70,6 +70,30 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
             "rows, or remove the classes from acquire.classes."
         )
     return table.reset_index(drop=True)
+
+
+def read_columns(path: Path, named: str) -> "pd.DataFrame":
+    """All columns of a CSV or Parquet file as text; an empty cell is the empty text.
+
+    Args:
+        path: of the file.
+        named: the file in a message, with the key or the option that names it.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    import pandas as pd
+
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            table = pd.read_parquet(path)
+            return table.astype(object).where(table.notna(), "").astype(str)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{named} can't be read ({error}). It must be a CSV file in UTF-8 with commas, or a "
+            "Parquet file. Save it again."
+        ) from None
 
 
 def target_path(path: str, name: str) -> str:
@@ -185,22 +209,6 @@ def _below(folder: Path, name: str) -> Path:
             "images, so that a change of it is noticed. Move it there, or correct the name."
         )
     return path
-
-
-def _read_text(path: Path, name: str) -> "pd.DataFrame":
-    """All columns of a CSV or Parquet file as text; an empty cell is the empty text."""
-    import pandas as pd
-
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            table = pd.read_parquet(path)
-            return table.astype(object).where(table.notna(), "").astype(str)
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"acquire.table.file: {name!r} can't be read ({error}). It must be a CSV file in UTF-8 with commas, or a "
-            "Parquet file. Save it again."
-        ) from None
 
 
 def _refuse(is_bad: "Sequence[bool] | pd.Series[bool]", table: "pd.DataFrame", settings: Table, problem: str) -> None:
