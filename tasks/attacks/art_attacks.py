@@ -105,7 +105,7 @@ def craft_by_art(
             # parts of ART draw from torch's global generator
             with numpy_seeded(seed), torch.random.fork_rng():
                 crafted = _reference(attack, estimator, images, labels, one_hot, radius, settings)
-            yield _projected(crafted, images, radius, ball)
+            yield ball.project_arrays(crafted, images, radius)
         return
 
     row = settings.art_attacks[attack]
@@ -120,11 +120,12 @@ def craft_by_art(
         sizes = perturbation_norms(images, nearest)[settings.norm]
         for radius in radii:
             inside = (sizes <= radius + TOLERANCE)[:, None, None, None]
-            yield _projected(np.where(inside, nearest, images), images, radius, ball)
+            yield ball.project_arrays(np.where(inside, nearest, images), images, radius)
         return
     for radius in radii:
         of_radius = common | {"eps": radius, "eps_step": settings.pgd.relative_step_size * radius}
-        yield _projected(_generate(cls, row, estimator, of_radius, images, one_hot, seed), images, radius, ball)
+        crafted = _generate(cls, row, estimator, of_radius, images, one_hot, seed)
+        yield ball.project_arrays(crafted, images, radius)
 
 
 def _reference(
@@ -182,13 +183,6 @@ def _generate(
             f"attack.attacks: ART's {row.art} failed: {error}. Change its arguments, or remove the row"
         ) from error
     return crafted
-
-
-def _projected(crafted: np.ndarray, images: np.ndarray, radius: float, ball: NormBall) -> np.ndarray:
-    """Adversarial images moved into the ball and the value range, float32 ``(N, C, H, W)``; NaN becomes the image."""
-    usable = np.where(np.isfinite(crafted), crafted, images).astype(np.float32)
-    sizes = torch.full((len(images), 1, 1, 1), radius)
-    return ball.project(torch.from_numpy(usable), torch.from_numpy(images), sizes).numpy()
 
 
 def _accepts(classifier: type, needed: Any) -> bool:

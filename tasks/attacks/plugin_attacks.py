@@ -59,6 +59,4 @@ def craft_by_plugin(
                 f"attack.attacks: {row.plugin} returns {type(crafted).__name__} {shape}. A tensor of the shape "
                 f"{tuple(given.shape)} is needed. Correct the function"
             )
-        usable = torch.where(crafted.detach().isfinite(), crafted.detach(), given).float()
-        sizes = torch.full((len(given), 1, 1, 1), radius, device=device)
-        yield ball.project(usable, given, sizes).cpu().numpy()
+        yield ball.project_arrays(crafted.detach().float().cpu().numpy(), images, radius)

@@ -75,6 +75,21 @@ class NormBall:
             change.mul_((radii / _l2_norm(change).clamp_min_(torch.finfo(change.dtype).tiny)).clamp_max_(1))
         return change.add_(images)
 
+    def project_arrays(self, perturbed: np.ndarray, images: np.ndarray, radius: float) -> np.ndarray:
+        """Project the images of another package or of a user, in which values that are not finite are replaced.
+
+        Args:
+            perturbed: ``(N, C, H, W)``; NaN and infinity become the value of ``images``.
+            images: the centres, float32, within the value range, ``(N, C, H, W)``.
+            radius: in units of the value range.
+
+        Returns:
+            float32 ``(N, C, H, W)``, within the balls and the value range.
+        """
+        usable = np.where(np.isfinite(perturbed), perturbed, images).astype(np.float32)
+        radii = torch.full((len(images), 1, 1, 1), radius)
+        return self.project(torch.from_numpy(usable), torch.from_numpy(images), radii).numpy()
+
     def random_starts(
         self,
         images: Tensor,
