@@ -98,6 +98,19 @@ def test_frames_are_refused_or_named_as_the_parameter_says(tmp_path: Path) -> No
     assert image_names(path, Volumes("all", every=2)) == [names[0], names[2]]
 
 
+def test_all_frames_of_a_dicom_file_are_read_at_once_and_again_if_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reads, read = tmp_path / "a.dcm", [], pydicom.dcmread
+    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **options: reads.append(1) or read(*args, **options))
+    for n_frames in (3, 4):
+        dataset = write_dicom(path, n_frames=n_frames)
+        reads.clear()
+        frames = [read_stored(path.with_name(f"a.dcm#000{number}")).values for number in range(n_frames)]
+        assert len(reads) == 1
+        np.testing.assert_array_equal(frames, apply_rescale(pixel_array(dataset), dataset))
+
+
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
     """
     from pydicom.pixels import apply_color_lut, apply_rescale, get_decoder, pixel_array
 
-    dataset = _read(path, with_pixels=True)
+    dataset = _read(path, with_pixels=True) if frame is None else _several_frames(path, path.stat().st_mtime_ns)
     n_frames = _n_frames(dataset, path)
     if n_frames > 1 and frame is None:
         raise several_frames(path, n_frames)
@@ -199,6 +200,17 @@ def _read(path: Path, with_pixels: bool) -> "Dataset":
     if dataset is None or not (has_dicom_magic(path) or "SOPClassUID" in dataset):
         raise ImageError(f"{path}: the content is no DICOM file: it has no DICM and no SOPClassUID. {ADVICE}")
     return dataset
+
+
+@lru_cache(maxsize=1)
+def _several_frames(path: Path, modified: int) -> "Dataset":
+    """A file with its pixels. The last file is kept, since its frames are read one after the other.
+
+    Args:
+        path: image file.
+        modified: time of the last change, so that a changed file is read again.
+    """
+    return _read(path, with_pixels=True)
 
 
 def _n_frames(dataset: "Dataset", path: Path) -> int:
