@@ -40,8 +40,7 @@ def train_surrogates(workspace: Workspace, params: Params, tracker: Tracker) -> 
         )
         save_model(workspace.surrogate(name), model, **build_arguments)
         history.to_csv(workspace.surrogate_history(name), index=False)
-        best = history[history["best"] == 1].iloc[0]
-        accuracy = float(best["validation_accuracy"]) if "validation_accuracy" in best else None
+        accuracy = float(history.loc[history["best"] == 1, "validation_accuracy"].iloc[0])
         trained.append({"name": name, "architecture": row.architecture, "seed": seed, "validation_accuracy": accuracy})
     write_json(trained, workspace.surrogates)
     tracker.artifact(workspace.train_surrogates)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, softmax
 from torch import Tensor
 
 MIN_IMAGES = 8
@@ -83,8 +83,7 @@ def difference(logits: Tensor, reference: Reference) -> float:
         if reference.is_probability:
             found = expit(found)
     elif reference.is_probability:
-        shifted = np.exp(found - found.max(axis=1, keepdims=True))
-        found = shifted / shifted.sum(axis=1, keepdims=True)
+        found = softmax(found, axis=1)
     else:
         found, wanted = (values - values.mean(axis=1, keepdims=True) for values in (found, wanted))
     if not np.isfinite(found).all():
