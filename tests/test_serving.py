@@ -28,6 +28,7 @@ from tasks.dataset.prepared import load_prepared
 from tasks.defences.preprocessing import AdditiveGaussianNoise
 from tasks.defences.purified import Purified
 from tasks.defences.targets import load_target
+from tasks.models.seeding import build_seeded
 from tasks.params import load_params
 from tasks.serving import export, registry
 from tasks.serving.bundle import BUNDLE, EXAMPLES, digests_of_images, load_bundle, read_bundle, read_seen
@@ -44,6 +45,13 @@ CPU = torch.device("cpu")
 def png(pixels: np.ndarray, **options: Any) -> bytes:
     Image.fromarray(pixels).save(file := io.BytesIO(), format="PNG", **options)
     return file.getvalue()
+
+
+def random_target() -> tuple[nn.Module, np.ndarray]:
+    """A target that draws noise, and five images, float32 ``(5, 1, 8, 8)``."""
+    classifier = build_seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    images = np.random.default_rng(0).uniform(size=(5, 1, 8, 8)).astype(np.float32)
+    return Purified(AdditiveGaussianNoise(0.3), classifier, n_eot_samples=3).eval(), images
 
 
 @pytest.fixture(scope="module")
@@ -202,17 +210,24 @@ class TestPredictor:
         for each in strict_predictor.predict_arrays(pixels):
             assert any("prediction change" in text and "above -1" in text for text in each.warnings)
 
-    def test_a_random_target_predicts_an_image_independently_of_the_others(self) -> None:
-        torch.manual_seed(0)
-        classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
-        target = Purified(AdditiveGaussianNoise(0.3), classifier, n_eot_samples=3).eval()
-        images = np.random.default_rng(0).uniform(size=(5, 1, 8, 8)).astype(np.float32)
-        logits, scores = predict(target, images)
-        alone, score = predict(target, images[3:4])
+    def test_a_random_target_with_a_seed_predicts_an_image_independently_of_the_others(self) -> None:
+        target, images = random_target()
+        logits, scores = predict(target, images, seed=1)
+        alone, score = predict(target, images[3:4], seed=1)
         assert scores is not None
         assert score is not None
         np.testing.assert_array_equal(alone[0], logits[3])
         np.testing.assert_array_equal(score[0], scores[3])
+
+    def test_a_served_random_target_draws_anew_for_every_image_at_every_start(self, predictor: Predictor) -> None:
+        # two starts of a server, two requests each, with the same image twice
+        entropies = []
+        for _ in range(2):
+            target, images = random_target()
+            started = Predictor(predictor.bundle.model_copy(update={"image_size": (8, 8)}), target)
+            for _ in range(2):
+                entropies += [each.entropy for each in started.predict_arrays(images[[0, 0]])]
+        assert len(set(entropies)) == 8
 
     def test_a_request_with_many_images_is_refused_and_allowed_ones_need_memory_for_one_batch(
         self, predictor: Predictor

@@ -253,6 +253,6 @@ def _detector(network: "nn.Module", data: "Prepared", params: Params) -> BundleD
             "prepare.split.validation_fraction: no validation images for the detector's threshold. Raise the value."
         )
     rate = params.analyze.false_positive_rate
-    _, scores = predict(network, data.floats(rows))
+    _, scores = predict(network, data.floats(rows), seed=0)
     assert scores is not None
     return BundleDetector(name=PREDICTION_CHANGE, threshold=threshold_at(scores, rate), false_positive_rate=rate)
