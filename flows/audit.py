@@ -36,6 +36,7 @@ from flows.audit_run import (
 )
 from flows.command import log_progress, run_flow
 from flows.own_audit import classifier_audit, count_images, try_import, write_workspace
+from flows.server import NOTIFY
 from tasks.core.files import write_json
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
@@ -70,7 +71,7 @@ class Audit:
     """Test images of the current workspace that are left out."""
 
 
-@flow(name="robustness_audit")
+@flow(name="robustness_audit", **NOTIFY)
 def robustness_audit(
     model: Annotated[str, Field(min_length=3)] = f"{EXPERIMENT}@{registry.CHAMPION}",
 ) -> str:

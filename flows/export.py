@@ -12,12 +12,13 @@ from prefect import flow
 from pydantic import Field
 
 from flows.command import run_flow
+from flows.server import NOTIFY
 from tasks.serving import registry
 from tasks.serving.export import export_target
 from tasks.tracking import EXPERIMENT
 
 
-@flow(name="export")
+@flow(name="export", **NOTIFY)
 def export(
     model: Annotated[str, Field(min_length=3)] = f"{EXPERIMENT}@{registry.CHAMPION}",
     path: Annotated[str, Field(pattern=r".+\.pt2$")] = "champion.pt2",

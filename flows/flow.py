@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.command import log_progress
 from flows.dvc_pipeline import DvcPipeline, flat
+from flows.server import NOTIFY
 from flows.workers import Workers, compute_parts
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
@@ -23,7 +24,7 @@ N_RETRIES = {"acquire": 2}
 """Retries of a step after an error of the network or the file system."""
 
 
-@flow(name="pipeline")
+@flow(name="pipeline", **NOTIFY)
 def pipeline(
     force: bool = False,
     workers: Workers = Workers(),  # noqa: B008  frozen

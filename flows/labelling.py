@@ -15,6 +15,7 @@ from prefect.input import RunInput
 from pydantic import Field, create_model
 
 from flows.command import run_flow
+from flows.server import NOTIFY
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.labelling.human import next_round
@@ -26,7 +27,7 @@ FORM_TIMEOUT = 31 * 24 * 3600
 
 
 # Prefect's default serializer is pickle
-@flow(name="labelling", persist_result=True, result_serializer="json")
+@flow(name="labelling", persist_result=True, result_serializer="json", **NOTIFY)
 def labelling(
     pool: str,
     folder: str = "labels",

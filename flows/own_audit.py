@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from flows.audit_options import NAME
 from flows.audit_run import AUDITS, attack_steps, describe_result, renewed, run_steps
 from flows.command import log_progress
+from flows.server import NOTIFY
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.dataset.data_versions import write_reference
@@ -32,7 +33,7 @@ DATA_STEPS = ("check_params", "acquire", "validate", "prepare")
 TRAINING_STEPS = ("train_classifier", "train_surrogates", "train_autoencoder")
 
 
-@flow(name="classifier_audit")
+@flow(name="classifier_audit", **NOTIFY)
 def classifier_audit(
     name: Annotated[str, Field(pattern=NAME)] = "classifier",
 ) -> str:

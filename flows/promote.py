@@ -17,6 +17,7 @@ from pydantic import Field
 from flows.audit import READ_STEPS, Audit, run_audit, set_up_audit
 from flows.audit_run import AUDITS, failed_checks, renewed
 from flows.command import log_progress, run_flow
+from flows.server import NOTIFY, set_audit_schedule
 from tasks.core.files import write_json
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
@@ -64,7 +65,7 @@ class Decision:
         return worse + [f"failed check {key}: {explanation}" for key, explanation in self.failed.items()]
 
 
-@flow(name="promote")
+@flow(name="promote", **NOTIFY)
 def promote(
     name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT,
     margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN,
@@ -96,6 +97,8 @@ def promote(
     with locked(AUDITS / ".locks", ["promotion", *labels]):
         audits = audit_both(Workspace(), candidate, champion, params)
         outcome, page = settle(audits, params, margin)
+    if registry.version_with(EXPERIMENT, CHAMPION):
+        set_audit_schedule(True)
     page = plain_markdown(page)
     create_markdown_artifact(key="promotion", markdown=page, description=f"Promotion of {candidate.label}")
     return f"{outcome} See {audits[0].workspace.root / 'promotion.md'}"

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from flows.command import log_progress, run_flow
 from flows.dvc_pipeline import DvcPipeline
+from flows.server import NOTIFY
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
@@ -31,7 +32,7 @@ from tasks.tracking import EXPERIMENT
 log = logging.getLogger(__name__)
 
 
-@flow(name="register")
+@flow(name="register", **NOTIFY)
 def register(
     target: str | None = None,
     name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT,

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from flows.command import log_progress, run_flow
 from flows.dvc_pipeline import metrics_of, run_dvc
+from flows.server import NOTIFY
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
@@ -31,7 +32,7 @@ FOLDER = Path("seeds")
 log = logging.getLogger(__name__)
 
 
-@flow(name="seeds")
+@flow(name="seeds", **NOTIFY)
 def seeds(
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=100)] = [0, 1, 2],  # noqa: B006  not changed
 ) -> str:

@@ -48,9 +48,16 @@ def main() -> None:
     running = [prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))]
     try:
         wait_until_healthy(running[0], port)
+        # it reads the variables that are set above
+        from flows.server import audit_is_scheduled, set_audit_schedule
+
+        # a deployment pauses the schedule
+        is_scheduled = audit_is_scheduled()
         for command in (("work-pool", "create", POOL, "--type", "process", "--overwrite"), ("deploy", "--all")):
             if prefect("--no-prompt", *command).wait():
                 sys.exit(f"prefect {' '.join(command)} failed. Its messages are above.")
+        if is_scheduled:
+            set_audit_schedule(True)
         running.append(prefect("worker", "start", "--pool", POOL))
         print(f"Serving: {address}. Ctrl-C stops the server and the worker.", flush=True)
         if CREDENTIALS.exists():

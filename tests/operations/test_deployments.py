@@ -27,6 +27,9 @@ DEPLOYMENTS = {
     "labelling/labelling",
     "seeds/seeds",
     "robustness_audit/robustness-audit",
+    "register/register",
+    "promote/promote",
+    "export/export",
 }
 
 

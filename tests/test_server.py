@@ -1,0 +1,99 @@
+"""Notification of failures by a webhook, and the schedule of the audit, with a real Prefect server."""
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.blocks.webhook import Webhook
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.steps.core import run_steps
+from ruamel.yaml import YAML
+
+from flows.audit import robustness_audit
+from flows.server import AUDIT, NOTIFY, WEBHOOK, audit_is_scheduled, notify, set_audit_schedule
+from tests.all_flows import all_flows
+from tests.conftest import ROOT
+from tests.test_experiment_table import commit
+from tests.test_pipeline import run
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Address of an HTTP server on loopback, and the payloads that it receives."""
+    received: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http_server.server_port}", received
+    http_server.shutdown()
+
+
+@flow(name="example", flow_run_name="nightly", **NOTIFY)
+def failing() -> None:
+    raise ValueError("prepare failed: http://user:secret@example.org is no folder")
+
+
+def test_a_failed_run_is_posted_to_the_webhook_without_passwords(
+    server: str, receiver: tuple[str, list[dict[str, str]]]
+) -> None:
+    url, received = receiver
+    failing(return_state=True)
+    assert received == []
+
+    Webhook(url=url).save(WEBHOOK)
+    failing(return_state=True)
+    Webhook.delete(WEBHOOK)
+    (payload,) = received
+    assert payload["text"].startswith("example: run nightly Failed.")
+    assert "prepare failed" in payload["text"]
+    assert "secret" not in payload["text"]
+
+
+def test_every_flow_that_a_person_starts_sends_the_notification() -> None:
+    hooks = {name: each.on_failure_hooks == each.on_crashed_hooks == [notify] for name, each in all_flows().items()}
+    # a part of the flow pipeline
+    assert not hooks.pop("attack_in_parts")
+    assert set(hooks.values()) == {True}
+
+
+def test_the_schedule_of_the_audit_is_switched_on_and_a_server_without_it_is_left_alone(server: str) -> None:
+    set_audit_schedule(True)
+    assert not audit_is_scheduled()
+    schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * 1"), active=False)
+    robustness_audit.to_deployment(name=AUDIT.partition("/")[2], schedules=[schedule]).apply()
+    assert not audit_is_scheduled()
+    set_audit_schedule(True)
+    assert audit_is_scheduled()
+
+
+def test_the_documented_pull_steps_clone_the_repository_and_enter_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path, "git", "init", "--quiet", "--initial-branch", "main", "origin")
+    (tmp_path / "origin" / "params.yaml").touch()
+    commit(tmp_path / "origin", "code")
+    page = (ROOT / "docs" / "how-to" / "several-machines.md").read_text(encoding="utf-8")
+    (documented,) = re.findall(r"```yaml\n(pull:.*?)```", page, flags=re.DOTALL)
+    documented = documented.replace("https://git.example.org/ct-robustness.git", (tmp_path / "origin").as_uri())
+    steps = YAML(typ="safe").load(documented.replace("dvc pull", "touch pulled"))["pull"]
+    asyncio.run(run_steps(steps, {}))
+    assert Path.cwd().parent == tmp_path
+    assert Path("params.yaml").exists()
+    assert Path("pulled").exists()
