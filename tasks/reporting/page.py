@@ -9,7 +9,7 @@ from tasks.dataset.prepared import SPLITS
 from tasks.records.tables import without_independent_surrogates
 from tasks.records.vocabulary import AS_TRAINED
 from tasks.reporting import interactive
-from tasks.reporting.curves import attacks_of, curves_under, eps_of
+from tasks.reporting.curves import eps_of
 from tasks.reporting.drawings import RenderedFigure, render
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
@@ -53,20 +53,30 @@ def html(results: Results, headline: Headline, sections: Sequence[Section], figu
 
 
 def markdown(results: Results, headline: Headline, sections: Sequence[Section], limit: int) -> str:
-    """Return headline, scores, claims, accuracies, checks and data as Markdown, cut after a line below ``limit``."""
-    summary = _summary(results, headline, sections)
+    """Return headline, scores, claims, data and checks as Markdown, below ``limit`` characters.
+
+    The main figures come first. Of a longer text, the last sections are left out, and their titles are named.
+    """
     values = {section.key: section.values for section in sections}
-    template = environment(is_markdown=True).get_template("report.md.j2")
-    text = template.render(
-        **summary,
-        **{key: values[key] for key in ("claims", "checks", "data")},
-        curves={attack: curves_under(results.robustness, attack) for attack in summary["attacks"]},
-        splits=[*SPLITS, "all"],
+    targets_of_checks: dict[tuple[str, str], list[str]] = {}
+    for check in values["checks"]["not_passed"]:
+        targets_of_checks.setdefault((check["status"], check["name"]), []).append(check["shown_target"])
+    text = (
+        environment(is_markdown=True)
+        .get_template("report.md.j2")
+        .render(
+            **_summary(results, headline, sections),
+            claims=values["claims"],
+            data=values["data"],
+            targets_of_checks=targets_of_checks,
+            splits=[*SPLITS, "all"],
+        )
     )
-    if len(text) < limit:
-        return text
-    ending = "\n\n*Shortened. The full text is in report.html.*\n"
-    return text[: text.rindex("\n", 0, limit - len(ending))] + ending
+    kept, left_out = text.split("\n## "), list[str]()
+    while len(text) >= limit and len(kept) > 1:
+        left_out.insert(0, kept.pop().partition("\n")[0])
+        text = "\n## ".join([*kept, f"Further sections\n\nIn report.html: {', '.join(left_out)}.\n"])
+    return text
 
 
 def _summary(results: Results, headline: Headline, sections: Sequence[Section]) -> dict[str, Any]:
@@ -76,7 +86,6 @@ def _summary(results: Results, headline: Headline, sections: Sequence[Section]) 
         "info": results.dataset_info,
         "headline": headline,
         "scored_points": list(dict.fromkeys([headline.operating_point, AS_TRAINED])),
-        "attacks": attacks_of(results.robustness),
         "norm": results.robustness["norm"].iloc[0],
         "eps_grid": eps_of(results.robustness),
         "n_test": len(results.data.indices("test")),

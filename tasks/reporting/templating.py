@@ -12,7 +12,7 @@ from tasks.reporting.formats import estimate, p_text, signed_points
 from tasks.reporting.headline import Headline
 from tasks.reporting.names import attack_name
 from tasks.reporting.sections.active_learning import Gain
-from tasks.statistics.formatting import eps_text, interval, percent, points, with_interval
+from tasks.statistics.formatting import eps_text, interval, percent, points
 
 TEMPLATES = Path(__file__).with_name("templates")
 NBSP = "\N{NO-BREAK SPACE}"
@@ -42,7 +42,6 @@ def environment(is_markdown: bool = False) -> Environment:
         "rate_of": lambda found: estimate(found._asdict(), percent),
         "rate": lambda row: estimate(row, percent),
         "display_name": display_name,
-        "with_interval": with_interval,
     }
     return templates
 
