@@ -22,6 +22,7 @@ help:  ## List the commands
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, not " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(DEV_STAMP)
 	sed -n '/^uv==/,/[^\\]$$/p' $(1) | \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement /dev/stdin
 	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python $(1)
@@ -34,15 +35,9 @@ $(DEV_STAMP): requirements.lock
 	cp $< $@
 
 # An environment for development has all packages that runs need.
-ifneq ($(shell cmp -s requirements.lock $(DEV_STAMP) || echo other),)
 $(STAMP): requirements-run.lock
-	rm -f $(DEV_STAMP)
-	$(call install,$<)
+	$(if $(shell cmp -s requirements.lock $(DEV_STAMP) || echo other),$(call install,$<))
 	cp $< $@
-else
-$(STAMP): requirements-run.lock
-	cp $< $@
-endif
 
 dev: $(DEV_STAMP)  ## Install also the packages of the extras and for development
 
@@ -100,14 +95,16 @@ bench: $(DEV_STAMP)  ## Run the speed benchmarks
 		python -m tests.benchmarks.$$name --json docs/evidence/performance/$$name.json; \
 	done
 
+ui: PORT ?= 5000
 ui: $(STAMP)  ## Compare runs in MLflow's UI, on loopback; PORT=5000
-	@python -c 'import socket, sys; sys.exit(socket.socket().connect_ex(("127.0.0.1", $(or $(PORT),5000))) == 0 and \
-		"port $(or $(PORT),5000) is in use. Choose another one: make ui PORT=5001")'
+	@python -c 'import socket, sys; sys.exit(socket.socket().connect_ex(("127.0.0.1", $(PORT))) == 0 and \
+		"port $(PORT) is in use. Choose another one: make ui PORT=5001")'
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
-		mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1
+		mlflow server --host 127.0.0.1 --port $(PORT) --workers 1
 
+serve: PORT ?= 4200
 serve: $(STAMP)  ## Start Prefect's server, the deployments and a worker, on loopback; PORT=4200
-	python -m flows.serve --port $(or $(PORT),4200)
+	python -m flows.serve --port $(PORT)
 
 lock: $(DEV_STAMP)  ## Update both lock files from pyproject.toml
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --generate-hashes --group dev pyproject.toml -o requirements.lock
