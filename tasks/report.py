@@ -41,6 +41,7 @@ def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     for path in (workspace.report_html, *tables):
         tracker.artifact(path)
     tracker.artifact(workspace.figures, "figures")
+    tracker.images(workspace.figures)
     tracker.artifact(workspace.data_docs, "data_docs")
     tracker.note(markdown)
     tracker.link_steps()

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from tasks.dataset.expectations import ExpectationResult, validate_manifest
+from tasks.dataset.expectations import SLACK_WEBHOOK, ExpectationResult, validate_manifest
 from tasks.dataset.manifest import Manifest
 from tasks.dataset.own_expectations import check_own_expectations
 from tasks.params import Intensity, OwnExpectation, Validate, parse_params
 from tasks.tracking import digest_of
 from tests.conftest import ROOT, with_overrides
+from tests.receiver import receiver
 
 CLASSES = ("healthy", "ill")
 
@@ -102,6 +103,22 @@ def test_values_at_the_limits_meet_every_expectation(tmp_path: Path) -> None:
     assert [result.name for result in found if not result.success] == []
     assert all(result.n_unexpected == 0 and result.examples == [] for result in found)
     assert len({result.name for result in found}) == len(found) >= 13
+
+
+def test_a_failed_expectation_is_posted_to_the_webhook_and_met_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = table()
+    with receiver() as (address, received):
+        monkeypatch.setenv(SLACK_WEBHOOK, address)
+        validate_table(frame, tmp_path)
+        assert received == []
+
+        frame.loc[2, "height"] = 99
+        validate_table(frame, tmp_path)
+    (message,) = received
+    assert "ct-robustness - images - Failure" in str(message["blocks"])
+    assert address not in "".join(page.read_text() for page in tmp_path.rglob("*.html"))
 
 
 @pytest.mark.parametrize(

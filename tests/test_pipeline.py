@@ -244,6 +244,7 @@ def test_the_run_of_the_report_has_the_data_set_the_models_and_the_artifacts(run
         "metrics.json",
         "checks.json",
         "figures",
+        "images",
         "data_docs",
     }
     assert "data_docs/index.html" in {file.path for file in client.list_artifacts(report.info.run_id, "data_docs")}

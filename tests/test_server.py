@@ -1,11 +1,7 @@
 """Notification of failures by a webhook, and the schedule of the audit, with a real Prefect server."""
 
 import asyncio
-import json
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,28 +16,9 @@ from flows.audit import robustness_audit
 from flows.server import AUDIT, NOTIFY, WEBHOOK, audit_is_scheduled, notify, set_audit_schedule
 from tests.all_flows import all_flows
 from tests.conftest import ROOT
+from tests.receiver import receiver
 from tests.test_experiment_table import commit
 from tests.test_pipeline import run
-
-
-@pytest.fixture
-def receiver() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Address of an HTTP server on loopback, and the payloads that it receives."""
-    received: list[dict[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http_server.server_port}", received
-    http_server.shutdown()
 
 
 @flow(name="example", flow_run_name="nightly", **NOTIFY)
@@ -49,16 +26,14 @@ def failing() -> None:
     raise ValueError("prepare failed: http://user:secret@example.org is no folder")
 
 
-def test_a_failed_run_is_posted_to_the_webhook_without_passwords(
-    server: str, receiver: tuple[str, list[dict[str, str]]]
-) -> None:
-    url, received = receiver
-    failing(return_state=True)
-    assert received == []
+def test_a_failed_run_is_posted_to_the_webhook_without_passwords(server: str) -> None:
+    with receiver() as (address, received):
+        failing(return_state=True)
+        assert received == []
 
-    Webhook(url=url).save(WEBHOOK)
-    failing(return_state=True)
-    Webhook.delete(WEBHOOK)
+        Webhook(url=address).save(WEBHOOK)
+        failing(return_state=True)
+        Webhook.delete(WEBHOOK)
     (payload,) = received
     assert payload["text"].startswith("example: run nightly Failed.")
     assert "prepare failed" in payload["text"]

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier, Event, Thread
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from PIL import Image
 
 from tasks.core.workspace import Workspace
 from tasks.params import Params
@@ -63,6 +65,38 @@ def test_a_run_has_parameters_metrics_tags_and_the_digest_of_the_outputs(
     assert run.data.tags["outputs_md5"] == digest_of(workspace.prepare)
     history = client.get_metric_history(run.info.run_id, "data/n")
     assert [(metric.step, metric.value) for metric in history] == [(250, 3)]
+
+
+def test_figures_of_two_runs_are_images_under_equal_keys_and_a_repeated_call_adds_none(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        Image.new("L", (8, 8), params.seed).save(workspace.analyze / "robustness-pgd.png")
+        for _ in range(2):
+            tracker.images(workspace.analyze)
+
+    for seed in (0, 1):
+        run_step(analyze, workspace, params_with({"seed": seed}))
+    for run in runs_of(client, "analyze"):
+        files = [Path(file.path) for file in client.list_artifacts(run.info.run_id, "images")]
+        assert sorted(file.suffix for file in files) == [".png", ".webp"]
+        assert {file.name.partition("+")[0] for file in files} == {"robustness-pgd"}
+        assert run.data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_system_metrics_are_logged_while_a_step_runs_if_the_user_asks_for_them(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        time.sleep(0.5)
+
+    for enabled in ("false", "true"):
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", enabled)
+        monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+        run_step(acquire, workspace, params_with())
+    with_metrics, without = runs_of(client, "acquire")
+    assert "system/cpu_utilization_percentage" in with_metrics.data.metrics
+    assert without.data.metrics == {}
 
 
 @pytest.mark.parametrize("name", ["0", "yes", "it's", "5 % é", 'a "b"', "x|y"])

@@ -2,6 +2,7 @@
 
 import html
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ MIN_USED_RANGE = 0.25
 """Minimum fraction of the values of more than 8 bits that a data set uses; below it the images lose grey levels."""
 N_EXAMPLES = 5
 """Maximum number of examples of a result."""
+
+SLACK_WEBHOOK = "CT_ROBUSTNESS_SLACK_WEBHOOK"
+"""Environment variable: address of a webhook of Slack that gets a message if an expectation fails."""
 
 FIXED_RUN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """Time in the Data Docs, in place of the time of the run, so that equal data give equal bytes."""
@@ -117,7 +121,7 @@ def _validate_table(
     """Validate one table with Great Expectations; return its results by name of the expectation."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
-    from great_expectations.checkpoint.actions import UpdateDataDocsAction
+    from great_expectations.checkpoint.actions import SlackNotificationAction, UpdateDataDocsAction
     from great_expectations.core.run_identifier import RunIdentifier
 
     suite = gx.ExpectationSuite(
@@ -134,11 +138,14 @@ def _validate_table(
         ],
     )
     definition = gx.ValidationDefinition(name=name, data=batch, suite=context.suites.add(suite))
+    actions: list[Any] = [UpdateDataDocsAction(name="data_docs", site_names=["data_docs"])]
+    if address := os.environ.get(SLACK_WEBHOOK):
+        actions.append(SlackNotificationAction(name="ct-robustness", slack_webhook=address, notify_on="failure"))
     checkpoint = gx.Checkpoint(
         name=name,
         validation_definitions=[context.validation_definitions.add(definition)],
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [table.columns[0]]},
-        actions=[UpdateDataDocsAction(name="data_docs", site_names=["data_docs"])],
+        actions=actions,
     )
     run = context.checkpoints.add(checkpoint).run(
         batch_parameters={"dataframe": _escape_html(table)},

@@ -26,7 +26,7 @@ JOURNAL = "journal.jsonl"
 DAMAGED = "damaged.jsonl"
 """Name of a journal that can't be sent; its folder keeps it."""
 
-METHODS = ("open", "close", "metrics", "params", "tags", "artifact", "dataset", "model", "link")
+METHODS = ("open", "close", "metrics", "params", "tags", "artifact", "images", "dataset", "model", "link")
 """Methods of :class:`tasks.tracking.store.Store` that a journal can call."""
 
 

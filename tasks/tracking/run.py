@@ -52,15 +52,19 @@ class _MlflowTracker(Tracker):
         self.logged_params: dict[str, str] = {}
         self.store = Store()
         self.journal: Journal | None = None
+        self.monitor: Any = None
 
     def open(self) -> None:
-        """Create the run, and end the runs of killed steps of this workspace."""
+        """Create the run, end the runs of killed steps of this workspace, and start to log system metrics."""
         self._call("open", **self.opening)
         if self.journal is None:
             end_killed(self.workspace, self.store)
+            self.monitor = self.store.monitor(self.run)
 
     def close(self, status: str) -> None:
         """End the run."""
+        if self.monitor:
+            self.monitor.finish()
         try:
             self._call("close", status=status, end_time=now())
         finally:
@@ -126,6 +130,9 @@ class _MlflowTracker(Tracker):
 
     def artifact(self, path: Path, folder: str = "") -> None:
         self._call("artifact", path=str(path), folder=folder)
+
+    def images(self, path: Path) -> None:
+        self._call("images", path=str(path), time=now())
 
     def dataset(self, path: Path, name: str, context: str) -> None:
         self._call("dataset", name=name, source=path.as_posix(), digest=digest_of(path), context=context)

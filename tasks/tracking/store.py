@@ -135,6 +135,22 @@ class Store:
         )
         self._run_ids[run] = made.info.run_id
 
+    def monitor(self, run: str) -> Any:
+        """Start to log system metrics of a run if ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` is true.
+
+        Returns:
+            MLflow's monitor, with the method ``finish``; None if the variable is not true.
+        """
+        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            return None
+        # its methods have no types
+        monitor: Any = SystemMetricsMonitor(self._run_id(run), tracking_uri=self.client.tracking_uri)
+        monitor.start()
+        return monitor
+
     def close(self, run: str, status: str, end_time: int) -> None:
         """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``, at a time in milliseconds since 1970."""
         self.client.set_terminated(self._run_id(run), status, end_time)
@@ -175,6 +191,17 @@ class Store:
         """Log the file at ``path``, or all files of that folder, below ``folder``."""
         log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
         log(self._run_id(run), path, folder or None)
+
+    def images(self, run: str, path: str, time: int) -> None:
+        """Log the PNG files in the folder ``path`` as images under their names; the time is in milliseconds."""
+        from PIL import Image
+
+        run_id = self._run_id(run)
+        logged = {Path(file.path).name.partition("+")[0] for file in self.client.list_artifacts(run_id, "images")}
+        for file in sorted(Path(path).glob("*.png")):
+            if file.stem not in logged:
+                with Image.open(file) as image:
+                    self.client.log_image(run_id, image, key=file.stem, timestamp=time)
 
     def dataset(self, run: str, name: str, source: str, digest: str, context: str) -> None:
         """Log a data set: its digest in DVC, and its path in the workspace."""

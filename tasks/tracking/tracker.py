@@ -34,6 +34,9 @@ class Tracker:
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log a file, or a folder and its content, below ``folder``."""
 
+    def images(self, path: Path) -> None:
+        """Log the PNG files of a folder as images under their names, so that MLflow's UI compares those of two runs."""
+
     def dataset(self, path: Path, name: str, context: str) -> None:
         """Log a data set: the path of a file or folder, and its digest in DVC."""
 
