@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tasks.attacks.square import run_square, square
 from tasks.attacks.sweep import run_sweep
 from tasks.defences.randomness import as_attacked
-from tests.nets import SIDE, RandomLabels, ThreeClasses, assert_adversarial, linear_batch, linear_case
+from tests.nets import SIDE, Linear, RandomLabels, ThreeClasses, assert_adversarial, linear_batch, linear_case
 
 EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
 
@@ -132,3 +132,12 @@ def test_one_wrong_draw_of_a_random_model_does_not_count_as_a_success() -> None:
     # by single predictions, nearly all images count as broken
     unconfirmed = run_sweep(replace(one_radius, model=RandomLabels(batch.model)), 20, 0.25, 1).index
     assert (unconfirmed[robust] == 1).mean() < 0.2
+
+
+def test_the_channels_of_colours_change_in_directions_of_their_own() -> None:
+    """A change of all channels in one direction never moves red minus blue."""
+    weights = np.zeros((3, SIDE, SIDE))
+    weights[0], weights[2] = 1.0, -1.0
+    model, images = Linear(weights.ravel(), -0.5), torch.full((4, 3, SIDE, SIDE), 0.5)
+    _, broken = run(model, images, model(images).argmax(dim=1), 0.2, 100)
+    assert broken.all()

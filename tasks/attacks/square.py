@@ -76,8 +76,8 @@ def square(
     """Attack images, each in an L-infinity ball of its own radius.
 
     The first query adds vertical stripes. Each further query sets the pixels of a random square to the border of the
-    ball; a change that makes the margin smaller is kept. Each image has squares of its own and takes one forward pass a
-    query (ART's implementation: three passes, one square for all images).
+    ball, each channel in a direction of its own; a change that makes the margin smaller is kept. Each image has squares
+    of its own and takes one forward pass a query (ART's implementation: three passes, one square for all images).
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode.
@@ -93,13 +93,13 @@ def square(
     Returns:
         The images with the smallest margin found, ``(N, C, H, W)``; whether each is misclassified, bool ``(N,)``.
     """
-    height, width = images.shape[-2:]
+    n_channels, height, width = images.shape[1:]
     device = images.device
     draws = [generator(seed, "square", int(image), restart) for image in image_ids]
     adversarial, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     active = torch.arange(len(images), device=device)
-    stripes = torch.from_numpy(np.stack([draw.choice([-1, 1], size=(1, 1, width)) for draw in draws])).to(images)
-    candidate = (images + radii * stripes).clamp_(*value_range)
+    stripes = np.stack([draw.choice([-1, 1], size=(n_channels, 1, width)) for draw in draws])
+    candidate = (images + radii * torch.from_numpy(stripes).to(images)).clamp_(*value_range)
     best, smallest = images, torch.full((len(images),), torch.inf, device=device)
     down, right = (torch.arange(size, device=device) for size in (height, width))
 
@@ -125,14 +125,21 @@ def square(
             draws = [draws[index] for index in stay.tolist()]
         side = _side((query + 1) / n_queries, height, width)
         drawn = np.array(
-            [[*draw.integers([height - side + 1, width - side + 1]), draw.choice([-1, 1])] for draw in draws]
+            [
+                [
+                    *draw.integers([height - side + 1, width - side + 1]),
+                    *(draw.choice([-1, 1]) for _ in range(n_channels)),
+                ]
+                for draw in draws
+            ]
         )
-        top, left, sign = (torch.from_numpy(part).to(device)[:, None] for part in drawn.T)
+        top, left = (torch.from_numpy(part).to(device)[:, None] for part in drawn.T[:2])
+        signs = torch.from_numpy(drawn[:, 2:]).to(device)
         in_rows, in_columns = (
             (places >= start) & (places < start + side) for places, start in ((down, top), (right, left))
         )
         inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-        lifted = (images + radii * sign[:, :, None, None]).clamp_(*value_range)
+        lifted = (images + radii * signs[:, :, None, None]).clamp_(*value_range)
         candidate = torch.where(inside, lifted, best)
     return adversarial, broken
 

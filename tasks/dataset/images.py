@@ -23,6 +23,7 @@ class Reading:
     volumes: Volumes = field(default_factory=Volumes)
     channels: Channels = 1
     resize: Resize = "stretch"
+    crop_ratio: float = 1.0
 
 
 DEFAULT = Reading()
@@ -45,7 +46,7 @@ def reading_of(acquire: Acquire, settings: Prepare) -> Reading:
             levels = IntensityRange(bits=intensity.bits)
         case _:
             levels = IntensityRange(intensity.kind, unit=intensity.unit)
-    return Reading(levels, volumes, settings.channels, settings.resize)
+    return Reading(levels, volumes, settings.channels, settings.resize, settings.crop_ratio)
 
 
 def with_percentiles(
@@ -139,29 +140,30 @@ def read_prepared(
     path: Path, size: tuple[int, int], max_megapixels: float = math.inf, reading: Reading = DEFAULT
 ) -> np.ndarray:
     """Levels of :func:`read_image` in the size of the prepared images, uint8 ``(C, H, W)``."""
-    return resize(read_image(path, max_megapixels, reading).pixels, size, reading.resize)
+    return resize(read_image(path, max_megapixels, reading).pixels, size, reading.resize, reading.crop_ratio)
 
 
-def resize(levels: np.ndarray, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
+def resize(levels: np.ndarray, size: tuple[int, int], mode: Resize = "stretch", crop_ratio: float = 1.0) -> np.ndarray:
     """Resize levels, uint8 ``(h, w)`` or ``(h, w, 3)``, to uint8 ``(C, H, W)``.
 
     ``stretch`` does not keep the aspect ratio. ``pad`` centres the largest image that fits on level 0. ``crop`` takes
-    the centre of the smallest image that covers the size, as torchvision's ``Resize`` and ``CenterCrop`` do.
+    the centre of the smallest image that covers the size times ``crop_ratio``, as torchvision's ``Resize`` and
+    ``CenterCrop`` do.
 
     Args:
         levels: of the image.
         size: H and W.
         mode: ``stretch``, ``pad`` or ``crop``.
+        crop_ratio: size that the image covers before the crop, divided by ``size``.
     """
     picture = Image.fromarray(np.ascontiguousarray(levels))
     (height, width), inner = size, (size[1], size[0])
-    by_height, by_width = height / picture.height, width / picture.width
     if mode == "pad":
-        scale = min(by_height, by_width)
+        scale = min(height / picture.height, width / picture.width)
         inner = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
     elif mode == "crop":
+        scale = max(round(height * crop_ratio) / picture.height, round(width * crop_ratio) / picture.width)
         # as torchvision, the longer side is cut to an integer; the term keeps exact multiples
-        scale = max(by_height, by_width)
         inner = int(picture.width * scale + 1e-6), int(picture.height * scale + 1e-6)
     # Pillow's filter is antialiased when it reduces an image
     resized = picture.resize(inner, Image.Resampling.BILINEAR)

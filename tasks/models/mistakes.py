@@ -127,16 +127,19 @@ def _class_order(order: list[int]) -> Cause:
 _SIZE = {
     "resize": Cause(
         "resize",
-        "The original resizes images by another filter than Pillow's bilinear one with antialiasing. Resize your "
-        "images to the size of the network as the original does, and use these",
+        "The original stretches images (prepare.resize stretch), or resizes them by another filter than Pillow's "
+        "bilinear one with antialiasing. Resize your images to the size of the network as the original does, and use "
+        "these",
     ),
     "crop": Cause(
         "crop instead of stretch",
-        "The original scales the shorter side and takes a central crop. Crop your images in this way, and use these",
+        "The original scales the shorter side and takes a central crop. Set prepare.resize to crop, and "
+        "prepare.crop_ratio to the size before the crop divided by that after it",
     ),
     "border": Cause(
         "border instead of stretch",
-        "The original keeps the aspect ratio and adds a border. Pad your images in this way, and use these",
+        "The original keeps the aspect ratio and adds a border. Set prepare.resize to pad, or pad your images in this "
+        "way, and use these",
     ),
 }
 """Mistakes in the size, by the kinds of :func:`resized_originals`."""

@@ -257,6 +257,9 @@ class Prepare(Section):
     """``stretch`` changes the aspect ratio of an image to that of ``image_size``. ``pad`` keeps it, and fills the rest
     at both sides with 0 (black; the lowest value of the intensity range). ``crop`` keeps it, and cuts what exceeds
     ``image_size`` from both sides."""
+    crop_ratio: Annotated[float, Field(ge=1, le=4, allow_inf_nan=False)]
+    """Size from which ``crop`` cuts, divided by ``image_size``. 1 cuts from the smallest image that covers it;
+    torchvision's usual 256 for 224 is 1.142857."""
     channels: Channels
     """``1``: grey, colours become luma. ``3``: red, green and blue, grey files get three equal channels."""
     intensity: Intensity

@@ -75,6 +75,8 @@ class Bundle(Section):
     """1: grey, 3: red, green and blue."""
     resize: Resize = "stretch"
     """Treatment of images of another aspect ratio, as in the step ``prepare``."""
+    crop_ratio: float = 1.0
+    """``prepare.crop_ratio``."""
     value_range: tuple[float, float]
     """Lowest and highest pixel value that the target takes."""
     aspect_ratios: tuple[float, float]
@@ -133,6 +135,7 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
         image_size=data.size,
         channels=params.prepare.channels,
         resize=params.prepare.resize,
+        crop_ratio=params.prepare.crop_ratio,
         value_range=data.value_range,
         aspect_ratios=(float(ratios.min()), float(ratios.max())),
         intensity=info.get("intensity"),

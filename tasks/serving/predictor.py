@@ -65,7 +65,7 @@ class Predictor:
     def __init__(self, bundle: Bundle, target: nn.Module) -> None:
         self.bundle = bundle
         intensity = IntensityRange(**(bundle.intensity or {}))
-        self._reading = Reading(intensity, channels=bundle.channels, resize=bundle.resize)
+        self._reading = Reading(intensity, channels=bundle.channels, resize=bundle.resize, crop_ratio=bundle.crop_ratio)
         self._target = target
 
     @classmethod
@@ -153,7 +153,7 @@ class Predictor:
             except ImageError as error:
                 raise ImageError(str(error).replace(str(path), name)) from None
         height, width = levels.shape[:2]
-        return resize(levels, self.bundle.image_size, self.bundle.resize), (width, height)
+        return resize(levels, self.bundle.image_size, self.bundle.resize, self.bundle.crop_ratio), (width, height)
 
     def _size_warnings(self, width: int, height: int) -> list[str]:
         (rows, columns), (least, greatest) = self.bundle.image_size, self.bundle.aspect_ratios
