@@ -141,13 +141,15 @@ class Store:
         Returns:
             MLflow's monitor, with the method ``finish``; None if the variable is not true.
         """
-        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        from mlflow import environment_variables
+        from mlflow.system_metrics import system_metrics_monitor
 
-        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+        # MLflow has no types for them
+        is_enabled: Any = environment_variables.MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+        create: Any = system_metrics_monitor.SystemMetricsMonitor
+        if not is_enabled.get():
             return None
-        # its methods have no types
-        monitor: Any = SystemMetricsMonitor(self._run_id(run), tracking_uri=self.client.tracking_uri)
+        monitor = create(self._run_id(run), tracking_uri=self.client.tracking_uri)
         monitor.start()
         return monitor
 
