@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_the_joint_attack_is_near_the_optimum_and_evades_detectors_that_each_sto
     x, y = x[breakable], y[breakable]
     found = {
         name: evade(
-            logits_and_score(model, lambda batch, chosen=chosen: largest_score(batch, chosen)),  # type: ignore[misc]
+            logits_and_score(model, partial(largest_score, directions=chosen)),
             *(x, y, size, ball, settings_with(0, 100), [x.clone()]),
         )
         for name, chosen in {"first": directions[:1], "second": directions[1:], "joint": directions}.items()

@@ -25,8 +25,11 @@ from tests.test_checks import (
 
 def changed(**points: dict[float, float]) -> dict[tuple[str, str, str], dict[float, float]]:
     """The sound evaluation with other accuracies, by ``target__threat_model__attack``."""
-    curves = {tuple(name.split("__")): accuracies for name, accuracies in points.items()}
-    return SOUND | curves  # type: ignore[operator]
+    curves = dict(SOUND)
+    for name, accuracies in points.items():
+        target, threat_model, attack = name.split("__")
+        curves[target, threat_model, attack] = accuracies
+    return curves
 
 
 def square_alone_breaks_an_image(records: pd.DataFrame) -> pd.DataFrame:
