@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from tasks.core.workspace import Workspace
 from tasks.params import Params, parse_params
 
 LONGEST = ["test_pipeline.py", "test_pipeline_flow.py", "test_own_audit.py"]
@@ -89,11 +90,17 @@ def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the small workspace as the current folder."""
+def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
+    """A copy of the small workspace, which is not the current folder."""
     shutil.copytree(small_workspace / "data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def small_folder(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the small workspace as the current folder."""
+    monkeypatch.chdir(workspace.root)
+    return workspace.root
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -128,6 +135,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments(max_results=1)
 
     return made_once(tmp_path_factory, "empty_store", make) / "mlflow.db"
+
+
+@pytest.fixture
+def own_store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty SQLite store of the test, to which its runs are tracked."""
+    address = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    return address
 
 
 @pytest.fixture(scope="session")

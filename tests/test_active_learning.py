@@ -48,8 +48,8 @@ def params(params_with: Callable[..., Params]) -> Callable[..., Params]:
 
 
 @pytest.fixture(autouse=True)
-def own_tracking_store(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+def own_tracking_store(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{small_folder / 'mlflow.db'}")
 
 
 def run(params: Params) -> None:
@@ -209,17 +209,17 @@ def test_adversarial_copies_of_queried_images_are_added_to_the_training(
 def test_each_acquisition_function_is_tracked_as_a_curve_over_its_cycles_with_a_gallery(
     params: Callable[..., Params],
 ) -> None:
-    class CurveRecorder(Tracker):
-        curves: dict[str, Any] = {}  # noqa: RUF012  read by this test alone
+    tracked: dict[str, Any] = {}
 
+    class CurveRecorder(Tracker):
         def curve(self, name: str, tags: Any, points: Any, artifacts: Any = ()) -> None:
             assert all(path.is_file() for path in artifacts)
-            self.curves[name] = (tags, points, len(artifacts))
+            tracked[name] = (tags, points, len(artifacts))
 
     Workspace().active_learning.mkdir(parents=True)
     active_learning(Workspace(), params(), CurveRecorder())
-    assert list(CurveRecorder.curves) == ["active learning/random", "active learning/entropy"]
-    tags, points, n_artifacts = CurveRecorder.curves["active learning/entropy"]
+    assert list(tracked) == ["active learning/random", "active learning/entropy"]
+    tags, points, n_artifacts = tracked["active learning/entropy"]
     assert tags == {"acquisition": "entropy"}
     assert [cycle for cycle, _ in points] == [0, 1, 2]
     assert n_artifacts == 1

@@ -37,13 +37,6 @@ from tests.small_workspace import SIDE, SMALL
 DEFENCES = ["autoencoder"]
 
 
-@pytest.fixture
-def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
-    """A copy of the small workspace, which is not the current folder."""
-    shutil.copytree(small_workspace / "data", tmp_path / "data")
-    return Workspace(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def attacked(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace in which both steps have run with the parameters SMALL; tests only read it."""

@@ -221,9 +221,7 @@ class TestSteps:
     """The real steps, on the study's defence, which needs the fewest of them."""
 
     @pytest.fixture
-    def bundle(self, workspace: Workspace, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        shutil.copy(empty_store, workspace.root)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.root / 'mlflow.db'}")
+    def bundle(self, workspace: Workspace, own_store: str) -> Path:
         copy_model(workspace.classifier, workspace.surrogate("cnn-1"))
         write_json([{"name": "cnn-1", "architecture": "cnn"}], workspace.surrogates)
         return moved_to_bundle(workspace, "autoencoder")

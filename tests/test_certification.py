@@ -1,6 +1,4 @@
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -100,10 +98,9 @@ def test_noisy_images_are_clipped_to_the_value_range_before_classification(param
 
 
 def test_the_step_certifies_some_of_the_attacked_images(
-    small_workspace: Path, tmp_path: Path, params_with: Callable[..., Params]
+    workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    shutil.copytree(small_workspace / "data", tmp_path / "data")
-    workspace, params = Workspace(tmp_path), params_with(SMOOTHED)
+    params = params_with(SMOOTHED)
     workspace.attack.mkdir()
     attack(workspace, params, Tracker())
     for step in ("train_defence", "attack_defence"):

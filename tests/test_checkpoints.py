@@ -272,12 +272,6 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
-    shutil.copytree(small_workspace / "data", tmp_path / "data")
-    return Workspace(tmp_path)
-
-
-@pytest.fixture
 def checkpoints_of(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Checkpoints]]:
     """The checkpoints with which a step begins."""
     created: list[Checkpoints] = []

@@ -31,16 +31,16 @@ PARAMS = SMALL | LEARNING | {"active_learning.training.epochs": 1}
 
 
 @pytest.fixture
-def pool(workspace: Path) -> Path:
+def pool(small_folder: Path) -> Path:
     """Seven images without labels, two of them with the same name, and a text file; the workspace has params.yaml."""
-    folder = workspace / "unlabelled"
+    folder = small_folder / "unlabelled"
     rng = np.random.default_rng(0)
     for name in ("a.png", "b.png", "c.png", "d.png", "e.png", "more/a.png", "more/f.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 36), dtype=np.uint8)).save(folder / name)
     (folder / "notes.txt").write_text("none")
-    shutil.copy(ROOT / "prefect.toml", workspace)
-    with (workspace / "params.yaml").open("w", encoding="utf-8") as file:
+    shutil.copy(ROOT / "prefect.toml", small_folder)
+    with (small_folder / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(with_overrides(PARAMS), file)
     return folder
 

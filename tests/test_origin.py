@@ -2,7 +2,6 @@
 
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from importlib.metadata import version
@@ -25,10 +24,8 @@ HEADLINE = "worst_case/autoencoder_as_trained_eps_1"
 
 
 @pytest.fixture
-def client(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    store = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    return MlflowClient(tracking_uri=store)
+def client(own_store: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=own_store)
 
 
 def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:

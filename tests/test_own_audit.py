@@ -218,11 +218,10 @@ def test_wrong_options_give_the_exit_code_2(arguments: list[str], audit: Callabl
     assert ended.value.code == 2
 
 
+@pytest.mark.usefixtures("own_store")
 def test_a_registered_model_that_does_not_exist_gives_one_message(
-    audit: Callable[..., None], folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    audit: Callable[..., None],
 ) -> None:
-    shutil.copy(empty_store, folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     with pytest.raises(SystemExit, match=r"audit: toy/1 is not in the registry"):
         audit("toy/1", "--min-robust-accuracy", "0.5")
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -35,12 +34,6 @@ class RoundedWithoutBpda(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images * 15).round() / 15
-
-
-@pytest.fixture
-def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
-    shutil.copytree(small_workspace / "data", tmp_path / "data")
-    return Workspace(tmp_path)
 
 
 def checks_of(workspace: Workspace, params: Params) -> dict[tuple[str | None, str], CheckResult]:

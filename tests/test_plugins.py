@@ -1,7 +1,6 @@
 """Defences and attacks of a user's own: a Python file in ``plugins/`` and a row of the parameters."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +91,10 @@ ROWS = {
 
 
 @pytest.fixture
-def workspace(small_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(small_workspace / "data", tmp_path / "data")
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "mine.py").write_text(MODULE)
-    return Workspace(tmp_path)
+def workspace(small_folder: Path) -> Workspace:
+    (small_folder / "plugins").mkdir()
+    (small_folder / "plugins" / "mine.py").write_text(MODULE)
+    return Workspace(small_folder)
 
 
 def parameters(**overrides: Any) -> Params:

@@ -211,7 +211,7 @@ def test_digests_of_different_steps_without_weights_differ() -> None:
 
 @pytest.mark.parametrize("before", ["classifier", "autoencoder"])
 def test_the_target_of_attacks_applies_the_steps_of_the_parameters(
-    before: str, workspace: Path, params_with: Callable[..., Params]
+    before: str, small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     params = params_with(SMALL | {"defences.jpeg.applied_before": before})
     Workspace().purifier("jpeg").parent.mkdir()

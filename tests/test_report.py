@@ -96,10 +96,17 @@ def phantom_workspace(tmp_path_factory: pytest.TempPathFactory, params: Params) 
 
 
 @pytest.fixture
-def workspace(phantom_workspace: tuple[Path, RecordingTracker], monkeypatch: pytest.MonkeyPatch) -> Path:
+def phantoms(phantom_workspace: tuple[Path, RecordingTracker], monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same workspace as the current folder."""
     monkeypatch.chdir(phantom_workspace[0])
     return phantom_workspace[0]
+
+
+@pytest.fixture
+def own_copy(phantom_workspace: tuple[Path, RecordingTracker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the same workspace as the current folder."""
+    shutil.copytree(phantom_workspace[0] / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -109,7 +116,7 @@ def no_static_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def html(workspace: Path) -> str:
+def html(phantoms: Path) -> str:
     return Workspace().report_html.read_text(encoding="utf-8")
 
 
@@ -277,12 +284,8 @@ def test_claims_section_has_one_row_for_each_claim_with_its_result(html: str) ->
     )
 
 
-@pytest.mark.usefixtures("no_static_figures")
-def test_a_section_without_results_says_so(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
-) -> None:
-    shutil.copytree(workspace / "data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("own_copy", "no_static_figures")
+def test_a_section_without_results_says_so(params: Params) -> None:
     empty_analysis()
     shutil.rmtree(Workspace().report)
     Workspace().report.mkdir()
@@ -394,13 +397,9 @@ def test_captions_of_example_images_state_attack_and_eps(html: str) -> None:
     assert "the perturbation (PGD at ε = 4/255)" in text
 
 
-@pytest.mark.usefixtures("no_static_figures")
-def test_reporting_twice_gives_the_same_bytes(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
-) -> None:
+@pytest.mark.usefixtures("own_copy", "no_static_figures")
+def test_reporting_twice_gives_the_same_bytes(params: Params) -> None:
     """``tests/test_figures.py`` compares the bytes of static figures."""
-    shutil.copytree(workspace / "data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
     written = []
     for _ in range(2):
         shutil.rmtree(Workspace().report)
@@ -412,7 +411,7 @@ def test_reporting_twice_gives_the_same_bytes(
     assert len(written[0]) == 57
 
 
-def test_figures_are_png_files_with_the_names_of_the_figures(workspace: Path) -> None:
+def test_figures_are_png_files_with_the_names_of_the_figures(phantoms: Path) -> None:
     names = {path.stem for path in Workspace().figures.iterdir()}
     assert {"robustness-fgsm", "robustness-pgd", "classifier-loss", "images-classes", "images-attack"} <= names
     assert "defence-retrained_autoencoder-loss" in names
@@ -422,7 +421,7 @@ def test_figures_are_png_files_with_the_names_of_the_figures(workspace: Path) ->
             assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
 
 
-def test_the_summary_for_git_has_balanced_accuracies_and_training_curves(workspace: Path, params: Params) -> None:
+def test_the_summary_for_git_has_balanced_accuracies_and_training_curves(phantoms: Path, params: Params) -> None:
     _, headline = loaded(params)
     metrics = json.loads(Workspace().summary_metrics.read_text(encoding="utf-8"))["balanced_accuracy"]
     assert list(metrics) == ["undefended", *DEFENCES]
@@ -467,7 +466,7 @@ def test_tracker_gets_data_set_headline_metrics_artifacts_and_note(
     assert tracker.linked
 
 
-@pytest.mark.usefixtures("workspace", "no_static_figures")
+@pytest.mark.usefixtures("phantoms", "no_static_figures")
 def test_markdown_tables_keep_their_columns_for_every_class_name(params: Params) -> None:
     results, headline = loaded(params)
     lines = page.markdown(results, headline, all_sections(results, headline), MAX_NOTE_CHARACTERS).splitlines()
@@ -481,7 +480,7 @@ def test_markdown_tables_keep_their_columns_for_every_class_name(params: Params)
         assert re.fullmatch(r"[|:-]+", block[1])
 
 
-@pytest.mark.usefixtures("workspace", "no_static_figures")
+@pytest.mark.usefixtures("phantoms", "no_static_figures")
 def test_markdown_above_the_limit_of_notes_leaves_out_and_names_whole_sections_from_the_end(params: Params) -> None:
     results, headline = loaded(params)
     sections = all_sections(results, headline)
@@ -497,7 +496,7 @@ def test_markdown_above_the_limit_of_notes_leaves_out_and_names_whole_sections_f
 
 
 @pytest.mark.usefixtures("no_static_figures")
-def test_subgroups_have_a_section_with_their_significant_gaps_if_there_are_any(workspace: Path, params: Params) -> None:
+def test_subgroups_have_a_section_with_their_significant_gaps_if_there_are_any(phantoms: Path, params: Params) -> None:
     assert "subgroups" not in {section.key for section in all_sections(*loaded(params))}
     outcomes, split = outcomes_of({"F": 0.95, "M": 0.5})
     write_table(subgroup_table(outcomes, split, 1.0, ["healthy", "ill"], 1), Workspace().subgroups)
@@ -515,8 +514,8 @@ def test_subgroups_have_a_section_with_their_significant_gaps_if_there_are_any(w
 @pytest.mark.parametrize(
     "path", [Workspace().validation, Workspace().split, Workspace().robustness, Workspace().features]
 )
-def test_error_names_the_missing_file_and_the_step_to_run(workspace: Path, params: Params, path: Path) -> None:
-    hidden = path.rename(workspace / "hidden")
+def test_error_names_the_missing_file_and_the_step_to_run(phantoms: Path, params: Params, path: Path) -> None:
+    hidden = path.rename(phantoms / "hidden")
     try:
         with pytest.raises(FileNotFoundError, match=f"^{path} not found: run the step {path.parts[1]} first"):
             report(Workspace(), params, Tracker())
@@ -633,7 +632,7 @@ def test_phantoms_judge_no_defence() -> None:
 
 
 def test_every_defence_is_compared_with_the_undefended_classifier_on_the_same_images(
-    workspace: Path, params: Params
+    phantoms: Path, params: Params
 ) -> None:
     _, headline = loaded(params)
     assert headline.best == "retrained_autoencoder"
@@ -657,7 +656,7 @@ def test_a_defence_that_is_not_above_a_constant_prediction_gets_no_credit_in_the
     assert "not broken" not in text
 
 
-def test_the_defence_with_the_best_result_on_test_images_is_not_chosen_for_it(workspace: Path, params: Params) -> None:
+def test_the_defence_with_the_best_result_on_test_images_is_not_chosen_for_it(phantoms: Path, params: Params) -> None:
     results, _ = loaded(params)
     # on validation images the other defence is the better one
     rank = results.comparison["target"].map({"autoencoder": 1, "retrained_autoencoder": 2, "undefended": 3})
@@ -666,7 +665,7 @@ def test_the_defence_with_the_best_result_on_test_images_is_not_chosen_for_it(wo
     assert "With the autoencoder, chosen among 2 defences" in headline_sentences(headline)
 
 
-def test_the_number_of_compared_configurations_is_stated(html: str, workspace: Path, params: Params) -> None:
+def test_the_number_of_compared_configurations_is_stated(html: str, phantoms: Path, params: Params) -> None:
     text = text_of(html)
     assert "So far, 3 configurations of targets were compared on these images ( data/configurations.csv )." in text
     assert "The best of 3 by test results would look better than it is." in text
@@ -681,7 +680,7 @@ def test_the_number_of_compared_configurations_is_stated(html: str, workspace: P
     Workspace().configurations.write_bytes(known)
 
 
-def test_headline_of_three_classes_is_at_the_recalibrated_operating_point(workspace: Path, params: Params) -> None:
+def test_headline_of_three_classes_is_at_the_recalibrated_operating_point(phantoms: Path, params: Params) -> None:
     _, headline = loaded(params)
     assert headline.operating_point == "recalibrated"
     assert headline.metrics == ["balanced_accuracy", "accuracy"]
@@ -805,7 +804,7 @@ def test_checks_section_has_a_table_by_target_then_explains_warnings_and_failure
     assert "not checked: needs" in raised
 
 
-def test_statuses_of_checks_are_counted_and_have_their_own_badges(workspace: Path, params: Params) -> None:
+def test_statuses_of_checks_are_counted_and_have_their_own_badges(phantoms: Path, params: Params) -> None:
     results, headline = loaded(params)
     statuses = ["PASS", "INFO", "WARN", "FAIL", "NO POWER", "UNVERIFIED"]
     checks = [{**check, "status": status} for check, status in zip(results.checks, statuses, strict=False)]
@@ -848,7 +847,7 @@ def test_data_changes_since_the_reference_are_counted(html: str) -> None:
     assert "not corrected for 24 comparisons" in section
 
 
-def test_unchanged_data_and_different_data_are_recognised(workspace: Path, params: Params) -> None:
+def test_unchanged_data_and_different_data_are_recognised(phantoms: Path, params: Params) -> None:
     results, headline = loaded(params)
     same = data_changes_section(replace(results, reference=results.manifest), headline)
     assert finding_of(same, headline) == "No changes: the same 63 images as in the reference."
@@ -862,7 +861,7 @@ def test_unchanged_data_and_different_data_are_recognised(workspace: Path, param
 
 
 @pytest.mark.usefixtures("no_static_figures")
-def test_acquisition_functions_that_differ_from_random_are_named(workspace: Path, params: Params) -> None:
+def test_acquisition_functions_that_differ_from_random_are_named(phantoms: Path, params: Params) -> None:
     results, headline = loaded(params)
 
     def row(name: str, metric: str, gain: float, p_value: float, n_seeds: int) -> dict[str, object]:
@@ -916,7 +915,7 @@ def test_results_of_a_claim_at_other_eps_are_grouped_by_result() -> None:
 
 
 @pytest.mark.usefixtures("no_static_figures")
-def test_a_report_on_scans_counts_the_results_of_the_claims(workspace: Path, params: Params) -> None:
+def test_a_report_on_scans_counts_the_results_of_the_claims(phantoms: Path, params: Params) -> None:
     results, headline = loaded(params)
     scans = replace(results, data=replace(results.data, is_phantom=False))
     finding = finding_of(claims_section(scans, headline), headline)
@@ -924,7 +923,7 @@ def test_a_report_on_scans_counts_the_results_of_the_claims(workspace: Path, par
 
 
 @pytest.mark.usefixtures("no_static_figures")
-def test_rejection_is_shown_at_the_false_positive_rate_of_the_parameters(workspace: Path, params: Params) -> None:
+def test_rejection_is_shown_at_the_false_positive_rate_of_the_parameters(phantoms: Path, params: Params) -> None:
     for rate, shown in ((0.05, "5.0 %"), (0.3, "20.0 %")):
         analyze = params.analyze.model_copy(update={"false_positive_rate": rate})
         results, headline = loaded(params.model_copy(update={"analyze": analyze}))

@@ -22,9 +22,7 @@ from tests.conftest import ROOT
 
 
 @pytest.fixture
-def workspace(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def workspace(own_store: str, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 

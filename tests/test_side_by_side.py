@@ -1,13 +1,11 @@
 """Steps that run side by side in threads of one process: torch's generator, thread counts, and imports."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,11 +50,10 @@ LEARNING: dict[str, Any] = {
     ],
 )
 def test_a_step_restores_torchs_global_generator(
-    step: str, overrides: dict[str, Any], small_workspace: Path, tmp_path: Path, params_with: Callable[..., Params]
+    step: str, overrides: dict[str, Any], workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     """Steps draw from torch's global generator under a lock and then restore its state; other draws would change it."""
-    shutil.copytree(small_workspace / "data", tmp_path / "data")
-    workspace, params, (name, _, defence) = Workspace(tmp_path), params_with(SMALL | overrides), step.partition("@")
+    params, (name, _, defence) = params_with(SMALL | overrides), step.partition("@")
     if name == "attack_defence":
         workspace.attack.mkdir()
         import_module("tasks.attack").attack(workspace, params, Tracker())

@@ -52,13 +52,6 @@ EXACT = [
 ]
 
 
-@pytest.fixture
-def workspace(small_workspace: Path, tmp_path: Path) -> Workspace:
-    """A copy of the small workspace, which is not the current folder."""
-    shutil.copytree(small_workspace / "data", tmp_path / "data")
-    return Workspace(tmp_path)
-
-
 def train(workspace: Workspace, params: Params) -> dict[str, bytes]:
     """Run the step in an empty folder, as the runner does; the written files by name."""
     shutil.rmtree(workspace.train_surrogates)

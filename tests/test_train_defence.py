@@ -117,7 +117,7 @@ def settings_with(params_with: Callable[..., Params], **changed: object) -> Retr
 
 
 def test_the_defence_autoencoder_is_a_copy_of_the_trained_autoencoder(
-    workspace: Path, params_with: Callable[..., Params]
+    small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     files = run(params_with(SMALL), "autoencoder")
     assert sorted(files) == ["purifier.json", "purifier.safetensors", "settings.json"]
@@ -127,7 +127,7 @@ def test_the_defence_autoencoder_is_a_copy_of_the_trained_autoencoder(
 @pytest.mark.parametrize("defence", TRAINED)
 def test_a_second_run_gives_the_same_bytes(
     defence: str,
-    workspace: Path,
+    small_folder: Path,
     params_with: Callable[..., Params],
     first_run: Callable[[str], dict[str, bytes]],
 ) -> None:
@@ -140,7 +140,7 @@ def test_a_second_run_gives_the_same_bytes(
 @pytest.mark.parametrize("defence", TRAINED)
 def test_losses_in_bfloat16_are_close_to_those_in_float32(
     defence: str,
-    workspace: Path,
+    small_folder: Path,
     params_with: Callable[..., Params],
     first_run: Callable[[str], dict[str, bytes]],
 ) -> None:
@@ -164,7 +164,7 @@ def test_losses_in_bfloat16_are_close_to_those_in_float32(
     ],
 )
 def test_training_starts_from_the_weights_of_the_earlier_steps(
-    defence: str, path: Path, initial: Path, workspace: Path, params_with: Callable[..., Params]
+    defence: str, path: Path, initial: Path, small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SHORT | NO_CHANGE), defence)
     builder = build_autoencoder if initial == Workspace().autoencoder else build_classifier
@@ -174,7 +174,7 @@ def test_training_starts_from_the_weights_of_the_earlier_steps(
 
 
 def test_an_autoencoder_of_another_architecture_starts_from_random_weights(
-    workspace: Path, params_with: Callable[..., Params]
+    small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     params = params_with(SHORT | NO_CHANGE | {"defences.joint_autoencoder.architecture": "residual"})
     run(params, "joint_autoencoder")
@@ -185,7 +185,7 @@ def test_an_autoencoder_of_another_architecture_starts_from_random_weights(
 
 
 def test_the_finetuned_classifier_is_behind_the_trained_autoencoder(
-    workspace: Path, params_with: Callable[..., Params]
+    small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     files = run(params_with(SHORT), "finetuned_classifier")
     assert files["purifier.safetensors"] == Workspace().autoencoder.read_bytes()
@@ -199,7 +199,7 @@ def test_the_finetuned_classifier_is_behind_the_trained_autoencoder(
 
 
 def test_randomized_smoothing_adds_noise_in_front_of_its_own_classifier(
-    workspace: Path, params_with: Callable[..., Params]
+    small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SHORT | {"defences.randomized_smoothing.n_eot_samples": 3}), "randomized_smoothing")
     target = load_target(Workspace(), "randomized_smoothing", torch.device("cpu"))
@@ -214,7 +214,7 @@ def test_randomized_smoothing_adds_noise_in_front_of_its_own_classifier(
 
 @pytest.mark.parametrize("defence", ["randomized_smoothing", "finetuned_classifier"])
 def test_batch_norm_statistics_are_those_of_the_output_of_the_purifier(
-    defence: str, workspace: Path, params_with: Callable[..., Params]
+    defence: str, small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     run(params_with(SHORT), defence)
     data, target = load_prepared(Workspace()), load_target(Workspace(), defence, torch.device("cpu"))
@@ -238,7 +238,7 @@ def test_batch_norm_statistics_are_those_of_the_output_of_the_purifier(
 
 @pytest.mark.parametrize("defence", ["adversarial_training", "trades"])
 def test_a_robustly_trained_classifier_has_no_purifier(
-    defence: str, workspace: Path, params_with: Callable[..., Params]
+    defence: str, small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     files = run(params_with(SHORT), defence)
     assert sorted(files) == ["classifier.json", "classifier.safetensors", "history.csv", "settings.json"]
@@ -246,7 +246,7 @@ def test_a_robustly_trained_classifier_has_no_purifier(
 
 
 def test_a_training_does_not_resume_from_a_checkpoint_of_another_classifier(
-    workspace: Path, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
+    small_folder: Path, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     params = params_with(SHORT)
@@ -263,7 +263,7 @@ def test_a_training_does_not_resume_from_a_checkpoint_of_another_classifier(
 
 @pytest.mark.parametrize(("fraction", "n_attacked"), [(0.5, 4), (0.3, 3), (1.0, 8)])
 def test_the_first_part_of_a_batch_is_adversarial_and_the_rest_is_noisy(
-    fraction: float, n_attacked: int, workspace: Path, params_with: Callable[..., Params]
+    fraction: float, n_attacked: int, small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     params = params_with({"train_autoencoder.clean_fraction": 0.9})
     settings = settings_with(params_with, **{"adversarial_fraction": fraction, "adversary.eps_range": [4, 4]})
@@ -285,7 +285,7 @@ def test_the_first_part_of_a_batch_is_adversarial_and_the_rest_is_noisy(
 
 
 def test_every_batch_has_another_eps_and_the_same_seed_gives_the_same_ones(
-    workspace: Path, params_with: Callable[..., Params]
+    small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     settings = settings_with(params_with, **{"adversary.eps_range": [0.25, 8]})
     objective = retraining_objective(
@@ -411,7 +411,7 @@ def test_joint_training_attacks_the_autoencoder_and_the_classifier_end_to_end(
 
 @pytest.mark.parametrize("layer", ["logits", "features"])
 def test_the_loss_of_a_guided_autoencoder_is_the_distance_of_the_guidance_layer(
-    layer: str, workspace: Path, params_with: Callable[..., Params]
+    layer: str, small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     params = params_with({"defences.feature_guided_autoencoder.guidance_layer": layer})
     settings = params.defences["feature_guided_autoencoder"]

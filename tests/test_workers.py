@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -23,14 +22,6 @@ from tests.small_workspace import SMALL
 @pytest.fixture(autouse=True)
 def small_effort() -> None:
     """Processes of a cluster use the real effort, so this process must use it too."""
-
-
-@pytest.fixture
-def workspace(small_workspace: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    shutil.copy(empty_store, tmp_path)
-    shutil.copytree(small_workspace / "data", tmp_path / "data")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    return Workspace(tmp_path)
 
 
 @pytest.fixture
@@ -59,6 +50,7 @@ def kill_first_worker(workspace: Workspace, killed: list[int]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.usefixtures("own_store")
 @pytest.mark.parametrize(
     ("runner", "with_kill"),
     [("threads", False), ("dask", True), pytest.param("ray", False, marks=pytest.mark.operations)],

@@ -145,7 +145,7 @@ class TestTrainingThatDiverges:
         return path
 
     @pytest.fixture
-    def uninterrupted(self, workspace: Path, params_with: Callable[..., Params]) -> bytes:
+    def uninterrupted(self, small_folder: Path, params_with: Callable[..., Params]) -> bytes:
         return self.trained(params_with(TRAINING))
 
     @pytest.fixture
@@ -184,7 +184,7 @@ class TestTrainingThatDiverges:
 
 class TestNotANumber:
     def test_the_error_about_nan_logits_of_a_clean_image_names_its_path(
-        self, workspace: Path, params_with: Callable[..., Params], plant: Any
+        self, small_folder: Path, params_with: Callable[..., Params], plant: Any
     ) -> None:
         plant("undefended", lambda target: Planted(target, lambda images: distance(images) < 1e-7))
         with pytest.raises(
@@ -193,7 +193,7 @@ class TestNotANumber:
             attack_all(params_with(FEW))
 
     def test_the_error_about_nan_logits_during_a_search_names_the_path_of_the_image(
-        self, workspace: Path, params_with: Callable[..., Params], plant: Any
+        self, small_folder: Path, params_with: Callable[..., Params], plant: Any
     ) -> None:
         def near(images: Tensor) -> Tensor:
             return (distance(images) > 1e-7) & (distance(images) < 0.05)
@@ -204,7 +204,7 @@ class TestNotANumber:
         assert f"{PATH} the first; target undefended, attack suite" in str(raised.value)
 
     def test_the_error_about_nan_in_an_adversarial_image_names_its_path(
-        self, workspace: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+        self, small_folder: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fgsm = fixed_eps.fgsm
 
@@ -220,7 +220,7 @@ class TestNotANumber:
 
     @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.faults)])
     def test_nan_gradients_fail_the_check(
-        self, norm: str, workspace: Path, params_with: Callable[..., Params], plant: Any
+        self, norm: str, small_folder: Path, params_with: Callable[..., Params], plant: Any
     ) -> None:
         plant("autoencoder", lambda target: nn.Sequential(NaNGradient(), target))
         assert checks_of("autoencoder", params_with(FEW | {"attack.norm": norm}))["gradients"] == "FAIL"
@@ -233,7 +233,7 @@ class TestNotANumber:
         with pytest.raises(ValueError, match=r"classifier's probabilities are NaN: 1 of 5 images\. .*Lower"):
             predict_probabilities(broken, images, 2)
 
-    def test_a_served_model_with_nan_weights_raises_an_error(self, workspace: Path, tmp_path: Path) -> None:
+    def test_a_served_model_with_nan_weights_raises_an_error(self, small_folder: Path, tmp_path: Path) -> None:
         complete_workspace(Workspace())
         folder = bundle_of(Workspace(), "undefended", tmp_path / "bundles")
         broken = load_model(folder / Workspace().classifier, build_classifier)
@@ -326,7 +326,7 @@ class TestNotANumberOnDisk:
 
 
 def test_a_constant_predictor_fails_the_check_though_no_attack_breaks_it(
-    workspace: Path, params_with: Callable[..., Params]
+    small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     constant = load_target(Workspace(), "undefended", torch.device("cpu"))
     with torch.no_grad():

@@ -147,7 +147,7 @@ def test_the_planted_pickle_runs_when_it_is_unpickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("save", [pickle.dumps, torch_saved])
 def test_a_pickle_in_place_of_a_checkpoint_is_not_loaded(
     save: Callable[[Any], bytes],
-    workspace: Path,
+    small_folder: Path,
     params_with: Callable[..., Params],
     trace: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,14 +173,16 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_loaded(
 
 @pytest.mark.parametrize("save", [pickle.dumps, torch_saved])
 def test_the_error_about_a_pickle_in_place_of_weights_names_the_file(
-    save: Callable[[Any], bytes], workspace: Path, trace: Path
+    save: Callable[[Any], bytes], small_folder: Path, trace: Path
 ) -> None:
     Workspace().classifier.write_bytes(save(Malicious(trace)))
     with pytest.raises(ValueError, match=f"^{Workspace().classifier} holds no weights of this network"):
         load_target(Workspace(), "undefended", CPU)
 
 
-def test_the_error_about_a_pickle_in_place_of_the_architecture_names_the_file(workspace: Path, planted: bytes) -> None:
+def test_the_error_about_a_pickle_in_place_of_the_architecture_names_the_file(
+    small_folder: Path, planted: bytes
+) -> None:
     path = Workspace().classifier.with_suffix(".json")
     path.write_bytes(planted)
     with pytest.raises(ValueError, match=f"^{path} is no JSON"):
@@ -189,14 +191,14 @@ def test_the_error_about_a_pickle_in_place_of_the_architecture_names_the_file(wo
 
 @pytest.mark.parametrize("save", [pickle.dumps, as_numpy_saves])
 def test_the_error_about_a_pickle_in_place_of_pixels_names_the_file(
-    save: Callable[[Any], bytes], workspace: Path, trace: Path
+    save: Callable[[Any], bytes], small_folder: Path, trace: Path
 ) -> None:
     Workspace().pixels.write_bytes(save(Malicious(trace)))
     with pytest.raises(ValueError, match=f"^{Workspace().pixels} holds no array of pixels: run the step prepare again"):
         load_prepared(Workspace())
 
 
-def test_the_error_about_a_pickle_in_place_of_perturbations_names_the_file(workspace: Path, trace: Path) -> None:
+def test_the_error_about_a_pickle_in_place_of_perturbations_names_the_file(small_folder: Path, trace: Path) -> None:
     file = Workspace().perturbation_file("undefended", "pgd", 4)
     file.parent.mkdir(parents=True)
     with zipfile.ZipFile(file, "w") as archive:
@@ -206,7 +208,7 @@ def test_the_error_about_a_pickle_in_place_of_perturbations_names_the_file(works
         load_perturbations(Workspace(), load_prepared(Workspace()), "undefended", "pgd", 4)
 
 
-def test_the_error_about_a_pickle_in_place_of_records_names_the_file(workspace: Path, planted: bytes) -> None:
+def test_the_error_about_a_pickle_in_place_of_records_names_the_file(small_folder: Path, planted: bytes) -> None:
     Workspace().attack.mkdir()
     Workspace().records("undefended").write_bytes(planted)
     with pytest.raises(
@@ -215,7 +217,7 @@ def test_the_error_about_a_pickle_in_place_of_records_names_the_file(workspace: 
         read_records(Workspace(), [])
 
 
-def test_a_pickle_in_the_metadata_of_a_table_is_not_unpickled(workspace: Path, trace: Path) -> None:
+def test_a_pickle_in_the_metadata_of_a_table_is_not_unpickled(small_folder: Path, trace: Path) -> None:
     """Earlier versions of Arrow unpickled Python extension types when a file was read."""
     hidden = {
         "ARROW:extension:name": "arrow.py_extension_type",
@@ -230,7 +232,7 @@ def test_a_pickle_in_the_metadata_of_a_table_is_not_unpickled(workspace: Path, t
 
 class TestBundle:
     @pytest.fixture
-    def bundle(self, workspace: Path, tmp_path: Path) -> Path:
+    def bundle(self, small_folder: Path, tmp_path: Path) -> Path:
         complete_workspace(Workspace())
         return bundle_of(Workspace(), "autoencoder", tmp_path / "bundles")
 
@@ -295,12 +297,12 @@ class TestMlflow:
 
     @pytest.mark.faults
     def test_a_pickle_in_a_registered_model_raises_an_error_when_it_is_served(
-        self, workspace: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+        self, small_folder: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{small_folder / 'mlflow.db'}")
         complete_workspace(Workspace())
-        registry.register_bundle(bundle_of(Workspace(), "undefended", workspace / "bundles"), "toy", "A toy.")
-        (model,) = workspace.rglob("MLmodel")
+        registry.register_bundle(bundle_of(Workspace(), "undefended", small_folder / "bundles"), "toy", "A toy.")
+        (model,) = small_folder.rglob("MLmodel")
         description = YAML(typ="safe").load(model.read_text(encoding="utf-8"))
         description["flavors"]["python_function"]["python_model"] = "python_model.pkl"
         del description["flavors"]["python_function"]["model_code_path"]

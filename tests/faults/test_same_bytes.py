@@ -56,7 +56,7 @@ def outputs_of(step: Step, params: Params, *defence: str) -> dict[str, str]:
     ],
 )
 def test_equal_seeds_give_the_same_bytes_and_another_seed_gives_others(
-    step: Step, defence: list[str], random_files: set[str], workspace: Path, params_with: Callable[..., Params]
+    step: Step, defence: list[str], random_files: set[str], small_folder: Path, params_with: Callable[..., Params]
 ) -> None:
     first, again, other = (outputs_of(step, params_with(FEW | {"seed": seed}), *defence) for seed in (0, 0, 1))
     assert first == again
@@ -65,7 +65,9 @@ def test_equal_seeds_give_the_same_bytes_and_another_seed_gives_others(
 
 
 @pytest.mark.faults
-def test_bootstrap_resamples_and_folds_depend_on_the_seed(workspace: Path, params_with: Callable[..., Params]) -> None:
+def test_bootstrap_resamples_and_folds_depend_on_the_seed(
+    small_folder: Path, params_with: Callable[..., Params]
+) -> None:
     outputs_of(attack, params_with(FEW))
     outputs_of(attack_defence, params_with(FEW), "autoencoder")
     first, again, other = (outputs_of(analyze, params_with(FEW | {"seed": seed})) for seed in (0, 0, 1))
