@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help dev repro compare experiments flow audit verify test test-changed operations faults lint format bench ui serve lock clean
+.PHONY: help dev repro compare experiments flow audit verify test test-changed operations faults lint site format bench ui serve lock clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ lint: $(DEV_STAMP)  ## Check code, types, import rules, spelling and style of th
 	lint-imports --no-cache
 	codespell
 	python -m docs.check_prose
+
+site: $(DEV_STAMP)  ## Build the site of the documentation in site/
+	zensical build --strict -f mkdocs.yml
 
 format: $(DEV_STAMP)  ## Format the code
 	ruff check --fix .

@@ -50,13 +50,14 @@ def wait_for(is_up: Callable[[], bool], process: subprocess.Popen[bytes], log: P
     raise RuntimeError(f"{process.args} is not up:\n{log.read_text()}")
 
 
-def prefect_client(port: int, credentials: str) -> httpx.Client:
+@contextmanager
+def prefect_client(port: int, credentials: str) -> Iterator[httpx.Client]:
     """A client of a Prefect server with a password, and with protection against requests of other web pages."""
     user, _, password = credentials.partition(":")
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", auth=(user, password), timeout=60)
-    token = client.get("/csrf-token", params={"client": "tests"}).json()["token"]
-    client.headers |= {"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token}
-    return client
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api", auth=(user, password), timeout=60) as client:
+        token = client.get("/csrf-token", params={"client": "tests"}).json()["token"]
+        client.headers.update({"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token})
+        yield client
 
 
 @contextmanager
