@@ -5,10 +5,10 @@ import logging
 from dataclasses import asdict, replace
 
 from tasks.core.workspace import Workspace
-from tasks.dataset.expectations import ExpectationResult, validate_manifest
 from tasks.dataset.images import reading_of, with_percentiles
 from tasks.dataset.manifest import Manifest, build_manifest, image_paths
 from tasks.dataset.own_expectations import check_own_expectations
+from tasks.dataset.validation import ExpectationResult, validate_manifest
 from tasks.params import Params
 from tasks.tracking import Tracker
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from tasks.dataset.expectations import SLACK_WEBHOOK, ExpectationResult, validate_manifest
 from tasks.dataset.manifest import Manifest
 from tasks.dataset.own_expectations import check_own_expectations
+from tasks.dataset.validation import SLACK_WEBHOOK, ExpectationResult, validate_manifest
 from tasks.params import Intensity, OwnExpectation, Validate, parse_params
 from tasks.tracking import digest_of
 from tests.conftest import ROOT, with_overrides
