@@ -50,7 +50,7 @@ compare: $(STAMP)  ## Compare all defences of params.yaml, as an experiment of D
 
 # DVC has no setting for the default columns of its table: it shows every key of params.yaml.
 experiments: $(STAMP)  ## Show DVC's experiments: changed parameters and headline metrics
-	dvc exp show --only-changed --keep '^balanced_accuracy' --drop '.*/'
+	dvc exp show --only-changed --keep balanced_accuracy --drop '.*/' --drop images --drop models --drop plugins
 
 flow: $(STAMP)  ## Run the same steps as a Prefect flow
 	python -m flows.pipeline

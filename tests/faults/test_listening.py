@@ -128,7 +128,7 @@ def test_make_serve_listens_on_loopback_and_needs_the_password(tmp_path: Path) -
         assert httpx.post(flows, json={}, auth=("reader", "pwOfPrefect")).status_code == 403
         with prefect_client(port, secret) as client:
             answer = client.post("/deployments/filter", json={}, headers={"Origin": "http://evil.example"})
-        assert len(answer.json()) == 4
+        assert len(answer.json()) == 7
         assert "access-control-allow-origin" not in answer.headers
         assert "pwOfPrefect" not in log.read_text()
 
