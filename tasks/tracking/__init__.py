@@ -1,14 +1,16 @@
 """Tracking of steps with MLflow. Only this package and parts of ``tasks.serving`` import mlflow.
 
-``tracker.py``: the interface of a step, and the no-op tracker. ``run.py``: the run of a step. ``store.py``: MLflow's
-store. ``outbox.py``: the journal of calls while the store is unavailable; ``python -m tasks.tracking sync`` sends it.
-``open_runs.py``: runs whose process was killed. ``masking.py``: removes passwords from messages.
+``tracker.py``: the interface of a step, and the no-op tracker. ``run.py``: the run of a step. ``store.py``: the calls
+to MLflow's store. ``address.py``: its address. ``errors.py``: the kinds of its errors. ``outbox.py``: the journal of
+calls while the store is unavailable; ``python -m tasks.tracking sync`` sends it. ``open_runs.py``: runs whose process
+was killed. ``masking.py``: removes passwords from messages.
 """
 
+from tasks.tracking.address import EXPERIMENT, tracking_uri
 from tasks.tracking.digests import digest_of
 from tasks.tracking.masking import masked, plain_markdown
 from tasks.tracking.run import open_run
-from tasks.tracking.store import EXPERIMENT, experiment_id, tracking_uri
+from tasks.tracking.store import experiment_id
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
 
 __all__ = [

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from tasks.tracking.address import tracking_uri
 from tasks.tracking.masking import masked
-from tasks.tracking.store import Store, tracking_uri
+from tasks.tracking.store import Store
 
 
 def download_program(uri: str, folder: Path) -> Path:

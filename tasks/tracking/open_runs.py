@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from tasks.core.workspace import Workspace
-from tasks.tracking.store import Store, is_unavailable
+from tasks.tracking.errors import is_unavailable
+from tasks.tracking.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tasks.core.durable import rename_durably
+from tasks.tracking.address import experiment_name, home, tracking_uri
+from tasks.tracking.errors import is_unavailable
 from tasks.tracking.masking import masked
-from tasks.tracking.store import Store, experiment_name, home, is_unavailable, tracking_uri
+from tasks.tracking.store import Store
 
 log = logging.getLogger(__name__)
 

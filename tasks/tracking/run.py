@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.params.params import STEP_PARAMS
+from tasks.tracking.address import tracking_uri
 from tasks.tracking.digests import digest_of
+from tasks.tracking.errors import is_login_refused, is_unavailable
 from tasks.tracking.masking import masked, plain_markdown
 from tasks.tracking.open_runs import end_killed, registered
 from tasks.tracking.origin import origin_tags
 from tasks.tracking.outbox import Journal, now, reason, waiting
-from tasks.tracking.store import Store, is_login_refused, is_unavailable, tracking_uri
+from tasks.tracking.store import Store
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
 
 if TYPE_CHECKING:

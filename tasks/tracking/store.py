@@ -12,17 +12,15 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from tasks.core.durable import rename_durably
+from tasks.tracking.address import experiment_name, home, tracking_uri
+from tasks.tracking.errors import is_unavailable
 from tasks.tracking.masking import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelOutput
-
-EXPERIMENT = "ct-robustness"
-"""Default name of the experiment and of the registered model."""
 
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -293,38 +291,6 @@ class Store:
         return self._run_ids[run]
 
 
-def is_unavailable(error: Exception) -> bool:
-    """Return whether an error means that the store is unavailable: no connection, time-out or server error.
-
-    A database that is locked or damaged is unavailable, too.
-    """
-    import requests
-
-    status = _status_of(error)
-    if status is None and type(error).__module__.startswith("sqlalchemy."):
-        return True
-    if status is None:
-        return isinstance(error, (requests.ConnectionError, requests.Timeout))
-    return status >= 500 or status in (408, 429)
-
-
-def is_login_refused(error: Exception) -> bool:
-    """Return whether the store refuses the user and the password."""
-    return _status_of(error) in (401, 403)
-
-
-def _status_of(error: Exception) -> int | None:
-    """HTTP status of an error; None if it has none."""
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]  # mlflow's annotation
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code
-    return None
-
-
 @contextmanager
 def _sqlite_lock() -> Iterator[Path | None]:
     """Lock an SQLite store: MLflow creates its tables at the first use, and two processes must not do it at once.
@@ -341,31 +307,6 @@ def _sqlite_lock() -> Iterator[Path | None]:
     with database.with_name(f"{database.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield database
-
-
-def experiment_name() -> str:
-    """``MLFLOW_EXPERIMENT_NAME``, by default ``ct-robustness``."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-
-
-def home() -> Path:
-    """The current folder; in a temporary copy of the repository (``dvc exp run --temp``, ``--queue``) the original."""
-    return next((folder.parent for folder in Path.cwd().parents if folder.name == ".dvc"), Path())
-
-
-def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, by default an SQLite file in :func:`home`.
-
-    User and password of a server's address move to MLflow's variables for them, because MLflow's messages contain the
-    address.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home().absolute() / 'mlflow.db'}"
-    address = urlsplit(uri)
-    if address.scheme in ("http", "https") and address.username and address.password:
-        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(address.password)
-        return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
-    return uri
 
 
 def experiment_id() -> str:

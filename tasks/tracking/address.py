@@ -1,0 +1,33 @@
+"""Address of the tracking store, and name of the experiment."""
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+EXPERIMENT = "ct-robustness"
+"""Default name of the experiment and of the registered model."""
+
+
+def experiment_name() -> str:
+    """``MLFLOW_EXPERIMENT_NAME``, by default ``ct-robustness``."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
+def home() -> Path:
+    """The current folder; in a temporary copy of the repository (``dvc exp run --temp``, ``--queue``) the original."""
+    return next((folder.parent for folder in Path.cwd().parents if folder.name == ".dvc"), Path())
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, by default an SQLite file in :func:`home`.
+
+    User and password of a server's address move to MLflow's variables for them, because MLflow's messages contain the
+    address.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home().absolute() / 'mlflow.db'}"
+    address = urlsplit(uri)
+    if address.scheme in ("http", "https") and address.username and address.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(address.password)
+        return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+    return uri
