@@ -5,28 +5,23 @@ version registered last, the alias ``champion`` the version in use. The tags ``c
 model record the changes of its champion. The tag ``champion.before`` of a version is the champion that it replaced.
 """
 
-import io
 import json
 import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version as version_of_package
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tasks import serving
-from tasks.serving.bundle import CARD, EXAMPLES, check_digest, read_bundle
+from tasks.serving.bundle import CARD, check_digest, read_bundle
+from tasks.serving.mlflow_model import save_mlflow_model
 from tasks.tracking import EXPERIMENT, experiment_id, masked, tracking_uri
 from tasks.tracking.outbox import now
 from tasks.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -36,12 +31,6 @@ MOVED = "champion.moved."
 """Prefix of the tags of a registered model that record the changes of its champion."""
 MAX_DESCRIPTION = 5000
 """Maximum number of characters of a description or a tag in MLflow."""
-
-PACKAGES = (
-    *("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pydantic", "ruamel.yaml"),
-    *("scipy", "scikit-learn", "pyarrow", "adversarial-robustness-toolbox"),
-)
-"""Requirements of a registered model."""
 
 DESCRIPTION = (
     "Classifiers of medical images, evaluated under adversarial attack. `candidate`: registered last; `champion`: "
@@ -100,16 +89,7 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
         store.artifact(run, str(folder / CARD), "")
         with tempfile.TemporaryDirectory() as temporary:
             path = str(Path(temporary) / "defended")
-            mlflow.pyfunc.save_model(
-                path,
-                python_model=str(Path(str(serving.__file__)).parent / "pyfunc.py"),
-                artifacts={"bundle": str(folder.resolve())},
-                code_paths=[str(Path(str(serving.__file__)).parents[1])],
-                signature=_signature(bundle.channels),
-                input_example=_input_example(folder),
-                # MLflow's inference of requirements takes many seconds
-                pip_requirements=[f"{package}=={version_of_package(package)}" for package in PACKAGES],
-            )
+            save_mlflow_model(folder, path)
             store.model(run, "defended", path)
             logged = mlflow.models.Model.load(path)
         made = client.create_model_version(
@@ -275,36 +255,3 @@ def _checked(text: str) -> str:
 def _now() -> str:
     # a tag's name must not have the plus sign of +00:00
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _signature(channels: int) -> "ModelSignature":
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import Array, Map
-
-    grey = Array(Array(DataType.double))
-    inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.binary, "image", required=False),
-        ColSpec(grey if channels == 1 else Array(grey), "pixels", required=False),
-    ]
-    outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "class"),
-        ColSpec(Map(DataType.double), "probabilities"),
-        ColSpec(DataType.double, "entropy"),
-        ColSpec(DataType.double, "detector_score", required=False),
-        ColSpec(Array(DataType.string), "warnings"),
-    ]
-    return ModelSignature(Schema(inputs), Schema(outputs))
-
-
-def _input_example(folder: Path) -> Any:
-    import pandas as pd
-    from PIL import Image
-
-    from tasks.dataset.prepared import as_pictures
-
-    files = []
-    for pixels in as_pictures(np.load(folder / EXAMPLES, allow_pickle=False)[:2]):
-        Image.fromarray(pixels).save(file := io.BytesIO(), format="PNG")
-        files.append(file.getvalue())
-    return pd.DataFrame({"image": files})
