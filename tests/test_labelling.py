@@ -194,7 +194,7 @@ def test_unreadable_images_of_the_pool_are_listed_in_one_error(pool: Path) -> No
     (pool / "b.png").write_bytes(b"not an image")
     (pool / "c.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"images of the pool cannot be read: 2 of 7.*\n.*b\.png.*\n.*c\.png"):
-        read_pool(pool, pool_files(pool), 32, 64)
+        read_pool(pool, pool_files(pool), (32, 32), 64)
 
 
 def test_labelled_images_that_are_missing_from_the_pool_are_an_error(pool: Path) -> None:

@@ -99,7 +99,7 @@ def test_reading_a_pool_lists_all_unreadable_images_and_reads_the_rest(source: P
         mutant for mutant in in_pool if Path(mutant.name).suffix.lower() in SUFFIXES or mutant.name == "to a folder"
     ]
     with pytest.raises(ValueError, match="images of the pool cannot be read") as raised:
-        read_pool(pool, pool_files(pool), 32, 1)
+        read_pool(pool, pool_files(pool), (32, 32), 1)
     unreadable = [mutant for mutant in images if mutant.pixels is None]
     lines = str(raised.value).splitlines()
     assert lines[0].startswith(f"images of the pool cannot be read: {len(unreadable)} of {len(images)}")
@@ -110,7 +110,7 @@ def test_reading_a_pool_lists_all_unreadable_images_and_reads_the_rest(source: P
         assert re.search(mutant.reason, line)
         (pool / mutant.name).unlink()
     names = pool_files(pool)
-    pixels = read_pool(pool, names, 32, 1)
+    pixels = read_pool(pool, names, (32, 32), 1)
     for mutant in images:
         if mutant.pixels is not None:
             difference = pixels[names.index(mutant.name), 0].astype(int) - resize(mutant.pixels.copy(), (32, 32))[0]
