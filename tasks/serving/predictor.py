@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 
 from tasks.dataset.images import ImageError, Reading, read_image, resize
@@ -175,8 +176,7 @@ class Predictor:
         if not np.isfinite(logits).all() or (scores is not None and not np.isfinite(scores).all()):
             raise RuntimeError(f"{bundle.target} returns NaN or infinity: its weights are damaged. Do not use it.")
         nats = entropy(logits)
-        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+        probabilities = softmax(logits.astype(np.float64), axis=1)
         predictions = []
         for i, size_warnings in enumerate(warnings):
             score = None if scores is None else float(scores[i])

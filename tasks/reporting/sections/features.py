@@ -55,7 +55,6 @@ def features_section(results: Results, headline: Headline) -> Section:
     curves = list(dict.fromkeys(shown[["feature_space", "target", "threat_model"]].itertuples(index=False, name=None)))
     spaces = list(dict.fromkeys(table.loc[table["attack"] == point.attack, "feature_space"]))
     bound = results.params.analyze.claim_bounds.separable_auroc
-    bound = results.params.analyze.claim_bounds.separable_auroc
     values = {
         "point": point,
         "attack": attack_name(point.attack),
