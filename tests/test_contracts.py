@@ -15,6 +15,7 @@ from tasks.core.workspace import DEFENCE_STEPS, Workspace
 from tasks.params import Params
 from tasks.params.params import STEP_PARAMS
 from tasks.tracking.origin import LIBRARIES
+from tests.changed import imported_modules
 from tests.conftest import ROOT, VALUES
 
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -74,13 +75,7 @@ def local_imports(module: Path) -> set[Path]:
 
 @cache
 def imported_names(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] in {"tasks", "flows"}}
+    return {name for name in imported_modules(path) if name.split(".")[0] in {"tasks", "flows"}}
 
 
 @cache

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tasks.attacks.deepfool import deepfool
 from tasks.attacks.gradient.norm_ball import NormBall
-from tests.nets import SIDE, ThreeClasses, linear_case
+from tests.nets import SIDE, Flat, ThreeClasses, linear_case
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -23,10 +23,6 @@ def test_the_perturbation_of_a_linear_classifier_is_the_smallest(norm: str) -> N
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_images_without_a_gradient_are_returned_unchanged(norm: str) -> None:
-    class Flat(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return 0 * images.flatten(1)[:, :2] + torch.tensor([0.0, 1.0])
-
     images, labels = torch.rand(3, 1, SIDE, SIDE), torch.tensor([1, 1, 1])
     adversarial, broken = deepfool(Flat(), images, labels, NormBall(norm, (0.0, 1.0)), 5)
     assert torch.equal(adversarial, images)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from tasks.attacks.fmn import fmn
 from tasks.attacks.gradient.norm_ball import NormBall, radius
 from tasks.attacks.objectives import negative_margin, untargeted
-from tests.nets import N_PIXELS, SIDE, ThreeClasses, linear_case
+from tests.nets import N_PIXELS, SIDE, Flat, ThreeClasses, linear_case
 
 
 def attacked(
@@ -40,10 +40,6 @@ def test_the_perturbation_of_a_linear_classifier_is_the_smallest(norm: str) -> N
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_images_without_a_gradient_are_returned_unchanged(norm: str) -> None:
-    class Flat(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return 0 * images.flatten(1)[:, :2] + torch.tensor([0.0, 1.0])
-
     images, labels = torch.rand(3, 1, SIDE, SIDE), torch.tensor([1, 1, 1])
     adversarial, found = attacked(Flat(), images, labels, norm, 5)
     assert torch.equal(adversarial, images)

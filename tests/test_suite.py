@@ -61,30 +61,29 @@ def test_the_suite_finds_the_smallest_radius_on_a_linear_classifier_without_a_sw
     assert_adversarial(batch, found)
 
 
+class WithHead(nn.Module):
+    """A linear classifier, whose feature is the score."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.head = linear, nn.Linear(1, 2, bias=False).requires_grad_(False)
+        self.head.weight.copy_(torch.tensor([[0.0], [1.0]]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.linear(images)[:, 1:])
+        return logits
+
+
 @pytest.mark.parametrize("field", ["apgd", "feature", "fmn"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_each_attack_alone_finds_the_smallest_radius_on_a_linear_classifier(norm: str, field: str) -> None:
     batch, expected = linear_batch(norm, EPS)
-    linear = batch.model
-
-    class WithHead(nn.Module):
-        """The linear classifier, whose feature is the score."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.head = linear, nn.Linear(1, 2, bias=False).requires_grad_(False)
-            self.head.weight.copy_(torch.tensor([[0.0], [1.0]]))
-
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.linear(images)[:, 1:])
-            return logits
-
     stage = {
         "apgd": Stage("one", apgd_steps=20, apgd_restarts=1),
         "feature": Stage("one", feature_steps=20, feature_restarts=1),
         "fmn": Stage("one", fmn_steps=20, fmn_restarts=1),
     }[field]
-    batch = replace(batch, model=WithHead())
+    batch = replace(batch, model=WithHead(batch.model))
     found = run_stage(batch, unknown(batch, expected), stage, 0.25)
     assert found.index.tolist() == expected.tolist()
     assert set(found.found_by[(expected >= 0) & (expected < len(EPS))]) == {
@@ -104,19 +103,12 @@ def test_results_that_are_already_the_smallest_keep_their_name() -> None:
 
 def test_the_attack_on_features_breaks_a_model_whose_logits_have_no_gradient() -> None:
     batch, expected = linear_batch("linf", EPS)
-    linear = batch.model
 
-    class RoundedLogits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.head = linear, nn.Linear(1, 2, bias=False).requires_grad_(False)
-            self.head.weight.copy_(torch.tensor([[0.0], [1.0]]))
-
+    class RoundedLogits(WithHead):
         def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.linear(images)[:, 1:])
-            return (1000 * logits).round()
+            return (1000 * super().forward(images)).round()
 
-    batch, before = replace(batch, model=RoundedLogits()), unknown(batch, expected)
+    batch, before = replace(batch, model=RoundedLogits(batch.model)), unknown(batch, expected)
     by_margin = run_stage(
         batch, before, Stage("margin", apgd_steps=20, apgd_restarts=3, fmn_steps=20, fmn_restarts=3), 0.25
     )
