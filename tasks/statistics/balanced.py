@@ -1,29 +1,11 @@
 """Balanced accuracy, the mean of the recalls of the classes, with intervals and paired comparisons by group."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from tasks.statistics.groups import GroupJackknife, group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import RATE, UNBOUNDED, Estimate, jackknife_interval
-from tasks.statistics.paired import detectable_differences, p_value_by_group
+from tasks.statistics.paired import PairedComparison, detectable_differences, p_value_by_group
 from tasks.statistics.rates import combination_interval, rate_intervals, share_bounds
-
-
-@dataclass(frozen=True)
-class BalancedComparison:
-    """Balanced accuracies of two classifiers on the same images; differences are first minus second."""
-
-    difference: Estimate
-    """Difference of the balanced accuracies, with its 95 % interval by group."""
-    p_value: float
-    """Two-sided p-value of the sign-flip test by group, each image weighted by the inverse size of its class."""
-    n_only_first: int
-    """Images that only the first classifier classifies correctly."""
-    n_only_second: int
-    """Images that only the second classifier classifies correctly."""
-    detectable_difference: float
-    """Smallest difference that these images can show; see :func:`tasks.statistics.paired.detectable_differences`."""
 
 
 def balanced_accuracies(correct: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> list[Estimate]:
@@ -42,10 +24,10 @@ def balanced_accuracies(correct: np.ndarray, labels: np.ndarray, groups: np.ndar
     return [Estimate(*map(float, row)) for row in zip(rates.mean(axis=0), low, high, strict=True)]
 
 
-def compare_balanced(
-    first: np.ndarray, second: np.ndarray, labels: np.ndarray, groups: np.ndarray
-) -> BalancedComparison:
+def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> PairedComparison:
     """Compare the balanced accuracies of two classifiers on the same images.
+
+    In the test, each image is weighted by the inverse size of its class.
 
     Args:
         first: whether the first classifier is correct on each image, bool ``(N,)``.
@@ -61,7 +43,7 @@ def compare_balanced(
     sizes = np.bincount(labels)
     weights = len(labels) / (np.count_nonzero(sizes) * sizes[labels])
     weighted, n_images = group_sums(np.stack([weights * differences, np.ones(len(labels))]), groups)
-    return BalancedComparison(
+    return PairedComparison(
         difference=Estimate(float((weights * differences).mean()), float(low[0]), float(high[0])),
         p_value=p_value_by_group(weighted),
         n_only_first=int((differences > 0).sum()),

@@ -17,12 +17,12 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Accuracies of two classifiers on the same images; differences are first minus second."""
+    """Accuracies, or balanced accuracies, of two classifiers on the same images; differences are first minus second."""
 
     difference: Estimate
     """Difference of the accuracies, with its 95 % interval by group."""
     p_value: float
-    """Two-sided p-value of :func:`p_value_by_group`."""
+    """Two-sided p-value of the sign-flip test by group (:func:`p_value_by_group`)."""
     n_only_first: int
     """Images that only the first classifier classifies correctly."""
     n_only_second: int
