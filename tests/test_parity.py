@@ -151,7 +151,7 @@ def mistaken(mistakes: tuple[str, ...], network: nn.Module, paths: list[Path]) -
     if "inverted grey levels" in mistakes:
         images = 1 - images
     original, output = network, {}
-    if "probabilities taken for logits" in mistakes:
+    if "probabilities declared as logits" in mistakes:
         network = original = WithSoftmax(network)
     reference = outputs(original, normalised(images), train="training mode" in mistakes)
     if "order of the classes" in mistakes:
@@ -174,7 +174,7 @@ MISTAKES = (
     "resize",
     "crop instead of stretch",
     "training mode",
-    "probabilities taken for logits",
+    "probabilities declared as logits",
     "order of the classes",
     "inverted grey levels",
 )
@@ -202,6 +202,19 @@ def test_each_mistake_is_named_from_20_reference_outputs(mistake: str, network: 
     with pytest.raises(ValueError, match=r"Most likely cause: "):
         check_parity(case[0], images, Reference([str(path) for path in pictures], case[1]), pictures)
     assert named(case, images, pictures) == mistake
+
+
+@pytest.mark.parametrize(
+    ("original", "name"),
+    [(Image.Resampling.BILINEAR, "colours became grey"), (Image.Resampling.NEAREST, "unknown")],
+)
+def test_grey_images_of_a_classifier_for_colours_are_named(
+    original: Image.Resampling, name: str, pictures: list[Path]
+) -> None:
+    images = stretched(pictures, original)
+    network = network_of("conv", normalised(images))
+    case = imported(network), outputs(network, normalised(images))
+    assert named(case, stretched(pictures, grey=True), pictures) == name
 
 
 PAIRS = [

@@ -1,5 +1,6 @@
 """Images of any height and width, and of three channels: resizing, networks, and every step of a toy pipeline."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from tasks.dataset.prepared import load_prepared
 from tasks.models.augmentation import augment
 from tasks.models.autoencoder import ARCHITECTURES, build_autoencoder
 from tasks.models.classifier import build_classifier
-from tasks.params import Augmentation, Params, parse_params
+from tasks.params import Augmentation, Params, Report, parse_params
 from tasks.params import Resize as Mode
+from tasks.reporting.drawings import IMAGES
 from tasks.serving.bundle import EXAMPLES, write_bundle
 from tasks.serving.export import export_target
 from tasks.serving.predictor import Predictor
@@ -280,9 +282,29 @@ class TestSteps:
         self, colours: tuple[Workspace, Params], tmp_path: Path
     ) -> None:
         workspace, params = colours
-        hidden = params.model_copy(update={"report": params.report.model_copy(update={"include_images": False})})
+        hidden = params.model_copy(update={"report": Report(include_images=False)})
         write_bundle(workspace, tmp_path / "bundle", hidden, "undefended", "card")
         examples = np.load(tmp_path / "bundle" / EXAMPLES)
         assert examples.shape[1:] == (3, *ODD)
         # neighbours of a real image correlate
         assert abs(np.corrcoef(examples[..., :-1].ravel(), examples[..., 1:].ravel())[0, 1]) < 0.05
+
+    def test_without_images_no_step_writes_one_for_people(
+        self, colours: tuple[Workspace, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        workspace, params = colours
+        shutil.copytree(workspace.root, tmp_path, dirs_exist_ok=True)
+        monkeypatch.chdir(tmp_path)
+        leave_out_static_figures(monkeypatch)
+        hidden, written = params.model_copy(update={"report": Report(include_images=False)}), Workspace(tmp_path)
+        for step in ("analyze", "active_learning", "report"):
+            shutil.rmtree(written.step_folder(step))
+            written.step_folder(step).mkdir()
+            getattr(import_module(f"tasks.{step}"), step)(written, hidden, Tracker())
+        steps = [written.step_folder(step) for step in ("evaluate", "analyze", "active_learning", "report")]
+        files = [path for step in steps for path in step.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} <= {".csv", ".json", ".parquet", ".md", ".html", ".png"}
+        pictures = [path for path in files if path.suffix == ".png"]
+        assert pictures
+        assert all(path.parent == written.figures and not path.name.startswith(IMAGES) for path in pictures)
+        assert "data:image/jpeg" not in written.report_html.read_text(encoding="utf-8")

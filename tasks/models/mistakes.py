@@ -1,7 +1,7 @@
 """The single mistake in the declaration of an imported classifier that explains its difference from the original.
 
-Each mistake is undone, and the one whose outputs agree with the reference is named. Two mistakes at once agree with
-none of them, so that no cause is named.
+Each possible mistake is corrected alone. If the outputs then agree with the reference, the mistake is named. With two
+mistakes at once, no single correction gives agreement, and no cause is named.
 """
 
 import copy
@@ -15,16 +15,16 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from tasks.models.imported import ImportedClassifier
+from tasks.models.imported import LUMA, ImportedClassifier
 from tasks.models.input_fit import KNOWN, fit_mean_and_std
 from tasks.models.reference_outputs import Reference, difference
 from tasks.models.resized_originals import resized_originals
 
 NAMED_TOLERANCE = 0.002
-"""Maximum difference from the reference at which a cause is named, relative to the spread of the reference. A second,
-smaller mistake leaves a larger difference, and so the cause unknown."""
+"""Maximum difference from the reference at which a cause is named, relative to the spread of the reference. With a
+second, smaller mistake the difference is larger, and no cause is named."""
 ROUNDED_TOLERANCE = 0.004
-"""The same for resized images, which the original can round at another place, and for fitted numbers."""
+"""The same for resized images, which the original can round at another step, and for fitted numbers."""
 RANGES = (
     (0.0, 1.0),
     (0.0, 255.0),
@@ -96,10 +96,10 @@ def depends_on_batch(model: ImportedClassifier, images: Tensor) -> bool:
 
 
 _PROBABILITIES = Cause(
-    "probabilities taken for logits",
+    "probabilities declared as logits",
     "Set classifier.output.kind to probabilities: the outputs of each image are probabilities",
 )
-_LOGITS = Cause("logits taken for probabilities", "Set classifier.output.kind to logits")
+_LOGITS = Cause("logits declared as probabilities", "Set classifier.output.kind to logits")
 _TRAIN_MODE = Cause(
     "training mode",
     "Outputs depend on the other images of a batch, or change from pass to pass. Call model.eval() before the export "
@@ -113,6 +113,8 @@ _INVERTED = Cause(
     "inverted grey levels",
     "Black and white are exchanged, as in DICOM images of MONOCHROME1. Invert your images, and use these",
 )
+
+_COLOURS = Cause("colours became grey", "Set prepare.channels to 3: the original takes the colours of the files")
 
 
 def _value_range(low: float, high: float) -> Cause:
@@ -162,7 +164,18 @@ def _candidates(
             yield _TRAIN_MODE, partial(_run_in_parts, trained, images, size), NAMED_TOLERANCE
     height, width = model.input.size or tuple(images.shape[2:])
     for kind, resized in resized_originals(originals, images.shape[1], (height, width)):
-        yield _SIZE[kind], partial(model, resized), ROUNDED_TOLERANCE
+        yield _SIZE[kind], partial(model, resized.to(images.device)), ROUNDED_TOLERANCE
+    if images.shape[1] == 1 and model.input.channels == 3:
+        for _, colours in resized_originals(originals, 3, (height, width)):
+            if _are_colours_of(images, colours):
+                yield _COLOURS, partial(model, colours.to(images.device)), ROUNDED_TOLERANCE
+
+
+def _are_colours_of(images: Tensor, colours: Tensor) -> bool:
+    """Return whether images ``(n, 3, H, W)`` have colours, and the luma of others ``(n, 1, H, W)`` up to rounding."""
+    luma = (colours * colours.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    is_grey = torch.equal(colours[:, 0], colours[:, 2])
+    return not is_grey and luma.shape == images.shape and bool((luma - images.cpu()).abs().max() < 2 / 255)
 
 
 def _input_candidates(model: ImportedClassifier) -> Iterator[tuple[Cause, ImportedClassifier]]:
@@ -177,7 +190,7 @@ def _input_candidates(model: ImportedClassifier) -> Iterator[tuple[Cause, Import
 
 
 def _output_candidates(model: ImportedClassifier, images: Tensor, reference: Reference) -> Iterator[Candidate]:
-    """Mistakes about the output: another order of the classes, or a softmax too much or too few."""
+    """Mistakes about the output: another order of the classes, a softmax too many, or a missing softmax."""
     with torch.inference_mode():
         logits = model(images)
     n = logits.shape[1]
@@ -229,7 +242,8 @@ def accuracy_candidates(
 def fitted_cause(model: ImportedClassifier, images: Tensor, reference: Reference) -> Cause | None:
     """Return a mistake in mean and std whose correction is fitted to the reference; None if no plausible one fits.
 
-    Numbers that are plausible only in another range are no single mistake: range and statistics are wrong then.
+    If the fitted numbers are plausible only for another range, both the range and mean and std are wrong. These are two
+    mistakes.
     """
     declared = model.input
     low, high = declared.value_range

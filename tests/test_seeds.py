@@ -1,0 +1,37 @@
+"""The flow ``seeds``: its runs and its table."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.seeds import runs_of, seeds_table
+from tasks.statistics.intervals import estimate_over_seeds
+
+
+def test_every_fold_of_every_seed_is_a_run() -> None:
+    assert runs_of([4, 7], 0) == {"seed 4": {"seed": 4}, "seed 7": {"seed": 7}}
+    assert runs_of([4, 7], 2) == {
+        "seed 4 fold 0": {"seed": 4, "prepare.split.fold": 0},
+        "seed 4 fold 1": {"seed": 4, "prepare.split.fold": 1},
+        "seed 7 fold 0": {"seed": 7, "prepare.split.fold": 0},
+        "seed 7 fold 1": {"seed": 7, "prepare.split.fold": 1},
+    }
+
+
+def test_the_interval_over_folds_is_wider_because_they_share_training_images() -> None:
+    values = np.array([0.7, 0.8, 0.9, 0.8, 0.8])
+    apart, shared = estimate_over_seeds(values), estimate_over_seeds(values, test_to_train=1 / 4)
+    assert (shared["value"], shared["std"]) == (apart["value"], apart["std"])
+    # variance of the mean: 1 / 5 of the runs' variance becomes 1 / 5 + 1 / 4
+    widening = (shared["high"] - shared["low"]) / (apart["high"] - apart["low"])
+    assert widening == pytest.approx(((1 / 5 + 1 / 4) / (1 / 5)) ** 0.5)
+
+
+def test_the_table_has_a_column_for_each_run_and_no_ends_of_intervals() -> None:
+    metrics = {
+        f"seed 0 fold {fold}": {"accuracy": value, "accuracy_low": 0.1, "accuracy_high": 0.9}
+        for fold, value in enumerate((0.5, 0.75))
+    }
+    table = seeds_table(metrics, test_to_train=1.0)
+    expected = {"metric": "accuracy", "value": 0.625, "seed 0 fold 0": 0.5, "seed 0 fold 1": 0.75}
+    pd.testing.assert_frame_equal(table[list(expected)], pd.DataFrame([expected]))
