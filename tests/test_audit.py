@@ -174,7 +174,7 @@ def test_images_of_another_size_are_refused(
     workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
 ) -> None:
     np.save(workspace.pixels, np.load(workspace.pixels)[:, :, ::2, ::2])
-    with pytest.raises(ValueError, match="data/prepare has image size 16, but toy-v1 takes 32"):
+    with pytest.raises(ValueError, match=r"data/prepare has images .* \(1, 16, 16\), but toy-v1 takes \(1, 32, 32\)"):
         set_up(workspace, audited, model, bundle)
 
 
