@@ -1,4 +1,4 @@
-"""Parameters of an audit of a user's own classifier, from the command line and a parameter file."""
+"""Parameters of an audit of the user's classifier, from the command line and a parameter file."""
 
 import argparse
 import re

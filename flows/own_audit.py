@@ -1,4 +1,4 @@
-"""The flow ``classifier_audit``: the pipeline on a trained classifier and images of the user's, in its own workspace.
+"""The flow ``classifier_audit``: the pipeline on a trained classifier and images of the user, in its own workspace.
 
 ``python -m flows.audit --model FILE --images FOLDER`` writes the parameters and starts the flow.
 """

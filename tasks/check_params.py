@@ -1,7 +1,7 @@
 """Step ``check_params``: check the parameters before any other step uses them.
 
-All other steps depend on this one. Its output never changes, so that a parameter makes only those steps stale that read
-it. DVC puts names of params.yaml into commands and paths: the runner has checked them when this step begins.
+All other steps depend on this one. Its output never changes, so a changed parameter makes only those steps stale that
+read it. DVC puts names of params.yaml into commands and paths. The runner checks these names before this step begins.
 """
 
 from tasks.core.files import write_json

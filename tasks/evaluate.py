@@ -144,12 +144,13 @@ def clean_predictions(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame
 def headline_metrics(table: pd.DataFrame, worst_cases: pd.DataFrame, validation: pd.DataFrame) -> dict[str, Any]:
     """Metrics for every attack and eps.
 
-    ``clean.<target>.<metric>``, and the accuracy ``robust.<target>.<threat model>.<attack>.eps_<eps>``, where
-    the attack ``worst_case`` stands for the strongest attack on each image, all for the targets as trained. The name of
-    an attack that is transferred from an independent surrogate ends in its name: ``pgd_from_cnn-1``. And
-    ``worst_case.<target>.<operating point>.<threat model>.eps_<eps>.<metric>``; eps 0 are the unchanged images.
-    ``validation.<target>.eps_<eps>`` is the balanced accuracy on validation images under the sweep, as trained: a
-    choice among experiments uses it.
+    - ``clean.<target>.<metric>``, as trained
+    - ``robust.<target>.<threat model>.<attack>.eps_<eps>``: accuracy, as trained. The attack ``worst_case`` is the
+      strongest attack on each image. For transfer from an independent surrogate, the attack ends in the name of the
+      surrogate: ``pgd_from_cnn-1``.
+    - ``worst_case.<target>.<operating point>.<threat model>.eps_<eps>.<metric>``; eps 0: unchanged images
+    - ``validation.<target>.eps_<eps>``: balanced accuracy on validation images under the sweep, as trained. Use it to
+      choose among experiments.
     """
     clean = clean_rows(table)[CLEAN_METRICS]
     robust: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Runs a step: for its DVC stage, for a flow, or by hand.
+"""Run a step: for its DVC stage, for a flow, or by hand.
 
 ``python -m tasks.<step>`` and ``python -m tasks.<step> --defence <defence>`` call :func:`main`; flows call
 :func:`run_step`.
@@ -126,7 +126,7 @@ def states_of_given_files(workspace: Workspace, deps: Iterable[str]) -> dict[str
 
 
 def check_unchanged(workspace: Workspace, step: str, params: Params) -> None:
-    """Check that parameters and code are still those with which a step ran: DVC records what the files hold now.
+    """Check that parameters and code have not changed since a step ran, because DVC records their present state.
 
     Args:
         workspace: its params.yaml is compared, if there is one.

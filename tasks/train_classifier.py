@@ -1,4 +1,4 @@
-"""Step ``train_classifier``: train the classifier, or import a trained one of the user's."""
+"""Step ``train_classifier``: train the classifier, or import a trained classifier of the user."""
 
 import tempfile
 from pathlib import Path

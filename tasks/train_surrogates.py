@@ -1,4 +1,4 @@
-"""Step ``train_surrogates``: train classifiers of an attacker who has the training images, but no access to ours."""
+"""Step ``train_surrogates``: train independent classifiers, as an attacker without access to ours would."""
 
 from functools import partial
 from typing import Any

@@ -172,8 +172,8 @@ def test_links_that_are_not_followed_are_rejected(
     links = {
         "out.png": (tmp_path / "secret.png", "symbolic link out of the folder"),
         "folder": (source / "non-COVID", "symbolic link to a folder"),
-        "nowhere.png": (source / "none.png", "symbolic link that leads nowhere"),
-        "circle.png": (source / "COVID" / "circle.png", "symbolic link that leads nowhere"),
+        "nowhere.png": (source / "none.png", "symbolic link whose target does not exist"),
+        "circle.png": (source / "COVID" / "circle.png", "symbolic link whose target does not exist"),
     }
     for name, (target, _) in links.items():
         (source / "COVID" / name).symlink_to(target)

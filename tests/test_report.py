@@ -319,7 +319,7 @@ def test_page_shows_data_validation_training_and_checks(html: str) -> None:
     assert "WARN About near_duplicates" in text
     assert "classifier: best epoch 2 of 3, validation loss 1.5, validation accuracy 87.5 %." in text
     assert "retrained autoencoder: best epoch 2 of 3, validation loss 1.5." in text
-    assert "If all checks pass, robustness is not proven." in text
+    assert "Passed checks do not prove robustness." in text
     for check in json.loads(Workspace().checks.read_text(encoding="utf-8")):
         target = (check["target"] or "data").replace("_", " ")
         assert f"{check['status']} {target} {check['name']}" in text
@@ -587,7 +587,7 @@ def test_headline_names_operating_point_unit_and_numbers() -> None:
     [
         (0.8, 0.05, "the autoencoder is not broken by these attacks (FGSM, PGD with 10 steps)."),
         (0.4, 0.05, "the autoencoder is broken by these attacks (FGSM, PGD with 10 steps)."),
-        (0.5, 0.05, "these data do not decide whether the autoencoder is broken by these attacks (FGSM"),
+        (0.5, 0.05, "it is undecided whether the autoencoder is broken by these attacks (FGSM"),
         (0.8, math.nan, "there are too few groups to decide whether the autoencoder is broken by these attacks (FGSM"),
     ],
 )
@@ -668,7 +668,7 @@ def test_the_defence_with_the_best_result_on_test_images_is_not_chosen_for_it(ph
 def test_the_number_of_compared_configurations_is_stated(html: str, phantoms: Path, params: Params) -> None:
     text = text_of(html)
     assert "So far, 3 configurations of targets were compared on these images ( data/configurations.csv )." in text
-    assert "The best of 3 by test results would look better than it is." in text
+    assert "If the best of 3 were chosen by test results, its test results would be too high." in text
     listed = pd.read_csv(Workspace().configurations)
     for digest in listed["configuration"]:
         assert str(digest) in text

@@ -1,10 +1,10 @@
 """Choice of the best detector: it is chosen on some groups and evaluated on others.
 
-The rate of the best of several detectors is too high on the images that chose it: of four equal ones, one has luck.
-So the groups are divided into folds, and the images of a fold are judged by the detector that is best on the other
-folds. Every image is then judged by a detector that was chosen without its group. The choice is repeated whenever the
-jackknife leaves out a group, so the interval allows for it; docs/evidence/statistics.md has the simulation. Validation
-images cannot choose the detector: no attack runs on all of them.
+If the best of several detectors is chosen and measured on the same images, its rate is too high: of four equal
+detectors, one is best by chance. So the groups are divided into folds, and each fold uses the detector that is best on
+the other folds. The detector of an image is then chosen without its group. The jackknife repeats this choice for each
+group that it leaves out, so the interval includes the uncertainty of the choice; docs/evidence/statistics.md has the
+simulation. The detector cannot be chosen on validation images, because the attacks on detectors do not run on them.
 """
 
 from typing import Any

@@ -35,8 +35,8 @@ Result = Literal[
     "not tested",
 ]
 """``undefined``: the data have no value, for example if all scores are equal or no accuracy was lost;
-``attack not converged``: the defence seems not to help, but the attack on the target that it is compared with is too
-weak to say so; ``not tested``: the run has no such defence."""
+``attack not converged``: the defence seems not to help, but the attack on the target in the comparison is too weak for
+this conclusion; ``not tested``: the run has no such defence."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Claim:
     has_converged: bool = True
     """False if twice the effort changes the accuracy of the target that the defence is compared with."""
     p_value: float | None = None
-    """Two-sided, that the true value equals the bound; from the interval on the normal scale."""
+    """Two-sided p-value of the hypothesis that the true value equals the bound, from the interval."""
     p_value_holm: float | None = None
-    """Corrected for all claims at the reported eps."""
+    """The p-value, corrected for all claims at the reported eps."""
     detectable_difference: float | None = None
     """Smallest distance from the bound that these data show with 80 % probability."""
     result_by_eps: dict[str, Result] = field(default_factory=dict)
@@ -178,10 +178,11 @@ def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> 
 
 
 def best_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The largest of several estimates, with an interval that allows for the choice.
+    """The largest of several estimates, with an interval that includes the uncertainty of the choice.
 
-    All are below a bound if the largest upper bound is. One of k is above it if its lower bound is at the level of 1 -
-    0.05 / k (Bonferroni). The bounds are NaN if one of the estimates has no upper bound.
+    If the largest upper bound is below a value, all estimates are significantly below it. One of k estimates is
+    significantly above a value if its lower bound at the level of 1 - 0.05 / k (Bonferroni) is above it. The bounds are
+    NaN if one of the estimates has no upper bound.
     """
     if not estimates:
         return UNDEFINED
@@ -212,7 +213,7 @@ def defences_do_not_restore(
     """
     clean, bare = (_outcomes(compared, UNDEFENDED, "adaptive", each) for each in (0.0, eps))
     labels, groups = bare["label"].to_numpy(), bare["group"].to_numpy()
-    # a constant prediction restores nothing: where the bare classifier is worse, its place is taken
+    # a constant prediction restores nothing: it replaces the bare classifier where this is worse
     reference, lowest = bare["robust_correct"].to_numpy(dtype=np.float64), 1 / len(set(labels))
     if balanced_accuracies(reference[None], labels, groups)[0].value < lowest:
         reference = np.full(len(labels), lowest)

@@ -29,7 +29,7 @@ def evasion_tables(context: AnalysisContext, detector: str, eps: float) -> Itera
     """Attack the undefended classifier and one detector, and yield the tables about the detector.
 
     The attack moves the score to the median score of clean validation images, because a score far below it would be as
-    conspicuous as a score far above. It starts from the images of the analysed attack, which ignores the detector, and
+    unusual as a score far above it. It starts from the images of the analysed attack, which ignores the detector, and
     then from random points. The attack on the detector that combines all others yields the tables about all detectors.
 
     Raises:

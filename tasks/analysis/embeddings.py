@@ -1,6 +1,6 @@
 """Two-dimensional embeddings of clean and adversarial features by PCA and t-SNE, for figures.
 
-Whether the features overlap is measured in the original space, by :mod:`tasks.analysis.feature_overlap`.
+The overlap of the features is measured in the original space, by :mod:`tasks.analysis.feature_overlap`.
 """
 
 import numpy as np

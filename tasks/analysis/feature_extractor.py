@@ -1,4 +1,4 @@
-"""Extraction of everything that the analyses need of a set of images, in one pass through the networks."""
+"""Extract all quantities that the analyses need of a set of images, in one pass through the networks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -15,8 +15,8 @@ def histograms(images: np.ndarray, bins_per_level: int = 4) -> np.ndarray:
     """Histogram of the values of each image, all channels together, int32 ``(N, B)``, B = 255 * bins_per_level + 1.
 
     The centre of bin j is at j / bins_per_level grey levels. So the levels of an 8-bit image are at centres of bins,
-    and rounding errors move no pixel to another bin. The first and the last bin have half the width. The centre of the
-    bin of a pixel differs from its value by at most half a bin, which is 0.125 grey levels by default.
+    and rounding errors move no pixel to another bin. The first and the last bin have half the width. A pixel differs
+    from the centre of its bin by at most half a bin, which is 0.125 grey levels by default.
 
     Args:
         images: float32 ``(N, C, H, W)`` in [0, 1].

@@ -1,4 +1,4 @@
-"""Evasion attacks of the Adversarial Robustness Toolbox (ART): those of a user, and a reference for ours.
+"""Evasion attacks of the Adversarial Robustness Toolbox (ART): those that a user adds, and a reference for ours.
 
 ART's own FGSM and PGD run on a part of the images of every target, with the steps, random starts and balls of ours. A
 check compares the two. Rows ``{art: ClassName, ...arguments}`` of ``attack.attacks`` name further attacks.
@@ -77,8 +77,7 @@ def craft_by_art(
 ) -> Iterator[np.ndarray]:
     """An attack of ART at each radius.
 
-    An attack without an eps searches for a small norm: it runs once, and its result counts at the radii whose ball
-    contains it.
+    An attack of minimal norm has no eps: it runs once, and its result counts at the radii whose ball contains it.
 
     Args:
         model: takes images and returns logits ``(N, K)``; in evaluation mode, parameters frozen.

@@ -15,7 +15,7 @@ from tasks.models.compute import device_of
 logging.getLogger("art").setLevel(logging.WARNING)
 
 ART_NORMS: dict[str, Any] = {"linf": np.inf, "l2": 2}
-"""Name of a norm -> the value by which ART knows it."""
+"""Name of a norm -> ART's value for it."""
 
 _numpy_rng_lock = threading.Lock()
 

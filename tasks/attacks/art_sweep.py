@@ -13,7 +13,7 @@ from tasks.attacks.sweep import SweepResult, fgsm_sweep, pgd_sweep
 from tasks.params import Precision
 
 NORMS: dict[Any, str] = {np.inf: "linf", "inf": "linf", 2: "l2"}
-"""The value by which ART knows a norm -> name of the norm."""
+"""ART's value for a norm -> name of the norm."""
 
 
 class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types

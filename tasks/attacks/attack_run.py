@@ -1,4 +1,4 @@
-"""The attack on one target: what is attacked, in which parts, and what is written."""
+"""The attack on one target: its images, its parts and its outputs."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""One target and the images that it is attacked on: what all parts of an attack share."""
+"""One target and its attacked images, which all parts of an attack share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ class Attacked:
     """The first is ``as_trained``."""
     checkpoints: Checkpoints
     plugins: Path = Path("plugins")
-    """Folder with Python modules of the user's."""
+    """Folder with Python modules of the user."""
 
     @property
     def saved_eps(self) -> tuple[float, ...]:

@@ -147,7 +147,7 @@ def improve(
 def keep_smaller(
     batch: AttackBatch, found: MinimumEps, name: str, rows: np.ndarray, adversarial: np.ndarray
 ) -> MinimumEps:
-    """Keep those of some adversarial images that are nearer to their images than the known ones.
+    """Keep the adversarial images that are nearer to their images than those of an earlier result.
 
     Args:
         batch: model and images.
@@ -190,7 +190,7 @@ def bisect_to_boundary(model: nn.Module, images: Tensor, labels: Tensor, adversa
 
 
 def shrink(batch: AttackBatch, found: MinimumEps) -> np.ndarray:
-    """Norms of the perturbations after each was moved towards its image as far as it stays misclassified, ``(N,)``.
+    """Norms of the perturbations, each moved towards its image while the image stays misclassified, ``(N,)``.
 
     An upper bound of the distance to the nearest misclassified image, in units of the value range; 0 for images that
     are misclassified unchanged; infinite where no attack succeeded or the adversarial image was not kept.

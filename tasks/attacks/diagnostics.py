@@ -1,4 +1,4 @@
-"""Diagnostics: small experiments on a target with a known correct outcome, which the checks read."""
+"""Diagnostics for the checks: small experiments on a target whose correct outcome is known."""
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def run_diagnostics(batch: AttackBatch, eps: tuple[float, ...], unbounded_radius
 
 
 def run_positive_control(batch: AttackBatch, eps: float, radius: float) -> Diagnostics:
-    """Attack a defence in front of the model that is known to be broken.
+    """Put a defence that is known to be broken in front of the model, and attack both.
 
     Args:
         batch: the undefended classifier and N images.

@@ -15,7 +15,7 @@ MAX_TARGETS = 9
 class Stage:
     """Steps, restarts and queries of the attacks of one stage; 0 leaves an attack out.
 
-    Every attack tries each image in the largest ball that the image has survived so far, and goes on to smaller balls
+    Every attack tries each image in the largest ball that the image has survived so far, and continues in smaller balls
     while it succeeds.
     """
 

@@ -1,8 +1,8 @@
 """Scores of the images that a search found: after rounding to 8 bits, and on fresh samples of a random target.
 
-A search ends near the decision boundary. There rounding may undo the success, and a random target is still right in up
-to half of its predictions. So each image that was found is scored itself, and then with its perturbation extended to
-the border of its ball and of larger balls of the grid, until it is misclassified for good.
+A search ends near the decision boundary. There rounding may undo the success, and up to half of the predictions of a
+random target are still correct. So each image that was found is scored. Then its perturbation is scaled up to the
+border of its ball and of larger balls of the grid, until the image stays misclassified.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def expected_scores(batch: AttackBatch, found: MinimumEps) -> dict[str, np.ndarr
             for name, of in zip(EXPECTED, samples, strict=True)
             if of is not None
         }
-        # the image that was found and its extension share a ball: the better one on the selection samples counts
+        # the image that was found and its extension share a ball: the one with fewer correct selection samples counts
         better = ~(fractions[SELECTION] > scores[SELECTION][rows, at])
         for name, values in fractions.items():
             scores[name][rows[better], at[better]] = values[better]
@@ -89,7 +89,7 @@ def better_scores(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -
 
 
 def _for_each_found(batch: AttackBatch, found: MinimumEps, settle: Settle) -> None:
-    """Present the images that were found, then their extensions to rising radii, until each is settled."""
+    """Score the images that were found, then their extensions to rising radii, until each needs no larger ball."""
     is_kept = (found.adversarial != batch.images).any(axis=(1, 2, 3))
     rows = np.flatnonzero((found.index >= 0) & (found.index < len(batch.radii)) & is_kept)
     at, is_extended = found.index[rows], False

@@ -79,8 +79,8 @@ def hop_skip_jump(
 ) -> np.ndarray:
     """Move misclassified starts as near to the images as the queries allow; returns float32 ``(N, C, H, W)``.
 
-    A random model may predict the true class for a start now and then; the attack then queries it again. A start that
-    is always predicted as the true class is returned unchanged.
+    A random model may sometimes predict the true class for a start; the attack then queries it again. A start that is
+    always predicted as the true class is returned unchanged.
 
     Args:
         model: takes images, returns logits ``(N, K)``; in evaluation mode.

@@ -1,4 +1,4 @@
-"""PGD on 8-bit values: every image of the attack is one that an 8-bit file can hold."""
+"""PGD on 8-bit values: an 8-bit file can hold every image of the attack without rounding."""
 
 import math
 from collections.abc import Iterator, Sequence

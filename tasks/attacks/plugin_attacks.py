@@ -1,4 +1,4 @@
-"""Attacks of a user's own at every eps: a function that returns adversarial images."""
+"""Attacks of the user at every eps: a function that returns adversarial images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def craft_by_plugin(
     seed: np.ndarray,
     folder: Path,
 ) -> Iterator[np.ndarray]:
-    """An attack of the user's at each radius.
+    """An attack of the user at each radius.
 
     The function is called as ``function(model=, images=, labels=, radius=, norm=, **arguments)`` with tensors on the
     device of the model, and returns adversarial images. They are moved into the ball and the value range.
@@ -38,7 +38,7 @@ def craft_by_plugin(
         radii: in units of the value range.
         ball: norm and value range.
         seed: of the global generators of torch and numpy during the call.
-        folder: with the Python modules of the user's.
+        folder: with the Python modules of the user.
 
     Yields:
         For each radius the adversarial images, float32 ``(N, C, H, W)``.

@@ -1,8 +1,8 @@
 """Searches for the smallest eps that breaks each image, at every operating point: parts of an attack.
 
 The white-box searches run in the stages of an effort level (:mod:`tasks.attacks.effort`), each on the survivors of the
-stage before, with a checkpoint after each. Square then attacks the survivors. Black-box attacks also run on a part of
-all images without the result of the white-box attacks, which measures their power.
+stage before, with a checkpoint after each. Square then attacks the survivors. To measure their power, black-box attacks
+also run on a part of all images without the result of the white-box attacks.
 """
 
 from collections.abc import Sequence

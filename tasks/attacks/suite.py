@@ -1,8 +1,9 @@
 """The white-box attacks of a stage: the sweep, Auto-PGD, an attack on features, and FMN.
 
-Stock AutoAttack needs at least three logits; this suite works on two classes. There, cross-entropy and margin have the
-same gradient direction, so Auto-PGD has one loss, the margin. With more classes it has the losses of AutoAttack: the
-cross-entropy, the difference of logits ratio, and a targeted loss towards each of the most likely other classes.
+AutoAttack needs at least three logits; this suite also works on two classes. With two classes, cross-entropy and margin
+have the same gradient direction, so Auto-PGD has one loss, the margin. With more classes it has the losses of
+AutoAttack: the cross-entropy, the difference of logits ratio, and a targeted loss towards each of the most likely other
+classes.
 """
 
 from collections.abc import Callable, Iterator

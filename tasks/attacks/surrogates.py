@@ -1,4 +1,4 @@
-"""Attacks on independent surrogates: classifiers that the step train_surrogates trained. They are transferred."""
+"""Attacks on independent surrogates, the classifiers of the step train_surrogates, for transfer to other targets."""
 
 from collections.abc import Mapping
 from functools import partial

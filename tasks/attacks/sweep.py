@@ -1,7 +1,7 @@
 """The sweep: the smallest radius of a grid that breaks each image, at about the cost of an attack at one radius.
 
-Balls nest: a perturbation that breaks an image lies in every larger ball, and an image that survives in one ball is
-taken to survive in every smaller one. So no image is attacked at every radius:
+A larger ball contains every smaller one. So a perturbation that breaks an image lies in every larger ball, and an image
+that survives in one ball is assumed to survive in every smaller one. So no image is attacked at every radius:
 
 - To first order, the margin divided by the dual norm of its gradient is the radius that breaks an image (as in
   DeepFool; Moosavi-Dezfooli et al. 2016, arXiv 1511.04599). The search begins there.
@@ -218,8 +218,8 @@ class EpsBracket:
     """Bracket of the smallest breaking radius of each image.
 
     ``survives`` is the index of the largest radius that the image survived, ``breaks`` of the smallest that broke it,
-    ``trial`` of the radius to try next, ``first`` of the first radius. Index -1 is the unchanged image. ``is_below``
-    tells that the bracket is closed and that radii below the first one are tried.
+    ``trial`` of the radius to try next, ``first`` of the first radius. Index -1 is the unchanged image. ``is_below`` is
+    True if the bracket is closed and radii below the first one are tried.
     """
 
     def __init__(self, n_images: int, radii: np.ndarray, try_smaller: bool = False) -> None:

@@ -1,1 +1,1 @@
-"""The workspace's paths, checkpoints, digests and files: what every package builds on."""
+"""Paths of a workspace, checkpoints, digests, locks and files, for all packages."""

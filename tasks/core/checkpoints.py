@@ -71,7 +71,7 @@ class Checkpoints:
         resumed = is_intact(checkpoint)
         if not resumed:
             shutil.rmtree(checkpoint, ignore_errors=True)
-            # renamed once it is complete; another worker may compute the same part if this one was taken for dead
+            # renamed once it is complete; another worker may compute the same part if this one was considered dead
             partial = checkpoint.with_suffix(f".{gethostname()}-{os.getpid()}-{threading.get_ident()}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)

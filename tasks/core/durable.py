@@ -1,4 +1,4 @@
-"""Files that survive a power cut: a name is given only to bytes that are on the disk."""
+"""Files that survive a power cut: a file gets its final name only after its bytes are on the disk."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""One rule for all that writes results: no two processes write the same folder, or read a folder that is written.
+"""Locks of folders with results: while one process writes a folder, no other process reads or writes it.
 
 A lock is held by an open file. It ends with its process, also if the process is killed. Lock files are never removed.
 """
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(folder: Path, writes: Iterable[str] = (), reads: Iterable[str] = ()) -> Iterator[None]:
-    """Wait until no other thread or process writes what is read here, or uses what is written here.
+    """Lock folders; wait until no other thread or process writes those to read, or uses those to write.
 
     Args:
         folder: of the lock files.
-        writes: names of what is written.
-        reads: names of what is read.
+        writes: names of the folders to write.
+        reads: names of the folders to read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kinds = dict.fromkeys(reads, fcntl.LOCK_SH) | dict.fromkeys(writes, fcntl.LOCK_EX)

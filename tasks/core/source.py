@@ -1,4 +1,4 @@
-"""The source code that this process runs, and whether its files have changed since.
+"""The source code that this process runs, and the files that have changed since its start.
 
 A module stays in memory as it was loaded. If its file changes while a step runs, DVC records the new file as the code
 of the result, and a checkpoint would get the name of the new code.

@@ -35,14 +35,14 @@ class Workspace:
 
     params_file = _Below("params.yaml")
     plugins = _Below("plugins")
-    """Python modules of the user's with defences and attacks."""
+    """Python modules of the user, with defences and attacks."""
     locks = _Below("checkpoints/locks")
-    """A file for each step that ever ran here; see :mod:`tasks.core.locks`."""
+    """Lock files, one for each step that has run here; see :mod:`tasks.core.locks`."""
     open_runs = _Below("checkpoints/open_runs")
     """Tracking runs of steps that have not ended."""
     data = _Below("data")
     reference = _Below("data/reference.csv")
-    """Image digests of the data version that the report compares with; in git."""
+    """Digests and properties of the images of the data version that the report compares with; in git."""
     configurations = _Below("data/configurations.csv")
     """Configurations of targets that were compared so far; in git. The step evaluate adds to it."""
 
@@ -53,7 +53,7 @@ class Workspace:
     images = _Below("data/acquire/images")
     source = _Below("data/acquire/source.json")
     image_table = _Below("data/acquire/table.parquet")
-    """Patient (hashed), split and subgroups of each image; absent if nothing names them."""
+    """Patient (hashed), split and subgroups of each image; absent if ``acquire.table`` names none of them."""
     rejected = _Below("data/acquire/rejected.json")
     """Path and reason of each rejected file; absent if none was rejected."""
 
@@ -213,7 +213,7 @@ class Workspace:
         return self.train_defence / defence / "history.csv"
 
     def step_of(self, path: Path) -> str:
-        """Name in DVC of the step that writes a path below ``data/``: ``evaluate``, ``attack_defence@jpeg``."""
+        """DVC's name of the step that writes a path below ``data/``: ``evaluate``, ``attack_defence@jpeg``."""
         step, *rest = path.relative_to(self.data).parts
         return f"{step}@{rest[0]}" if step in DEFENCE_STEPS else step
 

@@ -1,4 +1,4 @@
-"""Storage of the Data Docs of Great Expectations."""
+"""Storage of the pages of Great Expectations (Data Docs)."""
 
 from great_expectations.data_context.store.tuple_store_backend import TupleFilesystemStoreBackend
 

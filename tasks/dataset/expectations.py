@@ -18,9 +18,9 @@ MAX_SATURATED_FRACTION = 0.8
 MAX_NEAR_DUPLICATE_FRACTION = 0.1
 """Maximum fraction of images with a near-duplicate. Above it, a split of single images has much leakage."""
 MAX_GROUP_FRACTION = 0.1
-"""Maximum fraction of the images in one group. A larger group is probably more than one patient."""
+"""Maximum fraction of the images in one group. A larger group probably has images of more than one patient."""
 MIN_USED_RANGE = 0.25
-"""Minimum fraction of the values of more than 8 bits that a data set uses; below it the images lose grey levels."""
+"""Minimum used fraction of the values of files with more than 8 bits; below it the images lose many grey levels."""
 
 
 def images_table(manifest: Manifest, intensity: Intensity | None) -> "pd.DataFrame":
@@ -49,7 +49,7 @@ def images_table(manifest: Manifest, intensity: Intensity | None) -> "pd.DataFra
 
 
 def scale_columns(table: "pd.DataFrame", intensity: Intensity | None) -> dict[str, "pd.Series[Any]"]:
-    """Columns that tell if one map to [0, 1] suits all images.
+    """Columns that show whether one map to [0, 1] suits all images.
 
     Args:
         table: readable images, with the columns of the manifest.

@@ -1,4 +1,4 @@
-"""Files in a folder of images of the user: list them, and reject files because of their name or type."""
+"""Files in the user's folder of images: list them, and reject files because of their name or type."""
 
 import os
 import unicodedata
@@ -84,7 +84,7 @@ def _rejection_reason(path: Path, folder: Path) -> str | None:
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             return "symbolic link out of the folder. Such links are not followed. Copy the file into the folder."
         if not path.exists():
-            return "symbolic link that leads nowhere. The file must exist. Replace the link by the file."
+            return "symbolic link whose target does not exist. Replace the link by the file."
     if not path.is_file():
         return "not a regular file, but for example a pipe or a device. Move it away."
     if not has_image_name(path):

@@ -1,8 +1,8 @@
 """Leakage: the fraction of the test images with a relative, an image of the same patient, in training.
 
-With patient ids leakage is exact. Without them it is unknown: the inferred groups made the split, so they can't verify
-it. Two measurements replace it. :func:`estimate_leakage` uses another similarity than the groups, and
-:func:`sweep_grouping` shows how far the leakage depends on the threshold of the groups.
+With patient ids leakage is exact. Without them it is unknown: the split is drawn by the inferred groups, so they can't
+verify it. There are two measurements instead. :func:`estimate_leakage` uses another similarity than the groups, and
+:func:`sweep_grouping` shows how much the leakage depends on the threshold of the groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -124,8 +124,8 @@ def estimate_leakage(features: np.ndarray, labels: np.ndarray, groups: np.ndarra
     false-positive rate a, the estimate is (F - a) / (1 - a) (Rogan and Gladen 1978, "Estimating prevalence from the
     results of a screening test", with sensitivity 1).
 
-    The estimate has systematic errors that the interval does not contain. It is too high if images of one class are
-    alike for another reason than the patient, such as one scanner or one publication. It is too low if images of one
+    The estimate has systematic errors that the interval does not include. It is too high if images of one class are
+    similar for another reason than the patient, such as one scanner or one publication. It is too low if images of one
     patient differ, or if patients have images in several classes.
 
     Args:

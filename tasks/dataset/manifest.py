@@ -211,6 +211,6 @@ def image_paths(folder: Path, classes: tuple[str, ...], reading: Reading) -> lis
             try:
                 found += image_names(file, reading.volumes)
             except ImageError:
-                # reading it gives the reason
+                # reading the file later gives the reason
                 found.append(file)
     return found

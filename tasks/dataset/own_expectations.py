@@ -23,7 +23,7 @@ class DatasetExpectation:
     table: Literal["images", "classes"]
     """Validated table: one row for each image, or one row for each class."""
     observed: str
-    """Empty: what Great Expectations observes."""
+    """Empty: the observed value of Great Expectations."""
     allowed: str
     expectation_type: str
     """Class name in Great Expectations."""

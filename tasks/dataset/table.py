@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 """Subgroup of an image whose value is empty."""
 HASH_DIGITS = 16
-"""Hexadecimal digits of a hashed id: 64 bits, so that no two of a million ids are equal by chance."""
+"""Hexadecimal digits of a hashed id: with 64 bits, two equal hashes of a million ids are very improbable."""
 N_EXAMPLES = 5
 """Maximum number of files in a message."""
 

@@ -88,8 +88,8 @@ def choose_biases(
 def balanced_biases(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the biases with the highest balanced accuracy, the mean of the recalls of the classes, float64 ``(K,)``.
 
-    One bias after the other is chosen exactly, given the others, until none changes. Of equal choices the one nearest
-    to no change is taken.
+    Each bias in turn is set to its best value for the present other biases, until none changes. Of equal values, the
+    one nearest to the present value is taken.
 
     Args:
         logits: ``(N, K)``.

@@ -1,4 +1,4 @@
-"""Defences of a user's own: a function that returns a purifier or a classifier."""
+"""Defences of the user: a function that returns a purifier or a classifier."""
 
 from collections.abc import Mapping
 from functools import partial

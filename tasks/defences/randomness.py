@@ -33,9 +33,9 @@ class AveragedPredictions(nn.Module):
     """A random target as attacks use it: the mean of the log-probabilities of several predictions.
 
     Losses and gradients are averaged over the same predictions: EOT, expectation over transformation (Athalye et al.
-    2018, arXiv 1707.07397). In a mean of probabilities, confident predictions would have no gradient. The number of
-    predictions is the smallest with at least ``MIN_EOT_DRAWS`` draws. It is no property of the target, which averages
-    ``n_eot_samples`` draws for each of its predictions.
+    2018, arXiv 1707.07397). With a mean of probabilities, confident predictions would have no gradient. The number of
+    predictions is the smallest with at least ``MIN_EOT_DRAWS`` draws. It is not a property of the target, which
+    averages ``n_eot_samples`` draws in each of its predictions.
 
     Args:
         target: takes images ``(N, C, H, W)``, returns logits ``(N, K)``.
@@ -67,9 +67,9 @@ def as_attacked(target: nn.Module) -> nn.Module:
 def with_fixed_draws(model: AveragedPredictions) -> AveragedPredictions:
     """Return a random target whose averaged predictions use the same draws in every pass, for every image.
 
-    Fixed draws make the loss deterministic, so that each step of an attack continues the step before. Robustness that
-    comes from noise in the gradients alone is lost (compare arXiv 2505.22839). Whether an image is misclassified is
-    still decided by new draws of the target.
+    Fixed draws make the loss deterministic, so that each step of an attack continues the step before. So a target gains
+    nothing from noisy gradients alone (compare arXiv 2505.22839). New draws of the target still decide whether an image
+    is misclassified.
     """
     drawn = copy.deepcopy(model.target)
     for module in random_modules(drawn):

@@ -192,7 +192,7 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
         return CheckOutcome(
             "WARN", advantage, f"{explanation}; adaptive attacks are {-100 * advantage:.1f} points weaker"
         )
-    explanation += f"; adaptive attacks take back {100 * advantage:.1f} points"
+    explanation += f"; under adaptive attacks it is {100 * advantage:.1f} points lower"
     if taken_back.difference.low > 0:
         return CheckOutcome("PASS", advantage, explanation)
     return CheckOutcome("WARN", advantage, f"{explanation}, which is not significant: possible gradient masking")

@@ -13,8 +13,8 @@ from tasks.records.vocabulary import AS_TRAINED, CLEAN, is_independent
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 Status = Literal["PASS", "WARN", "FAIL", "NO POWER", "UNVERIFIED", "INFO"]
-"""``NO POWER``: the attacks are too weak for a verdict. ``UNVERIFIED``: the data cannot show it. ``INFO``: a fact about
-the bare classifier, which is no failure."""
+"""``NO POWER``: the attacks are too weak, or the groups too few, for a conclusion. ``UNVERIFIED``: the data are not
+sufficient. ``INFO``: a fact about the bare classifier, not a failure."""
 
 
 class Curve(NamedTuple):

@@ -1,8 +1,8 @@
-"""Checks of the evaluation: whether the robust accuracy of a target can be trusted.
+"""Checks of the evaluation: tests whether the robust accuracy of a target is reliable.
 
 After Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv 1902.06705), and AutoAttack's flags (Croce and
-Hein 2020, arXiv 2003.01690). If all checks pass, robustness is not proven. ``docs/reference/checks.md`` explains when
-each check is raised, what it means and what to do.
+Hein 2020, arXiv 2003.01690). Passed checks do not prove robustness. ``docs/reference/checks.md`` explains when each
+check is raised, its meaning and the next action.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ def _leakage(leakage: dict[str, Any]) -> CheckOutcome:
         if not exact:
             return CheckOutcome("PASS", exact, explanation)
         return CheckOutcome("WARN", exact, f"{explanation}. prepare.split.strategy grouped keeps patients in one split")
-    explanation += ". The groups are inferred, so they cannot verify a split that was made by them"
+    explanation += ". The groups are inferred, so they cannot verify a split that was drawn by these groups"
     if estimate["value"] is None:
         return CheckOutcome("UNVERIFIED", None, f"{explanation}; an estimate was not possible")
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))

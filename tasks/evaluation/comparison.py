@@ -37,18 +37,18 @@ def comparison_table(
     """All targets ranked by balanced robust accuracy on validation images, at each operating point, threat model, eps.
 
     Rows are sorted by operating point, threat model, eps and rank. Rank 1 has the highest balanced accuracy on
-    validation images under the sweep, as trained, at this eps. So the choice of the first target does not use the test
-    images, whose results the row states. A balanced accuracy below that of a constant prediction counts as equal to it,
-    so a target gains nothing by moving all images to one class. Ties are resolved by balanced accuracy on unchanged
-    validation images, then by name.
+    validation images under the sweep, as trained, at this eps. The other columns are results on test images, which the
+    rank does not use. A balanced accuracy below that of a constant prediction counts as equal to it, so a target gains
+    nothing by predicting one class for all images. Ties are resolved by balanced accuracy on unchanged validation
+    images, then by name.
 
     Each target is compared with the bare classifier (``gain``) and with the ``next_target`` in rank, on the same test
     images: difference of the balanced accuracies in the worst case with its interval by group, the difference that
     these images can show, and the p-value of the sign-flip test by group; with the next target also the numbers of
     images that only one of the two classifies correctly. At the reported eps, the comparisons of each kind at one
-    operating point and threat model are a family, whose p-values are also corrected by Holm's method; at other eps they
-    are descriptive. The last target has no next one. The bare classifier is left out under transfer attacks, since an
-    attack on itself is adaptive.
+    operating point and threat model are a family, whose p-values are also corrected by Holm's method. At other eps they
+    are descriptive. The last target has no next target. The bare classifier is left out under transfer attacks, since
+    an attack on itself is adaptive.
 
     Args:
         table: of :func:`tasks.evaluation.worst_case_table.worst_case_table`.

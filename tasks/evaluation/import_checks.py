@@ -1,4 +1,4 @@
-"""Checks of a classifier that was imported: does it give the outputs of the original, and does it have gradients."""
+"""Checks of an imported classifier: agreement with the original, and gradients."""
 
 import json
 from pathlib import Path

@@ -18,8 +18,8 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     """One row for each target, threat model, attack, surrogate and eps, in the order of the records.
 
     Clean rows are of all test images. If fewer images were attacked, further clean rows of the attacked images come
-    last: curves begin with them, so that all points of a curve are of the same images. The reference
-    attacks by ART, on a part of the images, have no rows.
+    last. Curves begin with these, so all points of a curve are of the same images. The reference attacks by ART, on a
+    part of the images, have no rows.
 
     Beside the columns of ``POINT``: ``n`` images and their ``n_groups``; ``accuracy`` and its 95 % interval by group,
     ``_low`` and ``_high``; the same for ``balanced_accuracy``; ``sensitivity`` and ``specificity`` of two classes, or

@@ -1,7 +1,7 @@
 """Choice among targets: their robust accuracy on validation images, and the configurations that were compared so far.
 
-The best of many configurations by test results looks better than it is. So a choice uses validation images, and the
-test results of the chosen configuration are stated.
+If the best of many configurations is chosen by test results, its test results are too high. So the choice uses
+validation images, and the test images measure the chosen configuration.
 """
 
 import hashlib

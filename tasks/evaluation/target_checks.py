@@ -107,7 +107,7 @@ def outputs(of: CheckInputs) -> CheckOutcome:
     )
     if not of.is_random:
         return CheckOutcome(
-            "FAIL", difference, f"{explanation}, but the target counts as deterministic: attacks use one prediction"
+            "FAIL", difference, f"{explanation}, but the target has no random module: attacks use one prediction"
         )
     explanation += (
         f"; each pass is an average of several predictions, as attacks use it (EOT); the target is scored by its "

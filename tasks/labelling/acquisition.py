@@ -1,4 +1,4 @@
-"""Acquisition functions: they choose the images of the pool to label next.
+"""Acquisition functions: each selects the images of the pool to label next.
 
 An acquisition function gives every image of the pool a score. The images with the highest scores form the query.
 Core-set selection chooses one image after the other, because each choice changes the scores of the remaining images.
@@ -151,7 +151,7 @@ def _random(pool: Pool) -> np.ndarray:
 
 
 def _uncertainty(score: Callable[[np.ndarray], np.ndarray]) -> Callable[[Pool], np.ndarray]:
-    """Return a score of the predicted probabilities; with two classes all of them rank the images equally.
+    """Return a score of the predicted probabilities; with two classes all such scores rank the images equally.
 
     Settles 2009, "Active Learning Literature Survey", section 3.1.
     """

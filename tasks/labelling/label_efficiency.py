@@ -31,7 +31,7 @@ def efficiency_tables(cycles: pd.DataFrame, predictions: pd.DataFrame) -> tuple[
     - ``mean_clean_accuracy_gain``, ``mean_robust_accuracy_gain``: these minus those of random queries with the same
       seed
     - ``n_labels_90``, ``n_labels_95``: number of labels at which the clean accuracy reaches this percentage of the
-      clean accuracy with all labels, linear between cycles
+      clean accuracy with all labels, interpolated linearly between cycles
     - ``n_labels_90_saved``, ``n_labels_95_saved``: those of random queries minus these
     - ``final_clean_accuracy``, ``final_robust_accuracy``, ``final_accuracy_gap``: accuracies after the last cycle, and
       their difference

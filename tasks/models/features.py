@@ -13,8 +13,9 @@ from tasks.models.imported import ImportedClassifier
 def classification_head(classifier: nn.Module) -> nn.Module:
     """Return the layer that computes the logits: the last linear or convolutional layer, or the named one.
 
-    For an imported classifier without such a module (TorchScript, queries), it is the module that returns the output of
-    the network, whose input are the logits; :class:`LogitsAndFeatures` then takes the logits as features.
+    An imported classifier from TorchScript, or one that is only queried, has no such module. Then it is the module that
+    returns the output of the network and whose input are the logits; :class:`LogitsAndFeatures` uses the logits as
+    features.
 
     Raises:
         ValueError: the classifier has no such layer.

@@ -1,4 +1,4 @@
-"""A classifier of the user's as a module of this project: images in [0, 1] in, logits of the classes out."""
+"""The user's classifier as a module of this project: images in [0, 1] in, logits of the classes out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

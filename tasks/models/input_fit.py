@@ -1,4 +1,4 @@
-"""Mean and std with which an imported classifier gives the outputs of the original one."""
+"""Fit of mean and std, with which an imported classifier returns the outputs of the original one."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Import of a classifier of the user's, and the one way in which a classifier is loaded, whatever its source."""
+"""Import of the user's classifier, and loading of classifiers from every source."""
 
 import hashlib
 import json
@@ -106,7 +106,7 @@ def import_classifier(
     workspace: Workspace,
     downloaded: Path | None = None,
 ) -> tuple[ImportedClassifier, dict[str, Any]]:
-    """Copy the files of a classifier of the user's to the output of the step, and build it.
+    """Copy the files of the user's classifier to the output of the step, and build it.
 
     Args:
         classifier: the section ``classifier``; its source is not ``train``.

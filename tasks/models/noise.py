@@ -51,7 +51,7 @@ def add_noise(
             case "speckle":
                 noisy.addcmul_(normal_noise * images, strength)
             case "salt_pepper":
-                # numbers beyond +-(1 - strength) move a pixel far out of [0, 1], to be clamped below; masks are slower
+                # numbers beyond +-(1 - strength) move a pixel far out of [0, 1]; it is clamped below. Masks are slower
                 inside = uniform_noise.clamp_min(strength - 1).clamp_max_(1 - strength)
                 noisy.add_(inside.sub_(uniform_noise), alpha=-_SATURATION_OFFSET)
     return noisy.clamp_(0, 1)

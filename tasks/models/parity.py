@@ -32,8 +32,8 @@ N_HISTORY_IMAGES = 256
 BATCH_SIZE = 32
 
 NO_CAUSE = (
-    "unknown. No single mistake explains it, so there may be two, or another model. Compare classifier.input and "
-    "classifier.output with the code of the original"
+    "unknown. No single mistake explains the difference: there may be two mistakes, or it is another model. Compare "
+    "classifier.input and classifier.output with the code of the original"
 )
 
 log = logging.getLogger(__name__)

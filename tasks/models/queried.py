@@ -1,4 +1,4 @@
-"""Networks that are only queried: they give scores or labels, and no gradients."""
+"""Networks that are only queried: they return scores or labels, and have no gradients."""
 
 import json
 import urllib.error
@@ -29,7 +29,7 @@ class Queried(nn.Module):
         self._name = name
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the answer of the function, without a gradient."""
+        """Return the output of the function, without a gradient."""
         answer = np.asarray(self._query(images.detach().cpu().numpy()), dtype=np.float32)
         if len(answer) != len(images) or not np.isfinite(answer).all():
             raise ValueError(

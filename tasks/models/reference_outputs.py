@@ -1,4 +1,4 @@
-"""Outputs of the original of an imported classifier, and the difference of other outputs from them."""
+"""Reference outputs: those of the original of an imported classifier, and the difference of other outputs from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

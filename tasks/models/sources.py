@@ -1,4 +1,4 @@
-"""Networks of the user's, by their source: a factory, a model file, or an address."""
+"""Networks of the user, by their source: a factory, a model file, or an address."""
 
 import importlib
 import logging
@@ -93,7 +93,7 @@ def call_function(dotted: str, folder: Path, key: str, arguments: dict[str, Any]
 
     Args:
         dotted: ``package.module:function``.
-        folder: with modules of the user's.
+        folder: with modules of the user.
         key: dotted key of the parameter, for errors.
         arguments: keyword arguments.
 
@@ -122,7 +122,7 @@ def call_function(dotted: str, folder: Path, key: str, arguments: dict[str, Any]
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Import modules from a folder first, and forget them at the end."""
+    """Import modules from a folder before those of other folders, and unload them at the end."""
     where = str(folder.resolve())
     sys.path.insert(0, where)
     importlib.invalidate_caches()

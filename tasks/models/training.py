@@ -78,8 +78,8 @@ def fit(
     the lowest validation loss.
 
     The evaluated and returned weights are an exponential moving average (Polyak averaging). Its batch-norm statistics
-    are computed on training images after each epoch, because the running statistics of small batches lag behind the
-    weights: the accuracy would drop to chance in some epochs.
+    are computed on training images after each epoch. The running statistics of small batches lag behind the weights:
+    with them, the accuracy would drop to that of guessing in some epochs.
 
     Args:
         model: network to train; it is changed in place.

@@ -31,11 +31,11 @@ EXPRESSION_NAMES = {
     *("ceiling", "floor", "TruncToInt", "RoundToInt", "CeilToInt", "FloorToInt", "IntTrueDiv", "FloatTrueDiv", "oo"),
     *("int_oo", "Integer", "Float", "Rational", "Identity", "CleanDiv", "ToFloat", "PowByNatural", "FloatPow"),
 }
-"""Names that a symbolic size may have, beside symbols such as ``s0``; torch evaluates its text."""
+"""Names that the text of a symbolic size may contain, beside symbols such as ``s0``; torch evaluates this text."""
 
 
 def user_file(folder: Path, name: str, key: str) -> Path:
-    """Path of a file of the user's.
+    """Path of a file of the user.
 
     Args:
         folder: ``classifier.folder``.
@@ -123,7 +123,7 @@ def check_archive(path: Path) -> zipfile.ZipFile:
 
 
 def check_torchscript(path: Path) -> None:
-    """Check that the pickles of a TorchScript archive name nothing but tensors and classes of the archive.
+    """Check that the pickles of a TorchScript archive name only tensors and classes of the archive.
 
     Raises:
         ValueError: they do, or the archive is damaged.

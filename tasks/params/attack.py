@@ -92,7 +92,7 @@ class Attack(Section):
 
     @property
     def plugin_attacks(self) -> dict[str, PluginAttack]:
-        """Rows for attacks of the user's, by the name of the attack in the records."""
+        """Rows for attacks of the user, by the name of the attack in the records."""
         rows = [row for row in self.attacks if isinstance(row, PluginAttack)]
         return {f"plugin_{row.plugin.rpartition(':')[2]}": row for row in rows}
 

@@ -22,7 +22,7 @@ ALLOWED = {"factory": ("arguments", "weights"), "maite": ("arguments", "weights"
 
 
 class ClassifierInput(Section):
-    """The images that a classifier of the user's expects."""
+    """The images that the user's classifier expects."""
 
     channels: Literal[1, 3] = 1
     """Channels. Grey images are repeated for a classifier of colour images; colour images become luma for a classifier
@@ -54,7 +54,7 @@ class ClassifierInput(Section):
 
 
 class ClassifierOutput(Section):
-    """The output of a classifier of the user's. The field ``logits`` of an object or a dictionary counts as output."""
+    """The output of the user's classifier. The field ``logits`` of an object or a dictionary counts as output."""
 
     kind: Literal["logits", "probabilities", "sigmoid", "sigmoid_logit", "labels"] = "logits"
     """``logits`` or ``probabilities`` of all classes; ``sigmoid``: one probability, of the second class;

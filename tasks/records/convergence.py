@@ -9,8 +9,8 @@ from tasks.records.vocabulary import SUITE_DOUBLED
 from tasks.records.worst_case import worst_case_outcomes
 
 MAX_CHANGE = 0.01
-"""Change of accuracy by twice the effort below which an attack counts as converged; of 100 images or fewer, one image
-is a point or more."""
+"""An attack counts as converged if twice the effort changes the accuracy by less than this; with 100 images or fewer,
+one image is a point or more."""
 
 
 def convergence_table(

@@ -1,8 +1,8 @@
 """Expected accuracy of random targets, as fractions of the predictions of an image that are correct.
 
-A random target may be right by chance, so one prediction does not score an image. Two sets of samples do: the strongest
-of several attacks is selected on one set, and scored on the other. With one set, the smallest of several fractions
-would be too small.
+One prediction of a random target may be correct by chance. So two sets of samples score an image: the strongest of
+several attacks is selected on one set, and scored on the other. With one set, the smallest of several fractions would
+be too small.
 """
 
 from collections.abc import Sequence

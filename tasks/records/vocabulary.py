@@ -67,7 +67,7 @@ def is_independent(surrogate: str) -> bool:
 
 
 def unit_of(dataset_info: Mapping[str, Any]) -> str:
-    """Name of the unit that every interval and test takes as independent.
+    """Name of the unit that every interval and test treats as independent.
 
     ``patient`` with patient ids, ``image`` if every image is a group of its own, otherwise ``inferred group``.
 

@@ -20,7 +20,7 @@ INCLUDES = {
     "transfer": ("transfer",),
     "black_box": ("black_box",),
 }
-"""Threat model -> threat models of the attacks that it allows: an adaptive attack may use everything."""
+"""Threat model -> threat models of the attacks that it allows; ``adaptive`` allows all of them."""
 
 IMAGE = ["target", "operating_point", "image"]
 MEASURES = {"robust_correct": ("selected_by", "correct"), "robust_correct_8bit": ("selected_by_8bit", "correct_8bit")}
@@ -41,10 +41,10 @@ def worst_case_outcomes(
     adversarial images rounded to 8 bits, NaN without a result. A threat model is left out where none of its attacks was
     tried on the image.
 
-    A record counts at every operating point, by its logits with the biases added. Balls nest, so attempts count at
-    their own and at every larger eps. Of all attempts, the one with the fewest correct selection samples counts, by its
-    fresh samples; of equal ones the one at the larger eps. So robust accuracy of a deterministic target never rises
-    with eps, and that of a random target only by the noise of the samples.
+    A record counts at every operating point, by its logits with the biases added. A larger ball contains every smaller
+    one, so attempts count at their own and at every larger eps. Of all attempts, the one with the fewest correct
+    selection samples counts, by its fresh samples; of equal ones the one at the larger eps. So robust accuracy of a
+    deterministic target never rises with eps, and that of a random target only by the noise of the samples.
 
     Args:
         records: of the attack steps.

@@ -1,4 +1,4 @@
-"""A bundle: the files of one target, with everything that is needed to serve and to audit it.
+"""A bundle: the files of one target that are needed to serve and to audit it.
 
 The weights lie as in a workspace, so ``Workspace(bundle)`` finds them::
 

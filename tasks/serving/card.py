@@ -16,7 +16,7 @@ from tasks.tracking import plain_markdown
 
 INTENDED_USE = (
     "For research on the robustness of classifiers. Not for diagnosis: the model was never compared with a "
-    "radiologist, and it is not valid for images that differ from its training images."
+    "radiologist, and its predictions are not valid for images that differ from its training images."
 )
 
 

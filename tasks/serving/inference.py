@@ -24,7 +24,7 @@ def predict(target: nn.Module, images: np.ndarray, seed: int | None = None) -> t
     The score is the prediction change: the L1 distance between the probabilities of the image and of the purified image
     (:func:`tasks.analysis.detectors.prediction_change`).
 
-    A random target predicts one image at a time and starts its generator anew for each of them. So the result of an
+    A random target predicts one image at a time, and its generator is restarted for each image. So the result of an
     image does not depend on the other images. A server gives no seed: an attacker who knew it could compute the draws
     in advance, and then the target would not be random.
 

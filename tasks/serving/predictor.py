@@ -40,7 +40,7 @@ class Prediction:
     detector_score: float | None
     """Higher for adversarial images; None if the target has no detector."""
     warnings: list[str]
-    """Reasons to distrust the prediction."""
+    """Reasons why the prediction may be wrong."""
 
 
 def check_number(n_images: int) -> None:

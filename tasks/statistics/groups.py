@@ -1,6 +1,6 @@
 """Groups of images, the unit of independence of every interval and test, and their smallest number for a statement.
 
-Images of one group (one patient) are similar. Intervals that take them as independent are too narrow: in simulations a
+Images of one group (one patient) are similar. Intervals that treat them as independent are too narrow: in simulations a
 95 % Wilson interval of the accuracy covers the true value in 30 to 60 % of the cases (docs/evidence/statistics.md).
 """
 
@@ -20,10 +20,10 @@ With fewer, a few large groups decide the result, and the coverage of 95 % inter
 (docs/evidence/statistics.md, few large groups).
 """
 MIN_GROUPS_OF_TEST = 6
-"""Groups below which a paired comparison has no test: a sign-flip test of n groups has a p-value of at least 2 / 2^n,
+"""Minimum number of groups of a paired comparison: the p-value of a sign-flip test of n groups is at least 2 / 2^n,
 which is not below 0.05 for five groups."""
 MIN_SEEDS = 10
-"""Seeds below which a comparison over seeds has no test: fewer hardly show how much the result varies over seeds."""
+"""Minimum number of seeds of a comparison over seeds: with fewer, the variation over seeds is hardly known."""
 
 MAX_BLOCKS = 250
 """Blocks of groups that the jackknife leaves out in turn. More groups share blocks, which limits memory and time."""

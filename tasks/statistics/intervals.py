@@ -85,7 +85,7 @@ def jackknife_interval(
     - The variance is the sum of the squared changes, called CR3 for a mean (Bell and McCaffrey 2002, Survey Methodology
       28, 169-181).
     - Quantiles are of Student's t, with Satterthwaite's degrees of freedom estimated from the changes (Lipsitz, Ibrahim
-      and Parzen 1999, JRSS D 48, 495-506). So a few groups that decide the result widen the interval.
+      and Parzen 1999, JRSS D 48, 495-506). So the interval is wider if a few groups decide the result.
     - A statistic with two finite bounds gets an interval on the logit scale, one that is positive on the log scale.
       So an interval stays within the bounds, and it is asymmetric near them.
     - On the logit scale the centre moves towards the middle of the range, as if one effective success and one effective

@@ -90,7 +90,7 @@ def paired_intervals(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray) -
         sizes: images of each group, ``(K, G)``.
     """
     parts = np.stack([gains, losses])
-    # without the rule for few groups with a success: applied to gains and to losses, it would be too cautious
+    # without the rule for few groups with a success: for both gains and losses, the interval would be too wide
     bounds = np.stack([rate_intervals(part, sizes, 0) for part in parts])
     deviations = np.stack([rate_deviations(part, sizes) for part in parts])
     rates = parts.sum(axis=2) / sizes.sum(axis=1)

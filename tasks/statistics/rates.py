@@ -6,7 +6,7 @@ from tasks.statistics.groups import effective_groups, group_sums, rate_deviation
 from tasks.statistics.intervals import RATE, Estimate, clopper_pearson_upper, jackknife_interval, wilson
 
 MIN_EFFECTIVE_FAILURES = 2.0
-"""Effective groups with a failure below which the similarity of the failures of a group is taken as unknown."""
+"""With fewer effective groups with a failure, the similarity of the failures of a group counts as unknown."""
 
 
 def rate_estimate(successes: np.ndarray, groups: np.ndarray, trials: np.ndarray | None = None) -> Estimate:

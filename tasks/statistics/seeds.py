@@ -25,9 +25,9 @@ def compare_over_seeds(differences: np.ndarray, groups: np.ndarray) -> SeedCompa
     """Compare two methods that ran with the same seeds and were tested on the same images.
 
     The variance over groups and seeds is the sum of two parts: that of the mean when one group is left out (the
-    jackknife), and that of the S means over the seeds, divided by S. The sum counts the variation that belongs to a
-    group and a seed together twice, so it is cautious (Owen 2007, Annals of Applied Statistics 1, 386-411). Quantiles
-    are of Student's t with Satterthwaite's degrees of freedom.
+    jackknife), and that of the S means over the seeds, divided by S. The sum counts the interaction of group and seed
+    twice, so the interval is rather too wide than too narrow (Owen 2007, Annals of Applied Statistics 1, 386-411).
+    Quantiles are of Student's t with Satterthwaite's degrees of freedom.
 
     Args:
         differences: first minus second method, for each seed and image, in [-1, 1], ``(S, N)``.

@@ -228,7 +228,7 @@ def foreign() -> Iterator[Mutant]:
     yield Mutant("32 bits.tif", saved(pixels.astype(np.int32), "TIFF"), reason="mode int32 has no fixed range")
     for suffix in ("gif", "webp", "txt", "npy"):
         yield Mutant(f"by its name.{suffix}", saved(image, "PNG"), reason="by its name; move it away")
-    out, nowhere = "symbolic link out of the folder", "symbolic link that leads nowhere"
+    out, nowhere = "symbolic link out of the folder", "symbolic link whose target does not exist"
     yield Mutant("out.png", reason=out, put=lambda path: path.symlink_to("/etc/hostname"))
     yield Mutant("out by steps.png", reason=out, put=lambda path: path.symlink_to("../../../secret.png"))
     yield Mutant("to a folder", reason="symbolic link to a folder", put=lambda path: path.symlink_to(path.parent))

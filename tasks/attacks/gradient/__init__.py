@@ -1,1 +1,1 @@
-"""Balls, loss gradients, FGSM and PGD: what attacks and adversarial training share."""
+"""Balls, loss gradients, FGSM and PGD, for attacks and for adversarial training."""

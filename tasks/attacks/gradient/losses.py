@@ -49,8 +49,8 @@ def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def misclassified(model: nn.Module, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
     """Return which images are misclassified, bool ``(N,)``.
 
-    An image of a random target is misclassified if its averaged logits are wrong, and then more than half of
-    ``N_SELECTION_SAMPLES`` further predictions of the target: its expected accuracy is below 0.5.
+    An image of a random target is misclassified if its averaged logits predict a wrong class and more than half of
+    ``N_SELECTION_SAMPLES`` further predictions of the target are wrong.
 
     Args:
         model: takes images, returns logits ``(N, K)``; a random target with averaged predictions.

@@ -1,7 +1,7 @@
 """Reading image files with the values that they store.
 
-One module for each library: Pillow (PNG, JPEG, BMP), tifffile (TIFF), pydicom (DICOM), nibabel (NIfTI). The content of
-a file decides, not its name; only NIfTI files are recognized by their suffix.
+One module for each library: Pillow (PNG, JPEG, BMP), tifffile (TIFF), pydicom (DICOM), nibabel (NIfTI). The format is
+detected from the content of the file, not from its name; only NIfTI files are detected by their suffix.
 
 A file with several images has an image name for each: ``scan.nii.gz#12`` is number 12 of the file ``scan.nii.gz``.
 """

@@ -102,8 +102,8 @@ def check_bmp(image: Image.Image, file: BinaryIO, n_bytes: int) -> None:
 def check_jpeg(content: bytes) -> None:
     """Check that a JPEG has all scans that its header declares, and that no scan ends early.
 
-    Decoders fill the rest of a scan that ends early with grey, or leave it blurred. To detect this, the file is decoded
-    a second time with :data:`FILLER` at the end of every scan. The pixels differ if a scan ends early.
+    If a scan ends early, decoders fill the rest with grey, or leave it blurred. To detect this, the file is decoded a
+    second time with :data:`FILLER` at the end of every scan. The pixels differ if a scan ends early.
 
     Raises:
         IncompleteImageError: a scan is missing, or ends early; or there are more than MAX_SCANS scans.

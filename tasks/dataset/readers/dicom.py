@@ -219,7 +219,7 @@ def _n_frames(dataset: "Dataset", path: Path) -> int:
             warnings.simplefilter("ignore")
             return max(int(dataset.get("NumberOfFrames") or 1), 1)
     except (TypeError, ValueError):
-        # the value itself may identify a patient in a file that is this damaged
+        # not with the value: in a damaged file it may identify a patient
         raise ImageError(f"{path}: the number of frames of the DICOM file is no whole number. {ADVICE}") from None
 
 
