@@ -216,6 +216,6 @@ def test_columns_are_filled_from_the_named_dicom_tags_alone(
 
 def test_a_tag_that_fills_no_column_is_refused(params_with: Any) -> None:
     with pytest.raises(
-        ParamsError, match=r"acquire\.table: dicom_tags fills the columns \['sex'\], which nothing uses"
+        ParamsError, match=r"acquire\.table: dicom_tags fills the columns \['sex'\], which are not used"
     ):
         params_with({"acquire.table.dicom_tags": {"sex": "PatientSex"}})

@@ -48,7 +48,7 @@ class PseudoLabelOracle(Section):
     kind: Literal["pseudo_label"]
     """Type of the oracle."""
     confidence_threshold: Annotated[float, Field(gt=0, lt=1)]
-    """Smallest largest softmax probability at which the prediction becomes the label."""
+    """Minimum confidence (largest softmax probability) at which the prediction becomes the label."""
 
 
 Oracle = Annotated[GroundTruth | NoisyOracle | PseudoLabelOracle, Field(discriminator="kind")]
@@ -58,8 +58,8 @@ class InitialSet(Section):
     """The labelled images before the first query."""
 
     strategy: Literal["stratified", "grouped"]
-    """``grouped`` draws whole groups, in turn of the class that lacks most; ``stratified`` draws single images in the
-    proportions of the classes."""
+    """``grouped`` draws whole groups, the next one from the class that lacks most of its share; ``stratified`` draws
+    single images in the proportions of the classes."""
     fraction: Fraction
     """Fraction of the training images."""
 
@@ -84,8 +84,8 @@ class ActiveLearning(Section):
     training: Training
     """Training on the initial set, and in every cycle without a warm start."""
     reference_training: Training
-    """Training of the reference on the labels of all training images. Validation images stop it; ``epochs`` is the
-    maximum, which should not be reached."""
+    """Training of the reference on the labels of all training images. It stops when the accuracy on validation images
+    stops rising; ``epochs`` is the maximum, which should not be reached."""
     warm_start_epochs: CountOrOff
     """Epochs of each later cycle, which starts from the weights before; 0: every cycle starts from random weights."""
     dropout: Annotated[float, Field(ge=0, lt=1)]

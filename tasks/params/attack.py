@@ -15,7 +15,7 @@ class ArtAttack(WithArguments):
 
 
 class PluginAttack(WithArguments):
-    """An attack of your own; further keys are arguments of its function. See ``docs/how-to/own-defence.md``."""
+    """Your own attack; further keys are arguments of its function. See ``docs/how-to/own-defence.md``."""
 
     plugin: DottedPath
     """``package.module:function`` of a Python file in ``plugins/`` or of an installed package."""
@@ -25,8 +25,8 @@ class Attack(Section):
     """Attacks on the test images."""
 
     fixed_sensitivity: Annotated[float, Field(gt=0, lt=1)]
-    """Fraction of the positive validation images that are predicted positive at the operating point
-    ``fixed_sensitivity``, at which the targets are compared; for two classes."""
+    """With two classes, the sensitivity on validation images at the operating point ``fixed_sensitivity``, at which the
+    targets are compared."""
     norm: Literal["linf", "l2"]
     """Norm of the ball around an image."""
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
@@ -36,21 +36,21 @@ class Attack(Section):
     """Attacks at every eps of the grid, for the curves of accuracy against eps: ``fgsm``, ``pgd``;
     ``pgd_8_bit``, in steps of whole grey levels, whose images have 8 bits (linf; unchanged below eps 1); and rows
     ``{art: ClassName, ...arguments}`` for any evasion attack of ART that accepts a PyTorch classifier, and
-    ``{plugin: package.module:function, ...arguments}`` for an attack of your own."""
+    ``{plugin: package.module:function, ...arguments}`` for your own attack."""
     max_art_reference_images: CountOrOff
     """Attacked images, stratified by class, on which ART's own FGSM and PGD are compared with ours; 0: all."""
     pgd: Pgd
     effort: Literal["quick", "standard", "exhaustive"]
-    """Effort of the white-box suite and of the black-box attacks; a higher effort includes what a lower one found.
+    """Effort of the white-box suite and of the black-box attacks; a higher effort includes the results of a lower one.
     Published results need ``standard``. See ``docs/reference/checks.md`` and :mod:`tasks.attacks.effort`."""
     max_black_box_images: CountOrOff
-    """Attacked images, stratified by class, on which black-box attacks run without the white-box results, for their
-    power; 0: all."""
+    """Attacked images, stratified by class, on which black-box attacks run without the white-box results, to measure
+    their power; 0: all."""
     max_images: CountOrOff
     """Number of attacked test images, stratified by class; 0: all."""
     max_validation_images: CountOrOff
-    """Validation images, stratified by class, that the sweep attacks; 0: all. Any choice among targets uses their
-    accuracy, so that test images stay unused until then."""
+    """Validation images, stratified by class, that the sweep attacks; 0: all. A choice among targets uses their
+    accuracy instead of that of test images."""
     batch_size: Count
     """Images of one forward pass."""
     saved_eps: tuple[float, ...]

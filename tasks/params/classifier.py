@@ -25,8 +25,8 @@ class ClassifierInput(Section):
     """The images that the user's classifier expects."""
 
     channels: Literal[1, 3] = 1
-    """Channels. Grey images are repeated for a classifier of colour images; colour images become luma for a classifier
-    of grey images."""
+    """Channels. For a classifier of colour images, grey images are repeated. For a classifier of grey images, colour
+    images become luma."""
     size: tuple[Count, Count] | None = None
     """Height and width in pixels; null: those of the prepared images. Images of another size are resized, bilinear with
     antialiasing."""
@@ -102,7 +102,7 @@ class Classifier(Section):
     address: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """Address that answers ``{"instances": [...]}`` with ``{"predictions": [...]}``."""
     trust: bool = False
-    """Load a format that can run code on loading: you trust the author of the file with this machine."""
+    """Load a format that can run code when it is loaded. Set it only if you trust the author of the file."""
     input: ClassifierInput = Field(default_factory=ClassifierInput)
     output: ClassifierOutput = Field(default_factory=ClassifierOutput)
     reference_outputs: str | None = None
@@ -112,7 +112,7 @@ class Classifier(Section):
     """Clean accuracy of the original classifier on the test images. The import stops if the accuracy differs
     significantly."""
     head_layer: str | None = None
-    """Name of the layer whose input are the features; null: the last linear or convolutional layer that runs."""
+    """Name of the layer whose input is used as features; null: the last linear or convolutional layer that runs."""
     feature_map_layer: str | None = None
     """Name of the layer for Grad-CAM; null: the last one with a feature map larger than 1 x 1."""
 
@@ -128,11 +128,11 @@ class Classifier(Section):
             raise ValueError(f"{missing[0]} is missing. source {self.source} needs {' and '.join(needed)}")
         if "trust" in needed and not self.trust:
             raise ValueError(
-                f"trust must be true for source {self.source}: a file of this format can run code on loading. Set it "
-                "if you trust the author of the file with this machine"
+                f"trust must be true for source {self.source}: a file of this format can run code when it is loaded. "
+                "Set it only if you trust the author of the file"
             )
         if unused := sorted(given - set(needed) - set(ALLOWED.get(self.source, ()))):
             raise ValueError(f"{unused[0]} has no meaning for source {self.source}. Remove it")
         if self.output.kind == "labels" and self.source not in ("http", "maite"):
-            raise ValueError("output.kind labels is for classifiers that are only queried: source http or maite")
+            raise ValueError("output.kind labels is only for classifiers without gradients: source http or maite")
         return self

@@ -80,7 +80,7 @@ class RetrainedAutoencoder(AttackedAutoencoder):
 
 
 class FeatureGuidedAutoencoder(AttackedAutoencoder):
-    """As ``retrained_autoencoder``, with a loss on the classifier's features or logits instead of pixels."""
+    """Like ``retrained_autoencoder``, but with a loss on the classifier's features or logits instead of pixels."""
 
     kind: Literal["feature_guided_autoencoder"]
     """Type of the defence."""
@@ -114,7 +114,7 @@ class Certification(Section):
     """Certified radii: no perturbation within them changes the prediction, with a given probability."""
 
     n_samples: Annotated[int, Field(ge=100, le=10_000)]
-    """Noisy copies of each image that its radius is computed from; ART draws all at once (200 kB each at 224 x 224)."""
+    """Noisy copies from which the radius of an image is computed; ART draws all at once (200 kB each at 224 x 224)."""
     alpha: Annotated[float, Field(gt=0, le=0.05)]
     """Probability, for each image, that its certified radius is too large."""
     max_images: CountOrOff
@@ -134,7 +134,7 @@ class RandomizedSmoothing(Section):
     training: Training
     n_eot_samples: Annotated[int, Field(ge=2)]
     """Noisy copies whose predicted probabilities are averaged in one prediction. Attacks average at least 20 copies
-    (EOT), whatever this number is."""
+    (EOT), even if this number is smaller."""
     certification: Certification
 
 
@@ -242,7 +242,7 @@ class Preprocessing(Section):
     """Network that receives the processed image."""
     n_eot_samples: Count
     """Draws whose predicted probabilities are averaged in one prediction if a transform is random. Attacks average at
-    least 20 draws (EOT), whatever this number is. 1 if no transform is random."""
+    least 20 draws (EOT), even if this number is smaller. 1 if no transform is random."""
 
     @model_validator(mode="after")
     def _several_samples_only_if_random(self) -> Self:
@@ -253,7 +253,7 @@ class Preprocessing(Section):
 
 
 class PluginDefence(WithArguments):
-    """A defence of your own, from a Python file in ``plugins/`` or an installed package.
+    """Your own defence, from a Python file in ``plugins/`` or an installed package.
 
     Further keys are arguments of its function. See ``docs/how-to/own-defence.md``.
     """

@@ -67,7 +67,7 @@ class Table(Section):
     patient: str
     """Column of the patient ids, which are hashed before they are written; empty: there are none."""
     split: str
-    """Column with ``train``, ``validation`` or ``test``, which is kept exactly; empty: the split is drawn."""
+    """Column with ``train``, ``validation`` or ``test``, which gives the split; empty: the split is drawn."""
     subgroups: tuple[Text, ...]
     """Columns whose values divide the images into subgroups, such as sex, age band, scanner or site."""
     dicom_tags: dict[Text, Keyword]
@@ -82,13 +82,13 @@ class Table(Section):
             raise ValueError(f"the columns {columns} of table must differ")
         if unused := [column for column in self.dicom_tags if column not in columns]:
             raise ValueError(
-                f"dicom_tags fills the columns {unused}, which nothing uses. Name them in patient, split or subgroups"
+                f"dicom_tags fills the columns {unused}, which are not used. Name them in patient, split or subgroups"
             )
         return self
 
 
 class OwnExpectation(Section):
-    """An expectation of your own about the data set."""
+    """Your own expectation about the data set."""
 
     name: Annotated[str, Field(pattern=r"^[a-z]\w*$")]
     """Name in ``validation.json``, in the report and in messages."""
@@ -113,8 +113,8 @@ class Intensity(Section):
     ``percentiles``: the range between two percentiles of the training images. ``file_window``: the window or table
     (VOI LUT) of each DICOM file."""
     bits: Annotated[int, Field(ge=0, le=16)]
-    """Significant bits for ``full_range``, if the files do not tell: 12 for a 12-bit scan in a 16-bit file; 0: as the
-    files say."""
+    """Significant bits for ``full_range``, if the files do not declare them: 12 for a 12-bit scan in a 16-bit file; 0:
+    as the files declare."""
     window: tuple[float, float]
     """Centre and width for ``window``, in ``unit``."""
     percentiles: tuple[float, float]
@@ -168,7 +168,7 @@ class Acquire(Section):
                 raise ValueError(f"{name!r} is not a valid folder name")
             if name.startswith(("=", "+", "-", "@")):
                 # the tables of all steps contain the names of classes
-                raise ValueError(f"{name!r} begins with =, +, - or @, which spreadsheet programs take for a formula")
+                raise ValueError(f"{name!r} begins with =, +, - or @, which spreadsheet programs read as a formula")
         return classes
 
     @field_validator("folder")
@@ -206,7 +206,7 @@ class Validate(Section):
     same_group_correlation: Fraction
     """The same correlation at and above which two consecutive images are put into one inferred group."""
     expectations: tuple[OwnExpectation, ...]
-    """Expectations of your own beside those that always run."""
+    """Your own expectations, in addition to those that always run."""
 
     @model_validator(mode="after")
     def _sides_ordered(self) -> Self:
@@ -255,8 +255,8 @@ class Prepare(Section):
     """Height and width in pixels, from 32 to 1024: one number for square images, or ``[height, width]``."""
     resize: Resize
     """``stretch`` changes the aspect ratio of an image to that of ``image_size``. ``pad`` keeps it, and fills the rest
-    at both sides with 0 (black; the lowest value of the intensity range). ``crop`` keeps it, and cuts what exceeds
-    ``image_size`` from both sides."""
+    at both sides with 0 (black; the lowest value of the intensity range). ``crop`` keeps it, and removes all pixels
+    beyond ``image_size`` from both sides."""
     crop_ratio: Annotated[float, Field(ge=1, le=4, allow_inf_nan=False)]
     """Size from which ``crop`` cuts, divided by ``image_size``. 1 cuts from the smallest image that covers it;
     torchvision's usual 256 for 224 is 1.142857."""

@@ -82,8 +82,8 @@ class Params(Section):
     train_classifier: TrainClassifier
     train_surrogates: tuple[Surrogate, ...]
     """Classifiers that are trained independently of ``train_classifier``, each with its own seed: initial weights,
-    order of the images and augmentation differ. Attacks on them are transferred to every target. At least two with
-    different architectures are recommended; an empty list: no such attacks."""
+    order of the images and augmentation differ. Attacks on them are transferred to every target. Use at least two with
+    different architectures; an empty list: no such attacks."""
     train_autoencoder: TrainAutoencoder
     selected_defences: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the ``defences`` that are trained, attacked and analysed."""

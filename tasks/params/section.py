@@ -18,8 +18,8 @@ Precision = Literal["float32", "bfloat16"]
 """Floating-point type of the matrix products of networks."""
 
 FRACTION_OF_RANGE = 0.1
-"""A largest eps below this value is taken for a fraction of the value range: a tenth of a grey level does not survive
-rounding to 8 bits."""
+"""A largest eps below this value is refused as a fraction of the value range: rounding to 8 bits removes a tenth of a
+grey level."""
 
 
 def check_unit(eps: float) -> None:
