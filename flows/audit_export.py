@@ -1,4 +1,4 @@
-"""Export of the adversarial examples of an audit, so that others can check them with their own tools."""
+"""Export of the adversarial examples of an audit, for checks by other tools."""
 
 import csv
 from pathlib import Path

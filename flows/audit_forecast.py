@@ -1,4 +1,4 @@
-"""A forecast of the time of an audit: its parts, and their costs as far as they are known before it runs."""
+"""A forecast of the time of an audit: its parts, and their known costs."""
 
 import time
 from collections.abc import Callable

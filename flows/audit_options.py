@@ -44,18 +44,16 @@ def command_line(description: str | None = None) -> argparse.ArgumentParser:
     own.add_argument("--table", help="CSV or Parquet file in the folder of the images")
     own.add_argument("--classes", nargs="+", help="classes in the order of the outputs (default: alphabetical)")
     own.add_argument("--positive-class", help="class of precision and recall (default: the last one)")
-    own.add_argument(
-        "--params", default="params.yaml", help="parameter file of all other values (default: %(default)s)"
-    )
-    own.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another parameter; repeatable")
+    own.add_argument("--params", default="params.yaml", help="file with the other parameters (default: %(default)s)")
+    own.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; repeatable")
     own.add_argument(
         "--name", type=name_of_audit, default="classifier", help="folder below audits (default: %(default)s)"
     )
-    own.add_argument("--plan", action="store_true", help="print the forecast of the time, and end")
-    results = parser.add_argument_group("results, for continuous integration; exit code 3 if one is missed")
-    results.add_argument("--min-clean-accuracy", type=share, metavar="SHARE", help="0 to 1")
-    results.add_argument("--min-robust-accuracy", type=share, metavar="SHARE", help="0 to 1, at analyze.eps")
-    results.add_argument("--no-failed-checks", action="store_true", help="a failed check counts as missed, too")
+    own.add_argument("--plan", action="store_true", help="print the forecast of the time; run nothing")
+    results = parser.add_argument_group("results, for continuous integration; exit code 3 if a threshold is not met")
+    results.add_argument("--min-clean-accuracy", type=share, metavar="SHARE", help="threshold, 0 to 1")
+    results.add_argument("--min-robust-accuracy", type=share, metavar="SHARE", help="the same, in the worst case")
+    results.add_argument("--no-failed-checks", action="store_true", help="fail also if a check fails")
     results.add_argument("--export", metavar="FOLDER", help="write the adversarial examples to a folder")
     return parser
 

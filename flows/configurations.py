@@ -2,7 +2,7 @@
 
 ``python -m flows.configurations`` writes to ``data/configurations.csv``.
 An experiment in a temporary folder (``dvc exp run --queue``, ``--temp`` and the flow ``seeds``) has the list in its own
-commit. If one of several such experiments is chosen, the others were compared, too.
+commit. If one of several such experiments is chosen, the rows of all of them belong in the list.
 """
 
 import argparse

@@ -71,12 +71,12 @@ def promote(
     margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN,
     back: bool = False,
 ) -> str:
-    """Make the candidate champion, if its clean and its adaptive accuracy are not inferior.
+    """Make the candidate champion, if its clean and its worst-case accuracy are not inferior.
 
     Args:
         name: name of the registered model.
         margin: largest acceptable loss of balanced accuracy, as a fraction.
-        back: compare nothing, and return to the champion before the present one.
+        back: compare nothing, and return to the previous champion.
 
     Returns:
         The outcome in a few sentences.
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument(
         "--margin", default=MARGIN, type=float, help="largest acceptable loss of accuracy (default: %(default)s)"
     )
-    parser.add_argument("--back", action="store_true", help="return to the champion before the present one")
+    parser.add_argument("--back", action="store_true", help="return to the previous champion")
     print(run_flow(promote, **vars(parser.parse_args())))
 
 

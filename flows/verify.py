@@ -1,7 +1,7 @@
 """Find silent corruption of outputs and of DVC's cache: ``python -m flows.verify``.
 
 DVC detects a change of a file by its time, size and inode, and it does not hash what it restores from its cache. So a
-byte that changes on the disk stays unnoticed. This command hashes everything.
+byte that changes on the disk is not detected. This command hashes everything.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from flows.dvc_pipeline import DvcPipeline, relative
 
 FOUND = 3
-"""Exit status if files do not hold the recorded bytes; ``make repro`` goes on then, and stops at any other error."""
+"""Exit status if files do not hold the recorded bytes; ``make repro`` continues after it, and stops at other errors."""
 
 
 def verify(pipeline: DvcPipeline) -> list[str]:
@@ -30,7 +30,7 @@ def verify(pipeline: DvcPipeline) -> list[str]:
 
 
 def main() -> None:
-    """Hash all outputs and DVC's cache. The next run restores or repeats what does not hold the recorded bytes."""
+    """Hash all outputs and DVC's cache. The next run restores or repeats the outputs with other bytes than recorded."""
     parser = argparse.ArgumentParser(prog="python -m flows.verify", description=main.__doc__)
     parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)

@@ -9,7 +9,7 @@ from tasks.tracking import Tracker
 def attack(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Attack the undefended classifier end to end, and record its prediction for each adversarial example.
 
-    The perturbations are saved as well: they are transferred to the defences, and the analyses read them.
+    The perturbations are saved, too: they are transferred to the defences, and the analyses read them.
     """
     tracker.dataset(workspace.prepare, "prepared", "attack")
     run = AttackRun.load(workspace, params, UNDEFENDED)

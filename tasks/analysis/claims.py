@@ -1,13 +1,14 @@
-"""Claims of the study, and their outcome for our records.
+"""Claims of the study, and their results on the records of this run.
 
-Every claim has a measured value with its 95 % interval by group, and a bound. Its result is the side of the bound on
-which the value is, if that is significant after Holm's correction over all claims at the reported eps. The results at
+Every claim has a measured value with its 95 % interval by group, and a bound. A claim has a result if its value is
+significantly on one side of the bound, after Holm's correction over all claims at the reported eps. The results at
 other eps are descriptive: they are not corrected.
 
-An accuracy under attack is an upper bound, since a stronger attack may exist. So that a defence does not help can hold,
-and that it helps can only be "not broken by these attacks". Claims about defences use the worst case of each image at
-the same operating point for all targets. That a defence does not help compares two upper bounds. It can be said only if
-the attack on the target that it is compared with has converged, otherwise that accuracy may be too high.
+An accuracy under attack is an upper bound, since a stronger attack may exist. So the claim that a defence does not help
+can hold, but the claim that it helps can only be "not broken by these attacks". Claims about defences use the worst
+case of each image at the same operating point for all targets. The claim that a defence does not help compares two
+upper bounds. It needs an attack on the other target that has converged; otherwise the accuracy of that target may be
+too high.
 """
 
 import math
@@ -33,7 +34,7 @@ from tasks.statistics.multiplicity import holm
 ALPHA = 0.05
 """Significance level of the family of all claims at the reported eps."""
 BOUND_SHIFTS = (-0.1, -0.05, 0.05, 0.1)
-"""Changes of the bound at which each claim is judged again."""
+"""Changes of the bound with which each claim is judged again."""
 
 RETRAINING_NOT_TESTED = Claim(
     key="retraining",
@@ -147,8 +148,8 @@ def analysed_attack(records: pd.DataFrame) -> str:
 def at_comparison_point(worst: pd.DataFrame) -> pd.DataFrame:
     """Rows of the worst cases at the operating point at which targets are compared.
 
-    This is ``fixed_sensitivity`` with two classes, otherwise ``recalibrated``; ``as_trained`` where validation images
-    allow no other.
+    This is ``fixed_sensitivity`` with two classes, otherwise ``recalibrated``; ``as_trained`` if the validation images
+    allow no other operating point.
     """
     points = worst.groupby("operating_point")["target"].nunique()
     complete = points.index[points == worst["target"].nunique()]
@@ -173,7 +174,7 @@ def result_of(claim: Claim, bound: float | None, p_value: float | None = None) -
     if claim.low is None or claim.high is None:
         return "too few groups"
     if claim.low == claim.high:
-        # an interval without width measures nothing
+        # an interval of width 0 gives no conclusion
         return "undefined"
     is_significant = claim.low >= bound or claim.high < bound
     if not is_significant or (p_value is not None and not p_value <= ALPHA):

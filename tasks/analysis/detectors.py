@@ -86,7 +86,7 @@ class LargestExcess:
     """Largest excess of several detectors, on the scale of each (:meth:`Scale.excess`).
 
     A threshold on it raises or lowers the thresholds of all detectors together: an image is flagged if one detector
-    flags it. So one false-positive rate holds for all of them together.
+    flags it. So one false-positive rate applies to all detectors together.
 
     Args:
         detectors: by name.

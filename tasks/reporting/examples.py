@@ -57,7 +57,7 @@ class AttackExamples:
 
 
 def split_into_figures(groups: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Return the columns of each figure; a group stays in one figure, a figure has at most ``MAX_COLUMNS`` columns."""
+    """Return the columns of each figure: at most ``MAX_COLUMNS`` columns, with all columns of a group."""
     parts: list[list[int]] = [[]]
     for group in groups:
         if len(parts[-1]) + len(group) > MAX_COLUMNS:

@@ -1,7 +1,7 @@
 """Line figures and confusion matrices: each function draws one and returns a matplotlib ``Figure``.
 
 No function uses the state of pyplot. :func:`png` and :func:`svg` return the same bytes for the same figure. Lines
-differ in colour, marker and dash, so a grey print is readable. Class names are drawn as plain text, never as TeX.
+differ in colour, marker and dash, so they can be distinguished in a grey print. Class names are plain text, never TeX.
 """
 
 import io
@@ -38,7 +38,7 @@ STYLE: dict[Any, Any] = {
     "legend.columnspacing": 1.2,
     "text.parse_math": False,
     "axes.unicode_minus": True,
-    # text stays text: small, sharp, searchable; ids depend on the drawing only
+    # text stays text, which is small, sharp and searchable; ids depend only on the drawing
     "svg.fonttype": "none",
     "svg.hashsalt": "ct-robustness",
 }

@@ -62,7 +62,7 @@ class Headline:
     worst_case: pd.DataFrame
     """Rows of ``worst_case.csv`` of the threat model ``adaptive``, of all operating points."""
     comparisons: dict[str, DefenceComparison]
-    """Comparison of each defence with the undefended classifier, at the operating point and eps."""
+    """Comparison of each defence with the undefended classifier, at this operating point and eps."""
     best: str | None
     """Chosen defence: the highest balanced accuracy on validation images under the sweep; None without defences."""
     n_configurations: int

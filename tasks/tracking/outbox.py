@@ -55,7 +55,7 @@ class Journal:
         Args:
             run: key of the run.
             opening: arguments of :meth:`tasks.tracking.store.Store.open` beside the key.
-            run_exists: whether the run exists in the store.
+            run_exists: True if the run exists in the store.
         """
         # sorted by time, so that the run of a report is sent after the runs that it links to
         self.folder = outbox() / f"{opening['start_time']}-{opening['name']}-{run[:8]}"

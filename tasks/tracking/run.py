@@ -228,7 +228,7 @@ def open_run(
             try:
                 tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             except Exception as untracked:
-                # the error of the step matters more
+                # the error of the step is more important
                 log.error("The tracking run of %s was not ended: %s", step, reason(untracked))
             raise
         tracker.close("FINISHED")

@@ -1,4 +1,4 @@
-"""Sections of the report in the order of the page: each function returns values and figures for one template."""
+"""Sections of the report in the order of the page: each module returns values and figures for one template."""
 
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results

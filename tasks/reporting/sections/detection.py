@@ -117,7 +117,7 @@ def rates_by_attack(table: pd.DataFrame, point: Point) -> Table:
         of_detector = rows[rows["detector"] == detector].set_index("attack")
         cells = []
         for attack in attacks:
-            # the joint attack is the adaptive attack on the combination of all detectors
+            # the joint attack is the adaptive attack on all detectors combined
             is_combination = detector == ALL_DETECTORS and attack == DETECTOR_EVASION
             name = JOINT_DETECTOR_EVASION if is_combination else attack
             row = of_detector.loc[name] if name in of_detector.index else None

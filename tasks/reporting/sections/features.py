@@ -82,7 +82,7 @@ def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[st
     found = []
     for space, rows in aurocs.groupby("feature_space", sort=False):
         best = rows.sort_values("value", kind="stable").iloc[-1]
-        # the interval of the verdict allows for the choice of the highest
+        # the interval of the result includes the uncertainty of the choice of the highest
         allowed = best_of([Estimate(*row) for row in rows[["value", "low", "high"]].to_numpy()])
         found.append(
             {
