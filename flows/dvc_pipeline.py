@@ -1,4 +1,4 @@
-"""The pipeline of the current folder as DVC sees it: its steps, their changes, and outputs of earlier runs.
+"""The pipeline of the current folder in DVC: its steps, their changes, and outputs of earlier runs.
 
 A flow runs a step in its own process and then commits the outputs to DVC. DVC has no public call for two parts of this,
 so this module, and no other one, uses internals of DVC: the locks on files that keep ``dvc repro`` away from a running

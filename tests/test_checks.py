@@ -489,7 +489,7 @@ def test_black_box_attacks_that_leave_most_of_the_bare_classifier_have_no_power(
 def test_a_pass_of_black_box_attacks_names_the_eps_at_which_they_have_power() -> None:
     explanation = outcome(SOUND)[DEFENDED, "black_box"].explanation
     # at eps 1, white-box attacks leave 40 % of the bare classifier's images
-    assert explanation.endswith("break it: 0.0 % at eps 4. The pass is about eps 4 alone")
+    assert explanation.endswith("break it: 0.0 % at eps 4. The pass applies to eps 4 only")
 
 
 @pytest.mark.parametrize("key", ["pgd_vs_fgsm", "monotone_in_eps", "adaptive_advantage", "constant", "majority_class"])

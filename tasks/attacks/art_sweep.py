@@ -19,7 +19,7 @@ NORMS: dict[Any, str] = {np.inf: "linf", "inf": "linf", 2: "l2"}
 class EpsilonSweep(EvasionAttack):  # type: ignore[misc]  # ART carries no types
     """Adversarial examples in the smallest ball of a grid that contains one.
 
-    Robust accuracy at every eps of the grid costs about as much as one attack at one eps: see
+    Robust accuracy at every eps of the grid takes about as long as one attack at one eps: see
     :mod:`tasks.attacks.sweep`.
 
     Args:

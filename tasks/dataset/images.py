@@ -30,7 +30,7 @@ DEFAULT = Reading()
 
 
 def reading_of(acquire: Acquire, settings: Prepare) -> Reading:
-    """Return the reading that the parameters ask for. The range of percentiles is not known yet.
+    """Return the reading that the parameters define. The range of percentiles is not known yet.
 
     Args:
         acquire: section ``acquire``.
@@ -52,7 +52,7 @@ def reading_of(acquire: Acquire, settings: Prepare) -> Reading:
 def with_percentiles(
     reading: Reading, intensity: Intensity, paths: Iterable[Path], max_megapixels: float = math.inf
 ) -> Reading:
-    """The same reading, with the range of percentiles of these images if the parameters ask for it.
+    """The same reading, with the range of percentiles of these images if the parameters need it.
 
     Args:
         reading: from :func:`reading_of`.

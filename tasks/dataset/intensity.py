@@ -21,7 +21,7 @@ class IntensityRange:
 
     kind: Literal["full_range", "window", "percentiles", "file_window"] = "full_range"
     bits: int = 0
-    """Significant bits for ``full_range``, if the files do not tell; 0: as the files say."""
+    """Significant bits for ``full_range``, if the files do not declare them; 0: as the files declare."""
     low: float = 0.0
     """Value that becomes 0; of ``window`` and ``percentiles``."""
     high: float = 0.0

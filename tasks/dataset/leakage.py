@@ -207,7 +207,7 @@ def _null_threshold(
 
     Args:
         features: of all images, ``(N, D)``.
-        images: all images of the class, whatever their split: none of them has a relative in another class.
+        images: all images of the class, of every split: none of them has a relative in another class.
         other: training images of the other classes.
         n_own: number of training images of the class.
 

@@ -206,7 +206,7 @@ def _below(folder: Path, name: str) -> Path:
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"acquire.table.file: {name!r} is no file below {str(folder)!r}. The table must lie in the folder of the "
-            "images, so that a change of it is noticed. Move it there, or correct the name."
+            "images, so that DVC detects its changes. Move it there, or correct the name."
         )
     return path
 

@@ -136,11 +136,12 @@ def black_box(of: CheckInputs) -> CheckOutcome:
     left = {eps: by_queries for eps, (_, by_queries) in broken.items()}
     with_power = [eps for eps, accuracy in left.items() if accuracy <= MAX_BLACK_BOX_ACCURACY]
     lists = ", ".join(f"{100 * accuracy:.1f} % at eps {eps:g}" for eps, accuracy in left.items())
-    power = f"black-box attacks leave of the bare classifier's images, where white-box attacks break it: {lists}"
+    power = f"accuracy of the bare classifier under black-box attacks, where white-box attacks break it: {lists}"
     if not with_power:
-        return CheckOutcome("NO POWER", fraction, f"none of {n} images, but {power}. Raise attack.effort for a verdict")
+        explanation = f"none of {n} images, but the attacks have no power: {power}. Raise attack.effort"
+        return CheckOutcome("NO POWER", fraction, explanation)
     where = ", ".join(f"{eps:g}" for eps in with_power)
-    return CheckOutcome("PASS", fraction, f"none of {n} images; {power}. The pass is about eps {where} alone")
+    return CheckOutcome("PASS", fraction, f"none of {n} images; {power}. The pass applies to eps {where} only")
 
 
 def random_noise(of: CheckInputs) -> CheckOutcome:
@@ -181,7 +182,7 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
     stopped, taken_back = of.compare(transfer[eps], bare[eps]), of.compare(transfer[eps], adaptive[eps])
     advantage = taken_back.difference.value
     if np.isnan(stopped.difference.low):
-        return CheckOutcome("NO POWER", advantage, "too few groups for a test of what the defence stops")
+        return CheckOutcome("NO POWER", advantage, "too few groups to test the effect of the defence")
     if not stopped.difference.low > 0:
         return CheckOutcome("PASS", advantage, "the defence stops neither transfer nor adaptive attacks significantly")
     explanation = (

@@ -155,8 +155,8 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
 
     One row for each target and eps: target, eps (in 1/255, of an L2 ball as ``attack.eps`` counts it, containing the
     L-infinity ball of the same eps), n, n_groups, accuracy and balanced_accuracy with their 95 % intervals by group,
-    and largest_eps, the largest radius that the number of noisy copies can certify. Beyond it nothing is known, and the
-    accuracies are NaN.
+    and largest_eps, the largest radius that the number of noisy copies can certify. Above it the accuracies are unknown
+    (NaN).
 
     Args:
         certified: as written by the step attack_defence.

@@ -46,7 +46,7 @@ def validation_table(swept: pd.DataFrame, eps: Sequence[float], classes: Sequenc
 def configuration_rows(
     workspace: Workspace, params: Params, split: pd.DataFrame, validation: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return one row for each target: what identifies its configuration, and its result on validation images.
+    """Return one row for each target: the digest of its configuration, and its result on validation images.
 
     A configuration is everything that determines a target: prepared images, split, seed, the settings of its trainings,
     and the files of an imported classifier or a plug-in.

@@ -122,7 +122,7 @@ def import_classifier(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is refused, or the network does not give what is declared.
+        ValueError: a file is refused, or the network does not agree with its declaration.
     """
     order = output_order(classifier.output, classes, positive_class)
     files, folder = workspace.classifier_files, workspace.root / classifier.folder

@@ -33,7 +33,7 @@ class Queried(nn.Module):
         answer = np.asarray(self._query(images.detach().cpu().numpy()), dtype=np.float32)
         if len(answer) != len(images) or not np.isfinite(answer).all():
             raise ValueError(
-                f"{self._name}: {len(images)} images got the answer {str(answer)[:80]}. One finite row each is needed"
+                f"{self._name}: output for {len(images)} images: {str(answer)[:80]}. One finite row each is allowed"
             )
         return torch.from_numpy(answer).to(images.device)
 

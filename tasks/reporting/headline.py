@@ -121,7 +121,7 @@ class Headline:
 
     @property
     def metrics(self) -> list[str]:
-        """Metrics of the score table: with more than two classes, balanced accuracy stands for the recalls."""
+        """Metrics of the score table: with more than two classes, balanced accuracy replaces the recalls."""
         return ["balanced_accuracy", "accuracy", *(self.recalls if len(self.recalls) == 2 else [])]
 
     @property

@@ -236,7 +236,7 @@ def load_bundle(folder: Path) -> "nn.Module":
 
 
 def digests_of_images(pixels: np.ndarray) -> list[str]:
-    """SHA-256 of the pixels of each prepared image: it identifies an image whatever the name of its file.
+    """SHA-256 of the pixels of each prepared image: it identifies an image, also under another file name.
 
     Args:
         pixels: uint8 ``(N, C, H, W)``.

@@ -95,7 +95,7 @@ class Journal:
 
 
 def sync(moved: bool = False) -> bool:
-    """Send every journal to its experiment in the store, oldest first, and delete what was sent.
+    """Send every journal to its experiment in the store, oldest first, and delete the sent journals.
 
     The run of a killed step ends as killed, at the time of its last call. A journal that cannot be sent stays complete,
     and an error is logged.

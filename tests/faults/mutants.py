@@ -212,7 +212,7 @@ def foreign() -> Iterator[Mutant]:
     pixels = picture(2)
     image, other = Image.fromarray(pixels), Image.fromarray(255 - pixels)
     several = {"save_all": True, "append_images": [other]}
-    frames = "holds several frames; save each as a file of its own"
+    frames = "holds several frames: .* Save each frame as a separate file"
     yield Mutant("animated.png", saved(image, "PNG", **several), reason=frames)
     yield Mutant("pages.tif", saved(image, "TIFF", **several), reason=frames)
     yield Mutant("stereo.jpg", saved(image, "MPO", **several), reason=frames)

@@ -31,7 +31,7 @@ MODALITY, SOP_CLASS, COMMENTS = 0x00080060, 0x00080016, (0x00284000,)
 
 
 def has_dicom_magic(path: Path) -> bool:
-    """Return whether a file is a DICOM file by its content, whatever its name. It must be a regular file."""
+    """Return whether a file is a DICOM file by its content, not by its name. It must be a regular file."""
     with path.open("rb") as file:
         return file.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
 
