@@ -27,8 +27,8 @@ Defaults = Mapping[str, Any]
 HEAD = """# Parameters
 
 All parameters are in `params.yaml`. `dvc exp run -S key=value` and `dvc repro` read the same file.
-Every key is required, unless it may be left out. Unknown keys, wrong types and wrong values stop a command before any
-work begins.
+Every key is required unless its entry says that it may be left out. Unknown keys, wrong types and wrong values stop a
+command before any work begins.
 
 Eps is always in units of 1/255 of the value range. An eps of 8 changes a pixel of an 8-bit image by at most 8 grey
 levels.

@@ -8,7 +8,7 @@ from tasks.tracking import MAX_NOTE_CHARACTERS, Tracker
 def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     """Write ``report.html`` (self-contained), ``report.md``, ``headline.md`` (first sentences) and ``figures/*.png``.
 
-    A second folder, ``data/summary``, has the metrics and plots that DVC compares. It is small and belongs into git.
+    A second folder, ``data/summary``, has the metrics and plots that DVC compares. It is small and is kept in git.
 
     The tracking run of this step represents the whole pipeline: data set, all parameters, headline metrics, Data Docs,
     figures, the report, and links to the runs and models of the other steps.

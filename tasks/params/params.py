@@ -31,7 +31,7 @@ class Compute(Section):
 
 
 class Report(Section):
-    """The report, and the files for people that other steps write."""
+    """The report, and the files with images that other steps write."""
 
     include_images: bool
     """``false`` keeps all images of the data set out of the report, its figures, the example files of other steps,

@@ -120,7 +120,7 @@ def explorer(
         data: prepared data set, for thumbnails and paths.
         spaces: feature space -> its display name.
         first: attack and eps that are shown first.
-        has_thumbnails: with an image of each point.
+        has_thumbnails: add an image of each point.
     """
     rows = np.unique(embeddings["image"].to_numpy(np.int64))
     position = {int(row): position for position, row in enumerate(rows)}

@@ -55,7 +55,7 @@ def html(results: Results, headline: Headline, sections: Sequence[Section], figu
 def markdown(results: Results, headline: Headline, sections: Sequence[Section], limit: int) -> str:
     """Return headline, scores, claims, data and checks as Markdown, below ``limit`` characters.
 
-    The main figures come first. Of a longer text, the last sections are left out, and their titles are named.
+    The main figures come first. If the text is too long, the last sections are left out, and their titles are named.
     """
     values = {section.key: section.values for section in sections}
     targets_of_checks: dict[tuple[str, str], list[str]] = {}

@@ -1,4 +1,4 @@
-"""The small files of the report that belong into git: headline metrics and the tables of ``dvc plots``."""
+"""The small files of the report that are kept in git: headline metrics and the tables of ``dvc plots``."""
 
 import shutil
 
