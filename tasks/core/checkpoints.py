@@ -37,7 +37,7 @@ class Checkpoints:
         folder: where they are kept.
         code: packages or modules that can change the result, as paths below ``tasks/`` (``attacks``,
             ``dataset/prepared.py``).
-        n_parts: number of parts, for the progress messages; 0: they give no number.
+        n_parts: number of parts, for the progress messages; 0: messages without numbers.
         common: ingredients of every checkpoint; JSON can hold them.
     """
 

@@ -1,7 +1,7 @@
 """Every path of a workspace: the folder that holds ``params.yaml`` and ``data/``.
 
-A step owns one folder, ``data/<step>``, and writes nowhere else but to its checkpoints. The step evaluate also adds to
-the list of configurations, and the step report also writes ``data/summary``.
+A step writes only to its own folder, ``data/<step>``, and to its checkpoints. The step evaluate also adds to the list
+of configurations, and the step report also writes ``data/summary``.
 """
 
 from dataclasses import dataclass

@@ -85,7 +85,7 @@ def scale_columns(table: "pd.DataFrame", intensity: Intensity | None) -> dict[st
 
 
 def classes_table(manifest: Manifest, classes: tuple[str, ...]) -> "pd.DataFrame":
-    """Table of all classes: number of images, and how many times as many the largest class has."""
+    """Table of all classes: number of images, and number of images of the largest class divided by it."""
     import pandas as pd
 
     n_images = [int((manifest.table["class"] == name).sum()) for name in classes]

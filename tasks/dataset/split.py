@@ -96,7 +96,7 @@ def draw_folds(strategy: str, labels: np.ndarray, groups: np.ndarray, n_folds: i
         targets = np.tile(np.bincount(labels) / n_folds, (n_folds, 1))
         return _assign_all_groups(labels, groups, targets, seed)
     order = np.random.default_rng(seed).permutation(len(labels))
-    # class by class, dealt round, so that folds and classes in folds differ by one image at most
+    # class by class, to each fold in turn, so that folds and classes in folds differ by one image at most
     order = order[np.argsort(labels[order], kind="stable")]
     folds = np.empty(len(labels), dtype=np.int64)
     folds[order] = np.arange(len(labels)) % n_folds

@@ -25,8 +25,8 @@ def predict(target: nn.Module, images: np.ndarray, seed: int | None = None) -> t
     (:func:`tasks.analysis.detectors.prediction_change`).
 
     A random target predicts one image at a time, and its generator is restarted for each image. So the result of an
-    image does not depend on the other images. A server gives no seed: an attacker who knew it could compute the draws
-    in advance, and then the target would not be random.
+    image does not depend on the other images. A server passes no seed, because an attacker with the seed could compute
+    the draws in advance.
 
     Args:
         target: in evaluation mode, on any device.

@@ -14,7 +14,7 @@ def experiment_name() -> str:
 
 
 def home() -> Path:
-    """The current folder; in a temporary copy of the repository (``dvc exp run --temp``, ``--queue``) the original."""
+    """The current folder; in a temporary copy of it (``dvc exp run --temp``, ``--queue``) the original repository."""
     return next((folder.parent for folder in Path.cwd().parents if folder.name == ".dvc"), Path())
 
 

@@ -21,7 +21,7 @@ RESIZED: dict[Resize, str] = {
     "pad": ", padded with 0 to keep the aspect ratio",
     "crop": ", cropped to keep the aspect ratio",
 }
-"""Words about ``prepare.resize``; none for the default."""
+"""Description of ``prepare.resize``; empty for the default."""
 
 
 def data_section(results: Results, _headline: Headline) -> Section:
