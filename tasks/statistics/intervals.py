@@ -163,7 +163,8 @@ def estimate_over_seeds(values: np.ndarray, test_to_train: float = 0.0) -> dict[
 
     The interval uses Student's t distribution. Runs of cross-validation share training images, so that their variance
     is too small; it is corrected by the method of Nadeau and Bengio (2003, "Inference for the generalization error",
-    Machine Learning 52, 239-281). With one run, all but ``value`` are NaN. Without runs, or if a value is NaN, all are NaN.
+    Machine Learning 52, 239-281). With one run, all but ``value`` are NaN. Without runs, or if a value is NaN, all are
+    NaN.
 
     Args:
         values: result of each run, ``(n,)``.
