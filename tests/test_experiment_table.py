@@ -12,6 +12,8 @@ from tests.conftest import ROOT
 from tests.test_pipeline import TOY, run
 
 MAX_COLUMNS = 30
+MAX_BYTES = 500_000
+"""Limit of the hook check-added-large-files of pre-commit."""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,13 @@ def test_a_clone_without_cache_draws_every_plot_of_two_commits(clone: Path) -> N
     assert [name for name in curves if f'"title": "{name}"' not in page] == []
     assert "0.456" in page
     assert '"rev": "HEAD~1"' in page
+
+
+def test_no_file_in_git_is_large_or_names_an_image(clone: Path, reproduced: Path) -> None:
+    images = {path.name for path in (reproduced / "data" / "acquire" / "images").rglob("*.png")}
+    for file in (clone / "data" / "summary").rglob("*.*"):
+        assert file.stat().st_size < MAX_BYTES
+        assert not [name for name in images if name in file.read_text(encoding="utf-8")]
 
 
 def test_training_curves_are_those_of_the_selected_defences(clone: Path) -> None:
