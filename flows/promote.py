@@ -1,7 +1,7 @@
 """The flow ``promote``: make the candidate champion, if it is shown to be no worse than the champion.
 
 ``python -m flows.promote`` audits both on the same images, compares them, and moves the alias ``champion`` or gives the
-reasons against it. ``python -m flows.promote --back`` returns to the champion before.
+reasons against it. ``python -m flows.promote --back`` returns to the previous champion.
 """
 
 import argparse
@@ -268,7 +268,7 @@ def _text(estimate: Estimate) -> str:
 
 
 def main() -> None:
-    """Make the candidate champion, or return to the champion before."""
+    """Make the candidate champion, or return to the previous champion."""
     parser = argparse.ArgumentParser(prog="python -m flows.promote", description=main.__doc__)
     parser.add_argument("--name", default=EXPERIMENT, help="name of the registered model (default: %(default)s)")
     parser.add_argument(

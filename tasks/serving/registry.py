@@ -47,7 +47,7 @@ class Move:
     version: int
     """The new champion."""
     before: int | None
-    """The champion before."""
+    """The previous champion."""
     why: str
     """Reason of the change."""
 
@@ -191,7 +191,7 @@ def move_champion(model: Registered, why: str) -> Move:
 
 
 def restore_champion(name: str) -> Move:
-    """Return to the champion before the present one.
+    """Return to the previous champion.
 
     Raises:
         ValueError: there is no champion, or there was none before it.
