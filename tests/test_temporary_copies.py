@@ -1,5 +1,6 @@
 """Experiments of DVC in temporary copies of the repository: a data set of the user's own, and the tracking store."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from flows.dvc_pipeline import metrics_of
 from tasks.acquire import acquire
 from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.tracking import Tracker, tracking_uri
 from tasks.tracking.outbox import outbox
 from tests.conftest import ROOT, VALUES
+from tests.test_experiment_table import commit
 from tests.test_pipeline import init_dvc, run, write_params
 
 
@@ -73,3 +76,22 @@ def test_two_queued_experiments_run_at_a_time_with_images_under_dvc_and_are_foun
     (experiment,) = client.search_experiments(filter_string="name = 'ct-robustness'")
     runs = client.search_runs([experiment.experiment_id], "tags.step = 'acquire'")
     assert {run.data.tags["dvc_experiment"] for run in runs} == {"first", "second"}
+
+
+def test_metrics_of_an_experiment_are_read_without_the_results_of_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.json").write_text('{"clean": {"jpeg": 0.5}}')
+    command = "mkdir data/evaluate && cp metrics.json data/evaluate"
+    (tmp_path / "dvc.yaml").write_text(f"stages:\n  evaluate: {{cmd: {command}, outs: [data/evaluate]}}\n")
+    (tmp_path / "data").mkdir()
+    run(tmp_path, "git", "init", "--quiet")
+    init_dvc(tmp_path)
+    run(tmp_path, "dvc", "repro", "--quiet")
+    commit(tmp_path, "an experiment")
+    lock = (tmp_path / "dvc.lock").read_text()
+    (tmp_path / "dvc.lock").write_text(re.sub(r"md5: \w{32}\.dir", f"md5: {'0' * 32}.dir", lock))
+    shutil.rmtree(tmp_path / "data" / "evaluate")
+    commit(tmp_path, "results that are not here")
+    monkeypatch.chdir(tmp_path)
+    assert metrics_of("HEAD~1") == {"clean.jpeg": 0.5}
