@@ -170,6 +170,8 @@ class TestPredictor:
             (np.zeros((SIDE, SIDE + 1)), r"shape \(32, 33\)\. It must be \(32, 32\)"),
             (np.zeros((1, 3, SIDE, SIDE)), "It must be"),
             (np.zeros((0, SIDE, SIDE)), "no images"),
+            (np.zeros(SIDE), rf"shape \({SIDE},\)\. It must be \({SIDE}, {SIDE}\), \(N, {SIDE}, {SIDE}\) or \(N, 1"),
+            (np.zeros((2, 3, SIDE, SIDE)), "It must be"),
             (np.full((SIDE, SIDE), np.nan), "NaN"),
             (np.full((SIDE, SIDE), 200.0), r"are in \[200, 200\]\. Floating point must be in \[0, 1\]"),
             (np.full((SIDE, SIDE), -0.1), "must be in"),

@@ -31,7 +31,7 @@ class Attack(Section):
     """Norm of the ball around an image."""
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
     """Grid of radii in units of 1/255 of the value range, rising. For l2 the radius is
-    eps / 255 * sqrt(number of pixels), so that eps is the root-mean-square change of a pixel."""
+    eps / 255 * sqrt(number of pixels times channels), so that eps is the root-mean-square change of a value."""
     attacks: Annotated[tuple[Literal["fgsm", "pgd", "pgd_8_bit"] | ArtAttack | PluginAttack, ...], Field(min_length=1)]
     """Attacks at every eps of the grid, for the curves of accuracy against eps: ``fgsm``, ``pgd``;
     ``pgd_8_bit``, in steps of whole grey levels, whose images have 8 bits (linf; unchanged below eps 1); and rows

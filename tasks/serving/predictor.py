@@ -114,11 +114,9 @@ class Predictor:
         """
         shape = self.bundle.channels, *self.bundle.image_size
         given = np.asarray(images)
-        stacked = given
-        if self.bundle.channels == 1 and given.shape[-3:] != shape:
-            stacked = given[..., None, :, :]
-        if stacked.ndim == 3:
-            stacked = stacked[None]
+        # of (H, W); of (N, H, W) for grey, (C, H, W) for colours
+        missing: dict[int, tuple[int, ...]] = {2: (0, 1), 3: (1 if self.bundle.channels == 1 else 0,)}
+        stacked = np.expand_dims(given, missing.get(given.ndim, ()))
         if stacked.ndim != 4 or stacked.shape[1:] != shape:
             (channels, height, width) = shape
             grey = f"({height}, {width}), (N, {height}, {width}) or " if channels == 1 else ""
