@@ -1,10 +1,10 @@
 """The section ``active_learning``: acquisition functions, oracle and training of the simulated experiment."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tasks.params.section import Count, CountOrOff, Fraction, Section, Share, Training, check_unit
+from tasks.params.section import Count, CountOrOff, Fraction, Section, Share, Training, check_unit, not_bool
 
 Acquisition = Literal[
     "random",
@@ -17,13 +17,6 @@ Acquisition = Literal[
     "deepfool",
     "adversarial_entropy",
 ]
-
-
-def _not_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        # Literal accepts True as 1
-        raise ValueError("must be a number")
-    return value
 
 
 class GroundTruth(Section):
@@ -72,7 +65,7 @@ class ActiveLearning(Section):
     n_seeds: Count
     """Runs of each acquisition function; the runs of all functions start from the same initial sets. A comparison with
     ``random`` needs at least 10."""
-    downsampling_factor: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_not_bool)]
+    downsampling_factor: Annotated[Literal[1, 2, 4, 8], BeforeValidator(not_bool)]
     """``prepare.image_size`` divided by the image size of this experiment; squares of pixels are averaged."""
     initial_set: InitialSet
     query_fraction: Fraction

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.params.images import Channels
 from tasks.params.section import Count, DottedPath, Section
 
 NEEDED = {
@@ -24,7 +25,7 @@ ALLOWED = {"factory": ("arguments", "weights"), "maite": ("arguments", "weights"
 class ClassifierInput(Section):
     """The images that the user's classifier expects."""
 
-    channels: Literal[1, 3] = 1
+    channels: Channels = 1
     """Channels. For a classifier of colour images, grey images are repeated. For a classifier of grey images, colour
     images become luma."""
     size: tuple[Count, Count] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
-from tasks.params.section import Count, CountOrOff, Fraction, Positive, Section, Share
+from tasks.params.section import Count, CountOrOff, Fraction, Positive, Section, Share, not_bool
 
 SUBGROUP = "subgroup_"
 """Prefix of the columns with subgroups in ``table.parquet`` and ``split.parquet``."""
@@ -36,7 +36,7 @@ def size_as_given(size: tuple[int, int]) -> int | list[int]:
 
 ImageSize = Annotated[tuple[int, int], BeforeValidator(height_and_width), PlainSerializer(size_as_given)]
 """Height and width of the prepared images; one number stands for a square."""
-Channels = Literal[1, 3]
+Channels = Annotated[Literal[1, 3], BeforeValidator(not_bool)]
 """Channels of the prepared images: grey, or red, green and blue."""
 Resize = Literal["stretch", "pad", "crop"]
 """Treatment of images of another aspect ratio than that of the prepared images."""

@@ -35,6 +35,17 @@ def check_unit(eps: float) -> None:
         )
 
 
+def not_bool(value: Any) -> Any:
+    """Return a value of a ``Literal`` of numbers, which would accept ``True`` as 1.
+
+    Raises:
+        ValueError: the value is a bool.
+    """
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
 class Section(BaseModel):
     """A section of params.yaml: frozen, without unknown keys and silent conversions."""
 
