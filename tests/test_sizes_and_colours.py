@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import resnet18
 from torchvision.transforms import CenterCrop, Compose
 from torchvision.transforms import Resize as ShorterSide
+from torchvision.transforms._presets import ImageClassification
 
 from tasks.core.workspace import Workspace
 from tasks.dataset.images import Reading, read_prepared, resize
@@ -22,7 +24,8 @@ from tasks.dataset.prepared import load_prepared
 from tasks.models.augmentation import augment
 from tasks.models.autoencoder import ARCHITECTURES, build_autoencoder
 from tasks.models.classifier import build_classifier
-from tasks.params import Augmentation, Params, Report, parse_params
+from tasks.models.imported import ImportedClassifier
+from tasks.params import Augmentation, ClassifierInput, ClassifierOutput, Params, Report, parse_params
 from tasks.params import Resize as Mode
 from tasks.reporting.drawings import IMAGES
 from tasks.serving.bundle import EXAMPLES, write_bundle
@@ -143,6 +146,21 @@ class TestNetworks:
         images = torch.rand(2, 3, 64, 64)
         model = build_classifier(architecture, 2, mean=0.0, std=1.0, n_channels=3).eval()
         assert torch.equal(model(images), model.get_submodule("network")(images))
+
+
+def test_logits_of_colour_images_are_those_of_torchvisions_own_transform_and_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, theirs = resnet18(num_classes=3).eval(), ImageClassification(crop_size=224, resize_size=256)
+    declared = ClassifierInput(channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    model = ImportedClassifier(network, declared, ClassifierOutput(), range(3)).eval()
+    reading = Reading(channels=3, resize="crop", crop_ratio=256 / 224)
+    for height, width in ((240, 331), (301, 280)):
+        levels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(tmp_path / "a.png")
+        ours = torch.from_numpy(read_prepared(tmp_path / "a.png", (224, 224), reading=reading).copy())
+        with torch.no_grad():
+            expected = network(theirs(Image.fromarray(levels))[None])
+            torch.testing.assert_close(model(ours[None] / 255), expected, atol=1e-5, rtol=0)
 
 
 def cut(padded: Tensor, model: nn.Module) -> Tensor:
