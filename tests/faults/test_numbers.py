@@ -345,8 +345,11 @@ def test_a_constant_predictor_fails_the_check_though_no_attack_breaks_it(
     # adaptive attacks are not stronger than transfer attacks
     assert checks.pop("adaptive_advantage") == "WARN"
     # of the recalibrated target, which is not constant; the few steps of tests do not converge
-    checks.pop("more_steps")
+    more_steps = checks.pop("more_steps")
     assert {key: status for key, status in checks.items() if status != "PASS"} == {}
     comparison = pd.read_csv(Workspace().comparison)
     comparison = comparison[comparison["operating_point"] == "as_trained"].set_index(["target", "threat_model", "eps"])
-    assert comparison.loc[("trades", "adaptive", 32), ["robust_accuracy", "n_fail"]].tolist() == [0.5, 3]
+    assert comparison.loc[("trades", "adaptive", 32), ["robust_accuracy", "n_fail"]].tolist() == [
+        0.5,
+        2 + (more_steps == "FAIL"),
+    ]
