@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from ruamel.yaml import YAML
 
@@ -27,6 +28,10 @@ LONGEST += ["test_attack.py", "test_report.py", "test_audit.py"]
 LONGEST += ["test_workers.py", "test_labelling.py", "test_checkpoints.py", "test_train_defence.py", "test_analyze.py"]
 LONGEST += ["test_serving.py", "test_flow.py", "test_active_learning.py", "test_page_in_browser.py"]
 """Files that start first: on several test processes, the longest file must not be the last to start."""
+
+# an example has no time limit: a machine may be busy with other things
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))

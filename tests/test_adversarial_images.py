@@ -36,7 +36,7 @@ def attacked(data: Prepared, seed: int, size: float) -> tuple[np.ndarray, np.nda
     return rows, images, np.clip(images + noise, 0, 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), size=st.floats(1e-4, 1))
 def test_quantized_pixels_differ_by_at_most_one_254th_of_the_largest_change(
     workspace: Workspace, seed: int, size: float
@@ -57,7 +57,7 @@ def test_quantized_pixels_differ_by_at_most_one_254th_of_the_largest_change(
     assert (np.abs(quantized - images) <= largest + 1e-6).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), size=st.floats(1e-2, 1))
 def test_quantization_does_not_raise_the_l2_norm(seed: int, size: float) -> None:
     data = prepared(seed)

@@ -31,7 +31,7 @@ def test_format_and_mode_are_detected_from_the_content(tmp_path: Path) -> None:
     assert (image.format, image.mode) == ("BMP", "RGB")
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     grey=npst.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12))),
     mode=st.sampled_from(["L", "LA", "RGB", "RGBA", "P"]),

@@ -6,7 +6,7 @@ from random import Random
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -158,7 +158,6 @@ def test_components_are_numbered_by_first_appearance() -> None:
     np.testing.assert_array_equal(connected_component_ids(3, np.empty((0, 2), dtype=int)), [0, 1, 2])
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("a1٣²é ", max_size=6), max_size=8), st.randoms())
 def test_natural_order_does_not_depend_on_the_input_order(names: list[str], random: Random) -> None:
     shuffled = random.sample(names, len(names))

@@ -32,7 +32,6 @@ def test_split_80_20_of_the_published_data_set() -> None:
     assert counts_by_split(split, labels, 1) == {"train": 902, "validation": 100, "test": 250}
 
 
-@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(25, 200), min_size=2, max_size=4),
     test_fraction=st.floats(0.15, 0.6),
@@ -97,7 +96,7 @@ def test_a_class_with_fewer_images_or_groups_than_splits_is_named(strategy: str,
         check_class_sizes(table, strategy)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 1)), min_size=60, max_size=120),
     test_fraction=st.sampled_from([0.2, 0.3, 0.5]),

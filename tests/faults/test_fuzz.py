@@ -15,7 +15,7 @@ from tasks.params import ParamsError, load_params
 from tests.faults.fuzz import MAX_MEGAPIXELS, TARGETS, check, fuzz_randomly, mutate
 from tests.faults.mutants import chunk, png, saved
 
-fuzz_settings = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz_settings = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SEEDS = {name: list(target.seeds()) for name, target in TARGETS.items()}
 
 

@@ -117,7 +117,6 @@ def test_an_unknown_key_is_an_error_in_every_section(section: str) -> None:
         assert dotted in message
 
 
-@settings(deadline=None)
 @given(eps=st.lists(st.floats(-1, 300) | st.sampled_from([0, 1, 2, 8, 0.031, math.nan, math.inf]), max_size=4))
 @example([])
 @example([8.0, 8.0])
@@ -300,9 +299,7 @@ def valid_values(key: str) -> st.SearchStrategy[Any]:
     return valid(schema_of(key))
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_every_valid_value_is_accepted_and_kept_unchanged(tmp_path: Path, data: st.DataObject) -> None:
     free = sorted(set(KEYS) - CONSTRAINED)
