@@ -24,8 +24,11 @@ from tasks.statistics.intervals import (
     clopper_pearson_upper,
     jackknife_interval,
     jackknife_variance,
+    p_values_of_intervals,
 )
+from tasks.statistics.rates import rate_intervals
 from tasks.statistics.resampled import resampled_mean
+from tests.simulations.draws import draw_sizes, draw_successes
 
 
 def test_effective_groups_are_the_groups_if_all_have_one_size_and_near_1_if_one_holds_most_images() -> None:
@@ -185,3 +188,29 @@ def test_auroc_is_nan_for_one_class_and_has_no_interval_for_few_groups_of_a_clas
     value, low, high = auroc_estimate(np.arange(30.0), groups >= 26, GroupJackknife(groups))
     assert value == 1
     assert np.isnan([low, high]).all()
+
+
+def test_a_p_value_agrees_with_its_interval_and_is_larger_with_few_groups() -> None:
+    interval = np.array(0.8), np.array(0.7), np.array(0.9)
+    for bounds in (RATE, UNBOUNDED):
+        at = [float(p_values_of_intervals(*interval, bound, bounds, 60)) for bound in (0.5, 0.7, 0.8, 0.85, 0.9)]
+        assert at[1:] == pytest.approx([0.05, 1, at[3], 0.05])
+        assert at[0] < 0.05 < at[3] < 1
+    # 1.5 half-widths from the value, 10 degrees of freedom
+    far = float(p_values_of_intervals(*interval, 0.65, UNBOUNDED, 60))
+    assert far == pytest.approx(2 * student.sf(1.5 * student.ppf(0.975, 10), 10))
+    assert far < float(p_values_of_intervals(*interval, 0.65, UNBOUNDED, 12))
+    # a value at a bound has no logit
+    assert 0 < float(p_values_of_intervals(1.0, 0.92, 1.0, 0.8, RATE, 44)) < 0.01
+    assert np.isnan(p_values_of_intervals(0.8, np.nan, np.nan, 0.5, RATE, 4))
+
+
+@pytest.mark.parametrize(("n_groups", "icc"), [(12, 0.3), (50, 0.0), (50, 0.6)])
+def test_p_values_hold_the_level_of_a_corrected_comparison(n_groups: int, icc: float) -> None:
+    rng = np.random.default_rng(0)
+    sizes = draw_sizes(rng, (10_000, n_groups))
+    successes = draw_successes(rng, sizes, 0.3, icc).astype(float)
+    low, high = rate_intervals(successes, sizes)
+    p_values = p_values_of_intervals(successes.sum(axis=1) / sizes.sum(axis=1), low, high, 0.3, RATE, n_groups)
+    # three standard errors above 0.5 %
+    assert np.mean(p_values < 0.005) <= 0.0071

@@ -18,7 +18,7 @@ from tasks.records.vocabulary import (
     display_name,
 )
 from tasks.statistics.balanced import balanced_accuracies, balanced_ratio, compare_balanced
-from tasks.statistics.intervals import UNDEFINED, Estimate
+from tasks.statistics.intervals import RATE, UNBOUNDED, UNDEFINED, Bounds, Estimate, p_value_of_interval
 from tasks.statistics.rates import rate_estimate
 
 POWER = 0.8
@@ -234,6 +234,7 @@ def defences_do_not_restore(
                 len(set(groups)),
                 bound,
                 above=False,
+                bounds=UNBOUNDED,
                 bounds_robustness=True,
                 has_converged=eps not in unconverged.get(UNDEFENDED, ()),
             )
@@ -284,6 +285,7 @@ def retraining_helps(
                 len(set(groups)),
                 bound,
                 above=True,
+                bounds=UNBOUNDED,
                 bounds_robustness=True,
                 has_converged=eps not in unconverged.get(without, ()),
             )
@@ -302,10 +304,11 @@ def _claim(
     bound: float,
     *,
     above: bool,
+    bounds: Bounds = RATE,
     bounds_robustness: bool = False,
     has_converged: bool = True,
 ) -> Claim:
-    """A claim with its p-value and detectable difference; its result is not judged yet."""
+    """A claim about a value in the given bounds, with its p-value and detectable difference; not judged yet."""
     value, low, high = (None if math.isnan(number) else float(number) for number in measured)
     claim = Claim(
         key, "not tested", statement, study_result, measure, value, low, high, n, n_groups, bound, above,
@@ -313,8 +316,7 @@ def _claim(
     )  # fmt: skip
     if value is None or low is None or high is None:
         return claim
+    p_value = p_value_of_interval(measured, bound, bounds, n_groups)
     normal = NormalDist()
-    distance = value - low if value >= bound else high - value
-    z = normal.inv_cdf(0.975) * abs(value - bound) / distance if distance > 0 else math.inf
     detectable = (normal.inv_cdf(0.975) + normal.inv_cdf(POWER)) / normal.inv_cdf(0.975) * (high - low) / 2
-    return replace(claim, p_value=2 * (1 - normal.cdf(z)), detectable_difference=detectable)
+    return replace(claim, p_value=p_value, detectable_difference=detectable)

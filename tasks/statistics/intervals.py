@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betaincinv, expit, logit, stdtrit
+from scipy.special import betaincinv, expit, logit, stdtr, stdtrit
 
 Bounds = tuple[float, float]
 """Range of the values that a statistic can have; infinite if there is none."""
@@ -21,6 +21,8 @@ UNBOUNDED: Bounds = (float("-inf"), float("inf"))
 
 MIN_DEGREES_OF_FREEDOM = 3.0
 """Lower limit of the estimated degrees of freedom, which are noisy if few groups contribute."""
+GROUPS_PER_DEGREE = 6
+"""Groups for each degree of freedom of a p-value from an interval, whose own degrees of freedom are not kept."""
 
 
 def wilson(n_success: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -156,6 +158,44 @@ class Estimate(NamedTuple):
 
 UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
 """Estimate of a metric that is not defined, for example because a class has no images."""
+
+
+def p_value_of_interval(estimate: Estimate, hypothesis: float, bounds: Bounds, n_groups: int) -> float:
+    """Return the p-value of one estimate; see :func:`p_values_of_intervals`."""
+    return float(p_values_of_intervals(*estimate, hypothesis, bounds, n_groups))
+
+
+def p_values_of_intervals(
+    value: ArrayLike, low: ArrayLike, high: ArrayLike, hypothesis: float, bounds: Bounds, n_groups: ArrayLike
+) -> np.ndarray:
+    """Return two-sided p-values of the hypothesis that the true value equals a given one, float64 ``(...)``.
+
+    The standard error is that of the 95 % interval, on the side of the hypothesis, on the scale of the interval: the
+    logit scale between two finite bounds. So p is below 0.05 exactly if the interval excludes the hypothesis. Tails are
+    of Student's t. The degrees of freedom of an interval depend on the data, and tables do not keep them; so there is
+    one for ``GROUPS_PER_DEGREE`` groups, and at least ``MIN_DEGREES_OF_FREEDOM``. They are fewer than those of most
+    intervals, so that p is too large rather than too small.
+
+    Args:
+        value: of all groups, ``(...)``; p is NaN if it or its interval is NaN.
+        low: lower bound of its 95 % interval.
+        high: upper bound.
+        hypothesis: hypothetical value.
+        bounds: range of the statistic.
+        n_groups: number of groups; broadcast against ``value``.
+    """
+    numbers = [np.asarray(number, dtype=np.float64) for number in (value, low, high, hypothesis)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if np.isfinite(bounds).all():
+            on_scale = [logit((number - bounds[0]) / (bounds[1] - bounds[0])) for number in numbers]
+            # a value at a bound is infinite on the logit scale
+            numbers = [np.where(np.isinf(on_scale[0]), *each) for each in zip(numbers, on_scale, strict=True)]
+        centre, lower, upper, of_hypothesis = numbers
+        half_width = np.where(of_hypothesis < centre, centre - lower, upper - centre)
+        ratio = np.where(of_hypothesis == centre, 0.0, np.abs(of_hypothesis - centre) / half_width)
+    degrees = np.maximum(np.asarray(n_groups) / GROUPS_PER_DEGREE, MIN_DEGREES_OF_FREEDOM)
+    p_values: np.ndarray = 2 * stdtr(degrees, -ratio * stdtrit(degrees, 0.975))
+    return np.where(np.isnan(lower) | np.isnan(upper), np.nan, p_values)
 
 
 def estimate_over_seeds(values: np.ndarray, test_to_train: float = 0.0) -> dict[str, float]:
