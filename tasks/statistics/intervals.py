@@ -21,6 +21,9 @@ UNBOUNDED: Bounds = (float("-inf"), float("inf"))
 
 MIN_DEGREES_OF_FREEDOM = 3.0
 """Lower limit of the estimated degrees of freedom, which are noisy if few groups contribute."""
+MAX_ERROR_TO_BOUND = 1.5
+"""Standard errors above this multiple of the distance to a bound have no meaning on the logit scale. Those of a rate
+are smaller."""
 GROUPS_PER_DEGREE = 6
 """Groups for each degree of freedom of a p-value from an interval, whose own degrees of freedom are not kept."""
 
@@ -92,9 +95,12 @@ def jackknife_interval(
       So an interval stays within the bounds, and it is asymmetric near them.
     - On the logit scale the centre moves towards the middle of the range, as if one effective success and one effective
       failure were added (Agresti and Coull 1998, The American Statistician 52, 119-126). This balances the two tails.
-    - If no group changes the value, for example an AUROC of 1, there is no variance. Then the interval assumes that a
-      share of all groups has the smallest or the largest possible value, and that the sample has missed them by chance.
-      The share is Clopper and Pearson's bound for 0 of n groups. On an infinite range the interval is NaN.
+    - Near a bound, where the standard error is more than ``MAX_ERROR_TO_BOUND`` times the distance to the bound, the
+      logit scale has no meaning. Examples are an AUROC of 1 that no group changes, or that few groups change much. Then
+      the interval is that on the scale of the statistic. It is at least as wide as if a share of all groups had the
+      smallest or the largest possible value, and the sample had missed them by chance. The share is Clopper and
+      Pearson's bound for 0 of n groups.
+    - Without two finite bounds, there is no interval if no group changes the value: NaN.
 
     docs/evidence/statistics.md compares this method with others in simulations.
 
@@ -107,23 +113,29 @@ def jackknife_interval(
     low, high = bounds
     # the tolerance is for rounding errors
     is_constant = (np.abs(deviations) <= 1e-10 * np.abs(value)).all(axis=0)
-    missed = clopper_pearson_upper(0, n_groups)
     variance, degrees = jackknife_variance(deviations)
-    quantile = stdtrit(degrees, 0.975)
+    quantile, error = stdtrit(degrees, 0.975), np.sqrt(variance)
+    lower, upper = value - quantile * error, value + quantile * error
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if np.isfinite(low) and np.isfinite(high):
             rate, rate_variance = (value - low) / (high - low), variance / (high - low) ** 2
             n_effective = rate * (1 - rate) / rate_variance
             centre = logit((rate * n_effective + 1) / (n_effective + 2))
             half_width = quantile / np.sqrt(n_effective * rate * (1 - rate))
-            lower, upper = (low + (high - low) * expit(centre + sign * half_width) for sign in (-1, 1))
-        elif np.isfinite(low):
-            factor = np.exp(quantile * np.sqrt(variance) / (value - low))
-            lower, upper = low + (value - low) / factor, low + (value - low) * factor
+            on_logit_scale = (low + (high - low) * expit(centre + sign * half_width) for sign in (-1, 1))
+            missed = clopper_pearson_upper(0, n_groups)
+            widest = (
+                np.minimum(lower, value - missed * (value - low)),
+                np.maximum(upper, value + missed * (high - value)),
+            )
+            is_near = is_constant | (error > MAX_ERROR_TO_BOUND * np.minimum(value - low, high - value))
+            lower, upper = (np.where(is_near, *each) for each in zip(widest, on_logit_scale, strict=True))
+            lower, upper = np.clip(lower, low, value), np.clip(upper, value, high)
         else:
-            lower, upper = (value + sign * quantile * np.sqrt(variance) for sign in (-1, 1))
-        lower = np.where(is_constant, value - missed * (value - low), np.minimum(lower, value))
-        upper = np.where(is_constant, value + missed * (high - value), np.maximum(upper, value))
+            if np.isfinite(low):
+                factor = np.exp(quantile * error / (value - low))
+                lower, upper = low + (value - low) / factor, low + (value - low) * factor
+            lower, upper = (np.where(is_constant, np.nan, bound) for bound in (lower, upper))
     is_finite = np.isfinite(lower) & np.isfinite(upper)
     return np.where(is_finite, lower, np.nan), np.where(is_finite, upper, np.nan)
 
