@@ -99,7 +99,7 @@ def test_system_metrics_are_logged_while_a_step_runs_if_the_user_asks_for_them(
     assert without.data.metrics == {}
 
 
-@pytest.mark.parametrize("name", ["0", "yes", "it's", "5 % é", 'a "b"', "x|y"])
+@pytest.mark.parametrize("name", ["0", "yes", "it's", "5 % é", "50%", "a=b", "T2+", 'a "b"', "x|y"])
 def test_a_metric_of_a_class_with_any_name_is_logged(
     name: str, client: MlflowClient, workspace: Workspace, params_with: Any
 ) -> None:
@@ -109,7 +109,24 @@ def test_a_metric_of_a_class_with_any_name_is_logged(
 
     run_step(evaluate, workspace, params_with())
     run = runs_of(client, "evaluate")[0]
-    assert list(run.data.metrics) == [re.sub("['%|\"]", "_", f"clean/recall_{name}")]
+    assert list(run.data.metrics) == [re.sub("['%|\"=+]", "_", f"clean/recall_{name}")]
+
+
+@pytest.mark.parametrize("name", ["50%.txt", "a+b=c (1).txt", "é.txt"])
+def test_an_artifact_with_any_name_comes_back_byte_for_byte(
+    name: str, client: MlflowClient, workspace: Workspace, params_with: Any
+) -> None:
+    content = bytes(range(256))
+
+    def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        (workspace.evaluate / name).write_bytes(content)
+        tracker.artifact(workspace.evaluate / name, "figures")
+
+    run_step(evaluate, workspace, params_with())
+    run = runs_of(client, "evaluate")[0]
+    (workspace.root / "fetched").mkdir()
+    fetched = client.download_artifacts(run.info.run_id, f"figures/{name}", str(workspace.root / "fetched"))
+    assert Path(fetched).read_bytes() == content
 
 
 @pytest.mark.parametrize(
