@@ -7,6 +7,9 @@ STAMP := $(VENV)/requirements-run.lock
 DEV_STAMP := $(VENV)/requirements.lock
 # Stages call `python`, which must be the environment's. One OpenMP thread in tests: two test processes share two cores.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# An unknown user id, as in some containers, has neither; DVC needs a name, and libraries a home for their caches.
+export USER ?= user
+export HOME ?= $(CURDIR)/$(VENV)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true

@@ -74,3 +74,11 @@ def test_a_changed_lock_file_is_installed(project: Path) -> None:
         os.utime(project / ".venv" / name, (0, 0))
     assert installed_by(project, "repro") == [RUN]
     assert installed_by(project, "test") == [DEV]
+
+
+def test_make_gives_a_user_without_an_account_a_name_and_a_home() -> None:
+    show = ["make", "--silent", "--eval", "show: ; @echo $$USER $$HOME", "show"]
+    result = subprocess.run(
+        show, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["user", str(ROOT / ".venv")]
