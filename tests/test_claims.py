@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,10 @@ from pydantic import TypeAdapter
 
 from tasks.analysis.claim_measures import Claim, best_of
 from tasks.analysis.claims import at_comparison_point, judge_claims
+from tasks.analysis.feature_overlap import overlap
+from tasks.analysis.tables import estimate_rows
 from tasks.params import ClaimBounds, Defence
+from tasks.records.convergence import convergence_table, unconverged_eps
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.worst_case import worst_case_outcomes
 from tasks.statistics.intervals import Estimate
@@ -53,7 +57,13 @@ def records(clean: float, undefended: float, transfer: float, adaptive: float, n
     return pd.concat(parts, ignore_index=True)
 
 
-def features(probe: tuple[float, float, float], knn: tuple[float, float, float], eps: float = 1.0) -> pd.DataFrame:
+def features(
+    probe: tuple[float, float, float],
+    knn: tuple[float, float, float],
+    eps: float = 1.0,
+    of_classes: tuple[float, float, float] = (0.9, 0.8, 0.95),
+    n_broken_groups: int = 50,
+) -> pd.DataFrame:
     point = {
         "feature_space": "bottleneck",
         "target": "autoencoder",
@@ -62,13 +72,14 @@ def features(probe: tuple[float, float, float], knn: tuple[float, float, float],
         "eps": eps,
     }
     metrics = {"linear_probe_auroc": probe, "knn_auroc": knn, "mmd_p_value": (0.25, np.nan, np.nan)}
+    metrics |= {"class_auroc_clean": of_classes}
+    metrics |= dict.fromkeys(["linear_probe_auroc_successful", "knn_auroc_successful"], (0.6, 0.5, 0.7))
     return pd.DataFrame(
         [
             {
                 **point,
                 "metric": metric,
-                "n": N,
-                "n_groups": N,
+                **dict.fromkeys(["n", "n_groups"], n_broken_groups if metric.endswith("_successful") else N),
                 **dict(zip(("value", "low", "high"), numbers, strict=True)),
             }
             for metric, numbers in metrics.items()
@@ -113,9 +124,9 @@ def claims(
     columns = ["target", "operating_point", "image", "threat_model", "minimum_eps", "minimum_eps_8bit"]
     points = {target: [AS_TRAINED] for target in tables["records"]["target"].unique()}
     worst = worst_case_outcomes(tables["records"], pd.DataFrame(columns=columns), points)
-    judged = judge_claims(
-        **tables, worst=worst, defences=defences, eps=1.0, bounds=BOUNDS, unconverged=unconverged or {}
-    )
+    if unconverged is None:
+        unconverged = {target: [] for target in points}
+    judged = judge_claims(**tables, worst=worst, defences=defences, eps=1.0, bounds=BOUNDS, unconverged=unconverged)
     return {claim.key: claim for claim in judged}
 
 
@@ -131,18 +142,71 @@ def test_the_accuracy_claim_holds_if_the_whole_interval_is_above_that_of_the_stu
 @pytest.mark.parametrize(
     ("probe", "result"),
     [
-        ((0.55, 0.5, 0.6), "holds"),
+        ((0.55, 0.5, 0.6), "not separated by these probes"),
         ((0.9, 0.85, 0.95), "does not hold"),
         ((0.7, 0.65, 0.75), "not significant"),
     ],
 )
-def test_features_overlap_if_neither_probe_nor_nearest_neighbours_separate_them(
+def test_features_are_not_separated_if_neither_probe_nor_nearest_neighbours_separate_them(
     probe: tuple[float, float, float], result: str
 ) -> None:
     for pair in ((probe, (0.5, 0.45, 0.55)), ((0.5, 0.45, 0.55), probe)):
         overlap = claims(features=features(*pair))[OVERLAP]
         assert overlap.result == result
         assert overlap.value == probe[0]
+
+
+@pytest.mark.parametrize(
+    ("probe", "power", "result"),
+    [
+        # the attack breaks images of one group less than the minimum
+        ((0.55, 0.5, 0.6), {"n_broken_groups": 5}, "no power"),
+        ((0.55, 0.5, 0.6), {"n_broken_groups": 6}, "not separated by these probes"),
+        # the probe does not find the classes
+        ((0.55, 0.5, 0.6), {"of_classes": (0.6, 0.49, 0.7)}, "no power"),
+        ((0.55, 0.5, 0.6), {"of_classes": (math.nan, math.nan, math.nan)}, "no power"),
+        ((0.7, 0.65, 0.75), {"n_broken_groups": 5}, "no power"),
+        # what is separated is separated, also by a probe without power
+        ((0.9, 0.85, 0.95), {"n_broken_groups": 5, "of_classes": (0.5, 0.4, 0.6)}, "does not hold"),
+    ],
+)
+def test_non_separability_needs_a_probe_that_finds_the_classes_and_an_attack_that_breaks_images(
+    probe: tuple[float, float, float], power: dict[str, Any], result: str
+) -> None:
+    assert claims(features=features(probe, (0.5, 0.45, 0.55), **power))[OVERLAP].result == result
+
+
+@pytest.mark.parametrize(
+    ("moved", "distance_of_classes", "result"),
+    [
+        (5.0, 5.0, "does not hold"),
+        (0.0, 5.0, "not separated by these probes"),
+        (0.0, 0.0, "no power"),
+        (5.0, 0.0, "does not hold"),
+    ],
+)
+def test_planted_features_give_their_known_outcome(moved: float, distance_of_classes: float, result: str) -> None:
+    """Features whose attack moves all images or none, and with or without the classes."""
+    random, labels = np.random.default_rng(0), np.arange(60) % 2
+    clean, noise = random.normal(size=(2, 60, 5)).astype(np.float32)
+    clean[:, 0] += distance_of_classes * labels
+    adversarial = clean + 0.1 * noise
+    adversarial[:, 1] += moved
+    success = np.arange(60) < 20
+    found = overlap(clean, adversarial, labels, np.arange(60), 1, success)
+    rows = estimate_rows(found).assign(n=60, n_groups=60)
+    rows.loc[rows["metric"].str.endswith("_successful"), ["n", "n_groups"]] = 20
+    point = {"feature_space": "bottleneck", "target": "autoencoder", "threat_model": "transfer", "attack": "pgd"}
+    claim = claims(features=rows.assign(**point, eps=1.0))[OVERLAP]
+    assert claim.result == result
+    assert "broken images: 20 of 20 groups, AUROC on these" in claim.measure
+
+
+def test_detectors_have_no_power_against_an_attack_that_breaks_too_few_groups() -> None:
+    few = detection(("best detector", "pgd", 0.58)).assign(n_groups_successful=5)
+    assert claims(detection=few)["detection/unaware"].result == "no power"
+    found = detection(("best detector", "pgd", 0.9)).assign(n_groups_successful=5)
+    assert claims(detection=found)["detection/unaware"].result == "does not hold"
 
 
 def test_detection_is_judged_by_the_detector_that_was_chosen_on_other_groups() -> None:
@@ -158,7 +222,7 @@ def test_detection_is_judged_by_the_detector_that_was_chosen_on_other_groups() -
     unaware, aware = found["detection/unaware"], found["detection/aware"]
     assert (unaware.result, unaware.value) == ("does not hold", 0.9)
     assert "best of 5 detectors" in unaware.measure
-    assert (aware.result, aware.value) == ("holds", pytest.approx(0.58))
+    assert (aware.result, aware.value) == ("not separated by these detectors", pytest.approx(0.58))
     assert (aware.low, aware.high) == pytest.approx((0.53, 0.63))
 
 
@@ -167,22 +231,22 @@ def test_claims_are_judged_at_every_eps_and_have_the_value_of_one() -> None:
     of = records(0.95, 0.4, 0.9, 0.5)
     of = pd.concat([of, of[of["eps"] == 1].assign(eps=4.0)], ignore_index=True)
     found = claims(records=of, features=pd.concat([at_four, at_one], ignore_index=True))[OVERLAP]
-    assert (found.result, found.value) == ("holds", 0.55)
+    assert (found.result, found.value) == ("not separated by these probes", 0.55)
     assert found.result_by_eps == {"4": "does not hold"}
     assert "(MMD): 0.25" in found.measure
 
 
 def test_claims_are_judged_again_with_other_bounds() -> None:
     found = claims(features=features((0.62, 0.58, 0.66), (0.5, 0.45, 0.55)))[OVERLAP]
-    assert found.result == "holds"
+    assert found.result == "not separated by these probes"
     assert found.result_by_bound == {
         "0.6": "not significant",
         "0.65": "not significant",
-        "0.75": "holds",
-        "0.8": "holds",
+        "0.75": "not separated by these probes",
+        "0.8": "not separated by these probes",
     }
     assert found.result_by_bound_and_eps == {
-        bound: {"1": result} for bound, result in sorted((found.result_by_bound | {"0.7": "holds"}).items())
+        bound: {"1": result} for bound, result in sorted((found.result_by_bound | {"0.7": found.result}).items())
     }
 
 
@@ -201,11 +265,25 @@ def test_the_restored_fraction_is_of_the_accuracy_that_the_bare_classifier_has_l
 
 
 def test_a_defence_fails_to_restore_accuracy_only_if_the_attack_on_the_bare_classifier_has_converged() -> None:
-    found = claims(unconverged={"undefended": [1.0]})
-    assert found["restoration/autoencoder/adaptive"].result == "attack not converged"
+    # the second has no doubled stage, so its convergence is unknown
+    for unconverged in ({"undefended": [1.0]}, {}):
+        found = claims(unconverged=unconverged)
+        assert found["restoration/autoencoder/adaptive"].result == "attack not converged"
     # a stronger attack on the bare classifier does not change what is above the bound
     assert found["restoration/autoencoder/transfer"].result == "not broken by these attacks"
     assert claims(unconverged={"undefended": [4.0]})["restoration/autoencoder/adaptive"].result == "holds"
+
+
+def test_convergence_is_unknown_for_a_target_without_a_doubled_stage() -> None:
+    table = records(0.95, 0.4, 0.9, 0.5)
+    images = np.arange(N)
+    found = {"operating_point": "as_trained", "threat_model": "adaptive", "minimum_eps": 1.0, "minimum_eps_8bit": 1.0}
+    of = {"target": "undefended", "attack": "suite_doubled", "image": images, "label": images % 2, "group": images}
+    searches = pd.DataFrame(of | found)
+    points = {target: [AS_TRAINED] for target in ("undefended", "autoencoder")}
+    converged = convergence_table(table, searches, points, worst_case_outcomes(table, searches, points))
+    # the stage breaks the images that the records leave
+    assert unconverged_eps(converged) == {"undefended": [1.0]}
 
 
 def test_a_purifier_that_moves_everything_to_one_class_gets_no_credit_in_the_claims() -> None:
@@ -304,7 +382,7 @@ def test_results_at_the_reported_eps_are_corrected_for_the_number_of_claims() ->
     assert found.p_value_holm > 0.05
     assert found.result == "not significant"
     # the results with other bounds are descriptive
-    assert found.result_by_bound["0.75"] == "holds"
+    assert found.result_by_bound["0.75"] == "not separated by these probes"
 
 
 def worst_at(*points: str, targets: tuple[str, ...] = ("undefended", "autoencoder")) -> pd.DataFrame:
@@ -330,7 +408,8 @@ def test_an_operating_point_that_a_target_lacks_is_not_used() -> None:
 
 def test_the_json_fields_do_not_change() -> None:
     fields = ["key", "result", "statement", "study_result", "measure", "value", "low", "high", "n", "n_groups"]
-    fields += ["bound", "above", "bounds_robustness", "has_converged", "p_value", "p_value_holm"]
+    fields += ["bound", "above", "bounds_robustness", "has_converged", "separated_by", "has_power", "p_value"]
+    fields += ["p_value_holm"]
     fields += ["detectable_difference", "result_by_eps", "result_by_bound", "result_by_bound_and_eps"]
     assert all(list(asdict(claim)) == fields for claim in claims().values())
 
@@ -339,7 +418,7 @@ def test_there_is_no_verdict_from_tied_scores_or_an_interval_without_width() -> 
     tied = claims(features=features((math.nan, math.nan, math.nan), (math.nan, math.nan, math.nan)))[OVERLAP]
     assert (tied.result, tied.value, tied.p_value) == ("undefined", None, None)
     one_defined = claims(features=features((0.6, 0.5, 0.65), (math.nan, math.nan, math.nan)))[OVERLAP]
-    assert (one_defined.result, one_defined.value) == ("holds", 0.6)
+    assert (one_defined.result, one_defined.value) == ("not separated by these probes", 0.6)
     without_width = claims(features=features((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))[OVERLAP]
     assert without_width.result == "undefined"
 

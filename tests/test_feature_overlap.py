@@ -276,10 +276,24 @@ def test_metrics_that_need_folds_are_undefined_for_one_group() -> None:
     assert undefined == {
         "linear_probe_auroc",
         "knn_auroc",
+        "linear_probe_auroc_successful",
+        "knn_auroc_successful",
         "mmd_p_value",
         "class_auroc_clean",
         "class_auroc_adversarial",
     }
+
+
+def test_a_shift_of_the_successful_images_alone_is_measured_on_them() -> None:
+    success = np.arange(N) < N // 4
+    clean = draw()
+    adversarial = clean + 0.1 * draw(seed=1)
+    adversarial[success] += 5
+    estimates = overlap(clean, adversarial, LABELS, ALONE, 1, success)
+    assert estimates["linear_probe_auroc"].value < 0.8
+    assert estimates["linear_probe_auroc_successful"].value > 0.95
+    none = overlap(clean, adversarial, LABELS, ALONE, 1, np.zeros(N, dtype=bool))
+    assert np.isnan(none["linear_probe_auroc_successful"]).all()
 
 
 def test_class_metrics_are_undefined_for_one_class() -> None:

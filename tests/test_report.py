@@ -245,8 +245,8 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         "The difference to the next target, the undefended classifier, is +40.0 [",
         "heatmaps": f"Under {at}, the IoU of the heat maps with those of the clean images is 0.4",
         "intensities": f"{at} shifts the distribution of grey levels by 0.3",
-        "features": f"Under {at}: in the penultimate layer of the classifier, clean and adversarial features overlap "
-        "(highest AUROC ",
+        "features": f"Under {at}: in the penultimate layer of the classifier, these probes do not separate clean "
+        "and adversarial features (highest AUROC ",
         "resilience": f"Under {at}, images purified by the autoencoder (the best of 2 purifiers) are farther from the "
         "clean images than the adversarial images: MSE ",
         "classification": "The expected calibration error (ECE) of the undefended classifier is 4.",

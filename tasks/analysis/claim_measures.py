@@ -18,6 +18,7 @@ from tasks.records.vocabulary import (
     display_name,
 )
 from tasks.statistics.balanced import balanced_accuracies, balanced_ratio, compare_balanced
+from tasks.statistics.groups import MIN_GROUPS_OF_TEST
 from tasks.statistics.intervals import RATE, UNBOUNDED, UNDEFINED, Bounds, Estimate, p_value_of_interval
 from tasks.statistics.rates import rate_estimate
 
@@ -28,6 +29,9 @@ Result = Literal[
     "holds",
     "does not hold",
     "not broken by these attacks",
+    "not separated by these probes",
+    "not separated by these detectors",
+    "no power",
     "attack not converged",
     "not significant",
     "too few groups",
@@ -36,7 +40,13 @@ Result = Literal[
 ]
 """``undefined``: the data have no value, for example if all scores are equal or no accuracy was lost;
 ``attack not converged``: the defence seems not to help, but the attack on the target in the comparison is too weak for
-this conclusion; ``not tested``: the run has no such defence."""
+this conclusion; ``no power``: probes or detectors separate nothing, but could not be expected to; ``not tested``: the
+run has no such defence."""
+
+MIN_BROKEN_GROUPS = MIN_GROUPS_OF_TEST
+"""Groups with a broken image below which a claim of non-separability has no power."""
+CHANCE_AUROC = 0.5
+"""AUROC of a probe that finds nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,12 @@ class Claim:
     bounds_robustness: bool
     """True if a value above the bound comes from a robust accuracy, which is an upper bound only."""
     has_converged: bool = True
-    """False if twice the effort changes the accuracy of the target that the defence is compared with."""
+    """True if twice the effort does not change the accuracy of the target that the defence is compared with; False also
+    if this was not measured."""
+    separated_by: Literal["", "probes", "detectors"] = ""
+    """Methods whose AUROC is the value. It is a lower bound on separability, since a better method may exist."""
+    has_power: bool = True
+    """False if a low AUROC says nothing: the attack breaks too few groups, or the probe does not find the classes."""
     p_value: float | None = None
     """Two-sided p-value of the hypothesis that the true value equals the bound, from the interval."""
     p_value_holm: float | None = None
@@ -114,9 +129,17 @@ def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[
     for names, rows in features.groupby(["feature_space", "target", "threat_model"], sort=False):
         space, target, threat_model = map(str, names)
         by_metric = rows.set_index("metric")
-        both = by_metric.loc[["linear_probe_auroc", "knn_auroc"]].sort_values("value", na_position="first")
+        probes = ["linear_probe_auroc", "knn_auroc"]
+        both = by_metric.loc[probes].sort_values("value", na_position="first")
         method = "probe" if both.index[-1] == "linear_probe_auroc" else "neighbours"
         p_value = float(by_metric["value"]["mmd_p_value"])
+        of_classes = Estimate(*by_metric.loc["class_auroc_clean", ["value", "low", "high"]].astype(float))
+        broken = by_metric.loc[[f"{name}_successful" for name in probes]]
+        n_broken, n_broken_groups = (int(broken[name].iloc[0]) for name in ("n", "n_groups"))
+        on_broken = "" if broken["value"].isna().all() else f", AUROC on these {broken['value'].max():.3g}"
+        by_class = "undefined"
+        if not math.isnan(of_classes.low):
+            by_class = f"{of_classes.value:.3g} [{of_classes.low:.3g}, {of_classes.high:.3g}]"
         where = f"in the bottleneck of the {display_name(target)}"
         if space == "classifier":
             behind = "" if target == UNDEFENDED else f" behind the {display_name(target)}"
@@ -129,12 +152,16 @@ def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[
                 "the autoencoder's features overlap in PCA and t-SNE"
                 + ("" if space == "bottleneck" else "; it reports nothing about the classifier's features"),
                 f"AUROC of the better of linear probe and nearest neighbours (here the {method}) in all dimensions, "
-                f"cross-validated by group, {attack.upper()}; p-value of equal distributions (MMD): {p_value:.3g}",
+                f"cross-validated by group, {attack.upper()}; p-value of equal distributions (MMD): {p_value:.3g}; "
+                f"broken images: {n_broken} of {n_broken_groups} groups{on_broken}; AUROC of a linear probe for the "
+                f"class: {by_class}",
                 best_of([Estimate(*row) for row in both[["value", "low", "high"]].dropna(subset="value").to_numpy()]),
                 int(rows["n"].iloc[0]),
                 int(rows["n_groups"].iloc[0]),
                 bound,
                 above=False,
+                separated_by="probes",
+                has_power=n_broken_groups >= MIN_BROKEN_GROUPS and of_classes.low > CHANCE_AUROC,
             )
         )
     return claims
@@ -172,6 +199,8 @@ def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> 
                 above=False,
                 # a detector that detects these attacks may be evaded by stronger ones
                 bounds_robustness=access == "aware",
+                separated_by="detectors",
+                has_power=bool(best["n_groups_successful"] >= MIN_BROKEN_GROUPS),
             )
         )
     return claims
@@ -209,7 +238,7 @@ def defences_do_not_restore(
         plain: names of the autoencoders.
         eps: of the attacks.
         bound: of the restored fraction.
-        unconverged: eps at which the attack on a target has not converged, by target.
+        unconverged: eps at which the attack on a target has not converged, by target with a doubled stage.
     """
     clean, bare = (_outcomes(compared, UNDEFENDED, "adaptive", each) for each in (0.0, eps))
     labels, groups = bare["label"].to_numpy(), bare["group"].to_numpy()
@@ -236,7 +265,7 @@ def defences_do_not_restore(
                 above=False,
                 bounds=UNBOUNDED,
                 bounds_robustness=True,
-                has_converged=eps not in unconverged.get(UNDEFENDED, ()),
+                has_converged=UNDEFENDED in unconverged and eps not in unconverged[UNDEFENDED],
             )
         )
     return claims
@@ -258,7 +287,7 @@ def retraining_helps(
         controls: of each retrained autoencoder, trained further on noise alone.
         eps: of the attacks.
         bound: of the gain in balanced accuracy.
-        unconverged: eps at which the attack on a target has not converged, by target.
+        unconverged: eps at which the attack on a target has not converged, by target with a doubled stage.
     """
     claims = []
     pairs = [(without, using) for using, noise_only in controls.items() for without in noise_only or plain]
@@ -287,7 +316,7 @@ def retraining_helps(
                 above=True,
                 bounds=UNBOUNDED,
                 bounds_robustness=True,
-                has_converged=eps not in unconverged.get(without, ()),
+                has_converged=without in unconverged and eps not in unconverged[without],
             )
         )
     return claims
@@ -307,12 +336,14 @@ def _claim(
     bounds: Bounds = RATE,
     bounds_robustness: bool = False,
     has_converged: bool = True,
+    separated_by: Literal["", "probes", "detectors"] = "",
+    has_power: bool = True,
 ) -> Claim:
     """A claim about a value in the given bounds, with its p-value and detectable difference; not judged yet."""
     value, low, high = (None if math.isnan(number) else float(number) for number in measured)
     claim = Claim(
         key, "not tested", statement, study_result, measure, value, low, high, n, n_groups, bound, above,
-        bounds_robustness, has_converged,
+        bounds_robustness, has_converged, separated_by, has_power,
     )  # fmt: skip
     if value is None or low is None or high is None:
         return claim

@@ -9,6 +9,11 @@ can hold, but the claim that it helps can only be "not broken by these attacks".
 case of each image at the same operating point for all targets. The claim that a defence does not help compares two
 upper bounds. It needs an attack on the other target that has converged; otherwise the accuracy of that target may be
 too high.
+
+An AUROC of probes or detectors is a lower bound on separability, since a better one may exist. So the claim that images
+are not separable can be refuted, but it can never hold: its other results are "not separated by these probes" (or "by
+these detectors") and "no power". It has no power if the attack breaks too few groups, or if the probe does not even
+find the classes.
 """
 
 import math
@@ -75,7 +80,7 @@ def judge_claims(
         defences: settings of each defence among the targets, by name.
         eps: ``analyze.eps``, the eps of the values and of the family; one of those in the tables.
         bounds: of the claims.
-        unconverged: eps at which the attack on a target has not converged, by target.
+        unconverged: eps at which the attack on a target has not converged, by target with a doubled stage.
     """
     attack = analysed_attack(records)
     plain = [name for name, settings in defences.items() if settings.kind == "autoencoder"]
@@ -176,12 +181,16 @@ def result_of(claim: Claim, bound: float | None, p_value: float | None = None) -
     if claim.low == claim.high:
         # an interval of width 0 gives no conclusion
         return "undefined"
-    is_significant = claim.low >= bound or claim.high < bound
-    if not is_significant or (p_value is not None and not p_value <= ALPHA):
-        return "not significant"
+    is_significant = (claim.low >= bound or claim.high < bound) and (p_value is None or p_value <= ALPHA)
     is_above = claim.value >= bound
+    if claim.separated_by and not claim.has_power and not (is_significant and is_above):
+        return "no power"
+    if not is_significant:
+        return "not significant"
     if is_above and claim.bounds_robustness:
         return "not broken by these attacks"
+    if claim.separated_by and not is_above:
+        return "not separated by these probes" if claim.separated_by == "probes" else "not separated by these detectors"
     if claim.bounds_robustness and not claim.has_converged:
         return "attack not converged"
     return "holds" if is_above == claim.above else "does not hold"

@@ -30,12 +30,18 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def overlap(
-    clean: np.ndarray, adversarial: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
+    clean: np.ndarray,
+    adversarial: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    success: np.ndarray | None = None,
 ) -> dict[str, Estimate]:
     """Metrics of the overlap of clean and adversarial features, and of the classes before and after the attack.
 
     - ``linear_probe_auroc``, ``knn_auroc``: AUROC of a linear probe and of k-NN that classify features as adversarial
       or clean, cross-validated. 0.5: the features overlap, 1: they are separable.
+    - ``linear_probe_auroc_successful``, ``knn_auroc_successful``: the same scores, compared on the successful images.
     - ``silhouette``: mean silhouette (Rousseeuw 1987) of adversarial versus clean, in [-1, 1]; 0: they overlap.
     - ``mmd``, ``mmd_p_value``: see :func:`mmd`; without an interval.
     - ``class_auroc_clean``, ``class_auroc_adversarial``: AUROC of a linear probe for the class, which is fitted to
@@ -57,6 +63,7 @@ def overlap(
         labels: true classes, int ``(N,)``.
         groups: group of each image, int ``(N,)``.
         seed: of folds and permutations.
+        success: whether the attack is successful, bool ``(N,)``; for all images by default.
 
     Raises:
         ValueError: features are not finite, or their shapes differ.
@@ -68,7 +75,9 @@ def overlap(
     jackknife, n_classes = GroupJackknife(groups), len(np.unique(labels))
     members = [labels == label for label in np.unique(labels)]
     is_adversarial = np.repeat([0, 1], n)
-    estimates = dict.fromkeys(("linear_probe_auroc", "knn_auroc"), UNDEFINED)
+    success = np.ones(n, dtype=bool) if success is None else success
+    probes = ("linear_probe_auroc", "knn_auroc")
+    estimates = dict.fromkeys((*probes, *(f"{name}_successful" for name in probes)), UNDEFINED)
     estimates["silhouette"] = _silhouette(distances, is_adversarial, jackknife, [])
     discrepancy, p_value = mmd(squared, groups, seed)
     estimates["mmd"] = UNDEFINED._replace(value=discrepancy)
@@ -89,6 +98,8 @@ def overlap(
     scores = {"linear_probe_auroc": probe_scores, "knn_auroc": _neighbour_scores(squared, np.tile(folds, 2), seed)}
     for name, values in scores.items():
         estimates[name] = _auroc(values[n:], values[:n], [other_image], jackknife, [])
+        both_successful = other_image & success[:, None] & success
+        estimates[f"{name}_successful"] = _auroc(values[n:], values[:n], [both_successful], jackknife, [success])
     if n_classes > 1:
         one_hot = labels[:, None] == np.unique(labels)
         comparable = [same_fold & member[:, None] & ~member for member in one_hot.T]

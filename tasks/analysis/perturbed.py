@@ -147,10 +147,13 @@ def _network_tables(
     """Yield heat maps, feature overlap and embeddings of the classifier behind one purifier (or none)."""
     yield "heatmaps", with_point(curve, _heatmap_rows(context, features, source, source))
     spaces = {"classifier": "features"} | ({"bottleneck": "bottleneck"} if source else {})
+    success = context.records_at(**curve)["success"].to_numpy(dtype=bool)
     for space, quantity in spaces.items():
         clean, adversarial = context.clean[source, quantity], features[source, quantity]
-        estimates = overlap(clean, adversarial, context.labels, context.groups, context.seed)
+        estimates = overlap(clean, adversarial, context.labels, context.groups, context.seed, success)
         rows = estimate_rows(estimates).assign(n=len(context.rows), n_groups=context.jackknife.n_groups)
+        is_successful = rows["metric"].str.endswith("_successful")
+        rows.loc[is_successful, ["n", "n_groups"]] = success.sum(), len(np.unique(context.groups[success]))
         yield "features", with_point({"feature_space": space, **curve}, rows)
     if with_embeddings:
         # in the last space: the bottleneck, or the features of the classifier if there is no purifier

@@ -34,8 +34,8 @@ def convergence_table(
     without = worst_case_outcomes(records, minimum_eps[~is_doubled], operating_points)
     keys = ["target", "operating_point", "threat_model", "image", "eps"]
     both = outcomes.merge(without[[*keys, "robust_correct"]], on=keys, suffixes=("", "_before"))
-    is_compared = both["operating_point"].isin(minimum_eps.loc[is_doubled, "operating_point"])
-    both = both[is_compared & (both["threat_model"] == "adaptive") & (both["eps"] > 0)]
+    compared = minimum_eps.loc[is_doubled, keys[:2]].drop_duplicates()
+    both = both[(both["threat_model"] == "adaptive") & (both["eps"] > 0)].merge(compared, on=keys[:2])
     named = both.rename(columns={"robust_correct_before": "before", "robust_correct": "after"})
     return named[["target", "image", "group", "eps", "before", "after"]].reset_index(drop=True)
 
@@ -51,7 +51,7 @@ def has_converged(of_point: pd.DataFrame) -> bool:
 
 
 def unconverged_eps(table: pd.DataFrame) -> dict[str, list[float]]:
-    """Return the eps at which the attack on each target has not converged.
+    """Return the eps at which the attack on each target has not converged; no entry without a doubled stage.
 
     Args:
         table: of :func:`convergence_table`.
