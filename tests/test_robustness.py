@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from tasks.evaluation.robustness import confusion_table, curve_table, curves_of, robustness_table, search_table
+from tasks.reporting.sections.accuracy import survivors_table
 
 CLASSES = ["non-COVID", "COVID"]
 
@@ -80,12 +81,27 @@ def test_balanced_accuracy_and_recalls_stand_beside_every_accuracy(records: pd.D
     searches = search_table(found.assign(**names, norm="linf"), [1.0, 4.0], list(table), CLASSES, positive=1)
     assert searches["balanced_accuracy"].tolist() == [6 / 8, 0]
     assert searches["specificity"].tolist() == [3 / 4, 0]
+    # an attack on survivors has no accuracy over all images
+    on_survivors = found.assign(**names | {"attack": "square_on_survivors"}, norm="linf")
+    assert search_table(on_survivors, [1.0, 4.0], list(table), CLASSES, positive=1).empty
     labels, predictions = [0, 1, 1, 2, 2, 2], [0, 1, 0, 2, 2, 0]
     of_three = robustness_table(
         records_of(("undefended", "none", "clean", 0.0), labels, predictions, predictions), ["a", "b", "c"], positive=1
     ).iloc[0]
     assert of_three[["recall_a", "recall_b", "recall_c"]].tolist() == pytest.approx([1, 1 / 2, 2 / 3])
     assert of_three["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)
+
+
+def test_square_on_survivors_is_counted_over_the_images_that_survive_the_suite_at_each_eps() -> None:
+    # one image is wrong unchanged, one survives up to eps 1 and Square breaks it there, one survives everything
+    of_attacks = {"suite": [0.0, 1.0, 4.0, np.inf], "square_on_survivors": [0.0, np.inf, 1.0, np.inf]}
+    found = pd.concat(
+        pd.DataFrame({"image": range(4), "attack": attack, "minimum_eps": values, "operating_point": "as_trained"})
+        for attack, values in of_attacks.items()
+    ).assign(target="undefended")
+    table = survivors_table(found, [0.5, 1.0, 4.0])
+    assert table.rows == [["undefended", "as trained", "0 of 3", "1 of 2", "0 of 1"]]
+    assert survivors_table(found[found["attack"] == "suite"], [1.0]).rows == []
 
 
 def test_attack_success_rate_is_over_images_that_were_right_before(records: pd.DataFrame) -> None:

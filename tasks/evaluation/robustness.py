@@ -8,7 +8,7 @@ import pandas as pd
 from tasks.evaluation.worst_case_table import recall_name
 from tasks.records.expected import FRESH_8BIT, expected_correct
 from tasks.records.tables import without_reference
-from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT, attack_label
+from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT, SQUARE_ON_SURVIVORS, attack_label
 from tasks.statistics.balanced import balanced_accuracies
 from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
 from tasks.statistics.rates import rate_estimate
@@ -68,7 +68,8 @@ def search_table(
     """Accuracy under the searches for the smallest eps: rows as of :func:`robustness_table`, a curve for each search.
 
     An image counts as correct at every eps below the smallest that breaks it. Values that need logits at an eps
-    (entropy, precision and so on) are NaN. Searches on a part of the images have no curve.
+    (entropy, precision and so on) are NaN. Searches on a part of the images have no curve: the black-box attacks, and
+    Square on the images that survive the suite.
 
     Args:
         minimum_eps: as written by the attack steps; infinite where no eps breaks the image.
@@ -81,7 +82,8 @@ def search_table(
     as_trained = minimum_eps[minimum_eps["operating_point"] == AS_TRAINED].assign(surrogate="")
     n_images = as_trained.groupby("target")["image"].nunique()
     for names, group in as_trained.groupby([*CURVE, "norm"], sort=False):
-        if len(group) < n_images[group["target"].iloc[0]]:
+        # its table has all images, but it attacks only survivors
+        if names[2] == SQUARE_ON_SURVIVORS or len(group) < n_images[group["target"].iloc[0]]:
             continue
         for value in eps:
             is_broken, clean_correct = group["minimum_eps"] <= value, group["minimum_eps"] > 0

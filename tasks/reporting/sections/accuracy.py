@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from tasks.records.vocabulary import display_name
+from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, SUITE, display_name
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
 from tasks.reporting.drawings import lines_drawing
 from tasks.reporting.formats import estimate, number
@@ -48,6 +48,7 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
         "curve_names": {attack: [curve.name for curve in curves_under(table, attack)] for attack in attacks},
         "tables": {attack: accuracy_table(table, attack) for attack in attacks},
         "minimum_eps": eps_of(table)[0],
+        "survivors": survivors_table(results.minimum_eps, eps_of(table)),
         "area": _area_table(area),
         "area_span": None if of_analysed.empty else span_of(of_analysed, percent),
         "all_metrics": _all_metrics(table, headline.recalls),
@@ -78,6 +79,27 @@ def accuracy_table(table: pd.DataFrame, attack: str) -> Table:
             row = curve.at(eps)
             cells += [with_interval(row), *([number(row["accuracy_8bit"], percent)] if has_8bit else [])]
     return Table(head, rows)
+
+
+def survivors_table(minimum_eps: pd.DataFrame, grid: list[float]) -> Table:
+    """Return the number of images that survive the suite and the number of these that Square breaks, at each eps.
+
+    Args:
+        minimum_eps: smallest eps that breaks each image, by target, operating point and attack.
+        grid: eps of the columns, rising.
+    """
+    points = ["target", "operating_point"]
+    searches = minimum_eps[minimum_eps["attack"].isin([SUITE, SQUARE_ON_SURVIVORS])]
+    by_image = searches.pivot(index=[*points, "image"], columns="attack", values="minimum_eps")
+    rows = []
+    if SQUARE_ON_SURVIVORS in by_image:
+        for target, point in searches[points].drop_duplicates().itertuples(index=False, name=None):
+            found = by_image.loc[(target, point)]
+            survives = [found[SUITE] > eps for eps in grid]
+            is_broken = [found[SQUARE_ON_SURVIVORS] <= eps for eps in grid]
+            counts = [f"{(s & b).sum()} of {s.sum()}" for s, b in zip(survives, is_broken, strict=True)]
+            rows.append([display_name(target), display_name(point), *counts])
+    return Table(["target", "operating point", *(f"ε = {eps_text(eps)}/255" for eps in grid)], rows)
 
 
 def robustness_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -> Panel:
