@@ -73,6 +73,20 @@ def at(table: pd.DataFrame, threat_model: str, eps: float, point: str = "as_trai
     return table[is_wanted].set_index("target")
 
 
+def test_a_gain_counts_above_a_constant_prediction_if_this_is_better_than_the_bare_classifier(
+    table: pd.DataFrame,
+) -> None:
+    # at eps 2 the undefended classifier has no correct image, and a constant prediction has one half
+    gains, attacked = at(table, "adaptive", 2).loc["strong"], at(table, "adaptive", 2)["robust_balanced_accuracy"]
+    assert attacked["undefended"] == 0
+    assert gains["gain"] == attacked["strong"]
+    assert gains["gain_over_better"] == pytest.approx(attacked["strong"] - 0.5)
+    # it is as good or better at eps 1
+    better = at(table, "adaptive", 1)
+    assert better["robust_balanced_accuracy"]["undefended"] >= 0.5
+    assert better["gain_over_better"]["strong"] == better["gain"]["strong"]
+
+
 def test_targets_are_ranked_by_balanced_accuracy_at_each_threat_model_and_eps(table: pd.DataFrame) -> None:
     assert at(table, "adaptive", 1)["rank"].to_dict() == {"strong": 1, "undefended": 2, "weak": 3}
     assert at(table, "transfer", 1)["rank"].to_dict() == {"strong": 1, "weak": 2}

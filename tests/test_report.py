@@ -160,11 +160,10 @@ def test_first_screen_states_the_worst_case_of_all_attacks_in_three_sentences(ht
         f"({on_validation}), it is "
         f"{clean} on clean images and {attacked} in the worst case, a difference of +40.0 ["
     )
-    assert defended.endswith("after Holm's correction for 2 comparisons with the undefended classifier).")
-    assert conclusion.startswith(
-        "These images are computer-drawn phantoms: the numbers at ε = 1/255 under these attacks"
-    )
-    assert conclusion.endswith("show that the pipeline works, and they cannot judge a defence.")
+    # a constant prediction has 33.3 %
+    assert " after Holm's correction for 2 comparisons with the undefended classifier), and of +16.7 [" in defended
+    assert defended.endswith("] points to a constant prediction, which is better than the undefended classifier.")
+    assert conclusion.startswith("These images are computer-drawn phantoms and cannot judge a defence: at ε = 1/255, ")
 
 
 def test_score_table_has_clean_images_and_the_worst_case_at_both_operating_points(html: str) -> None:
@@ -488,7 +487,7 @@ def test_markdown_above_the_limit_of_notes_leaves_out_and_names_whole_sections_f
     titles = re.findall(r"^## (.*)", whole, flags=re.MULTILINE)
     assert titles == ["Scores", "Claims of the study", "Data set", "Checks"]
     # with twelve targets, scores grow fourfold, and no other section grows as much
-    assert len(whole) < MAX_NOTE_CHARACTERS / 2
+    assert len(whole) < 0.6 * MAX_NOTE_CHARACTERS
     for number, title in enumerate(titles[1:], start=1):
         kept = whole[: whole.index(f"\n## {title}")]
         short = page.markdown(results, headline, sections, len(kept) + 90)
@@ -529,6 +528,7 @@ def headline_with(
     difference: tuple[float, float, float] = (0.2, 0.1, 0.3),
     p_value: float = 0.001,
     at_larger_eps: float = 0.8,
+    over_better: tuple[float, float, float] = (0.2, 0.1, 0.3),
     is_phantom: bool = False,
 ) -> Headline:
     """Headline of one defence on 100 images of 40 patients in two classes, at eps 1, with a larger eps of 4.
@@ -539,6 +539,7 @@ def headline_with(
         difference: of the defence to the undefended classifier, with its interval.
         p_value: after Holm's correction.
         at_larger_eps: balanced accuracy of the defence in the worst case at eps 4.
+        over_better: difference to the better of the undefended classifier and a constant prediction.
         is_phantom: whether the images are computer-drawn.
     """
     values = {"undefended": (0.9, 0.3, 0.1), "autoencoder": (0.85, attacked, at_larger_eps)}
@@ -557,7 +558,12 @@ def headline_with(
         worst_case=table,
         comparisons={
             "autoencoder": DefenceComparison(
-                Estimate(*difference), p_value, 0.123, attacked - half_width > 0.5, on_validation
+                Estimate(*difference),
+                p_value,
+                0.123,
+                attacked - half_width > 0.5,
+                on_validation,
+                Estimate(*over_better),
             )
         },
         best="autoencoder",
@@ -585,7 +591,7 @@ def test_headline_names_operating_point_unit_and_numbers() -> None:
 @pytest.mark.parametrize(
     ("attacked", "half_width", "conclusion"),
     [
-        (0.8, 0.05, "the autoencoder is not broken by these attacks (FGSM, PGD with 10 steps)."),
+        (0.8, 0.05, "the autoencoder is not broken by these attacks (FGSM, PGD with 10 steps);"),
         (0.4, 0.05, "the autoencoder is broken by these attacks (FGSM, PGD with 10 steps)."),
         (0.5, 0.05, "it is undecided whether the autoencoder is broken by these attacks (FGSM"),
         (0.8, math.nan, "there are too few groups to decide whether the autoencoder is broken by these attacks (FGSM"),
@@ -602,10 +608,19 @@ def test_a_defence_is_broken_if_its_whole_interval_is_at_most_a_constant_predict
 
 
 def test_the_smallest_larger_eps_that_breaks_the_defence_is_named() -> None:
-    assert "(FGSM, PGD with 10 steps); at ε = 4/255, it is broken." in headline_sentences(
-        headline_with(at_larger_eps=0.1)
-    )
-    assert "4/255" not in headline_sentences(headline_with(at_larger_eps=0.5))
+    broken = "(FGSM, PGD with 10 steps); at ε = 4/255, it is broken (10.0 % [5.0, 15.0])."
+    for is_phantom in (False, True):
+        text = headline_sentences(headline_with(at_larger_eps=0.1, is_phantom=is_phantom))
+        assert text.endswith(broken)
+        assert len(re.findall(r"[.] [A-Z]", text)) == 2
+    assert headline_sentences(headline_with(at_larger_eps=0.5)).endswith("; it is broken at no larger ε up to 4/255.")
+
+
+def test_a_gain_up_to_a_constant_prediction_is_told_apart_from_one_above_it() -> None:
+    text = headline_sentences(headline_with(difference=(0.5, 0.4, 0.6), over_better=(0.3, 0.25, 0.35)))
+    assert "a difference of +50.0 [+40.0, +60.0] points to the undefended classifier (significant" in text
+    assert "), and of +30.0 [+25.0, +35.0] points to a constant prediction, which is better than" in text
+    assert "constant" not in headline_sentences(headline_with())
 
 
 @pytest.mark.parametrize(
@@ -627,8 +642,7 @@ def test_the_difference_is_judged_by_the_corrected_p_value_and_its_interval(
 
 def test_phantoms_judge_no_defence() -> None:
     text = headline_sentences(headline_with(is_phantom=True))
-    assert "they cannot judge a defence" in text
-    assert "broken" not in text
+    assert "These images are computer-drawn phantoms and cannot judge a defence: at ε = 1/255, the" in text
 
 
 def test_every_defence_is_compared_with_the_undefended_classifier_on_the_same_images(
@@ -723,7 +737,7 @@ def test_too_few_groups_have_no_interval_and_no_conclusion(
     text = headline_sentences(headline)
     assert "95.0 % [too few groups] on clean images and 10.0 % [too few groups] in the worst case" in text
     assert "n = 60 images of 4 inferred groups" in text
-    assert "+40.0 [too few groups] points to the undefended classifier (too few groups for a test)." in text
+    assert "+40.0 [too few groups] points to the undefended classifier (too few groups for a test), and of" in text
     assert "too few groups to decide whether the retrained autoencoder is broken" in text
     section = comparison_section(results, headline)
     assert "is +40.0 [too few groups] points (too few groups for a test)." in finding_of(section, headline)

@@ -22,7 +22,8 @@ COLUMNS = (
     *("n", "n_groups"),
     *(f"{state}_{name}{bound}" for state in ("clean", "robust") for name in METRICS for bound in ("", "_low", "_high")),
     *("robust_accuracy_8bit", "robust_balanced_accuracy_8bit"),
-    *("gain", "gain_low", "gain_high", "detectable_gain", "p_value_gain", "p_value_gain_holm"),
+    *("gain", "gain_low", "gain_high", "gain_over_better", "gain_over_better_low", "gain_over_better_high"),
+    *("detectable_gain", "p_value_gain", "p_value_gain_holm"),
     *("next_target", "difference", "difference_low", "difference_high", "detectable_difference"),
     *("n_only_this_correct", "n_only_next_correct", "p_value", "p_value_holm"),
     *("n_parameters", "multiply_adds", "n_eot_samples", "n_warn", "n_fail"),
@@ -45,7 +46,8 @@ def comparison_table(
     Each target is compared with the bare classifier (``gain``) and with the ``next_target`` in rank, on the same test
     images: difference of the balanced accuracies in the worst case with its interval by group, the difference that
     these images can show, and the p-value of the sign-flip test by group; with the next target also the numbers of
-    images that only one of the two classifies correctly. At the reported eps, the comparisons of each kind at one
+    images that only one of the two classifies correctly. ``gain_over_better`` is the difference to the better of the
+    bare classifier and a constant prediction. At the reported eps, the comparisons of each kind at one
     operating point and threat model are a family, whose p-values are also corrected by Holm's method. At other eps they
     are descriptive. The last target has no next target. The bare classifier is left out under transfer attacks, since
     an attack on itself is adaptive.
@@ -59,6 +61,7 @@ def comparison_table(
     """
     wide = table.pivot(index=[*KEYS, "target"], columns="metric", values=["value", "low", "high"])
     n = table[table["metric"] == "accuracy"].set_index([*KEYS, "target"])[["n", "n_groups"]]
+    lowest = constant_accuracy(table)
     rows: list[dict[str, object]] = []
     # defences are also attacked by transfer from the bare classifier, so its accuracy under transfer is no comparison
     is_unequal = (outcomes["threat_model"] == "transfer") & (outcomes["target"] == UNDEFENDED)
@@ -82,7 +85,10 @@ def comparison_table(
                 row[f"robust_{metric}_8bit"] = robust["value"].get(f"{metric}_8bit", {}).get(target)
             if target != UNDEFENDED and UNDEFENDED in correct:
                 found = compare_balanced(correct[target].to_numpy(), correct[UNDEFENDED].to_numpy(), labels, groups)
-                row |= dict(zip(("gain", "gain_low", "gain_high"), found.difference, strict=True))
+                row |= found.difference.columns("gain") | found.difference.columns("gain_over_better")
+                if robust["value"]["balanced_accuracy"][UNDEFENDED] < lowest:
+                    for bound, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
+                        row[f"gain_over_better{suffix}"] = robust[bound]["balanced_accuracy"][target] - lowest
                 row |= {"detectable_gain": found.detectable_difference, "p_value_gain": found.p_value}
             if rank < len(order):
                 following = list(order)[rank]

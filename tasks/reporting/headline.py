@@ -44,6 +44,8 @@ class DefenceComparison:
     """True if the whole interval of the defence is above the balanced accuracy of a constant prediction."""
     on_validation: Estimate
     """Balanced accuracy of the defence on validation images under the sweep, by which defences are chosen."""
+    over_better: Estimate
+    """Difference to the better of the undefended classifier and a constant prediction."""
 
     @property
     def significance(self) -> Significance:
@@ -165,6 +167,11 @@ class Headline:
         return self.best or UNDEFENDED
 
     @property
+    def largest_eps(self) -> float:
+        """Largest eps of the worst case."""
+        return float(self.worst_case["eps"].max())
+
+    @property
     def broken_from(self) -> float | None:
         """Smallest larger eps at which the judged target is broken."""
         larger = sorted(eps for eps in self.worst_case["eps"].unique() if eps > self.eps)
@@ -224,13 +231,14 @@ def eps_in_unit(dataset_info: Mapping[str, Any], eps: float) -> str:
 def _comparison(ranked: pd.DataFrame, defence: str, constant: float) -> DefenceComparison:
     """Return the comparison of a defence with the undefended classifier, from its row of ``comparison.csv``."""
     row: Row = ranked.set_index("target").loc[defence]
-    difference, on_validation = (
+    difference, on_validation, over_better = (
         Estimate(*(float(row[f"{name}{bound}"]) for bound in ("", "_low", "_high")))
-        for name in ("gain", "validation_balanced_accuracy")
+        for name in ("gain", "validation_balanced_accuracy", "gain_over_better")
     )
     detectable = None if math.isnan(row["detectable_gain"]) else float(row["detectable_gain"])
     is_above = bool(row["robust_balanced_accuracy_low"] > constant)
-    return DefenceComparison(difference, float(row["p_value_gain_holm"]), detectable, is_above, on_validation)
+    p_value = float(row["p_value_gain_holm"])
+    return DefenceComparison(difference, p_value, detectable, is_above, on_validation, over_better)
 
 
 def significance_of(low: float, high: float, p_value: float, is_above_constant: bool = True) -> Significance:

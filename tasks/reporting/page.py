@@ -85,6 +85,7 @@ def _summary(results: Results, headline: Headline, sections: Sequence[Section]) 
     return {
         "info": results.dataset_info,
         "headline": headline,
+        "seed": results.params.seed,
         "scored_points": list(dict.fromkeys([headline.operating_point, AS_TRAINED])),
         "norm": results.robustness["norm"].iloc[0],
         "eps_grid": eps_of(results.robustness),

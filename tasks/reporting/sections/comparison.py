@@ -46,6 +46,7 @@ def comparison_section(results: Results, headline: Headline) -> Section:
         "significance": significance_of(*best[["difference_low", "difference_high", "p_value_holm"]]),
         "p_value": best["p_value_holm"],
         "detectable": None if math.isnan(best["detectable_difference"]) else best["detectable_difference"],
+        "tied_eps": _tied_eps(comparison, headline.chance),
         "random_targets": _random_targets(results.records),
         "n_samples": N_FRESH_SAMPLES,
         "n_drawn": len(drawn),
@@ -84,6 +85,13 @@ def _drawn_targets(ranked: pd.DataFrame) -> list[str]:
     if UNDEFENDED not in drawn:
         drawn[-1] = UNDEFENDED
     return drawn
+
+
+def _tied_eps(comparison: pd.DataFrame, chance: float) -> list[float]:
+    """Return the eps at which two or more targets are not above a constant prediction on validation images."""
+    of_targets = comparison[["eps", "target", "validation_balanced_accuracy"]].drop_duplicates(["eps", "target"])
+    n_lowest = (of_targets["validation_balanced_accuracy"] <= chance).groupby(of_targets["eps"]).sum()
+    return [float(eps) for eps in n_lowest.index[n_lowest > 1]]
 
 
 def _random_targets(records: pd.DataFrame) -> list[str]:
@@ -125,13 +133,15 @@ def _gain_table(headline: Headline) -> Table:
         [
             display_name(target),
             estimate(found.difference._asdict(), signed_points),
+            estimate(found.over_better._asdict(), signed_points),
             _p_cell(found.difference.low, found.p_value_holm),
             found.significance,
             number(found.detectable, unsigned_points),
         ]
         for target, found in headline.comparisons.items()
     ]
-    return Table(["target", "difference to undefended", "p (Holm)", "test", "detectable difference"], rows)
+    head = ["target", "difference to undefended", "difference to the better of undefended and constant"]
+    return Table([*head, "p (Holm)", "test", "detectable difference"], rows)
 
 
 def _configuration_table(configurations: pd.DataFrame) -> Table:
