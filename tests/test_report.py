@@ -250,7 +250,8 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         "clean images than the adversarial images: MSE ",
         "classification": "The expected calibration error (ECE) of the undefended classifier is 4.",
         "detection": "At a false-positive rate of 60.0 % [55.0, 65.0], the best of 5 detectors (chosen on other "
-        f"inferred groups, mostly the feature distance) detects 60.0 % [55.0, 65.0] of the successful images of {at}, ",
+        "inferred groups, mostly the feature distance) detects 60.0 % [55.0, 65.0] of the 30 successful images of "
+        f"{at}, ",
         "active-learning": "Entropy changes the mean clean accuracy by +20.0 [",
     }
     assert list(findings) == list(beginnings)
@@ -258,8 +259,8 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         assert findings[key].startswith(beginning)
     assert findings["comparison"].endswith("for 2 comparisons of neighbours in rank at ε = 1/255).")
     assert findings["detection"].endswith(
-        "Under adaptive attacks on the detector it detects 10.0 % [5.0, 15.0]. A joint attack misleads the classifier "
-        "and evades all detectors for 80.0 % [75.0, 85.0] of the images that are correct without an attack."
+        "Under adaptive attacks on the detector, on 12 of the images, it detects 10.0 % [5.0, 15.0] of the 9 "
+        "successful images. A joint attack misleads the classifier and evades all detectors for 80.0 % [75.0, 85.0] of the images that are correct without an attack."
     )
 
 
@@ -934,6 +935,14 @@ def test_a_report_on_scans_counts_the_results_of_the_claims(phantoms: Path, para
     scans = replace(results, data=replace(results.data, is_phantom=False))
     finding = finding_of(claims_section(scans, headline), headline)
     assert finding == "Result of 4 claims: holds (1), does not hold (1), not significant (1), not tested (1)."
+
+
+def test_tables_of_detectors_have_the_number_of_images_of_each_attack(phantoms: Path, params: Params) -> None:
+    values = detection_section(*loaded(params)).values
+    best = next(row for row in values["by_attack"].rows if row[0] == "best detector")
+    assert [best[2], best[5], best[8]] == ["60 (30)", "12 (9)", "12 (9)"]
+    assert {tuple(row[2:4]) for row in values["rejection"].rows} == {("60", "21")}
+    assert values["rejection_samples"][0] == "PGD: n = 60 images of 21 inferred groups"
 
 
 @pytest.mark.usefixtures("no_static_figures")

@@ -21,7 +21,7 @@ from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of
 from tasks.reporting.tables import Table, key_text
-from tasks.statistics.formatting import percent
+from tasks.statistics.formatting import percent, sample_text
 
 KEYS = {"detector": "detector", "surrogate": "surrogate", "attack": "attack", "eps": "ε in 1/255"}
 KEYS |= {"n": "n", "n_groups": "groups"}
@@ -60,9 +60,13 @@ def detection_section(results: Results, headline: Headline) -> Section:
             # curves of attacks on defences are folded and have no interactive version
             drawings.append(lines_drawing(name, [panel], is_interactive=is_undefended))
             curve = {"name": name, "kind": kind, "is_undefended": is_undefended}
-            curves.append(curve | {"attack": attack_name(attack), "surrogate": display_name(surrogate)})
+            curve |= {"attack": attack_name(attack), "surrogate": display_name(surrogate)}
+            is_own = (table["surrogate"] == surrogate) & (table["attack"] == attack)
+            curves.append(curve | {"sample": _sample(table[is_own], headline.unit)})
     rejection = rejection[(rejection["eps"] == point.eps) & rejection["attack"].isin(attacks)]
     nominal_rate = _nominal_rate(rejection, results.params.analyze.false_positive_rate)
+    keys = ["detector", "surrogate", "attack", "eps"]
+    rejection = rejection.merge(table[[*keys, "n", "n_groups"]], on=keys)
     if len(rejection):
         drawings.append(_rejection_drawing(rejection, styles))
     values = {
@@ -75,9 +79,19 @@ def detection_section(results: Results, headline: Headline) -> Section:
         "rates": _rates(table[(table["eps"] == point.eps) & table["attack"].isin(attacks)]),
         "all_rates": _rates(table),
         "nominal_rate": percent(nominal_rate),
+        "rejection_samples": [
+            f"{attack_name(str(attack))}: {_sample(rows, headline.unit)}"
+            for attack, rows in rejection.groupby("attack", sort=False)
+        ],
         "rejection": _rejection_table(rejection, nominal_rate) if len(rejection) else None,
     }
     return Section(key, title, values, drawings)
+
+
+def _sample(rows: pd.DataFrame, unit: str) -> str:
+    """Number of images of some rows, and of their groups; several numbers if the rows have different images."""
+    counts = rows[["n", "n_groups"]].drop_duplicates().itertuples(index=False, name=None)
+    return " or ".join(sample_text(int(n), int(n_groups), unit) for n, n_groups in counts)
 
 
 def _by_crafting(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
@@ -94,6 +108,8 @@ def _best_detector(table: pd.DataFrame, point: Point) -> dict[str, Any]:
     names = {"unaware": point.attack, "aware": DETECTOR_EVASION, "joint": JOINT_DETECTOR_EVASION}
     for name, attack in names.items():
         row = best.loc[attack] if attack in best.index else None
+        for count in ("n", "n_successful"):
+            rates[f"{name}_{count}"] = number(None if row is None else row[count], fixed(0))
         for key, quantity in (("detected", "detection_rate_successful"), ("undetected", "undetected_success_rate")):
             rates[f"{name}_{key}"] = None if row is None else estimate(row, percent, quantity)
     joint = table[(table["detector"] == ALL_DETECTORS) & (table["attack"] == JOINT_DETECTOR_EVASION)]
@@ -121,10 +137,12 @@ def rates_by_attack(table: pd.DataFrame, point: Point) -> Table:
             is_combination = detector == ALL_DETECTORS and attack == DETECTOR_EVASION
             name = JOINT_DETECTOR_EVASION if is_combination else attack
             row = of_detector.loc[name] if name in of_detector.index else None
+            cells.append("–" if row is None else f"{row['n']} ({number(row['n_successful'], fixed(0))})")
             cells += ["–" if row is None else estimate(row, percent, quantity) for quantity in quantities]
         first = of_detector.iloc[0]
         texts.append([str(detector), estimate(first, percent, "false_positive_rate"), *cells])
-    heads = [f"{outcome}, attack {access}" for access in attacks.values() for outcome in quantities.values()]
+    columns = ["images (successful)", *quantities.values()]
+    heads = [f"{column}, attack {access}" for access in attacks.values() for column in columns]
     return Table(["detector", "false-positive rate", *heads], texts)
 
 
@@ -172,7 +190,7 @@ def _rejection_drawing(rejection: pd.DataFrame, styles: Styles) -> Drawing:
             style = styles[str(detector)]
             lines.append(Line(str(detector), x, y, style, DASHES[style % len(DASHES)], low, high))
         labels = ("rejected clean images", "accuracy on accepted images")
-        title = attack_name(str(attack))
+        title = f"{attack_name(str(attack))}, n = {of_attack['n'].iloc[0]}"
         panels.append(Panel(*labels, lines, title, x_scale="share", y_scale="share", y_range=SHARE_RANGE))
     return lines_drawing("rejection", panels, n_columns=2)
 
@@ -186,6 +204,7 @@ def _rejection_table(rejection: pd.DataFrame, nominal_rate: float) -> Table:
             [
                 str(detector),
                 attack_name(str(attack)),
+                *(str(of_detector[count].iloc[0]) for count in ("n", "n_groups")),
                 percent(behind["clean_rejection_rate"]),
                 percent(behind["adversarial_rejection_rate"]),
                 *(
@@ -195,7 +214,7 @@ def _rejection_table(rejection: pd.DataFrame, nominal_rate: float) -> Table:
                 ),
             ]
         )
-    head = ["detector", "attack", "clean images rejected", "attacked images rejected"]
+    head = ["detector", "attack", "n", "groups", "clean images rejected", "attacked images rejected"]
     head += ["accuracy without rejection", "accuracy on accepted images"]
     return Table([*head, "error rate without rejection", "undetected error rate"], rows)
 
