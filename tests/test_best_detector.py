@@ -6,7 +6,7 @@ import pytest
 
 from tasks.analysis.best_detector import best_auroc, best_detector_table, choose_on_other_folds, rate_of_chosen
 from tasks.statistics.groups import GroupJackknife
-from tests.simulations.coverage import best_detector_cell
+from tests.simulations.coverage import best_detector_cell, detector_auroc_cell
 
 
 def scores_of(scores: dict[str, np.ndarray], attack: str = "pgd", n_per_group: int = 2) -> pd.DataFrame:
@@ -83,3 +83,22 @@ def test_detectors_without_a_score_are_not_chosen() -> None:
     assert (row["n_detectors"], row["chosen_detector"]) == (1, "good")
     (row,) = best_detector_table(scores[scores["detector"] == "undefined"], "pgd", 0).to_dict("records")
     assert row["n_detectors"] == 0
+
+
+@pytest.mark.parametrize("n_wrong", [0, 1])
+def test_a_perfect_or_almost_perfect_detector_beside_a_useless_one_has_a_narrow_interval(n_wrong: int) -> None:
+    rng = np.random.default_rng(0)
+    perfect = np.where(np.arange(88) < n_wrong, -1.0, 2.0)
+    scores = scores_of({"useless": rng.normal(size=88), "perfect": perfect, "almost": np.tile([2.0, 2, 2, -1], 22)})
+    (row,) = best_detector_table(scores, "pgd", 0).to_dict("records")
+    assert row["chosen_detector"] == "perfect"
+    for name in ("auroc_successful", "detection_rate"):
+        assert row[name] > 0.98
+        assert row[f"{name}_low"] > 0.8, name
+
+
+@pytest.mark.parametrize(("auroc", "others"), [(0.9, 0.7), (0.995, 0.98), (1.0, 0.5)])
+def test_the_auroc_of_the_best_of_unequal_detectors_is_covered(auroc: float, others: float) -> None:
+    found = detector_auroc_cell(np.random.default_rng(0), 100, 50, 0.3, auroc, others)
+    assert found["coverage"] >= 90
+    assert found["width"] < 40

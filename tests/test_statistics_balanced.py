@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.statistics.balanced import balanced_accuracies, compare_balanced
+from tasks.statistics.balanced import balanced_accuracies, balanced_ratio, compare_balanced
 from tasks.statistics.paired import compare_paired
 from tasks.statistics.rates import rate_estimate
 
@@ -73,3 +73,25 @@ def test_too_few_groups_of_a_class_have_no_interval() -> None:
     for estimate in (accuracy, difference):
         assert np.isfinite(estimate.value)
         assert np.isnan(estimate[1:]).all()
+
+
+def test_the_ratio_of_two_balanced_sums_is_that_of_the_means_over_the_classes() -> None:
+    labels = (GROUPS >= 40).astype(int)
+    lost = np.ones(360)
+    # half of the first class is restored, and all of the second, which has half as many images
+    restored = np.where(labels == 1, 1, GROUPS % 2)
+    found = balanced_ratio(restored, lost, labels, GROUPS)
+    assert found.value == pytest.approx(0.75)
+    # the jackknife of the mean of 40 groups of the first class, halved
+    error = 0.5 * np.sqrt(40 * (0.5 / 39) ** 2)
+    assert found.high - found.value == pytest.approx(2.0 * error, rel=0.05)
+    assert found.low < found.value - 1.9 * error
+
+
+def test_a_ratio_has_a_width_if_no_group_shows_that_it_differs_from_1_and_is_undefined_if_nothing_was_lost() -> None:
+    found = balanced_ratio(np.ones(360), np.ones(360), LABELS, GROUPS)
+    assert np.isnan(found[1:]).all() or found.low < 0.9
+    few = balanced_ratio(GROUPS > 1, np.ones(360), LABELS, GROUPS)
+    # one of 30 groups of each class is not restored: Clopper and Pearson's bound is 17.2 %
+    assert 0.8 < few.low < 0.84
+    assert np.isnan(balanced_ratio(np.zeros(360), np.zeros(360), LABELS, GROUPS)).all()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.simulations import coverage
 from tests.simulations.candidates import METHODS, percentile_bootstrap, wilson_of_images
-from tests.simulations.coverage import auroc_cell, pair_cell, rate_cell
+from tests.simulations.coverage import auroc_cell, balanced_cell, pair_cell, rate_cell, ratio_cell
 from tests.simulations.draws import SIZES, draw_pairs, draw_scores, draw_sizes, draw_successes
 
 TOLERANCE = 2.0
@@ -49,6 +49,19 @@ def test_the_paired_test_and_interval_hold_their_level(n_groups: int, icc: float
     # worse by exactly the margin: the nominal error of non-inferiority is 2.5 %
     assert worse["interval_above"] <= 2.5 + TOLERANCE
     assert worse["rejected"] > 4 * null["rejected"]
+
+
+@pytest.mark.parametrize(("n_groups", "icc"), [(25, 0.0), (50, 0.3), (100, 0.6)])
+def test_balanced_accuracies_their_differences_and_ratios_are_covered(n_groups: int, icc: float) -> None:
+    equal = balanced_cell(rng(), 1000, n_groups, icc, (0.9, 0.9), (0.9, 0.9))
+    unequal = balanced_cell(rng(), 1000, n_groups, icc, (0.9, 0.9), (0.8, 0.8))
+    for found in (equal, unequal):
+        assert min(found["coverage_of_accuracy"], found["coverage_of_difference"]) >= 93 - TOLERANCE
+    assert equal["rejected"] <= 6 + TOLERANCE
+    assert unequal["rejected"] > 4 * equal["rejected"]
+    # without the rule near 1, the interval of the last ratio covers 88 to 95 %
+    for accuracies in ((0.9, 0.5, 0.5), (0.9, 0.3, 0.7), (0.9, 0.1, 0.85)):
+        assert ratio_cell(rng(), 1000, n_groups, icc, *accuracies)["coverage"] >= 93 - TOLERANCE
 
 
 def test_drawn_outcomes_have_the_given_rate_and_correlation() -> None:

@@ -214,3 +214,20 @@ def test_p_values_hold_the_level_of_a_corrected_comparison(n_groups: int, icc: f
     p_values = p_values_of_intervals(successes.sum(axis=1) / sizes.sum(axis=1), low, high, 0.3, RATE, n_groups)
     # three standard errors above 0.5 %
     assert np.mean(p_values < 0.005) <= 0.0071
+
+
+def test_a_small_change_by_one_group_hardly_widens_the_interval_of_a_perfect_auroc() -> None:
+    constant, one = np.zeros(44), np.eye(44)[0] * -0.001
+    for value, deviations in ((1.0, constant), (1.0, one), (0.9999, one)):
+        share = float(clopper_pearson_upper(int(deviations.any()), 44))
+        assert share < 0.13
+        low, high = jackknife_interval(np.array(value), deviations, RATE, 44)
+        assert float(low) == pytest.approx(1 - share, abs=1e-3)
+        assert high == pytest.approx(1)
+        other_low, other_high = jackknife_interval(np.array(1 - value), -deviations, RATE, 44)
+        assert (float(other_low), float(other_high)) == pytest.approx((1 - float(high), 1 - float(low)))
+    # a large change does: three degrees of freedom
+    low, high = jackknife_interval(np.array(1.0), 100 * one, RATE, 44)
+    assert (float(low), float(high)) == pytest.approx((1 - 0.1 * student.ppf(0.975, 3), 1))
+    low, high = jackknife_interval(np.array(1.0), one, CORRELATION, 44)
+    assert (float(low), float(high)) == pytest.approx((1 - 2 * share, 1))

@@ -2,10 +2,13 @@
 
 import numpy as np
 
-from tasks.statistics.groups import GroupJackknife, group_sums, rate_deviations, too_few_groups
+from tasks.statistics.groups import group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import RATE, UNBOUNDED, Estimate, jackknife_interval
 from tasks.statistics.paired import PairedComparison, detectable_differences, p_value_by_group
 from tasks.statistics.rates import combination_interval, rate_intervals, share_bounds
+
+SumsByClass = list[tuple[np.ndarray, np.ndarray]]
+"""Sums of values of each group, and its numbers of images, for each class."""
 
 
 def balanced_accuracies(correct: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> list[Estimate]:
@@ -16,12 +19,22 @@ def balanced_accuracies(correct: np.ndarray, labels: np.ndarray, groups: np.ndar
         labels: true classes, int ``(N,)``.
         groups: group of each image, int ``(N,)``.
     """
+    by_class = _sums_by_class(correct.astype(np.float64), labels, groups)
+    values = np.mean([sums.sum(axis=1) / sizes.sum(axis=1) for sums, sizes in by_class], axis=0)
+    return [Estimate(*map(float, row)) for row in zip(values, *balanced_intervals(by_class), strict=True)]
+
+
+def balanced_intervals(by_class: SumsByClass) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % intervals of K balanced accuracies, float64 ``(K,)`` each; NaN for too few groups of a class.
+
+    Args:
+        by_class: numbers of correct images and of images of each group, ``(K, G)`` each, for each class.
+    """
     parts = []
-    for sums, sizes in _sums_by_class(correct.astype(np.float64), labels, groups):
+    for sums, sizes in by_class:
         parts.append((sums.sum(axis=1) / sizes.sum(axis=1), *rate_intervals(sums, sizes), rate_deviations(sums, sizes)))
-    rates, *bounds_and_deviations = (np.stack(part) for part in zip(*parts, strict=True))
-    low, high = combination_interval(np.full(len(rates), 1 / len(rates)), rates, *bounds_and_deviations)
-    return [Estimate(*map(float, row)) for row in zip(rates.mean(axis=0), low, high, strict=True)]
+    rates, low, high, deviations = (np.stack(part) for part in zip(*parts, strict=True))
+    return combination_interval(np.full(len(rates), 1 / len(rates)), rates, low, high, deviations)
 
 
 def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> PairedComparison:
@@ -38,7 +51,8 @@ def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, 
     differences = first.astype(np.float64) - second
     # gains (only the first classifier is correct) and losses (only the second is)
     parts = np.stack([np.maximum(differences, 0), np.maximum(-differences, 0)])
-    low, high = _difference_interval(_sums_by_class(parts, labels, groups))
+    of_both = [(sums[:, None], sizes[:1]) for sums, sizes in _sums_by_class(parts, labels, groups)]
+    low, high = difference_intervals(of_both)
     # weights with a mean of 1, under which every class counts the same
     sizes = np.bincount(labels)
     weights = len(labels) / (np.count_nonzero(sizes) * sizes[labels])
@@ -52,28 +66,32 @@ def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, 
     )
 
 
-def _difference_interval(by_class: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % interval of a difference of balanced accuracies, float64 ``(1,)`` each; NaN for too few groups.
+def difference_intervals(by_class: SumsByClass) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % intervals of K differences of balanced accuracies, float64 ``(K,)`` each; NaN for too few groups.
 
     The balanced rates of gains and of losses have an interval by the jackknife. Their upper bound is at most the mean
     of Clopper and Pearson's bounds of the share of groups with a gain or a loss, as in
     :func:`tasks.statistics.rates.rate_intervals`.
 
     Args:
-        by_class: sums of gains and of losses, ``(2, G)``, and numbers of images, ``(2, G)``, of each class.
+        by_class: sums of gains and of losses, ``(2, K, G)``, and numbers of images, ``(K, G)``, of each class.
     """
-    rates = np.mean([sums.sum(axis=1) / sizes.sum(axis=1) for sums, sizes in by_class], axis=0)
-    deviations = np.mean([rate_deviations(sums, sizes) for sums, sizes in by_class], axis=0)
-    n_groups = min(int((sizes[0] > 0).sum()) for _, sizes in by_class)
-    low, high = jackknife_interval(rates, deviations.T, RATE, n_groups)
-    high = np.minimum(high, np.mean([share_bounds(sums, sizes)[0] for sums, sizes in by_class], axis=0))
-    if any(too_few_groups(sizes[0]) for _, sizes in by_class):
-        high = np.full(2, np.nan)
-    of_both = (each[:, None] for each in (rates, low, high, deviations))
-    return combination_interval(np.array([1.0, -1.0]), *of_both)
+    rates = np.mean([sums.sum(axis=2) / sizes.sum(axis=1) for sums, sizes in by_class], axis=0)
+    deviations = np.mean([[rate_deviations(part, sizes) for part in sums] for sums, sizes in by_class], axis=0)
+    n_groups = np.min([(sizes > 0).sum(axis=1) for _, sizes in by_class], axis=0)
+    low, high = jackknife_interval(rates, np.moveaxis(deviations, 2, 0), RATE, np.maximum(n_groups, 1))
+    bounds = [[share_bounds(part, sizes)[0] for part in sums] for sums, sizes in by_class]
+    high = np.where(_too_few_groups(by_class), np.nan, np.minimum(high, np.mean(bounds, axis=0)))
+    return combination_interval(np.array([1.0, -1.0]), rates, low, high, deviations)
 
 
-def _sums_by_class(values: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def _too_few_groups(by_class: SumsByClass) -> np.ndarray:
+    """Return whether a class has too few groups for an interval, bool ``(K,)``."""
+    few: np.ndarray = np.any([too_few_groups(sizes) for _, sizes in by_class], axis=0)
+    return few
+
+
+def _sums_by_class(values: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> SumsByClass:
     """Sums of the values of each group, ``(K, G)``, and its numbers of images, ``(K, G)``, for each class.
 
     Args:
@@ -81,7 +99,7 @@ def _sums_by_class(values: np.ndarray, labels: np.ndarray, groups: np.ndarray) -
         labels: true classes, int ``(N,)``.
         groups: group of each image, int ``(N,)``.
     """
-    sides = _sides(labels)
+    sides = [labels == label for label in np.unique(labels)]
     return [(group_sums(values * side, groups), group_sums(np.ones_like(values) * side, groups)) for side in sides]
 
 
@@ -94,30 +112,43 @@ def balanced_ratio(numerator: np.ndarray, denominator: np.ndarray, labels: np.nd
         labels: true classes, int ``(N,)``.
         groups: group of each image, int ``(N,)``.
     """
-    jackknife = GroupJackknife(groups)
-    means = _balanced_means(np.stack([numerator, denominator]), labels, jackknife.counts)
-    ratios = np.divide(means[:, 0], means[:, 1], out=np.full(len(means), np.nan), where=means[:, 1] > 0)
-    low, high = jackknife.interval(ratios, UNBOUNDED, _sides(labels))
-    return Estimate(float(ratios[0]), float(low), float(high))
+    numerator = numerator.astype(np.float64)
+    rest = denominator - numerator
+    parts = np.stack([np.maximum(each, 0) for each in (numerator, -numerator, rest, -rest)])
+    by_class = [(sums[:, None], sizes[:1]) for sums, sizes in _sums_by_class(parts, labels, groups)]
+    value, low, high = ratio_estimates(by_class)
+    return Estimate(float(value[0]), float(low[0]), float(high[0]))
 
 
-def _balanced_means(values: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means over the classes of the mean of each class, ``(R, K)``; NaN for a resample that lacks a class.
+def ratio_estimates(by_class: SumsByClass) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return K ratios of two balanced means, and their 95 % intervals, float64 ``(K,)`` each.
+
+    The interval is that of the jackknife. Near 1 and 0 it is too narrow, because a sample can lack the few groups that
+    make the ratio differ from 1 or 0. So above a ratio of 0.5, the lower bound is at most that of an unchanged
+    denominator and the interval of the rest, denominator minus numerator. Below 0.5, the upper bound is at least that
+    of the interval of the numerator. These are the intervals of :func:`difference_intervals`.
+
+    A ratio is NaN if its denominator is not positive. The interval is NaN if that holds without one of the groups, or
+    if a class has too few groups.
 
     Args:
-        values: ``(K, N)``.
-        labels: true classes, int ``(N,)``.
-        counts: how often each resample contains each image, ``(R, N)``.
+        by_class: positive and negative part of the numerator and of the rest, ``(4, K, G)``, and numbers of images,
+            ``(K, G)``, of each class.
     """
-    means = []
-    for side in _sides(labels):
-        n = counts @ side.astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            means.append(np.where(n > 0, (counts @ (values * side).T).T / n, np.nan).T)
-    mean: np.ndarray = np.mean(means, axis=0)
-    return mean
-
-
-def _sides(labels: np.ndarray) -> list[np.ndarray]:
-    """Return which images belong to each class that occurs, bool ``(N,)`` each."""
-    return [labels == label for label in np.unique(labels)]
+    terms = [(sums[::2] - sums[1::2], sizes) for sums, sizes in by_class]
+    means = np.mean([sums.sum(axis=2) / sizes.sum(axis=1) for sums, sizes in terms], axis=0)
+    deviations = np.mean([[rate_deviations(part, sizes) for part in sums] for sums, sizes in terms], axis=0)
+    # of all groups, then without each group, (K, 1 + G)
+    numerators, rests = np.concatenate([means[..., None], means[..., None] + deviations], axis=2)
+    denominators = numerators + rests
+    undefined = np.full(numerators.shape, np.nan)
+    ratios = np.divide(numerators, denominators, out=undefined, where=denominators > 1e-12)
+    n_groups = np.maximum(np.min([(sizes > 0).sum(axis=1) for _, sizes in by_class], axis=0), 1)
+    low, high = jackknife_interval(ratios[:, 0], (ratios[:, 1:] - ratios[:, :1]).T, UNBOUNDED, n_groups)
+    _, of_numerator = difference_intervals([(sums[:2], sizes) for sums, sizes in by_class])
+    _, of_rest = difference_intervals([(sums[2:], sizes) for sums, sizes in by_class])
+    value, denominator = ratios[:, 0], np.where(denominators[:, 0] > 1e-12, denominators[:, 0], np.nan)
+    low = np.where(value > 0.5, np.minimum(low, 1 - of_rest / denominator), low)
+    high = np.where(value > 0.5, high, np.maximum(high, of_numerator / denominator))
+    few = _too_few_groups(by_class)
+    return value, np.where(few, np.nan, low), np.where(few, np.nan, high)

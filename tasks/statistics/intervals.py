@@ -21,9 +21,9 @@ UNBOUNDED: Bounds = (float("-inf"), float("inf"))
 
 MIN_DEGREES_OF_FREEDOM = 3.0
 """Lower limit of the estimated degrees of freedom, which are noisy if few groups contribute."""
-MAX_ERROR_TO_BOUND = 1.5
-"""Standard errors above this multiple of the distance to a bound have no meaning on the logit scale. Those of a rate
-are smaller."""
+MAX_ERROR_TO_BOUND = 0.9
+"""Standard errors above this multiple of the distance to a bound have no meaning on the logit scale: one group, or
+hardly more, makes the value differ from the bound."""
 GROUPS_PER_DEGREE = 6
 """Groups for each degree of freedom of a p-value from an interval, whose own degrees of freedom are not kept."""
 
@@ -96,10 +96,10 @@ def jackknife_interval(
     - On the logit scale the centre moves towards the middle of the range, as if one effective success and one effective
       failure were added (Agresti and Coull 1998, The American Statistician 52, 119-126). This balances the two tails.
     - Near a bound, where the standard error is more than ``MAX_ERROR_TO_BOUND`` times the distance to the bound, the
-      logit scale has no meaning. Examples are an AUROC of 1 that no group changes, or that few groups change much. Then
-      the interval is that on the scale of the statistic. It is at least as wide as if a share of all groups had the
-      smallest or the largest possible value, and the sample had missed them by chance. The share is Clopper and
-      Pearson's bound for 0 of n groups.
+      interval is that on the scale of the statistic. Examples are an AUROC of 1 that no group changes, or that one
+      group changes. It is at least as wide as if a share of all groups had the smallest or the largest possible value,
+      and the sample had missed them by chance. The share is Clopper and Pearson's bound for 1 of n groups, and for 0 of
+      n groups if no group changes the value.
     - Without two finite bounds, there is no interval if no group changes the value: NaN.
 
     docs/evidence/statistics.md compares this method with others in simulations.
@@ -123,7 +123,7 @@ def jackknife_interval(
             centre = logit((rate * n_effective + 1) / (n_effective + 2))
             half_width = quantile / np.sqrt(n_effective * rate * (1 - rate))
             on_logit_scale = (low + (high - low) * expit(centre + sign * half_width) for sign in (-1, 1))
-            missed = clopper_pearson_upper(0, n_groups)
+            missed = clopper_pearson_upper(np.where(is_constant, 0, 1), n_groups)
             widest = (
                 np.minimum(lower, value - missed * (value - low)),
                 np.maximum(upper, value + missed * (high - value)),

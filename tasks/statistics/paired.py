@@ -136,12 +136,25 @@ def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
             probability = (probability + shifted) / 2
         is_extreme = np.abs(2 * np.arange(total + 1) - total) >= observed
         return min(1.0, float(probability[is_extreme].sum()))
-    rng, n_reached = np.random.default_rng(seed), 0
-    for _ in range(N_DRAWS // 1000):
-        is_positive = rng.integers(2, size=(1000, len(sizes)), dtype=np.int8).astype(np.float64)
-        # the tolerance is for rounding: the observed signs must reach the observed sum
-        n_reached += int((np.abs(2 * is_positive @ sizes - sizes.sum()) >= observed - 1e-9 * sizes.sum()).sum())
-    return (1 + n_reached) / (1 + N_DRAWS)
+    return float(random_sign_p_values(differences[None], N_DRAWS, seed)[0])
+
+
+def random_sign_p_values(differences: np.ndarray, n_draws: int, seed: int = 0) -> np.ndarray:
+    """Return p-values of K sign-flip tests of random signs, which are the same for all, float64 ``(K,)``.
+
+    Args:
+        differences: sum of the differences of each group, ``(K, G)``.
+        n_draws: number of random signs, a multiple of 1000.
+        seed: of the random signs.
+    """
+    rng, n_reached = np.random.default_rng(seed), np.zeros(len(differences))
+    # the tolerance is for rounding: the observed signs must reach the observed sum
+    observed = np.abs(differences.sum(axis=1)) - 1e-9 * np.abs(differences).sum(axis=1)
+    for _ in range(n_draws // 1000):
+        signs = 2.0 * rng.integers(2, size=(1000, differences.shape[1]), dtype=np.int8) - 1
+        n_reached += (np.abs(signs @ differences.T) >= observed).sum(axis=0)
+    p_values: np.ndarray = (1 + n_reached) / (1 + n_draws)
+    return p_values
 
 
 def detectable_differences(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -20,15 +20,21 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 import tasks.statistics.groups
-from tasks.analysis.best_detector import choose_on_other_folds, rate_of_chosen
+from tasks.analysis.best_detector import best_auroc, choose_on_other_folds, rate_of_chosen
 from tasks.analysis.feature_overlap import group_folds
 from tasks.statistics.auroc import auroc_estimate
-from tasks.statistics.balanced import balanced_accuracies, compare_balanced
+from tasks.statistics.balanced import balanced_intervals, difference_intervals, ratio_estimates
 from tasks.statistics.groups import GroupJackknife, effective_groups, rate_deviations, too_few_groups
 from tasks.statistics.intervals import POSITIVE, RATE, jackknife_interval
-from tasks.statistics.paired import detectable_differences, paired_intervals, sign_flip_p_value
+from tasks.statistics.paired import (
+    detectable_differences,
+    paired_intervals,
+    random_sign_p_values,
+    sign_flip_p_value,
+)
 from tasks.statistics.rates import rate_intervals
 from tests.simulations.candidates import METHODS, Interval
 from tests.simulations.draws import (
@@ -37,6 +43,7 @@ from tests.simulations.draws import (
     SIZES,
     draw_asymmetric_pairs,
     draw_pairs,
+    draw_restored,
     draw_scores,
     draw_sizes,
     draw_successes,
@@ -51,6 +58,7 @@ N_GROUPS_OF_CLASS = (12, 25, 50, 100)
 ICCS = (0.0, 0.3, 0.6)
 RATES = (0.02, 0.05, 0.2, 0.5, 0.8, 0.95, 0.98)
 AUROCS = (0.5, 0.7, 0.9)
+HIGH_AUROCS = (0.98, 0.995)
 SPREADS = (0.5, 1.0, 2.0)
 """Standard deviations of the logarithm of a loss; with 2 the mean is seven times the median."""
 CHUNK = 250
@@ -68,7 +76,15 @@ RECALLS = (
     ((0.95, 0.4), (0.9, 0.8)),
 )
 """Recalls of the two classes, of the first and of the second classifier."""
-MAX_REPETITIONS_OF_BALANCED = 500
+RESTORED = ((0.9, 0.1, 0.2), (0.9, 0.5, 0.5), (0.9, 0.3, 0.7), (0.9, 0.6, 0.65), (0.9, 0.1, 0.85))
+"""Balanced accuracy without attack, under attack, and under attack with a defence."""
+N_DRAWS_OF_BALANCED = 2000
+"""Random signs of the sign-flip tests of balanced accuracies; the project uses 20,000."""
+EQUAL_DETECTORS = tuple((rate, rate) for rate in (0.05, 0.2, 0.5, 0.8))
+UNEQUAL_DETECTORS = ((0.5, 0.4), (0.8, 0.5), (0.95, 0.5), (0.99, 0.5), (0.99, 0.95))
+"""Rate of the best detector and of the three others."""
+AUROCS_OF_DETECTORS = ((0.7, 0.7), (0.9, 0.9), (0.9, 0.7), (0.98, 0.7), (0.995, 0.7), (0.995, 0.98), (1.0, 0.5))
+"""AUROC of the best detector and of the three others."""
 MAX_REPETITIONS_OF_DETECTORS = 1000
 N_DETECTORS = 4
 
@@ -200,34 +216,59 @@ def balanced_cell(
     second: tuple[float, float],
 ) -> Row:
     """Coverage of a balanced accuracy and of a difference of two, and rejections; ``n_groups`` are those of a class."""
-    repetitions = min(repetitions, MAX_REPETITIONS_OF_BALANCED)
-    accuracies, differences, rejected = np.empty((repetitions, 2)), np.empty((repetitions, 2)), 0
-    label_of_group = np.repeat([0, 1], n_groups)
-    for repetition in range(repetitions):
-        sizes = draw_sizes(rng, (2 * n_groups,))
-        groups = np.repeat(np.arange(2 * n_groups), sizes)
-        labels, place = label_of_group[groups], np.arange(len(groups)) - (sizes.cumsum() - sizes)[groups]
-        n_correct = draw_successes(rng, sizes, np.array(first)[label_of_group], icc)
-        (estimate,) = balanced_accuracies((place < n_correct[groups])[None], labels, groups)
-        accuracies[repetition] = estimate.low, estimate.high
-        parts = [
-            draw_pairs(rng, sizes[label_of_group == label], *recalls, icc)
-            for label, recalls in enumerate(zip(first, second, strict=True))
-        ]
-        gains, losses = (np.concatenate(part)[groups] for part in zip(*parts, strict=True))
-        is_gain, is_loss = place < gains, (place >= gains) & (place < gains + losses)
-        found = compare_balanced(~is_loss, ~is_gain, labels, groups)
-        differences[repetition] = found.difference.low, found.difference.high
-        rejected += found.p_value < 0.05
-    row = coverage_of(differences[:, 0], differences[:, 1], float(np.mean(first) - np.mean(second)))
-    of_accuracy = coverage_of(accuracies[:, 0], accuracies[:, 1], float(np.mean(first)))
+    sizes = [draw_sizes(rng, (repetitions, n_groups)) for _ in first]
+    correct = [draw_successes(rng, *each, icc) for each in zip(sizes, first, strict=True)]
+    pairs = [np.stack(draw_pairs(rng, *each, icc)) for each in zip(sizes, first, second, strict=True)]
+    low, high = difference_intervals(_by_class(pairs, sizes))
+    # every class has half of the weight
+    n_images = sum(of_class.sum(axis=1, keepdims=True) for of_class in sizes)
+    weights = [n_images / 2 / of_class.sum(axis=1, keepdims=True) for of_class in sizes]
+    differences = [(gains - losses) * weight for (gains, losses), weight in zip(pairs, weights, strict=True)]
+    p_values = random_sign_p_values(np.concatenate(differences, axis=1), N_DRAWS_OF_BALANCED)
+    row = coverage_of(low, high, float(np.mean(first) - np.mean(second)))
+    of_accuracy = coverage_of(*balanced_intervals(_by_class(correct, sizes)), float(np.mean(first)))
     return {
         "coverage_of_accuracy": of_accuracy["coverage"],
         "coverage_of_difference": row["coverage"],
         "too_few_groups": row["too_few_groups"],
-        "rejected": round(100 * rejected / repetitions, 2),
+        "rejected": round(100 * float((p_values < 0.05).mean()), 2),
         "interval_above": row["interval_above"],
     }
+
+
+def ratio_cell(
+    rng: np.random.Generator,
+    repetitions: int,
+    n_groups: int,
+    icc: float,
+    clean: float,
+    attacked: float,
+    defended: float,
+) -> Row:
+    """Coverage of the restored fraction of a lost balanced accuracy; ``n_groups`` are those of a class.
+
+    The recalls of the two classes are 5 points above and below the given ones. Images that are correct under attack are
+    correct without it.
+    """
+    sizes, parts = [draw_sizes(rng, (repetitions, n_groups)) for _ in range(2)], []
+    for of_class, shift in zip(sizes, (-0.05, 0.05), strict=True):
+        restored = draw_restored(rng, of_class, clean + shift, attacked + shift, defended + shift, icc)
+        # no image is correct with the defence alone
+        parts.append(np.stack([*restored, np.zeros_like(of_class)]))
+    _, low, high = ratio_estimates(_by_class(parts, sizes))
+    return coverage_of(low, high, (defended - attacked) / (clean - attacked))
+
+
+def _by_class(sums: Sequence[np.ndarray], sizes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Sums ``(..., R, G)`` and sizes ``(R, G)`` of classes without common groups, with a place for all groups."""
+    n_classes, by_class = len(sizes), []
+    for number, of_both in enumerate(zip(sums, sizes, strict=True)):
+        parts = [[np.zeros_like(each)] * n_classes for each in of_both]
+        for part, each in zip(parts, of_both, strict=True):
+            part[number] = each
+        of_sums, of_sizes = (np.concatenate(part, axis=-1).astype(np.float64) for part in parts)
+        by_class.append((of_sums, of_sizes))
+    return by_class
 
 
 def power_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float) -> Row:
@@ -239,16 +280,20 @@ def power_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: f
     return {"difference": round(100 * difference, 2), "rejected": _rejected(gains - losses)}
 
 
-def best_detector_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, rate: float) -> Row:
-    """Coverage of the detection rate of the best of four equal detectors, chosen on other folds and on the same images.
+def best_detector_cell(
+    rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, rate: float, others: float | None = None
+) -> Row:
+    """Coverage of the detection rate of the best of four detectors, chosen on other folds and on the same images.
 
-    The detectors are independent, which is the worst case for the choice. The bias is in points.
+    The detectors are independent, which is the worst case for the choice. ``others`` is the rate of the other three, by
+    default the same. The bias is in points.
     """
     repetitions = min(repetitions, MAX_REPETITIONS_OF_DETECTORS)
     bounds, values = np.empty((2, 2, repetitions)), np.empty((2, repetitions))
+    rates_of_detectors = np.array([[rate]] + [[rate if others is None else others]] * (N_DETECTORS - 1))
     for repetition in range(repetitions):
         sizes = np.tile(draw_sizes(rng, (n_groups,)), (N_DETECTORS, 1))
-        flagged = draw_successes(rng, sizes, rate, icc).astype(float)
+        flagged = draw_successes(rng, sizes, rates_of_detectors, icc).astype(float)
         folds = group_folds(np.zeros(n_groups, dtype=int), np.arange(n_groups), repetition)
         in_fold = folds == np.arange(folds.max() + 1)[:, None]
         # all groups, then without each of them
@@ -268,6 +313,30 @@ def best_detector_cell(rng: np.random.Generator, repetitions: int, n_groups: int
         "bias": round(float(bias[0]), 2),
         "bias_same_images": round(float(bias[1]), 2),
     }
+
+
+def detector_auroc_cell(
+    rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, auroc: float, others: float
+) -> Row:
+    """Coverage of the AUROC of the best of four independent detectors; ``others`` is the AUROC of the other three.
+
+    The groups have the sizes of the COVID-CT data set.
+    """
+    repetitions = min(repetitions, MAX_REPETITIONS_OF_DETECTORS)
+    bounds, values = np.empty((2, repetitions)), np.empty(repetitions)
+    # a large shift in place of that of a perfect detector, which is infinite
+    shift = np.minimum(np.sqrt(2) * ndtri([[auroc]] + [[others]] * (N_DETECTORS - 1)), 20.0)
+    for repetition in range(repetitions):
+        groups = np.repeat(np.arange(n_groups), draw_sizes(rng, (n_groups,), PATIENT_SIZES))
+        of_groups = rng.normal(size=(2, N_DETECTORS, n_groups))[:, :, groups]
+        noise = np.sqrt(icc) * of_groups + np.sqrt(1 - icc) * rng.normal(size=of_groups.shape)
+        folds = group_folds(np.zeros(len(groups), dtype=int), groups, repetition)
+        in_fold, jackknife = folds == np.arange(folds.max() + 1)[:, None], GroupJackknife(groups)
+        success = np.ones(noise.shape[1:], dtype=bool)
+        found = best_auroc(noise[0], noise[1] + shift, success, in_fold, jackknife)
+        bounds[:, repetition] = np.ravel(jackknife.interval(found, RATE))
+        values[repetition] = found[0]
+    return coverage_of(*bounds, auroc) | {"bias": round(100 * (float(values.mean()) - auroc), 2)}
 
 
 def _pair_row(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray, difference: float) -> Row:
@@ -306,11 +375,20 @@ def other_cells() -> Iterator[Cell]:
 
 
 def best_detector_cells() -> Iterator[Cell]:
-    """Numbers of groups, correlations and detection rates of equal detectors."""
-    for n_groups in (12, 40):
+    """Numbers of groups, correlations and detection rates of equal and of unequal detectors."""
+    for rates in (EQUAL_DETECTORS, UNEQUAL_DETECTORS):
+        for n_groups in (12, 40):
+            for icc in ICCS:
+                for rate, others in rates:
+                    yield _cell(best_detector_cell, n_groups=n_groups, icc=icc, rate=rate, others=others)
+
+
+def detector_auroc_cells() -> Iterator[Cell]:
+    """Numbers of groups, correlations and AUROCs of detectors."""
+    for n_groups in (25, 50, 100):
         for icc in ICCS:
-            for rate in (0.05, 0.2, 0.5, 0.8):
-                yield _cell(best_detector_cell, n_groups=n_groups, icc=icc, rate=rate)
+            for auroc, others in AUROCS_OF_DETECTORS:
+                yield _cell(detector_auroc_cell, n_groups=n_groups, icc=icc, auroc=auroc, others=others)
 
 
 def large_cells() -> Iterator[Cell]:
@@ -324,10 +402,11 @@ def large_cells() -> Iterator[Cell]:
 
 def auroc_cells() -> Iterator[Cell]:
     """All numbers of groups of a class, correlations and AUROCs."""
-    for n_groups in N_GROUPS_OF_CLASS:
-        for icc in ICCS:
-            for auroc in AUROCS:
-                yield _cell(auroc_cell, n_groups=n_groups, icc=icc, auroc=auroc)
+    for aurocs in (AUROCS, HIGH_AUROCS):
+        for n_groups in N_GROUPS_OF_CLASS:
+            for icc in ICCS:
+                for auroc in aurocs:
+                    yield _cell(auroc_cell, n_groups=n_groups, icc=icc, auroc=auroc)
 
 
 def mean_cells() -> Iterator[Cell]:
@@ -347,12 +426,25 @@ def pair_cells() -> Iterator[Cell]:
 
 
 def balanced_cells() -> Iterator[Cell]:
-    """All numbers of groups of a class and pairs of recalls."""
+    """All numbers of groups of a class, correlations and pairs of recalls."""
     for n_groups in N_GROUPS_OF_CLASS:
-        for first, second in RECALLS:
-            condition, function = _cell(balanced_cell, n_groups=n_groups, icc=0.3, first=first, second=second)
-            recalls = {name: f"{value[0]:g}, {value[1]:g}" for name, value in (("first", first), ("second", second))}
-            yield {**condition, **recalls}, function
+        for icc in ICCS:
+            for first, second in RECALLS:
+                condition, function = _cell(balanced_cell, n_groups=n_groups, icc=icc, first=first, second=second)
+                recalls = {
+                    name: f"{value[0]:g}, {value[1]:g}" for name, value in (("first", first), ("second", second))
+                }
+                yield {**condition, **recalls}, function
+
+
+def ratio_cells() -> Iterator[Cell]:
+    """All numbers of groups of a class, correlations and accuracies."""
+    for n_groups in N_GROUPS_OF_CLASS:
+        for icc in ICCS:
+            for clean, attacked, defended in RESTORED:
+                condition = {"n_groups": n_groups, "icc": icc}
+                accuracies = {"clean": clean, "attacked": attacked, "defended": defended}
+                yield _cell(ratio_cell, **condition, **accuracies)
 
 
 def asymmetric_cells() -> Iterator[Cell]:
@@ -458,6 +550,27 @@ def frame_text(results: pd.DataFrame) -> str:
     return markdown(head, [[_text(value) for value in row] for row in results.itertuples(index=False)])
 
 
+def balanced_text(results: pd.DataFrame) -> str:
+    """All columns, and the cells that miss a goal."""
+    is_null = [_mean(row.first) == _mean(row.second) for row in results.itertuples()]
+    sentences = [
+        f"Coverage of the {name} is {results[column].min():.1f} to {results[column].max():.1f} %."
+        for name, column in (("accuracy", "coverage_of_accuracy"), ("difference", "coverage_of_difference"))
+    ]
+    largest = f"The largest type-I error of the sign-flip test is {results['rejected'][is_null].max():.1f} %."
+    return f"{frame_text(results)}\n\n{' '.join([*sentences, largest])}"
+
+
+def ratio_text(results: pd.DataFrame) -> str:
+    """Coverage of the restored fraction, by accuracies."""
+    columns = ["clean", "attacked", "defended"]
+    return pivot_text(
+        results.assign(accuracies=[", ".join(f"{value:g}" for value in row) for row in results[columns].to_numpy()]),
+        ["n_groups", "icc"],
+        "accuracies",
+    )
+
+
 def methods_text(results: pd.DataFrame) -> str:
     """Coverage of every method, in the same cells."""
     table = results.pivot_table(index=["n_groups", "icc", "rate"], columns="method", values="coverage", sort=False)
@@ -470,7 +583,7 @@ def methods_text(results: pd.DataFrame) -> str:
 
 def detectors_text(results: pd.DataFrame) -> str:
     """Coverage and bias of the rate of the best of equal detectors."""
-    columns = ["n_groups", "icc", "rate", "coverage", "coverage_same_images", "bias", "bias_same_images"]
+    columns = ["n_groups", "icc", "rate", "others", "coverage", "coverage_same_images", "bias", "bias_same_images"]
     rows = [[_text(value) for value in row] for row in results[columns].to_numpy()]
     return f"{markdown([_heading(column) for column in columns], rows)}\n\n{summary(results)}"
 
@@ -492,6 +605,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _mean(recalls: str) -> float:
+    return round(float(np.mean([float(recall) for recall in recalls.split(", ")])), 6)
+
+
 def _heading(column: str) -> str:
     return column.removeprefix("n_").replace("_", " ")
 
@@ -510,10 +627,12 @@ TABLES = {
     "auroc": Table(auroc_cells, lambda results: pivot_text(results, ["n_groups", "icc"], "auroc")),
     "means": Table(mean_cells, lambda results: pivot_text(results, ["n_groups", "icc"], "spread")),
     "pairs": Table(pair_cells, pairs_text),
-    "balanced": Table(balanced_cells, frame_text),
+    "balanced": Table(balanced_cells, balanced_text),
+    "ratio": Table(ratio_cells, ratio_text),
     "asymmetric": Table(asymmetric_cells, frame_text),
     "power": Table(power_cells, frame_text),
     "detectors": Table(best_detector_cells, detectors_text),
+    "detector_auroc": Table(detector_auroc_cells, lambda results: f"{frame_text(results)}\n\n{summary(results)}"),
 }
 
 

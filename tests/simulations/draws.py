@@ -85,6 +85,33 @@ def draw_pairs(
     return _draw_discordant(rng, sizes, accuracies[0], accuracies[1])
 
 
+def draw_restored(
+    rng: np.random.Generator, sizes: np.ndarray, clean: float, attacked: float, defended: float, icc: float
+) -> np.ndarray:
+    """Draw the images that a defence restores, breaks, and does not restore or breaks, int64 ``(3, R, G)``.
+
+    Images that are correct under attack, with or without the defence, are correct without attack.
+
+    Args:
+        rng: source of randomness.
+        sizes: images of each group, ``(R, G)``.
+        clean: accuracy without attack, in (0, 1).
+        attacked: accuracy under attack, at most ``clean``.
+        defended: accuracy under attack with the defence, at most ``clean``.
+        icc: intra-group correlation, in [0, 1).
+    """
+    n_clean = draw_successes(rng, sizes, clean, icc)
+    common = np.sqrt(SHARED) * rng.normal(size=sizes.shape)
+    still_correct, defended_correct = (
+        _beta_of_normal(rate / clean, icc)(common + np.sqrt(1 - SHARED) * rng.normal(size=sizes.shape))
+        for rate in (attacked, defended)
+    )
+    n_attacked = rng.binomial(n_clean, still_correct)
+    n_broken = rng.binomial(n_attacked, 1 - defended_correct)
+    n_restored = rng.binomial(n_clean - n_attacked, defended_correct)
+    return np.stack([n_restored, n_broken, n_clean - n_attacked - n_restored + n_broken])
+
+
 def draw_asymmetric_pairs(rng: np.random.Generator, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draw pairs as :func:`draw_pairs` of classifiers with the same accuracy and an asymmetric difference.
 
