@@ -6,6 +6,7 @@ import pytest
 
 from tasks.labelling.label_efficiency import efficiency_tables
 from tasks.labelling.learning_curves import curve_table, cycle_table
+from tasks.reporting.sections.active_learning import learners_at_chance
 from tasks.statistics.rates import rate_estimate
 
 N_TEST = 100
@@ -76,6 +77,26 @@ def test_the_metrics_of_a_cycle_are_computed_from_its_query_and_its_predictions(
     # two of the three attacked images are correct without attack, one of them also under attack
     assert first["accuracy_gap"] == pytest.approx(1 / 3)
     assert first["ece"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("share", "is_at_chance"), [(0.5, True), (0.9, False)])
+def test_learners_are_at_chance_if_no_interval_of_their_balanced_accuracy_is_above_it(
+    share: float, is_at_chance: bool
+) -> None:
+    images = np.arange(N_TEST)
+    # a constant prediction has an accuracy of 90 % if nine of ten images have one label
+    constant = {"label": (images % 10 == 0).astype(int), "prediction": 0}
+    right = {"label": images % 2, "prediction": np.where(images < share * N_TEST, images % 2, 1 - images % 2)}
+    key = {"seed": 0, "cycle": 1, "group": images, "confidence": 0.75, "robust_correct": 0.0}
+    predictions = pd.concat(
+        pd.DataFrame(key | {"acquisition": name} | columns) for name, columns in (("random", constant), ("b", right))
+    )
+    pools = pd.DataFrame({"acquisition": ["random", "b"], "seed": 0, "cycle": 1, "n_labelled": 9, "n_epochs": 1})
+    columns_of_query = ["acquisition", "seed", "cycle", "group", "label", "assigned_label", "prediction"]
+    cycles = cycle_table(predictions, pd.DataFrame(columns=columns_of_query), pools, positive=1)
+    assert cycles["clean_accuracy"].tolist() == pytest.approx([0.9, share])
+    assert cycles["balanced_accuracy"].tolist() == pytest.approx([0.5, share])
+    assert (learners_at_chance(cycles, 0.5) is not None) == is_at_chance
 
 
 def test_accuracies_of_a_cycle_have_intervals_by_group() -> None:

@@ -260,7 +260,8 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
     assert findings["comparison"].endswith("for 2 comparisons of neighbours in rank at ε = 1/255).")
     assert findings["detection"].endswith(
         "Under adaptive attacks on the detector, on 12 of the images, it detects 10.0 % [5.0, 15.0] of the 9 "
-        "successful images. A joint attack misleads the classifier and evades all detectors for 80.0 % [75.0, 85.0] of the images that are correct without an attack."
+        "successful images. A joint attack misleads the classifier and evades all detectors for 80.0 % [75.0, 85.0] of "
+        "the images that are correct without an attack."
     )
 
 

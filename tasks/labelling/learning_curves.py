@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tasks.statistics.balanced import balanced_accuracies
 from tasks.statistics.calibration import expected_calibration_error
 from tasks.statistics.rates import rate_estimate
 
@@ -32,7 +33,8 @@ def cycle_table(predictions: pd.DataFrame, queries: pd.DataFrame, pools: pd.Data
     - ``query_accuracy``: accuracy on the query of the classifier that selected it
     - ``assigned_label_accuracy``: fraction of correct labels among those that the oracle assigned to the query
     - ``positive_fraction``: fraction of the positive class in the query
-    - ``clean_accuracy``, ``ece``: on ``n_test`` images of ``n_test_groups`` groups
+    - ``clean_accuracy``, ``ece``, and ``balanced_accuracy``, the mean of the recalls of the classes without attack: on
+      ``n_test`` images of ``n_test_groups`` groups
     - ``robust_accuracy``: on the ``n_attacked`` images, of ``n_attacked_groups`` groups, that were attacked
     - ``accuracy_gap``: clean minus robust accuracy of the attacked images
     - ``mean_pool_entropy``: mean entropy in nats of the predictions for the ``n_pool`` images without a label
@@ -78,6 +80,8 @@ def _test_metrics(predictions: pd.DataFrame) -> dict[str, float]:
     metrics |= {"n_attacked": len(groups), "n_attacked_groups": groups.nunique()}
     for name, (values, groups) in outcomes.items():
         metrics |= _with_interval(name, values, groups)
+    labels, of_groups = (predictions[name].to_numpy() for name in ("label", "group"))
+    metrics |= balanced_accuracies(is_correct.to_numpy()[None], labels, of_groups)[0].columns("balanced_accuracy")
     return metrics | {"ece": float(ece[0])}
 
 

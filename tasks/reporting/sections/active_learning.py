@@ -86,6 +86,7 @@ def active_learning_section(results: Results, _headline: Headline) -> Section:
     queried = list(dict.fromkeys(results.queries["acquisition"])) if results.params.report.include_images else []
     values: dict[str, Any] = {
         "gains": gains_of(efficiency),
+        "at_chance": learners_at_chance(cycles, 1 / len(results.data.classes)),
         "random_accuracy": estimate(_metric_row(efficiency, RANDOM, "mean_clean_accuracy"), percent),
         "reference": reference_training(cycles, results.params.active_learning.reference_training),
         "min_seeds": MIN_SEEDS,
@@ -125,6 +126,21 @@ def gains_of(efficiency: pd.DataFrame) -> list[Gain]:
             )
         )
     return gains
+
+
+def learners_at_chance(cycles: pd.DataFrame, chance: float) -> dict[str, str] | None:
+    """Return the range of the balanced accuracies after the last cycle if none is above chance; None otherwise.
+
+    Args:
+        cycles: table of :func:`tasks.labelling.learning_curves.cycle_table`.
+        chance: balanced accuracy of a constant prediction.
+    """
+    learners = cycles[cycles["acquisition"] != ALL_LABELS]
+    last = learners.sort_values("cycle").groupby(["acquisition", "seed"]).tail(1)
+    if not (last["balanced_accuracy_low"] <= chance).all():
+        return None
+    values = last["balanced_accuracy"]
+    return {"lowest": percent(values.min()), "highest": percent(values.max()), "chance": percent(chance)}
 
 
 def reference_training(cycles: pd.DataFrame, training: Training) -> str:
