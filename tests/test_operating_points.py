@@ -102,6 +102,18 @@ def test_the_operating_points_of_two_classes_survive_their_file(tmp_path: Path) 
     assert -2 < points[1].biases[1] < -0.5
 
 
+def test_a_bias_that_validation_images_do_not_determine_has_no_interval() -> None:
+    labels = np.arange(40) % 2
+    separated = two_classes((4.0 * labels - 2).tolist())
+    recalibrated = choose_operating_points(separated, labels, np.arange(40), 1, 0.95, 0)[1]
+    assert (recalibrated.biases[1], recalibrated.biases_low, recalibrated.biases_high) == (0, None, None)
+    noisy = separated + np.random.default_rng(0).normal(0, 3, size=separated.shape)
+    determined = choose_operating_points(noisy, labels, np.arange(40), 1, 0.95, 0)[1]
+    assert determined.biases_low is not None
+    assert determined.biases_high is not None
+    assert determined.biases_low[1] < determined.biases_high[1]
+
+
 def test_more_than_two_classes_have_no_fixed_sensitivity() -> None:
     points = choose_operating_points(np.eye(3)[[0, 1, 2]], np.arange(3), np.arange(3), 1, 0.95, 0)
     assert [point.name for point in points] == ["as_trained", "recalibrated"]

@@ -36,7 +36,8 @@ def choose_operating_points(
 
     ``as_trained`` has no bias. ``recalibrated`` has the highest balanced accuracy. ``fixed_sensitivity``, for two
     classes, has a given sensitivity and otherwise the highest specificity. Without a validation image of every class,
-    only ``as_trained`` is possible.
+    only ``as_trained`` is possible. The biases have no interval where the validation images do not determine them: a
+    range of biases is best in nearly every resample, such as that between two separated classes.
 
     Args:
         logits: of the validation images, ``(N, K)``.
@@ -55,8 +56,11 @@ def choose_operating_points(
         choices[FIXED_SENSITIVITY] = lambda of, true: sensitivity_biases(of, true, positive, sensitivity)
     for name, choice in choices.items():
         chosen = choose_biases(choice, logits, labels, groups, N_RESAMPLES, seed)
-        low, high = (None if np.isnan(of).any() else tuple(map(float, of)) for of in (chosen.low, chosen.high))
-        points.append(OperatingPoint(name, tuple(map(float, chosen.biases)), low, high))
+        low, high = (tuple(map(float, of)) for of in (chosen.low, chosen.high))
+        # without a width, the same bias is among the best in most resamples, and their range is not known
+        is_determined = not np.isnan(chosen.low).any() and (chosen.low < chosen.high)[1:].all()
+        bounds = (low, high) if is_determined else (None, None)
+        points.append(OperatingPoint(name, tuple(map(float, chosen.biases)), *bounds))
     return points
 
 

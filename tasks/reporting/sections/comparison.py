@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tasks.dataset.prepared import SPLITS
 from tasks.params import UNDEFENDED
 from tasks.records.expected import FRESH, N_FRESH_SAMPLES
 from tasks.records.operating_points import OperatingPoint
@@ -56,6 +57,7 @@ def comparison_section(results: Results, headline: Headline) -> Section:
         "configurations": _configuration_table(results.configurations),
         "other_rankings": {point: _ranking(rows) for point, rows in by_point.items()},
         "operating_points": _operating_point_table(results.operating_points, results.data.classes, headline),
+        "validation_leakage": _validation_leakage(results.data.table),
         "costs": _cost_table(ranked, results.checks),
         "minimum_perturbation": _minimum_perturbation_table(results.minimum_perturbation, ranked),
         "certified": _certified_table(certified) if len(certified) else None,
@@ -207,9 +209,17 @@ def _biases(point: OperatingPoint) -> list[str]:
     """Return the biases of all classes but the first, whose bias is 0, with their intervals."""
     if point.name == AS_TRAINED:
         return ["0"] * (len(point.biases) - 1)
-    unknown = (math.nan,) * len(point.biases)
-    bounds = zip(point.biases, point.biases_low or unknown, point.biases_high or unknown, strict=True)
+    if point.biases_low is None or point.biases_high is None:
+        return [f"{fixed(2)(bias)} [undetermined]" for bias in point.biases[1:]]
+    bounds = zip(point.biases, point.biases_low, point.biases_high, strict=True)
     return [estimate(dict(zip(("value", "low", "high"), of_class, strict=True)), fixed(2)) for of_class in bounds][1:]
+
+
+def _validation_leakage(table: pd.DataFrame) -> dict[str, str]:
+    """Return the share of validation images with a group in training, and of test images with one in validation."""
+    train, validation, test = (table.loc[table["split"] == split, "group"] for split in SPLITS)
+    shares = {"in_train": validation.isin(train).mean(), "of_test": test.isin(validation).mean()}
+    return {name: percent(float(share)) for name, share in shares.items()}
 
 
 def _cost_table(ranked: pd.DataFrame, checks: list[dict[str, Any]]) -> Table:
