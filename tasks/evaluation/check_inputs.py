@@ -10,11 +10,16 @@ import pandas as pd
 
 from tasks.records.expected import FRESH
 from tasks.records.vocabulary import AS_TRAINED, CLEAN, is_independent
+from tasks.statistics.multiplicity import holm
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 Status = Literal["PASS", "WARN", "FAIL", "NO POWER", "UNVERIFIED", "INFO"]
 """``NO POWER``: the attacks are too weak, or the groups too few, for a conclusion. ``UNVERIFIED``: the data are not
 sufficient. ``INFO``: a fact about the bare classifier, not a failure."""
+
+
+MAX_P_VALUE = 0.05
+"""Largest p-value of a failure, corrected for the comparisons of one check and target."""
 
 
 class Curve(NamedTuple):
@@ -147,9 +152,15 @@ class CheckInputs:
 def judge_excess(excesses: Sequence[tuple[PairedComparison, str]], statement: str) -> CheckOutcome:
     """Judge differences of accuracy that should not be above 0: (comparison on the same images, where).
 
-    A difference whose interval by group is above 0 is a failure, another one above 0 a warning.
+    A difference above 0 is a failure if its interval by group is above 0 and the p-value of its sign-flip test is at
+    most ``MAX_P_VALUE`` after Holm's correction for all these differences. Otherwise it is a warning.
     """
-    beyond = [excess for excess in excesses if excess[0].difference.low > 0]
+    p_values = holm(np.array([found.p_value for found, _ in excesses]))
+    beyond = [
+        excess
+        for excess, p_value in zip(excesses, p_values, strict=True)
+        if excess[0].difference.low > 0 and p_value <= MAX_P_VALUE
+    ]
     found, where = max(beyond or excesses, key=lambda excess: excess[0].difference.value)
     value = found.difference.value
     if np.isnan(found.difference.low):
