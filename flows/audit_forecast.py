@@ -141,7 +141,7 @@ def passes_of_an_image(params: Params) -> tuple[int, int]:
     stages, n_radii = EFFORTS[settings.effort], len(settings.eps)
     # as trained, recalibrated and, for two classes, at a fixed sensitivity
     n_points = 3 if n_classes == 2 else 2
-    searched = max_gradients([*stages, doubled(stages[-1])], n_radii, n_classes)
+    searched = max_gradients([*stages, doubled(stages)], n_radii, n_classes)
     crafted = n_radii * (1 + settings.pgd.n_steps * max(1, settings.pgd.n_random_starts))
     return n_points * searched + crafted, n_points * max_queries(stages, n_radii)
 

@@ -117,6 +117,26 @@ def test_a_check_catches_its_planted_failure_and_passes_the_planted_success(key:
     assert sound[target, key].status == "PASS"
 
 
+RISING = {1: 0.4, 4: 0.7}
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "art_fgsm", "art_FastGradientMethod"])
+@pytest.mark.parametrize(("target", "status"), [(BARE, "INFO"), (DEFENDED, "WARN")])
+def test_one_step_that_is_weaker_in_a_larger_ball_is_no_failure(target: str, status: str, attack: str) -> None:
+    check = outcome(SOUND | {(target, "adaptive", attack): RISING})[target, "monotone_in_eps"]
+    assert (check.status, check.value) == (status, pytest.approx(0.3))
+    assert f"significantly: adaptive/{attack} at eps 4 against eps 1. One step can overshoot" in check.explanation
+
+
+@pytest.mark.parametrize("attack", ["pgd", "art_pgd", "plugin_own"])
+@pytest.mark.parametrize("target", [BARE, DEFENDED])
+def test_an_iterated_attack_that_is_weaker_in_a_larger_ball_fails(target: str, attack: str) -> None:
+    curves = {(target, "adaptive", attack): RISING, (target, "adaptive", "fgsm"): {1: 0.2, 4: 0.9}}
+    check = outcome(SOUND | curves)[target, "monotone_in_eps"]
+    assert (check.status, check.value) == ("FAIL", pytest.approx(0.3))
+    assert f"adaptive/{attack} at eps 4" in check.explanation
+
+
 def test_checks_without_power_or_patients_do_not_pass() -> None:
     assert outcome(SOUND, search=square_breaks_nothing)[DEFENDED, "black_box"].status == "NO POWER"
     assert outcome(SOUND, search=minimum_eps_in)[DEFENDED, "black_box"].status == "WARN"

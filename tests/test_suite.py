@@ -2,6 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,12 @@ from tasks.attacks.batch import AttackBatch, MinimumEps
 from tasks.attacks.effort import EFFORTS, STAGES, Stage, doubled, max_gradients, max_queries, n_losses
 from tasks.attacks.gradient.norm_ball import NormBall
 from tasks.attacks.suite import run_stage, run_suite
-from tasks.attacks.sweep import run_sweep
+from tasks.attacks.sweep import repeat_sweep, run_sweep
 from tasks.defences.preprocessing import BPDA, MedianFilter
 from tasks.defences.purified import Purified
 from tasks.defences.randomness import as_attacked
+from tasks.evaluation import attack_checks
+from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome
 from tests.nets import (
     SIDE,
     RandomLabels,
@@ -248,9 +251,66 @@ def test_a_higher_effort_begins_with_the_stages_of_the_lower_one() -> None:
     assert costs == sorted(set(costs))
 
 
-def test_a_doubled_stage_has_twice_the_steps_and_restarts_and_another_name() -> None:
-    twice = doubled(STAGES[1])
-    assert (twice.apgd_steps, twice.apgd_restarts) == (2 * STAGES[1].apgd_steps, 2 * STAGES[1].apgd_restarts)
-    assert (twice.fmn_steps, twice.feature_restarts) == (2 * STAGES[1].fmn_steps, 2 * STAGES[1].feature_restarts)
+def test_a_doubled_stage_has_twice_the_steps_and_starts_of_every_attack_and_another_name() -> None:
+    first, last = STAGES[:2]
+    twice = doubled([first, last])
+    assert (twice.apgd_steps, twice.apgd_restarts) == (2 * last.apgd_steps, 2 * last.apgd_restarts)
+    assert (twice.fmn_steps, twice.feature_restarts) == (2 * last.fmn_steps, 2 * last.feature_restarts)
+    assert twice.sweep_steps == 2 * first.sweep_steps
+    assert 1 + twice.sweep_restarts == 2 * (1 + first.sweep_restarts)
     assert twice.square_queries == twice.hop_skip_jump_queries == 0
     assert twice.name not in {stage.name for stage in STAGES}
+
+
+class Chain(nn.Module):
+    """The gradient leads along one pixel at a time: the next one has a gradient once the pixels before are bright.
+
+    All pixels of the chain must be bright for class 1. So an attack needs at least one step for each pixel.
+    """
+
+    def __init__(self, n_pixels: int, radius: float) -> None:
+        super().__init__()
+        self.n_pixels, self.radius = n_pixels, nn.Parameter(torch.tensor(radius), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        changes = (images.flatten(1)[:, : self.n_pixels] - 0.5) / self.radius
+        is_bright = (changes > 0.9).float().cumprod(dim=1)
+        is_reached = torch.cat([torch.ones_like(is_bright[:, :1]), is_bright[:, :-1]], dim=1)
+        score = (changes * is_reached).sum(dim=1) - (self.n_pixels - 0.5)
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+def check_of_convergence(batch: AttackBatch, reported: MinimumEps, twice: MinimumEps) -> CheckOutcome:
+    """The check ``more_steps`` of the accuracy of two results at the only eps."""
+    before, after = ((found.index > 0).astype(float) for found in (reported, twice))
+    convergence = pd.DataFrame({"group": batch.image_ids, "eps": 1.0, "before": before, "after": after})
+    empty, no_baseline = pd.DataFrame(), pd.Series(dtype=bool)
+    of_target = CheckInputs("chain", False, 1.0, empty, empty, empty, convergence, empty, no_baseline, None)
+    return attack_checks.more_steps(of_target)
+
+
+@pytest.mark.parametrize(("n_pixels", "status"), [(3, "PASS"), (38, "FAIL"), (64, "PASS")])
+def test_doubled_steps_reveal_an_attack_that_has_not_converged(n_pixels: int, status: str) -> None:
+    images, labels = np.full((8, 1, SIDE, SIDE), 0.5, dtype=np.float32), np.zeros(8, dtype=np.int64)
+    model, ball = Chain(n_pixels, 0.1), NormBall("linf", (0.0, 1.0))
+    batch = AttackBatch(model, images, labels, 2, np.array([0.1]), ball, 8, 0, np.arange(8))
+    stages = LEVELS["quick"]
+    reported = run_stage(batch, None, stages[0], relative_step_size=1.0)
+    twice = run_stage(batch, reported, doubled(stages), relative_step_size=1.0)
+    assert check_of_convergence(batch, reported, twice).status == status
+    # all images need as many steps: few for 3 pixels, between 20 and 40 for 38, more than 40 for 64
+    assert (reported.index == (0 if n_pixels == 3 else 1)).all()
+    assert (twice.index == (1 if n_pixels == 64 else 0)).all()
+    assert set(twice.found_by) == {"sweep"}
+
+
+def test_the_repeated_sweep_continues_in_smaller_balls_until_an_image_survives() -> None:
+    batch, expected = linear_batch("linf", EPS)
+    found = repeat_sweep(batch, unknown(batch, expected), "again", 5, 0.25, 1)
+    assert found.index.tolist() == expected.tolist()
+    assert set(found.found_by[(expected >= 0) & (expected < len(EPS))]) == {"sweep"}
+    assert_adversarial(batch, found)
+    model = Counted(batch.model)
+    repeat_sweep(replace(batch, model=model), found, "again", 5, 0.25, 1)
+    # one pass over each survivor of the smallest ball, and six for each start
+    assert model.n_gradients == (expected > 0).sum() * (1 + 2 * 6)

@@ -22,7 +22,8 @@ class Stage:
     name: str
     """Part of the names of random starts, so that stages have independent starts."""
     sweep_steps: int = 0
-    """Steps of each start of the sweep. It begins the search, so only the first stage has one."""
+    """Steps of each start of the sweep. It begins the first stage; in a later stage it repeats in the largest ball that
+    each image has survived."""
     sweep_restarts: int = 0
     """Further random starts of the sweep, for images that survive the first start."""
     sweep_tries_smaller: bool = False
@@ -89,11 +90,21 @@ EFFORTS = {"quick": STAGES[:1], "standard": STAGES[:2], "exhaustive": STAGES}
 """Stages of each level of effort."""
 
 
-def doubled(stage: Stage) -> Stage:
-    """Return a stage with twice the steps and restarts of each white-box attack, its own starts and no queries."""
-    white_box = (field for field in asdict(stage) if field.endswith(("_steps", "_restarts")))
-    twice = {field: 2 * getattr(stage, field) for field in white_box}
-    return replace(stage, name=f"{stage.name}, doubled", square_queries=0, hop_skip_jump_queries=0, **twice)
+def doubled(stages: Sequence[Stage]) -> Stage:
+    """Return one stage with twice the steps and starts of the reported attack, with its own starts and no queries.
+
+    It doubles the sweep of the first stage, and the other white-box attacks of the last.
+
+    Args:
+        stages: of a level.
+    """
+    first, last = stages[0], stages[-1]
+    white_box = (field for field in asdict(last) if field.endswith(("_steps", "_restarts")))
+    twice = {field: 2 * getattr(last, field) for field in white_box}
+    # the first start of the sweep is no restart
+    sweep = {"sweep_steps": 2 * first.sweep_steps, "sweep_restarts": 2 * first.sweep_restarts + 1}
+    name = f"{last.name}, doubled"
+    return replace(last, **(twice | sweep), name=name, square_queries=0, hop_skip_jump_queries=0)
 
 
 def one_start(stage: Stage) -> Stage:
@@ -121,7 +132,7 @@ def max_gradients(stages: Sequence[Stage], n_radii: int, n_classes: int, n_other
     total = 0
     for stage in stages:
         if stage.sweep_steps:
-            total += 1 + n_radii * (1 + stage.sweep_restarts) * (stage.sweep_steps + 1)
+            total += n_radii * (1 + (1 + stage.sweep_restarts) * (stage.sweep_steps + 1))
         total += _gradients_without_success(stage, n_classes)
         if stage.other_backward_passes:
             total += n_other_backward_passes * _gradients_without_success(one_start(stage), n_classes)

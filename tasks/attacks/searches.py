@@ -43,12 +43,12 @@ from tasks.records.vocabulary import (
 def stages_of(settings: Attack, is_compared: bool) -> list[tuple[str, Stage]]:
     """Stages of the white-box searches with the names of their result in the tables; all but the last are inputs.
 
-    At the operating point at which targets are compared, one more stage doubles the steps and restarts of the last: a
-    check compares the two.
+    At the operating point at which targets are compared, one more stage doubles the steps and starts of the sweep and
+    of the last stage: a check compares the two.
     """
     stages = EFFORTS[settings.effort]
     named = [("", stage) for stage in stages[:-1]] + [(SUITE, stages[-1])]
-    return [*named, (SUITE_DOUBLED, doubled(stages[-1]))] if is_compared else named
+    return [*named, (SUITE_DOUBLED, doubled(stages))] if is_compared else named
 
 
 def black_box_searches(settings: Attack) -> dict[str, list[int]]:

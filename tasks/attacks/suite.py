@@ -32,7 +32,7 @@ from tasks.attacks.objectives import (
     targeted_negative_margin,
     untargeted,
 )
-from tasks.attacks.sweep import run_sweep
+from tasks.attacks.sweep import repeat_sweep, run_sweep
 from tasks.defences.backward_pass import other_backward_passes, with_backward_pass
 from tasks.defences.randomness import AveragedPredictions, with_fixed_draws
 from tasks.params import Precision
@@ -52,14 +52,17 @@ def run_stage(
 
     Args:
         batch: model and images.
-        before: result of the stages before; None for the first stage, which begins with the sweep.
+        before: result of the stages before; None for the first stage, which begins with the sweep. A later stage that
+            has steps of the sweep repeats it on the survivors.
         stage: its numbers of steps and restarts.
         relative_step_size: step size of the sweep divided by the radius.
         precision: of the gradients of the sweep.
     """
+    effort = stage.sweep_steps, relative_step_size, stage.sweep_restarts
     if before is None:
-        effort = stage.sweep_steps, relative_step_size, stage.sweep_restarts
         before = run_sweep(batch, *effort, precision, stage.sweep_tries_smaller)
+    elif stage.sweep_steps:
+        before = repeat_sweep(batch, before, f"{stage.name} sweep", *effort, precision)
     found = _run_attacks(batch, before, stage)
     for name in other_backward_passes(batch.model) if stage.other_backward_passes else ():
         changed = replace(batch, model=with_backward_pass(batch.model, name))

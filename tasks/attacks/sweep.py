@@ -70,6 +70,52 @@ def run_sweep(
     return MinimumEps(result.index, np.full(len(batch.images), "sweep", dtype=object), result.adversarial)
 
 
+def repeat_sweep(
+    batch: AttackBatch,
+    found: MinimumEps,
+    name: str,
+    n_steps: int,
+    relative_step_size: float,
+    n_restarts: int,
+    precision: Precision = "float32",
+) -> MinimumEps:
+    """Improve a result by :func:`pgd_sweep` in the largest ball that each image has survived, and in smaller ones.
+
+    An image that survives there is not tried in smaller balls.
+
+    Args:
+        batch: model and images.
+        found: result of the attacks before.
+        name: of the random starts.
+        n_steps: as of :func:`pgd_sweep`; so are the others.
+        relative_step_size: step size divided by the radius.
+        n_restarts: further random starts.
+        precision: of the gradients.
+    """
+    index, found_by, adversarial = found.index.copy(), found.found_by.astype(object), found.adversarial.copy()
+    for number in reversed(range(len(batch.radii))):
+        rows = np.flatnonzero(index == number + 1)
+        result = pgd_sweep(
+            batch.model,
+            batch.images[rows],
+            batch.labels[rows],
+            batch.radii[number : number + 1],
+            batch.ball,
+            batch.batch_size,
+            n_steps,
+            relative_step_size,
+            n_restarts,
+            batch.seed,
+            batch.image_ids[rows],
+            precision,
+            name=name,
+        )
+        broken = result.index == 0
+        rows = rows[broken]
+        index[rows], found_by[rows], adversarial[rows] = number, "sweep", result.adversarial[broken]
+    return MinimumEps(index, found_by, adversarial)
+
+
 def fgsm_sweep(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, radii: np.ndarray, ball: NormBall, batch_size: int
 ) -> SweepResult:
@@ -124,6 +170,7 @@ def pgd_sweep(
     image_ids: np.ndarray,
     precision: Precision = "float32",
     try_smaller: bool = False,
+    name: str = "sweep",
 ) -> SweepResult:
     """Smallest radius at which PGD on the margin breaks each image (Madry et al. 2018, arXiv 1706.06083).
 
@@ -146,6 +193,7 @@ def pgd_sweep(
         precision: of convolutions and matrix products in the gradients.
         try_smaller: if an image survives the first radius, try each smaller radius as well, once, from the last point
             of the attack before.
+        name: of the random starts.
 
     Raises:
         NonFiniteLogits: a logit is NaN or infinite.
@@ -201,7 +249,7 @@ def pgd_sweep(
         if again.any():
             (slots,) = _on_device(device, np.flatnonzero(again))
             starts = image_ids[rows[again]], restarts[again]
-            perturbed[slots] = ball.random_starts(origins[slots], sizes[slots], seed, "sweep", *starts)
+            perturbed[slots] = ball.random_starts(origins[slots], sizes[slots], seed, name, *starts)
 
         new = np.arange(n_taken, min(n_taken + batch_size - len(rows), len(images)))
         if new.size:

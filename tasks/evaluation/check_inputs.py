@@ -15,7 +15,7 @@ from tasks.statistics.paired import PairedComparison, compare_paired
 
 Status = Literal["PASS", "WARN", "FAIL", "NO POWER", "UNVERIFIED", "INFO"]
 """``NO POWER``: the attacks are too weak, or the groups too few, for a conclusion. ``UNVERIFIED``: the data are not
-sufficient. ``INFO``: a fact about the bare classifier, not a failure."""
+sufficient. ``INFO``: a fact that is no problem."""
 
 
 MAX_P_VALUE = 0.05
