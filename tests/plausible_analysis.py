@@ -206,6 +206,7 @@ class PlausibleAnalysis:
 
     def features(self) -> list[dict[str, Any]]:
         typical = {"linear_probe_auroc": 0.5, "knn_auroc": 0.5, "silhouette": 0.0, "mmd": 0.0, "mmd_p_value": 0.5}
+        typical |= {"linear_probe_auroc_successful": 0.5, "knn_auroc_successful": 0.5}
         classes = {"class_auroc_clean": 0.95, "class_auroc_adversarial": 0.8}
         classes |= {"class_silhouette_clean": 0.4, "class_silhouette_adversarial": 0.2}
         rows = []
@@ -216,6 +217,7 @@ class PlausibleAnalysis:
             for metric, value in (typical | classes).items():
                 moved = value if metric in classes else value + (-shift if metric == "mmd_p_value" else shift)
                 row = {"feature_space": space, **point, "metric": metric, **self.estimate(moved)}
+                row |= {"n": len(self.images), "n_groups": 21}
                 rows.append(row | ({"low": np.nan, "high": np.nan} if metric == "mmd_p_value" else {}))
         return rows
 

@@ -37,6 +37,7 @@ from tasks.reporting.sections.claims import claims_section, results_at_other_eps
 from tasks.reporting.sections.comparison import checks_text, comparison_section
 from tasks.reporting.sections.data_changes import data_changes_section
 from tasks.reporting.sections.detection import detection_section
+from tasks.reporting.sections.features import features_section
 from tasks.reporting.templating import environment, headline_sentences, keep_together
 from tasks.statistics.formatting import percent, sample_text, with_interval
 from tasks.statistics.intervals import Estimate
@@ -936,6 +937,13 @@ def test_a_report_on_scans_counts_the_results_of_the_claims(phantoms: Path, para
     scans = replace(results, data=replace(results.data, is_phantom=False))
     finding = finding_of(claims_section(scans, headline), headline)
     assert finding == "Result of 4 claims: holds (1), does not hold (1), not significant (1), not tested (1)."
+
+
+def test_probes_that_do_not_find_the_classes_have_no_power_in_the_report(phantoms: Path, params: Params) -> None:
+    results, headline = loaded(params)
+    is_class = results.features["metric"] == "class_auroc_clean"
+    results.features.loc[is_class, "low"] = 0.4
+    assert {each["result"] for each in features_section(results, headline).values["separation"]} == {"no power"}
 
 
 def test_tables_of_detectors_have_the_number_of_images_of_each_attack(phantoms: Path, params: Params) -> None:

@@ -161,10 +161,20 @@ def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[
                 bound,
                 above=False,
                 separated_by="probes",
-                has_power=n_broken_groups >= MIN_BROKEN_GROUPS and of_classes.low > CHANCE_AUROC,
+                has_power=probes_have_power(by_metric),
             )
         )
     return claims
+
+
+def probes_have_power(by_metric: pd.DataFrame) -> bool:
+    """Return whether a low AUROC of the probes says something: they find the classes, and the attack breaks enough.
+
+    Args:
+        by_metric: rows of ``features.csv`` of one feature space, curve and eps, with the metric as the index.
+    """
+    n_broken_groups = by_metric["n_groups"]["linear_probe_auroc_successful"]
+    return bool(n_broken_groups >= MIN_BROKEN_GROUPS and by_metric["low"]["class_auroc_clean"] > CHANCE_AUROC)
 
 
 def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> list[Claim]:

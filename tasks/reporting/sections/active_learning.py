@@ -139,8 +139,8 @@ def learners_at_chance(cycles: pd.DataFrame, chance: float) -> dict[str, str] | 
     last = learners.sort_values("cycle").groupby(["acquisition", "seed"]).tail(1)
     if not (last["balanced_accuracy_low"] <= chance).all():
         return None
-    values = last["balanced_accuracy"]
-    return {"lowest": percent(values.min()), "highest": percent(values.max()), "chance": percent(chance)}
+    found = sorted({percent(value) for value in last["balanced_accuracy"].agg(["min", "max"])})
+    return {"balanced_accuracy": " to ".join(found), "chance": percent(chance)}
 
 
 def reference_training(cycles: pd.DataFrame, training: Training) -> str:

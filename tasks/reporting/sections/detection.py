@@ -109,7 +109,7 @@ def _best_detector(table: pd.DataFrame, point: Point) -> dict[str, Any]:
     for name, attack in names.items():
         row = best.loc[attack] if attack in best.index else None
         for count in ("n", "n_successful"):
-            rates[f"{name}_{count}"] = number(None if row is None else row[count], fixed(0))
+            rates[f"{name}_{count}"] = number(None if row is None else float(row[count]), fixed(0))
         for key, quantity in (("detected", "detection_rate_successful"), ("undetected", "undetected_success_rate")):
             rates[f"{name}_{key}"] = None if row is None else estimate(row, percent, quantity)
     joint = table[(table["detector"] == ALL_DETECTORS) & (table["attack"] == JOINT_DETECTOR_EVASION)]

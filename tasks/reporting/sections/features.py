@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from tasks.analysis.claim_measures import best_of
+from tasks.analysis.claim_measures import best_of, probes_have_power
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed
@@ -78,17 +78,24 @@ def features_section(results: Results, headline: Headline) -> Section:
 
 def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[str, str]]:
     """Return the highest AUROC in each feature space, and whether it is below the bound of the claims."""
-    aurocs = point.of(table[table["metric"].isin(AUROCS)]).dropna(subset=["value"])
+    at = point.of(table)
     found = []
-    for space, rows in aurocs.groupby("feature_space", sort=False):
+    for space, of_space in at.groupby("feature_space", sort=False):
+        rows = of_space[of_space["metric"].isin(AUROCS)].dropna(subset=["value"])
+        if rows.empty:
+            continue
         best = rows.sort_values("value", kind="stable").iloc[-1]
-        # the interval of the result includes the uncertainty of the choice of the highest
-        allowed = best_of([Estimate(*row) for row in rows[["value", "low", "high"]].to_numpy()])
+        # the result allows for the choice among all curves; the interval is that of the claim about this curve
+        same_curve = (rows[["target", "threat_model"]] == best[["target", "threat_model"]]).all(axis=1)
+        of_curve = best_of([Estimate(*row) for row in rows.loc[same_curve, ["value", "low", "high"]].to_numpy()])
+        highest = best_of([Estimate(*row) for row in rows[["value", "low", "high"]].to_numpy()])
+        is_best = (of_space[["target", "threat_model"]] == best[["target", "threat_model"]]).all(axis=1)
+        have_power = probes_have_power(of_space[is_best].set_index("metric"))
         found.append(
             {
                 "space": SPACES[str(space)],
-                "result": _result(allowed, bound),
-                "auroc": estimate(best, fixed(2)),
+                "result": _result(highest, bound, have_power),
+                "auroc": estimate(of_curve._asdict(), fixed(2)),
                 "method": AUROCS[best["metric"]],
                 "curve": curve_name(best["target"], best["threat_model"]),
             }
@@ -96,13 +103,15 @@ def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[st
     return found
 
 
-def _result(found: Estimate, bound: float) -> str:
-    if math.isnan(found.low) or math.isnan(found.high):
+def _result(highest: Estimate, bound: float, have_power: bool) -> str:
+    if math.isnan(highest.low) or math.isnan(highest.high):
         return "too few groups"
+    if bound <= highest.low < highest.high:
+        return "separable"
+    if not have_power:
+        return "no power"
     # an interval without width measures nothing
-    if found.low < found.high < bound:
-        return "overlap"
-    return "separable" if bound <= found.low < found.high else "not significant"
+    return "not separated" if highest.low < highest.high < bound else "not significant"
 
 
 def _embedding(table: pd.DataFrame, curve: tuple[str, str, str], classes: tuple[str, ...]) -> Drawing:
