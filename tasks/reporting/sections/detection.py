@@ -107,9 +107,9 @@ def _best_detector(table: pd.DataFrame, point: Point) -> dict[str, Any]:
     rates["false_positive_rate"] = estimate(best.iloc[0], percent, "false_positive_rate")
     names = {"unaware": point.attack, "aware": DETECTOR_EVASION, "joint": JOINT_DETECTOR_EVASION}
     for name, attack in names.items():
-        row = best.loc[attack] if attack in best.index else None
+        row: Any = best.loc[attack] if attack in best.index else None
         for count in ("n", "n_successful"):
-            rates[f"{name}_{count}"] = number(None if row is None else float(row[count]), fixed(0))
+            rates[f"{name}_{count}"] = number(None if row is None else row[count], fixed(0))
         for key, quantity in (("detected", "detection_rate_successful"), ("undetected", "undetected_success_rate")):
             rates[f"{name}_{key}"] = None if row is None else estimate(row, percent, quantity)
     joint = table[(table["detector"] == ALL_DETECTORS) & (table["attack"] == JOINT_DETECTOR_EVASION)]
