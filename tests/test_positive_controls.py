@@ -137,6 +137,40 @@ def test_an_iterated_attack_that_is_weaker_in_a_larger_ball_fails(target: str, a
     assert f"adaptive/{attack} at eps 4" in check.explanation
 
 
+@pytest.mark.parametrize(("accuracy", "status"), [(1.0, "NO POWER"), (0.51, "NO POWER"), (0.5, "PASS")])
+def test_transfer_that_hardly_breaks_the_bare_classifier_has_no_power(accuracy: float, status: str) -> None:
+    # white-box attacks leave 0 % at eps 4
+    known = {(BARE, "transfer", "pgd from cnn-1"): {1: 1.0, 4: accuracy}}
+    check = outcome(SOUND | known)[BARE, "transfer_vs_adaptive"]
+    assert check.status == status
+    assert f"by surrogate: cnn-1 {100 * accuracy:.1f} %" in check.explanation
+
+
+def test_transfer_has_no_power_where_no_eps_breaks_the_bare_classifier() -> None:
+    weak = {(BARE, "adaptive", attack): {1: 0.5, 4: 0.2} for attack in ATTACKS}
+    check = outcome(SOUND | weak)[DEFENDED, "transfer_vs_adaptive"]
+    assert check.status == "NO POWER"
+    assert "no such eps" in check.explanation
+
+
+def test_a_pass_applies_to_surrogates_with_power_only() -> None:
+    known = {(target, "transfer", "pgd from cnn-1"): {1: 1.0, 4: 1.0} for target in (BARE, DEFENDED)}
+    check = outcome(SOUND | known)[DEFENDED, "transfer_vs_adaptive"]
+    assert check.status == "PASS"
+    assert check.explanation.endswith("cnn-1 100.0 %, undefended 0.0 %. The pass applies to undefended only")
+
+
+def test_an_effect_of_the_defence_that_is_not_significant_gives_no_pass() -> None:
+    # one of 200 images is not significant
+    known = {
+        (DEFENDED, threat_model, attack): {1: 0.4, 4: 0.005}
+        for threat_model in ("transfer", "adaptive")
+        for attack in ("fgsm", "pgd")
+    }
+    known |= {(DEFENDED, "adaptive", attack): {1: 0.4, 4: 0.0} for attack in ("art_fgsm", "art_pgd")}
+    assert outcome(SOUND | known)[DEFENDED, "adaptive_advantage"].status == "INFO"
+
+
 def test_checks_without_power_or_patients_do_not_pass() -> None:
     assert outcome(SOUND, search=square_breaks_nothing)[DEFENDED, "black_box"].status == "NO POWER"
     assert outcome(SOUND, search=minimum_eps_in)[DEFENDED, "black_box"].status == "WARN"

@@ -5,8 +5,8 @@ import numpy as np
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Curve, judge_excess
 from tasks.params import UNDEFENDED
 from tasks.records.convergence import has_converged
-from tasks.records.vocabulary import ONE_STEP_ATTACKS, SQUARE_ON_SURVIVORS, attack_label
-from tasks.statistics.paired import compare_paired
+from tasks.records.vocabulary import ONE_STEP_ATTACKS, SQUARE_ON_SURVIVORS, TRANSFERRED_ATTACKS, attack_label
+from tasks.statistics.paired import PairedComparison, compare_paired
 
 MAX_CONTROL_ACCURACY = 0.01
 """Maximum accuracy where an attack must break every image."""
@@ -18,6 +18,8 @@ MAX_WHITE_BOX_ACCURACY = 0.05
 """Accuracy of the bare classifier up to which white-box attacks count as having broken it."""
 MAX_BLACK_BOX_ACCURACY = 0.5
 """Accuracy of the bare classifier that black-box attacks must reach there to have power."""
+MAX_TRANSFER_ACCURACY = 0.5
+"""Accuracy of the bare classifier that transfer from a surrogate must reach there to have power."""
 MAX_MORE_BY_ART = 1
 """Images that ART's attack may break more than ours."""
 
@@ -31,7 +33,8 @@ def monotone_in_eps(of: CheckInputs) -> CheckOutcome:
     One step can overshoot, so an attack of one step may be weaker in a larger ball without an error. No reported robust
     accuracy uses its curve alone: the worst case counts each success at every larger eps.
     """
-    iterated, one_step = [], []
+    iterated: list[tuple[PairedComparison, str]] = []
+    one_step: list[tuple[PairedComparison, str]] = []
     for curve in dict.fromkeys(curve._replace(eps=0.0) for curve in of.correct):
         points = [(eps, of.correct[at]) for eps in of.grid if (at := curve._replace(eps=eps)) in of.correct]
         for i, (eps, correct) in enumerate(points[1:], start=1):
@@ -173,16 +176,54 @@ def random_noise(of: CheckInputs) -> CheckOutcome:
 
 def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
     """Transfer attacks are not stronger than adaptive attacks."""
-    differences = [
-        (of.compare(adaptive, correct), f"{attack_label(curve.attack, curve.surrogate)} at eps {curve.eps:g}")
+    differences = {
+        curve: of.compare(adaptive, correct)
         for curve, correct in of.correct.items()
         if curve.threat_model == "transfer"
         and (adaptive := of.correct.get(Curve("adaptive", curve.attack, curve.eps))) is not None
-    ]
+    }
     if not differences:
         # without independent surrogates, nothing is transferred to the bare classifier
         return None
-    return judge_excess(differences, "accuracy under adaptive attacks is above that under transfer attacks")
+    outcome = judge_excess(
+        [
+            (found, f"{attack_label(curve.attack, curve.surrogate)} at eps {curve.eps:g}")
+            for curve, found in differences.items()
+        ],
+        "accuracy under adaptive attacks is above that under transfer attacks",
+    )
+    if outcome.status != "PASS":
+        return outcome
+    surrogates = {curve.surrogate for curve in differences}
+    lowest = {name: _lowest_transfer_accuracy(of.undefended or of, name) for name in sorted(surrogates)}
+    with_power = [name for name, accuracy in lowest.items() if accuracy <= MAX_TRANSFER_ACCURACY]
+    lists = ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in lowest.items() if not np.isnan(accuracy))
+    power = (
+        "lowest accuracy of the bare classifier under transfer, where white-box attacks break it, by surrogate: "
+        f"{lists or 'no such eps'}"
+    )
+    if not with_power:
+        explanation = f"{outcome.explanation}, but transfer attacks have no power: {power}. Train better surrogates"
+        return CheckOutcome("NO POWER", outcome.value, explanation)
+    explanation = f"{outcome.explanation}; {power}. The pass applies to {', '.join(with_power)} only"
+    return CheckOutcome("PASS", outcome.value, explanation)
+
+
+def _lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
+    """Lowest accuracy of the bare classifier under transfer from a surrogate, where white-box attacks break it.
+
+    Images that were crafted on the bare classifier are adaptive attacks on it. NaN if no eps breaks it.
+    """
+    threat_model, source = ("adaptive", "") if surrogate == UNDEFENDED else ("transfer", surrogate)
+    broken = [eps for eps in bare.grid if bare.robust(eps, WHITE_BOX).mean() <= MAX_WHITE_BOX_ACCURACY]
+    accuracies = [
+        float(correct.mean())
+        for curve, correct in bare.correct.items()
+        if (curve.threat_model, curve.surrogate) == (threat_model, source)
+        and curve.attack in TRANSFERRED_ATTACKS
+        and curve.eps in broken
+    ]
+    return min(accuracies, default=float("nan"))
 
 
 def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
@@ -201,7 +242,11 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
     if np.isnan(stopped.difference.low):
         return CheckOutcome("NO POWER", advantage, "too few groups to test the effect of the defence")
     if not stopped.difference.low > 0:
-        return CheckOutcome("PASS", advantage, "the defence stops neither transfer nor adaptive attacks significantly")
+        return CheckOutcome(
+            "INFO",
+            advantage,
+            "does not apply: the defence does not raise accuracy under transfer attacks significantly",
+        )
     explanation = (
         f"at eps {eps:g}, where the defence gains most under transfer attacks, it raises accuracy from "
         f"{100 * bare[eps].mean():.1f} to {100 * transfer[eps].mean():.1f} %"
