@@ -148,3 +148,17 @@ def test_a_search_counts_at_its_own_operating_point_alone() -> None:
     same = OperatingPoint("recalibrated", (0.0, 0.0))
     assert accuracy(of, searches) == {"adaptive": [1] * 3}
     assert accuracy(of, searches, same) == {"adaptive": pytest.approx([1, 0, 0])}
+
+
+def test_a_rounded_image_counts_from_the_eps_whose_ball_contains_it_at_every_point_of_the_same_classifier() -> None:
+    # PGD at eps 0.5 fails, but its images rounded to 8 bits differ by one level and succeed on image 0
+    of = records(*(("adaptive", "pgd", eps, ALL_CORRECT) for eps in (0.5, 1.0)))
+    of = of.assign(norm="linf", correct_8bit=of["correct"] & ~((of["eps"] == 0.5) & (of["image"] == 0)))
+    same = OperatingPoint("recalibrated", (0.0, 0.0))
+    worst = worst_case_outcomes(of, nothing_found(of), {"strong": [AS_TRAINED, same]})
+    by_point = worst.groupby(["operating_point", "eps"])["robust_correct_8bit"].mean().unstack()
+    assert by_point.columns.tolist() == [0.0, 0.5, 1.0]
+    assert by_point.to_numpy().tolist() == [[1, 1, 7 / 8]] * 2
+    searched = nothing_found(of).assign(minimum_eps_8bit=[0.5, *[np.inf] * 7])
+    worst = worst_case_outcomes(of.assign(correct_8bit=of["correct"]), searched, {"strong": [AS_TRAINED]})
+    assert worst.groupby("eps")["robust_correct_8bit"].mean().tolist() == [1, 1, 7 / 8]

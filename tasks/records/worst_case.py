@@ -13,7 +13,7 @@ import pandas as pd
 
 from tasks.records.expected import EXPECTED, FRESH
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.vocabulary import AS_TRAINED, CLEAN, is_independent
+from tasks.records.vocabulary import CLEAN, is_independent
 
 INCLUDES = {
     "adaptive": ("adaptive", "transfer", "black_box"),
@@ -23,6 +23,8 @@ INCLUDES = {
 """Threat model -> threat models of the attacks that it allows; ``adaptive`` allows all of them."""
 
 IMAGE = ["target", "operating_point", "image"]
+EPS_OF = {"robust_correct": "eps", "robust_correct_8bit": "eps_8bit"}
+"""Column of the outcomes -> column with the eps from which an attempt counts."""
 MEASURES = {"robust_correct": ("selected_by", "correct"), "robust_correct_8bit": ("selected_by_8bit", "correct_8bit")}
 """Column of the outcomes -> columns of the attempts: by which one is selected, and what counts."""
 
@@ -38,7 +40,8 @@ def worst_case_outcomes(
     One row for each target, operating point, threat model, image and eps (in 1/255; 0 for the unchanged image): target,
     operating_point, threat_model, image, label, group, eps; ``robust_correct``: 1 if the image is correct, 0 if not, of
     a random target the fraction of fresh predictions that are correct; ``robust_correct_8bit``: the same for the
-    adversarial images rounded to 8 bits, NaN without a result. A threat model is left out where none of its attacks was
+    adversarial images rounded to 8 bits, from the smallest eps whose ball contains the rounded image, NaN without a
+    result. A threat model is left out where none of its attacks was
     tried on the image.
 
     A record counts at every operating point, by its logits with the biases added. A larger ball contains every smaller
@@ -55,6 +58,7 @@ def worst_case_outcomes(
     """
     grid = sorted({0.0, *records["eps"]})
     found = pd.concat([_recorded(records, operating_points), _searched(minimum_eps, grid[1:])], ignore_index=True)
+    found["eps_8bit"] = _eps_after_rounding(found["eps"], grid) if (records["norm"] == "linf").all() else found["eps"]
     is_clean = found["threat_model"] == "none"
     clean, attempts = found[is_clean], found[~is_clean]
     parts = []
@@ -98,14 +102,26 @@ def _strongest(attempts: pd.DataFrame, clean: pd.DataFrame, grid: Sequence[float
     attempts = attempts[attempts[selected_by].notna()]
     tried = pd.MultiIndex.from_frame(attempts[IMAGE].drop_duplicates())
     # unchanged images first; at the end of the sorted attempts are those of larger eps
-    possible = pd.concat([clean, attempts[attempts["eps"] <= grid[-1]]]).sort_values("eps", kind="stable")
+    eps = EPS_OF[name]
+    possible = pd.concat([clean, attempts[attempts[eps] <= grid[-1]]]).sort_values(eps, kind="stable")
     fewest = possible.groupby(IMAGE, sort=False)[selected_by].cummin()
-    strongest = possible[possible[selected_by] <= fewest].groupby([*IMAGE, "eps"])[correct].last()
-    by_eps = strongest.unstack("eps").reindex(columns=list(grid)).ffill(axis=1)
+    strongest = possible[possible[selected_by] <= fewest].groupby([*IMAGE, eps])[correct].last()
+    by_eps = strongest.unstack(eps).reindex(columns=list(grid)).ffill(axis=1)
     by_eps.loc[~by_eps.index.isin(tried)] = math.nan
     stacked = by_eps.rename_axis(columns="eps").stack(future_stack=True)
     assert isinstance(stacked, pd.Series)
     return stacked.rename(name)
+
+
+def _eps_after_rounding(eps: "pd.Series[float]", grid: Sequence[float]) -> np.ndarray:
+    """Return the smallest eps of the grid whose L-infinity ball contains the image after rounding to 8 bits.
+
+    Unchanged images have 8 bits, so a change becomes a whole number of grey levels: of eps 0.5, up to one level.
+    """
+    largest = np.maximum(eps, np.floor(eps + 0.5)).to_numpy()
+    edges = np.array([*grid, math.inf])
+    contained: np.ndarray = edges[np.searchsorted(edges, largest)]
+    return contained
 
 
 def _recorded(records: pd.DataFrame, operating_points: Mapping[str, Sequence[OperatingPoint]]) -> pd.DataFrame:
@@ -125,7 +141,7 @@ def _recorded(records: pd.DataFrame, operating_points: Mapping[str, Sequence[Ope
                 rounded = of_target["correct_8bit"].to_numpy(dtype=float)
                 # the logits of rounded images are not kept; unchanged images have 8 bits
                 is_kept = (of_target["attack"] == CLEAN).to_numpy()
-                selected_by_8bit = rounded if point.name == AS_TRAINED else np.where(is_kept, correct, math.nan)
+                selected_by_8bit = np.where(is_kept, correct, math.nan) if any(point.biases) else rounded
                 correct_8bit = selected_by_8bit
             parts.append(
                 of_target[["target", "image", "threat_model", "surrogate", "eps"]].assign(
