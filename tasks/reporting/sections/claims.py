@@ -33,7 +33,9 @@ def claims_section(results: Results, headline: Headline) -> Section:
             "estimate": estimate(claim, fixed(3)),
             "badge": BADGES[claim["result"]],
             "sample": claim["n"] and sample_text(claim["n"], claim["n_groups"], headline.unit),
-            "rule": None if claim["bound"] is None else rule_text(claim["bound"], claim["above"]),
+            "rule": None
+            if claim["bound"] is None
+            else rule_text(claim["bound"], claim["above"], claim["separated_by"]),
             "p_text": None if claim["p_value_holm"] is None else p_text(claim["p_value_holm"]),
             "detectable": number(claim["detectable_difference"], fixed(3)),
             "other_eps": results_at_other_eps(claim),
@@ -65,8 +67,10 @@ def sensitivity_table(claims: list[dict[str, Any]]) -> Table:
     return Table(["claim", "bound", *(f"ε = {eps}/255" for eps in grid)], rows)
 
 
-def rule_text(bound: float, above: bool) -> str:
-    """Side of the bound on which a claim holds: ``holds below 0.7``."""
+def rule_text(bound: float, above: bool, separated_by: str = "") -> str:
+    """Side of the bound on which a claim holds: ``holds below 0.7``; a claim of non-separability can only fail."""
+    if separated_by:
+        return f"does not hold from {bound:.4g} up"
     return f"holds from {bound:.4g} up" if above else f"holds below {bound:.4g}"
 
 

@@ -141,7 +141,7 @@ def rates_by_attack(table: pd.DataFrame, point: Point) -> Table:
             cells += ["–" if row is None else estimate(row, percent, quantity) for quantity in quantities]
         first = of_detector.iloc[0]
         texts.append([str(detector), estimate(first, percent, "false_positive_rate"), *cells])
-    columns = ["images (successful)", *quantities.values()]
+    columns = ["n (broken)", *quantities.values()]
     heads = [f"{column}, attack {access}" for access in attacks.values() for column in columns]
     return Table(["detector", "false-positive rate", *heads], texts)
 
