@@ -18,6 +18,7 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
+from tasks.attacks.effort import EFFORTS
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.evaluation.subgroups import subgroup_table
@@ -31,6 +32,7 @@ from tasks.reporting.headline import DefenceComparison, Headline, effort_of, eps
 from tasks.reporting.results import Results, load_results, read_table
 from tasks.reporting.section import Section, relation_of
 from tasks.reporting.sections import all_sections
+from tasks.reporting.sections.accuracy import accuracy_section
 from tasks.reporting.sections.active_learning import active_learning_section, reference_training
 from tasks.reporting.sections.checks import checks_section
 from tasks.reporting.sections.claims import claims_section, results_at_other_eps
@@ -177,6 +179,14 @@ def test_score_table_has_clean_images_and_the_worst_case_at_both_operating_point
         for target in ("undefended", "autoencoder", "retrained_autoencoder"):
             rates = [f"{worst(target, eps)} {worst(target, eps, 'accuracy')}" for eps in (0, 1)]
             assert f"{target.replace('_', ' ')} clean {rates[0]} worst case {rates[1]}" in table
+
+
+@pytest.mark.usefixtures("phantoms")
+def test_the_report_has_the_number_of_queries_of_square(params: Params) -> None:
+    values = accuracy_section(*loaded(params)).values
+    n_queries = sum(stage.square_queries for stage in EFFORTS[params.attack.effort])
+    assert (values["effort"], values["square_queries"]) == (params.attack.effort, n_queries)
+    assert values["max_square_queries"] == n_queries * len(params.attack.eps) > 0
 
 
 def test_tables_show_every_accuracy_with_its_interval_and_after_rounding_to_8_bits(html: str) -> None:

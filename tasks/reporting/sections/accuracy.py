@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from tasks.attacks.effort import EFFORTS
 from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, SUITE, display_name
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
 from tasks.reporting.drawings import lines_drawing
@@ -41,6 +42,8 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
     """Return accuracy curves and tables by attack, the area under the curves, and all metrics."""
     table, area = results.robustness, results.robustness_area
     attacks = attacks_of(table)
+    settings = results.params.attack
+    n_queries = sum(stage.square_queries for stage in EFFORTS[settings.effort])
     of_analysed = area[area["attack"] == headline.analysed_attack]
     values = {
         "norm": table["norm"].iloc[0],
@@ -48,6 +51,9 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
         "curve_names": {attack: [curve.name for curve in curves_under(table, attack)] for attack in attacks},
         "tables": {attack: accuracy_table(table, attack) for attack in attacks},
         "minimum_eps": eps_of(table)[0],
+        "effort": settings.effort,
+        "square_queries": n_queries,
+        "max_square_queries": n_queries * len(settings.eps),
         "survivors": survivors_table(results.minimum_eps, eps_of(table)),
         "area": _area_table(area),
         "area_span": None if of_analysed.empty else span_of(of_analysed, percent),
