@@ -47,6 +47,7 @@ def records(clean: float, undefended: float, transfer: float, adaptive: float, n
                 "surrogate": "",
                 "eps": eps,
                 "correct": images < share * N,
+                "norm": "linf",
                 "correct_8bit": images < share * N,
                 "clean_correct": images < clean * N,
                 "logits": list(np.eye(2)[np.where(images < share * N, images % 2, 1 - images % 2)]),

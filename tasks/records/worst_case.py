@@ -118,7 +118,7 @@ def _eps_after_rounding(eps: "pd.Series[float]", grid: Sequence[float]) -> np.nd
 
     Unchanged images have 8 bits, so a change becomes a whole number of grey levels: of eps 0.5, up to one level.
     """
-    largest = np.maximum(eps, np.floor(eps + 0.5)).to_numpy()
+    largest = np.maximum(eps, np.floor(eps + 0.5))
     edges = np.array([*grid, math.inf])
     contained: np.ndarray = edges[np.searchsorted(edges, largest)]
     return contained
