@@ -18,6 +18,7 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
+from tasks.analysis.claim_measures import features_overlap
 from tasks.attacks.effort import EFFORTS
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
@@ -947,6 +948,17 @@ def test_a_report_on_scans_counts_the_results_of_the_claims(phantoms: Path, para
     scans = replace(results, data=replace(results.data, is_phantom=False))
     finding = finding_of(claims_section(scans, headline), headline)
     assert finding == "Result of 4 claims: holds (1), does not hold (1), not significant (1), not tested (1)."
+
+
+def test_a_finding_about_features_has_the_interval_of_the_claim(phantoms: Path, params: Params) -> None:
+    results, headline = loaded(params)
+    values = features_section(results, headline).values
+    at_point = values["point"].of(results.features)
+    claims = features_overlap(at_point, "pgd", 0.6)
+    of_claims = {f"{claim.value:.2f} [{claim.low:.2f}, {claim.high:.2f}]" for claim in claims}
+    found = {each["auroc"] for each in values["separation"]}
+    assert found
+    assert found <= of_claims
 
 
 def test_probes_that_do_not_find_the_classes_have_no_power_in_the_report(phantoms: Path, params: Params) -> None:
