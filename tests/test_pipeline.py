@@ -167,10 +167,7 @@ def test_every_curve_is_a_child_run_with_the_same_metric_keys(runs: list[Any]) -
     assert {(run.data.tags["target"], run.data.tags["threat_model"], run.data.tags["attack"]) for run in curves} == {
         (target, threat_model, attack)
         for target, threat_model, attacks in [
-            *(
-                (target, "adaptive", ("fgsm", "pgd", "suite"))
-                for target in ("undefended", *TOY["selected_defences"])
-            ),
+            *((target, "adaptive", ("fgsm", "pgd", "suite")) for target in ("undefended", *TOY["selected_defences"])),
             # Square runs on a part of the images or on survivors, so it has no curve of its own
             *((target, "black_box", ()) for target in ("undefended", *TOY["selected_defences"])),
             *((defence, "transfer", ("fgsm", "pgd")) for defence in TOY["selected_defences"]),
