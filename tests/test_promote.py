@@ -61,7 +61,7 @@ def plant(folder: Path, model: Registered, clean: range, adaptive: range, failed
     shared = {"image": images, "label": images % 2, "group": images // 2, "target": TARGET}
     logits = list(np.eye(2)[np.where(is_correct, images % 2, 1 - images % 2)])
     shared |= {"clean_correct": is_correct, "correct": is_correct, "correct_8bit": is_correct, "logits": logits}
-    shared |= {"surrogate": ""}
+    shared |= {"surrogate": "", "norm": "linf"}
     unchanged = pd.DataFrame({**shared, "threat_model": "none", "attack": "clean", "eps": 0.0})
     # PGD breaks no image, the search breaks all that are not robust
     attacked = pd.DataFrame({**shared, "threat_model": "adaptive", "attack": "pgd", "eps": EPS})
