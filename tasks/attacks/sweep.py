@@ -15,7 +15,7 @@ that survives in one ball is assumed to survive in every smaller one. So no imag
 - Gradients may be computed in bfloat16. Success and survival are decided in float32 alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ def run_sweep(
     n_restarts: int,
     precision: Precision = "float32",
     try_smaller: bool = False,
+    name: str = "sweep",
 ) -> MinimumEps:
     """Run :func:`pgd_sweep` on a batch."""
     result = pgd_sweep(
@@ -66,6 +67,7 @@ def run_sweep(
         batch.image_ids,
         precision,
         try_smaller,
+        name,
     )
     return MinimumEps(result.index, np.full(len(batch.images), "sweep", dtype=object), result.adversarial)
 
@@ -95,21 +97,14 @@ def repeat_sweep(
     index, found_by, adversarial = found.index.copy(), found.found_by.astype(object), found.adversarial.copy()
     for number in reversed(range(len(batch.radii))):
         rows = np.flatnonzero(index == number + 1)
-        result = pgd_sweep(
-            batch.model,
-            batch.images[rows],
-            batch.labels[rows],
-            batch.radii[number : number + 1],
-            batch.ball,
-            batch.batch_size,
-            n_steps,
-            relative_step_size,
-            n_restarts,
-            batch.seed,
-            batch.image_ids[rows],
-            precision,
-            name=name,
+        survivors = replace(
+            batch,
+            images=batch.images[rows],
+            labels=batch.labels[rows],
+            radii=batch.radii[number : number + 1],
+            image_ids=batch.image_ids[rows],
         )
+        result = run_sweep(survivors, n_steps, relative_step_size, n_restarts, precision, name=name)
         broken = result.index == 0
         rows = rows[broken]
         index[rows], found_by[rows], adversarial[rows] = number, "sweep", result.adversarial[broken]
