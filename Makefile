@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help dev repro compare experiments flow audit verify test test-changed operations faults lint site format bench ui serve lock clean
+.PHONY: help dev repro compare experiments flow audit results verify test test-changed operations faults lint site format bench ui serve lock clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ flow: $(STAMP)  ## Run the same steps as a Prefect flow
 
 audit: $(STAMP)  ## Audit a trained classifier; MODEL=, IMAGES=, TABLE=, OPTIONS=
 	python -m flows.audit --model "$(MODEL)" --images "$(IMAGES)" $(if $(TABLE),--table "$(TABLE)") $(OPTIONS)
+
+results: $(STAMP)  ## Compute and archive the published results; DATA="FOLDER ...", NAME="TABLE ...", OPTIONS=
+	python -m docs.make_results $(NAME) --data $(DATA) $(OPTIONS)
 
 verify: $(STAMP)  ## Compare all results and DVC's cache with the recorded hashes
 	python -m flows.verify

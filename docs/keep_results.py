@@ -1,11 +1,15 @@
 """Archive the numbers and figures of the workspace: ``python -m docs.keep_results NAME``.
 
-The archive is ``docs/evidence/results/NAME/``. ``python -m docs.write_tables`` writes the tables of the documents from
-it. Figures that show images are archived for phantoms only, since other data sets have their own licence. Figures of
-more than 400 kB (embeddings, which have thousands of points) are only in the report.
+The archive is ``docs/evidence/results/NAME/``. Its ``manifest.json`` says with which commit, parameters, data and
+libraries the results were computed. ``python -m docs.make_results`` computes and archives the published results, and
+``python -m docs.write_tables`` writes the tables of the documents from the archives.
+
+Figures that show images are archived for phantoms only, since other data sets have their own licence. Figures of more
+than 400 kB (embeddings, which have thousands of points) are only in the report.
 """
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -15,12 +19,16 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from docs import RESULTS
+from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.params import load_params
+from tasks.params.params import flatten
 from tasks.reporting.drawings import IMAGES
 from tasks.reporting.results import read_json
+from tasks.tracking import git_output, minutes_of_steps, origin_tags
 
 LOCK = "dvc.lock"
+MANIFEST = "manifest.json"
 FILES = {
     "params_file": "params.yaml",
     "dataset_info": "dataset.json",
@@ -86,6 +94,7 @@ def keep_results(name: str, root: Path = Path()) -> Path:
     (folder / "figures").mkdir(parents=True)
     for source, archived in files.items():
         shutil.copyfile(source, folder / archived)
+    write_json(manifest(workspace), folder / MANIFEST)
     _shorten_image_folder(folder / "params.yaml")
     is_phantom = read_json(workspace.dataset_info)["is_phantom"]
     for figure in figures:
@@ -93,6 +102,33 @@ def keep_results(name: str, root: Path = Path()) -> Path:
         if is_public and figure.stat().st_size <= MAX_FIGURE_BYTES:
             shutil.copyfile(figure, folder / "figures" / figure.name)
     return folder
+
+
+def manifest(workspace: Workspace) -> dict[str, Any]:
+    """Commit, changed parameters, data, versions, processor and minutes of each step of the present outputs.
+
+    Returns:
+        ``parameters`` has the keys of params.yaml whose values differ from those of the commit. ``dirty`` is true if
+        other files than params.yaml and outputs differ from the commit.
+    """
+    yaml = YAML(typ="safe")
+    tags = origin_tags(workspace.params_file.name, RESULTS.as_posix())
+    committed = flatten(yaml.load(git_output("show", "HEAD:./params.yaml") or "{}"))
+    params = flatten(yaml.load(workspace.params_file))
+    name = Path(params["acquire.folder"]).name
+    deps = yaml.load(workspace.root / LOCK)["stages"]["acquire"]["deps"]
+    data = next(dep for dep in deps if not dep["path"].startswith(("data/", "tasks/")))
+    changed = {key: value for key, value in params.items() if key not in committed or committed[key] != value}
+    return {
+        "commit": tags.get("mlflow.source.git.commit"),
+        "dirty": tags.get("mlflow.source.git.dirty") != "false",
+        "parameters": changed | {"acquire.folder": name},
+        "data": {"folder": name, "md5": data["md5"], "files": data["nfiles"]},
+        "versions": {key.removeprefix("version."): tag for key, tag in tags.items() if key.startswith("version.")},
+        "processor": tags["processor"],
+        "cores": os.cpu_count(),
+        "minutes": minutes_of_steps(workspace),
+    }
 
 
 def _defence_histories(workspace: Workspace) -> dict[Path, str]:

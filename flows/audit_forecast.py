@@ -1,4 +1,4 @@
-"""A forecast of the time of an audit: its parts, and their known costs."""
+"""A forecast of the time of a pipeline or an audit: its parts, and their known costs."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from tasks.attacks.effort import EFFORTS, doubled, max_gradients, max_queries
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import configure_torch
-from tasks.models.imported import ImportedClassifier
 from tasks.params import UNDEFENDED, Params
 
 N_IMAGES = 4
@@ -44,12 +43,12 @@ class Part:
     """None if the time is not known before the step runs."""
 
 
-def measure_costs(model: ImportedClassifier, params: Params) -> Costs:
+def measure_costs(model: nn.Module | None, params: Params) -> Costs:
     """Measure the costs with one small batch.
 
     Args:
-        model: the imported classifier.
-        params: of the audit.
+        model: the imported classifier; None: that of ``train_classifier``.
+        params: of the pipeline.
     """
     device = configure_torch(params.compute)
     n_channels, n_classes = params.prepare.channels, len(params.acquire.classes)
@@ -65,11 +64,14 @@ def measure_costs(model: ImportedClassifier, params: Params) -> Costs:
         for each in params.train_surrogates
     ]
     autoencoder = build_autoencoder(params.train_autoencoder.architecture, n_channels).to(device).train()
-    model = model.to(device)
+    if model is None:
+        model = build_classifier(params.train_classifier.architecture, n_classes, 0.5, 0.25, n_channels=n_channels)
+    model = model.to(device).eval()
     with torch.inference_mode():
         prediction = seconds_per_image(lambda: model(images))
     # gradients of a classifier that is only queried are those of the surrogates
-    gradient = seconds_of_gradient(model, images, labels) if model.has_gradients else prediction + sum(surrogates)
+    has_gradients = getattr(model, "has_gradients", True)
+    gradient = seconds_of_gradient(model, images, labels) if has_gradients else prediction + sum(surrogates)
     return Costs(prediction, gradient, tuple(surrogates), seconds_of_gradient(autoencoder, images, None))
 
 
@@ -98,12 +100,12 @@ def seconds_per_image(run: Callable[[], Any]) -> float:
 
 
 def forecast(params: Params, n_images: int, costs: Costs) -> list[Part]:
-    """Parts of an audit in the order of the steps.
+    """Parts of a pipeline in the order of the steps. An audit has an imported classifier and no active learning.
 
     The times of attacks are upper bounds: a search ends early for images that an attack breaks.
 
     Args:
-        params: of the audit.
+        params: of the pipeline.
         n_images: number of images of all splits.
         costs: from :func:`measure_costs`.
     """
@@ -112,6 +114,11 @@ def forecast(params: Params, n_images: int, costs: Costs) -> list[Part]:
     n_train = n_images - n_test - round((n_images - n_test) * split.validation_fraction)
     n_attacked = min(n_test, params.attack.max_images or n_test)
     parts = [Part("acquire, validate, prepare", f"{n_images} images", None)]
+    is_trained = params.classifier.source == "train"
+    if is_trained:
+        epochs = params.train_classifier.epochs
+        work = f"{epochs} epochs, {n_train} images"
+        parts.append(Part("train_classifier", work, epochs * n_train * costs.gradient))
     for number, (surrogate, cost) in enumerate(zip(params.train_surrogates, costs.surrogates, strict=True), 1):
         work = f"surrogate {number}: {surrogate.architecture}, {surrogate.epochs} epochs, {n_train} images"
         parts.append(Part("train_surrogates", work, surrogate.epochs * n_train * cost))
@@ -132,7 +139,23 @@ def forecast(params: Params, n_images: int, costs: Costs) -> list[Part]:
         step = "attack" if target == UNDEFENDED else f"attack_defence@{target}"
         work = f"{n_attacked} images, at most {n_gradients} gradients and {n_queries} queries each"
         parts.append(Part(step, work, n_attacked * seconds))
+    if is_trained:
+        n_trained = trained_images(params, n_train)
+        cost = costs.gradient / params.active_learning.downsampling_factor**2
+        parts.append(Part("active_learning", f"trainings on {n_trained} images in all", n_trained * cost))
     return [*parts, Part("evaluate, analyze, report", f"{n_attacked} images", None)]
+
+
+def trained_images(params: Params, n_train: int) -> int:
+    """Largest number of images that all trainings of the active learning take together, once for each epoch."""
+    settings = params.active_learning
+    first, query = (round(share * n_train) for share in (settings.initial_set.fraction, settings.query_fraction))
+    sizes = [min(first + cycle * query, n_train) for cycle in range(1, settings.n_cycles + 1)]
+    of_cycles = (settings.warm_start_epochs or settings.training.epochs) * sum(sizes)
+    of_functions = len(settings.compared_functions) * of_cycles
+    return settings.n_seeds * (
+        settings.training.epochs * first + of_functions + settings.reference_training.epochs * n_train
+    )
 
 
 def passes_of_an_image(params: Params) -> tuple[int, int]:

@@ -25,9 +25,12 @@ POINTS = [
 COLUMNS = ["target", "threat_model", "attack", "eps", "accuracy", "accuracy_low", "accuracy_high"]
 COLUMNS += ["precision", "recall", "f1"]
 
+DATA = [{"path": "data/check_params", "md5": "1.dir"}, {"path": "images", "md5": "2.dir", "nfiles": 500}]
+"""Recorded dependencies of the step acquire."""
+
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path: Path, own_store: str) -> Workspace:
     """Outputs of the pipeline on images of patients, as far as they are archived."""
     workspace = Workspace(tmp_path)
     for attribute in keep_results.FILES:
@@ -41,7 +44,8 @@ def workspace(tmp_path: Path) -> Workspace:
         (workspace.figures / name).write_bytes(b"PNG")
     write_yaml(workspace.params_file, VALUES)
     params = {"seed": VALUES["seed"], "attack": VALUES["attack"], "prepare.split": VALUES["prepare"]["split"]}
-    write_yaml(tmp_path / "dvc.lock", {"stages": {"attack": {"params": {"params.yaml": params}}, "evaluate": {}}})
+    stages = {"attack": {"params": {"params.yaml": params}}, "acquire": {"deps": DATA}}
+    write_yaml(tmp_path / "dvc.lock", {"stages": stages})
     return workspace
 
 

@@ -9,8 +9,9 @@ was killed. ``masking.py``: removes passwords from messages.
 from tasks.tracking.address import EXPERIMENT, tracking_uri
 from tasks.tracking.digests import digest_of
 from tasks.tracking.masking import masked, plain_markdown
+from tasks.tracking.origin import git_output, origin_tags
 from tasks.tracking.run import open_run
-from tasks.tracking.store import experiment_id
+from tasks.tracking.store import experiment_id, minutes_of_steps
 from tasks.tracking.tracker import MAX_NOTE_CHARACTERS, MAX_PARAM_CHARACTERS, Tracker
 
 __all__ = [
@@ -20,8 +21,11 @@ __all__ = [
     "Tracker",
     "digest_of",
     "experiment_id",
+    "git_output",
     "masked",
+    "minutes_of_steps",
     "open_run",
+    "origin_tags",
     "plain_markdown",
     "tracking_uri",
 ]

@@ -15,11 +15,14 @@ LIBRARIES = (
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
-def origin_tags() -> dict[str, str]:
+def origin_tags(*also_own: str) -> dict[str, str]:
     """Return commit, uncommitted changes, DVC experiment, versions of Python and the libraries, and processor.
 
     Tags that do not apply are missing: those of git outside of a repository, ``dvc_experiment`` outside of
     ``dvc exp run``, and versions of libraries that are not installed.
+
+    Args:
+        also_own: files and folders whose changes do not count, besides those that the pipeline writes.
     """
     tags = {"processor": processor(), "version.python": platform.python_version()}
     for library in LIBRARIES:
@@ -30,10 +33,10 @@ def origin_tags() -> dict[str, str]:
     # DVC sets the variable for the commands of an experiment
     if name := os.environ.get("DVC_EXP_NAME"):
         tags["dvc_experiment"] = name
-    if commit := _git("rev-parse", "HEAD"):
+    if commit := git_output("rev-parse", "HEAD"):
         # the names that MLflow itself uses. The pipeline writes dvc.lock and files in data/, so these do not count
-        own = [":/", ":(top,exclude)dvc.lock", ":(top,exclude)data"]
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *own)
+        own = [f":(top,exclude){path}" for path in ("dvc.lock", "data", *also_own)]
+        changed = git_output("status", "--porcelain", "--untracked-files=no", "--", ":/", *own)
         tags |= {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(changed != "").lower()}
     return tags
 
@@ -45,7 +48,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str | None:
+def git_output(*arguments: str) -> str | None:
     """Output of a git command; None if it fails, for example outside of a repository."""
     try:
         command = ["git", *arguments]

@@ -10,11 +10,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core.durable import rename_durably
+from tasks.core.workspace import Workspace
 from tasks.tracking.address import experiment_name, home, tracking_uri
+from tasks.tracking.digests import digest_of
 from tasks.tracking.errors import is_unavailable
 from tasks.tracking.masking import masked
 
@@ -280,6 +283,27 @@ class Store:
         self._add_models(run_id, models)
         return missing
 
+    def minutes(self, digests: Mapping[str, str]) -> dict[str, float]:
+        """Minutes that the newest runs took that made given outputs, by step; without steps of which no run is found.
+
+        The time of killed runs just before is added, since a step resumes from their checkpoints. If the whole process
+        was killed, its run ends with its last metric.
+
+        Args:
+            digests: of the outputs, by step.
+        """
+        found = {}
+        for step, digest in digests.items():
+            runs = self.client.search_runs(
+                [self.experiment_id], f"tags.step = '{step}'", order_by=["attributes.start_time DESC"]
+            )
+            made = [run.data.tags.get("outputs_md5") == digest for run in runs]
+            if any(made):
+                newest, *earlier = (run.info for run in runs[made.index(True) :])
+                own = [newest, *takewhile(lambda info: info.status == "KILLED", earlier)]
+                found[step] = round(sum(info.end_time - info.start_time for info in own) / 60_000, 2)
+        return found
+
     def _add_models(self, run_id: str, models: Sequence["LoggedModelOutput"]) -> None:
         outputs = self.client.get_run(run_id).outputs
         listed = {model.model_id for model in outputs.model_outputs} if outputs else set()
@@ -312,3 +336,8 @@ def _sqlite_lock() -> Iterator[Path | None]:
 def experiment_id() -> str:
     """Id of this project's experiment in the tracking store, which is created if it does not exist."""
     return Store().experiment_id
+
+
+def minutes_of_steps(workspace: Workspace) -> dict[str, float]:
+    """Minutes that the steps took that made the present outputs of a workspace: :meth:`Store.minutes`."""
+    return Store().minutes({workspace.step_of(folder): digest_of(folder) for folder in workspace.outputs()})

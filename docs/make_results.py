@@ -1,0 +1,237 @@
+"""Compute the published results: ``python -m docs.make_results [TABLE ...] --data FOLDER``.
+
+A table is a file ``docs/evidence/results/TABLE.yaml`` with values that replace those of ``params.yaml``. If it has the
+key ``runs``, its values are further replacements for several runs of the pipeline, by name. A run is archived in
+``docs/evidence/results/TABLE/`` or ``docs/evidence/results/TABLE-RUN/``.
+
+Each run has its own workspace: a clone of this repository at its present commit. All of them share a cache of DVC and a
+tracking store. If the command was interrupted, finished steps are not repeated, and the others resume.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from docs import RESULTS
+from flows.audit_forecast import forecast, forecast_text, measure_costs
+from flows.audit_options import change_value
+from flows.own_audit import count_images
+from tasks.core.workspace import Workspace
+from tasks.params import Params, parse_params
+from tasks.runner import log_to_stderr
+from tasks.tracking import git_output
+
+RUNS = "runs"
+"""Key of a table with replacements for several runs."""
+WORKSPACES = Path("results")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the pipeline for a table."""
+
+    name: str
+    """Of its workspace and its archive."""
+    params: Params
+
+
+def read_runs(file: Path, folders: Sequence[Path], changes: Sequence[str]) -> list[Run]:
+    """Runs of a table.
+
+    Args:
+        file: definition of the table.
+        folders: data sets; a run takes the first one that has its classes.
+        changes: further values, each ``dotted.key=value``.
+
+    Returns:
+        The runs; none if no data set has the classes.
+
+    Raises:
+        ValueError: a parameter is not valid.
+    """
+    yaml = YAML(typ="safe")
+    given = yaml.load(file) or {}
+    runs = []
+    for name, own in (given.pop(RUNS, None) or {"": {}}).items():
+        values = merged(merged(yaml.load(Workspace().params_file), given), own or {})
+        for change in changes:
+            change_value(values, change)
+        acquire = values["acquire"]
+        fits = [folder for folder in folders if all((folder / each).is_dir() for each in acquire["classes"])]
+        if fits:
+            acquire |= {"source": "folder", "folder": str(fits[0].expanduser().resolve())}
+            runs.append(Run("-".join(filter(None, (file.stem, str(name)))), parse_params(values, str(file))))
+    return runs
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with the values of ``changes``; lists are replaced as a whole."""
+    result = dict(values)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def choose_runs(tables: Path, names: Sequence[str], folders: Sequence[Path], changes: Sequence[str]) -> list[Run]:
+    """Runs of the named tables, or of all tables whose classes one of the data sets has.
+
+    Raises:
+        ValueError: there is no such table or folder, or no data set has the classes of a named table.
+    """
+    known = {file.stem: file for file in sorted(tables.glob("*.yaml"))}
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"table {', '.join(unknown)}: not in {tables}. Use one or more of {', '.join(known)}.")
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise ValueError(f"--data: {', '.join(missing)} is not a folder. It must hold the images. Correct the path.")
+    runs = []
+    for name in names or known:
+        found = read_runs(known[name], folders, changes)
+        if not found and names:
+            raise ValueError(
+                f"--data: no folder has the classes of the table {name}. It must have a subfolder of each of "
+                f"acquire.classes in {known[name]}. Add the folder of its data set."
+            )
+        if not found:
+            log.info("Table %s: left out, because no folder of --data has its classes", name)
+        runs += found
+    return runs
+
+
+def print_forecast(run: Run) -> None:
+    """Print the parts of a run and their times."""
+    parts = forecast(run.params, sum(count_images(run.params).values()), measure_costs(None, run.params))
+    print(f"{run.name}\n{forecast_text(parts)}\n", flush=True)
+
+
+def compute(run: Run, workspaces: Path, commit: str, pipeline: Sequence[str]) -> Path:
+    """Bring a run up to date in its workspace, and archive its results there.
+
+    Args:
+        run: one run of a table.
+        workspaces: folder of the workspaces, absolute.
+        commit: that computes.
+        pipeline: command that runs the pipeline.
+
+    Returns:
+        The archive in the workspace.
+
+    Raises:
+        RuntimeError: a command failed.
+    """
+    workspace = Workspace(workspaces / run.name)
+    set_up(workspace, workspaces, commit)
+    yaml = YAML()
+    params = yaml.load(workspace.params_file)
+    replace_values(params, run.params.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    yaml.dump(params, workspace.params_file)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{workspaces / 'mlflow.db'}")
+    for command in (pipeline, [sys.executable, "-m", "docs.keep_results", run.name]):
+        call(command, workspace.root, environment)
+    return workspace.root / RESULTS / run.name
+
+
+def set_up(workspace: Workspace, workspaces: Path, commit: str) -> None:
+    """Create the clone of a run, or bring it to the commit. The outputs and checkpoints there stay."""
+    root, git = workspace.root, ["git", "-C", str(workspace.root)]
+    if not (root / ".git").is_dir():
+        call(["git", "clone", "--quiet", "--no-checkout", str(Path.cwd()), str(root)], Path(), os.environ)
+        (root / ".dvc").mkdir()
+        (root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {workspaces / 'cache'}\n", encoding="utf-8")
+    elif git_output("-C", str(root), "rev-parse", "HEAD") == commit:
+        return
+    call([*git, "fetch", "--quiet", str(Path.cwd()), "HEAD"], Path(), os.environ)
+    call([*git, "checkout", "--quiet", "--force", "--detach", commit], Path(), os.environ)
+
+
+def replace_values(section: Any, values: Mapping[str, Any]) -> None:
+    """Replace the values of a section of a YAML file that differ; comments and order stay."""
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(section.get(key), dict):
+            replace_values(section[key], value)
+        elif section.get(key) != value:
+            section[key] = value
+
+
+def call(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+    """Run a command in a folder. If this process is interrupted, the command and its children end first.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True) as process:  # noqa: S603  a list of arguments, no shell  # nosec B603
+        try:
+            status = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    if status:
+        raise RuntimeError(f"{' '.join(command)} failed in {folder}. Correct the cause, and run the command again.")
+
+
+def main() -> None:
+    """Compute the published tables on real data, and archive them. Interrupted runs resume."""
+    parser = argparse.ArgumentParser(prog="python -m docs.make_results", description=main.__doc__)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"file in {RESULTS} without .yaml (default: all)")
+    parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="FOLDER", help="folders of data sets")
+    parser.add_argument(
+        "--workspaces", type=Path, default=WORKSPACES, help="folder of the workspaces (default: %(default)s)"
+    )
+    parser.add_argument("--definitions", type=Path, default=RESULTS, help="folder of tables (default: %(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; repeatable"
+    )
+    parser.add_argument("--plan", action="store_true", help="print the forecast of the time; run nothing")
+    parser.add_argument("--runner", help="run the steps side by side by flows.pipeline, with this runner")
+    parser.add_argument("--n-workers", default="2", help="workers of the runner (default: %(default)s)")
+    options = parser.parse_args()
+    log_to_stderr()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    pipeline = ["dvc", "repro"]
+    if options.runner:
+        pipeline = [
+            sys.executable,
+            "-m",
+            "flows.pipeline",
+            "--runner",
+            options.runner,
+            "--n-workers",
+            options.n_workers,
+        ]
+    try:
+        runs = choose_runs(options.definitions, options.tables, options.data, options.set)
+        for run in runs:
+            print_forecast(run)
+        if options.plan:
+            return
+        if not (commit := git_output("rev-parse", "HEAD")):
+            raise ValueError("this folder is no git repository with a commit. Results need one. Clone the repository.")
+        if git_output("status", "--porcelain", "--untracked-files=no"):
+            log.warning("Uncommitted changes are not part of the results: commit %s computes them", commit)
+        for run in runs:
+            archive = options.definitions / run.name
+            kept = compute(run, options.workspaces.resolve(), commit, pipeline)
+            shutil.rmtree(archive, ignore_errors=True)
+            shutil.copytree(kept, archive)
+            print(f"{archive}: written. python -m docs.write_tables updates the documents.", flush=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"make_results: {error}")
+    except KeyboardInterrupt:
+        sys.exit("make_results: interrupted. Finished steps are kept; the same command resumes.")
+
+
+if __name__ == "__main__":
+    main()
