@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ STEPS = [
 ]
 
 TRAINING = ["train_autoencoder", "train_classifier", "train_defence@retrained_autoencoder"]
+
+MAX_SECONDS = 900
+"""Limit of a command in a toy workspace, many times what the longest one needs."""
 
 TOY: dict[str, Any] = {
     "acquire.phantom": {"n_patients": 24, "n_slices_per_patient": 3},
@@ -100,16 +104,23 @@ def run(workspace: Path, *command: str, api: str | None = None) -> str:
 
 
 def completed(workspace: Path, *command: str, api: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command as :func:`run` does, which may fail."""
-    return subprocess.run(
+    """Run a command as :func:`run` does, which may fail. A command that hangs prints the stacks of its threads."""
+    environment = environment_of_commands() | ({"PREFECT_API_URL": api} if api else {})
+    with subprocess.Popen(
         command,
         cwd=workspace,
-        env=environment_of_commands() | ({"PREFECT_API_URL": api} if api else {}),
+        env=environment | {"PYTHONFAULTHANDLER": "1"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        check=False,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=MAX_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGABRT)
+            printed, _ = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, printed)
 
 
 def environment_of_commands() -> dict[str, str]:
