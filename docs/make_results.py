@@ -9,7 +9,6 @@ tracking store. If the command was interrupted, finished steps are not repeated,
 """
 
 import argparse
-import logging
 import os
 import shutil
 import signal
@@ -28,14 +27,11 @@ from flows.audit_options import change_value
 from flows.own_audit import count_images
 from tasks.core.workspace import Workspace
 from tasks.params import Params, parse_params
-from tasks.runner import log_to_stderr
 from tasks.tracking import git_output
 
 RUNS = "runs"
 """Key of a table with replacements for several runs."""
 WORKSPACES = Path("results")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Run:
     """One run of the pipeline for a table."""
 
     name: str
-    """Of its workspace and its archive."""
+    """Name of its workspace and its archive."""
     params: Params
 
 
@@ -105,7 +101,7 @@ def choose_runs(tables: Path, names: Sequence[str], folders: Sequence[Path], cha
                 f"acquire.classes in {known[name]}. Add the folder of its data set."
             )
         if not found:
-            log.info("Table %s: left out, because no folder of --data has its classes", name)
+            print(f"Table {name}: left out, because no folder of --data has its classes", file=sys.stderr)
         runs += found
     return runs
 
@@ -198,7 +194,6 @@ def main() -> None:
     parser.add_argument("--runner", help="run the steps side by side by flows.pipeline, with this runner")
     parser.add_argument("--n-workers", default="2", help="workers of the runner (default: %(default)s)")
     options = parser.parse_args()
-    log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     pipeline = ["dvc", "repro"]
     if options.runner:
@@ -220,7 +215,7 @@ def main() -> None:
         if not (commit := git_output("rev-parse", "HEAD")):
             raise ValueError("this folder is no git repository with a commit. Results need one. Clone the repository.")
         if git_output("status", "--porcelain", "--untracked-files=no"):
-            log.warning("Uncommitted changes are not part of the results: commit %s computes them", commit)
+            print(f"Uncommitted changes are not part of the results: commit {commit} computes them", file=sys.stderr)
         for run in runs:
             archive = options.definitions / run.name
             kept = compute(run, options.workspaces.resolve(), commit, pipeline)
