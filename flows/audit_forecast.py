@@ -132,13 +132,17 @@ def forecast(params: Params, n_images: int, costs: Costs) -> list[Part]:
             n_gradients = 1 + (adversary.pgd.n_steps * max(1, adversary.pgd.n_random_starts) if adversary else 0)
             seconds = training.epochs * n_train * n_gradients * (costs.autoencoder + costs.gradient)
             parts.append(Part(f"train_defence@{name}", f"{training.epochs} epochs, {n_train} images", seconds))
-    n_gradients, n_queries = passes_of_an_image(params)
+    n_gradients, n_queries, n_sampled_queries = passes_of_an_image(params)
+    n_sampled = min(n_attacked, params.attack.max_black_box_images or n_attacked)
     for target in (UNDEFENDED, *params.selected_defences):
         purifier = 0.0 if target == UNDEFENDED else costs.autoencoder
-        seconds = n_gradients * (costs.gradient + purifier) + n_queries * (costs.prediction + purifier)
+        seconds = n_attacked * n_gradients * (costs.gradient + purifier)
+        # a forward pass is about a third of a training step
+        n_predictions = n_attacked * n_queries + n_sampled * n_sampled_queries
+        seconds += n_predictions * (costs.prediction + purifier / 3)
         step = "attack" if target == UNDEFENDED else f"attack_defence@{target}"
         work = f"{n_attacked} images, at most {n_gradients} gradients and {n_queries} queries each"
-        parts.append(Part(step, work, n_attacked * seconds))
+        parts.append(Part(step, work, seconds))
     if is_trained:
         n_trained = trained_images(params, n_train)
         cost = costs.gradient / params.active_learning.downsampling_factor**2
@@ -158,15 +162,22 @@ def trained_images(params: Params, n_train: int) -> int:
     )
 
 
-def passes_of_an_image(params: Params) -> tuple[int, int]:
-    """Largest numbers of gradients and of queries that the attacks on a target spend on one image."""
+def passes_of_an_image(params: Params) -> tuple[int, int, int]:
+    """Largest numbers of passes that the attacks on a target spend on one image.
+
+    Returns:
+        Gradients; queries of Square, if the image survives; queries for the power of black-box attacks, if the image is
+        in their sample.
+    """
     settings, n_classes = params.attack, len(params.acquire.classes)
     stages, n_radii = EFFORTS[settings.effort], len(settings.eps)
-    # as trained, recalibrated and, for two classes, at a fixed sensitivity
+    # as trained, recalibrated and, for two classes, at a fixed sensitivity; only one of them doubles the effort
     n_points = 3 if n_classes == 2 else 2
-    searched = max_gradients([*stages, doubled(stages)], n_radii, n_classes)
-    crafted = n_radii * (1 + settings.pgd.n_steps * max(1, settings.pgd.n_random_starts))
-    return n_points * searched + crafted, n_points * max_queries(stages, n_radii)
+    n_searched = n_points * max_gradients(stages, n_radii, n_classes)
+    n_searched += max_gradients([doubled(stages)], n_radii, n_classes)
+    n_crafted = n_radii * (1 + settings.pgd.n_steps * max(1, settings.pgd.n_random_starts))
+    n_square = sum(stage.square_queries for stage in stages) * n_radii if settings.norm == "linf" else 0
+    return n_searched + n_crafted, n_points * n_square, n_points * max_queries(stages, n_radii)
 
 
 def forecast_text(parts: list[Part]) -> str:

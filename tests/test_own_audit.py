@@ -277,7 +277,7 @@ def test_the_forecast_of_trainings_and_attacks_is_the_number_of_passes_times_the
     assert parts["train_surrogates"].seconds == 1 * 720 * 0.25
     assert parts["train_autoencoder"].seconds == 2 * 720 * 0.125
     stages = EFFORTS["quick"]
-    n_gradients = 3 * max_gradients([*stages, doubled(stages)], 2, 2) + 2 * (1 + 2)
+    n_gradients = 3 * max_gradients(stages, 2, 2) + max_gradients([doubled(stages)], 2, 2) + 2 * (1 + 2)
     assert parts["attack"].seconds == 10 * n_gradients * 0.5
     assert parts["evaluate, analyze, report"].seconds is None
     text = forecast_text(list(parts.values()))
