@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tasks.attack_defence import attack_defence
 from tasks.attacks import fixed_eps
 from tasks.attacks.attack_run import AttackRun, _split
 from tasks.attacks.gradient import pgd as pgd_module
+from tasks.attacks.searches import search
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.targets import load_target
@@ -27,8 +29,10 @@ from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
 from tasks.params import Params, parse_params
 from tasks.records.adversarial_images import load_perturbations
+from tasks.records.operating_points import OperatingPoint
 from tasks.records.scores import entropy, margin
 from tasks.records.tables import read_minimum_eps, read_records, read_validation_minimum_eps
+from tasks.records.vocabulary import SUITE_DOUBLED
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
 from tests.conftest import ROOT, set_small_effort, with_overrides
@@ -429,6 +433,30 @@ def test_the_progress_of_an_attack_counts_its_parts_up_to_their_number(
     assert n_parts > 4
     # a part can have several checkpoints, which are not counted
     assert not [line for line in caplog.messages if re.match(r"\d+/\d+ ", line)]
+
+
+def test_equal_operating_points_are_searched_once_and_have_the_results_of_a_search_of_their_own(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    loaded = AttackRun.load(
+        workspace, params_with(SMALL | {"attack.attacks": ["fgsm"], "attack.max_images": 6}), "undefended"
+    )
+    names, biases = ["as_trained", "recalibrated", "fixed_sensitivity"], [(0.0, 0.0, 0.0)] * 2 + [(0.0, 0.4, 0.0)]
+    points = [OperatingPoint(*point) for point in zip(names, biases, strict=True)]
+    attack_run = replace(loaded, attacked=replace(loaded.attacked, operating_points=points))
+    two_points = replace(loaded, attacked=replace(loaded.attacked, operating_points=points[1:]))
+    assert len(attack_run.parts()) == len(two_points.parts())
+
+    workspace.attack.mkdir()
+    attack_run.execute(workspace, Tracker())
+    found = pd.read_parquet(workspace.minimum_eps("undefended"))
+    attacks = {point: set(rows["attack"]) for point, rows in found.groupby("operating_point")}
+    assert attacks["as_trained"] == attacks["recalibrated"] == attacks["fixed_sensitivity"] - {SUITE_DOUBLED}
+    for name, folder in search(attack_run.attacked, points[0], attack_run.attacked.rows).items():
+        own = pd.read_parquet(folder / "minimum_eps.parquet").drop(columns="operating_point")
+        for point in ("as_trained", "recalibrated"):
+            rows = found[(found["attack"] == name) & (found["operating_point"] == point)]
+            pd.testing.assert_frame_equal(rows.drop(columns="operating_point").reset_index(drop=True), own)
 
 
 def test_clean_records_cover_every_test_image_if_only_some_are_attacked(

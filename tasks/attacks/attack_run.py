@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import nn
 
@@ -150,7 +151,7 @@ class AttackRun:
             for attack, rows in attacked.crafted_images().items()
         }
         return [
-            *(partial(search, attacked, point, rows) for point in attacked.operating_points for rows in large),
+            *(partial(search, attacked, point, rows) for point in attacked.searched_points.values() for rows in large),
             *(part for attack, parts in crafting.items() if attack != "fgsm" for part in parts),
             *(
                 partial(craft_on_surrogate, attacked, name, surrogate, digest, rows)
@@ -197,10 +198,8 @@ class AttackRun:
         if target == UNDEFENDED:
             save_transferred(attacked, workspace, {name: finished[name] for name in self.surrogates})
             records += transfer_records(attacked, workspace)
-        searches = (SUITE, SUITE_DOUBLED, SQUARE_ON_SURVIVORS, SQUARE, HOP_SKIP_JUMP)
-        searched = [folder for attack in searches for folder in finished[attack]]
         write_records(pa.concat_tables(records), workspace.records(target))
-        write_records(_concatenate(searched, "minimum_eps.parquet"), workspace.minimum_eps(target))
+        write_records(self._searched(finished), workspace.minimum_eps(target))
         swept = _concatenate(finished[VALIDATION_SWEEP], "minimum_eps.parquet")
         write_records(swept, workspace.validation_minimum_eps(target))
         write_records(_concatenate(finished[DIAGNOSTICS], "diagnostics.parquet"), workspace.diagnostics(target))
@@ -211,6 +210,19 @@ class AttackRun:
         tracker.metrics({"cost/latency_ms": self.latency_ms})
         for path_of in (workspace.records, workspace.minimum_eps, workspace.diagnostics, workspace.operating_points):
             tracker.artifact(path_of(target))
+
+    def _searched(self, finished: dict[str, list[Path]]) -> pa.Table:
+        """The results of all searches at every operating point."""
+        tables, points = [], self.attacked.operating_points
+        for attack in (SUITE, SUITE_DOUBLED, SQUARE_ON_SURVIVORS, SQUARE, HOP_SKIP_JUMP):
+            if folders := finished[attack]:
+                found = _concatenate(folders, "minimum_eps.parquet")
+                for point in points if attack != SUITE_DOUBLED else points[-1:]:
+                    searched = self.attacked.searched_points[point.biases].name
+                    rows = found.filter(pc.equal(found["operating_point"], searched))
+                    name = pa.array([point.name] * len(rows), pa.string())
+                    tables.append(rows.set_column(rows.column_names.index("operating_point"), "operating_point", name))
+        return pa.concat_tables(tables)
 
     def _diagnose(self, rows: np.ndarray) -> dict[str, Path]:
         """Part: the diagnostics of some images."""

@@ -81,6 +81,11 @@ class Attacked:
         return dict.fromkeys([*ours, *settings.art_attacks, *settings.plugin_attacks], self.rows) | references
 
     @property
+    def searched_points(self) -> dict[tuple[float, ...], OperatingPoint]:
+        """Operating points with different biases. Of points with equal biases, the last, which is searched for all."""
+        return {point.biases: point for point in self.operating_points}
+
+    @property
     def ball(self) -> NormBall:
         """Norm and value range of the attacks."""
         return NormBall(self.settings.norm, self.data.value_range)
