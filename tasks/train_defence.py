@@ -38,7 +38,9 @@ def train_defence(workspace: Workspace, params: Params, tracker: Tracker, defenc
         case PluginDefence():
             from tasks.dataset.prepared import load_prepared
             from tasks.defences.plugins import save_plugin
+            from tasks.models.compute import configure_torch
 
+            configure_torch(params.compute)
             save_plugin(workspace, settings, load_prepared(workspace), defence, params.seed)
         case RandomizedSmoothing():
             steps = [{"kind": "gaussian_noise", "std": settings.std}]

@@ -34,10 +34,12 @@ class MeanFilter(nn.Module):
         super().__init__()
         self.pool = nn.AvgPool2d(width, 1, width // 2, count_include_pad=False)
         self.register_buffer("darkest", torch.zeros(()))
+        self.register_buffer("n_threads", torch.zeros(()))
 
     def fit(self, images, labels):
         assert len(images) == len(labels)
         self.darkest.fill_(images.min())
+        self.n_threads.fill_(torch.get_num_threads())
 
     def forward(self, images):
         return self.pool(images).clamp_min(self.darkest)
@@ -116,6 +118,15 @@ def test_a_purifier_is_trained_saved_and_loaded(workspace: Workspace) -> None:
     assert target.purifier.module.pool.kernel_size == 5
     assert float(target.purifier.module.darkest) == np.load(workspace.pixels)[:56].min() / 255
     torch.testing.assert_close(target(images), load_target(workspace, "undefended", CPU)(target.purifier(images)))
+
+
+def test_it_is_trained_with_the_threads_of_the_parameters(workspace: Workspace) -> None:
+    threads = torch.get_num_threads()
+    try:
+        run_step(train_defence, workspace, parameters(compute__threads=threads + 1), defence="blur")
+    finally:
+        torch.set_num_threads(threads)
+    assert load_target(workspace, "blur", CPU).get_buffer("purifier.module.n_threads") == threads + 1
 
 
 def test_a_change_of_its_file_changes_the_digest_of_the_target(workspace: Workspace) -> None:
