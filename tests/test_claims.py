@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import TypeAdapter
 
-from tasks.analysis.claim_measures import Claim, best_of
+from tasks.analysis.claim_measures import Claim
 from tasks.analysis.claims import at_comparison_point, judge_claims
 from tasks.analysis.feature_overlap import overlap
 from tasks.analysis.tables import estimate_rows
@@ -16,7 +16,7 @@ from tasks.params import ClaimBounds, Defence
 from tasks.records.convergence import convergence_table, unconverged_eps
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.worst_case import worst_case_outcomes
-from tasks.statistics.intervals import Estimate
+from tasks.statistics.intervals import Estimate, best_of
 from tests.conftest import VALUES
 
 N = 200
@@ -425,7 +425,14 @@ def test_there_is_no_verdict_from_tied_scores_or_an_interval_without_width() -> 
 
 
 def test_the_interval_of_the_best_of_several_aurocs_allows_for_the_choice() -> None:
-    best = best_of([Estimate(0.58, 0.53, 0.63), Estimate(0.5, 0.4, 0.65)])
-    assert best == pytest.approx((0.58, 0.58 - 0.05 * 2.2414 / 1.96, 0.65), abs=1e-4)
+    # with ten degrees of freedom, t is 2.634 at 1 - 0.025 / 2 and 2.228 at 0.975
+    best = best_of([Estimate(0.58, 0.53, 0.63), Estimate(0.5, 0.4, 0.65)], 60)
+    assert best == pytest.approx((0.58, 0.5208, 0.65), abs=1e-4)
+    near_1 = best_of([Estimate(0.99, 0.9, 0.998), Estimate(0.5, 0.4, 0.65)], 60)
+    assert near_1 == pytest.approx((0.99, 0.8532, 0.998), abs=1e-4)
+    at_1 = best_of([Estimate(1.0, 0.8, 1.0), Estimate(0.5, 0.4, 0.65)], 60)
+    assert at_1 == pytest.approx((1.0, 1 - 0.2 * 2.634 / 2.228, 1.0), abs=1e-4)
+    # one estimate is no choice
+    assert best_of([Estimate(0.58, 0.53, 0.63)], 60) == pytest.approx((0.58, 0.53, 0.63))
     # another one may be larger, if it has no upper bound
-    assert math.isnan(best_of([Estimate(0.58, 0.53, 0.63), Estimate(0.5, math.nan, math.nan)]).high)
+    assert math.isnan(best_of([Estimate(0.58, 0.53, 0.63), Estimate(0.5, math.nan, math.nan)], 60).high)

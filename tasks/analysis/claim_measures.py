@@ -1,7 +1,7 @@
 """Measured values of the claims of the study, with 95 % intervals by group."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import NormalDist
@@ -19,7 +19,14 @@ from tasks.records.vocabulary import (
 )
 from tasks.statistics.balanced import balanced_accuracies, balanced_ratio, compare_balanced
 from tasks.statistics.groups import MIN_GROUPS_OF_TEST
-from tasks.statistics.intervals import RATE, UNBOUNDED, UNDEFINED, Bounds, Estimate, p_value_of_interval
+from tasks.statistics.intervals import (
+    RATE,
+    UNBOUNDED,
+    Bounds,
+    Estimate,
+    best_of,
+    p_value_of_interval,
+)
 from tasks.statistics.rates import rate_estimate
 
 POWER = 0.8
@@ -128,7 +135,7 @@ def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[
     claims = []
     for names, rows in features.groupby(["feature_space", "target", "threat_model"], sort=False):
         space, target, threat_model = map(str, names)
-        by_metric = rows.set_index("metric")
+        by_metric, n_groups = rows.set_index("metric"), int(rows["n_groups"].iloc[0])
         probes = ["linear_probe_auroc", "knn_auroc"]
         both = by_metric.loc[probes].sort_values("value", na_position="first")
         method = "probe" if both.index[-1] == "linear_probe_auroc" else "neighbours"
@@ -155,9 +162,12 @@ def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[
                 f"cross-validated by group, {attack.upper()}; p-value of equal distributions (MMD): {p_value:.3g}; "
                 f"broken images: {n_broken} of {n_broken_groups} groups{on_broken}; AUROC of a linear probe for the "
                 f"class: {by_class}",
-                best_of([Estimate(*row) for row in both[["value", "low", "high"]].dropna(subset="value").to_numpy()]),
+                best_of(
+                    [Estimate(*row) for row in both[["value", "low", "high"]].dropna(subset="value").to_numpy()],
+                    n_groups,
+                ),
                 int(rows["n"].iloc[0]),
-                int(rows["n_groups"].iloc[0]),
+                n_groups,
                 bound,
                 above=False,
                 separated_by="probes",
@@ -214,22 +224,6 @@ def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> 
             )
         )
     return claims
-
-
-def best_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The largest of several estimates, with an interval that includes the uncertainty of the choice.
-
-    If the largest upper bound is below a value, all estimates are significantly below it. One of k estimates is
-    significantly above a value if its lower bound at the level of 1 - 0.05 / k (Bonferroni) is above it. The bounds are
-    NaN if one of the estimates has no upper bound.
-    """
-    if not estimates:
-        return UNDEFINED
-    largest = max(estimates, key=lambda estimate: estimate.value)
-    normal = NormalDist()
-    factor = normal.inv_cdf(1 - 0.025 / len(estimates)) / normal.inv_cdf(0.975)
-    low = largest.value - factor * (largest.value - largest.low)
-    return Estimate(largest.value, low, float(np.max([estimate.high for estimate in estimates])))
 
 
 def _outcomes(compared: pd.DataFrame, target: str, threat_model: str, eps: float) -> pd.DataFrame:
@@ -358,6 +352,7 @@ def _claim(
     if value is None or low is None or high is None:
         return claim
     p_value = p_value_of_interval(measured, bound, bounds, n_groups)
+    # with quantiles of Student's t, whose degrees of freedom are not known here, the ratio would be smaller
     normal = NormalDist()
     detectable = (normal.inv_cdf(0.975) + normal.inv_cdf(POWER)) / normal.inv_cdf(0.975) * (high - low) / 2
     return replace(claim, p_value=p_value, detectable_difference=detectable)

@@ -1,5 +1,6 @@
 """Confidence intervals: of proportions, of statistics from the jackknife, and over seeds."""
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -184,9 +185,7 @@ def p_values_of_intervals(
 
     The standard error is that of the 95 % interval, on the side of the hypothesis, on the scale of the interval: the
     logit scale between two finite bounds. So p is below 0.05 exactly if the interval excludes the hypothesis. Tails are
-    of Student's t. The degrees of freedom of an interval depend on the data, and tables do not keep them; so there is
-    one for ``GROUPS_PER_DEGREE`` groups, and at least ``MIN_DEGREES_OF_FREEDOM``. They are fewer than those of most
-    intervals, so that p is too large rather than too small.
+    of Student's t with the degrees of freedom of :func:`assumed_degrees`.
 
     Args:
         value: of all groups, ``(...)``; p is NaN if it or its interval is NaN.
@@ -205,9 +204,43 @@ def p_values_of_intervals(
         centre, lower, upper, of_hypothesis = numbers
         half_width = np.where(of_hypothesis < centre, centre - lower, upper - centre)
         ratio = np.where(of_hypothesis == centre, 0.0, np.abs(of_hypothesis - centre) / half_width)
-    degrees = np.maximum(np.asarray(n_groups) / GROUPS_PER_DEGREE, MIN_DEGREES_OF_FREEDOM)
+    degrees = assumed_degrees(n_groups)
     p_values: np.ndarray = 2 * stdtr(degrees, -ratio * stdtrit(degrees, 0.975))
     return np.where(np.isnan(lower) | np.isnan(upper), np.nan, p_values)
+
+
+def assumed_degrees(n_groups: ArrayLike) -> np.ndarray:
+    """Return degrees of freedom for an interval by group whose own ones are not known, float64 ``(...)``.
+
+    Those of an interval depend on the data, and tables do not keep them. There is one for ``GROUPS_PER_DEGREE`` groups,
+    and at least ``MIN_DEGREES_OF_FREEDOM``: fewer than those of most intervals, so that p-values are too large rather
+    than too small.
+    """
+    return np.maximum(np.asarray(n_groups, dtype=np.float64) / GROUPS_PER_DEGREE, MIN_DEGREES_OF_FREEDOM)
+
+
+def best_of(estimates: Sequence[Estimate], n_groups: int) -> Estimate:
+    """Return the largest of several rates or AUROCs, with an interval that allows for the choice.
+
+    If the largest upper bound is below a value, all estimates are significantly below it. One of k estimates is
+    significantly above a value if its lower bound at the level of 1 - 0.05 / k (Bonferroni) is above it. This bound is
+    on the scale of :func:`p_values_of_intervals`. The bounds are NaN if one of the estimates has no upper bound.
+
+    Args:
+        estimates: of values in [0, 1].
+        n_groups: number of groups of the estimates.
+    """
+    if not estimates:
+        return UNDEFINED
+    largest = max(estimates, key=lambda estimate: estimate.value)
+    degrees = assumed_degrees(n_groups)
+    factor = stdtrit(degrees, 1 - 0.025 / len(estimates)) / stdtrit(degrees, 0.975)
+    if largest.low > 0 and largest.value < 1:
+        centre, lower = logit([largest.value, largest.low])
+        low = expit(centre - factor * (centre - lower))
+    else:
+        low = max(largest.value - factor * (largest.value - largest.low), 0.0)
+    return Estimate(largest.value, float(low), float(np.max([estimate.high for estimate in estimates])))
 
 
 def estimate_over_seeds(values: np.ndarray, test_to_train: float = 0.0) -> dict[str, float]:

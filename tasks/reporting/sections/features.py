@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from tasks.analysis.claim_measures import best_of, probes_have_power
+from tasks.analysis.claim_measures import probes_have_power
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed
@@ -14,7 +14,7 @@ from tasks.reporting.panels import Panel, lines_by_curve, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of
 from tasks.reporting.tables import CURVE_KEYS, at_point, metrics_table
-from tasks.statistics.intervals import Estimate
+from tasks.statistics.intervals import Estimate, best_of
 
 SPACES = {"classifier": "penultimate layer of the classifier", "bottleneck": "bottleneck of the purifier"}
 """Feature space -> its display name."""
@@ -87,8 +87,9 @@ def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[st
         best = rows.sort_values("value", kind="stable").iloc[-1]
         # the result allows for the choice among all curves; the interval is that of the claim about this curve
         same_curve = (rows[["target", "threat_model"]] == best[["target", "threat_model"]]).all(axis=1)
-        of_curve = best_of([Estimate(*row) for row in rows.loc[same_curve, ["value", "low", "high"]].to_numpy()])
-        highest = best_of([Estimate(*row) for row in rows[["value", "low", "high"]].to_numpy()])
+        estimates, n_groups = rows[["value", "low", "high"]], int(rows["n_groups"].min())
+        of_curve = best_of([Estimate(*row) for row in estimates[same_curve].to_numpy()], n_groups)
+        highest = best_of([Estimate(*row) for row in estimates.to_numpy()], n_groups)
         is_best = (of_space[["target", "threat_model"]] == best[["target", "threat_model"]]).all(axis=1)
         have_power = probes_have_power(of_space[is_best].set_index("metric"))
         found.append(
