@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ from tasks.tracking import git_output, minutes_of_steps, origin_tags
 
 LOCK = "dvc.lock"
 MANIFEST = "manifest.json"
+RUNS = "runs"
+"""Key of the definition of a table with replacements for several runs."""
 FILES = {
     "params_file": "params.yaml",
     "dataset_info": "dataset.json",
+    "leakage": "leakage.json",
     "classifier_history": "classifier_history.csv",
     "autoencoder_history": "autoencoder_history.csv",
     "metrics": "metrics.json",
@@ -129,6 +133,44 @@ def manifest(workspace: Workspace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "minutes": minutes_of_steps(workspace),
     }
+
+
+def manifest_problems(results: Path) -> list[str]:
+    """Archives whose manifest does not fit: uncommitted changes, phantoms, another commit, or other parameters.
+
+    Args:
+        results: folder of the archives and of the definitions of the tables.
+    """
+    manifests = {path.parent.name: read_json(path) for path in sorted(results.glob(f"*/{MANIFEST}"))}
+    problems = [f"{name}: computed with uncommitted changes" for name, each in manifests.items() if each["dirty"]]
+    commits = {name: each["commit"] for name, each in manifests.items()}
+    if len(set(commits.values())) > 1:
+        problems.append(f"several commits: {', '.join(f'{name} {commit}' for name, commit in commits.items())}")
+    infos = {name: read_json(results / name / FILES["dataset_info"]) for name in manifests}
+    problems += [f"{name}: computed on phantoms" for name, info in infos.items() if info["is_phantom"]]
+    for file in sorted(results.glob("*.yaml")):
+        for name, values in definitions(file).items():
+            if name in manifests:
+                params = flatten(YAML(typ="safe").load(results / name / FILES["params_file"]))
+                differing = [key for key, value in flatten(values).items() if params.get(key) != value]
+                problems += [f"{name}: {key} differs from {file.name}" for key in differing]
+    return problems
+
+
+def definitions(file: Path) -> dict[str, dict[str, Any]]:
+    """Values that replace those of params.yaml in each run of a table, by the name of the run."""
+    given = YAML(typ="safe").load(file) or {}
+    runs = given.pop(RUNS, None) or {"": {}}
+    return {"-".join(filter(None, (file.stem, str(name)))): merged(given, own or {}) for name, own in runs.items()}
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with the values of ``changes``; lists are replaced as a whole."""
+    result = dict(values)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
 
 
 def _defence_histories(workspace: Workspace) -> dict[Path, str]:

@@ -2,7 +2,8 @@
 
 A table is a file ``docs/evidence/results/TABLE.yaml`` with values that replace those of ``params.yaml``. If it has the
 key ``runs``, its values are further replacements for several runs of the pipeline, by name. A run is archived in
-``docs/evidence/results/TABLE/`` or ``docs/evidence/results/TABLE-RUN/``.
+``docs/evidence/results/TABLE/`` or ``docs/evidence/results/TABLE-RUN/``. If the runs of a table have different seeds,
+``docs/evidence/results/TABLE/seeds.csv`` compares them.
 
 Each run has its own workspace: a clone of this repository at its present commit. All of them share a cache of DVC and a
 tracking store. If the command was interrupted, finished steps are not repeated, and the others resume.
@@ -16,21 +17,23 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from docs import RESULTS
+from docs.keep_results import definitions, merged
+from docs.seeds_table import seeds_table
 from flows.audit_forecast import forecast, forecast_text, measure_costs
 from flows.audit_options import change_value
 from flows.own_audit import count_images
+from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.params import Params, parse_params
 from tasks.tracking import git_output
 
-RUNS = "runs"
-"""Key of a table with replacements for several runs."""
 WORKSPACES = Path("results")
 
 
@@ -38,6 +41,8 @@ WORKSPACES = Path("results")
 class Run:
     """One run of the pipeline for a table."""
 
+    table: str
+    """Name of the table."""
     name: str
     """Name of its workspace and its archive."""
     params: Params
@@ -57,28 +62,17 @@ def read_runs(file: Path, folders: Sequence[Path], changes: Sequence[str]) -> li
     Raises:
         ValueError: a parameter is not valid.
     """
-    yaml = YAML(typ="safe")
-    given = yaml.load(file) or {}
     runs = []
-    for name, own in (given.pop(RUNS, None) or {"": {}}).items():
-        values = merged(merged(yaml.load(Workspace().params_file), given), own or {})
+    for name, given in definitions(file).items():
+        values = merged(YAML(typ="safe").load(Workspace().params_file), given)
         for change in changes:
             change_value(values, change)
         acquire = values["acquire"]
         fits = [folder for folder in folders if all((folder / each).is_dir() for each in acquire["classes"])]
         if fits:
             acquire |= {"source": "folder", "folder": str(fits[0].expanduser().resolve())}
-            runs.append(Run("-".join(filter(None, (file.stem, str(name)))), parse_params(values, str(file))))
+            runs.append(Run(file.stem, name, parse_params(values, str(file))))
     return runs
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings with the values of ``changes``; lists are replaced as a whole."""
-    result = dict(values)
-    for key, value in changes.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
 
 
 def choose_runs(tables: Path, names: Sequence[str], folders: Sequence[Path], changes: Sequence[str]) -> list[Run]:
@@ -197,15 +191,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     pipeline = ["dvc", "repro"]
     if options.runner:
-        pipeline = [
-            sys.executable,
-            "-m",
-            "flows.pipeline",
-            "--runner",
-            options.runner,
-            "--n-workers",
-            options.n_workers,
-        ]
+        pipeline = [sys.executable, "-m", "flows.pipeline", "--runner", options.runner]
+        pipeline += ["--n-workers", options.n_workers]
     try:
         runs = choose_runs(options.definitions, options.tables, options.data, options.set)
         for run in runs:
@@ -222,6 +209,11 @@ def main() -> None:
             shutil.rmtree(archive, ignore_errors=True)
             shutil.copytree(kept, archive)
             print(f"{archive}: written. python -m docs.write_tables updates the documents.", flush=True)
+        for table, of_table in groupby(runs, lambda run: run.table):
+            workspaces = {str(run.params.seed): Workspace(options.workspaces / run.name) for run in of_table}
+            if len(workspaces) > 1:
+                (options.definitions / table).mkdir(exist_ok=True)
+                write_table(seeds_table(workspaces), options.definitions / table / "seeds.csv")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"make_results: {error}")
     except KeyboardInterrupt:

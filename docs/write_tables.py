@@ -12,6 +12,8 @@ RUN is a folder of ``docs/evidence/results/``. The kinds of tables are:
 - ``headline RUN``: the headline result in sentences
 - ``claims RUN``: results of the claims of the study
 - ``comparison RUN EPS ...``: all targets, ranked by worst-case accuracy under adaptive attacks at the first ε
+- ``worst_case RUN EPS ...``: clean recalls, and balanced accuracy under adaptive attacks, at each operating point
+- ``seeds TABLE EPS ...``: balanced accuracy in the worst case of each target and seed, as trained
 - ``label_efficiency RUN``: accuracies and numbers of labels of each acquisition function
 - ``gains RUN``: comparison of each acquisition function with random, in sentences
 """
@@ -20,7 +22,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +44,9 @@ DOCUMENTS = ("README.md", "docs/evidence/results.md")
 MARKERS = re.compile(
     r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL
 )
+RATE = {"value": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
+"""Columns of an estimate -> columns of a rate, which are formatted with their interval."""
+BALANCED = "balanced_accuracy"
 STUDY_ROW = ["the study", "", "", "93.23 %", "", "", ""]
 
 
@@ -121,10 +126,7 @@ def comparison_table(results: Path, run: str, *eps: str) -> str:
     # results of earlier versions have no operating points
     if "operating_point" in table:
         table = table[table["operating_point"] == AS_TRAINED]
-    known = {eps_text(value): value for value in sorted(set(table["eps"]))}
-    if not eps or set(eps) - set(known):
-        raise ValueError(f"table 'comparison {run}': ε is {' '.join(eps)!r}. Write one or more of {', '.join(known)}")
-    shown = [known[text] for text in eps]
+    shown = _chosen(eps, table["eps"], f"comparison {run}")
     points = {names: rows.set_index("target") for names, rows in table.groupby(["threat_model", "eps"])}
 
     def cell(threat_model: str, value: float, target: str) -> str:
@@ -149,6 +151,55 @@ def _next_target(row: Row) -> str:
     if math.isnan(row["p_value"]):
         return "–"
     return f"{row['n_only_this_correct']:.0f} : {row['n_only_next_correct']:.0f}, {p_text(row['p_value'])}"
+
+
+def worst_case_table(results: Path, run: str, *eps: str) -> str:
+    """Clean recalls, clean balanced accuracy, and balanced accuracy under adaptive attacks at each ε.
+
+    Raises:
+        ValueError: there is no ε, or the run does not have it.
+    """
+    table = read_table(_folder(results, run) / "worst_case.csv").rename(columns=RATE)
+    table = table[table["threat_model"] == "adaptive"]
+    shown = _chosen(eps, table["eps"], f"worst_case {run}")
+    recalls = [str(name) for name in table["metric"].unique() if "accuracy" not in name]
+    columns = [*((metric, 0.0) for metric in (*recalls, BALANCED)), *((BALANCED, value) for value in shown)]
+    head = [f"{metric.replace('_', ' ')}, {eps_label(value)}" for metric, value in columns]
+    rows = []
+    for names, of_target in table.groupby(["target", "operating_point"], sort=False):
+        cells = {(row["metric"], row["eps"]): with_interval(row) for _, row in of_target.iterrows()}
+        rows.append([*(display_name(str(name)) for name in names), *(cells[column] for column in columns)])
+    return _markdown(["target", "operating point", *head], rows)
+
+
+def seeds_table(results: Path, name: str, *eps: str) -> str:
+    """Balanced accuracy of each target and seed at each ε, their range, and their mean with its interval by group.
+
+    Raises:
+        ValueError: there is no ε, or the runs do not have it.
+    """
+    table = read_table(results / name / "seeds.csv").rename(columns=RATE)
+    table = table[table["operating_point"] == AS_TRAINED]
+    shown = _chosen(eps, table["eps"], f"seeds {name}")
+    seeds = [column for column in table.columns if column.startswith("seed_")]
+    rows = []
+    for _, row in table[table["eps"].isin(shown)].iterrows():
+        lowest, highest, *values = (percent(row[column]) for column in ("lowest", "highest", *seeds))
+        names = [display_name(row["target"]), eps_label(row["eps"])]
+        rows.append([*names, *values, f"{lowest} to {highest}", with_interval(row)])
+    return _markdown(["target", "ε", *(seed.replace("_", " ") for seed in seeds), "range", "mean [95 %]"], rows)
+
+
+def eps_label(value: float) -> str:
+    """``clean`` for 0, otherwise ``ε = 0.5``."""
+    return f"ε = {eps_text(value)}" if value else "clean"
+
+
+def _chosen(eps: Iterable[str], known: Iterable[float], table: str) -> list[float]:
+    by_text = {eps_text(value): value for value in sorted(set(known))}
+    if not eps or set(eps) - set(by_text):
+        raise ValueError(f"table {table!r}: ε is {' '.join(eps)!r}. Write one or more of {', '.join(by_text)}")
+    return [by_text[text] for text in eps]
 
 
 def label_efficiency_tables(results: Path, run: str) -> str:
@@ -176,6 +227,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "headline": headline_text,
     "claims": claims_table,
     "comparison": comparison_table,
+    "worst_case": worst_case_table,
+    "seeds": seeds_table,
     "label_efficiency": label_efficiency_tables,
     "gains": gains_text,
 }
