@@ -12,7 +12,7 @@ import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.flow import load_step
+from flows.workers import load_step
 from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.records.vocabulary import AS_TRAINED, display_name

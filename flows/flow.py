@@ -1,6 +1,5 @@
 """The flow ``pipeline``: the steps that ``dvc repro`` would run, with Prefect's concurrency, retries and artifacts."""
 
-import importlib
 import json
 import os
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import log_progress
 from flows.dvc_pipeline import DvcPipeline, flat
 from flows.server import NOTIFY
-from flows.workers import Workers, compute_parts
+from flows.workers import WORKER_STEPS, WorkerPool, Workers, load_step, worker_pool
 from tasks.core.workspace import Workspace
-from tasks.params import UNDEFENDED, Params, load_params
-from tasks.runner import Step, run_step, step_lock
+from tasks.params import Params, load_params
+from tasks.runner import run_step
 from tasks.tracking import masked
 
 N_RETRIES = {"acquire": 2}
@@ -39,7 +38,7 @@ def pipeline(
 
     Args:
         force: run every step, also unchanged ones.
-        workers: workers that share the steps attack and attack_defence.
+        workers: workers that share the steps that train, attack and analyse.
 
     Returns:
         The outcome of each step: ``unchanged``, ``restored`` or ``ran``.
@@ -49,24 +48,28 @@ def pipeline(
     """
     log_progress()
     params, workspace, stages = load_params(), Workspace(), DvcPipeline()
-    job = Job(workspace, stages, params, Semaphore(concurrent_steps(params)), force, workers)
     running: dict[str, Any] = {}
-    for step, needed in stages.steps().items():
-        name, _, defence = step.partition("@")
-        as_task: Any = task(
-            name=name,
-            task_run_name=step,
-            tags=[name, *filter(None, [defence])],
-            cache_policy=NO_CACHE,
-            retries=N_RETRIES.get(name, 0),
-            retry_delay_seconds=5,
-            retry_condition_fn=is_worth_retrying,
-        )
-        before = [running[name] for name in needed]
-        running[step] = as_task(bring_up_to_date).submit(step, job, wait_for=before)
+    with worker_pool(workers) as pool:
+        # steps that wait for workers of a pool need no core here
+        slots = Semaphore(len(stages.steps()) if pool else concurrent_steps(params))
+        job = Job(workspace, stages, params, slots, force, pool)
+        for step, needed in stages.steps().items():
+            name, _, defence = step.partition("@")
+            as_task: Any = task(
+                name=name,
+                task_run_name=step,
+                tags=[name, *filter(None, [defence])],
+                cache_policy=NO_CACHE,
+                retries=N_RETRIES.get(name, 0),
+                retry_delay_seconds=5,
+                retry_condition_fn=is_worth_retrying,
+            )
+            before = [running[name] for name in needed]
+            running[step] = as_task(bring_up_to_date).submit(step, job, wait_for=before)
+        for future in running.values():
+            future.wait()
     failures: dict[str, str] = {}
     for step, future in running.items():
-        future.wait()
         if future.state.is_failed() or future.state.is_crashed():
             error = future.state.result(raise_on_failure=False)
             failures[step] = masked(str(error) or type(error).__name__)
@@ -88,7 +91,8 @@ class Job:
     slots: Semaphore
     """One for each step that may run at the same time."""
     force: bool
-    workers: Workers
+    pool: WorkerPool | None
+    """Workers for the steps that train, attack and analyse; without them, this process runs all steps."""
 
 
 def bring_up_to_date(step: str, job: Job) -> str:
@@ -110,18 +114,12 @@ def bring_up_to_date(step: str, job: Job) -> str:
                 return "restored"
         stages.check_inputs(step)
         name, _, defence = step.partition("@")
-        if name in ("attack", "attack_defence") and job.workers.runner != "in_process":
-            with step_lock(job.workspace, step, job.params):
-                compute_parts(job.workspace, defence or UNDEFENDED, job.params, job.workers)
-        run_step(load_step(name), job.workspace, job.params, "prefect", defence or None)
+        if job.pool and name in WORKER_STEPS:
+            job.pool.run(step, job.workspace, job.params)
+        else:
+            run_step(load_step(name), job.workspace, job.params, "prefect", defence or None)
         stages.record(step, job.params)
         return "ran"
-
-
-def load_step(name: str) -> Step:
-    """The function of a step. It has the name of its module."""
-    function: Step = getattr(importlib.import_module(f"tasks.{name}"), name)
-    return function
 
 
 def concurrent_steps(params: Params) -> int:

@@ -17,7 +17,7 @@ def main() -> None:
         "--runner",
         default="in_process",
         choices=["in_process", "threads", "dask", "ray"],
-        help="workers that share the attack steps (default: %(default)s)",
+        help="workers that share the steps that train, attack and analyse (default: %(default)s)",
     )
     parser.add_argument(
         "--n-workers", default=2, type=int, help="threads, or processes of a new cluster (default: %(default)s)"

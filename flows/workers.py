@@ -1,20 +1,37 @@
-"""Workers that share the attack on a target: threads of this process, or processes of a cluster."""
+"""Workers that share the steps that train, attack and analyse: threads of this process, or processes of a cluster."""
 
+import importlib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
 
-from prefect import flow, task
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, Field
 
+from flows.command import log_progress
 from tasks.core.workspace import Workspace
-from tasks.params import Params
+from tasks.params import UNDEFENDED, Params
+from tasks.runner import Step, run_step, step_lock
+
+if TYPE_CHECKING:
+    from tasks.attacks.attack_run import AttackRun
+
+WORKER_STEPS = (
+    *("train_classifier", "train_surrogates", "train_autoencoder", "train_defence"),
+    *("attack", "attack_defence", "analyze", "active_learning"),
+)
+"""Steps that run on workers: those that use a GPU. The others need seconds, or the network."""
 
 
 class Workers(BaseModel, frozen=True):
-    """Workers that share the steps attack and attack_defence. The records are the same bytes with every runner."""
+    """Workers that share the steps that train, attack and analyse. The outputs are the same bytes with every runner."""
 
     runner: Literal["in_process", "threads", "dask", "ray"] = Field(
         default="in_process",
@@ -34,42 +51,99 @@ class Workers(BaseModel, frozen=True):
     )
 
 
-def compute_parts(workspace: Workspace, target: str, params: Params, workers: Workers) -> None:
-    """Compute all parts of the attack on a target by several workers. The step then finds their checkpoints.
+@contextmanager
+def worker_pool(workers: Workers) -> Iterator["WorkerPool | None"]:
+    """The workers of one flow run, which end with the block; none for the runner ``in_process``.
 
-    If a worker is killed, another one repeats its part. Finished parts are kept.
-
-    Args:
-        workspace: where inputs are read and checkpoints written.
-        target: ``undefended``, or the name of a defence.
-        params: all parameters.
-        workers: of any kind but ``in_process``.
+    A cluster of Dask starts with the first step that needs it, one of Ray at once.
 
     Raises:
         ValueError: the runner is not installed.
     """
-    from tasks.attacks.attack_run import AttackRun
+    if workers.runner == "in_process":
+        yield None
+        return
+    with runner_of(workers) as runner:
+        yield WorkerPool(runner)
 
-    n_parts = len(AttackRun.load(workspace, params, target).parts())
-    compute = attack_in_parts.with_options(task_runner=runner_of(workers), flow_run_name=f"attack on {target}")
-    # workers can have another current folder
-    compute(Workspace(workspace.root.resolve()), target, params, n_parts)
+
+class WorkerPool:
+    """Workers that share the steps of a flow run; several threads may call them."""
+
+    def __init__(self, runner: TaskRunner[Any]) -> None:
+        self._runner = runner
+        # Prefect sends the context of a task to the worker, with the parameters of the task that submits it. Those of
+        # the step's task cannot be pickled, so all tasks are submitted in the context of the flow.
+        self._context, self._lock = copy_context(), Lock()
+
+    def run(self, step: str, workspace: Workspace, params: Params) -> None:
+        """Run a step on the workers: an attack in parts, whose checkpoints the step then finds.
+
+        If a worker is killed, another one repeats its part. Finished parts are kept.
+
+        Args:
+            step: ``step`` or ``step@defence``.
+            workspace: where inputs are read, and outputs and checkpoints written. Its folder is also that of the
+                workers.
+            params: all parameters.
+        """
+        name, _, defence = step.partition("@")
+        common = {"workspace": Workspace(workspace.root.resolve()), "params": params}
+        if name in ("attack", "attack_defence"):
+            target = {"target": defence or UNDEFENDED}
+            with step_lock(workspace, step, params):
+                (n_parts,) = self._compute(count_parts, [common | target])
+                self._compute(compute_part, [common | target | {"number": number} for number in range(n_parts)])
+        self._compute(compute_step, [common | {"step": step}])
+
+    def _compute(self, function: Task[..., Any], calls: list[dict[str, Any]]) -> list[Any]:
+        # the first call starts a cluster of Dask, which Prefect does not expect from several threads
+        with self._lock:
+            running = [self._context.run(self._runner.submit, function, call) for call in calls]
+        return [future.result() for future in running]
 
 
-@flow(name="attack_in_parts", validate_parameters=False)
-def attack_in_parts(workspace: Workspace, target: str, params: Params, n_parts: int) -> None:
-    """Run one task for each part of the attack on a target."""
-    running = [compute_part.submit(workspace, target, params, number) for number in range(n_parts)]
-    for future in running:
-        future.result()
+@task(name="count_parts", task_run_name="{target}, number of parts", cache_policy=NO_CACHE)
+def count_parts(workspace: Workspace, target: str, params: Params) -> int:
+    """The number of parts of the attack on a target, counted in any process: the flow may have no GPU."""
+    return len(_load_attack(workspace, target, params).parts())
 
 
 @task(name="part", task_run_name="{target}, part {number}", tags=["part"], cache_policy=NO_CACHE)
 def compute_part(workspace: Workspace, target: str, params: Params, number: int) -> None:
     """Compute one part of the attack on a target, in any process."""
+    _load_attack(workspace, target, params).parts()[number]()
+
+
+@task(name="step", task_run_name="{step} on a worker", cache_policy=NO_CACHE)
+def compute_step(workspace: Workspace, step: str, params: Params) -> None:
+    """Run a step, in any process."""
+    _prepare_worker(workspace)
+    name, _, defence = step.partition("@")
+    run_step(load_step(name), workspace, params, "prefect", defence or None)
+
+
+def load_step(name: str) -> Step:
+    """The function of a step. It has the name of its module."""
+    function: Step = getattr(importlib.import_module(f"tasks.{name}"), name)
+    return function
+
+
+def _load_attack(workspace: Workspace, target: str, params: Params) -> "AttackRun":
     from tasks.attacks.attack_run import AttackRun
 
-    AttackRun.load(workspace, params, target).parts()[number]()
+    _prepare_worker(workspace)
+    return AttackRun.load(workspace, params, target)
+
+
+def _prepare_worker(workspace: Workspace) -> None:
+    """Log progress, and check the folder, where a worker finds the tracking store as the flow does."""
+    log_progress()
+    if Path.cwd().resolve() != workspace.root:
+        raise ValueError(
+            f"workers.scheduler: a worker runs in {Path.cwd()}. It must run in the folder of the flow, under the same "
+            f"path. Start the workers in {workspace.root}."
+        )
 
 
 def runner_of(workers: Workers) -> TaskRunner[Any]:
@@ -92,10 +166,18 @@ def runner_of(workers: Workers) -> TaskRunner[Any]:
 def _dask(workers: Workers) -> TaskRunner[Any]:
     from prefect_dask.task_runners import DaskTaskRunner
 
+    # lines about connections
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     if workers.scheduler:
         return DaskTaskRunner(address=workers.scheduler)
-    # one task at a time in a process: torch has its own threads, and one global random generator
-    cluster = {"n_workers": workers.n_workers, "threads_per_worker": 1, "dashboard_address": None}
+    # one task at a time in a process: torch has its own threads, and one global random generator. By default Dask kills
+    # a worker that needs more than its cores' share of the memory
+    cluster = {
+        "n_workers": workers.n_workers,
+        "threads_per_worker": 1,
+        "memory_limit": None,
+        "dashboard_address": None,
+    }
     return DaskTaskRunner(cluster_kwargs=cluster)
 
 

@@ -22,7 +22,8 @@ from prefect.states import Failed
 import flows.flow
 from flows.command import log_progress
 from flows.dvc_pipeline import LOCK_POLL_SECONDS, DvcPipeline
-from flows.flow import concurrent_steps, is_worth_retrying, load_step
+from flows.flow import concurrent_steps, is_worth_retrying
+from flows.workers import load_step
 from tasks.params import Params, load_params
 from tests.conftest import ROOT
 from tests.two_steps import make_two_steps, read_output, write_output

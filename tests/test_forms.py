@@ -12,11 +12,9 @@ from tests.all_flows import all_flows
 from tests.conftest import ROOT
 
 FLOWS = all_flows()
-# only the pipeline starts this flow
-WITH_FORM = sorted(FLOWS.keys() - {"attack_in_parts"})
 
 
-@pytest.mark.parametrize("name", WITH_FORM)
+@pytest.mark.parametrize("name", FLOWS)
 def test_every_field_is_described(name: str) -> None:
     fields = parameter_schema(FLOWS[name].fn).properties
     assert fields

@@ -26,7 +26,8 @@ def locked(folder: Path, writes: Iterable[str] = (), reads: Iterable[str] = ()) 
     with ExitStack() as stack:
         # all processes lock in the same order, so that no two wait for each other
         for name, kind in sorted(kinds.items()):
-            file = stack.enter_context((folder / name).open("w"))
+            # to read and write: on NFS a shared lock needs a file that is open to read
+            file = stack.enter_context((folder / name).open("a+"))
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:

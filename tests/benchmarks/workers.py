@@ -6,7 +6,8 @@ classifier are attacked in a temporary workspace, with one thread for each worke
 - ``alone``: one process computes all parts;
 - ``limit``: two independent processes compute all parts at the same time, each in a workspace of its own. This is twice
   the work, so half its time is the lower bound for two cores;
-- ``threads``, ``dask``: two workers compute the parts (``flows/workers.py``), then the step reads their checkpoints.
+- ``threads``, ``dask``: two workers compute the parts (``flows/workers.py``), then one reads their checkpoints.
+  Processes of Dask also track the step.
 
 Efficiency is the time of ``alone`` divided by twice the time of two workers; relative to the limit, half the time of
 ``limit`` divided by the time of two workers. Each measurement is a process of its own. Its time excludes the import of
@@ -68,10 +69,10 @@ def measure(way: str, workspace: Path) -> float:
     """Time the attack in this process, without tracking and imports; :func:`begin` starts it."""
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows.workers import Workers, compute_parts
+    from flows.workers import Workers, worker_pool
     from tasks.attack import attack
     from tasks.core.workspace import Workspace
-    from tasks.params import UNDEFENDED, load_params
+    from tasks.params import load_params
     from tasks.runner import run_step
 
     # without mlflow the runner does not track
@@ -84,8 +85,9 @@ def measure(way: str, workspace: Path) -> float:
         return time.perf_counter() - began
     with prefect_test_harness(server_startup_timeout=300):
         began = time.perf_counter()
-        compute_parts(Workspace(), UNDEFENDED, params, Workers(runner=way, n_workers=N_WORKERS))
-        run_step(attack, Workspace(), params)
+        with worker_pool(Workers(runner=way, n_workers=N_WORKERS)) as pool:
+            assert pool is not None
+            pool.run("attack", Workspace(), params)
         return time.perf_counter() - began
 
 
