@@ -1,6 +1,7 @@
 """Imported classifiers of every source give the logits of the original, and are loaded again from the copied files."""
 
 import json
+import pickle
 import re
 import shutil
 import threading
@@ -27,6 +28,7 @@ from tasks.tracking import experiment_id
 from tasks.tracking.imported import download_program
 from tasks.tracking.store import Store
 from tests.conftest import ROOT, with_overrides
+from tests.faults.untrusted_files import Malicious
 
 SIDE, CLASSES = 32, ("none", "left", "right")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -244,6 +246,31 @@ class TestMlflow:
         (folder := tmp_path / "downloaded").mkdir()
         with pytest.raises(ValueError, match="a pickle can run code"):
             download_program(uri, folder)
+
+    def test_files_of_other_flavours_are_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+        client = Store().client
+        run_id = client.create_run(experiment_id()).info.run_id
+        for number, names in enumerate(
+            (
+                ["python_model.pkl"],  # pyfunc
+                ["model.pkl"],  # sklearn
+                ["data/model.pth"],
+                ["pytorch_model.bin"],  # transformers
+                ["data/model.pt2", "python_model.pkl"],
+                ["data/model.pt2", "data/pickle_module_info.pt"],
+                ["data/model.pt2", "other/model.pt2"],
+                ["model.joblib"],
+            )
+        ):
+            for name in names:
+                (path := tmp_path / str(number) / name).parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(pickle.dumps(Malicious(tmp_path / "trace")))
+            client.log_artifacts(run_id, str(tmp_path / str(number)), str(number))
+            (folder := tmp_path / "downloaded" / str(number)).mkdir(parents=True)
+            with pytest.raises(ValueError, match="a pickle can run code"):
+                download_program(f"runs:/{run_id}/{number}", folder)
+        assert not (tmp_path / "trace").exists()
 
     def test_a_model_that_does_not_exist_is_one_message(self, logged: Callable[..., str], tmp_path: Path) -> None:
         assert logged

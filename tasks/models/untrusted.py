@@ -3,6 +3,7 @@
 No function here runs code of a file. Weights are read as safetensors, or by torch with ``weights_only``.
 """
 
+import io
 import json
 import pickletools
 import re
@@ -98,18 +99,21 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def check_archive(path: Path) -> zipfile.ZipFile:
+def check_archive(file: Path | io.BytesIO) -> zipfile.ZipFile:
     """Check the members of a ZIP archive without reading them; return the archive.
+
+    Args:
+        file: path or content of the archive.
 
     Raises:
         ValueError: the archive is damaged, or a member has a path out of the archive, or is far larger than it.
     """
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file)
         members = archive.infolist()
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"the archive is damaged: {error}") from error
-    n_bytes = path.stat().st_size
+    n_bytes = file.stat().st_size if isinstance(file, Path) else file.getbuffer().nbytes
     if sum(member.file_size for member in members) > MAX_INFLATION * n_bytes + 2**16:
         raise ValueError("the members of the archive are far larger than the archive (a ZIP bomb)")
     names = [member.filename for member in members]
@@ -205,12 +209,13 @@ def _check_pickle(content: bytes, name: str) -> None:
 
 def _check_nested(content: bytes, name: str) -> None:
     """Check a file of torch within an archive, which torch would unpickle; ``weights_only`` refuses code."""
-    import io
-
     if not content:
         return
+    if zipfile.is_zipfile(file := io.BytesIO(content)):
+        check_archive(file)
+    file.seek(0)
     try:
-        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"the member {name!r} holds code or is damaged") from error
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -38,6 +39,15 @@ class Net(nn.Module):
 
 def torch_saved(content: Any, zipped: bool = True) -> bytes:
     torch.save(content, file := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def tar_saved(content: bytes) -> bytes:
+    """The tar archive that torch wrote before version 0.1.10."""
+    with tarfile.open(fileobj=(file := io.BytesIO()), mode="w") as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            (member := tarfile.TarInfo(name)).size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return file.getvalue()
 
 
@@ -122,6 +132,7 @@ def hostile_files(trace: Path, folder: Path) -> dict[str, Case]:
         "archive of torch with code": ("factory", "w.pth", lambda: torch_saved(bad)),
         "archive of torch with code beside tensors": ("factory", "w.bin", lambda: torch_saved(weights | {"more": bad})),
         "old format of torch with code": ("factory", "w.pt", lambda: torch_saved(bad, zipped=False)),
+        "oldest format of torch with code": ("factory", "w.pt", lambda: tar_saved(pickle.dumps(bad))),
         "whole network": ("factory", "w.pt", lambda: torch_saved(Net())),
         "ZIP bomb": (
             "factory",
@@ -180,11 +191,35 @@ def hostile_files(trace: Path, folder: Path) -> dict[str, Case]:
             "m.pt",
             lambda: rewritten(script(), _keep, ("m/bomb", bomb), compressed=True),
         ),
+        "script with code whose name is computed": (
+            "torchscript",
+            "m.pt",
+            lambda: rewritten(
+                script(), lambda name, data: pickle.dumps(bad, protocol=4) if name.endswith("constants.pkl") else data
+            ),
+        ),
+        "script with two members of one name": (
+            "torchscript",
+            "m.pt",
+            lambda: rewritten(script(), _keep, *[("m/data.pkl", pickle.dumps(bad))] * 2),
+        ),
         "pickle as script": ("torchscript", "m.pt", lambda: torch_saved(bad)),
         "program with code in its example": (
             "torch_export",
             "m.pt2",
             lambda: rewritten(program(), lambda name, data: torch_saved(bad) if name.endswith(".pt") else data),
+        ),
+        "ZIP bomb in the example of a program": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(
+                program(),
+                lambda name, data: (
+                    rewritten(torch_saved(((torch.zeros(2**22),), {})), _keep, compressed=True)
+                    if name.endswith(".pt")
+                    else data
+                ),
+            ),
         ),
         "program with pickled weights": (
             "torch_export",
