@@ -217,6 +217,12 @@ def test_grey_images_of_a_classifier_for_colours_are_named(
     assert named(case, stretched(pictures, grey=True), pictures) == name
 
 
+def test_outputs_of_another_classifier_for_grey_images_get_no_name(pictures: list[Path]) -> None:
+    images = stretched(pictures, grey=True)
+    model = imported(network_of("conv", images, 1), {"channels": 1, "mean": (0.5,), "std": (0.5,)})
+    assert named((model, outputs(network_of("patches", images, 1), images)), images, pictures) == "unknown"
+
+
 PAIRS = [
     pair
     for pair in combinations([name for name in MISTAKES if name != "training mode"], 2)

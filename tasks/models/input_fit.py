@@ -52,7 +52,8 @@ def fit_mean_and_std(
 
     n_channels, width = inputs.shape[1], high - low
     own = (float(inputs.mean()), max(float(inputs.std()), 1e-6 * width))
-    starts = [(np.array(mean) * width + low, np.array(std) * width) for mean, std in KNOWN]
+    known = [pair for pair in KNOWN if len(pair[0]) in (1, n_channels)]
+    starts = [(np.array(mean) * width + low, np.array(std) * width) for mean, std in known]
     starts += [(np.array([own[0]]), np.array([own[1]])), (np.array([0.0]), np.array([1.0]))]
     if model.input.mean is not None or model.input.std is not None:
         starts.append((np.array(model.input.mean or (0.0,)), np.array(model.input.std or (1.0,))))
