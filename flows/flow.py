@@ -48,12 +48,15 @@ def pipeline(
     """
     log_progress()
     params, workspace, stages = load_params(), Workspace(), DvcPipeline()
-    running: dict[str, Any] = {}
+    steps, running = stages.steps(), dict[str, Any]()
+    # steps run in threads, and threads that import the same packages at once can wait for each other forever
+    for step in steps:
+        load_step(step.partition("@")[0])
     with worker_pool(workers) as pool:
         # steps that wait for workers of a pool need no core here
-        slots = Semaphore(len(stages.steps()) if pool else concurrent_steps(params))
+        slots = Semaphore(len(steps) if pool else concurrent_steps(params))
         job = Job(workspace, stages, params, slots, force, pool)
-        for step, needed in stages.steps().items():
+        for step, needed in steps.items():
             name, _, defence = step.partition("@")
             as_task: Any = task(
                 name=name,

@@ -83,13 +83,22 @@ def test_a_step_is_a_task_run_with_its_name_its_tags_and_its_log_lines(
     def run_example(name: str, _workspace: Any, _params: Any, _orchestrator: str, defence: str | None) -> None:
         step = "@".join(filter(None, [name, defence]))
         logging.getLogger("tasks.example").info("progress of %s", step)
+        # two threads that import the same packages can wait for each other forever
+        assert set(loaded) == {"first", "second", "third", "fourth"}, "a step runs before all steps are imported"
         write_output(step, "1")
+
+    def load(name: str) -> str:
+        loaded.append(name)
+        return name
 
     # the steps of this pipeline are no modules, and write no metrics
     monkeypatch.setattr(flows.flow, "run_step", run_example)
-    monkeypatch.setattr(flows.flow, "load_step", lambda name: name)
+    loaded: list[str] = []
+    monkeypatch.setattr(flows.flow, "load_step", load)
     monkeypatch.setattr(flows.flow, "publish_results", lambda workspace: None)
-    run = flows.flow.pipeline(return_state=True).state_details.flow_run_id
+    state = flows.flow.pipeline(return_state=True)
+    assert state.is_completed(), state.message
+    run = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
     found = {each.name: set(each.tags) for each in tasks}
