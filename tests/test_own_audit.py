@@ -17,12 +17,12 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from flows.audit import main
-from flows.audit_forecast import Costs, duration, forecast, forecast_text
+from flows.audit_forecast import Costs, duration, forecast, forecast_text, has_autoencoder
 from flows.audit_options import audit_params, change_value, classifier_section, command_line
 from flows.audit_run import MISSED, Thresholds, missed_thresholds
 from tasks.attacks.effort import EFFORTS, doubled, max_gradients
 from tasks.core.workspace import Workspace
-from tasks.params import Params, load_params
+from tasks.params import UNDEFENDED, Params, load_params
 from tests.conftest import ROOT, with_overrides
 from tests.small_workspace import CLASSES, draw_images
 from tests.test_import_pipeline import MODULE
@@ -280,9 +280,32 @@ def test_the_forecast_of_trainings_and_attacks_is_the_number_of_passes_times_the
     n_gradients = 3 * max_gradients(stages, 2, 2) + max_gradients([doubled(stages)], 2, 2) + 2 * (1 + 2)
     assert parts["attack"].seconds == 10 * n_gradients * 0.5
     assert parts["evaluate, analyze, report"].seconds is None
+    # Square tries both radii at three operating points, and again on the 4 images of its sample
+    n_queries = 3 * 2 * sum(stage.square_queries for stage in stages) * (10 + 4)
+    of_defence = 10 * n_gradients * (0.5 + 0.125) + n_queries * 0.125 / 3
+    assert parts["attack_defence@autoencoder"].seconds == pytest.approx(of_defence)
     text = forecast_text(list(parts.values()))
     assert "not known" in text.splitlines()[0]
     assert "3.0 min" in next(line for line in text.splitlines() if line.startswith("train_surrogates"))
+
+
+def test_the_forecast_adds_an_autoencoder_only_to_targets_that_have_one(params_with: Callable[..., Params]) -> None:
+    params = params_with()
+    without = {"adversarial_training", "trades", "randomized_smoothing", "jpeg", "bit_depth", "median", "noise"}
+    without |= {"total_variation", UNDEFENDED}
+    assert {name for name in (UNDEFENDED, *params.defences) if not has_autoencoder(params, name)} == without
+
+
+def test_the_forecast_of_a_trained_classifier_has_its_training_and_active_learning(
+    params_with: Callable[..., Params],
+) -> None:
+    params = params_with(SMALL | {"classifier.source": "train", "train_classifier.epochs": 4})
+    costs = Costs(prediction=0.0, gradient=0.5, surrogates=(0.25,), autoencoder=0.125)
+    parts = {part.step: part for part in forecast(params, 1000, costs)}
+    assert parts["train_classifier"].seconds == 4 * 720 * 0.5
+    # 72 images at first, a cycle with 72 more for both functions, the reference on all; a quarter of the pixels
+    assert parts["active_learning"].seconds == (72 + 2 * 144 + 720) * 0.5 / 4
+    assert "usually about" in forecast_text(list(parts.values())).splitlines()[-1]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5.0 s"), (90, "90.0 s"), (120, "2.0 min"), (7200, "2.0 h")])
