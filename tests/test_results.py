@@ -336,6 +336,49 @@ def test_a_comparison_table_needs_eps_of_the_run(workspace: Workspace, eps: tupl
         write_tables.comparison_table(folder.parent, "run", *eps)
 
 
+def test_the_worst_case_table_has_recalls_and_balanced_accuracies_of_each_operating_point(workspace: Workspace) -> None:
+    folder = archive(workspace)
+    rows = [
+        {
+            "target": "net",
+            "operating_point": "as_trained",
+            "threat_model": model,
+            "eps": eps,
+            "metric": metric,
+            "value": rate,
+        }
+        for model, eps, metric, rate in [
+            ("adaptive", 0, "accuracy", 0.1),
+            ("adaptive", 0, "sensitivity", 0.9),
+            ("adaptive", 0, "balanced_accuracy", 0.8),
+            ("adaptive", 1, "balanced_accuracy", 0.6),
+            ("adaptive", 4, "balanced_accuracy", 0.3),
+            ("transfer", 1, "balanced_accuracy", 0.7),
+        ]
+    ]
+    pd.DataFrame(rows).assign(low=0.25, high=0.95).to_csv(folder / "worst_case.csv", index=False)
+    assert write_tables.worst_case_table(folder.parent, "run", "1") == (
+        "| target | operating point | sensitivity, clean | balanced accuracy, clean | balanced accuracy, ε = 1 |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| net | as trained | 90.0 % [25.0, 95.0] | 80.0 % [25.0, 95.0] | 60.0 % [25.0, 95.0] |\n"
+    )
+    with pytest.raises(ValueError, match=r"table 'worst_case run': ε is '2'\. Write one or more of 0, 1, 4"):
+        write_tables.worst_case_table(folder.parent, "run", "2")
+
+
+def test_the_table_of_seeds_has_each_value_their_range_and_the_mean_with_its_interval(tmp_path: Path) -> None:
+    row = {"target": "net", "operating_point": "as_trained", "eps": 0, "value": 0.5, "low": 0.25, "high": 0.75}
+    row |= {"lowest": 0.4, "highest": 0.6, "seed_0": 0.6, "seed_1": 0.4}
+    (tmp_path / "honest-seeds").mkdir()
+    rows = [row, row | {"eps": 1, "value": 0.2}, row | {"operating_point": "recalibrated"}]
+    pd.DataFrame(rows).to_csv(tmp_path / "honest-seeds" / "seeds.csv", index=False)
+    assert write_tables.seeds_table(tmp_path, "honest-seeds", "0") == (
+        "| target | ε | seed 0 | seed 1 | range | mean [95 %] |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| net | clean | 60.0 % | 40.0 % | 40.0 % to 60.0 % | 50.0 % [25.0, 75.0] |\n"
+    )
+
+
 def write_efficiency(folder: Path) -> None:
     columns = ["acquisition", "metric", "value", "low", "high", "lowest", "highest", "n_seeds"]
     columns += ["all_seeds_low", "all_seeds_high", "p_value_holm", "n_comparisons"]

@@ -24,6 +24,7 @@ from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of, open_run
 from tasks.tracking import run as tracking_run
 from tasks.tracking.open_runs import registered
+from tasks.tracking.store import Store
 from tests.conftest import ROOT
 
 
@@ -459,3 +460,21 @@ def test_steps_can_log_the_same_new_data_set_at_the_same_time(
     found = [run for run in runs_of(client, "attack") if run.inputs.dataset_inputs]
     names = [sorted(given.dataset.name for given in run.inputs.dataset_inputs) for run in found]
     assert names == [[f"new {number}" for number in range(n_rounds)]] * n_steps
+
+
+def test_the_minutes_of_a_step_include_killed_attempts_before_the_run_that_made_its_outputs(own_store: str) -> None:
+    store = Store()
+    # minutes at the start and the end, status, digest of the outputs
+    attempts = [
+        (0, 9, "FINISHED", "old"),
+        (10, 12, "KILLED", ""),
+        (20, 25, "FINISHED", "new"),
+        (30, 90, "FINISHED", "x"),
+    ]
+    for start, end, status, digest in attempts:
+        store.open(run := f"run at {start}", "attack", {"step": "attack"}, start * 60_000)
+        if digest:
+            store.tags(run, {"outputs_md5": digest})
+        store.close(run, status, end * 60_000)
+    assert store.minutes({"attack": "new", "evaluate": "new"}) == {"attack": 7.0}
+    assert store.minutes({"attack": "of another store"}) == {}
