@@ -10,8 +10,8 @@ from tasks.params import load_params
 from tasks.records.operating_points import read_operating_points
 from tasks.records.tables import read_minimum_eps, read_records
 from tasks.records.worst_case import worst_case_outcomes
-from tasks.statistics.groups import rate_deviations, too_few_groups
-from tasks.statistics.intervals import UNDEFINED, Estimate, jackknife_interval
+from tasks.statistics.balanced import balanced_intervals
+from tasks.statistics.intervals import Estimate
 
 POINT = ["target", "operating_point", "eps"]
 
@@ -52,17 +52,18 @@ def outcomes_of(workspace: Workspace) -> pd.DataFrame:
 def balanced_over_seeds(outcomes: pd.DataFrame) -> tuple["pd.Series[float]", Estimate, int]:
     """Return the balanced accuracy of each seed, their mean with its interval by group, and the number of groups.
 
-    A group that is left out is left out of the test images of every seed.
+    The mean recall of a class over seeds is a weighted mean over the images of all seeds. So the mean has the interval
+    of a balanced accuracy, in which a group is left out for every seed.
 
     Args:
         outcomes: ``label``, ``group`` and ``robust_correct`` of each image, with the seed as a level of the index.
     """
     by_group = outcomes.groupby(["seed", "label", "group"])["robust_correct"].agg(["sum", "size"]).unstack(fill_value=0)
-    sums, sizes = (np.asarray(by_group[name], dtype=np.float64) for name in ("sum", "size"))
-    recalls = pd.Series(sums.sum(axis=1) / sizes.sum(axis=1), by_group.index)
-    values, n_groups = recalls.groupby("seed").mean(), sums.shape[1]
-    if too_few_groups(sizes.sum(axis=0)):
-        return values, UNDEFINED._replace(value=float(values.mean())), n_groups
-    deviations = rate_deviations(sums, sizes).mean(axis=0)
-    low, high = jackknife_interval(np.array(values.mean()), deviations, (0.0, 1.0), n_groups)
-    return values, Estimate(float(values.mean()), float(low), float(high)), n_groups
+    correct, n_images = (pd.DataFrame(by_group[name]).sum(axis=1) for name in ("sum", "size"))
+    values = (correct / n_images).groupby("seed").mean()
+    # every seed has the same weight in its class, and the weights of a class add up to its mean number of images
+    weights = n_images.groupby("label").transform("mean") / n_images / len(values)
+    weighted = by_group.mul(weights, axis=0).groupby("label").sum()
+    sums, sizes = (np.asarray(weighted[name])[:, None] for name in ("sum", "size"))
+    low, high = balanced_intervals(list(zip(sums, sizes, strict=True)))
+    return values, Estimate(float(values.mean()), float(low[0]), float(high[0])), sums.shape[2]

@@ -1,5 +1,6 @@
 """The command that computes the published tables: definitions, workspaces, interruption, archive and seeds."""
 
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from ruamel.yaml import YAML
 from docs import RESULTS, make_results
 from docs.keep_results import FILES, MANIFEST, manifest_problems, merged
 from docs.make_results import call, choose_runs, set_up
-from docs.seeds_table import seeds_table
+from docs.seeds_table import balanced_over_seeds, seeds_table
 from tasks.core.workspace import Workspace
 from tasks.reporting.results import read_json
 from tests.conftest import ROOT, VALUES
@@ -199,6 +200,20 @@ def test_seeds_have_their_own_values_and_the_mean_has_the_interval_by_group(repr
         ("high", "high"),
     ]:
         assert table[column].to_list() == pytest.approx(worst[of_one].loc[table.index].to_list(), rel=1e-6, nan_ok=True)
+
+
+def test_every_seed_counts_the_same_and_too_few_groups_give_no_interval() -> None:
+    # 12 test images of the first seed are all correct, a third of the 24 of the second
+    rows = [("0", label, group, 1.0) for label in (0, 1) for group in range(6)]
+    rows += [("1", label, group, float(group < 4)) for label in (0, 1) for group in range(12)]
+    outcomes = pd.DataFrame(rows, columns=["seed", "label", "group", "robust_correct"]).set_index("seed")
+    values, estimate, n_groups = balanced_over_seeds(outcomes)
+    assert values.to_dict() == {"0": 1.0, "1": pytest.approx(1 / 3)}
+    assert estimate.value == pytest.approx((1 + 1 / 3) / 2)
+    assert 0 < estimate.low < estimate.value < estimate.high < 1
+    assert n_groups == 12
+    _, of_few, _ = balanced_over_seeds(outcomes[outcomes["group"] < 3])
+    assert math.isnan(of_few.low)
 
 
 @pytest.fixture
