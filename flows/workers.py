@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
+from multiprocessing import current_process
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,8 +138,13 @@ def _load_attack(workspace: Workspace, target: str, params: Params) -> "AttackRu
 
 
 def _prepare_worker(workspace: Workspace) -> None:
-    """Log progress, and check the folder, where a worker finds the tracking store as the flow does."""
+    """Log progress, and check the worker: in the folder of the flow it finds the tracking store as the flow does."""
     log_progress()
+    if current_process().daemon:
+        raise ValueError(
+            "workers.scheduler: a worker is a daemon, which cannot start processes. Set the variable "
+            "DASK_DISTRIBUTED__WORKER__DAEMON=false for the workers, and start them again."
+        )
     if Path.cwd().resolve() != workspace.root:
         raise ValueError(
             f"workers.scheduler: a worker runs in {Path.cwd()}. It must run in the folder of the flow, under the same "
@@ -164,8 +170,11 @@ def runner_of(workers: Workers) -> TaskRunner[Any]:
 
 
 def _dask(workers: Workers) -> TaskRunner[Any]:
+    import dask
     from prefect_dask.task_runners import DaskTaskRunner
 
+    # of the processes of a new cluster: steps that log a model start a process, which daemons must not
+    dask.config.set({"distributed.worker.daemon": False})
     # lines about connections
     logging.getLogger("distributed").setLevel(logging.WARNING)
     if workers.scheduler:

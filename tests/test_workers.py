@@ -27,8 +27,10 @@ def small_effort() -> None:
 
 
 FEW = {f"attack.max_{kind}": 4 for kind in ("black_box_images", "validation_images", "art_reference_images")}
-PARAMS = parse_params(with_overrides(SMALL | FEW | {"attack.eps": [4], "attack.max_images": 16}))
-STEPS = ("train_defence@autoencoder", "attack", "attack_defence@autoencoder")
+PARAMS = parse_params(
+    with_overrides(SMALL | FEW | {"attack.eps": [4], "attack.max_images": 16, "train_autoencoder.epochs": 1})
+)
+STEPS = ("train_autoencoder", "train_defence@autoencoder", "attack", "attack_defence@autoencoder")
 
 
 def folders(workspace: Workspace) -> list[Path]:
