@@ -1,6 +1,7 @@
 """The parts that all audits share: their steps, their result in a few sentences, and thresholds of accuracy."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -85,7 +86,9 @@ def clean_and_worst(workspace: Workspace, params: Params, target: str) -> tuple[
     of_target = (table["target"] == target) & (table["threat_model"] == "adaptive")
     of_target &= table["operating_point"] == AS_TRAINED
     row = table[of_target & (table["eps"] == params.analyze.eps)].iloc[0]
-    return metrics["clean"][target], {str(name): value for name, value in row.items()}
+    # with too few groups, the file has no bounds
+    clean = {"accuracy_low": math.nan, "accuracy_high": math.nan} | metrics["clean"][target]
+    return clean, {str(name): value for name, value in row.items()}
 
 
 def checks_of(workspace: Workspace, target: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from flows.audit import main
 from flows.audit_forecast import Costs, duration, forecast, forecast_text, has_autoencoder
 from flows.audit_options import audit_params, change_value, classifier_section, command_line
-from flows.audit_run import MISSED, Thresholds, missed_thresholds
+from flows.audit_run import MISSED, Thresholds, describe_result, missed_thresholds
 from tasks.attacks.effort import EFFORTS, doubled, max_gradients
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
@@ -311,6 +311,19 @@ def test_the_forecast_of_a_trained_classifier_has_its_training_and_active_learni
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5.0 s"), (90, "90.0 s"), (120, "2.0 min"), (7200, "2.0 h")])
 def test_a_duration_has_a_fitting_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_result_of_too_few_groups_has_no_intervals(tmp_path: Path, params_with: Callable[..., Params]) -> None:
+    workspace, params = Workspace(tmp_path), params_with()
+    workspace.evaluate.mkdir(parents=True)
+    workspace.metrics.write_text(json.dumps({"clean": {"undefended": {"accuracy": 0.9}}}))
+    row = {"target": "undefended", "threat_model": "adaptive", "operating_point": "as_trained", "eps": 1, "n": 4}
+    bounds = {"robust_accuracy_low": None, "robust_accuracy_high": None}
+    pd.DataFrame([row | {"robust_accuracy": 0.5} | bounds]).to_csv(workspace.comparison, index=False)
+    workspace.checks.write_text("[]")
+    result = describe_result(workspace, params, "undefended", "mine", 24)
+    assert "clean accuracy 90.0 % [too few groups] (n = 24)" in result
+    assert "50.0 % [too few groups] (n = 4)" in result
 
 
 def test_accuracies_and_failed_checks_are_compared_with_the_thresholds(
