@@ -21,6 +21,8 @@ from tasks.statistics.rates import rate_estimate
 from tasks.tracking import Tracker
 from tests.small_workspace import SMALL
 
+pytestmark = pytest.mark.usefixtures("few_channels")
+
 LEARNING: dict[str, Any] = {
     "prepare.image_size": 32,
     "active_learning.downsampling_factor": 2,

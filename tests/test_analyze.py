@@ -28,6 +28,8 @@ from tasks.tracking import Tracker
 from tests.conftest import with_overrides
 from tests.small_workspace import DEFENCES, SMALL
 
+pytestmark = pytest.mark.usefixtures("few_channels")
+
 OVERRIDES = SMALL | {
     "selected_defences": DEFENCES,
     "attack.saved_eps": [],

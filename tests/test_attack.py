@@ -38,6 +38,8 @@ from tasks.train_defence import train_defence
 from tests.conftest import ROOT, set_small_effort, with_overrides
 from tests.small_workspace import SIDE, SMALL
 
+pytestmark = pytest.mark.usefixtures("few_channels")
+
 DEFENCES = ["autoencoder"]
 
 

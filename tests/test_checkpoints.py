@@ -22,6 +22,8 @@ from tasks.tracking import Tracker
 from tests.conftest import ROOT, VALUES, with_overrides
 from tests.small_workspace import SMALL
 
+pytestmark = pytest.mark.usefixtures("few_channels")
+
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 KINDS = {values["kind"]: name for name, values in VALUES["defences"].items()} | {"preprocessing": "noise"}
 """Kind of defence -> the defence that stands for it."""

@@ -21,6 +21,8 @@ from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
 from tests.small_workspace import SMALL
 
+pytestmark = pytest.mark.usefixtures("few_channels")
+
 DEFENCES = ["autoencoder", "bit_depth"]
 OVERRIDES = SMALL | {
     "selected_defences": DEFENCES,

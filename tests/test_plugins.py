@@ -23,6 +23,8 @@ from tasks.train_defence import train_defence
 from tests.conftest import with_overrides
 from tests.small_workspace import CLASSES, SMALL
 
+pytestmark = pytest.mark.usefixtures("few_channels")
+
 CPU = torch.device("cpu")
 MODULE = """
 import torch

@@ -28,6 +28,8 @@ from tasks.train_surrogates import seed_of, train_surrogates
 from tests.conftest import ROOT
 from tests.small_workspace import SMALL
 
+pytestmark = pytest.mark.usefixtures("few_channels")
+
 TWO_CNNS = [{"architecture": "cnn", "epochs": 1}] * 2
 FEW = SMALL | {
     "attack.attacks": ["pgd"],

@@ -91,6 +91,10 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return F.pad(images, (0, right, 0, below)) if below or right else images
 
 
+CNN_WIDTHS = (24, 48, 96, 192)
+"""Numbers of channels of the four levels of :class:`Cnn`."""
+
+
 class Cnn(nn.Module):
     """Small classifier that is fast on a CPU, because no layer works at full resolution.
 
@@ -98,11 +102,9 @@ class Cnn(nn.Module):
     the last two with a residual block, then global average pooling and a linear layer.
     """
 
-    def __init__(
-        self, n_classes: int, n_channels: int = 1, widths: tuple[int, int, int, int] = (24, 48, 96, 192)
-    ) -> None:
+    def __init__(self, n_classes: int, n_channels: int = 1) -> None:
         super().__init__()
-        first, second, third, fourth = widths
+        first, second, third, fourth = CNN_WIDTHS
         self.features = nn.Sequential(
             nn.PixelUnshuffle(4),
             conv_bn_relu(16 * n_channels, first),
