@@ -84,7 +84,7 @@ def image_tables(context: AnalysisContext, params: Params) -> dict[str, pd.DataF
     work = {
         f"{attack} on {surrogate} at eps {eps:g}": partial(perturbed_tables, context, surrogate, attack, eps)
         for surrogate in [UNDEFENDED, *context.extractor.purifiers]
-        for attack in params.attack.own_attacks
+        for attack in params.attack.saved_attacks
         for eps in params.attack.analysed_eps
     } | {
         f"evasion of {detector} at eps {eps:g}": partial(evasion_tables, context, detector, eps)

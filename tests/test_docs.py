@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from ruamel.yaml import YAML
@@ -10,7 +11,9 @@ from ruamel.yaml import YAML
 from docs.check_prose import matches, text_files
 from docs.write_parameters import PAGE, parameters_page
 from tasks.evaluation.comparison import COLUMNS
-from tasks.params import load_params
+from tasks.params import Attack, load_params
+from tasks.records.vocabulary import ART_REFERENCE, HOP_SKIP_JUMP, PGD_FIXED_DRAWS, SEARCHES
+from tasks.reporting.names import ATTACK_NAMES
 from tests.conftest import ROOT
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -107,6 +110,16 @@ def test_the_reference_of_outputs_has_every_column_of_the_comparison() -> None:
         re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
     )
     assert documented == {column for column in COLUMNS if not column.endswith(("_low", "_high"))}
+
+
+def test_every_attack_has_a_display_name_and_a_row_in_the_concepts() -> None:
+    kinds = get_args(get_args(Attack.model_fields["attacks"].annotation)[0])
+    names = [name for kind in kinds for name in get_args(kind)]
+    assert {"fgsm", "pgd", "pgd_8_bit"} <= set(names)
+    concepts = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    for name in [*names, PGD_FIXED_DRAWS, *ART_REFERENCE, *SEARCHES, HOP_SKIP_JUMP]:
+        assert re.search(rf"^\| .*`{name}`", concepts, re.MULTILINE), f"docs/concepts.md has no row for {name}"
+    assert not [name for name in [*names, PGD_FIXED_DRAWS, *SEARCHES] if name not in ATTACK_NAMES]
 
 
 def test_the_citation_has_the_version_and_the_licence_of_the_project() -> None:

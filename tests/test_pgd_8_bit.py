@@ -48,6 +48,6 @@ def test_it_is_an_option_for_l_infinity_balls(params_with: Callable[..., Params]
     attacks = ["fgsm", "pgd", "pgd_8_bit"]
     assert "pgd_8_bit" not in params_with({}).attack.attacks
     settings = params_with({"attack.attacks": attacks}).attack
-    assert (settings.own_attacks, settings.eight_bit_attacks) == (("fgsm", "pgd"), ("pgd_8_bit",))
+    assert (settings.saved_attacks, settings.eight_bit_attacks) == (("fgsm", "pgd"), ("pgd_8_bit",))
     with pytest.raises(ParamsError, match="pgd_8_bit needs norm linf, not l2"):
         params_with({"attack.attacks": attacks, "attack.norm": "l2"})

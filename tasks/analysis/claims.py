@@ -32,7 +32,7 @@ from tasks.analysis.claim_measures import (
     features_overlap,
     retraining_helps,
 )
-from tasks.params import UNDEFENDED, ClaimBounds, Defence, DenoisingAutoencoder, RetrainedAutoencoder
+from tasks.params import SAVED_ATTACKS, UNDEFENDED, ClaimBounds, Defence, DenoisingAutoencoder, RetrainedAutoencoder
 from tasks.records.vocabulary import FIXED_SENSITIVITY, RECALIBRATED
 from tasks.statistics.multiplicity import holm
 
@@ -146,8 +146,9 @@ def other_bounds(claim: Claim) -> list[float]:
 
 
 def analysed_attack(records: pd.DataFrame) -> str:
-    """The attack whose images are analysed: PGD, or FGSM without PGD."""
-    return "pgd" if (records["attack"] == "pgd").any() else "fgsm"
+    """The attack whose images are analysed: PGD, or without PGD the first of ``SAVED_ATTACKS`` that ran."""
+    ran = set(records["attack"])
+    return "pgd" if "pgd" in ran else next(attack for attack in SAVED_ATTACKS if attack in ran)
 
 
 def at_comparison_point(worst: pd.DataFrame) -> pd.DataFrame:

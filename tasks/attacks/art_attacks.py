@@ -144,6 +144,7 @@ def _reference(
     if attack == "art_fgsm":
         crafted: np.ndarray = evasion.FastGradientMethod(estimator, **common).generate(images, y=one_hot)
         return crafted
+    assert attack == "art_pgd", attack
     projected = evasion.projected_gradient_descent.projected_gradient_descent_pytorch
     descent = projected.ProjectedGradientDescentPyTorch(
         estimator,

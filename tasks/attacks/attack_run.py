@@ -191,7 +191,7 @@ class AttackRun:
         for attack in attacked.crafted_images():
             crafted = _concatenate(finished[attack], "records.parquet")
             records.append(crafted.sort_by([("eps", "ascending"), ("image", "ascending")]))
-            for eps in attacked.saved_eps if attack in settings.own_attacks else ():
+            for eps in attacked.saved_eps if attack in settings.saved_attacks else ():
                 path = workspace.perturbation_file(target, attack, eps)
                 path.parent.mkdir(exist_ok=True)
                 merge_perturbations([folder / f"eps{eps:g}.npz" for folder in finished[attack]], path)

@@ -75,9 +75,9 @@ class Attacked:
         """
         settings = self.settings
         part = choose_stratified(self.data, self.rows, settings.max_art_reference_images, self.seed)
-        references = {name: part for name, ours in ART_REFERENCE.items() if ours in settings.own_attacks}
-        fixed = [PGD_FIXED_DRAWS] if self.is_random and "pgd" in settings.own_attacks else []
-        ours = [*settings.own_attacks, *settings.eight_bit_attacks, *fixed]
+        references = {name: part for name, ours in ART_REFERENCE.items() if ours in settings.saved_attacks}
+        fixed = [PGD_FIXED_DRAWS] if self.is_random and "pgd" in settings.saved_attacks else []
+        ours = [*settings.saved_attacks, *settings.eight_bit_attacks, *fixed]
         return dict.fromkeys([*ours, *settings.art_attacks, *settings.plugin_attacks], self.rows) | references
 
     @property

@@ -55,7 +55,7 @@ def transfer_records(attacked: Attacked, workspace: Workspace) -> Iterable[pa.Ta
         FileNotFoundError: the perturbations to transfer are missing.
         ValueError: they are of other images.
     """
-    from_bare = () if attacked.target == UNDEFENDED else attacked.settings.own_attacks
+    from_bare = () if attacked.target == UNDEFENDED else attacked.settings.saved_attacks
     sources = [(UNDEFENDED, attack, workspace.perturbation_file) for attack in from_bare]
     sources += [(name, TRANSFERRED, workspace.transferred_file) for name in surrogate_names(workspace)]
     for surrogate, attack, path_of in sources:
@@ -84,7 +84,7 @@ def _write_crafted(attacked: Attacked, attack: str, rows: np.ndarray, folder: Pa
         attacked.check(eps, adversarial, norms[settings.norm], rows)
         predictions, rounded = predict_attacked(model, adversarial)
         tables.append(attacked.records(rows, "adaptive", attack, eps, predictions, rounded, norms))
-        if attack in settings.own_attacks and eps in attacked.saved_eps:
+        if attack in settings.saved_attacks and eps in attacked.saved_eps:
             save_perturbations(folder / f"eps{eps:g}.npz", perturbations)
     write_records(pa.concat_tables(tables), folder / "records.parquet")
 

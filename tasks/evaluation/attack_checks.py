@@ -3,9 +3,9 @@
 import numpy as np
 
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Curve, judge_excess
-from tasks.params import UNDEFENDED
+from tasks.params import SAVED_ATTACKS, UNDEFENDED
 from tasks.records.convergence import has_converged
-from tasks.records.vocabulary import ONE_STEP_ATTACKS, SQUARE_ON_SURVIVORS, TRANSFERRED_ATTACKS, attack_label
+from tasks.records.vocabulary import ONE_STEP_ATTACKS, SQUARE_ON_SURVIVORS, attack_label
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 MAX_CONTROL_ACCURACY = 0.01
@@ -220,7 +220,7 @@ def _lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
         float(correct.mean())
         for curve, correct in bare.correct.items()
         if (curve.threat_model, curve.surrogate) == (threat_model, source)
-        and curve.attack in TRANSFERRED_ATTACKS
+        and curve.attack in SAVED_ATTACKS
         and curve.eps in broken
     ]
     return min(accuracies, default=float("nan"))

@@ -13,7 +13,7 @@ from tasks.params.active_learning import (
     PseudoLabelOracle,
 )
 from tasks.params.analyze import Analyze, ClaimBounds
-from tasks.params.attack import ArtAttack, Attack, PluginAttack
+from tasks.params.attack import SAVED_ATTACKS, ArtAttack, Attack, PluginAttack
 from tasks.params.classifier import Classifier, ClassifierInput, ClassifierOutput
 from tasks.params.defences import (
     UNDEFENDED,
@@ -61,6 +61,7 @@ from tasks.params.section import Noise, Pgd, Precision, Section, Training
 from tasks.params.training import Augmentation, Surrogate, TrainAutoencoder, TrainClassifier
 
 __all__ = [
+    "SAVED_ATTACKS",
     "SUBGROUP",
     "UNDEFENDED",
     "Acquire",

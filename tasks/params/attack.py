@@ -1,10 +1,14 @@
 """The section ``attack``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from tasks.params.section import Count, CountOrOff, DottedPath, Pgd, Section, WithArguments, check_unit
+
+SavedAttack = Literal["fgsm", "pgd"]
+SAVED_ATTACKS: tuple[str, ...] = get_args(SavedAttack)
+"""Attacks of this project whose adversarial images are saved, transferred and analysed."""
 
 
 class ArtAttack(WithArguments):
@@ -32,7 +36,7 @@ class Attack(Section):
     eps: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], Field(min_length=1)]
     """Grid of radii in units of 1/255 of the value range, rising. For l2 the radius is
     eps / 255 * sqrt(number of pixels times channels), so that eps is the root-mean-square change of a value."""
-    attacks: Annotated[tuple[Literal["fgsm", "pgd", "pgd_8_bit"] | ArtAttack | PluginAttack, ...], Field(min_length=1)]
+    attacks: Annotated[tuple[SavedAttack | Literal["pgd_8_bit"] | ArtAttack | PluginAttack, ...], Field(min_length=1)]
     """Attacks at every eps of the grid, for the curves of accuracy against eps: ``fgsm``, ``pgd``;
     ``pgd_8_bit``, in steps of whole grey levels, whose images have 8 bits (linf; unchanged below eps 1); and rows
     ``{art: ClassName, ...arguments}`` for any evasion attack of ART that accepts a PyTorch classifier, and
@@ -69,16 +73,16 @@ class Attack(Section):
         names = [row for row in self.attacks if isinstance(row, str)] + [*self.art_attacks, *self.plugin_attacks]
         if len(set(names)) < len(self.attacks):
             raise ValueError(f"attacks {names} must not repeat a name")
-        if not self.own_attacks:
-            raise ValueError(f"attacks {names} must contain fgsm or pgd, whose adversarial images are transferred")
+        if not self.saved_attacks:
+            raise ValueError(f"attacks {names} must contain {' or '.join(SAVED_ATTACKS)}, whose images are transferred")
         if unknown := sorted(set(self.saved_eps) - set(self.eps)):
             raise ValueError(f"saved_eps {unknown} must be among eps {list(self.eps)}")
         return self
 
     @property
-    def own_attacks(self) -> tuple[str, ...]:
-        """FGSM and PGD of this project, as far as ``attacks`` names them; their adversarial images are saved."""
-        return tuple(row for row in self.attacks if isinstance(row, str) and row != "pgd_8_bit")
+    def saved_attacks(self) -> tuple[str, ...]:
+        """Those of ``SAVED_ATTACKS`` that ``attacks`` names."""
+        return tuple(row for row in self.attacks if isinstance(row, str) and row in SAVED_ATTACKS)
 
     @property
     def eight_bit_attacks(self) -> tuple[str, ...]:

@@ -12,8 +12,6 @@ ART_REFERENCE = {"art_fgsm": "fgsm", "art_pgd": "pgd"}
 """Attacks of ART on a part of the images that a check compares with ours -> ours. They have no curves."""
 ONE_STEP_ATTACKS = ("fgsm", "art_fgsm", "art_FastGradientMethod")
 """Attacks with one gradient step: ours, ART's reference, and a row ``{art: FastGradientMethod}``."""
-TRANSFERRED_ATTACKS = ("fgsm", "pgd")
-"""Attacks whose adversarial images are transferred."""
 
 PGD_8_BIT = "pgd_8_bit"
 """PGD in steps of whole grey levels, whose images have 8 bits."""

@@ -269,7 +269,7 @@ def effort_of(attack: Attack, searches: Sequence[str], n_surrogates: int = 0) ->
     """
     steps = {"pgd": f" with {attack.pgd.n_steps} steps"}
     return (
-        *(attack_name(row) + steps.get(row, "") for row in (*attack.own_attacks, *attack.eight_bit_attacks)),
+        *(attack_name(row) + steps.get(row, "") for row in (*attack.saved_attacks, *attack.eight_bit_attacks)),
         *(f"{row.art} of ART" for row in attack.art_attacks.values()),
         *(f"the attack {row.plugin}" for row in attack.plugin_attacks.values()),
         *(f"{attack_name(name)} with effort {attack.effort}" for name in searches),
