@@ -42,7 +42,7 @@ def export_examples(workspace: Workspace, params: Params, target: str, folder: P
     rows = []
     attacked: set[int] = set()
     size = params.attack.batch_size
-    for attack in params.attack.own_attacks:
+    for attack in params.attack.saved_attacks:
         for eps in params.attack.analysed_eps:
             stored = read_perturbations(workspace, data, workspace.perturbation_file(target, attack, eps), eps)
             images = stored.images()
