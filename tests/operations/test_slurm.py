@@ -32,7 +32,7 @@ def test_the_documented_script_runs_steps_in_jobs_and_cancels_the_jobs_at_its_en
 ) -> None:
     folder, commands = tmp_path / "workspace", tmp_path / "bin"
     shutil.copytree(reproduced, folder)
-    write_params(folder, {"active_learning.downsampling_factor": 3})
+    write_params(folder, {"active_learning.downsampling_factor": 4})
     commands.mkdir()
     for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
         (commands / name).write_text(text)
