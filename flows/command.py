@@ -60,15 +60,20 @@ def end_after_sigterm() -> None:
     # Prefect replaces handlers of signals, but not this
     signal.set_wakeup_fd(write)
 
-    def watch() -> None:
-        while signal.SIGTERM not in os.read(received, 1):
-            pass
-        time.sleep(STOP_TIMEOUT)
+    def end(*_: object) -> None:
         for child in psutil.Process().children(recursive=True):
             child.terminate()
         print("Ended by SIGTERM. Finished steps are kept; the next run resumes.", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
 
+    def watch() -> None:
+        while signal.SIGTERM not in os.read(received, 1):
+            pass
+        time.sleep(STOP_TIMEOUT)
+        end()
+
+    # a flow that has no running step in this process ends earlier: Prefect then restores this handler and calls it
+    signal.signal(signal.SIGTERM, end)
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.conftest import ROOT
 
@@ -16,10 +17,17 @@ FLOW = """
 import signal, subprocess, sys, time
 from flows import command
 
-command.STOP_TIMEOUT = 0.5
+command.STOP_TIMEOUT = STOP_TIMEOUT
 command.end_after_sigterm()
+
+def crash(*_):
+    print("crash detected", flush=True)
+    if command.STOP_TIMEOUT == 600:
+        signal.signal(signal.SIGTERM, earlier)
+        signal.raise_signal(signal.SIGTERM)
+
 # as Prefect does in a flow
-signal.signal(signal.SIGTERM, lambda *_: print("crash detected", flush=True))
+earlier = signal.signal(signal.SIGTERM, crash)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
 while True:
@@ -27,9 +35,10 @@ while True:
 """
 
 
-def test_a_flow_ends_soon_after_sigterm_with_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop_timeout", [0.5, 600], ids=["while a step runs", "at once if no step runs"])
+def test_a_flow_ends_soon_after_sigterm_with_its_children(stop_timeout: float, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", FLOW]
+    command = [sys.executable, "-c", FLOW.replace("= STOP_TIMEOUT", f"= {stop_timeout}")]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = psutil.Process(int(process.stdout.readline()))
