@@ -65,7 +65,9 @@ def tables_of(
 
 @pytest.fixture
 def table(records: pd.DataFrame) -> pd.DataFrame:
-    return tables_of(records)[1]
+    """The comparison of twice the records: four groups of a class are too few for a test."""
+    again = records.assign(image=records["image"] + 8, group=records["group"] + 8)
+    return tables_of(pd.concat([records, again], ignore_index=True))[1]
 
 
 def at(table: pd.DataFrame, threat_model: str, eps: float, point: str = "as_trained") -> pd.DataFrame:
@@ -160,13 +162,13 @@ def test_accuracies_have_intervals_by_group(records: pd.DataFrame) -> None:
 def test_each_target_is_compared_with_the_next_in_rank_on_the_same_images(table: pd.DataFrame) -> None:
     rows = at(table, "adaptive", 1)
     strong = rows.loc["strong"]
-    assert (strong["next_target"], strong["n_only_this_correct"], strong["n_only_next_correct"]) == ("undefended", 3, 0)
+    assert (strong["next_target"], strong["n_only_this_correct"], strong["n_only_next_correct"]) == ("undefended", 6, 0)
     assert strong["difference"] == pytest.approx(3 / 8)
-    assert strong["p_value"] == pytest.approx(2 * 0.5**3)
+    assert strong["p_value"] == pytest.approx(2 * 0.5**6)
     undefended = rows.loc["undefended"]
-    # correct are images 2, 4, 5, 6 of this target, and 0, 1, 5, 6 of the next
+    # of eight images, 2, 4, 5, 6 of this target and 0, 1, 5, 6 of the next are correct
     counts = ["next_target", "n_only_this_correct", "n_only_next_correct"]
-    assert undefended[counts].tolist() == ["weak", 2, 2]
+    assert undefended[counts].tolist() == ["weak", 4, 4]
     assert undefended["p_value"] == 1
     assert rows.loc["weak", ["next_target", "n_only_this_correct", "p_value"]].isna().all()
 
@@ -174,7 +176,7 @@ def test_each_target_is_compared_with_the_next_in_rank_on_the_same_images(table:
 def test_p_values_at_the_reported_eps_are_corrected_by_holm_as_one_family(table: pd.DataFrame) -> None:
     rows = at(table, "adaptive", 1)
     assert rows["p_value_holm"].to_dict() == pytest.approx(
-        {"strong": 2 * 0.25, "undefended": 1, "weak": np.nan}, nan_ok=True
+        {"strong": 2 * 2 * 0.5**6, "undefended": 1, "weak": np.nan}, nan_ok=True
     )
     assert table.loc[table["eps"] == 2, "p_value_holm"].isna().all()
 
@@ -206,13 +208,21 @@ def test_each_defence_is_compared_with_the_undefended_classifier_as_one_family(t
     rows = at(table, "adaptive", 1)
     assert rows["gain"].to_dict() == pytest.approx({"strong": 3 / 8, "undefended": np.nan, "weak": 0}, nan_ok=True)
     assert rows["p_value_gain"].to_dict() == pytest.approx(
-        {"strong": 0.25, "undefended": np.nan, "weak": 1}, nan_ok=True
+        {"strong": 2 * 0.5**6, "undefended": np.nan, "weak": 1}, nan_ok=True
     )
     assert rows["p_value_gain_holm"].to_dict() == pytest.approx(
-        {"strong": 0.5, "undefended": np.nan, "weak": 1}, nan_ok=True
+        {"strong": 2 * 2 * 0.5**6, "undefended": np.nan, "weak": 1}, nan_ok=True
     )
     assert rows.loc["strong", "detectable_gain"] > 0
     assert at(table, "transfer", 1)["gain"].isna().all()
+
+
+def test_there_is_no_test_where_a_class_has_too_few_groups_for_an_interval(records: pd.DataFrame) -> None:
+    compared = tables_of(records)[1]
+    assert (compared["n_groups"] == 8).all()
+    assert compared["difference"].notna().any()
+    refused = [f"{name}{suffix}" for name in ("p_value", "p_value_gain") for suffix in ("", "_holm")]
+    assert compared[[*refused, "detectable_difference", "detectable_gain", "difference_low"]].isna().all(axis=None)
 
 
 def test_every_operating_point_has_its_own_ranks(table: pd.DataFrame) -> None:

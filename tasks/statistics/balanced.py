@@ -40,7 +40,8 @@ def balanced_intervals(by_class: SumsByClass) -> tuple[np.ndarray, np.ndarray]:
 def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> PairedComparison:
     """Compare the balanced accuracies of two classifiers on the same images.
 
-    In the test, each image is weighted by the inverse size of its class.
+    In the test, each image is weighted by the inverse size of its class. If a class has too few groups, there is neither
+    an interval nor a test: bounds, p-value and detectable difference are NaN.
 
     Args:
         first: whether the first classifier is correct on each image, bool ``(N,)``.
@@ -57,12 +58,15 @@ def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, 
     sizes = np.bincount(labels)
     weights = len(labels) / (np.count_nonzero(sizes) * sizes[labels])
     weighted, n_images = group_sums(np.stack([weights * differences, np.ones(len(labels))]), groups)
+    is_undefined = _too_few_groups(of_both)[0]
     return PairedComparison(
         difference=Estimate(float((weights * differences).mean()), float(low[0]), float(high[0])),
-        p_value=p_value_by_group(weighted),
+        p_value=float("nan") if is_undefined else p_value_by_group(weighted),
         n_only_first=int((differences > 0).sum()),
         n_only_second=int((differences < 0).sum()),
-        detectable_difference=float(detectable_differences(weighted[None], n_images[None])[0]),
+        detectable_difference=float(
+            "nan" if is_undefined else detectable_differences(weighted[None], n_images[None])[0]
+        ),
     )
 
 
