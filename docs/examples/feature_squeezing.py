@@ -28,7 +28,7 @@ class Median(nn.Module):
         return images
 
 
-def build(bits: int = 5, width: int = 9) -> nn.Module:
+def build(bits: int = 5, width: int = 11) -> nn.Module:
     """Return a purifier: ``2 ** bits`` grey levels and a median filter of an odd width."""
     largest = 2**bits - 1
 
