@@ -91,6 +91,7 @@ def _summary(results: Results, headline: Headline, sections: Sequence[Section]) 
         "eps_grid": eps_of(results.robustness),
         "n_test": len(results.data.indices("test")),
         "validation": values["validation"],
+        "leakage_estimate": values["data"]["leakage_estimate"],
         "check_counts": values["checks"]["counts"],
     }
 

@@ -24,7 +24,7 @@ POINT_KEYS = {
 }
 """Key columns of a point of a curve, with their heads."""
 METRICS = {
-    "accuracy_8bit": "8-bit accuracy",
+    "accuracy_8bit": "accuracy, rounded",
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",
@@ -80,7 +80,7 @@ def accuracy_table(table: pd.DataFrame, attack: str) -> Table:
     rounded = [curve.rows["accuracy_8bit"].iloc[1:].notna().any() for curve in curves]
     head, rows = ["ε in 1/255"], [[f"{eps_text(eps)}{'' if eps else ' (clean)'}"] for eps in [0.0, *eps_of(table)]]
     for curve, has_8bit in zip(curves, rounded, strict=True):
-        head += [curve.name, *(["8-bit"] if has_8bit else [])]
+        head += [curve.name, *(["rounded"] if has_8bit else [])]
         for eps, cells in zip([0.0, *eps_of(table)], rows, strict=True):
             row = curve.at(eps)
             cells += [with_interval(row), *([number(row["accuracy_8bit"], percent)] if has_8bit else [])]
