@@ -114,6 +114,20 @@ def test_a_bias_that_validation_images_do_not_determine_has_no_interval() -> Non
     assert determined.biases_low[1] < determined.biases_high[1]
 
 
+@pytest.mark.parametrize("n_groups", [(5, 4), (4, 5)])
+def test_biases_of_validation_images_of_too_few_groups_of_a_class_have_no_interval(n_groups: tuple[int, int]) -> None:
+    labels = np.repeat([0, 1], 40)
+    logits = two_classes((np.random.default_rng(1).normal(0, 3, 80) + 4 * labels - 2).tolist())
+
+    def points(*n_groups: int) -> list[OperatingPoint]:
+        groups = [100 * label + np.arange(40) % n for label, n in enumerate(n_groups)]
+        return choose_operating_points(logits, labels, np.concatenate(groups), 1, 0.95, 0)[1:]
+
+    for few, enough in zip(points(*n_groups), points(5, 5), strict=True):
+        assert (few.name, few.biases, few.biases_low, few.biases_high) == (enough.name, enough.biases, None, None)
+        assert enough.biases_low is not None
+
+
 def test_more_than_two_classes_have_no_fixed_sensitivity() -> None:
     points = choose_operating_points(np.eye(3)[[0, 1, 2]], np.arange(3), np.arange(3), 1, 0.95, 0)
     assert [point.name for point in points] == ["as_trained", "recalibrated"]

@@ -7,6 +7,7 @@ import numpy as np
 
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED
+from tasks.statistics.groups import class_group_sizes, too_few_groups
 
 N_RESAMPLES = 500
 """Bootstrap resamples of the intervals of the biases."""
@@ -36,8 +37,9 @@ def choose_operating_points(
 
     ``as_trained`` has no bias. ``recalibrated`` has the highest balanced accuracy. ``fixed_sensitivity``, for two
     classes, has a given sensitivity and otherwise the highest specificity. Without a validation image of every class,
-    only ``as_trained`` is possible. The biases have no interval where the validation images do not determine them: a
-    range of biases is best in nearly every resample, such as that between two separated classes.
+    only ``as_trained`` is possible. The biases have no interval if a class has too few groups, or where the validation
+    images do not determine them: a range of biases is best in nearly every resample, such as that between two separated
+    classes.
 
     Args:
         logits: of the validation images, ``(N, K)``.
@@ -51,6 +53,7 @@ def choose_operating_points(
     points = [OperatingPoint(AS_TRAINED, (0.0,) * n_classes)]
     if len(np.unique(labels)) < n_classes:
         return points
+    has_few_groups = any(too_few_groups(sizes) for sizes in class_group_sizes(labels, groups, n_classes))
     choices: dict[str, Choice] = {RECALIBRATED: balanced_biases}
     if n_classes == 2:
         choices[FIXED_SENSITIVITY] = lambda of, true: sensitivity_biases(of, true, positive, sensitivity)
@@ -59,7 +62,7 @@ def choose_operating_points(
         low, high = (tuple(map(float, of)) for of in (chosen.low, chosen.high))
         # without a width, the same bias is among the best in most resamples, and their range is not known
         is_determined = not np.isnan(chosen.low).any() and (chosen.low < chosen.high)[1:].all()
-        bounds = (low, high) if is_determined else (None, None)
+        bounds = (low, high) if is_determined and not has_few_groups else (None, None)
         points.append(OperatingPoint(name, tuple(map(float, chosen.biases)), *bounds))
     return points
 

@@ -19,8 +19,8 @@ class OperatingPoint:
     biases: tuple[float, ...]
     """Added to the logits, one for each class; the first is 0."""
     biases_low: tuple[float, ...] | None = None
-    """Lower bounds of the 95 % intervals of the biases, by the bootstrap by group; None if nothing was chosen or
-    if the validation images do not determine them."""
+    """Lower bounds of the 95 % intervals of the biases, by the bootstrap by group; None if nothing was chosen, if
+    a class has too few groups, or if the validation images do not determine them."""
     biases_high: tuple[float, ...] | None = None
     """Upper bounds."""
 

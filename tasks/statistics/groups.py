@@ -53,6 +53,17 @@ def too_few_groups(sizes: np.ndarray) -> np.ndarray:
     return few
 
 
+def class_group_sizes(labels: np.ndarray, groups: np.ndarray, n_classes: int) -> list[np.ndarray]:
+    """Return the number of images of each group of each class, one int64 array for each class.
+
+    Args:
+        labels: class of each image, int ``(N,)``.
+        groups: group of each image, int ``(N,)``.
+        n_classes: number of classes; one without images has an empty array.
+    """
+    return [np.unique(groups[labels == label], return_counts=True)[1] for label in range(n_classes)]
+
+
 def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return the sums of the values of each group, float64 ``(K, G)``, in ascending order of the groups.
 
