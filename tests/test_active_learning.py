@@ -251,6 +251,16 @@ def test_a_grouped_initial_set_has_whole_groups_and_every_class(params: Callable
     assert set(choose_initial_set(data, train, settings, 4)) != set(rows)
 
 
+def test_a_stratified_initial_set_has_groups_in_proportion_to_their_images(params: Callable[..., Params]) -> None:
+    groups = np.where(np.arange(96) < 84, 0, np.arange(96))
+    pd.read_parquet(Workspace().split).assign(group=groups).to_parquet(Workspace().split)
+    settings = params(initial_set={"strategy": "stratified", "fraction": 0.25}).active_learning
+    shares = [
+        np.mean(choose_initial_set(load_prepared(Workspace()), np.arange(96), settings, s) < 84) for s in range(9)
+    ]
+    assert np.mean(shares) == pytest.approx(84 / 96, abs=0.05)
+
+
 def test_a_grouped_initial_set_has_similar_shares_of_all_classes(params: Callable[..., Params]) -> None:
     """Groups of two images of one class; random groups would often miss the rare class."""
     label = np.where(np.arange(96) < 8, 0, np.where(np.arange(96) < 48, 1, 2))

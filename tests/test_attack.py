@@ -33,6 +33,7 @@ from tasks.records.operating_points import OperatingPoint
 from tasks.records.scores import entropy, margin
 from tasks.records.tables import read_minimum_eps, read_records, read_validation_minimum_eps
 from tasks.records.vocabulary import SUITE_DOUBLED
+from tasks.statistics.groups import effective_groups
 from tasks.tracking import Tracker
 from tasks.train_defence import train_defence
 from tests.conftest import ROOT, set_small_effort, with_overrides
@@ -567,8 +568,9 @@ def test_the_error_about_nan_weights_names_the_target(workspace: Workspace, para
         run(workspace, params_with(SMALL))
 
 
-def prepared_with(labels: list[int]) -> Prepared:
-    table = pd.DataFrame({"label": labels, "split": ["train"] * 2 + ["test"] * (len(labels) - 2)})
+def prepared_with(labels: list[int], groups: list[int] | None = None) -> Prepared:
+    split = ["train"] * 2 + ["test"] * (len(labels) - 2)
+    table = pd.DataFrame({"label": labels, "group": groups or list(range(len(labels))), "split": split})
     return Prepared(np.zeros((len(labels), 1, 1, 1)), table, ("a", "b", "c"), 0, (0.0, 1.0), True)
 
 
@@ -595,6 +597,32 @@ def test_chosen_images_depend_on_the_seed_and_fewer_are_a_subset_of_more() -> No
     assert set(few) < set(many)
     assert few == choose_stratified(data, rows, 12, seed=1).tolist()
     assert few != choose_stratified(data, rows, 12, seed=2).tolist()
+
+
+def test_images_are_chosen_from_every_group_before_a_second_of_any() -> None:
+    groups = [8, 9] + [0] * 5 + [1] * 23 + [2] + [3]
+    data = prepared_with([0] * len(groups), groups)
+    for n_images, counts in [(2, [0, 0, 1, 1]), (4, [1, 1, 1, 1]), (6, [1, 1, 2, 2]), (16, [1, 1, 5, 9])]:
+        rows = choose_stratified(data, data.indices("test"), n_images, seed=5)
+        assert sorted(np.bincount(data.table["group"].to_numpy()[rows], minlength=4)[:4]) == counts
+    first = {tuple(choose_stratified(data, data.indices("test"), 4, seed)) for seed in range(5)}
+    assert len(first) == 5, "the image of a group is random"
+    pairs = {tuple(data.table["group"][choose_stratified(data, data.indices("test"), 2, seed)]) for seed in range(30)}
+    assert len(pairs) == 6, "the order of the groups is random"
+
+
+def test_every_class_has_the_most_effective_groups_and_its_proportion() -> None:
+    sizes = [1, 1, 2, 2, 3, 4, 5, 8, 14, 20, 21, 23]
+    groups = [100, 101, *np.repeat(np.arange(12), sizes), *np.repeat(np.arange(12) + 12, sizes)]
+    data = prepared_with([0, 1] + [0] * 104 + [1] * 104, groups)
+    rows = choose_stratified(data, data.indices("test"), 52, seed=0)
+    assert np.bincount(data.labels(rows)).tolist() == [26, 26]
+    for _, of_class in data.table.iloc[rows].groupby("label"):
+        counts = of_class["group"].value_counts()
+        assert sorted(counts) == [1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3]
+        assert effective_groups(counts.to_numpy()) > 10, "of a draw that ignores groups, 4 to 8"
+    fewer = choose_stratified(data, data.indices("test"), 20, seed=0)
+    assert set(fewer) < set(rows)
 
 
 def test_a_data_set_without_test_images_raises_an_error(

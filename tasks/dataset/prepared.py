@@ -132,24 +132,36 @@ def signature_images(data: Prepared) -> np.ndarray:
     return np.random.default_rng(0).random((2, *data.pixels.shape[1:]), dtype=np.float32)
 
 
-def choose_stratified(data: Prepared, rows: np.ndarray, n_images: int, seed: int) -> np.ndarray:
-    """Random sample of rows, stratified by class, ascending, int64 ``(n_images,)``.
+def choose_stratified(
+    data: Prepared, rows: np.ndarray, n_images: int, seed: int, over_groups: bool = True
+) -> np.ndarray:
+    """Random sample of rows, stratified by class and spread over groups, ascending, int64 ``(n_images,)``.
 
-    With the same seed, a smaller sample is a subset of a larger one.
+    Within a class, one image of every group comes before a second one of any group. So intervals by group have as many
+    and as equal groups as possible. Images of large groups are rarer in the sample than in the population: a mean over
+    the sample counts groups more equally than a mean over all images. If every image is a group of its own, this is a
+    stratified random sample of images. With the same seed, a smaller sample is a subset of a larger one.
 
     Args:
         data: the prepared data set.
         rows: population of the sample, ascending, ``(n,)``.
         n_images: size of the sample, at least the number of classes; 0: all rows.
-        seed: of the sample.
+        seed: of the sample, of the order of the groups and of that of the images of a group.
+        over_groups: False ignores the groups: a class is a random sample of its images.
     """
+    import pandas as pd
+
     if n_images == 0 or n_images >= len(rows):
         return rows
-    rows = np.random.default_rng(seed).permutation(rows)
-    labels = data.labels(rows)
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(rows)
+    table = pd.DataFrame({"row": rows, "label": data.labels(rows)})
+    if over_groups:
+        names, group = np.unique(data.table["group"].to_numpy()[rows], return_inverse=True)
+        table["place"] = rng.permutation(len(names))[group]
+        table["turn"] = table.groupby(["label", "place"]).cumcount()
+        table = table.sort_values(["turn", "place"], kind="stable")
     # position of an image within its class, in [0, 1); the first image of each class comes before all others
-    position = np.empty(len(rows))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        position[members] = np.arange(len(members)) / len(members)
-    return np.sort(rows[np.argsort(position, kind="stable")[:n_images]])
+    of_class = table.groupby("label")["row"]
+    position = (of_class.cumcount() / of_class.transform("size")).to_numpy()
+    return np.sort(table["row"].to_numpy()[np.argsort(position, kind="stable")[:n_images]])

@@ -20,7 +20,7 @@ def choose_initial_set(data: Prepared, rows: np.ndarray, settings: ActiveLearnin
     """
     n = max(round(settings.initial_set.fraction * len(rows)), len(data.classes))
     if settings.initial_set.strategy == "stratified":
-        return choose_stratified(data, rows, n, seed)
+        return choose_stratified(data, rows, n, seed, over_groups=False)
     groups, labels = data.table["group"].to_numpy()[rows], data.labels(rows)
     is_chosen = np.zeros(len(rows), dtype=bool)
     order = np.random.default_rng(seed).permutation(len(np.unique(groups)))

@@ -91,7 +91,7 @@ class ActiveLearning(Section):
     eps: Annotated[float, Field(gt=0, le=255)]
     """eps of all attacks of this section, in 1/255."""
     max_attacked_images: CountOrOff
-    """Number of test images that are attacked in each cycle, stratified by class; 0: all."""
+    """Number of test images that are attacked in each cycle, chosen like ``attack.max_images``; 0: all."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

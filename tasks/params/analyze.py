@@ -18,7 +18,7 @@ class DetectorEvasion(Section):
     n_random_starts: Annotated[int, Field(ge=1, le=20)]
     """Random starts for the images that are still flagged or correct after the start at the image of PGD."""
     max_images: CountOrOff
-    """Number of attacked images, stratified by class; 0: all."""
+    """Number of attacked images, chosen like ``attack.max_images``; 0: all."""
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:

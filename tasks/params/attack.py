@@ -42,18 +42,19 @@ class Attack(Section):
     ``{art: ClassName, ...arguments}`` for any evasion attack of ART that accepts a PyTorch classifier, and
     ``{plugin: package.module:function, ...arguments}`` for your own attack."""
     max_art_reference_images: CountOrOff
-    """Attacked images, stratified by class, on which ART's own FGSM and PGD are compared with ours; 0: all."""
+    """Attacked images, chosen like ``max_images``, on which ART's own FGSM and PGD are compared with ours; 0: all."""
     pgd: Pgd
     effort: Literal["quick", "standard", "exhaustive"]
     """Effort of the white-box suite and of the black-box attacks; a higher effort includes the results of a lower one.
     Published results need ``standard``. See ``docs/reference/checks.md`` and :mod:`tasks.attacks.effort`."""
     max_black_box_images: CountOrOff
-    """Attacked images, stratified by class, on which black-box attacks run without the white-box results, to measure
-    their power; 0: all."""
+    """Attacked images, chosen like ``max_images``, on which black-box attacks run without the white-box results, to
+    measure their power; 0: all."""
     max_images: CountOrOff
-    """Number of attacked test images, stratified by class; 0: all."""
+    """Number of attacked test images; 0: all. They are stratified by class and spread over groups: within a class, one
+    image of every group comes before a second one of any group."""
     max_validation_images: CountOrOff
-    """Validation images, stratified by class, that the sweep attacks; 0: all. A choice among targets uses their
+    """Validation images, chosen like ``max_images``, that the sweep attacks; 0: all. A choice among targets uses their
     accuracy instead of that of test images."""
     batch_size: Count
     """Images of one forward pass."""

@@ -118,7 +118,7 @@ class Certification(Section):
     alpha: Annotated[float, Field(gt=0, le=0.05)]
     """Probability, for each image, that its certified radius is too large."""
     max_images: CountOrOff
-    """Number of attacked images that are certified, stratified by class; 0: all."""
+    """Number of attacked images that are certified, chosen like ``attack.max_images``; 0: all."""
 
 
 class RandomizedSmoothing(Section):
