@@ -5,16 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from tasks.analysis.claims import analysed_attack, at_comparison_point
 from tasks.dataset.intensity import IntensityRange
+from tasks.dataset.prepared import Prepared
 from tasks.evaluation.worst_case_table import constant_accuracy, value_at
 from tasks.params import UNDEFENDED, Attack
 from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, unit_of
 from tasks.reporting.names import attack_name
 from tasks.reporting.results import Results
 from tasks.statistics.formatting import Row, eps_text, sample_text
+from tasks.statistics.groups import class_group_sizes, effective_groups, too_few_groups
 from tasks.statistics.intervals import Estimate
 
 ALPHA = 0.05
@@ -80,6 +83,8 @@ class Headline:
     is_phantom: bool
     eps_in_unit: str = ""
     """Size of eps in the unit of the values, such as `` (5.88 HU)``; empty if the files have different ranges."""
+    scarce_groups: str = ""
+    """Result of :func:`scarce_groups`."""
 
     @property
     def targets(self) -> list[str]:
@@ -133,8 +138,12 @@ class Headline:
 
     @property
     def sample(self) -> str:
-        """Number of attacked test images and of their groups: ``n = 496 images of 43 inferred groups``."""
-        return sample_text(self.n_attacked, int(self.at(UNDEFENDED, 0.0)["n_groups"]), self.unit)
+        """Number of attacked test images and of their groups, and the classes that have too few groups.
+
+        For example: ``n = 496 images of 43 inferred groups``.
+        """
+        sample = sample_text(self.n_attacked, int(self.at(UNDEFENDED, 0.0)["n_groups"]), self.unit)
+        return sample + self.scarce_groups
 
     @property
     def intervals(self) -> str:
@@ -211,6 +220,7 @@ def headline_of(results: Results) -> Headline:
         sensitivity=params.attack.fixed_sensitivity,
         is_phantom=results.data.is_phantom,
         eps_in_unit=eps_in_unit(results.dataset_info, eps),
+        scarce_groups=scarce_groups(results.data, results.minimum_eps["image"].unique()),
     )
 
 
@@ -226,6 +236,22 @@ def eps_in_unit(dataset_info: Mapping[str, Any], eps: float) -> str:
     """
     per_eps = IntensityRange(**dataset_info.get("intensity", {})).per_eps
     return "" if per_eps is None else f" ({eps * per_eps:.3g} {dataset_info['intensity']['unit']})"
+
+
+def scarce_groups(data: Prepared, rows: np.ndarray) -> str:
+    """Classes with too few groups, such as `` (too few of covid: 9, effective number 4.55)``; empty if there are none.
+
+    Args:
+        data: the prepared data set.
+        rows: of the attacked images.
+    """
+    sizes = class_group_sizes(data.labels(rows), data.identity(rows)["group"], len(data.classes))
+    scarce = [
+        f"{name}: {len(of_class)}, effective number {effective_groups(of_class):.2f}"
+        for name, of_class in zip(data.classes, sizes, strict=True)
+        if too_few_groups(of_class)
+    ]
+    return f" (too few of {'; '.join(scarce)})" if scarce else ""
 
 
 def _comparison(ranked: pd.DataFrame, defence: str, constant: float) -> DefenceComparison:
