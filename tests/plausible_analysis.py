@@ -298,7 +298,11 @@ class PlausibleAnalysis:
             chosen = {"n_detectors": 5, "chosen_detector": "feature distance"}
             value = 0.6 if attack == "pgd" else 0.1
             rates = {f"{name}{end}": value + wide for name in names for end, wide in WIDTHS.items()}
-            rows.append(point | counts | chosen | rates)
+            row = point | counts | chosen | rates
+            if attack == "detector_evasion":
+                row |= {"ignoring_n_successful": 8}
+                row |= {f"ignoring_detection_rate_successful{end}": 0.5 + wide for end, wide in WIDTHS.items()}
+            rows.append(row)
         return rows
 
     def roc(self) -> list[dict[str, Any]]:
@@ -337,7 +341,7 @@ class PlausibleAnalysis:
             "bounds_robustness": False,
             "has_converged": True,
             "separated_by": "",
-            "has_power": True,
+            "reasons_without_power": [],
             "result_by_eps": {"0.25": "holds", "4": "does not hold"},
             "result_by_bound_and_eps": {"0.6": {"0.25": "holds", "1": "not significant", "4": "does not hold"}},
             "result_by_bound": {"0.6": "not significant", "0.75": "holds", "0.8": "holds"},

@@ -85,6 +85,40 @@ def test_detectors_without_a_score_are_not_chosen() -> None:
     assert row["n_detectors"] == 0
 
 
+def test_there_is_no_auroc_from_too_few_groups_that_share_a_fold() -> None:
+    """As in a run on scans: seven images in seven groups, in folds of 1, 2, 1, 2 and 1."""
+    scores = scores_of({"good": np.full(7, 2.0), "other": np.arange(7.0)}, n_per_group=1)
+    (row,) = best_detector_table(scores, "pgd", 0).to_dict("records")
+    assert (row["n_successful"], row["n_groups_successful"]) == (7, 7)
+    assert (row["n_auroc"], row["n_groups_auroc"]) == (4, 4)
+    assert np.isnan(row["auroc_successful"])
+    scores = scores_of({"good": np.full(10, 2.0), "other": np.arange(10.0)}, n_per_group=1)
+    (row,) = best_detector_table(scores, "pgd", 0).to_dict("records")
+    assert (row["n_auroc"], row["n_groups_auroc"]) == (10, 10)
+    assert row["auroc_successful"] == 1
+
+
+def test_images_of_one_group_in_a_fold_give_no_pairs() -> None:
+    """Five groups of ten images: the AUROC would order slices of one patient among themselves."""
+    (row,) = best_detector_table(scores_of({"good": np.full(50, 2.0)}, n_per_group=10), "pgd", 0).to_dict("records")
+    assert (row["n_auroc"], row["n_groups_auroc"]) == (0, 0)
+    assert np.isnan(row["auroc_successful"])
+
+
+def test_both_attacks_are_compared_on_the_images_of_the_adaptive_attack() -> None:
+    all_images = scores_of({"entropy": np.where(np.arange(80) < 40, 2.0, 0.5)})
+    part = scores_of({"entropy": np.full(40, 0.5)}, "detector_evasion")
+    part["success"] = part["image"] >= 10
+    table = best_detector_table(pd.concat([all_images, part]), "pgd", 0).set_index("attack")
+    row = table.loc["detector_evasion"]
+    assert table.loc["pgd", "detection_rate_successful"] == 0.5
+    assert (row["n"], row["n_successful"], row["detection_rate_successful"]) == (40, 30, 0)
+    # without the 40 images on which it is not detected
+    assert (row["ignoring_n_successful"], row["ignoring_detection_rate_successful"]) == (40, 1)
+    assert row["ignoring_detection_rate_successful_low"] > 0.8
+    assert np.isnan(table.loc["pgd", "ignoring_n_successful"])
+
+
 @pytest.mark.parametrize("n_wrong", [0, 1])
 def test_a_perfect_or_almost_perfect_detector_beside_a_useless_one_has_a_narrow_interval(n_wrong: int) -> None:
     rng = np.random.default_rng(0)

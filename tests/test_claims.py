@@ -92,7 +92,7 @@ def detection(*aurocs: tuple[str, str, float]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"detector": name, "surrogate": "undefended", "attack": attack, "eps": 1.0}
-            | {"n_successful": 50, "n_groups_successful": 50, "n_detectors": 5}
+            | {"n_successful": 50, "n_groups_successful": 50, "n_auroc": 50, "n_groups_auroc": 50, "n_detectors": 5}
             | {
                 "auroc_successful": auroc,
                 "auroc_successful_low": auroc - 0.05,
@@ -208,6 +208,42 @@ def test_detectors_have_no_power_against_an_attack_that_breaks_too_few_groups() 
     assert claims(detection=few)["detection/unaware"].result == "no power"
     found = detection(("best detector", "pgd", 0.9)).assign(n_groups_successful=5)
     assert claims(detection=found)["detection/unaware"].result == "does not hold"
+
+
+def test_an_auroc_of_too_few_groups_is_no_measured_value_of_detection() -> None:
+    few = detection(("best detector", "pgd", math.nan)).assign(n_auroc=4, n_groups_auroc=4)
+    claim = claims(detection=few)["detection/unaware"]
+    assert (claim.result, claim.value, claim.n, claim.n_groups) == ("too few groups", None, 4, 4)
+    assert "50 successful images of 50 groups, of which 4 share their fold with another group" in claim.measure
+
+
+@pytest.mark.parametrize(
+    ("half_width", "result"),
+    # the detectable difference is 1.43 times the half width; at most 0.3 is possible above the bound 0.7
+    [(0.2, "not significant"), (0.22, "no power")],
+)
+def test_a_claim_has_no_power_if_no_possible_value_could_be_shown(half_width: float, result: str) -> None:
+    auroc = 0.72
+    interval = {"auroc_successful_low": auroc - half_width, "auroc_successful_high": auroc + half_width}
+    found = detection(("best detector", "pgd", auroc)).assign(**interval)
+    claim = claims(detection=found)["detection/unaware"]
+    assert claim.result == result
+    reason = "the detectable distance from the bound is larger than 0.3, up to 1"
+    assert claim.reasons_without_power == ([reason] if result == "no power" else [])
+    # with the bound 0.6, at most 0.4 is possible
+    assert claim.result_by_bound["0.6"] == "not significant"
+    assert claim.result_by_bound["0.8"] == "no power"
+
+
+def test_a_class_auroc_without_an_interval_has_no_power_because_of_its_number_of_groups() -> None:
+    few = features((0.55, 0.5, 0.6), (0.5, 0.45, 0.55), of_classes=(0.983, math.nan, math.nan))
+    claim = claims(features=few)[OVERLAP]
+    assert claim.result == "no power"
+    assert "AUROC of a linear probe for the class: 0.983 [too few groups]" in claim.measure
+    (reason,) = claim.reasons_without_power
+    assert reason.startswith(
+        "too few groups (200 of all classes, at least 5 effective groups of each class are needed)"
+    )
 
 
 def test_detection_is_judged_by_the_detector_that_was_chosen_on_other_groups() -> None:
@@ -361,7 +397,8 @@ def test_retraining_is_not_tested_without_a_retrained_autoencoder() -> None:
 
 def test_every_claim_has_its_result_and_its_numbers_of_images_and_groups() -> None:
     accuracy = claims(records=records(0.93, 0.4, 0.9, 0.5, n_per_group=2))["accuracy"]
-    assert (accuracy.result, accuracy.n, accuracy.n_groups) == ("not significant", 200, 100)
+    # an accuracy is at most 6.77 points above the bound, and the detectable difference is 7.34 points
+    assert (accuracy.result, accuracy.n, accuracy.n_groups) == ("no power", 200, 100)
     assert accuracy.low is not None
     assert accuracy.high is not None
     # 2.8 standard errors, where the interval has 3.92
@@ -409,8 +446,8 @@ def test_an_operating_point_that_a_target_lacks_is_not_used() -> None:
 
 def test_the_json_fields_do_not_change() -> None:
     fields = ["key", "result", "statement", "study_result", "measure", "value", "low", "high", "n", "n_groups"]
-    fields += ["bound", "above", "bounds_robustness", "has_converged", "separated_by", "has_power", "p_value"]
-    fields += ["p_value_holm"]
+    fields += ["bound", "above", "bounds_robustness", "has_converged", "separated_by", "reasons_without_power"]
+    fields += ["p_value", "p_value_holm"]
     fields += ["detectable_difference", "result_by_eps", "result_by_bound", "result_by_bound_and_eps"]
     assert all(list(asdict(claim)) == fields for claim in claims().values())
 

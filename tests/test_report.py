@@ -263,7 +263,7 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         "classification": "The expected calibration error (ECE) of the undefended classifier is 4.",
         "detection": "At a false-positive rate of 60.0 % [55.0, 65.0], the best of 5 detectors (chosen on other "
         "inferred groups, mostly the feature distance) detects 60.0 % [55.0, 65.0] of the 30 successful images of "
-        f"{at}, ",
+        f"{at}, which ignores detectors (n = 60). ",
         "active-learning": "Entropy changes the mean clean accuracy by +20.0 [",
     }
     assert list(findings) == list(beginnings)
@@ -271,9 +271,11 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         assert findings[key].startswith(beginning)
     assert findings["comparison"].endswith("for 2 comparisons of neighbours in rank at ε = 1/255).")
     assert findings["detection"].endswith(
-        "Under adaptive attacks on the detector, on 12 of the images, it detects 10.0 % [5.0, 15.0] of the 9 "
-        "successful images. A joint attack misleads the classifier and evades all detectors for 80.0 % [75.0, 85.0] of "
-        "the images that are correct without an attack."
+        "On the 12 images of the adaptive attack at ε = 1/255, it detects 50.0 % [45.0, 55.0] of the 8 successful "
+        "images of PGD, and 10.0 % [5.0, 15.0] of the 9 of the adaptive attack. On the 12 images of the adaptive "
+        "attack at ε = 4/255, it detects 50.0 % [45.0, 55.0] of the 8 successful images of PGD, and 10.0 % [5.0, 15.0] "
+        "of the 9 of the adaptive attack. A joint attack misleads the classifier and evades all detectors for 80.0 % "
+        "[75.0, 85.0] of the images that are correct without an attack."
     )
 
 
@@ -976,6 +978,24 @@ def test_tables_of_detectors_have_the_number_of_images_of_each_attack(phantoms: 
     assert values["rejection_samples"][0] == "PGD: n = 60 images of 21 inferred groups"
 
 
+    assert "the probes have no power: the probe does not find the classes" in finding_of(
+        features_section(results, headline), headline
+    )
+
+
+def test_the_report_says_that_groups_are_too_few_to_test_a_probe_that_finds_the_classes(
+    phantoms: Path, params: Params
+) -> None:
+    results, headline = loaded(params)
+    is_class = results.features["metric"] == "class_auroc_clean"
+    results.features.loc[is_class, ["value", "low", "high", "n_groups"]] = [0.98, math.nan, math.nan, 20]
+    finding = finding_of(features_section(results, headline), headline)
+    assert "the probes have no power: too few groups (20 of all classes, at least 5 effective groups of each" in finding
+    assert "does not find" not in finding
+    claim = {**results.claims[0], "result": "no power", "reasons_without_power": ["too few groups"], "n": 0}
+    (row,) = claims_section(replace(results, claims=[claim]), headline).values["claims"]
+    assert row["reasons"] == "too few groups"
+    assert row["sample"].startswith("n = 0 images")
 @pytest.mark.usefixtures("no_static_figures")
 def test_rejection_is_shown_at_the_false_positive_rate_of_the_parameters(phantoms: Path, params: Params) -> None:
     for rate, shown in ((0.05, "5.0 %"), (0.3, "20.0 %")):

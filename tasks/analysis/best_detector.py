@@ -15,15 +15,22 @@ import pandas as pd
 from tasks.analysis.feature_overlap import group_folds
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import ALL_DETECTORS, BEST_DETECTOR, DETECTOR_EVASION, JOINT_DETECTOR_EVASION
-from tasks.statistics.groups import GroupJackknife
-from tasks.statistics.intervals import RATE, Estimate
+from tasks.statistics.groups import GroupJackknife, too_few_groups
+from tasks.statistics.intervals import RATE, UNDEFINED, Estimate
+
+ON_SAME_IMAGES = [
+    "n_successful",
+    *(f"detection_rate_successful{end}" for end in ("", "_low", "_high")),
+]
+"""Results of the attack that ignores detectors that are compared with the adaptive attack on the same images."""
 
 
 def best_detector_table(scores: pd.DataFrame, attack: str, seed: int) -> pd.DataFrame:
     """Return rows of ``detection.csv`` about the best detector in front of the undefended classifier.
 
     There is a row for each eps under the attack that ignores detectors, under adaptive attacks on the chosen detector,
-    and under the joint attack on all detectors.
+    and under the joint attack on all detectors. Adaptive attacks run on some of the images. Their rows also have the
+    results of the attack that ignores detectors on the same images, with the prefix ``ignoring_``.
 
     Args:
         scores: rows of ``detector_scores.parquet``.
@@ -39,7 +46,12 @@ def best_detector_table(scores: pd.DataFrame, attack: str, seed: int) -> pd.Data
         of_attack = scores[is_wanted & (scores["surrogate"] == UNDEFENDED)]
         for eps, at_eps in of_attack.groupby("eps"):
             point = {"detector": BEST_DETECTOR, "surrogate": UNDEFENDED, "attack": name, "eps": float(str(eps))}
-            rows.append(point | _best_detector_row(at_eps, seed))
+            row = _best_detector_row(at_eps, seed)
+            if name == DETECTOR_EVASION:
+                ignoring = scores[by_attack[attack] & (scores["surrogate"] == UNDEFENDED) & (scores["eps"] == eps)]
+                on_same_images = _best_detector_row(ignoring[ignoring["image"].isin(at_eps["image"])], seed)
+                row |= {f"ignoring_{column}": on_same_images.get(column) for column in ON_SAME_IMAGES}
+            rows.append(point | row)
     return pd.DataFrame(rows)
 
 
@@ -85,8 +97,24 @@ def _best_detector_row(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
     for name, (numerators, denominators, counted) in rates.items():
         rate = _estimate(rate_of_chosen(numerators, denominators, chosen), jackknife, counted[of_image])
         row |= rate.columns(name)
-    area = _estimate(best_auroc(clean, adversarial, success, in_fold, jackknife), jackknife, success[of_image])
+    compared = success & _has_other_groups(success, in_fold, jackknife)
+    row |= {"n_auroc": int(compared[of_image].sum())}
+    row |= {"n_groups_auroc": len(np.unique(jackknife.groups[compared[of_image]]))}
+    area = UNDEFINED
+    # both sides have these groups: the clean and the adversarial versions of the same images
+    if not too_few_groups(jackknife.sizes(compared[of_image])):
+        area = _estimate(best_auroc(clean, adversarial, compared, in_fold, jackknife), jackknife, compared[of_image])
     return row | area.columns("auroc_successful")
+
+
+def _has_other_groups(success: np.ndarray, in_fold: np.ndarray, jackknife: GroupJackknife) -> np.ndarray:
+    """Return the images whose fold has successful images of at least two groups, bool ``(D, N)``.
+
+    An AUROC orders pairs within a fold, so a fold with one group says nothing about other groups.
+    """
+    n_groups = [[len(np.unique(jackknife.groups[fold & of_detector])) for fold in in_fold] for of_detector in success]
+    has_others: np.ndarray = ((np.array(n_groups)[:, :, None] > 1) & in_fold).any(axis=1)
+    return has_others
 
 
 def _estimate(values: np.ndarray, jackknife: GroupJackknife, counted: np.ndarray) -> Estimate:

@@ -1,7 +1,7 @@
 """Measured values of the claims of the study, with 95 % intervals by group."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import NormalDist
@@ -18,7 +18,8 @@ from tasks.records.vocabulary import (
     display_name,
 )
 from tasks.statistics.balanced import balanced_accuracies, balanced_ratio, compare_balanced
-from tasks.statistics.groups import MIN_GROUPS_OF_TEST
+from tasks.statistics.formatting import TOO_FEW_GROUPS
+from tasks.statistics.groups import MIN_EFFECTIVE_GROUPS, MIN_GROUPS_OF_TEST
 from tasks.statistics.intervals import (
     RATE,
     UNBOUNDED,
@@ -47,8 +48,8 @@ Result = Literal[
 ]
 """``undefined``: the data have no value, for example if all scores are equal or no accuracy was lost;
 ``attack not converged``: the defence seems not to help, but the attack on the target in the comparison is too weak for
-this conclusion; ``no power``: probes or detectors separate nothing, but could not be expected to; ``not tested``: the
-run has no such defence."""
+this conclusion; ``no power``: probes or detectors separate nothing, but could not be expected to, or the detectable
+difference is larger than the distance from the bound to 1; ``not tested``: the run has no such defence."""
 
 MIN_BROKEN_GROUPS = MIN_GROUPS_OF_TEST
 """Groups with a broken image below which a claim of non-separability has no power."""
@@ -86,8 +87,9 @@ class Claim:
     if this was not measured."""
     separated_by: Literal["", "probes", "detectors"] = ""
     """Methods whose AUROC is the value. It is a lower bound on separability, since a better method may exist."""
-    has_power: bool = True
-    """False if a low AUROC says nothing: the attack breaks too few groups, or the probe does not find the classes."""
+    reasons_without_power: list[str] = field(default_factory=list)
+    """Reasons for which a low AUROC says nothing: the attack breaks too few groups, or the probe is not known to find
+    the classes. Of a claim with the result "no power" also: the detectable difference is too large."""
     p_value: float | None = None
     """Two-sided p-value of the hypothesis that the true value equals the bound, from the interval."""
     p_value_holm: float | None = None
@@ -145,8 +147,10 @@ def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[
         n_broken, n_broken_groups = (int(broken[name].iloc[0]) for name in ("n", "n_groups"))
         on_broken = "" if broken["value"].isna().all() else f", AUROC on these {broken['value'].max():.3g}"
         by_class = "undefined"
-        if not math.isnan(of_classes.low):
-            by_class = f"{of_classes.value:.3g} [{of_classes.low:.3g}, {of_classes.high:.3g}]"
+        if not math.isnan(of_classes.value):
+            is_too_few = math.isnan(of_classes.low)
+            interval = TOO_FEW_GROUPS if is_too_few else f"[{of_classes.low:.3g}, {of_classes.high:.3g}]"
+            by_class = f"{of_classes.value:.3g} {interval}"
         where = f"in the bottleneck of the {display_name(target)}"
         if space == "classifier":
             behind = "" if target == UNDEFENDED else f" behind the {display_name(target)}"
@@ -171,20 +175,38 @@ def features_overlap(features: pd.DataFrame, attack: str, bound: float) -> list[
                 bound,
                 above=False,
                 separated_by="probes",
-                has_power=probes_have_power(by_metric),
+                reasons_without_power=reasons_without_power(by_metric),
             )
         )
     return claims
 
 
-def probes_have_power(by_metric: pd.DataFrame) -> bool:
-    """Return whether a low AUROC of the probes says something: they find the classes, and the attack breaks enough.
+def reasons_without_power(by_metric: pd.DataFrame) -> list[str]:
+    """Return the reasons for which a low AUROC of the probes says nothing.
+
+    There is none if the probe finds the classes, and the attack breaks images of enough groups.
 
     Args:
         by_metric: rows of ``features.csv`` of one feature space, curve and eps, with the metric as the index.
     """
-    n_broken_groups = by_metric["n_groups"]["linear_probe_auroc_successful"]
-    return bool(n_broken_groups >= MIN_BROKEN_GROUPS and by_metric["low"]["class_auroc_clean"] > CHANCE_AUROC)
+    reasons = _too_few_broken(int(by_metric["n_groups"]["linear_probe_auroc_successful"]))
+    n_groups, value, low = (float(by_metric[name]["class_auroc_clean"]) for name in ("n_groups", "value", "low"))
+    if math.isnan(value):
+        reasons.append("the AUROC of the classes is undefined")
+    elif math.isnan(low):
+        reasons.append(
+            f"too few groups ({n_groups:.0f} of all classes, at least {MIN_EFFECTIVE_GROUPS:g} effective groups of "
+            "each class are needed) to test whether the probe finds the classes"
+        )
+    elif low <= CHANCE_AUROC:
+        reasons.append("the probe does not find the classes")
+    return reasons
+
+
+def _too_few_broken(n_groups: int) -> list[str]:
+    if n_groups >= MIN_BROKEN_GROUPS:
+        return []
+    return [f"the attack breaks images of too few groups ({n_groups}, at least {MIN_BROKEN_GROUPS} are needed)"]
 
 
 def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> list[Claim]:
@@ -201,7 +223,7 @@ def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> 
         ("unaware", attack, "attack without access to the detector"),
         ("aware", DETECTOR_EVASION, "adaptive attack on the detector"),
     ):
-        rows = of_undefended[of_undefended["attack"] == name].dropna(subset=["auroc_successful"])
+        rows = of_undefended[(of_undefended["attack"] == name) & (of_undefended["n_detectors"] > 0)]
         if rows.empty:
             continue
         best = rows.iloc[0]
@@ -211,16 +233,18 @@ def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> 
                 f"No detector separates successful adversarial images from clean images ({attacker})",
                 "limited discrimination between clean and adversarial images",
                 f"AUROC of the best of {best['n_detectors']:.0f} detectors, chosen with the better sign of its score "
-                "on the images of other groups",
+                f"on the images of other groups; {best['n_successful']:.0f} successful images of "
+                f"{best['n_groups_successful']:.0f} groups, of which {best['n_groups_auroc']:.0f} share their fold "
+                "with another group and count",
                 Estimate(*best[["auroc_successful", "auroc_successful_low", "auroc_successful_high"]]),
-                int(best["n_successful"]),
-                int(best["n_groups_successful"]),
+                int(best["n_auroc"]),
+                int(best["n_groups_auroc"]),
                 bound,
                 above=False,
                 # a detector that detects these attacks may be evaded by stronger ones
                 bounds_robustness=access == "aware",
                 separated_by="detectors",
-                has_power=bool(best["n_groups_successful"] >= MIN_BROKEN_GROUPS),
+                reasons_without_power=_too_few_broken(int(best["n_groups_successful"])),
             )
         )
     return claims
@@ -341,13 +365,13 @@ def _claim(
     bounds_robustness: bool = False,
     has_converged: bool = True,
     separated_by: Literal["", "probes", "detectors"] = "",
-    has_power: bool = True,
+    reasons_without_power: Sequence[str] = (),
 ) -> Claim:
     """A claim about a value in the given bounds, with its p-value and detectable difference; not judged yet."""
     value, low, high = (None if math.isnan(number) else float(number) for number in measured)
     claim = Claim(
         key, "not tested", statement, study_result, measure, value, low, high, n, n_groups, bound, above,
-        bounds_robustness, has_converged, separated_by, has_power,
+        bounds_robustness, has_converged, separated_by, list(reasons_without_power),
     )  # fmt: skip
     if value is None or low is None or high is None:
         return claim

@@ -12,8 +12,11 @@ too high.
 
 An AUROC of probes or detectors is a lower bound on separability, since a better one may exist. So the claim that images
 are not separable can be refuted, but it can never hold: its other results are "not separated by these probes" (or "by
-these detectors") and "no power". It has no power if the attack breaks too few groups, or if the probe does not even
+these detectors") and "no power". It has no power if the attack breaks too few groups, or if the probe is not known to
 find the classes.
+
+A claim whose detectable difference is larger than the distance from its bound to 1 has no power either: no possible
+value above the bound could be shown with these data.
 """
 
 import math
@@ -107,9 +110,13 @@ def _judged(claim: Claim, p_value: float, eps: float, by_eps: Mapping[float, lis
     assert claim.bound is not None
     at_eps = {each: again for each, claims in by_eps.items() for again in claims if again.key == claim.key}
     others = other_bounds(claim)
+    result, reasons = result_of(claim, claim.bound, p_value), claim.reasons_without_power
+    if result == "no power" and not can_show(claim, claim.bound):
+        reasons = [*reasons, f"the detectable distance from the bound is larger than {1 - claim.bound:.4g}, up to 1"]
     return replace(
         claim,
-        result=result_of(claim, claim.bound, p_value),
+        result=result,
+        reasons_without_power=reasons,
         p_value_holm=None if math.isnan(p_value) else float(p_value),
         result_by_bound={f"{bound:.4g}": result_of(claim, bound) for bound in others},
         result_by_bound_and_eps={
@@ -176,7 +183,8 @@ def result_of(claim: Claim, bound: float | None, p_value: float | None = None) -
     if bound is None:
         return "not tested"
     if claim.value is None:
-        return "undefined"
+        # detectors without different scores give no claim, so the groups are too few for pairs
+        return "too few groups" if claim.separated_by == "detectors" else "undefined"
     if claim.low is None or claim.high is None:
         return "too few groups"
     if claim.low == claim.high:
@@ -184,10 +192,10 @@ def result_of(claim: Claim, bound: float | None, p_value: float | None = None) -
         return "undefined"
     is_significant = (claim.low >= bound or claim.high < bound) and (p_value is None or p_value <= ALPHA)
     is_above = claim.value >= bound
-    if claim.separated_by and not claim.has_power and not (is_significant and is_above):
+    if claim.reasons_without_power and not (is_significant and is_above):
         return "no power"
     if not is_significant:
-        return "not significant"
+        return "not significant" if can_show(claim, bound) else "no power"
     if is_above and claim.bounds_robustness:
         return "not broken by these attacks"
     if claim.separated_by and not is_above:
@@ -195,3 +203,13 @@ def result_of(claim: Claim, bound: float | None, p_value: float | None = None) -
     if claim.bounds_robustness and not claim.has_converged:
         return "attack not converged"
     return "holds" if is_above == claim.above else "does not hold"
+
+
+def can_show(claim: Claim, bound: float) -> bool:
+    """Return whether the data can show a value on the tested side of the bound.
+
+    The tested side is above the bound, up to 1, if the claim holds there, or if it is about separability, which can
+    only be shown. Below a bound there is no such limit: a defence can make the accuracy lower.
+    """
+    is_above = claim.above or bool(claim.separated_by)
+    return not is_above or claim.detectable_difference is None or claim.detectable_difference <= 1 - bound

@@ -32,7 +32,8 @@ def claims_section(results: Results, headline: Headline) -> Section:
             **claim,
             "estimate": estimate(claim, fixed(3)),
             "badge": BADGES[claim["result"]],
-            "sample": claim["n"] and sample_text(claim["n"], claim["n_groups"], headline.unit),
+            "sample": None if claim["n"] is None else sample_text(claim["n"], claim["n_groups"], headline.unit),
+            "reasons": "; ".join(claim["reasons_without_power"]) if claim["result"] == "no power" else "",
             "rule": None
             if claim["bound"] is None
             else rule_text(claim["bound"], claim["above"], claim["separated_by"]),

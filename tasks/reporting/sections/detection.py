@@ -21,7 +21,7 @@ from tasks.reporting.panels import DASHES, Line, Panel, line_over_eps, over_eps
 from tasks.reporting.results import Results
 from tasks.reporting.section import Point, Section, point_of
 from tasks.reporting.tables import Table, key_text
-from tasks.statistics.formatting import percent, sample_text
+from tasks.statistics.formatting import eps_text, percent, sample_text
 
 KEYS = {"detector": "detector", "surrogate": "surrogate", "attack": "attack", "eps": "ε in 1/255"}
 KEYS |= {"n": "n", "n_groups": "groups"}
@@ -112,10 +112,22 @@ def _best_detector(table: pd.DataFrame, point: Point) -> dict[str, Any]:
             rates[f"{name}_{count}"] = number(None if row is None else row[count], fixed(0))
         for key, quantity in (("detected", "detection_rate_successful"), ("undetected", "undetected_success_rate")):
             rates[f"{name}_{key}"] = None if row is None else estimate(row, percent, quantity)
+    adaptive = table[(table["detector"] == BEST_DETECTOR) & (table["attack"] == DETECTOR_EVASION)]
+    rates["same_images"] = [_on_same_images(row) for _, row in adaptive.sort_values("eps").iterrows()]
     joint = table[(table["detector"] == ALL_DETECTORS) & (table["attack"] == JOINT_DETECTOR_EVASION)]
     joint = joint[joint["eps"] == point.eps]
     undetected = "undetected_success_rate"
     return rates | {"all_undetected": None if joint.empty else estimate(joint.iloc[0], percent, undetected)}
+
+
+def _on_same_images(row: Any) -> dict[str, str]:
+    """Return the detection rates of both attacks on the images of the adaptive attack on detectors, as text."""
+    quantity = "detection_rate_successful"
+    texts = {"eps": eps_text(row["eps"]), "n": str(row["n"])}
+    for name, prefix in (("unaware", "ignoring_"), ("aware", "")):
+        texts[name] = estimate(row, percent, prefix + quantity)
+        texts[f"{name}_n"] = number(row[f"{prefix}n_successful"], fixed(0))
+    return texts
 
 
 def rates_by_attack(table: pd.DataFrame, point: Point) -> Table:

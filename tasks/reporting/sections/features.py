@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from tasks.analysis.claim_measures import probes_have_power
+from tasks.analysis.claim_measures import reasons_without_power
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed
@@ -91,11 +91,12 @@ def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[st
         of_curve = best_of([Estimate(*row) for row in estimates[same_curve].to_numpy()], n_groups)
         highest = best_of([Estimate(*row) for row in estimates.to_numpy()], n_groups)
         is_best = (of_space[["target", "threat_model"]] == best[["target", "threat_model"]]).all(axis=1)
-        have_power = probes_have_power(of_space[is_best].set_index("metric"))
+        reasons = reasons_without_power(of_space[is_best].set_index("metric"))
         found.append(
             {
                 "space": SPACES[str(space)],
-                "result": _result(highest, bound, have_power),
+                "result": _result(highest, bound, has_power=not reasons),
+                "reasons": " and ".join(reasons),
                 "auroc": estimate(of_curve._asdict(), fixed(2)),
                 "method": AUROCS[best["metric"]],
                 "curve": curve_name(best["target"], best["threat_model"]),
@@ -104,12 +105,12 @@ def _separation(table: pd.DataFrame, point: Point, bound: float) -> list[dict[st
     return found
 
 
-def _result(highest: Estimate, bound: float, have_power: bool) -> str:
+def _result(highest: Estimate, bound: float, *, has_power: bool) -> str:
     if math.isnan(highest.low) or math.isnan(highest.high):
         return "too few groups"
     if bound <= highest.low < highest.high:
         return "separable"
-    if not have_power:
+    if not has_power:
         return "no power"
     # an interval without width measures nothing
     return "not separated" if highest.low < highest.high < bound else "not significant"
