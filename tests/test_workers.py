@@ -29,7 +29,7 @@ def small_effort() -> None:
 
 FEW = {f"attack.max_{kind}": 4 for kind in ("black_box_images", "validation_images", "art_reference_images")}
 PARAMS = parse_params(
-    with_overrides(SMALL | FEW | {"attack.eps": [4], "attack.max_images": 16, "train_autoencoder.epochs": 1})
+    with_overrides(SMALL | FEW | {"attack.eps": [4], "attack.max_images": 8, "train_autoencoder.epochs": 1})
 )
 STEPS = ("train_autoencoder", "train_defence@autoencoder", "attack", "attack_defence@autoencoder")
 
