@@ -752,7 +752,8 @@ def test_too_few_groups_have_no_interval_and_no_conclusion(
     results, headline = loaded(params)
     text = headline_sentences(headline)
     assert "95.0 % [too few groups] on clean images and 10.0 % [too few groups] in the worst case" in text
-    assert "n = 60 images of 4 inferred groups" in text
+    few = "(too few of <script>alert(1)</script>: 4, effective number 4.00; NA: 4, effective number 4.00;"
+    assert f"n = 60 images of 4 inferred groups {few}" in text
     assert "+40.0 [too few groups] points to the undefended classifier (too few groups for a test), and of" in text
     assert "too few groups to decide whether the retrained autoencoder is broken" in text
     section = comparison_section(results, headline)
