@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tasks.defences.operating_points import (
+    MIN_EFFECTIVE_GROUPS,
     balanced_biases,
     choose_biases,
     choose_operating_points,
@@ -18,6 +19,7 @@ from tasks.records.operating_points import (
     parse_operating_points,
     write_operating_points,
 )
+from tasks.statistics import groups as groups_of_statistics
 
 
 def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -123,6 +125,7 @@ def test_biases_of_validation_images_of_too_few_groups_of_a_class_have_no_interv
         groups = [100 * label + np.arange(40) % n for label, n in enumerate(n_groups)]
         return choose_operating_points(logits, labels, np.concatenate(groups), 1, 0.95, 0)[1:]
 
+    assert MIN_EFFECTIVE_GROUPS == groups_of_statistics.MIN_EFFECTIVE_GROUPS
     for few, enough in zip(points(*n_groups), points(5, 5), strict=True):
         assert (few.name, few.biases, few.biases_low, few.biases_high) == (enough.name, enough.biases, None, None)
         assert enough.biases_low is not None

@@ -170,6 +170,15 @@ def test_first_screen_states_the_worst_case_of_all_attacks_in_three_sentences(ht
     assert conclusion.startswith("These images are computer-drawn phantoms and cannot judge a defence: at ε = 1/255, ")
 
 
+def test_first_screen_calls_the_leakage_unverified_and_gives_its_estimate_without_patient_ids(html: str) -> None:
+    line = text_of(html.partition('<a href="#data">Leakage</a>')[2].partition("</p>")[0])
+    assert re.fullmatch(
+        r": unverified without patient ids; an estimated \d+\.\d % \[.*\] of the test images have another image of "
+        r"their patient in the training set\.",
+        line,
+    )
+
+
 def test_score_table_has_clean_images_and_the_worst_case_at_both_operating_points(html: str) -> None:
     scores = re.findall(r'<table class="score">.*?</table>', html, re.DOTALL)
     assert ["Operating point: recalibrated on validation images" in table for table in scores] == [True, False]
@@ -193,11 +202,11 @@ def test_the_report_has_the_number_of_queries_of_square(params: Params) -> None:
 def test_tables_show_every_accuracy_with_its_interval_and_after_rounding_to_8_bits(html: str) -> None:
     text, table = text_of(html), read_table(Workspace().robustness)
     heads = (
-        "autoencoder, transfer from undefended 8-bit autoencoder, adaptive 8-bit "
-        "retrained autoencoder, transfer from undefended 8-bit retrained autoencoder, adaptive 8-bit"
+        "autoencoder, transfer from undefended rounded autoencoder, adaptive rounded "
+        "retrained autoencoder, transfer from undefended rounded retrained autoencoder, adaptive rounded"
     )
     clean = table[(table["target"] == "undefended") & (table["eps"] == 0)].iloc[0]
-    assert f"undefended 8-bit {heads} 0 (clean) {with_interval(clean)} 95.0 %" in text
+    assert f"undefended rounded {heads} 0 (clean) {with_interval(clean)} 95.0 %" in text
     assert "No independent surrogate was used." in text
     rows = table[(table["attack"] == "pgd") & (table["eps"] == 4)].to_dict("records")
     assert [round(60 * row["accuracy"]) for row in rows] == [0, 30, 0, 51, 3]

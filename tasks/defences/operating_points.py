@@ -7,8 +7,9 @@ import numpy as np
 
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED
-from tasks.statistics.groups import class_group_sizes, too_few_groups
 
+MIN_EFFECTIVE_GROUPS = 5.0
+"""As in ``tasks/statistics/groups.py``, which attacks must not import: a change of statistics would repeat them."""
 N_RESAMPLES = 500
 """Bootstrap resamples of the intervals of the biases."""
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -53,7 +54,8 @@ def choose_operating_points(
     points = [OperatingPoint(AS_TRAINED, (0.0,) * n_classes)]
     if len(np.unique(labels)) < n_classes:
         return points
-    has_few_groups = any(too_few_groups(sizes) for sizes in class_group_sizes(labels, groups, n_classes))
+    sizes = [np.unique(groups[labels == label], return_counts=True)[1] for label in range(n_classes)]
+    has_few_groups = any(of.sum() ** 2 / np.square(of).sum() < MIN_EFFECTIVE_GROUPS for of in sizes)
     choices: dict[str, Choice] = {RECALIBRATED: balanced_biases}
     if n_classes == 2:
         choices[FIXED_SENSITIVITY] = lambda of, true: sensitivity_biases(of, true, positive, sensitivity)

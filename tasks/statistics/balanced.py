@@ -40,8 +40,8 @@ def balanced_intervals(by_class: SumsByClass) -> tuple[np.ndarray, np.ndarray]:
 def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> PairedComparison:
     """Compare the balanced accuracies of two classifiers on the same images.
 
-    In the test, each image is weighted by the inverse size of its class. If a class has too few groups, there is neither
-    an interval nor a test: bounds, p-value and detectable difference are NaN.
+    In the test, each image is weighted by the inverse size of its class. If a class has too few groups, there is
+    neither an interval nor a test: bounds, p-value and detectable difference are NaN.
 
     Args:
         first: whether the first classifier is correct on each image, bool ``(N,)``.
