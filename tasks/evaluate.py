@@ -9,6 +9,7 @@ import pandas as pd
 
 from tasks.core.files import write_json, write_table
 from tasks.core.workspace import Workspace
+from tasks.evaluation.attack_checks import independent_surrogates
 from tasks.evaluation.check_inputs import CheckInputs, as_trained
 from tasks.evaluation.checks import CheckResult, run_checks
 from tasks.evaluation.comparison import certified_accuracy_table, comparison_table, minimum_perturbation_table
@@ -65,7 +66,8 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "worst_case": as_trained(outcomes),
     }
     leakage = json.loads(workspace.leakage.read_text(encoding="utf-8"))
-    checks = run_checks(check_inputs(workspace, params, tables), leakage) + import_checks(workspace.parity)
+    inputs = check_inputs(workspace, params, tables)
+    checks = run_checks(inputs, leakage) + import_checks(workspace.parity)
     split = pd.read_parquet(workspace.split)
     if any(str(column).startswith(SUBGROUP) for column in split):
         subgroups = subgroup_table(outcomes, split, params.analyze.eps, classes, positive)
@@ -75,6 +77,7 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     comparison = comparison_table(worst_cases, outcomes, validation, costs, params.analyze.eps)
     configurations = configuration_rows(workspace, params, split, validation)
     metrics = headline_metrics(table, worst_cases, validation)
+    metrics["surrogate_has_power"] = independent_surrogates(inputs[0])
 
     write_table(table, workspace.robustness)
     write_table(confusion_table(records, classes), workspace.confusion)

@@ -146,7 +146,7 @@ def test_the_folder_holds_tables_metrics_plots_and_checks(evaluated: Evaluated) 
 def test_metrics_json_has_a_value_for_each_target_threat_model_attack_and_eps(evaluated: Evaluated) -> None:
     evaluated(["non-COVID", "COVID"])
     metrics = read_metrics()
-    assert set(metrics) == {"validation", "clean", "robust", "worst_case"}
+    assert set(metrics) == {"validation", "clean", "robust", "worst_case", "surrogate_has_power"}
     assert {target: list(values) for target, values in metrics["validation"].items()} == {
         target: ["eps_0", "eps_0.25", "eps_2"] for target in ("undefended", "autoencoder")
     }

@@ -52,7 +52,8 @@ def test_a_clone_without_cache_shows_the_balanced_accuracies_of_every_target(clo
     shown = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
     found = shown[""]["data"]["data/summary/metrics.json"]["data"]["balanced_accuracy"]
     assert list(found) == ["undefended", *TOY["selected_defences"]]
-    assert {tuple(sorted(each)) for each in found.values()} == {("adaptive", "clean", "transfer", "validation")}
+    conditions = ("adaptive", "clean", "transfer", "validation_as_trained")
+    assert {tuple(sorted(each)) for each in found.values()} == {conditions}
 
 
 def test_a_clone_without_cache_compares_metrics_of_two_commits(clone: Path) -> None:

@@ -161,7 +161,7 @@ def test_first_screen_states_the_worst_case_of_all_attacks_in_three_sentences(ht
     on_validation = worst("retrained_autoencoder", 1)
     assert defended.startswith(
         "With the retrained autoencoder, chosen among 2 defences by balanced accuracy on attacked validation images "
-        f"({on_validation}), it is "
+        f"({on_validation} as trained, n = 60 images of 21 inferred groups), it is "
         f"{clean} on clean images and {attacked} in the worst case, a difference of +40.0 ["
     )
     # a constant prediction has 33.3 %
@@ -258,7 +258,8 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         "claims": "These images are computer-drawn phantoms. They cannot confirm or refute the study's claims.",
         "data-changes": "Images since the reference: added 1, removed 1, changed 1; 63 before, 63 now.",
         "comparison": "Of 3 targets, the retrained autoencoder has the highest balanced accuracy on attacked "
-        f"validation images: {worst('retrained_autoencoder', 1)} at ε = 1/255. On test images, it is "
+        f"validation images: {worst('retrained_autoencoder', 1)} at ε = 1/255 (as trained, n = 60 images of 21 "
+        "inferred groups). On test images, it is "
         f"{worst('retrained_autoencoder', 1)} in the worst case and {worst('retrained_autoencoder', 0)} on clean "
         "images. "
         # below a constant prediction, the autoencoder does not rank above the undefended classifier
@@ -447,10 +448,13 @@ def test_figures_are_png_files_with_the_names_of_the_figures(phantoms: Path) -> 
 
 def test_the_summary_for_git_has_balanced_accuracies_and_training_curves(phantoms: Path, params: Params) -> None:
     _, headline = loaded(params)
-    metrics = json.loads(Workspace().summary_metrics.read_text(encoding="utf-8"))["balanced_accuracy"]
+    summary = json.loads(Workspace().summary_metrics.read_text(encoding="utf-8"))
+    assert (summary["eps"], summary["operating_point"]) == (headline.eps, "recalibrated")
+    metrics = summary["balanced_accuracy"]
     assert list(metrics) == ["undefended", *DEFENCES]
     for target, values in metrics.items():
         at = {"clean": 0.0, "adaptive": headline.eps}
+        assert set(values) <= {*at, "transfer", "validation_as_trained"}
         assert {name: values[name] for name in at} == {
             name: round(headline.at(target, eps)["value"], 6) for name, eps in at.items()
         }
@@ -497,7 +501,7 @@ def test_markdown_tables_keep_their_columns_for_every_class_name(params: Params)
     rows = [line for line in lines if line.startswith("|")]
     assert f"| undefended | worst case | {worst('undefended', 1)} | {worst('undefended', 1, 'accuracy')} |" in rows
     assert "| a\\|b $\\frac | 1 | 0 | 20 | 21 |" in rows
-    assert "| &lt;script&gt;alert(1)&lt;/script&gt; (positive) | 1 | 0 | 20 | 21 |" in rows
+    assert "| &lt;script>alert(1)&lt;/script> (positive) | 1 | 0 | 20 | 21 |" in rows
     blocks = "\n".join(lines).split("\n\n")
     for block in (block.splitlines() for block in blocks if block.startswith("|")):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1

@@ -5,7 +5,13 @@ import numpy as np
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Curve, judge_excess
 from tasks.params import SAVED_ATTACKS, UNDEFENDED
 from tasks.records.convergence import has_converged
-from tasks.records.vocabulary import ONE_STEP_ATTACKS, SQUARE_ON_SURVIVORS, attack_label
+from tasks.records.vocabulary import (
+    ONE_STEP_ATTACKS,
+    SQUARE_ON_SURVIVORS,
+    attack_label,
+    display_name,
+    is_independent,
+)
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 MAX_CONTROL_ACCURACY = 0.01
@@ -111,13 +117,16 @@ def more_steps(of: CheckInputs) -> CheckOutcome:
         gains.append((found.difference.value, float(str(eps)), found, has_converged(rows)))
     largest, eps, found, _ = max(gains, key=lambda gain: gain[0])
     n = len(of.convergence) // len(gains)
+    where = f"at the operating point {display_name(of.convergence['operating_point'].iloc[0])}"
     if largest <= 0:
-        return CheckOutcome("PASS", largest, f"twice the steps and restarts break no more of {n} images at any eps")
+        return CheckOutcome(
+            "PASS", largest, f"{where}, twice the steps and restarts break no more of {n} images at any eps"
+        )
     low, high = (100 * bound for bound in found.difference[1:])
     bounds = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
     explanation = (
-        f"twice the steps and restarts break {found.n_only_first} more of {n} images ({100 * largest:.1f}{bounds} "
-        f"points) at eps {eps:g}"
+        f"{where}, twice the steps and restarts break {found.n_only_first} more of {n} images "
+        f"({100 * largest:.1f}{bounds} points) at eps {eps:g}"
     )
     if all(is_converged for *_, is_converged in gains):
         return CheckOutcome("PASS", largest, explanation)
@@ -195,7 +204,7 @@ def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
     if outcome.status != "PASS":
         return outcome
     surrogates = {curve.surrogate for curve in differences}
-    lowest = {name: _lowest_transfer_accuracy(of.undefended or of, name) for name in sorted(surrogates)}
+    lowest = {name: lowest_transfer_accuracy(of.undefended or of, name) for name in sorted(surrogates)}
     with_power = [name for name, accuracy in lowest.items() if accuracy <= MAX_TRANSFER_ACCURACY]
     lists = ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in lowest.items() if not np.isnan(accuracy))
     power = (
@@ -209,7 +218,7 @@ def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
     return CheckOutcome("PASS", outcome.value, explanation)
 
 
-def _lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
+def lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
     """Lowest accuracy of the bare classifier under transfer from a surrogate, where white-box attacks break it.
 
     Images that were crafted on the bare classifier are adaptive attacks on it. NaN if no eps breaks it.
@@ -224,6 +233,12 @@ def _lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
         and curve.eps in broken
     ]
     return min(accuracies, default=float("nan"))
+
+
+def independent_surrogates(bare: CheckInputs) -> dict[str, bool]:
+    """Independent surrogates that were transferred from -> whether each has power on the bare classifier."""
+    names = sorted({curve.surrogate for curve in bare.correct if is_independent(curve.surrogate)})
+    return {name: lowest_transfer_accuracy(bare, name) <= MAX_TRANSFER_ACCURACY for name in names}
 
 
 def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:

@@ -19,7 +19,7 @@ COLUMNS = (
     *("operating_point", "threat_model", "eps", "rank", "target"),
     *("n_validation", "n_validation_groups"),
     *(f"validation_balanced_accuracy{bound}" for bound in ("", "_low", "_high")),
-    *("n", "n_groups"),
+    *("n", "n_groups", "n_clean_correct", "n_broken", "n_broken_adaptive"),
     *(f"{state}_{name}{bound}" for state in ("clean", "robust") for name in METRICS for bound in ("", "_low", "_high")),
     *("robust_accuracy_8bit", "robust_balanced_accuracy_8bit"),
     *("gain", "gain_low", "gain_high", "gain_over_better", "gain_over_better_low", "gain_over_better_high"),
@@ -47,10 +47,11 @@ def comparison_table(
     images: difference of the balanced accuracies in the worst case with its interval by group, the difference that
     these images can show, and the p-value of the sign-flip test by group; with the next target also the numbers of
     images that only one of the two classifies correctly. ``gain_over_better`` is the difference to the better of the
-    bare classifier and a constant prediction. At the reported eps, the comparisons of each kind at one
-    operating point and threat model are a family, whose p-values are also corrected by Holm's method. At other eps they
-    are descriptive. The last target has no next target. The bare classifier is left out under transfer attacks, since
-    an attack on itself is adaptive.
+    bare classifier and a constant prediction. Of the images that are correct without an attack, ``n_broken`` are broken
+    under the threat model, and ``n_broken_adaptive`` of the same images under ``adaptive``; of a random target, these
+    are expected numbers. At the reported eps, the comparisons of each kind at one operating point and threat model are
+    a family, whose p-values are also corrected by Holm's method. At other eps they are descriptive. The last target has
+    no next target. The bare classifier is left out under transfer attacks, since an attack on itself is adaptive.
 
     Args:
         table: of :func:`tasks.evaluation.worst_case_table.worst_case_table`.
@@ -65,6 +66,7 @@ def comparison_table(
     rows: list[dict[str, object]] = []
     # defences are also attacked by transfer from the bare classifier, so its accuracy under transfer is no comparison
     is_unequal = (outcomes["threat_model"] == "transfer") & (outcomes["target"] == UNDEFENDED)
+    by_image = outcomes.pivot(index=[*KEYS, "image"], columns="target", values="robust_correct").astype(float)
     for names, of_point in outcomes[(outcomes["eps"] > 0) & ~is_unequal].groupby(KEYS, sort=True):
         point, threat_model, value = names
         correct = of_point.pivot(index="image", columns="target", values="robust_correct").astype(float)
@@ -72,10 +74,17 @@ def comparison_table(
         labels, groups = images["label"].to_numpy(), images["group"].to_numpy()
         clean, robust = (wide.xs((point, threat_model, each), level=KEYS) for each in (0.0, value))
         numbers: dict[Any, dict[Any, Any]] = pd.DataFrame(n.xs(names, level=KEYS)).to_dict("index")
+        at = {"clean": (point, threat_model, 0.0), "adaptive": (point, "adaptive", value)}
+        same_images = {state: by_image.xs(keys, level=KEYS).reindex(correct.index) for state, keys in at.items()}
         order = _ranked(map(str, correct), validation, float(str(value)))
         for rank, (target, validated) in enumerate(order.items(), start=1):
             row = {**dict(zip(KEYS, names, strict=True)), "rank": rank, "target": target}
             row |= validated | numbers[target]
+            row |= {
+                "n_clean_correct": same_images["clean"][target].sum(),
+                "n_broken": (same_images["clean"][target] - correct[target]).sum(),
+                "n_broken_adaptive": (same_images["clean"][target] - same_images["adaptive"][target]).sum(),
+            }
             for state, of_state in (("clean", clean), ("robust", robust)):
                 for metric in METRICS:
                     for bound, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):

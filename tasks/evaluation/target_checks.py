@@ -26,7 +26,8 @@ def majority_class(of: CheckInputs) -> CheckOutcome:
     majority = float(clean["label"].value_counts(normalize=True).max())
     difference = accuracy.value - majority
     explanation = (
-        f"clean accuracy is {100 * accuracy.value:.1f} %, the fraction of the majority class {100 * majority:.1f} %"
+        f"clean accuracy on {len(clean)} test images is {100 * accuracy.value:.1f} %, the fraction of the majority "
+        f"class {100 * majority:.1f} %"
     )
     if clean["label"].nunique() > 1 == clean["prediction"].nunique():
         return CheckOutcome("FAIL", difference, f"{explanation}; all images get the same class")
@@ -48,8 +49,9 @@ def shortcut_baseline(of: CheckInputs) -> CheckOutcome:
         correct.to_numpy(dtype=bool), by_shortcut.to_numpy(dtype=bool), clean["group"].loc[images].to_numpy()
     )
     explanation = (
-        f"clean accuracy is {100 * correct.mean():.1f} %, that of a logistic regression on size, mean, standard "
-        f"deviation and saturation {100 * by_shortcut.mean():.1f} % (p = {found.p_value:.2g} by group)"
+        f"clean accuracy on {len(images)} test images is {100 * correct.mean():.1f} %, that of a logistic regression "
+        f"on size, mean, standard deviation and saturation {100 * by_shortcut.mean():.1f} % "
+        f"(p = {found.p_value:.2g} by group)"
     )
     if np.isnan(found.difference.low):
         return CheckOutcome("NO POWER", found.difference.value, f"{explanation}; too few groups for a test")

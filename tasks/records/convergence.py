@@ -22,7 +22,7 @@ def convergence_table(
     """Return the outcome of each image in the worst case of adaptive attacks, before and after the doubled stage.
 
     One row for each target, image and eps at the operating point at which targets are compared, where the doubled stage
-    runs: target, image, group, eps, ``before`` and ``after`` (as ``robust_correct`` of the outcomes).
+    runs: target, operating_point, image, group, eps, ``before`` and ``after`` (as ``robust_correct`` of the outcomes).
 
     Args:
         records: of the attack steps.
@@ -37,7 +37,7 @@ def convergence_table(
     compared = minimum_eps.loc[is_doubled, keys[:2]].drop_duplicates()
     both = both[(both["threat_model"] == "adaptive") & (both["eps"] > 0)].merge(compared, on=keys[:2])
     named = both.rename(columns={"robust_correct_before": "before", "robust_correct": "after"})
-    return named[["target", "image", "group", "eps", "before", "after"]].reset_index(drop=True)
+    return named[["target", "operating_point", "image", "group", "eps", "before", "after"]].reset_index(drop=True)
 
 
 def has_converged(of_point: pd.DataFrame) -> bool:

@@ -13,7 +13,7 @@ from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import Prepared
 from tasks.evaluation.worst_case_table import constant_accuracy, value_at
 from tasks.params import UNDEFENDED, Attack
-from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, unit_of
+from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, display_name, unit_of
 from tasks.reporting.names import attack_name
 from tasks.reporting.results import Results
 from tasks.statistics.formatting import Row, eps_text, sample_text
@@ -81,6 +81,14 @@ class Headline:
     sensitivity: float
     """``attack.fixed_sensitivity``."""
     is_phantom: bool
+    validation_sample: str = ""
+    """Number of validation images by which defences are chosen, and of their groups."""
+    doubled_at: str | None = None
+    """Operating point at which the suite with twice the steps and restarts ran; None if it did not run."""
+    not_above_shortcut: tuple[str, ...] = ()
+    """The judged targets whose clean accuracy is not significantly above that of the shortcut baseline."""
+    without_black_box_power: tuple[str, ...] = ()
+    """Targets whose check ``black_box`` has no power."""
     eps_in_unit: str = ""
     """Size of eps in the unit of the values, such as `` (5.88 HU)``; empty if the files have different ranges."""
     scarce_groups: str = ""
@@ -201,6 +209,12 @@ def headline_of(results: Results) -> Headline:
         & (results.comparison["threat_model"] == "adaptive")
         & (results.comparison["eps"] == eps)
     ].sort_values("rank")
+    best = next((str(name) for name in ranked["target"] if name != UNDEFENDED), None)
+    unit, searches = unit_of(results.dataset_info), results.minimum_eps
+    first: Row = ranked.iloc[0]
+    doubled = searches.loc[searches["attack"] == SUITE_DOUBLED, "operating_point"].unique()
+    doubled_at = str(doubled[0]) if len(doubled) else None
+    n_with_power = sum(results.metrics["surrogate_has_power"].values())
     return Headline(
         eps=eps,
         operating_point=operating_point,
@@ -208,20 +222,35 @@ def headline_of(results: Results) -> Headline:
         comparisons={
             target: _comparison(ranked, target, constant_accuracy(adaptive)) for target in params.selected_defences
         },
-        best=next((str(target) for target in ranked["target"] if target != UNDEFENDED), None),
+        best=best,
         n_configurations=len(results.configurations),
-        unit=unit_of(results.dataset_info),
+        unit=unit,
         effort=effort_of(
-            params.attack,
-            [name for name in results.minimum_eps["attack"].unique() if name != SUITE_DOUBLED],
-            len(results.surrogates),
+            params.attack, list(searches["attack"].unique()), len(results.surrogates), n_with_power, doubled_at
         ),
         analysed_attack=analysed_attack(results.robustness),
         sensitivity=params.attack.fixed_sensitivity,
         is_phantom=results.data.is_phantom,
+        validation_sample=sample_text(int(first["n_validation"]), int(first["n_validation_groups"]), unit),
+        doubled_at=doubled_at,
+        not_above_shortcut=tuple(
+            name
+            for name in dict.fromkeys([UNDEFENDED, best or UNDEFENDED])
+            if _status(results.checks, name, "shortcut_baseline") in ("WARN", "NO POWER")
+        ),
+        without_black_box_power=tuple(
+            name
+            for name in (UNDEFENDED, *params.selected_defences)
+            if _status(results.checks, name, "black_box") == "NO POWER"
+        ),
         eps_in_unit=eps_in_unit(results.dataset_info, eps),
         scarce_groups=scarce_groups(results.data, results.minimum_eps["image"].unique()),
     )
+
+
+def _status(checks: Sequence[Mapping[str, Any]], target: str, key: str) -> str | None:
+    """Return the status of a check of a target; None if the check does not apply."""
+    return next((str(each["status"]) for each in checks if (each["target"], each["key"]) == (target, key)), None)
 
 
 def eps_in_unit(dataset_info: Mapping[str, Any], eps: float) -> str:
@@ -285,22 +314,32 @@ def significance_of(low: float, high: float, p_value: float, is_above_constant: 
     return "no gain over a constant prediction" if low > 0 and not is_above_constant else "significant"
 
 
-def effort_of(attack: Attack, searches: Sequence[str], n_surrogates: int = 0) -> tuple[str, ...]:
+def effort_of(
+    attack: Attack,
+    searches: Sequence[str],
+    n_surrogates: int = 0,
+    n_with_power: int = 0,
+    doubled_at: str | None = None,
+) -> tuple[str, ...]:
     """Return the attacks with their effort: ``PGD with 10 steps``, ``white-box suite with effort quick``.
 
     Args:
         attack: parameters.
         searches: names of the searches that ran.
         n_surrogates: number of independent surrogates.
+        n_with_power: number of these whose transfer breaks the undefended classifier (check ``transfer_vs_adaptive``).
+        doubled_at: operating point at which the search ``suite_doubled`` ran.
     """
+    only_at = {SUITE_DOUBLED: f" (only at the operating point {display_name(doubled_at or '')})"}
+    power = f"{n_with_power} of {n_surrogates} {'has' if n_with_power == 1 else 'have'} power"
     steps = {"pgd": f" with {attack.pgd.n_steps} steps"}
     return (
         *(attack_name(row) + steps.get(row, "") for row in (*attack.saved_attacks, *attack.eight_bit_attacks)),
         *(f"{row.art} of ART" for row in attack.art_attacks.values()),
         *(f"the attack {row.plugin}" for row in attack.plugin_attacks.values()),
-        *(f"{attack_name(name)} with effort {attack.effort}" for name in searches),
+        *(f"{attack_name(name)} with effort {attack.effort}{only_at.get(name, '')}" for name in searches),
         *(
-            [f"PGD transferred from {n_surrogates} independent surrogate{'s' * (n_surrogates > 1)}"]
+            [f"PGD transferred from {n_surrogates} independent surrogate{'s' * (n_surrogates > 1)} ({power})"]
             if n_surrogates
             else []
         ),

@@ -86,6 +86,7 @@ def _summary(results: Results, headline: Headline, sections: Sequence[Section]) 
         "info": results.dataset_info,
         "headline": headline,
         "seed": results.params.seed,
+        "data_digest": results.configurations["data"].iloc[0],
         "scored_points": list(dict.fromkeys([headline.operating_point, AS_TRAINED])),
         "norm": results.robustness["norm"].iloc[0],
         "eps_grid": eps_of(results.robustness),

@@ -14,7 +14,12 @@ def write_summary(workspace: Workspace, results: Results, headline: Headline) ->
     """Replace the folder ``data/summary``."""
     shutil.rmtree(workspace.summary, ignore_errors=True)
     workspace.summary_plots.mkdir(parents=True)
-    write_json({"balanced_accuracy": balanced_accuracies(results, headline)}, workspace.summary_metrics)
+    metrics = {
+        "balanced_accuracy": balanced_accuracies(results, headline),
+        "eps": headline.eps,
+        "operating_point": headline.operating_point,
+    }
+    write_json(metrics, workspace.summary_metrics)
     for folder in (workspace.plots, workspace.analyze_plots, workspace.active_learning_plots):
         for path in sorted(folder.glob("*.csv")):
             shutil.copyfile(path, workspace.summary_plots / path.name)
@@ -27,8 +32,8 @@ def write_summary(workspace: Workspace, results: Results, headline: Headline) ->
 def balanced_accuracies(results: Results, headline: Headline) -> dict[str, dict[str, float]]:
     """Balanced accuracies of each target at the eps of the headline.
 
-    ``clean``, and the worst cases ``transfer`` and ``adaptive``: test images, at the operating point of the headline.
-    ``validation``: validation images under the sweep, as trained. Undefined values are left out.
+    ``clean``, and the worst cases ``transfer`` and ``adaptive``: attacked test images, at the operating point of the
+    headline. ``validation_as_trained``: validation images under the sweep, as trained. Undefined values are left out.
     """
     rows = results.worst_case
     rows = rows[(rows["metric"] == "balanced_accuracy") & (rows["operating_point"] == headline.operating_point)]
@@ -38,7 +43,7 @@ def balanced_accuracies(results: Results, headline: Headline) -> dict[str, dict[
     for row in pd.concat([clean, attacked]).dropna(subset=["value"]).to_dict("records"):
         found[row["target"]][row["threat_model"]] = round(row["value"], 6)
     for target, by_eps in results.metrics["validation"].items():
-        found[target]["validation"] = by_eps[f"eps_{headline.eps:g}"]
+        found[target]["validation_as_trained"] = by_eps[f"eps_{headline.eps:g}"]
     return found
 
 

@@ -16,10 +16,18 @@ from tasks.statistics.formatting import eps_text, interval, percent, points
 
 TEMPLATES = Path(__file__).with_name("templates")
 NBSP = "\N{NO-BREAK SPACE}"
+MARKDOWN_SPECIAL = re.compile(r"\||(?<=])\(|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+"""Characters that Markdown does not show as text: a bar in a table, a link, an HTML tag, a character reference."""
+MARKDOWN_ESCAPES = {"|": "\\|", "(": "\\(", "<": "&lt;", "&": "&amp;"}
+"""No backslash before ``<`` and ``&``: the page of MLflow would show it."""
 
 
 def environment(is_markdown: bool = False) -> Environment:
-    """Return the environment of all templates; every text from outside (class names, paths) is escaped."""
+    """Return the environment of all templates; every text from outside (class names, paths) is escaped.
+
+    Args:
+        is_markdown: whether texts are escaped for Markdown; for HTML otherwise.
+    """
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -27,8 +35,8 @@ def environment(is_markdown: bool = False) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # a bar or a line break would end the cell of a Markdown table, and a name could be a link
-        finalize=_markdown_cell if is_markdown else None,
+        # Markdown has other special characters than HTML
+        finalize=_markdown if is_markdown else None,
     )
     templates.filters |= {
         "attack": attack_name,
@@ -70,8 +78,16 @@ def _sentences(name: str, value: Any) -> str:
     return " ".join(getattr(macros, name)(value).unescape().split())
 
 
-def _markdown_cell(value: Any) -> Any:
+def _markdown(value: Any) -> Any:
+    """Escape a text for a cell of a Markdown table, on one line; the result of a macro is escaped already.
+
+    A bar would end the cell; a name could be a link, an HTML tag or a character reference.
+    """
     if not isinstance(value, str):
         return value
-    # type(value): escaped text stays Markup
-    return type(value)(" ".join(value.split()).replace("|", "\\|").replace("](", "]\\("))
+    text = re.sub(r"\s+", " ", value)
+    if isinstance(value, Markup):
+        text = text.strip()
+    else:
+        text = MARKDOWN_SPECIAL.sub(lambda match: MARKDOWN_ESCAPES[match[0]], text)
+    return Markup(text)  # noqa: S704  escaped above  # nosec B704

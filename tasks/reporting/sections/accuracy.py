@@ -1,5 +1,7 @@
 """Accuracy under attack: a curve for each target, threat model and attack, and the area under the curves."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from tasks.attacks.effort import EFFORTS
@@ -54,12 +56,13 @@ def accuracy_section(results: Results, headline: Headline) -> Section:
         "effort": settings.effort,
         "square_queries": n_queries,
         "max_square_queries": n_queries * len(settings.eps),
-        "survivors": survivors_table(results.minimum_eps, eps_of(table)),
+        "survivors": survivors_table(results.minimum_eps, eps_of(table), headline.without_black_box_power),
         "area": _area_table(area),
         "area_span": None if of_analysed.empty else span_of(of_analysed, percent),
         "all_metrics": _all_metrics(table, headline.recalls),
         "surrogates": [
-            f"{row['name']} ({row['architecture']}, validation accuracy {number(row['validation_accuracy'], percent)})"
+            f"{row['name']} ({row['architecture']}, validation accuracy {number(row['validation_accuracy'], percent)}, "
+            f"{'power' if results.metrics['surrogate_has_power'].get(row['name']) else 'no power'})"
             for row in results.surrogates
         ],
         "positive_class": results.data.classes[results.data.positive],
@@ -87,12 +90,13 @@ def accuracy_table(table: pd.DataFrame, attack: str) -> Table:
     return Table(head, rows)
 
 
-def survivors_table(minimum_eps: pd.DataFrame, grid: list[float]) -> Table:
+def survivors_table(minimum_eps: pd.DataFrame, grid: list[float], without_power: Sequence[str] = ()) -> Table:
     """Return the number of images that survive the suite and the number of these that Square breaks, at each eps.
 
     Args:
         minimum_eps: smallest eps that breaks each image, by target, operating point and attack.
         grid: eps of the columns, rising.
+        without_power: targets whose check ``black_box`` has no power.
     """
     points = ["target", "operating_point"]
     searches = minimum_eps[minimum_eps["attack"].isin([SUITE, SQUARE_ON_SURVIVORS])]
@@ -104,8 +108,10 @@ def survivors_table(minimum_eps: pd.DataFrame, grid: list[float]) -> Table:
             survives = [found[SUITE] > eps for eps in grid]
             is_broken = [found[SQUARE_ON_SURVIVORS] <= eps for eps in grid]
             counts = [f"{(s & b).sum()} of {s.sum()}" for s, b in zip(survives, is_broken, strict=True)]
-            rows.append([display_name(target), display_name(point), *counts])
-    return Table(["target", "operating point", *(f"ε = {eps_text(eps)}/255" for eps in grid)], rows)
+            power = "no power" if target in without_power else "–"
+            rows.append([display_name(target), display_name(point), power, *counts])
+    head = ["target", "operating point", "check of black-box attacks"]
+    return Table([*head, *(f"ε = {eps_text(eps)}/255" for eps in grid)], rows)
 
 
 def robustness_panel(table: pd.DataFrame, attack: str, styles: dict[str, int]) -> Panel:

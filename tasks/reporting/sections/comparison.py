@@ -1,6 +1,7 @@
 """Comparison of the targets: ranks by validation images, worst case, tests, operating points, cost and checks."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tasks.reporting.results import Results
 from tasks.reporting.section import Section
 from tasks.reporting.sections.validation import status_counts
 from tasks.reporting.tables import Table
-from tasks.statistics.formatting import eps_text, percent, with_interval
+from tasks.statistics.formatting import Row, eps_text, percent, with_interval
 
 MAX_LINES = 7
 """Maximum number of lines in a figure: the number of colours."""
@@ -52,16 +53,16 @@ def comparison_section(results: Results, headline: Headline) -> Section:
         "n_samples": N_FRESH_SAMPLES,
         "n_drawn": len(drawn),
         "has_certified_lines": bool(certified["target"].isin(drawn).any()),
-        "ranking": _ranking(at_point),
+        "ranking": _ranking(at_point, headline.without_black_box_power),
         "gains": _gain_table(headline),
         "configurations": _configuration_table(results.configurations),
-        "other_rankings": {point: _ranking(rows) for point, rows in by_point.items()},
+        "other_rankings": {point: _ranking(rows, headline.without_black_box_power) for point, rows in by_point.items()},
         "operating_points": _operating_point_table(results.operating_points, results.data.classes, headline),
         "validation_leakage": _validation_leakage(results.data.table),
         "costs": _cost_table(ranked, results.checks),
         "minimum_perturbation": _minimum_perturbation_table(results.minimum_perturbation, ranked),
         "certified": _certified_table(certified) if len(certified) else None,
-        "everywhere": _every_point(comparison),
+        "everywhere": _every_point(comparison, headline.without_black_box_power),
     }
     drawings = [
         _worst_case_drawing(certified, drawn, headline),
@@ -103,14 +104,23 @@ def _random_targets(records: pd.DataFrame) -> list[str]:
     return [str(target) for target in records.loc[records[FRESH].notna(), "target"].unique()]
 
 
-def _ranking(at_point: pd.DataFrame) -> Table:
-    """Return the targets at one operating point and eps: balanced accuracies, and the comparison with the next."""
+def _ranking(at_point: pd.DataFrame, without_power: Sequence[str]) -> Table:
+    """Return the targets at one operating point and eps: balanced accuracies, and the comparison with the next.
+
+    Args:
+        at_point: rows of ``comparison.csv``.
+        without_power: targets whose check ``black_box`` has no power.
+    """
     by_threat_model = {str(threat): rows for threat, rows in at_point.groupby("threat_model", sort=False)}
     ranked = by_threat_model.pop("adaptive")
     others = {threat: rows.set_index("target") for threat, rows in by_threat_model.items()}
     rows = []
     for _, row in ranked.iterrows():
-        under_others = [_under(table, row["target"], row["n"]) for table in others.values()]
+        target = row["target"]
+        under_others = [
+            _under(table, target, row["n"]) + _power_text(threat, target, without_power)
+            for threat, table in others.items()
+        ]
         rows.append(
             [
                 f"{row['rank']}. {display_name(row['target'])}",
@@ -123,7 +133,7 @@ def _ranking(at_point: pd.DataFrame) -> Table:
                 number(row["detectable_difference"], unsigned_points),
             ]
         )
-    head = ["target", "validation, sweep", "clean", "worst case, adaptive", "the same, 8-bit"]
+    head = ["target", "validation, sweep, as trained", "clean", "worst case, adaptive", "the same, 8-bit"]
     head += [f"worst case, {display_name(threat)}" for threat in others]
     head += ["difference to the next", "correct only here : only there", "p (Holm)", "detectable difference"]
     return Table(head, rows)
@@ -162,11 +172,25 @@ def _configuration_table(configurations: pd.DataFrame) -> Table:
 
 
 def _under(rows: pd.DataFrame, target: str, n_attacked: int) -> str:
-    """Return the balanced accuracy of a target under a threat model, with the number of images if it is smaller."""
+    """Return the balanced accuracy of a target under a threat model.
+
+    On a part of the attacked images, accuracies cannot be compared with those on all. So the text also has the number
+    of images, and how many of the correct ones the attacks of the threat model and all attacks break.
+    """
     if target not in rows.index:
         return "–"
-    row = rows.loc[target]
-    return estimate(row, percent, "robust_balanced_accuracy") + (f" (n = {row['n']})" if row["n"] < n_attacked else "")
+    row: Row = rows.loc[target]
+    text = estimate(row, percent, "robust_balanced_accuracy")
+    if row["n"] == n_attacked:
+        return text
+    n_correct, n_broken, n_broken_adaptive = (
+        plain(row[name]) for name in ("n_clean_correct", "n_broken", "n_broken_adaptive")
+    )
+    return f"{text} (n = {row['n']}: {n_broken} of {n_correct} broken, {n_broken_adaptive} by all attacks)"
+
+
+def _power_text(threat_model: str, target: str, without_power: Sequence[str]) -> str:
+    return ", no power" if threat_model == "black_box" and target in without_power else ""
 
 
 def _next_target(row: "pd.Series[float]", p_value: str) -> list[str]:
@@ -293,12 +317,12 @@ def _certified_table(certified: pd.DataFrame) -> Table:
     return Table(["target", "n", "groups", "largest ε", *eps], rows)
 
 
-def _every_point(table: pd.DataFrame) -> Table:
+def _every_point(table: pd.DataFrame, without_power: Sequence[str]) -> Table:
     rows = [
         [
             display_name(row["target"]),
             display_name(row["operating_point"]),
-            display_name(row["threat_model"]),
+            display_name(row["threat_model"]) + _power_text(row["threat_model"], row["target"], without_power),
             eps_text(row["eps"]),
             str(row["n"]),
             str(row["n_groups"]),
