@@ -99,5 +99,5 @@ def test_the_table_of_make_experiments_has_changed_parameters_and_all_metrics(cl
     assert set(columns) - {"Experiment", "rev", "typ", "Created", "parent", "seed"} == {
         f"balanced_accuracy.{target}.{condition}"
         for target in ("undefended", *TOY["selected_defences"])
-        for condition in ("clean", "transfer", "adaptive", "validation")
+        for condition in ("clean", "transfer", "adaptive", "validation_as_trained")
     }
