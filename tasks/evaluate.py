@@ -77,7 +77,8 @@ def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     comparison = comparison_table(worst_cases, outcomes, validation, costs, params.analyze.eps)
     configurations = configuration_rows(workspace, params, split, validation)
     metrics = headline_metrics(table, worst_cases, validation)
-    metrics["surrogate_has_power"] = independent_surrogates(inputs[0])
+    # a number, so that flows.seeds has its mean
+    metrics["surrogate_has_power"] = {name: int(power) for name, power in independent_surrogates(inputs[0]).items()}
 
     write_table(table, workspace.robustness)
     write_table(confusion_table(records, classes), workspace.confusion)

@@ -289,6 +289,9 @@ def test_transfer_from_independent_surrogates_has_curves_metrics_and_runs_of_its
     shutil.rmtree(Workspace().evaluate)
     recorder = evaluated(["non-COVID", "COVID"], surrogates=["cnn-1", "resnet18-2"])
     metrics = read_metrics()
+    # numbers, of which flows.seeds has the mean
+    assert set(metrics["surrogate_has_power"]) == {"cnn-1", "resnet18-2"}
+    assert all(type(power) is int for power in metrics["surrogate_has_power"].values())
     table = pd.read_csv(Workspace().robustness, keep_default_na=False)
     transferred = table[table["threat_model"] == "transfer"]
     assert transferred[["target", "attack", "surrogate"]].drop_duplicates().to_numpy().tolist() == [
