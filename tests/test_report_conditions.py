@@ -154,6 +154,24 @@ def test_page_and_markdown_have_the_numbers_of_tested_and_attacked_images_and_th
         assert "mlflow.source.git.commit" in text
 
 
+@pytest.mark.parametrize(("n_groups", "reason"), [(4, "too few groups"), (100, "undetermined")])
+def test_the_table_of_operating_points_says_why_a_bias_has_no_interval(
+    results: Results, n_groups: int, reason: str
+) -> None:
+    table = results.data.table.assign(split=results.data.table["split"].replace("train", "validation"))
+    number = table.groupby(["split", "label"]).cumcount()
+    grouped = replace(results.data, table=table.assign(group=table["label"] * 100 + number % n_groups))
+    points = {
+        target: [replace(point, biases_low=None, biases_high=None) for point in of_target]
+        for target, of_target in results.operating_points.items()
+    }
+    changed = replace(results, data=grouped, operating_points=points)
+    shown = comparison_section(changed, headline_of(results)).values["operating_points"]
+    cells = [row[2] for row in shown.rows if row[1] != "as trained"]
+    assert cells
+    assert {cell.partition(" [")[2].rstrip("]") for cell in cells} == {reason}
+
+
 def test_markdown_is_not_escaped_for_html(results: Results) -> None:
     headline = headline_of(results)
     text = page.markdown(results, headline, all_sections(results, headline), MAX_NOTE_CHARACTERS)

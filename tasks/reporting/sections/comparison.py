@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.dataset.prepared import SPLITS
+from tasks.dataset.prepared import SPLITS, Prepared
 from tasks.params import UNDEFENDED
 from tasks.records.expected import FRESH, N_FRESH_SAMPLES
 from tasks.records.operating_points import OperatingPoint
@@ -21,6 +21,7 @@ from tasks.reporting.section import Section
 from tasks.reporting.sections.validation import status_counts
 from tasks.reporting.tables import Table
 from tasks.statistics.formatting import Row, eps_text, percent, with_interval
+from tasks.statistics.groups import class_group_sizes, too_few_groups
 
 MAX_LINES = 7
 """Maximum number of lines in a figure: the number of colours."""
@@ -57,7 +58,7 @@ def comparison_section(results: Results, headline: Headline) -> Section:
         "gains": _gain_table(headline),
         "configurations": _configuration_table(results.configurations),
         "other_rankings": {point: _ranking(rows, headline.without_black_box_power) for point, rows in by_point.items()},
-        "operating_points": _operating_point_table(results.operating_points, results.data.classes, headline),
+        "operating_points": _operating_point_table(results.operating_points, results.data, headline),
         "validation_leakage": _validation_leakage(results.data.table),
         "costs": _cost_table(ranked, results.checks),
         "minimum_perturbation": _minimum_perturbation_table(results.minimum_perturbation, ranked),
@@ -210,10 +211,11 @@ def _p_cell(low: float, p_value: float) -> str:
     return p_text(p_value).removeprefix("p ").removeprefix("= ") if is_test else "–"
 
 
-def _operating_point_table(
-    points: dict[str, list[OperatingPoint]], classes: tuple[str, ...], headline: Headline
-) -> Table:
+def _operating_point_table(points: dict[str, list[OperatingPoint]], data: Prepared, headline: Headline) -> Table:
     """Return biases, and recalls on clean images and in the worst case, of each target and operating point."""
+    rows_of = data.indices("validation")
+    sizes = class_group_sizes(data.labels(rows_of), data.identity(rows_of)["group"], len(data.classes))
+    no_interval = "too few groups" if any(map(too_few_groups, sizes)) else "undetermined"
     metrics = ["balanced_accuracy", *headline.recalls]
     rows = []
     for target, of_target in points.items():
@@ -223,18 +225,18 @@ def _operating_point_table(
                 for eps in (0.0, headline.eps)
                 for metric in metrics
             ]
-            rows.append([display_name(target), display_name(point.name), *_biases(point), *of_point])
-    head = ["target", "operating point", *(f"bias of {name}" for name in classes[1:])]
+            rows.append([display_name(target), display_name(point.name), *_biases(point, no_interval), *of_point])
+    head = ["target", "operating point", *(f"bias of {name}" for name in data.classes[1:])]
     head += [f"{state}: {display_name(metric)}" for state in ("clean", "worst case") for metric in metrics]
     return Table(head, rows)
 
 
-def _biases(point: OperatingPoint) -> list[str]:
-    """Return the biases of all classes but the first, whose bias is 0, with their intervals."""
+def _biases(point: OperatingPoint, no_interval: str) -> list[str]:
+    """Return the biases of all classes but the first, whose bias is 0, with their intervals or why there is none."""
     if point.name == AS_TRAINED:
         return ["0"] * (len(point.biases) - 1)
     if point.biases_low is None or point.biases_high is None:
-        return [f"{fixed(2)(bias)} [undetermined]" for bias in point.biases[1:]]
+        return [f"{fixed(2)(bias)} [{no_interval}]" for bias in point.biases[1:]]
     bounds = zip(point.biases, point.biases_low, point.biases_high, strict=True)
     return [estimate(dict(zip(("value", "low", "high"), of_class, strict=True)), fixed(2)) for of_class in bounds][1:]
 
