@@ -158,7 +158,7 @@ def test_page_and_markdown_have_the_numbers_of_tested_and_attacked_images_and_th
 def test_the_table_of_operating_points_says_why_a_bias_has_no_interval(
     results: Results, n_groups: int, reason: str
 ) -> None:
-    table = results.data.table.assign(split=results.data.table["split"].replace("train", "validation"))
+    table = results.data.table.assign(split="validation")
     number = table.groupby(["split", "label"]).cumcount()
     grouped = replace(results.data, table=table.assign(group=table["label"] * 100 + number % n_groups))
     points = {
