@@ -427,8 +427,9 @@ def test_the_examples_of_the_documentation_are_valid_parameters() -> None:
         blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
         assert blocks
         for block in blocks:
-            values = with_overrides({})
-            for section, content in YAML(typ="safe").load(block).items():
+            values, sections = with_overrides({}), YAML(typ="safe").load(block)
+            # a file for `--model` is the section `classifier` alone
+            for section, content in ({"classifier": sections} if "source" in sections else sections).items():
                 # the classifier is replaced as a whole
                 values[section] = content if section == "classifier" else values[section] | content
             parse_params(values)

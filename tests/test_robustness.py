@@ -100,7 +100,7 @@ def test_square_on_survivors_is_counted_over_the_images_that_survive_the_suite_a
         for attack, values in of_attacks.items()
     ).assign(target="undefended")
     table = survivors_table(found, [0.5, 1.0, 4.0])
-    assert table.rows == [["undefended", "as trained", "0 of 3", "1 of 2", "0 of 1"]]
+    assert table.rows == [["undefended", "as trained", "–", "0 of 3", "1 of 2", "0 of 1"]]
     assert survivors_table(found[found["attack"] == "suite"], [1.0]).rows == []
 
 

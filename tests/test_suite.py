@@ -283,7 +283,9 @@ class Chain(nn.Module):
 def check_of_convergence(batch: AttackBatch, reported: MinimumEps, twice: MinimumEps) -> CheckOutcome:
     """The check ``more_steps`` of the accuracy of two results at the only eps."""
     before, after = ((found.index > 0).astype(float) for found in (reported, twice))
-    convergence = pd.DataFrame({"group": batch.image_ids, "eps": 1.0, "before": before, "after": after})
+    convergence = pd.DataFrame(
+        {"operating_point": "recalibrated", "group": batch.image_ids, "eps": 1.0, "before": before, "after": after}
+    )
     empty, no_baseline = pd.DataFrame(), pd.Series(dtype=bool)
     of_target = CheckInputs("chain", False, 1.0, empty, empty, empty, convergence, empty, no_baseline, None)
     return attack_checks.more_steps(of_target)
