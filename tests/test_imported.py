@@ -428,8 +428,10 @@ def test_the_examples_of_the_documentation_are_valid_parameters() -> None:
         assert blocks
         for block in blocks:
             values, sections = with_overrides({}), YAML(typ="safe").load(block)
-            # a file for `--model` is the section `classifier` alone
-            for section, content in ({"classifier": sections} if "source" in sections else sections).items():
+            # a file for `--model` is the section `classifier` without its folder
+            for section, content in (
+                {"classifier": {"folder": "models"} | sections} if "source" in sections else sections
+            ).items():
                 # the classifier is replaced as a whole
                 values[section] = content if section == "classifier" else values[section] | content
             parse_params(values)
