@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from flows.flow import load_step
+from flows.workers import load_step
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
 from tasks.records.vocabulary import AS_TRAINED

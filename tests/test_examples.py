@@ -94,7 +94,7 @@ def test_training_lowers_the_error(name: str) -> None:
     images = 0.1 + 0.3 * labels[:, None, None, None] + torch.linspace(0, 0.5, 32).expand(64, 1, 32, 32)
     module = built(name).train()
     with torch_seeded(0):
-        module.fit(images, labels, n_epochs=30)  # type: ignore[operator]
+        module.fit(images, labels, n_epochs=30)  # type: ignore[operator]  # of a plug-in
         output = module.eval()(images)
     if name in CLASSIFIERS:
         assert (output.argmax(dim=1) == labels).float().mean() == 1

@@ -103,8 +103,8 @@ def test_the_stage_with_twice_the_effort_is_named_with_its_operating_point(resul
     section = comparison_section(found, headline)
     templates = environment()
     sentences = templates.get_template("sentences.j2").module
-    assert f"{stage} did not run here" in sentences.scores(headline, "as_trained")  # type: ignore[attr-defined]
-    assert "did not run here" not in sentences.scores(headline, "recalibrated")  # type: ignore[attr-defined]
+    assert f"{stage} did not run here" in sentences.scores(headline, "as_trained")  # type: ignore[attr-defined]  # a macro
+    assert "did not run here" not in sentences.scores(headline, "recalibrated")  # type: ignore[attr-defined]  # a macro
     figures = page.render_figures([section])
     text = templates.get_template("sections/comparison.html.j2").render(
         section.values, headline=headline, figures=figures
