@@ -29,6 +29,8 @@ from tasks.records.vocabulary import AS_TRAINED
 from tasks.runner import log_to_stderr, run_step
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
+MISLEADING = "defense_gan_identity"
+"""Row of ``defences``: Defense-GAN with a backward pass that misleads attacks."""
 CLASSIFIERS = ("k_winners", "ensemble_diversity", "random_resizing", "thermometer")
 OVERRIDES: dict[str, Any] = {
     "compute.threads": 1,
@@ -50,7 +52,15 @@ OVERRIDES: dict[str, Any] = {
 MIN_TRANSFER_GAIN = 0.30
 MAX_WORST_CASE_GAIN = 0.10
 ROUNDING = 1e-9
-MASKING = {"gradients", "unbounded_attack", "black_box", "transfer_vs_adaptive", "random_noise", "outputs"}
+MASKING = {
+    "gradients",
+    "gradient_agreement",
+    "unbounded_attack",
+    "black_box",
+    "transfer_vs_adaptive",
+    "random_noise",
+    "outputs",
+}
 """Checks that fail if the gradients of a defence mislead the attacks."""
 
 
@@ -78,7 +88,8 @@ def examples() -> list[str]:
 def example_rows() -> dict[str, dict[str, Any]]:
     """Rows of ``defences`` of all examples."""
     roles = {name: "classifier" if name in CLASSIFIERS else "purifier" for name in examples()}
-    return {name: {"kind": "plugin", "factory": f"{name}:build", "role": role} for name, role in roles.items()}
+    rows = {name: {"kind": "plugin", "factory": f"{name}:build", "role": role} for name, role in roles.items()}
+    return rows | {MISLEADING: rows["defense_gan"] | {"identity": True}}
 
 
 def write_workspace(workspace: Workspace, images: Path, changes: dict[str, str]) -> Params:
@@ -89,7 +100,10 @@ def write_workspace(workspace: Workspace, images: Path, changes: dict[str, str])
     yaml = YAML()
     values = yaml.load(EXAMPLES.parents[1] / "params.yaml")
     values["defences"] |= example_rows()
-    chosen = {"selected_defences": ["autoencoder", *examples(), "adversarial_training"], "acquire.folder": str(images)}
+    chosen = {
+        "selected_defences": ["autoencoder", *examples(), MISLEADING, "adversarial_training"],
+        "acquire.folder": str(images),
+    }
     parsed = {key: YAML(typ="safe").load(value) for key, value in changes.items()}
     for key, value in (OVERRIDES | chosen | parsed).items():
         *sections, name = key.split(".")
@@ -127,10 +141,11 @@ def rows_of(workspace: Workspace, defence: str) -> list[dict[str, Any]]:
     worst = worst[(worst["operating_point"] == AS_TRAINED) & (worst["threat_model"] == "adaptive")]
     worst = worst[worst["metric"] == "accuracy"].set_index(["target", "eps"])["value"]
     checks = [check for check in json.loads(workspace.checks.read_text()) if check["target"] == defence]
+    agreement = next(check["value"] for check in checks if check["key"] == "gradient_agreement")
     failed = sorted(check["key"] for check in checks if check["status"] == "FAIL")
     rows = []
     for eps in sorted(set(records[defence]["eps"]) - {0.0}):
-        row = {"defence": defence, "clean": clean, "eps": eps, "failed": " ".join(failed)}
+        row = {"defence": defence, "clean": clean, "eps": eps, "agreement": agreement, "failed": " ".join(failed)}
         for name, key in ((defence, ""), (UNDEFENDED, "bare_")):
             row[f"{key}transfer"] = transfer_accuracy(records[name], eps)
             row[f"{key}worst"] = worst[name, eps]
@@ -149,8 +164,11 @@ def transfer_accuracy(records: pd.DataFrame, eps: float) -> float:
 
 def print_table(table: pd.DataFrame) -> None:
     """One row of Markdown for each defence, at an eps where it helps under transfer attacks."""
-    print("| defence | clean | eps | gain under transfer | worst case − bare classifier | failed checks | result |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| defence | clean accuracy | eps | gain under transfer | worst case − bare classifier "
+        "| agreement of gradients | failed checks | result |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |")
     table = table.assign(gain=table["transfer"] - table["bare_transfer"], worst=table["worst"] - table["bare_worst"])
     for defence, rows in table.groupby("defence", sort=False):
         helpful = rows[rows["gain"] >= MIN_TRANSFER_GAIN - ROUNDING]
@@ -159,8 +177,8 @@ def print_table(table: pd.DataFrame) -> None:
         result = "no test" if helpful.empty else "broken" if is_broken else "not broken"
         print(
             f"| {str(defence).replace('_', ' ')} | {100 * row['clean']:.1f} % | {row['eps']:g} | "
-            f"{100 * row['gain']:+.1f} | {100 * row['worst']:+.1f} | {row['failed'].replace(' ', ', ') or 'none'} | "
-            f"{result} |"
+            f"{100 * row['gain']:+.1f} | {100 * row['worst']:+.1f} | {row['agreement']:.2f} | "
+            f"{row['failed'].replace(' ', ', ') or 'none'} | {result} |"
         )
 
 

@@ -44,6 +44,9 @@ def diagnostics_in(records: pd.DataFrame) -> pd.DataFrame:
     }
     parts = [clean.assign(diagnostic=name, eps=eps, value=value) for (name, eps), value in values.items()]
     parts += [clean.assign(diagnostic="random_noise", eps=eps, value=clean["correct"].astype(float)) for eps in grid]
+    for eps in (0.25, 1.0, 4.0):
+        parts.append(clean.assign(diagnostic="margin_drop", eps=eps, value=0.9 * eps))
+        parts.append(clean.assign(diagnostic="margin_drop_by_gradient", eps=eps, value=eps))
     undefended = clean[clean["target"] == UNDEFENDED]
     parts.append(undefended.assign(diagnostic="positive_control", eps=grid[-1], value=0.0))
     return pd.concat(parts, ignore_index=True).drop(columns="correct")

@@ -221,6 +221,26 @@ def test_images_without_a_gradient_are_reported(share: float, status: str) -> No
     assert (check.status, check.value) == (status, pytest.approx(share))
 
 
+@pytest.mark.parametrize(("drop", "status", "value"), [(0.45, "FAIL", 0.45), (0.5, "PASS", 0.5), (3.0, "PASS", 3.0)])
+def test_a_step_along_the_gradient_must_change_the_margin_as_predicted_at_one_size(
+    drop: float, status: str, value: float
+) -> None:
+    # the smaller steps change nothing, as behind a rounding to few grey levels
+    def at_eps_4_only(records: pd.DataFrame) -> pd.DataFrame:
+        found = diagnostics_in(records)
+        changes = found["diagnostic"] == "margin_drop"
+        return found.assign(value=found["value"].mask(changes, np.where(found["eps"] == 4, 4 * drop, 0.0)))
+
+    check = outcome(SOUND, probe=at_eps_4_only)[DEFENDED, "gradient_agreement"]
+    assert (check.status, check.value) == (status, pytest.approx(value))
+    assert f"0 % at eps 0.25, 0 % at eps 1, {100 * value:.0f} % at eps 4" in check.explanation
+
+
+def test_without_a_usable_gradient_its_agreement_has_no_power() -> None:
+    check = outcome(SOUND, probe=probing("margin_drop_by_gradient", 0.0))[DEFENDED, "gradient_agreement"]
+    assert (check.status, check.value) == ("NO POWER", None)
+
+
 def test_gradients_that_are_not_finite_fail() -> None:
     check = outcome(SOUND, probe=probing("finite_gradient", 0, 0.005))[DEFENDED, "gradients"]
     assert (check.status, check.value) == ("FAIL", pytest.approx(0.005))

@@ -81,6 +81,7 @@ CONTROLS: dict[str, tuple[str | None, str, Callable[[], Found]]] = {
         lambda: outcome(SOUND | {(DEFENDED, "adaptive", attack): {1: 0.7, 4: 0.59} for attack in ATTACKS}),
     ),
     "gradients": (DEFENDED, "FAIL", lambda: outcome(SOUND, probe=probing("zero_gradient", 1, 0.02))),
+    "gradient_agreement": (DEFENDED, "FAIL", lambda: outcome(SOUND, probe=probing("margin_drop", 0.1))),
     "outputs": (DEFENDED, "FAIL", lambda: outcome(SOUND, probe=probing("outputs_are_probabilities", 1))),
     "norm_bound": (DEFENDED, "FAIL", lambda: outcome(SOUND, linf=lambda records: records["eps"] / 255 + 2e-6)),
     "positive_control": (BARE, "FAIL", lambda: with_largest_eps(probe=probing("positive_control", 1, 0.25))),

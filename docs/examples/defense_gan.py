@@ -1,7 +1,7 @@
 """Projection on the images of a generator, as Defense-GAN (Samangouei et al. 2018, arXiv 1805.06605).
 
-Broken by Athalye et al. 2018 (arXiv 1802.00420). The generator is the decoder of an autoencoder, because a GAN needs
-more images. Gradient descent searches the code whose image is nearest; the backward pass (BPDA) is the autoencoder.
+Broken by Athalye et al. 2018 (arXiv 1802.00420). The generator is the decoder of an autoencoder. Gradient descent finds
+the code whose image is nearest. The backward pass (BPDA) is the autoencoder; the identity misleads attacks.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from tasks.defences.preprocessing import BPDA
 class Projection(nn.Module):
     """Nearest image of a generator to each image, after some steps of gradient descent."""
 
-    def __init__(self, n_channels: int, n_code: int, n_steps: int, step: float) -> None:
+    def __init__(self, n_channels: int, n_code: int, n_steps: int, step: float, identity: bool) -> None:
         super().__init__()
         self.n_steps, self.step = n_steps, step
         self.encoder = nn.Sequential(
@@ -29,7 +29,7 @@ class Projection(nn.Module):
             *(nn.Conv2d(48, 16 * n_channels, 3, padding=1), nn.PixelShuffle(4)),
         )
         autoencoder = nn.Sequential(self.encoder, self.generator)
-        self.projection = BPDA(self.project, f"{n_steps} steps of {step}", autoencoder)
+        self.projection = BPDA(self.project, f"{n_steps} steps of {step}", None if identity else autoencoder)
 
     def fit(self, images: Tensor, labels: Tensor, n_epochs: int = 15) -> None:
         """Train encoder and generator on the training images."""
@@ -55,6 +55,6 @@ class Projection(nn.Module):
         return projected
 
 
-def build(n_channels: int = 1, n_code: int = 8, n_steps: int = 5, step: float = 0.1) -> nn.Module:
+def build(n_channels: int = 1, n_code: int = 8, n_steps: int = 5, identity: bool = False) -> nn.Module:
     """Return the purifier."""
-    return Projection(n_channels, n_code, n_steps, step)
+    return Projection(n_channels, n_code, n_steps, 0.1, identity)

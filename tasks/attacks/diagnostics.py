@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.attacks.batch import AttackBatch
-from tasks.attacks.gradient.losses import loss_gradient
+from tasks.attacks.gradient.losses import logit_margin, loss_gradient
 from tasks.attacks.sweep import pgd_sweep
 from tasks.defences.preprocessing import BPDA
 from tasks.defences.purified import Purified
@@ -17,6 +17,9 @@ N_STEPS = 20
 """Steps of PGD on the margin; the step size is a quarter of the radius."""
 N_PASSES = 5
 """Passes over the same images, whose logits must be equal."""
+GRADIENT_EPS = (0.25, 1.0, 4.0)
+"""In 1/255: sizes of one step against the gradient. A smooth target is almost linear at the smallest; rounding to few
+grey levels has no effect there and a mean effect at the largest."""
 POSITIVE_CONTROL_BITS = 4
 """Bits of a pixel: a defence that BPDA is known to break (Athalye et al. 2018, arXiv 1802.00420)."""
 
@@ -35,6 +38,8 @@ def run_diagnostics(batch: AttackBatch, eps: tuple[float, ...], unbounded_radius
     Returns:
         - ``unbounded_attack``, at ``UNBOUNDED_EPS``: 1 where the image is still classified correctly after PGD, else 0;
         - ``random_noise``, at each eps: 1 where it is correct at a random point of the ball, else 0;
+        - ``margin_drop``, at ``GRADIENT_EPS``: decrease of the margin by one step against its gradient;
+        - ``margin_drop_by_gradient``: the decrease of a linear function with this gradient;
         - ``zero_gradient``: fraction of the pixels at which the gradient of the cross-entropy is zero;
         - ``finite_gradient``: 1 where that gradient is finite everywhere, else 0;
         - ``max_logit_difference``: largest difference of a logit between passes. A pass over a random target is an
@@ -103,4 +108,21 @@ def _one_pass_diagnostics(batch: AttackBatch, eps: tuple[float, ...], part: slic
             ids, first = batch.image_ids[part], np.zeros(len(images), dtype=np.int64)
             noisy = batch.ball.random_starts(images, radius, batch.seed, "random_noise", ids, first)
             found["random_noise", value] = batch.model(noisy).argmax(dim=1) == labels
+    found |= _margin_drops(batch, images, labels, batch.radii[0].item() / eps[0])
     return {name: values.cpu().numpy().astype(np.float64) for name, values in found.items()}
+
+
+def _margin_drops(batch: AttackBatch, images: Tensor, labels: Tensor, unit: float) -> dict[tuple[str, float], Tensor]:
+    """Decrease of the margin by one step, and as predicted by the gradient; ``unit`` is the radius of eps 1."""
+    with torch.enable_grad():
+        variable = images.detach().requires_grad_()
+        margins = logit_margin(batch.model(variable), labels)
+        (gradients,) = torch.autograd.grad(margins.sum(), variable)
+    drops = {}
+    with torch.inference_mode():
+        steepest = batch.ball.steepest(gradients)
+        for eps in GRADIENT_EPS:
+            changed = batch.ball.project(images - unit * eps * steepest, images, torch.tensor(unit * eps))
+            drops["margin_drop", eps] = margins.detach() - logit_margin(batch.model(changed), labels)
+            drops["margin_drop_by_gradient", eps] = ((images - changed) * gradients).sum(dim=(1, 2, 3))
+    return drops

@@ -32,6 +32,7 @@ CHECKS: dict[str, tuple[str, Callable[[CheckInputs], CheckOutcome | None]]] = {
         attack_checks.adaptive_advantage,
     ),
     "gradients": ("gradients are nonzero and finite", target_checks.gradients),
+    "gradient_agreement": ("the change of the margin agrees with the gradient", target_checks.gradient_agreement),
     "outputs": ("outputs are logits and repeatable", target_checks.outputs),
     "norm_bound": ("every adversarial example lies in its ball", target_checks.norm_bound),
     "positive_control": ("a target that is known to be broken is broken", attack_checks.positive_control),

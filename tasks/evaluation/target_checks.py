@@ -13,6 +13,9 @@ from tasks.statistics.rates import rate_estimate
 
 MAX_ZERO_GRADIENT = 0.01
 """Maximum fraction of images whose gradient is zero."""
+MIN_GRADIENT_AGREEMENT = 0.5
+"""Minimum of the margin's decrease by a step against the gradient, relative to the decrease that it predicts. Measured:
+0.9 and more for networks and good backward passes, 0.75 for a median filter, 0.4 and less for wrong backward passes."""
 LOGIT_TOLERANCE = 1e-4
 """Differences of a logit up to this value are rounding errors."""
 MAX_UNREPEATABLE = 0.01
@@ -93,6 +96,27 @@ def gradients(of: CheckInputs) -> CheckOutcome:
     )
     status: Status = "FAIL" if not_finite or all_zero > MAX_ZERO_GRADIENT else "WARN" if all_zero else "PASS"
     return CheckOutcome(status, max(all_zero, not_finite), explanation)
+
+
+def gradient_agreement(of: CheckInputs) -> CheckOutcome:
+    """The change of the margin agrees with the gradient, at some size of a step."""
+    found, predicted = (
+        of.diagnostic(name).groupby("eps")["value"].sum() for name in ("margin_drop", "margin_drop_by_gradient")
+    )
+    agreement = (found / predicted)[predicted > 0]
+    if agreement.empty:
+        return CheckOutcome("NO POWER", None, "the gradient of the margin is zero or not finite; see gradients")
+    steps = ", ".join(f"{100 * value:.0f} % at eps {eps:g}" for eps, value in agreement.items())
+    value = float(agreement.max())
+    explanation = f"one step against the gradient lowers the margin by {steps} of what the gradient predicts"
+    if value >= MIN_GRADIENT_AGREEMENT:
+        return CheckOutcome("PASS", value, explanation)
+    return CheckOutcome(
+        "FAIL",
+        value,
+        f"{explanation}. The backward pass of the target does not match its outputs, so attacks by gradients are weak "
+        "and robust accuracy can be much too high",
+    )
 
 
 def outputs(of: CheckInputs) -> CheckOutcome:
