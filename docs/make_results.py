@@ -5,8 +5,9 @@ key ``runs``, its values are further replacements for several runs of the pipeli
 ``docs/evidence/results/TABLE/`` or ``docs/evidence/results/TABLE-RUN/``. If the runs of a table have different seeds,
 ``docs/evidence/results/TABLE/seeds.csv`` compares them.
 
-Each run has its own workspace: a clone of this repository at its present commit. All of them share a cache of DVC and a
-tracking store. If the command was interrupted, finished steps are not repeated, and the others resume.
+Each run has its own workspace: a clone of this repository at its present commit, or at that of ``--commit``. All of
+them share a cache of DVC and a tracking store. If the command was interrupted, finished steps are not repeated, and the
+others resume.
 """
 
 import argparse
@@ -141,8 +142,10 @@ def set_up(workspace: Workspace, workspaces: Path, commit: str) -> None:
         call(["git", "clone", "--quiet", "--no-checkout", str(Path.cwd()), str(root)], Path(), os.environ)
         (root / ".dvc").mkdir()
         (root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {workspaces / 'cache'}\n", encoding="utf-8")
-    elif git_output("-C", str(root), "rev-parse", "HEAD") == commit:
+    elif (present := git_output("-C", str(root), "rev-parse", "HEAD")) == commit:
         return
+    else:
+        print(f"{root}: moves from commit {present} to {commit}. Steps whose code differs run again.", file=sys.stderr)
     call([*git, "fetch", "--quiet", str(Path.cwd()), "HEAD"], Path(), os.environ)
     call([*git, "checkout", "--quiet", "--force", "--detach", commit], Path(), os.environ)
 
@@ -184,6 +187,7 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; repeatable"
     )
+    parser.add_argument("--commit", default="HEAD", help="commit that computes (default: %(default)s)")
     parser.add_argument("--plan", action="store_true", help="print the forecast of the time; run nothing")
     parser.add_argument("--runner", help="run the steps side by side by flows.pipeline, with this runner")
     parser.add_argument("--n-workers", default="2", help="workers of the runner (default: %(default)s)")
@@ -199,8 +203,10 @@ def main() -> None:
             print_forecast(run)
         if options.plan:
             return
-        if not (commit := git_output("rev-parse", "HEAD")):
+        if not git_output("rev-parse", "HEAD"):
             raise ValueError("this folder is no git repository with a commit. Results need one. Clone the repository.")
+        if not (commit := git_output("rev-parse", "--verify", "--quiet", f"{options.commit}^{{commit}}")):
+            raise ValueError(f"--commit {options.commit}: no such commit. Allowed is a commit of the present branch.")
         if git_output("status", "--porcelain", "--untracked-files=no"):
             print(f"Uncommitted changes are not part of the results: commit {commit} computes them", file=sys.stderr)
         for run in runs:

@@ -142,9 +142,11 @@ def test_a_table_is_computed_in_a_clone_and_archived_with_its_manifest(
     assert git(repository, "status", "--porcelain", "--untracked-files=no") == "M outputs.py"
 
 
-def test_a_workspace_follows_the_commit_and_keeps_outputs_and_checkpoints(repository: Path) -> None:
+def test_a_workspace_follows_the_commit_and_keeps_outputs_and_checkpoints(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workspace, workspaces = Workspace(repository.parent / "w" / "small"), repository.parent / "w"
-    set_up(workspace, workspaces, git(repository, "rev-parse", "HEAD"))
+    set_up(workspace, workspaces, first := git(repository, "rev-parse", "HEAD"))
     checkpoint = workspace.checkpoint_folder("attack") / "part"
     checkpoint.mkdir(parents=True)
     workspace.params_file.write_text("seed: 7\n")
@@ -156,7 +158,17 @@ def test_a_workspace_follows_the_commit_and_keeps_outputs_and_checkpoints(reposi
     assert (workspace.root / "outputs.py").read_text() == "new"
     assert git(workspace.root, "rev-parse", "HEAD") == commit
     assert checkpoint.is_dir()
+    assert f"moves from commit {first} to {commit}. Steps whose code differs run again." in capsys.readouterr().err
+    set_up(workspace, workspaces, first)
+    assert git(workspace.root, "rev-parse", "HEAD") == first
     assert str(workspaces / "cache") in (workspace.root / ".dvc" / "config.local").read_text()
+
+
+def test_a_commit_that_does_not_exist_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_images(repository.parent / "images")
+    monkeypatch.setattr(sys, "argv", ["make_results", "small", "--data", str(images), "--commit", "v99"])
+    with pytest.raises(SystemExit, match=r"--commit v99: no such commit\. Allowed is a commit of the present branch"):
+        make_results.main()
 
 
 @pytest.fixture
