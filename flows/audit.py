@@ -74,11 +74,13 @@ class Audit:
 @flow(name="robustness_audit", **NOTIFY)
 def robustness_audit(
     model: Annotated[str, Field(min_length=3)] = f"{EXPERIMENT}@{registry.CHAMPION}",
+    trust: bool = False,
 ) -> str:
     """Attack a registered model with the current attacks on the current data, evaluate it, and write a report.
 
     Args:
         model: ``name@alias`` or ``name/version``.
+        trust: run code of the bundle's author when it is loaded, or send images to its server, if the bundle needs it.
 
     Returns:
         The result in a few sentences.
@@ -87,7 +89,7 @@ def robustness_audit(
     params, version = load_params(), registry.find(model)
     workspace = Workspace(AUDITS / version.label)
     with locked(AUDITS / ".locks", [version.label]):
-        bundle = registry.download(version, renewed(workspace.root / "model"))
+        bundle = registry.download(version, renewed(workspace.root / "model"), trust)
         with locked(Workspace().locks, reads=READ_STEPS):
             audit = set_up_audit(Workspace(), version, bundle, workspace, params, with_report=True)
         run_audit(audit, with_report=True)
@@ -273,7 +275,7 @@ def main() -> None:
         if options.registered:
             model = registry.find(options.registered)
             flow_of: Any = robustness_audit
-            arguments = {"model": f"{model.name}/{model.version}"}
+            arguments: dict[str, Any] = {"model": f"{model.name}/{model.version}", "trust": options.trust}
             workspace, target = Workspace(AUDITS / model.label), model.target
         else:
             params = audit_params(options)

@@ -22,19 +22,21 @@ from tasks.tracking import EXPERIMENT
 def export(
     model: Annotated[str, Field(min_length=3)] = f"{EXPERIMENT}@{registry.CHAMPION}",
     path: Annotated[str, Field(pattern=r".+\.pt2$")] = "champion.pt2",
+    trust: bool = False,
 ) -> str:
     """Write a registered model as a ``torch.export`` program, and compare its logits with those of the model.
 
     Args:
         model: ``name@alias`` or ``name/version``.
         path: path of the new file, ``*.pt2``.
+        trust: run code of the bundle's author when it is loaded, or send images to its server, if the bundle needs it.
 
     Returns:
         A summary in one sentence.
     """
     found = registry.find(model)
     with tempfile.TemporaryDirectory() as folder:
-        difference = export_target(registry.download(found, Path(folder)), Path(path))
+        difference = export_target(registry.download(found, Path(folder), trust), Path(path))
     return f"{path} holds {found.label} ({found.target}). The largest difference of a logit is {difference:.1e}."
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.export", description=main.__doc__)
     parser.add_argument("model", help="name@alias or name/version, such as ct-robustness@champion")
     parser.add_argument("path", help="path of the new file, *.pt2")
+    parser.add_argument("--trust", action="store_true", help="run the code of the bundle's author, if it has any")
     print(run_flow(export, **vars(parser.parse_args())))
 
 

@@ -47,8 +47,8 @@ def classifier_audit(
     """
     log_progress()
     workspace = Workspace(AUDITS / name)
-    params = load_params(workspace.params_file)
     with locked(AUDITS / ".locks", [name]):
+        params = load_params(workspace.params_file)
         renewed(workspace.data)
         defences = params.selected_defences
         run_steps([(step, "") for step in DATA_STEPS], workspace, params, name)
@@ -109,12 +109,16 @@ def try_import(params: Params) -> ImportedClassifier:
 
 
 def write_workspace(name: str, params: Params) -> Workspace:
-    """Create the workspace of an audit with its parameter file and the user's plug-ins."""
+    """Create the workspace of an audit with its parameter file and the user's plug-ins.
+
+    If an audit of this name is running, wait until it has ended.
+    """
     workspace = Workspace(AUDITS / name)
-    workspace.root.mkdir(parents=True, exist_ok=True)
-    with workspace.params_file.open("w", encoding="utf-8") as file:
-        YAML(typ="safe").dump(params.model_dump(mode="json", by_alias=True, exclude_unset=True), file)
-    if Workspace().plugins.is_dir():
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(Workspace().plugins, workspace.plugins, dirs_exist_ok=True, ignore=ignored)
+    with locked(AUDITS / ".locks", [name]):
+        workspace.root.mkdir(parents=True, exist_ok=True)
+        with workspace.params_file.open("w", encoding="utf-8") as file:
+            YAML(typ="safe").dump(params.model_dump(mode="json", by_alias=True, exclude_unset=True), file)
+        if Workspace().plugins.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(Workspace().plugins, workspace.plugins, dirs_exist_ok=True, ignore=ignored)
     return workspace

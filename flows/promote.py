@@ -32,6 +32,8 @@ from tasks.statistics.formatting import eps_text, points
 from tasks.statistics.intervals import Estimate
 from tasks.tracking import EXPERIMENT, plain_markdown
 
+PROMOTION = "promotion"
+"""Name of the lock that promotions hold."""
 MARGIN = 0.05
 """Largest acceptable loss of balanced accuracy."""
 
@@ -70,6 +72,7 @@ def promote(
     name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT,
     margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN,
     back: bool = False,
+    trust: bool = False,
 ) -> str:
     """Make the candidate champion, if its clean and its worst-case accuracy are not inferior.
 
@@ -77,26 +80,27 @@ def promote(
         name: name of the registered model.
         margin: largest acceptable loss of balanced accuracy, as a fraction.
         back: compare nothing, and return to the previous champion.
+        trust: run code of the bundle's author when it is loaded, or send images to its server, if the bundle needs it.
 
     Returns:
         The outcome in a few sentences.
     """
     log_progress()
-    if back:
-        move = registry.restore_champion(name)
-        return f"Version {move.version} of {name} is champion again, in place of version {move.before}."
-    params, candidate = load_params(), registry.version_with(name, CANDIDATE)
-    if candidate is None:
-        raise ValueError(f"{name} has no {CANDIDATE}. Register a model first: python -m flows.register")
-    champion = registry.version_with(name, CHAMPION)
-    if champion == candidate:
-        return f"{candidate.label} is {CANDIDATE} and {CHAMPION}. There is nothing to compare."
-
-    # one promotion at a time, and none beside an audit of one of its models
-    labels = [each.label for each in (candidate, champion) if each]
-    with locked(AUDITS / ".locks", ["promotion", *labels]):
-        audits = audit_both(Workspace(), candidate, champion, params)
-        outcome, page = settle(audits, params, margin)
+    params = load_params()
+    # one promotion at a time: another one could change the champion during the audits
+    with locked(AUDITS / ".locks", [PROMOTION]):
+        if back:
+            move = registry.restore_champion(name)
+            return f"Version {move.version} of {name} is champion again, in place of version {move.before}."
+        if (candidate := registry.version_with(name, CANDIDATE)) is None:
+            raise ValueError(f"{name} has no {CANDIDATE}. Register a model first: python -m flows.register")
+        champion = registry.version_with(name, CHAMPION)
+        if champion == candidate:
+            return f"{candidate.label} is {CANDIDATE} and {CHAMPION}. There is nothing to compare."
+        # and none beside an audit of one of its models
+        with locked(AUDITS / ".locks", [each.label for each in (candidate, champion) if each]):
+            audits = audit_both(Workspace(), candidate, champion, params, trust)
+            outcome, page = settle(audits, params, margin)
     if registry.version_with(EXPERIMENT, CHAMPION):
         set_audit_schedule(True)
     page = plain_markdown(page)
@@ -128,7 +132,9 @@ def settle(audits: list[Audit], params: Params, margin: float) -> tuple[str, str
     return outcome, page
 
 
-def audit_both(current: Workspace, candidate: Registered, champion: Registered | None, params: Params) -> list[Audit]:
+def audit_both(
+    current: Workspace, candidate: Registered, champion: Registered | None, params: Params, trust: bool
+) -> list[Audit]:
     """Audit the candidate and, if there is one, the champion, on test images that neither of them has seen."""
     if champion is None:
         models, folders = [candidate], [AUDITS / f"{candidate.label}-alone"]
@@ -139,7 +145,8 @@ def audit_both(current: Workspace, candidate: Registered, champion: Registered |
             AUDITS / f"{champion.label}-against-v{candidate.version}",
         ]
     bundles = [
-        registry.download(model, renewed(folder / "model")) for model, folder in zip(models, folders, strict=True)
+        registry.download(model, renewed(folder / "model"), trust)
+        for model, folder in zip(models, folders, strict=True)
     ]
     seen = set().union(*(digests for bundle in bundles for digests in read_seen(bundle).values()))
     # both are set up before an attack runs, so that models that cannot be compared are refused at once
@@ -275,6 +282,7 @@ def main() -> None:
         "--margin", default=MARGIN, type=float, help="largest acceptable loss of accuracy (default: %(default)s)"
     )
     parser.add_argument("--back", action="store_true", help="return to the previous champion")
+    parser.add_argument("--trust", action="store_true", help="run the code of the bundle's author, if it has any")
     print(run_flow(promote, **vars(parser.parse_args())))
 
 

@@ -59,6 +59,16 @@ def run_step(
     name = workspace.step_of(folder)
     with step_lock(workspace, name, params) as deps:
         given = states_of_given_files(workspace, deps)
+
+        def check_inputs() -> None:
+            check_unchanged(workspace, name, params)
+            if changed := given.items() ^ states_of_given_files(workspace, deps).items():
+                files = ", ".join(sorted({file for file, _ in changed})[:5])
+                raise ValueError(
+                    f"files changed while {name} ran: {files}. The inputs must stay the same until the end, since the "
+                    "result would be recorded with the new files. Run again."
+                )
+
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with open_run(workspace, name, folder, params, orchestrator, tags) as tracker:
@@ -72,13 +82,9 @@ def run_step(
                     f"out of memory: {cause}. Lower {batch_size_key(step.__name__, defence)} in "
                     f"{workspace.params_file}, or set compute.device to a device with more memory."
                 ) from error
-            check_unchanged(workspace, name, params)
-            if changed := given.items() ^ states_of_given_files(workspace, deps).items():
-                files = ", ".join(sorted({file for file, _ in changed})[:5])
-                raise ValueError(
-                    f"files changed while {name} ran: {files}. The inputs must stay the same until the end, since the "
-                    "result would be recorded with the new files. Run again."
-                )
+            check_inputs()
+        # once more, since closing the tracking run takes seconds and DVC records the inputs after it
+        check_inputs()
         shutil.rmtree(workspace.checkpoint_folder(step.__name__, defence), ignore_errors=True)
 
 

@@ -520,6 +520,22 @@ def test_checkpoints_of_other_weights_of_a_defence_are_not_used(
     assert resumed == run(workspace, params)
 
 
+def test_checkpoints_of_other_groups_are_not_used(
+    workspace: Workspace,
+    params_with: Callable[..., Params],
+    interrupt_after: Callable[[Params, int], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    params = params_with(SMALL | {"attack.attacks": ["fgsm"], "attack.eps": [4]})
+    interrupt_after(params, 3, run_attack)
+    split = pd.read_parquet(workspace.split)
+    split.assign(group=split["group"].to_numpy()[::-1]).to_parquet(workspace.split)
+    run_attack(workspace, params)
+    assert n_resumed(caplog) == 0
+    groups = pd.read_parquet(workspace.records("undefended")).groupby("image")["group"].nunique()
+    assert (groups == 1).all()
+
+
 def test_checkpoints_of_an_interrupted_run_with_fewer_attacks_are_used(
     workspace: Workspace,
     params_with: Callable[..., Params],

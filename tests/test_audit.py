@@ -42,7 +42,7 @@ def bundle(workspace: Workspace) -> Path:
 @pytest.fixture
 def model(bundle: Path) -> Registered:
     about = read_bundle(bundle)
-    return Registered("toy", 1, about.target, about.digest)
+    return Registered("toy", 1, about.target, about.digest, "")
 
 
 @pytest.fixture

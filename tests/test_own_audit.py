@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from ruamel.yaml import YAML
 from flows.audit import main
 from flows.audit_forecast import Costs, duration, forecast, forecast_text, has_autoencoder
 from flows.audit_options import audit_params, change_value, classifier_section, command_line
-from flows.audit_run import MISSED, Thresholds, describe_result, missed_thresholds
+from flows.audit_run import AUDITS, MISSED, Thresholds, describe_result, missed_thresholds
+from flows.own_audit import write_workspace
 from tasks.attacks.effort import EFFORTS, doubled, max_gradients
+from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
 from tests.conftest import ROOT, with_overrides
@@ -324,6 +327,21 @@ def test_the_result_of_too_few_groups_has_no_intervals(tmp_path: Path, params_wi
     result = describe_result(workspace, params, "undefended", "mine", 24)
     assert "clean accuracy 90.0 % [too few groups] (n = 24)" in result
     assert "50.0 % [too few groups] (n = 4)" in result
+
+
+def test_an_audit_that_begins_beside_another_of_its_name_waits_before_it_writes(
+    tmp_path: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_workspace("classifier", params_with()).params_file
+    with ThreadPoolExecutor() as pool:
+        with locked(AUDITS / ".locks", ["classifier"]):
+            second = pool.submit(write_workspace, "classifier", params_with({"seed": 7}))
+            with pytest.raises(TimeoutError):
+                second.result(timeout=1)
+            assert load_params(file).seed == 0
+        second.result(timeout=30)
+    assert load_params(file).seed == 7
 
 
 def test_accuracies_and_failed_checks_are_compared_with_the_thresholds(

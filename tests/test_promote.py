@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.audit import Audit
-from flows.promote import settle
+from flows.audit_run import AUDITS
+from flows.promote import PROMOTION, promote, settle
 from tasks.core.files import write_json
+from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.params import Params, parse_params
 from tasks.records.operating_points import OperatingPoint, parse_operating_points, write_operating_points
 from tasks.serving import registry
 from tasks.serving.promotion import compare, outcomes_of
-from tasks.serving.registry import CHAMPION, Registered
+from tasks.serving.registry import CANDIDATE, CHAMPION, Registered
 from tests.bundles import BUNDLE_PARAMS
-from tests.conftest import with_overrides
+from tests.conftest import ROOT, with_overrides
 
 NAME, TARGET, EPS, N, MARGIN = "toy", "autoencoder", 4.0, 400, 0.05
 PARAMS: Params = parse_params(with_overrides(BUNDLE_PARAMS))
@@ -169,6 +172,33 @@ def test_two_promotions_are_undone_one_by_one(versions: list[Registered], audits
         settle([plant(audits, model, range(300), range(200))], PARAMS, MARGIN)
     assert champion() == 3
     assert [registry.restore_champion(NAME).version for _ in range(2)] == [2, 1]
+
+
+def test_a_promotion_beside_another_compares_with_its_champion(
+    versions: list[Registered], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second, _ = versions
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    registry.move_champion(first, "the first")
+    MlflowClient().set_registered_model_alias(NAME, CANDIDATE, "3")
+    compared: list[Registered | None] = []
+
+    def audits_of(_workspace: Workspace, candidate: Registered, champion: Registered | None, *_: object) -> list[Audit]:
+        compared.append(champion)
+        return []
+
+    monkeypatch.setattr("flows.promote.audit_both", audits_of)
+    monkeypatch.setattr("flows.promote.settle", lambda *_: 1 / 0)
+    with ThreadPoolExecutor() as pool:
+        with locked(AUDITS / ".locks", [PROMOTION]):
+            waiting = pool.submit(promote.fn, NAME)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1)
+            registry.move_champion(second, "by the other promotion")
+        with pytest.raises(ZeroDivisionError):
+            waiting.result(timeout=60)
+    assert compared == [second]
 
 
 def outcomes(correct: np.ndarray) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The model registry: versions, aliases, changes of the champion, and the choice of the best defence."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,44 @@ def test_a_downloaded_bundle_is_the_registered_one(versions: list[Registered], s
     original = store / "bundles" / "autoencoder"
     files = [BUNDLE, EXAMPLES, Workspace().classifier, Workspace().purifier("autoencoder")]
     assert [(downloaded / file).read_bytes() for file in files] == [(original / file).read_bytes() for file in files]
+
+
+def test_a_bundle_with_a_changed_file_beside_the_weights_is_refused(
+    store: Path, versions: list[Registered], tmp_path: Path
+) -> None:
+    downloaded = registry.download(versions[0], tmp_path / "downloaded")
+    values = json.loads((downloaded / BUNDLE).read_text())
+    (swapped := tmp_path / "bundle").mkdir()
+    shutil.copytree(downloaded, swapped / "autoencoder")
+    (swapped / "autoencoder" / BUNDLE).write_text(json.dumps(values | {"classes": values["classes"][::-1]}))
+    registered = registry.register_bundle(swapped / "autoencoder", NAME, SUMMARY, alias=None)
+    client = mlflow.MlflowClient()
+    client.set_model_version_tag(NAME, str(registered.version), "files_digest", versions[0].files_digest)
+    with pytest.raises(ValueError, match=r"the digest of its files is .*Do not use this version"):
+        registry.download(registry.find(f"{NAME}/{registered.version}"), tmp_path / "again")
+    client.delete_model_version_tag(NAME, str(registered.version), "files_digest")
+    with pytest.raises(ValueError, match="the registry has none, since an earlier version of this project registered"):
+        registry.download(registry.find(f"{NAME}/{registered.version}"), tmp_path / "third")
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "what"),
+    [
+        ("train_classifier/classifier", {"imported": {"source": "factory", "factory": "evil:make"}}, "source factory"),
+        ("train_classifier/classifier", {"imported": {"source": "http", "address": "http://x"}}, "source http"),
+        ("train_classifier/classifier", {"imported": {"source": "torchscript"}}, "source torchscript"),
+        ("train_classifier/classifier", {"imported": None, "plugin": {}}, "a plug-in"),
+        ("train_defence/autoencoder/purifier", {"plugin": {"factory": "os:system"}}, "a plug-in"),
+    ],
+)
+def test_a_bundle_that_runs_code_needs_trust_and_runs_none_before(
+    network: str, arguments: dict[str, object], what: str, store: Path, versions: list[Registered], tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(store / "bundles" / "autoencoder", tmp_path / "autoencoder")
+    (bundle / "data" / network).with_suffix(".json").write_text(json.dumps(arguments))
+    registered = registry.register_bundle(bundle, NAME, SUMMARY, alias=None)
+    with pytest.raises(ValueError, match=rf"{what} in data/.*If you trust whoever registered it, pass --trust"):
+        registry.download(registered, tmp_path / "downloaded")
 
 
 @pytest.mark.parametrize("tags", [{"target": "undefended"}, {"digest": "0" * 64}])

@@ -5,7 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from mlflow import MlflowClient
 from tasks.core import source
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
-from tasks.params import Params
+from tasks.params import Params, load_params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker
 from tests.conftest import ROOT
@@ -162,6 +163,23 @@ class TestChanges:
         assert message in printed
         # they have the names of the old code and parameters
         assert (copy / "checkpoints" / "train_defence" / "jpeg").exists() == bool(message)
+
+    def test_a_change_while_the_tracking_run_closes_fails_the_step(
+        self, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        @contextmanager
+        def slowly_closed(*_arguments: object) -> Iterator[Tracker]:
+            yield Tracker()
+            workspace.params_file.write_text((ROOT / "params.yaml").read_text().replace("seed: 0", "seed: 1"))
+
+        monkeypatch.setattr("tasks.runner.open_run", slowly_closed)
+        shutil.copy(ROOT / "params.yaml", workspace.root)
+
+        def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+            """Do nothing."""
+
+        with pytest.raises(ValueError, match=r"params\.yaml changed while prepare ran: seed"):
+            run_step(prepare, workspace, load_params(workspace.params_file))
 
     @pytest.mark.parametrize("file", ["images/COVID/1.png", "images/COVID/new.png", "images/__pycache__/x.pyc"])
     def test_a_change_of_a_file_of_the_user_fails_the_step(

@@ -171,5 +171,7 @@ class Attacked:
 
 
 def digest_of_images(data: Prepared, rows: np.ndarray) -> list[str]:
-    """Identity of images in a checkpoint: rows, pixels, labels and paths."""
-    return [digest_of_arrays(rows, data.pixels[rows], data.labels(rows)), *data.table["path"].iloc[rows]]
+    """Identity of images in a checkpoint: pixels, and all columns that the records of a part have."""
+    columns = data.identity(rows)
+    paths = columns.pop("path")
+    return [digest_of_arrays(data.pixels[rows], *columns.values()), *paths]

@@ -26,6 +26,16 @@ SAFE_GLOBALS = re.compile(
 )
 """``module name`` of the objects that the pickles within an archive of torch may name."""
 
+SAFE_OPERATORS = re.compile(
+    r"torch\.ops\.aten\.(?!(from_file|save)\b)\w+(\.\w+)?|torch\.ops\.quantized_decomposed\.\w+(\.\w+)?"
+    r"|torch\.ops\.torchvision\.(nms|(ps_)?roi_(align|pool)|deform_conv2d)(\.\w+)?"
+    r"|torch\.ops\.higher_order\.(cond|map_impl|scan|while_loop|wrap_with_set_grad_enabled|wrap_with_autocast)"
+    r"|torch\.(_sym_sqrt|sym_\w+)|math\.\w+"
+    r"|_operator\.(add|and_|eq|floordiv|ge|getitem|gt|invert|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow|rshift|sub|truediv|xor)"
+)
+"""Operators that a program of ``torch.export`` may call. torch would call any other function by its name, and
+``aten.from_file`` and ``aten.save`` write files."""
+
 EXPRESSION_NAMES = {
     *("Symbol", "positive", "integer", "nonnegative", "True", "False", "Mod", "FloorDiv", "CeilDiv", "Max", "Min"),
     *("PythonMod", "ModularIndexing", "Where", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Abs", "Pow"),
@@ -144,6 +154,8 @@ def check_torchscript(path: Path) -> None:
 def check_program(path: Path) -> None:
     """Check that a program of ``torch.export`` holds no pickled object, no library and no text that torch would run.
 
+    Its operators must be those of :data:`SAFE_OPERATORS`: others can read and write files.
+
     Raises:
         ValueError: it does, or it is damaged.
     """
@@ -164,6 +176,8 @@ def check_program(path: Path) -> None:
                     raise ValueError(f"the member {name!r} refers to pickled objects")
                 if key == "expr_str":
                     _check_expression(str(value))
+                if key == "target" and not SAFE_OPERATORS.fullmatch(str(value)):
+                    raise ValueError(f"the member {name!r} calls {str(value)[:80]!r}, which is no operator of networks")
 
 
 def check_onnx(path: Path) -> Any:

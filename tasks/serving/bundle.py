@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.analysis.detection import threshold_at
+from tasks.core.source import digests_of_files
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Channels, ImageSize, Params, Resize, Section
 from tasks.params.params import DefenceName
@@ -36,6 +37,8 @@ BUNDLE, SEEN, EXAMPLES, CARD = Path("bundle.json"), Path("seen.json"), Path("exa
 
 SCHEMA_VERSION = 1
 """Version of the fields of ``bundle.json``; raised when a field changes."""
+SAFE_SOURCES = ("torch_export", "mlflow", "onnx")
+"""Sources of an imported classifier whose files hold no code."""
 PREDICTION_CHANGE = "prediction change"
 N_EXAMPLES = 8
 
@@ -182,6 +185,33 @@ def read_bundle(folder: Path) -> Bundle:
         return Bundle.model_validate_json(json.dumps(values))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}. Download the model version again.") from error
+
+
+def digest_of_files(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files of a bundle: it also covers classes, thresholds and modules."""
+    files = {name: digest for name, digest in digests_of_files(folder).items() if "__pycache__" not in name}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def check_trust(folder: Path) -> None:
+    """Refuse a bundle that, when it is loaded, runs code of its author or sends images to a server.
+
+    Raises:
+        ValueError: it does.
+    """
+    for file in sorted((folder / "data").rglob("*.json")):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            continue
+        imported = values.get("imported")
+        source = imported.get("source") if isinstance(imported, dict) else None
+        if "plugin" in values or (imported is not None and source not in SAFE_SOURCES):
+            what = f"classifier.source {source}" if imported is not None else "a plug-in"
+            raise ValueError(
+                f"{folder}: this bundle runs code of its author, or sends images to a server, when it is loaded "
+                f"({what} in {file.relative_to(folder)}). If you trust whoever registered it, pass --trust, in Prefect "
+                "the parameter trust."
+            )
 
 
 def check_digest(folder: Path, target: str, digest: str) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.serving.bundle import CARD, check_digest, read_bundle
+from tasks.serving.bundle import CARD, check_digest, check_trust, digest_of_files, read_bundle
 from tasks.serving.mlflow_model import save_mlflow_model
 from tasks.tracking import EXPERIMENT, experiment_id, masked, tracking_uri
 from tasks.tracking.outbox import now
@@ -61,6 +61,8 @@ class Registered:
     target: str
     digest: str
     """SHA-256 of the layers and weights of the target."""
+    files_digest: str
+    """SHA-256 of all files of the bundle."""
 
     @property
     def label(self) -> str:
@@ -96,7 +98,12 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
             name,
             f"models:/{logged.model_id}",
             logged.run_id,
-            tags={"target": bundle.target, "digest": bundle.digest, "dataset": bundle.dataset},
+            tags={
+                "target": bundle.target,
+                "digest": bundle.digest,
+                "files_digest": digest_of_files(folder),
+                "dataset": bundle.dataset,
+            },
             description=_checked(summary),
             model_id=logged.model_id,
         )
@@ -166,11 +173,19 @@ def version_with(name: str, alias: str) -> Registered | None:
     return _registered(client.get_model_version(name, aliases[alias])) if alias in aliases else None
 
 
-def download(model: Registered, folder: Path) -> Path:
+def download(model: Registered, folder: Path, trust: bool = False) -> Path:
     """Copy the bundle of a version into a folder, and return the folder of the bundle.
 
+    Nothing of the bundle is loaded before all its files have been compared with the tags of the version.
+
+    Args:
+        model: the version.
+        folder: of the copy.
+        trust: accept a bundle that runs code of its author, or sends images to a server, when it is loaded.
+
     Raises:
-        ValueError: the bundle has another target or other weights than the tags of the version.
+        ValueError: the bundle has another target, other weights or other files than the tags of the version, or needs
+            trust.
     """
     import mlflow
 
@@ -179,6 +194,14 @@ def download(model: Registered, folder: Path) -> Path:
     artifacts = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
     # its name is that of the registered folder
     (bundle,) = Path(artifacts).iterdir()
+    if (found := digest_of_files(bundle)) != model.files_digest:
+        raise ValueError(
+            f"{bundle}: the digest of its files is {found}, but the registry has "
+            f"{model.files_digest or 'none, since an earlier version of this project registered it'}. Do not use this "
+            "version: register the model again."
+        )
+    if not trust:
+        check_trust(bundle)
     check_digest(bundle, model.target, model.digest)
     return bundle
 
@@ -238,9 +261,8 @@ def _make_model(client: "MlflowClient", name: str) -> None:
 
 
 def _registered(version: "ModelVersion") -> Registered:
-    return Registered(
-        version.name, int(version.version), version.tags.get("target", ""), version.tags.get("digest", "")
-    )
+    target, digest, files_digest = (version.tags.get(key, "") for key in ("target", "digest", "files_digest"))
+    return Registered(version.name, int(version.version), target, digest, files_digest)
 
 
 def _checked(text: str) -> str:

@@ -4,11 +4,12 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def rewritten(
         for name, data in added:
             after.writestr(name, data)
     return result.getvalue()
+
+
+def _with_operator(name: str, member: str, data: bytes) -> bytes:
+    """A member of a program, in which all operators are replaced by one."""
+    if not member.endswith("model.json"):
+        return data
+    changed, n_changed = re.subn(rb'"target": "torch\.ops\.[^"]*"', f'"target": "{name}"'.encode(), data)
+    assert n_changed
+    return changed
 
 
 @cache
@@ -242,6 +252,16 @@ def hostile_files(trace: Path, folder: Path) -> dict[str, Case]:
                     else data
                 ),
             ),
+        ),
+        "program that calls a function of Python": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(program(), partial(_with_operator, "torch.serialization.os.system")),
+        ),
+        "program that writes a file": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(program(), partial(_with_operator, "torch.ops.aten.from_file.default")),
         ),
         "program with a library": (
             "torch_export",
