@@ -97,28 +97,6 @@ def test_only_the_given_rows_are_attacked() -> None:
     assert_adversarial(batch, some)
 
 
-def test_only_smaller_radii_than_the_known_one_are_tried() -> None:
-    batch, expected = linear_batch("linf", EPS)
-    # known: two radii too large, none at all, or exact
-    known = np.where(expected < 0, -1, np.minimum(expected + np.arange(40) % 3, len(EPS)))
-    found = run_square(batch, known, 300, only_smaller=True)
-    improved = (found.index >= 0) & (found.index < len(EPS))
-    assert (found.index[improved] < known[improved]).all()
-    assert (found.index >= expected).all()
-    assert ((found.index == -1) == (expected == -1)).all()
-    assert improved[(known - expected == 2) & (expected >= 0)].mean() > 0.8
-    assert_adversarial(batch, found)
-
-
-def test_the_squares_of_two_restarts_are_different(three: tuple[nn.Module, Tensor, Tensor]) -> None:
-    model, images, labels = three
-    radii = torch.full((len(images), 1, 1, 1), 0.05)
-    first, second = (
-        square(model, images, labels, radii, (0.0, 1.0), 5, 0, np.arange(len(images)), restart)[0] for restart in (0, 1)
-    )
-    assert not torch.equal(first, second)
-
-
 def test_one_wrong_draw_of_a_random_model_does_not_count_as_a_success() -> None:
     batch, expected = linear_batch("linf", EPS)
     one_radius = replace(batch, model=as_attacked(RandomLabels(batch.model)), radii=batch.radii[:1])

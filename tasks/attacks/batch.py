@@ -121,9 +121,7 @@ class MinimumEps:
     """The image that is misclassified there, float32 ``(N, C, H, W)``; the image itself where no radius breaks it."""
 
 
-def improve(
-    batch: AttackBatch, found: MinimumEps, name: str, attempt: Attempt, rows: np.ndarray | None = None
-) -> MinimumEps:
+def improve(batch: AttackBatch, found: MinimumEps, name: str, attempt: Attempt) -> MinimumEps:
     """Attack images in the largest ball that each has survived, and in the next smaller one while it is broken.
 
     Args:
@@ -131,11 +129,9 @@ def improve(
         found: result of the attacks before.
         name: of the attack.
         attempt: the attack in a ball.
-        rows: row numbers of the images to attack, ``(n,)``; None for all. Images without a smaller radius are left out.
     """
     index, found_by, adversarial = found.index.copy(), found.found_by.astype(object), found.adversarial.copy()
-    rows = np.arange(len(index)) if rows is None else rows
-    rows = rows[index[rows] > 0]
+    rows = np.flatnonzero(index > 0)
     while rows.size:
         images, broken = batch.run(rows, batch.radii[index[rows] - 1], attempt)
         rows = rows[broken]

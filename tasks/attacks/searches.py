@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.batch import AttackBatch, MinimumEps, improve, shrink
@@ -22,7 +21,7 @@ from tasks.attacks.effort import EFFORTS, Stage, doubled
 from tasks.attacks.found_images import better_scores, expected_scores, rounded_index, rounded_index_of
 from tasks.attacks.hop_skip_jump import run_hop_skip_jump
 from tasks.attacks.predictions import seed_random_defences
-from tasks.attacks.square import run_square, square
+from tasks.attacks.square import run_square, square_attempt
 from tasks.attacks.suite import run_stage
 from tasks.dataset.prepared import choose_stratified
 from tasks.params import Attack
@@ -152,17 +151,10 @@ def _write_square_on_survivors(
     found = MinimumEps(index, np.full(len(rows), SQUARE, dtype=object), batch.images)
     with attacked.naming_images(rows, SQUARE_ON_SURVIVORS):
         for n_queries in queries:
-            found = improve(batch, found, SQUARE, partial(_square_attempt, batch, n_queries))
+            found = improve(batch, found, SQUARE, partial(square_attempt, batch, n_queries))
     by_square = np.where((found.index < index) | (index < 0), found.index, len(batch.radii))
     result = MinimumEps(by_square, found.found_by, found.adversarial)
     _write(attacked, point, "adaptive", SQUARE_ON_SURVIVORS, batch, result, np.arange(len(rows)), None, folder)
-
-
-def _square_attempt(
-    batch: AttackBatch, n_queries: int, rows: np.ndarray, images: Tensor, labels: Tensor, radii: Tensor
-) -> tuple[Tensor, Tensor]:
-    ids = batch.image_ids[rows]
-    return square(batch.model, images, labels, radii, batch.ball.value_range, n_queries, batch.seed, ids)
 
 
 def _write_queries(
@@ -182,21 +174,12 @@ def _write_queries(
         found = MinimumEps(np.where(is_wrong, -1, len(batch.radii)), np.full(len(rows), attack), batch.images)
         for n_queries in queries:
             if attack == SQUARE:
-                part = attacked.batch(rows[chosen], point)
-                of_part = run_square(part, found.index[chosen], n_queries)
-                again = _scattered(found, chosen, of_part)
+                again = run_square(batch, found.index, n_queries, chosen)
             else:
                 assert attack == HOP_SKIP_JUMP, attack
                 again = run_hop_skip_jump(batch, chosen, is_wrong, n_queries)
             found = _smaller(found, again)
     _write(attacked, point, "black_box", attack, batch, found, chosen, None, folder)
-
-
-def _scattered(found: MinimumEps, rows: np.ndarray, of_part: MinimumEps) -> MinimumEps:
-    """The result with some of its rows replaced."""
-    index, adversarial = found.index.copy(), found.adversarial.copy()
-    index[rows], adversarial[rows] = of_part.index, of_part.adversarial
-    return MinimumEps(index, found.found_by, adversarial)
 
 
 def _smaller(first: MinimumEps, second: MinimumEps) -> MinimumEps:

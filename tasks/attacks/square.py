@@ -2,12 +2,13 @@
 
 import bisect
 import math
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks.batch import AttackBatch, MinimumEps, improve
+from tasks.attacks.batch import AttackBatch, MinimumEps
 from tasks.attacks.gradient.losses import logit_margin, misclassified
 from tasks.attacks.gradient.seeding import generator
 from tasks.attacks.sweep import EpsBracket
@@ -18,48 +19,35 @@ HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Fractions of the queries (the paper's schedule for 10,000 queries)."""
 
 
-def run_square(
-    batch: AttackBatch,
-    begin: np.ndarray,
-    n_queries: int,
-    rows: np.ndarray | None = None,
-    only_smaller: bool = False,
-    restart: int = 0,
-) -> MinimumEps:
-    """Search the grid of radii with the Square attack.
+def run_square(batch: AttackBatch, begin: np.ndarray, n_queries: int, rows: np.ndarray | None = None) -> MinimumEps:
+    """Search the grid of radii with the Square attack, from the radius ``begin`` up and down.
 
     Args:
         batch: model and images; L-infinity balls.
         begin: index of a radius for each image, ``(N,)``; -1 for images that are misclassified unchanged.
         n_queries: queries of each image at each radius that is tried.
         rows: row numbers of the images to attack, ``(n,)``; None for all. The others are returned as surviving.
-        only_smaller: ``begin`` breaks the images already (or none of the radii does): try only smaller radii, from the
-            largest down. An image that survives the first of them is returned as surviving. Otherwise the search
-            begins at ``begin`` and goes up and down.
-        restart: number of the restart; each has other squares.
     """
     assert batch.ball.norm == "linf"
-
-    def attempt(part: np.ndarray, images: Tensor, labels: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
-        value_range, image_ids = batch.ball.value_range, batch.image_ids[part]
-        return square(batch.model, images, labels, radii, value_range, n_queries, batch.seed, image_ids, restart)
-
     rows = np.arange(len(batch.images)) if rows is None else rows
-    found_by = np.full(len(begin), "square", dtype=object)
-    if only_smaller:
-        found = improve(batch, MinimumEps(begin, found_by, batch.images), "square", attempt, rows)
-        survived = (found.index == begin) & (begin >= 0)
-        return MinimumEps(np.where(survived, len(batch.radii), found.index), found_by, found.adversarial)
     bracket = EpsBracket(len(batch.images), batch.radii)
     bracket.breaks[begin < 0] = -1
     adversarial = batch.images.copy()
     rows = rows[~bracket.update(rows, begin[rows] < 0)]
     bracket.trial[rows] = begin[rows].clip(0, len(batch.radii) - 1)
     while rows.size:
-        found_images, broken = batch.run(rows, bracket.radii_of(rows), attempt)
+        found_images, broken = batch.run(rows, bracket.radii_of(rows), partial(square_attempt, batch, n_queries))
         adversarial[rows[broken]] = found_images[broken]
         rows = rows[~bracket.update(rows, broken)]
-    return MinimumEps(bracket.breaks, found_by, adversarial)
+    return MinimumEps(bracket.breaks, np.full(len(begin), "square", dtype=object), adversarial)
+
+
+def square_attempt(
+    batch: AttackBatch, n_queries: int, rows: np.ndarray, images: Tensor, labels: Tensor, radii: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attempt by :func:`square` on some images of a batch."""
+    ids = batch.image_ids[rows]
+    return square(batch.model, images, labels, radii, batch.ball.value_range, n_queries, batch.seed, ids)
 
 
 def square(
@@ -71,7 +59,6 @@ def square(
     n_queries: int,
     seed: int,
     image_ids: np.ndarray,
-    restart: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attack images, each in an L-infinity ball of its own radius.
 
@@ -87,15 +74,14 @@ def square(
         value_range: lowest and highest value of a pixel.
         n_queries: maximum number of forward passes of each image.
         seed: of the squares.
-        image_ids: a number for each image, int ``(N,)``; with the seed and the restart it determines the squares.
-        restart: number of the restart.
+        image_ids: a number for each image, int ``(N,)``; with the seed it determines the squares.
 
     Returns:
         The images with the smallest margin found, ``(N, C, H, W)``; whether each is misclassified, bool ``(N,)``.
     """
     n_channels, height, width = images.shape[1:]
     device = images.device
-    draws = [generator(seed, "square", int(image), restart) for image in image_ids]
+    draws = [generator(seed, "square", int(image)) for image in image_ids]
     adversarial, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     active = torch.arange(len(images), device=device)
     stripes = np.stack([draw.choice([-1, 1], size=(n_channels, 1, width)) for draw in draws])
