@@ -94,13 +94,3 @@ def test_results_on_a_random_model_are_near_the_smallest_radius_and_reproducible
     target = noisy_input(model)
     draws = torch.stack([target(adversarial).argmax(dim=1) != labels for _ in range(20)])
     assert draws.float().mean() > 0.45
-
-
-def test_two_restarts_draw_different_random_numbers() -> None:
-    batch, expected = linear_batch("linf", EPS)
-    chosen = np.flatnonzero(expected > 0)[:3]
-    first, again, second = (
-        run_hop_skip_jump(batch, chosen, expected < 0, 300, restart).adversarial[chosen] for restart in (0, 0, 1)
-    )
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, second)

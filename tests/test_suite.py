@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tasks.attacks.batch import AttackBatch, MinimumEps
 from tasks.attacks.effort import EFFORTS, STAGES, Stage, doubled, max_gradients, max_queries, n_losses
 from tasks.attacks.gradient.norm_ball import NormBall
-from tasks.attacks.suite import run_stage, run_suite
+from tasks.attacks.suite import run_stage
 from tasks.attacks.sweep import repeat_sweep, run_sweep
 from tasks.defences.preprocessing import BPDA, MedianFilter
 from tasks.defences.purified import Purified
@@ -30,6 +30,7 @@ from tests.nets import (
 EPS = np.array([0.25, 0.5, 1, 2, 4, 8, 16, 32])
 LEVELS = dict(EFFORTS)
 """The real levels; a fixture replaces them while a test runs."""
+EACH_ATTACK = Stage("suite", apgd_steps=20, apgd_restarts=1, fmn_steps=20, fmn_restarts=1)
 SHORT = Stage("short", 5, 1, True, 5, 2, 5, 2, 5, 3, other_backward_passes=True)
 
 
@@ -57,7 +58,7 @@ def unknown(batch: AttackBatch, expected: np.ndarray) -> MinimumEps:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_suite_finds_the_smallest_radius_on_a_linear_classifier_without_a_sweep(norm: str) -> None:
     batch, expected = linear_batch(norm, EPS)
-    found = run_suite(batch, unknown(batch, expected), 20)
+    found = run_stage(batch, unknown(batch, expected), EACH_ATTACK, 0.25)
     assert found.index.tolist() == expected.tolist()
     assert set(found.found_by[expected >= 0]) <= {"apgd_margin", "fmn"}
     assert (found.found_by[expected < 0] == "before").all()
@@ -97,7 +98,7 @@ def test_each_attack_alone_finds_the_smallest_radius_on_a_linear_classifier(norm
 
 def test_results_that_are_already_the_smallest_keep_their_name() -> None:
     batch, expected = linear_batch("linf", EPS)
-    found = run_suite(batch, nothing_found(batch, expected), 20)
+    found = run_stage(batch, nothing_found(batch, expected), EACH_ATTACK, 0.25)
     assert found.index.tolist() == expected.tolist()
     assert (found.found_by == "before").all()
     # FMN gives the adversarial images that an earlier stage did not keep
@@ -173,7 +174,7 @@ def test_with_three_classes_all_losses_of_autoattack_are_used() -> None:
     index = run_sweep(batch, 2, 0.25, 0).index
     # a weak sweep: every result is one radius too large
     worse = np.where((index >= 0) & (index < len(EPS)), index + 1, index)
-    found = run_suite(batch, nothing_found(batch, worse), 20)
+    found = run_stage(batch, nothing_found(batch, worse), EACH_ATTACK, 0.25)
     assert (found.index <= index).all()
     assert {"apgd_ce", "before"} <= set(found.found_by)
     model = Counted(ThreeClasses())

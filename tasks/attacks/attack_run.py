@@ -39,15 +39,7 @@ from tasks.records.adversarial_images import merge_perturbations
 from tasks.records.expected import N_FRESH_SAMPLES
 from tasks.records.operating_points import write_operating_points
 from tasks.records.tables import build_diagnostics, write_records
-from tasks.records.vocabulary import (
-    CLEAN,
-    HOP_SKIP_JUMP,
-    SQUARE,
-    SQUARE_ON_SURVIVORS,
-    SUITE,
-    SUITE_DOUBLED,
-    VALIDATION_SWEEP,
-)
+from tasks.records.vocabulary import CLEAN, HOP_SKIP_JUMP, SEARCHES, SUITE_DOUBLED, VALIDATION_SWEEP
 from tasks.tracking import Tracker
 
 CODE = ("attacks", "core/files.py", "dataset/prepared.py", "defences", "models", "records")
@@ -214,7 +206,7 @@ class AttackRun:
     def _searched(self, finished: dict[str, list[Path]]) -> pa.Table:
         """The results of all searches at every operating point."""
         tables, points = [], self.attacked.operating_points
-        for attack in (SUITE, SUITE_DOUBLED, SQUARE_ON_SURVIVORS, SQUARE, HOP_SKIP_JUMP):
+        for attack in (*SEARCHES, HOP_SKIP_JUMP):
             if folders := finished[attack]:
                 found = _concatenate(folders, "minimum_eps.parquet")
                 for point in points if attack != SUITE_DOUBLED else points[-1:]:

@@ -1,12 +1,14 @@
 """Diagnostics for the checks: small experiments on a target whose correct outcome is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tasks.attacks.batch import AttackBatch
 from tasks.attacks.gradient.losses import logit_margin, loss_gradient
-from tasks.attacks.sweep import pgd_sweep
+from tasks.attacks.sweep import run_sweep
 from tasks.defences.preprocessing import BPDA
 from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
@@ -72,20 +74,8 @@ def run_positive_control(batch: AttackBatch, eps: float, radius: float) -> Diagn
 
 def robust_correct(batch: AttackBatch, model: nn.Module, radius: float) -> np.ndarray:
     """Attack a model in the ball of one radius by PGD with a restart; 1 where it is still correct, float64 ``(N,)``."""
-    found = pgd_sweep(
-        model,
-        batch.images,
-        batch.labels,
-        np.array([radius]),
-        batch.ball,
-        batch.batch_size,
-        N_STEPS,
-        relative_step_size=0.25,
-        n_restarts=1,
-        seed=batch.seed,
-        image_ids=batch.image_ids,
-    )
-    survived: np.ndarray = found.index == 1
+    one_radius = replace(batch, model=model, radii=np.array([radius]))
+    survived: np.ndarray = run_sweep(one_radius, N_STEPS, relative_step_size=0.25, n_restarts=1).index == 1
     return survived.astype(np.float64)
 
 

@@ -120,22 +120,19 @@ def n_losses(n_classes: int) -> int:
     return 1 if n_classes == 2 else 2 + min(n_classes - 1, MAX_TARGETS)
 
 
-def max_gradients(stages: Sequence[Stage], n_radii: int, n_classes: int, n_other_backward_passes: int = 0) -> int:
-    """Largest number of gradients that one image can take in all of these stages.
+def max_gradients(stages: Sequence[Stage], n_radii: int, n_classes: int) -> int:
+    """Largest number of gradients that one image of a target without image transforms can take in all of these stages.
 
     Args:
         stages: of a level.
         n_radii: number of radii in the grid.
         n_classes: number of classes, K.
-        n_other_backward_passes: number of other backward passes of the target, 0 without image transforms.
     """
     total = 0
     for stage in stages:
         if stage.sweep_steps:
             total += n_radii * (1 + (1 + stage.sweep_restarts) * (stage.sweep_steps + 1))
         total += _gradients_without_success(stage, n_classes)
-        if stage.other_backward_passes:
-            total += n_other_backward_passes * _gradients_without_success(one_start(stage), n_classes)
     # each success of an attack in a ball is followed by another try, in a smaller ball
     longest = max(max(stage.apgd_steps, stage.feature_steps) + 1 for stage in stages)
     return total + n_radii * longest

@@ -18,16 +18,10 @@ INITIAL_EVALUATIONS = 24
 """Queries of the first estimate of a direction; later estimates take more, by the square root of their number (100 in
 the paper)."""
 BATCH_SIZE = 64
-RESTART_STRIDE = 2654435769
-"""Difference between the seeds of two restarts; large, since other parts of a run use small seeds."""
 
 
 def run_hop_skip_jump(
-    batch: AttackBatch,
-    chosen: np.ndarray,
-    is_misclassified: np.ndarray,
-    n_queries: int,
-    restart: int = 0,
+    batch: AttackBatch, chosen: np.ndarray, is_misclassified: np.ndarray, n_queries: int
 ) -> MinimumEps:
     """Search for small perturbations with HopSkipJump.
 
@@ -38,7 +32,6 @@ def run_hop_skip_jump(
         chosen: row numbers of the images to attack, ``(n,)``; the others are returned as surviving.
         is_misclassified: whether each image is misclassified unchanged, bool ``(N,)``.
         n_queries: maximum number of queries of each image.
-        restart: number of the restart; each draws other random numbers.
     """
     index, adversarial = np.where(is_misclassified, -1, len(batch.radii)), batch.images.copy()
     flat = batch.images.reshape(len(index), -1).astype(np.float64)
@@ -57,7 +50,6 @@ def run_hop_skip_jump(
             batch.ball.value_range,
             n_queries,
             batch.seed,
-            restart,
         )
         at = batch.smallest_index(rows, found)
         inside = at < len(batch.radii)
@@ -75,7 +67,6 @@ def hop_skip_jump(
     value_range: tuple[float, float],
     n_queries: int,
     seed: int,
-    restart: int = 0,
 ) -> np.ndarray:
     """Move misclassified starts as near to the images as the queries allow; returns float32 ``(N, C, H, W)``.
 
@@ -93,12 +84,11 @@ def hop_skip_jump(
         n_queries: maximum number of predictions of each image, without the confirmations of
             :func:`tasks.attacks.gradient.losses.misclassified`.
         seed: of numpy's global generator, from which ART draws.
-        restart: number of the restart; with the seed it determines the random numbers.
     """
     import art
 
     found = starts.astype(np.float32)
-    with numpy_seeded((seed + RESTART_STRIDE * restart) % 2**32):
+    with numpy_seeded(seed % 2**32):
         for row, image in enumerate(images):
             device = device_of(model)
             known = torch.from_numpy(image).to(device), torch.from_numpy(found[row]).to(device)

@@ -73,18 +73,6 @@ def run_stage(
     return found
 
 
-def run_suite(batch: AttackBatch, before: MinimumEps, n_steps: int) -> MinimumEps:
-    """Improve an earlier result by one start of Auto-PGD with each loss, and of FMN.
-
-    Args:
-        batch: model and images.
-        before: result of the sweep.
-        n_steps: steps of each attack at each radius.
-    """
-    stage = Stage("suite", apgd_steps=n_steps, apgd_restarts=1, fmn_steps=n_steps, fmn_restarts=1)
-    return _run_attacks(batch, before, stage)
-
-
 def _run_attacks(batch: AttackBatch, found: MinimumEps, stage: Stage, suffix: str = "") -> MinimumEps:
     """Improve a result by Auto-PGD with each loss, the attack on features and FMN; their names end in the suffix."""
     for restart in range(stage.apgd_restarts):
