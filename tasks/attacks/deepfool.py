@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from tasks.attacks.batch import bisect_to_boundary
 from tasks.attacks.gradient.losses import logit_margin, misclassified
 from tasks.attacks.gradient.norm_ball import NormBall
+from tasks.attacks.sweep import logits_and_margin_gradient
 
 OVERSHOOT = 0.02
 """Fraction by which a step goes beyond the decision boundary of the linear model."""
@@ -31,16 +32,12 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, ball: NormBall, n
     """
     candidate, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     for _ in range(n_steps):
-        with torch.enable_grad():
-            variable = candidate.detach().requires_grad_()
-            logits = model(variable)
-            margins = logit_margin(logits, labels)
-            (gradient,) = torch.autograd.grad(-margins.sum(), variable)
-        broken = misclassified(model, candidate, labels, logits.detach())
+        logits, gradient = logits_and_margin_gradient(model, candidate, labels)
+        broken = misclassified(model, candidate, labels, logits)
         if broken.all():
             break
         slopes = ball.slope(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-        needed = (1 + OVERSHOOT) * margins.detach().clamp_min(1e-6) / slopes
+        needed = (1 + OVERSHOOT) * logit_margin(logits, labels).clamp_min(1e-6) / slopes
         # without a gradient the step would be infinite
         strides = torch.where(broken | ~needed.isfinite(), 0, needed)[:, None, None, None]
         candidate = torch.addcmul(candidate, ball.steepest(gradient), strides).clamp_(*ball.value_range)

@@ -132,7 +132,7 @@ def fgsm_sweep(
     for start in range(0, len(images), batch_size):
         rows = np.arange(start, min(start + batch_size, len(images)))
         origins, target = _on_device(device, images[rows], labels[rows])
-        logits, gradient = _logits_and_margin_gradient(model, origins, target)
+        logits, gradient = logits_and_margin_gradient(model, origins, target)
         wrong, margins = _wrong(model, origins, target, logits), logit_margin(logits, target)
         guess = _first_order_guess(margins, ball.slope(gradient), radii)
         directions = ball.steepest(gradient)
@@ -204,7 +204,7 @@ def pgd_sweep(
     while rows.size:
         # the first pass over an image is over the image itself
         fresh = bracket.trial[rows] < 0
-        logits, gradient = _logits_and_margin_gradient(model, perturbed, target, precision)
+        logits, gradient = logits_and_margin_gradient(model, perturbed, target, precision)
         n_gradient += len(rows)
         if precision != "float32":
             surviving = (logit_margin(logits, target) > 0).cpu().numpy()
@@ -307,7 +307,7 @@ class EpsBracket:
         return last
 
 
-def _logits_and_margin_gradient(
+def logits_and_margin_gradient(
     model: nn.Module, images: Tensor, labels: Tensor, precision: Precision = "float32"
 ) -> tuple[Tensor, Tensor]:
     """Logits ``(N, K)``, and the negative gradient of the margins ``(N, C, H, W)``, both as float32."""
