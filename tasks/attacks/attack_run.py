@@ -104,8 +104,17 @@ class AttackRun:
             target=[target, digest_of_model(model)],
         )
 
-        def unchanged(of_split: np.ndarray, split: str) -> tuple[Predictions, float]:
-            return _clean_predictions(checkpoints, model, target, params, data, of_split, split)
+        def unchanged(rows: np.ndarray, split: str) -> tuple[Predictions, float]:
+            """Predictions on images of a split, and the median time of a prediction per image, in milliseconds."""
+            folder = checkpoints.get_or_compute(
+                f"{target}, {len(rows)} {split} images unchanged",
+                partial(_save_clean_predictions, model, params.seed, data, rows, settings.batch_size),
+                clean=True,
+                images=digest_of_images(data, rows),
+            )
+            found = {path.stem: np.load(path, allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+            milliseconds = float(found.pop("milliseconds"))
+            return Predictions(**({"reconstruction_error": None} | found)), milliseconds
 
         clean, latency_ms = unchanged(test_rows, "test")
         points = choose_operating_points(
@@ -243,27 +252,6 @@ class AttackRun:
         attacked = self.attacked
         zero = {"linf": np.zeros(len(attacked.test_rows)), "l2": np.zeros(len(attacked.test_rows))}
         return attacked.records(attacked.test_rows, "none", CLEAN, 0.0, attacked.clean, attacked.clean, zero)
-
-
-def _clean_predictions(
-    checkpoints: Checkpoints,
-    model: nn.Module,
-    target: str,
-    params: Params,
-    data: Prepared,
-    rows: np.ndarray,
-    split: str,
-) -> tuple[Predictions, float]:
-    """Predictions on unchanged images of a split, and the median time of a prediction per image, in milliseconds."""
-    folder = checkpoints.get_or_compute(
-        f"{target}, {len(rows)} {split} images unchanged",
-        partial(_save_clean_predictions, model, params.seed, data, rows, params.attack.batch_size),
-        clean=True,
-        images=digest_of_images(data, rows),
-    )
-    found = {path.stem: np.load(path, allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
-    milliseconds = float(found.pop("milliseconds"))
-    return Predictions(**({"reconstruction_error": None} | found)), milliseconds
 
 
 def _save_clean_predictions(
