@@ -12,12 +12,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from tasks.analysis.classification import (
-    classification_table,
-    entropy_table,
-    reliability_table,
-    robustness_area,
-)
+from tasks.analysis.classification import classification_table, entropy_table, reliability_table, robustness_area
 from tasks.records.scores import entropy
 from tasks.statistics.groups import GroupJackknife
 

@@ -6,13 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks.batch import AttackBatch
-from tasks.attacks.diagnostics import (
-    GRADIENT_EPS,
-    UNBOUNDED_EPS,
-    Diagnostics,
-    run_diagnostics,
-    run_positive_control,
-)
+from tasks.attacks.diagnostics import GRADIENT_EPS, UNBOUNDED_EPS, Diagnostics, run_diagnostics, run_positive_control
 from tasks.defences.preprocessing import BPDA
 from tasks.defences.purified import Purified
 from tests.nets import linear_batch, linear_case

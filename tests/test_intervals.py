@@ -4,10 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from tasks.statistics.intervals import (
-    estimate_over_seeds,
-    wilson,
-)
+from tasks.statistics.intervals import estimate_over_seeds, wilson
 from tasks.statistics.resampled import resampled_mean, resampled_ranks, resampled_ratio
 
 

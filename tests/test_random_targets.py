@@ -20,13 +20,7 @@ from tasks.attacks.searches import search
 from tasks.core.checkpoints import Checkpoints
 from tasks.dataset.prepared import Prepared
 from tasks.defences.purified import Purified
-from tasks.defences.randomness import (
-    MIN_EOT_DRAWS,
-    AveragedPredictions,
-    RandomModule,
-    as_attacked,
-    with_fixed_draws,
-)
+from tasks.defences.randomness import MIN_EOT_DRAWS, AveragedPredictions, RandomModule, as_attacked, with_fixed_draws
 from tasks.params import Params
 from tasks.records.expected import EXPECTED, FRESH
 from tasks.records.operating_points import OperatingPoint

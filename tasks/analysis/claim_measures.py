@@ -11,23 +11,11 @@ import numpy as np
 import pandas as pd
 
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import (
-    BEST_DETECTOR,
-    CLEAN,
-    DETECTOR_EVASION,
-    display_name,
-)
+from tasks.records.vocabulary import BEST_DETECTOR, CLEAN, DETECTOR_EVASION, display_name
 from tasks.statistics.balanced import balanced_accuracies, balanced_ratio, compare_balanced
 from tasks.statistics.formatting import TOO_FEW_GROUPS
 from tasks.statistics.groups import MIN_EFFECTIVE_GROUPS, MIN_GROUPS_OF_TEST
-from tasks.statistics.intervals import (
-    RATE,
-    UNBOUNDED,
-    Bounds,
-    Estimate,
-    best_of,
-    p_value_of_interval,
-)
+from tasks.statistics.intervals import RATE, UNBOUNDED, Bounds, Estimate, best_of, p_value_of_interval
 from tasks.statistics.rates import rate_estimate
 
 POWER = 0.8

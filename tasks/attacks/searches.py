@@ -29,14 +29,7 @@ from tasks.records.expected import append_expected
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.perturbation_norms import perturbation_norms
 from tasks.records.tables import build_minimum_eps, write_records
-from tasks.records.vocabulary import (
-    HOP_SKIP_JUMP,
-    SQUARE,
-    SQUARE_ON_SURVIVORS,
-    SUITE,
-    SUITE_DOUBLED,
-    VALIDATION_SWEEP,
-)
+from tasks.records.vocabulary import HOP_SKIP_JUMP, SQUARE, SQUARE_ON_SURVIVORS, SUITE, SUITE_DOUBLED, VALIDATION_SWEEP
 
 
 def stages_of(settings: Attack, is_compared: bool) -> list[tuple[str, Stage]]:

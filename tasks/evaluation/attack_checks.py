@@ -5,13 +5,7 @@ import numpy as np
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Curve, judge_excess
 from tasks.params import SAVED_ATTACKS, UNDEFENDED
 from tasks.records.convergence import has_converged
-from tasks.records.vocabulary import (
-    ONE_STEP_ATTACKS,
-    SQUARE_ON_SURVIVORS,
-    attack_label,
-    display_name,
-    is_independent,
-)
+from tasks.records.vocabulary import ONE_STEP_ATTACKS, SQUARE_ON_SURVIVORS, attack_label, display_name, is_independent
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 MAX_CONTROL_ACCURACY = 0.01

@@ -29,12 +29,7 @@ from tasks.statistics.auroc import auroc_estimate
 from tasks.statistics.balanced import balanced_intervals, difference_intervals, ratio_estimates
 from tasks.statistics.groups import GroupJackknife, effective_groups, rate_deviations, too_few_groups
 from tasks.statistics.intervals import POSITIVE, RATE, jackknife_interval
-from tasks.statistics.paired import (
-    detectable_differences,
-    paired_intervals,
-    random_sign_p_values,
-    sign_flip_p_value,
-)
+from tasks.statistics.paired import detectable_differences, paired_intervals, random_sign_p_values, sign_flip_p_value
 from tasks.statistics.rates import rate_intervals
 from tests.simulations.candidates import METHODS, Interval
 from tests.simulations.draws import (

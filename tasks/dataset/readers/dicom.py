@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.dataset.readers.completeness import IncompleteImageError
-from tasks.dataset.readers.stored import (
-    ADVICE,
-    ImageError,
-    StoredImage,
-    check_pixels,
-    range_of_bits,
-    several_frames,
-)
+from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage, check_pixels, range_of_bits, several_frames
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -7,14 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tasks.dataset.readers.completeness import IncompleteImageError
-from tasks.dataset.readers.stored import (
-    ADVICE,
-    ImageError,
-    StoredImage,
-    check_pixels,
-    range_of_bits,
-    several_frames,
-)
+from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage, check_pixels, range_of_bits, several_frames
 
 SUFFIXES = (".nii", ".nii.gz")
 Axis = Literal["axial", "coronal", "sagittal"]
