@@ -34,9 +34,7 @@ TRAINING_STEPS = ("train_classifier", "train_surrogates", "train_autoencoder")
 
 
 @flow(name="classifier_audit", **NOTIFY)
-def classifier_audit(
-    name: Annotated[str, Field(pattern=NAME)] = "classifier",
-) -> str:
+def classifier_audit(name: Annotated[str, Field(pattern=NAME)] = "classifier") -> str:
     """Run the pipeline on an imported classifier in the workspace ``audits/NAME``, without active learning.
 
     Args:

@@ -33,10 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @flow(name="register", **NOTIFY)
-def register(
-    target: str | None = None,
-    name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT,
-) -> str:
+def register(target: str | None = None, name: Annotated[str, Field(pattern=r"^[\w .-]+$")] = EXPERIMENT) -> str:
     """Register a target of this workspace with its model card, under the alias ``candidate``.
 
     Args:

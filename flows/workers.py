@@ -181,12 +181,7 @@ def _dask(workers: Workers) -> TaskRunner[Any]:
         return DaskTaskRunner(address=workers.scheduler)
     # one task at a time in a process: torch has its own threads, and one global random generator. By default Dask kills
     # a worker that needs more than its cores' share of the memory
-    cluster = {
-        "n_workers": workers.n_workers,
-        "threads_per_worker": 1,
-        "memory_limit": None,
-        "dashboard_address": None,
-    }
+    cluster = {"n_workers": workers.n_workers, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
     return DaskTaskRunner(cluster_kwargs=cluster)
 
 

@@ -59,13 +59,7 @@ def import_trained(workspace: Workspace, params: Params, data: Prepared, device:
     with tempfile.TemporaryDirectory() as folder:
         downloaded = download_program(classifier.uri, Path(folder)) if classifier.uri else None
         model, build_arguments = import_classifier(
-            classifier,
-            data.classes,
-            data.classes[data.positive],
-            (height, width),
-            n_channels,
-            workspace,
-            downloaded,
+            classifier, data.classes, data.classes[data.positive], (height, width), n_channels, workspace, downloaded
         )
     compare_with_original(workspace, classifier, model.to(device), data)
     save_model(workspace.classifier, model, **build_arguments)

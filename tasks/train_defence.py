@@ -54,11 +54,7 @@ def train_defence(workspace: Workspace, params: Params, tracker: Tracker, defenc
 
 
 def save_preprocessing(
-    workspace: Workspace,
-    defence: str,
-    steps: list[dict[str, Any]],
-    n_eot_samples: int,
-    has_autoencoder: bool = False,
+    workspace: Workspace, defence: str, steps: list[dict[str, Any]], n_eot_samples: int, has_autoencoder: bool = False
 ) -> None:
     """Write a purifier of transforms, optionally followed by the autoencoder of ``train_autoencoder``.
 

@@ -153,9 +153,7 @@ def test_rates_follow_from_the_scores_of_the_images(analysed: Workspace) -> None
         assert row["undetected_success_rate"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_joint_attack_evades_all_detectors_more_often_than_an_attack_that_ignores_them(
-    analysed: Workspace,
-) -> None:
+def test_the_joint_attack_evades_all_detectors_more_often_than_an_attack_that_ignores_them(analysed: Workspace) -> None:
     detection = pd.read_csv(analysed.detection)
     rows = detection[(detection["detector"] == "all detectors") & (detection["surrogate"] == "undefended")]
     rates = rows[rows["eps"] == 4].set_index("attack")["undetected_success_rate"]

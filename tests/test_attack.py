@@ -563,10 +563,7 @@ def test_the_batch_size_does_not_change_predictions(
 
 
 def test_l2_perturbations_lie_in_their_ball(workspace: Workspace, params_with: Callable[..., Params]) -> None:
-    run(
-        workspace,
-        params_with(SMALL | {"attack.norm": "l2"}),
-    )
+    run(workspace, params_with(SMALL | {"attack.norm": "l2"}))
     records = read_records(workspace, DEFENCES)
     attacked = records[records["attack"] != "clean"]
     assert attacked["radius"].to_numpy() == pytest.approx(attacked["eps"] / 255 * SIDE)

@@ -160,9 +160,7 @@ BASE: dict[str, Any] = {
     "attack.max_black_box_images": 8,
     "attack.max_validation_images": 4,
 }
-NEEDED: dict[str, dict[str, Any]] = {
-    "train_classifier.pretrained": {"train_classifier.architecture": "resnet18"},
-}
+NEEDED: dict[str, dict[str, Any]] = {"train_classifier.pretrained": {"train_classifier.architecture": "resnet18"}}
 """Parameter -> other parameters that must have these values before it can change."""
 ONE_VALUE = {
     "defences.trades.adversary.pgd.n_random_starts",

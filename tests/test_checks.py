@@ -46,9 +46,7 @@ RANDOM: dict[str, object] = {name: lambda of: [np.array([float(each)]) for each 
 
 
 def outcome(
-    accuracies: dict[tuple[str, str, str], dict[float, float]],
-    leakage: dict[str, Any] = NO_LEAKAGE,
-    **arguments: Any,
+    accuracies: dict[tuple[str, str, str], dict[float, float]], leakage: dict[str, Any] = NO_LEAKAGE, **arguments: Any
 ) -> Found:
     """Checks, by target and key, of the inputs of :func:`inputs_of`."""
     checks = run_checks(inputs_of(accuracies, **arguments), leakage)

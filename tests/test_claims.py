@@ -93,11 +93,7 @@ def detection(*aurocs: tuple[str, str, float]) -> pd.DataFrame:
         [
             {"detector": name, "surrogate": "undefended", "attack": attack, "eps": 1.0}
             | {"n_successful": 50, "n_groups_successful": 50, "n_auroc": 50, "n_groups_auroc": 50, "n_detectors": 5}
-            | {
-                "auroc_successful": auroc,
-                "auroc_successful_low": auroc - 0.05,
-                "auroc_successful_high": auroc + 0.05,
-            }
+            | {"auroc_successful": auroc, "auroc_successful_low": auroc - 0.05, "auroc_successful_high": auroc + 0.05}
             for name, attack, auroc in aurocs
         ]
     )

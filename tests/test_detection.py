@@ -199,13 +199,7 @@ def test_a_detector_rejects_images_above_the_threshold_of_the_validation_images(
             "accepted_accuracy",
             "undetected_error_rate",
         ]
-    ].tolist() == [
-        0,
-        0,
-        3 / 4,
-        2 / 4,
-        2 / 4,
-    ]
+    ].tolist() == [0, 0, 3 / 4, 2 / 4, 2 / 4]
     # 5 of the 100 validation images are above 94
     assert behind["threshold"] == 94
     assert behind[["clean_rejection_rate", "adversarial_rejection_rate", "n_accepted"]].tolist() == [2 / 4, 3 / 4, 1]

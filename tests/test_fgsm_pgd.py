@@ -54,13 +54,7 @@ def test_margins_on_a_linear_classifier_equal_the_closed_form(
     implementation: Craft, attack: str, norm: str, linear: tuple, params_with: Callable[..., Params]
 ) -> None:
     model, images, labels, margins = linear
-    settings = params_with(
-        {
-            "attack.norm": norm,
-            "attack.batch_size": 16,
-            "attack.pgd.n_steps": 40,
-        }
-    ).attack
+    settings = params_with({"attack.norm": norm, "attack.batch_size": 16, "attack.pgd.n_steps": 40}).attack
     n_correct = []
     for eps in (0.5, 2.0, 8.0):
         expected = margins - radius(eps, norm, N_PIXELS) * model.dual(norm)

@@ -222,9 +222,7 @@ def test_wrong_options_give_the_exit_code_2(arguments: list[str], audit: Callabl
 
 
 @pytest.mark.usefixtures("own_store")
-def test_a_registered_model_that_does_not_exist_gives_one_message(
-    audit: Callable[..., None],
-) -> None:
+def test_a_registered_model_that_does_not_exist_gives_one_message(audit: Callable[..., None]) -> None:
     with pytest.raises(SystemExit, match=r"audit: toy/1 is not in the registry"):
         audit("toy/1", "--min-robust-accuracy", "0.5")
 

@@ -108,11 +108,7 @@ def test_all_eps_are_analysed_unless_saved_eps_selects_some() -> None:
         ("analyze.eps", 3, r"analyze.eps 3 must be among the saved eps \[0.25, 0.5"),
         ("analyze.claim_bounds.separable_auroc", 1.5, "analyze.claim_bounds.separable_auroc: .*less than 1"),
         ("analyze.false_positive_rate", 0, "analyze.false_positive_rate: .*greater than 0"),
-        (
-            "analyze.detector_evasion.eps",
-            [1, 3],
-            r"analyze.detector_evasion.eps \[3.0\] must be among the saved eps",
-        ),
+        ("analyze.detector_evasion.eps", [1, 3], r"analyze.detector_evasion.eps \[3.0\] must be among the saved eps"),
         (
             "analyze.detector_evasion.max_images",
             1,

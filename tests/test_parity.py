@@ -205,8 +205,7 @@ def test_each_mistake_is_named_from_20_reference_outputs(mistake: str, network: 
 
 
 @pytest.mark.parametrize(
-    ("original", "name"),
-    [(Image.Resampling.BILINEAR, "colours became grey"), (Image.Resampling.NEAREST, "unknown")],
+    ("original", "name"), [(Image.Resampling.BILINEAR, "colours became grey"), (Image.Resampling.NEAREST, "unknown")]
 )
 def test_grey_images_of_a_classifier_for_colours_are_named(
     original: Image.Resampling, name: str, pictures: list[Path]

@@ -24,11 +24,7 @@ from tests.small_workspace import SMALL
 pytestmark = pytest.mark.usefixtures("few_channels")
 
 DEFENCES = ["autoencoder", "bit_depth"]
-OVERRIDES = SMALL | {
-    "selected_defences": DEFENCES,
-    "attack.eps": [4, 32],
-    "attack.saved_eps": [4],
-}
+OVERRIDES = SMALL | {"selected_defences": DEFENCES, "attack.eps": [4, 32], "attack.saved_eps": [4]}
 
 
 class RoundedWithoutBpda(nn.Module):

@@ -94,8 +94,7 @@ CONTROLS: dict[str, tuple[str | None, str, Callable[[], Found]]] = {
         None,
         "WARN",
         lambda: outcome(
-            SOUND,
-            {"outcome": "exact", "fractions": FRACTIONS | {"patient_in_train": 0.3}, "estimate": {"value": None}},
+            SOUND, {"outcome": "exact", "fractions": FRACTIONS | {"patient_in_train": 0.3}, "estimate": {"value": None}}
         ),
     ),
 }

@@ -834,12 +834,7 @@ def test_parameter_values_are_written_without_brackets() -> None:
 def test_checks_section_has_a_table_by_target_then_explains_warnings_and_failures(html: str) -> None:
     section = html[html.index('<section id="checks">') :]
     matrix, raised, *_ = re.findall(r"<table.*?</table>", section, re.DOTALL)
-    assert re.findall(r'scope="col">([^<]*)', matrix) == [
-        "check",
-        "undefended",
-        "autoencoder",
-        "retrained autoencoder",
-    ]
+    assert re.findall(r'scope="col">([^<]*)', matrix) == ["check", "undefended", "autoencoder", "retrained autoencoder"]
     checks = json.loads(Workspace().checks.read_text(encoding="utf-8"))
     assert matrix.count('<th scope="row">') == len({check["name"] for check in checks if check["target"]})
     (transfer,) = re.findall(r"transfer attacks are not stronger than adaptive attacks</th>(.*?)</tr>", matrix)

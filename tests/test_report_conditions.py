@@ -67,10 +67,7 @@ def test_survivors_of_black_box_attacks_without_power_say_so() -> None:
     points = product(["undefended", "jpeg"], ["as_trained"], range(3), ["suite", "square_on_survivors"])
     searches = pd.DataFrame(points, columns=["target", "operating_point", "image", "attack"]).assign(minimum_eps=np.inf)
     table = survivors_table(searches, [1.0], ["undefended"])
-    assert [row[:3] for row in table.rows] == [
-        ["undefended", "as trained", "no power"],
-        ["jpeg", "as trained", "–"],
-    ]
+    assert [row[:3] for row in table.rows] == [["undefended", "as trained", "no power"], ["jpeg", "as trained", "–"]]
     assert [row[3:] for row in table.rows] == [["0 of 3"], ["0 of 3"]]
 
 
@@ -141,9 +138,7 @@ def test_the_choice_among_defences_names_operating_point_and_validation_images(r
     assert "as trained" not in headline_sentences(headline_with())
 
 
-def test_page_and_markdown_have_the_numbers_of_tested_and_attacked_images_and_the_data_digest(
-    results: Results,
-) -> None:
+def test_page_and_markdown_have_the_numbers_of_tested_and_attacked_images_and_the_data_digest(results: Results) -> None:
     headline = headline_of(results)
     sections = all_sections(results, headline)
     html = page.html(results, headline, sections, page.render_figures(sections))

@@ -126,10 +126,7 @@ def test_the_defence_autoencoder_is_a_copy_of_the_trained_autoencoder(
 
 @pytest.mark.parametrize("defence", TRAINED)
 def test_a_second_run_gives_the_same_bytes(
-    defence: str,
-    small_folder: Path,
-    params_with: Callable[..., Params],
-    first_run: Callable[[str], dict[str, bytes]],
+    defence: str, small_folder: Path, params_with: Callable[..., Params], first_run: Callable[[str], dict[str, bytes]]
 ) -> None:
     assert run(params_with(SLOW_LEARNING), defence) == first_run(defence)
     assert len(pd.read_csv(Workspace().defence_history(defence))) == 2
@@ -139,10 +136,7 @@ def test_a_second_run_gives_the_same_bytes(
 
 @pytest.mark.parametrize("defence", TRAINED)
 def test_losses_in_bfloat16_are_close_to_those_in_float32(
-    defence: str,
-    small_folder: Path,
-    params_with: Callable[..., Params],
-    first_run: Callable[[str], dict[str, bytes]],
+    defence: str, small_folder: Path, params_with: Callable[..., Params], first_run: Callable[[str], dict[str, bytes]]
 ) -> None:
     runs = [first_run(defence), run(params_with(SLOW_LEARNING | {"compute.precision": "bfloat16"}), defence)]
     weights = [{name: file for name, file in files.items() if name.endswith(".safetensors")} for files in runs]

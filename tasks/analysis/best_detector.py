@@ -18,10 +18,7 @@ from tasks.records.vocabulary import ALL_DETECTORS, BEST_DETECTOR, DETECTOR_EVAS
 from tasks.statistics.groups import GroupJackknife, too_few_groups
 from tasks.statistics.intervals import RATE, UNDEFINED, Estimate
 
-ON_SAME_IMAGES = [
-    "n_successful",
-    *(f"detection_rate_successful{end}" for end in ("", "_low", "_high")),
-]
+ON_SAME_IMAGES = ["n_successful", *(f"detection_rate_successful{end}" for end in ("", "_low", "_high"))]
 """Results of the attack that ignores detectors that are compared with the adaptive attack on the same images."""
 
 

@@ -241,11 +241,7 @@ def _neighbour_scores(squared: np.ndarray, folds: np.ndarray, seed: int) -> np.n
 
 
 def _auroc(
-    high: np.ndarray,
-    low: np.ndarray,
-    comparable: list[np.ndarray],
-    jackknife: GroupJackknife,
-    sides: list[np.ndarray],
+    high: np.ndarray, low: np.ndarray, comparable: list[np.ndarray], jackknife: GroupJackknife, sides: list[np.ndarray]
 ) -> Estimate:
     """AUROC as in :func:`_ordered_fraction`, with its interval; undefined if all compared pairs tie."""
     is_tied = all(

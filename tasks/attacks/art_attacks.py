@@ -109,11 +109,7 @@ def craft_by_art(
 
     row = settings.art_attacks[attack]
     cls = evasion_class(row)
-    common = {
-        "norm": ART_NORMS[settings.norm],
-        "batch_size": settings.batch_size,
-        "verbose": False,
-    }
+    common = {"norm": ART_NORMS[settings.norm], "batch_size": settings.batch_size, "verbose": False}
     if "eps" not in cls.attack_params:
         nearest = _generate(cls, row, estimator, common, images, one_hot, seed)
         sizes = perturbation_norms(images, nearest)[settings.norm]

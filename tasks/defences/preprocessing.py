@@ -300,10 +300,7 @@ def _build_art_transform(step: Jpeg | BitDepth) -> nn.Module:
 
 
 def build_purifier(
-    architecture: str | None = None,
-    steps: Sequence[dict[str, Any]] = (),
-    n_eot_samples: int = 1,
-    n_channels: int = 1,
+    architecture: str | None = None, steps: Sequence[dict[str, Any]] = (), n_eot_samples: int = 1, n_channels: int = 1
 ) -> nn.Module:
     """Return a purifier: transforms, an untrained autoencoder, or transforms followed by an autoencoder.
 

@@ -103,11 +103,7 @@ class CheckInputs:
         return sorted({curve.eps for curve in self.correct})
 
     def robust(
-        self,
-        eps: float,
-        threat_models: Sequence[str],
-        leave_out: Sequence[str] = (),
-        with_independent: bool = True,
+        self, eps: float, threat_models: Sequence[str], leave_out: Sequence[str] = (), with_independent: bool = True
     ) -> "pd.Series[bool]":
         """Return which images are correct unchanged and under each attack of some threat models up to an eps, by image.
 

@@ -36,10 +36,7 @@ CHECKS: dict[str, tuple[str, Callable[[CheckInputs], CheckOutcome | None]]] = {
     "outputs": ("outputs are logits and repeatable", target_checks.outputs),
     "norm_bound": ("every adversarial example lies in its ball", target_checks.norm_bound),
     "positive_control": ("a target that is known to be broken is broken", attack_checks.positive_control),
-    "success_definition": (
-        "successes count only images that were correct before",
-        target_checks.success_definition,
-    ),
+    "success_definition": ("successes count only images that were correct before", target_checks.success_definition),
 }
 """Key -> the statement that is checked, and the check; in the order of ``docs/reference/checks.md``."""
 

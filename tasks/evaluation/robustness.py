@@ -116,11 +116,7 @@ def _rates(
 
 
 def _by_class(
-    correct: "pd.Series[float]",
-    labels: "pd.Series[int]",
-    groups: "pd.Series[int]",
-    classes: list[str],
-    positive: int,
+    correct: "pd.Series[float]", labels: "pd.Series[int]", groups: "pd.Series[int]", classes: list[str], positive: int
 ) -> dict[str, float]:
     """Balanced accuracy of some images with its interval by group, and the recall of each class."""
     outcomes = correct.to_numpy(dtype=np.float64)

@@ -54,17 +54,7 @@ def fit_classifier(
     untrained = build_seeded(lambda: build_classifier(pretrained=settings.pretrained, **build_arguments), seed)
     objective = classification_objective(settings.augmentation)
     trained, history = fit(
-        untrained,
-        objective,
-        data.pixels,
-        data.labels(),
-        rows,
-        settings,
-        seed,
-        device,
-        precision,
-        checkpoints,
-        on_epoch,
+        untrained, objective, data.pixels, data.labels(), rows, settings, seed, device, precision, checkpoints, on_epoch
     )
     return trained, build_arguments, history
 

@@ -15,11 +15,7 @@ from tasks.records.expected import EXPECTED, FRESH
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import CLEAN, is_independent
 
-INCLUDES = {
-    "adaptive": ("adaptive", "transfer", "black_box"),
-    "transfer": ("transfer",),
-    "black_box": ("black_box",),
-}
+INCLUDES = {"adaptive": ("adaptive", "transfer", "black_box"), "transfer": ("transfer",), "black_box": ("black_box",)}
 """Threat model -> threat models of the attacks that it allows; ``adaptive`` allows all of them."""
 
 IMAGE = ["target", "operating_point", "image"]

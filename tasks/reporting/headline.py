@@ -315,11 +315,7 @@ def significance_of(low: float, high: float, p_value: float, is_above_constant: 
 
 
 def effort_of(
-    attack: Attack,
-    searches: Sequence[str],
-    n_surrogates: int = 0,
-    n_with_power: int = 0,
-    doubled_at: str | None = None,
+    attack: Attack, searches: Sequence[str], n_surrogates: int = 0, n_with_power: int = 0, doubled_at: str | None = None
 ) -> tuple[str, ...]:
     """Return the attacks with their effort: ``PGD with 10 steps``, ``white-box suite with effort quick``.
 

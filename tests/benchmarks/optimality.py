@@ -127,18 +127,12 @@ def other_attacks(norm: str, n_gradients: int, radii: list[float]) -> dict[str, 
     if norm == "l2":
         attacks["adv-lib DDN"] = lambda *given: ddn(*given, steps=n_gradients)
         attacks["torchattacks PGD at each eps"] = lambda model, images, labels: smallest(
-            model,
-            images,
-            labels,
-            [torchattacks.PGDL2(model, size, size / 4, share)(images, labels) for size in radii],
+            model, images, labels, [torchattacks.PGDL2(model, size, size / 4, share)(images, labels) for size in radii]
         )
         attacks["foolbox DDN"] = partial_foolbox(foolbox.attacks.DDNAttack(steps=n_gradients))
         return attacks
     attacks["torchattacks APGD at each eps"] = lambda model, images, labels: smallest(
-        model,
-        images,
-        labels,
-        [torchattacks.APGD(model, "Linf", size, share)(images, labels) for size in radii],
+        model, images, labels, [torchattacks.APGD(model, "Linf", size, share)(images, labels) for size in radii]
     )
     attacks["foolbox FMN"] = partial_foolbox(foolbox.attacks.LInfFMNAttack(steps=n_gradients))
     attacks["foolbox PGD at each eps"] = partial_foolbox(

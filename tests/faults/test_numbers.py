@@ -37,10 +37,7 @@ from tasks.tracking import Tracker
 from tests.bundles import bundle_of, complete_workspace
 from tests.small_workspace import SIDE, SMALL, draw_images
 
-FEW = SMALL | {
-    "selected_defences": ["autoencoder"],
-    "attack.eps": [4],
-}
+FEW = SMALL | {"selected_defences": ["autoencoder"], "attack.eps": [4]}
 TRAINING = SMALL | {"train_classifier.epochs": 4}
 PLANTED_ROW = 67
 """Row of the image that NaN is planted in."""

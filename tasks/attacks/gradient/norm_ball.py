@@ -91,13 +91,7 @@ class NormBall:
         return self.project(torch.from_numpy(usable), torch.from_numpy(images), radii).numpy()
 
     def random_starts(
-        self,
-        images: Tensor,
-        radii: Tensor | float,
-        seed: int,
-        attack: str,
-        image_ids: np.ndarray,
-        restarts: np.ndarray,
+        self, images: Tensor, radii: Tensor | float, seed: int, attack: str, image_ids: np.ndarray, restarts: np.ndarray
     ) -> Tensor:
         """A point drawn uniformly from the ball of each image, then clipped to the value range, ``(N, C, H, W)``.
 

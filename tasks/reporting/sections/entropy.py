@@ -23,11 +23,7 @@ def entropy_section(results: Results, headline: Headline) -> Section:
     drawings = [
         lines_drawing(f"entropy-{attack}", [entropy_panel(with_entropy, attack, headline.styles)]) for attack in attacks
     ]
-    values = {
-        "attacks": attacks,
-        "n_classes": n_classes,
-        "max_entropy": number(math.log(n_classes)),
-    }
+    values = {"attacks": attacks, "n_classes": n_classes, "max_entropy": number(math.log(n_classes))}
     return Section("entropy", "Entropy of the predictions", values, drawings)
 
 
