@@ -109,7 +109,7 @@ def _judged(claim: Claim, p_value: float, eps: float, by_eps: Mapping[float, lis
     """A claim at the reported eps with its result, and with its results at other eps and other bounds."""
     assert claim.bound is not None
     at_eps = {each: again for each, claims in by_eps.items() for again in claims if again.key == claim.key}
-    others = other_bounds(claim)
+    others = [bound for shift in BOUND_SHIFTS if 0 <= (bound := claim.bound + shift) <= 1]
     result, reasons = result_of(claim, claim.bound, p_value), claim.reasons_without_power
     if result == "no power" and not can_show(claim, claim.bound):
         reasons = [*reasons, f"the detectable distance from the bound is larger than {1 - claim.bound:.4g}, up to 1"]
@@ -143,13 +143,6 @@ def noise_only_controls(defences: Mapping[str, Defence]) -> dict[str, list[str]]
         for name, settings in defences.items()
         if isinstance(settings, RetrainedAutoencoder)
     }
-
-
-def other_bounds(claim: Claim) -> list[float]:
-    """Return the bounds with which a claim is judged again."""
-    if claim.bound is None:
-        return []
-    return [bound for shift in BOUND_SHIFTS if 0 <= (bound := claim.bound + shift) <= 1]
 
 
 def analysed_attack(records: pd.DataFrame) -> str:

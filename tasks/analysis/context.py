@@ -66,7 +66,7 @@ class AnalysisContext:
     @cached_property
     def jackknife(self) -> GroupJackknife:
         """Intervals of statistics of the attacked images."""
-        return self.jackknife_of(self.rows)
+        return GroupJackknife(self.groups)
 
     @property
     def analysed_attack(self) -> str:
@@ -76,10 +76,6 @@ class AnalysisContext:
     def scale(self, detector: str) -> Scale:
         """Scale of the scores of a detector, from clean validation images."""
         return scale_of(self.validation_scores[detector], self.settings.false_positive_rate)
-
-    def jackknife_of(self, rows: np.ndarray) -> GroupJackknife:
-        """Intervals of statistics of some rows of the prepared table."""
-        return GroupJackknife(self.data.table["group"].to_numpy()[rows])
 
     def records_at(self, target: str, threat_model: str, attack: str, eps: float) -> pd.DataFrame:
         """Records of one point, one row for each image in the order of ``rows``."""
