@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import asdict
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "shortcut_baseline": shortcut_scores,
     }
     if reading.intensity != FULL_RANGE:
-        info["intensity"] = reading.intensity.as_dict()
+        info["intensity"] = asdict(reading.intensity)
     table.to_parquet(workspace.split, index=False)
     shortcut_predictions.to_csv(workspace.shortcut_predictions, index=False)
     for content, file in ((info, workspace.dataset_info), (leakage, workspace.leakage)):

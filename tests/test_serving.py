@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class TestPredictor:
 
     def test_values_are_mapped_as_in_the_training_data(self, predictor: Predictor) -> None:
         window = IntensityRange("window", low=1000, high=3000, unit="HU")
-        windowed = Predictor(predictor.bundle.model_copy(update={"intensity": window.as_dict()}), predictor._target)
+        windowed = Predictor(predictor.bundle.model_copy(update={"intensity": asdict(window)}), predictor._target)
         deep = np.random.default_rng(0).integers(0, 4000, (SIDE, SIDE), dtype=np.uint16)
         (found,) = windowed.predict_files([png(deep)])
         levels = np.rint(255 * np.clip((deep - 1000.0) / 2000, 0, 1)).astype(np.uint8)

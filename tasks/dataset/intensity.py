@@ -1,9 +1,9 @@
 """The map from the values of files to [0, 1], which models and attacks receive."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -28,10 +28,6 @@ class IntensityRange:
     """Value that becomes 1; of ``window`` and ``percentiles``."""
     unit: str = "grey level"
     """Unit of the values: ``HU`` or ``grey level``."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, for a JSON file."""
-        return asdict(self)
 
     @property
     def per_eps(self) -> float | None:
