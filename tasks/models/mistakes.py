@@ -198,9 +198,7 @@ def _output_candidates(model: ImportedClassifier, images: Tensor, reference: Ref
         wanted = np.log(np.clip(reference.outputs, 1e-12, 1)) if reference.is_probability else reference.outputs
         centred, target = (values - values.mean(axis=1, keepdims=True) for values in (logits.double().numpy(), wanted))
         costs = np.abs(centred[:, :, None] - target[:, None, :]).sum(axis=0)
-        rows, columns = linear_sum_assignment(costs)
-        order = np.empty(n, dtype=np.int64)
-        order[columns] = rows
+        order = linear_sum_assignment(costs)[1].argsort()
         if not np.array_equal(order, np.arange(n)):
             yield _class_order(order.tolist()), partial(_columns, logits, order), NAMED_TOLERANCE
     elif n == 2:
@@ -230,9 +228,7 @@ def accuracy_candidates(
             advice = f"Set classifier.input.mean and std, such as {list(numbers[0])} and {list(numbers[1])}"
             yield Cause("missing mean and std", advice), changed, False
     # the images of a class are predicted most often at the position of its output
-    predicted, actual = linear_sum_assignment(-confusion)
-    order = np.empty(len(confusion), dtype=np.int64)
-    order[actual] = predicted
+    order = linear_sum_assignment(-confusion)[1].argsort()
     if not np.array_equal(order, np.arange(len(order))):
         permuted = model.redeclared()
         permuted.order = tuple(model.order[position] for position in order)

@@ -246,9 +246,9 @@ def _check_expression(text: str) -> None:
         raise ValueError(f"the symbolic size {text[:60]!r} is no arithmetic")
 
 
-def _leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(values: Any) -> Iterator[tuple[str, Any]]:
     """Pairs of key and value at the leaves of nested dictionaries and lists."""
-    waiting = [(key, values)]
+    waiting = [("", values)]
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, dict):
