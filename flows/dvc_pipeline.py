@@ -30,7 +30,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 from scmrepo.exceptions import SCMError as NoCommitError
 
 from tasks.core.workspace import Workspace
-from tasks.params import Params
+from tasks.params import Params, flatten
 from tasks.runner import check_unchanged
 from tasks.tracking import digest_of, masked
 
@@ -257,15 +257,7 @@ def relative(path: Path) -> str:
 def metrics_of(revision: str) -> dict[str, float]:
     """Headline metrics of a commit or an experiment, by dotted name."""
     # dvc.api.metrics_show also reads the workspace, and fails if it has no results
-    return flat(json.loads(dvc.api.read("data/evaluate/metrics.json", rev=revision)))
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of nested sections by dotted name."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+    return flatten(json.loads(dvc.api.read("data/evaluate/metrics.json", rev=revision)))
 
 
 def run_dvc(*arguments: str) -> str:

@@ -11,11 +11,11 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 
 from flows.command import log_progress
-from flows.dvc_pipeline import DvcPipeline, flat
+from flows.dvc_pipeline import DvcPipeline
 from flows.server import NOTIFY
 from flows.workers import WORKER_STEPS, WorkerPool, Workers, load_step, worker_pool
 from tasks.core.workspace import Workspace
-from tasks.params import Params, load_params
+from tasks.params import Params, flatten, load_params
 from tasks.runner import run_step
 from tasks.tracking import masked
 
@@ -162,6 +162,6 @@ def failure_page(workspace: Workspace, step: str, inputs: list[str], message: st
 def publish_results(workspace: Workspace) -> None:
     """Publish the headline metrics as a table artifact, and a link to the report."""
     metrics = json.loads(workspace.metrics.read_text(encoding="utf-8"))
-    rows = [{"metric": name, "value": value} for name, value in flat(metrics).items()]
+    rows = [{"metric": name, "value": value} for name, value in flatten(metrics).items()]
     create_table_artifact(key="headline-metrics", table=rows, description="Headline metrics of the pipeline")
     create_link_artifact(key="report", link=workspace.report_html.resolve().as_uri(), link_text="Report")
