@@ -14,7 +14,7 @@ from tasks.records.vocabulary import display_name
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import IMAGES, Drawing, lines_drawing
 from tasks.reporting.examples import ImageGrid
-from tasks.reporting.formats import Format, estimate, number, signed_points
+from tasks.reporting.formats import Format, estimate, fixed, number, signed_points
 from tasks.reporting.headline import Headline, Significance, significance_of
 from tasks.reporting.panels import Line, Panel
 from tasks.reporting.results import Results
@@ -37,12 +37,6 @@ FIGURES = {"right": list(PANELS)[:3], "doubt": list(PANELS)[3:]}
 N_ROWS, N_COLUMNS = 5, 6
 """Maximum number of cycles and of images of a cycle in the figure of queried images."""
 
-
-def whole(value: float) -> str:
-    """Format a number of labels."""
-    return f"{value:.0f}"
-
-
 ACCURACIES: Metrics = {
     "mean_clean_accuracy": ("mean clean accuracy", percent),
     "mean_clean_accuracy_gain": ("difference to random (points)", signed_points),
@@ -55,11 +49,12 @@ ACCURACIES: Metrics = {
     "final_accuracy_gap": ("final clean minus robust accuracy", percent),
 }
 LABELS: Metrics = {
-    "n_labels_90": ("labels to 90 %", whole),
-    "n_labels_90_saved": ("fewer than random", whole),
-    "n_labels_95": ("labels to 95 %", whole),
-    "n_labels_95_saved": ("fewer than random", whole),
+    "n_labels_90": ("labels to 90 %", fixed(0)),
+    "n_labels_90_saved": ("fewer than random", fixed(0)),
+    "n_labels_95": ("labels to 95 %", fixed(0)),
+    "n_labels_95_saved": ("fewer than random", fixed(0)),
 }
+Outcome = Literal["better", "worse", "too few seeds", "not compared"] | Significance
 
 
 @dataclass(frozen=True)
@@ -70,9 +65,7 @@ class Gain:
     """Display name."""
     clean: str
     robust: str
-    clean_range: str
-    """Range of the difference on clean images over the seeds."""
-    outcome: Literal["better", "worse", "too few seeds", "not compared"] | Significance
+    outcome: Outcome
     """On clean images, for new groups and new seeds."""
     p_value: float
     """p-value on clean images after Holm's correction."""
@@ -119,7 +112,6 @@ def gains_of(efficiency: pd.DataFrame) -> list[Gain]:
                 acquisition=display_name(name),
                 clean=estimate(clean, signed_points),
                 robust=estimate(robust, signed_points),
-                clean_range=_range(clean, signed_points),
                 outcome=_outcome(clean),
                 p_value=clean["p_value_holm"],
                 n_comparisons=clean["n_comparisons"],
@@ -196,7 +188,7 @@ def _seeds_text(row: "pd.Series[float]", form: Format) -> str:
     return "" if row["n_seeds"] < 2 or math.isnan(row["lowest"]) else f"; {_range(row, form)}"
 
 
-def _outcome(gain: "pd.Series[float]") -> Literal["better", "worse", "too few seeds", "not compared"] | Significance:
+def _outcome(gain: "pd.Series[float]") -> Outcome:
     if math.isnan(gain["value"]):
         return "not compared"
     if gain["n_seeds"] < MIN_SEEDS:
