@@ -174,12 +174,8 @@ def rejection_rows(
                 "adversarial_rejection_rate": 1 - accepted.mean(),
                 "clean_accepted_accuracy": clean_accuracy,
                 "n_accepted": int(accepted.sum()),
-                "accepted_accuracy": accuracy.value,
-                "accepted_accuracy_low": accuracy.low,
-                "accepted_accuracy_high": accuracy.high,
-                "undetected_error_rate": error_rate.value,
-                "undetected_error_rate_low": error_rate.low,
-                "undetected_error_rate_high": error_rate.high,
+                **accuracy.columns("accepted_accuracy"),
+                **error_rate.columns("undetected_error_rate"),
             }
         )
     return pd.DataFrame(rows)

@@ -104,14 +104,10 @@ def _rates(
     return {
         "n": len(groups),
         "n_groups": groups.nunique(),
-        "accuracy": accuracy.value,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
+        **accuracy.columns("accuracy"),
         "top1_error": 1 - accuracy.value,
         "n_clean_correct": int(tried.sum()),
-        "attack_success_rate": successes.value,
-        "attack_success_rate_low": successes.low,
-        "attack_success_rate_high": successes.high,
+        **successes.columns("attack_success_rate"),
     }
 
 
@@ -123,9 +119,7 @@ def _by_class(
     balanced = balanced_accuracies(outcomes[None], labels.to_numpy(), groups.to_numpy())[0]
     recalls = pd.Series(outcomes).groupby(labels.to_numpy()).mean().reindex(range(len(classes)))
     return {
-        "balanced_accuracy": balanced.value,
-        "balanced_accuracy_low": balanced.low,
-        "balanced_accuracy_high": balanced.high,
+        **balanced.columns("balanced_accuracy"),
         **{recall_name(label, classes, positive): recalls[label] for label in range(len(classes))},
     }
 
