@@ -24,7 +24,6 @@ MAX_MORE_BY_ART = 1
 """Images that ART's attack may break more than ours."""
 
 WHITE_BOX = ("adaptive",)
-ALL_ATTACKS = ("adaptive", "transfer", "black_box")
 
 
 def monotone_in_eps(of: CheckInputs) -> CheckOutcome:

@@ -18,11 +18,6 @@ PGD_8_BIT = "pgd_8_bit"
 PGD_FIXED_DRAWS = "pgd_fixed_draws"
 """PGD on a random target with the same draws at every step."""
 
-THREAT_MODELS = ("none", "transfer", "adaptive", "black_box")
-"""``transfer``: adversarial examples of a surrogate, which is the bare classifier or an independently trained one;
-``adaptive``: attacks end to end through the target;
-``black_box``: attacks that use scores or labels alone."""
-
 CURVE = ["target", "threat_model", "attack", "surrogate"]
 """Columns that identify a curve of accuracy against eps; ``surrogate`` is empty if nothing was transferred."""
 POINT = [*CURVE, "norm", "eps"]
