@@ -102,8 +102,7 @@ def comparison_table(
             if rank < len(order):
                 following = list(order)[rank]
                 found = compare_balanced(correct[target].to_numpy(), correct[following].to_numpy(), labels, groups)
-                row |= dict(zip(("difference", "difference_low", "difference_high"), found.difference, strict=True))
-                row |= {
+                row |= found.difference.columns("difference") | {
                     "next_target": following,
                     "detectable_difference": found.detectable_difference,
                     "n_only_this_correct": found.n_only_first,

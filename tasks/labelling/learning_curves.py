@@ -99,8 +99,7 @@ def _test_outcomes(predictions: pd.DataFrame) -> dict[str, tuple["pd.Series[bool
 
 
 def _with_interval(name: str, outcomes: "pd.Series[bool]", groups: "pd.Series[int]") -> dict[str, float]:
-    rate = rate_estimate(outcomes.to_numpy(), groups.to_numpy())
-    return rate.columns(name)
+    return rate_estimate(outcomes.to_numpy(), groups.to_numpy()).columns(name)
 
 
 def curve_table(cycles: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -189,7 +189,8 @@ def fit(
                 "best": best,
             },
         )
-        log.info("epoch %d/%d  %s", epoch, settings.epochs, _format_metrics(row))
+        metrics_text = "  ".join(f"{name} {row[name]:.4f}" for name in row if name not in {"epoch", "learning_rate"})
+        log.info("epoch %d/%d  %s", epoch, settings.epochs, metrics_text)
         on_epoch(epoch, {name: value for name, value in row.items() if name != "epoch"})
 
     model.load_state_dict(best)
@@ -316,7 +317,3 @@ def _load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
     return loaded
-
-
-def _format_metrics(row: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name not in {"epoch", "learning_rate"})
