@@ -67,7 +67,7 @@ def lines_of(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def test_loss_figure_has_both_losses_and_marks_the_best_epoch(history: pd.DataFrame) -> None:
-    figure = figures.loss(history, "classifier")
+    figure = figures.training(history, "loss", "classifier")
     assert lines_of(figure) == {
         "training": ([1, 2, 3], [0.9, 0.5, 0.3]),
         "validation": ([1, 2, 3], [0.8, 0.4, 0.6]),
@@ -77,7 +77,7 @@ def test_loss_figure_has_both_losses_and_marks_the_best_epoch(history: pd.DataFr
 
 
 def test_accuracy_figure_is_in_per_cent(history: pd.DataFrame) -> None:
-    lines = lines_of(figures.accuracy(history, "classifier"))
+    lines = lines_of(figures.training(history, "accuracy", "classifier"))
     assert lines["training"] == ([1, 2, 3], [50, 75, 87.5])
     assert lines["best epoch"] == ([2], [90])
 

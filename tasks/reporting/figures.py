@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -57,31 +57,34 @@ HANDLE, LETTER, LEGEND_ROW = 0.62, 0.066, 0.19
 """Sizes in legends in inches: space around a name, width of a letter, height of a row."""
 
 
-def loss(history: pd.DataFrame, title: str) -> Figure:
-    """Draw training and validation loss by epoch; the best epoch is marked.
+def training(history: pd.DataFrame, quantity: Literal["loss", "accuracy"], title: str) -> Figure:
+    """Draw a quantity on training and validation images by epoch; the best epoch is marked.
 
     Args:
-        history: one row for each epoch with ``epoch``, ``train_loss``, ``validation_loss`` and ``best`` (1 at the best
-            epoch).
+        history: one row for each epoch with ``epoch``, ``train_<quantity>``, ``validation_<quantity>`` and ``best`` (1
+            at the best epoch).
+        quantity: ``accuracy`` is in [0, 1] and drawn in per cent.
         title: name of the trained model.
     """
-    figure, axes = _panel("loss", title)
-    _history(axes, history, "loss", scale=1.0)
-    axes.set_ylim(bottom=0)
-    return _with_legend(figure, axes)
-
-
-def accuracy(history: pd.DataFrame, title: str) -> Figure:
-    """Draw training and validation accuracy by epoch; the best epoch is marked.
-
-    Args:
-        history: as for :func:`loss`, with ``train_accuracy`` and ``validation_accuracy`` in [0, 1].
-        title: name of the trained model.
-    """
-    figure, axes = _panel("accuracy", title)
-    _history(axes, history, "accuracy", scale=100.0)
-    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
-    return _with_legend(figure, axes)
+    scale = 100.0 if quantity == "accuracy" else 1.0
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=TRAINING_SIZE)
+        axes = figure.add_subplot(xlabel="epoch", ylabel=quantity, title=title)
+        for part, label, color, line in (
+            ("train", "training", PALETTE[1], "--"),
+            ("validation", "validation", PALETTE[2], "-"),
+        ):
+            axes.plot(history["epoch"], scale * history[f"{part}_{quantity}"], color=color, linestyle=line, label=label)
+        best = history[history["best"] == 1]
+        values = scale * best[f"validation_{quantity}"]
+        axes.plot(best["epoch"], values, "o", color=PALETTE[2], markersize=6, label="best epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        if quantity == "loss":
+            axes.set_ylim(bottom=0)
+        else:
+            axes.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, borderaxespad=0.2)
+    return laid_out(figure)
 
 
 def lines(panels: Sequence[Panel], n_columns: int = 3) -> Figure:
@@ -189,28 +192,6 @@ def laid_out(figure: Figure) -> Figure:
     with mpl.rc_context(STYLE):
         ConstrainedLayoutEngine().execute(figure)
     return figure
-
-
-def _panel(label: str, title: str) -> tuple[Figure, Axes]:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=TRAINING_SIZE)
-        return figure, figure.add_subplot(xlabel="epoch", ylabel=label, title=title)
-
-
-def _with_legend(figure: Figure, axes: Axes) -> Figure:
-    with mpl.rc_context(STYLE):
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, borderaxespad=0.2)
-    return laid_out(figure)
-
-
-def _history(axes: Axes, history: pd.DataFrame, quantity: str, scale: float) -> None:
-    for part, color, line in (("train", PALETTE[1], "--"), ("validation", PALETTE[2], "-")):
-        label = {"train": "training"}.get(part, part)
-        axes.plot(history["epoch"], scale * history[f"{part}_{quantity}"], color=color, linestyle=line, label=label)
-    best = history[history["best"] == 1]
-    values = scale * best[f"validation_{quantity}"]
-    axes.plot(best["epoch"], values, "o", color=PALETTE[2], markersize=6, label="best epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

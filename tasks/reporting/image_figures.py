@@ -86,14 +86,15 @@ def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
         for (row, column), axes in np.ndenumerate(grid):
             shown = table[(table["method"] == methods[row]) & (table["eps"] == grid_eps[column])]
             for label in labels:
+                # the first colour of the palette is not used for classes
+                color, marker = PALETTE[1:][label % (len(PALETTE) - 1)], MARKERS[label % len(MARKERS)]
                 for is_clean in (True, False):
                     points = shown[(shown["label"] == label) & ((shown["image_kind"] == CLEAN) == is_clean)]
-                    color = class_color(label)
                     name = f"{shorten(classes[label], 24)}, {'clean' if is_clean else 'adversarial'}"
                     axes.scatter(
                         *(points["x"], points["y"]),
                         s=9,
-                        marker=class_marker(label),
+                        marker=marker,
                         facecolors="none" if is_clean else color,
                         edgecolors=color,
                         linewidths=0.6,
@@ -113,13 +114,3 @@ def embeddings(table: pd.DataFrame, classes: Sequence[str]) -> Figure:
         n_columns = max(1, min(len(names), int(figure.get_figwidth() / 2.8)))
         figure.legend(handles, names, loc="outside upper left", ncols=n_columns, markerscale=1.6, borderaxespad=0.2)
     return laid_out(figure)
-
-
-def class_color(label: int) -> str:
-    """Colour of the points of a class; the first colour of the palette is not used for classes."""
-    return PALETTE[1:][label % (len(PALETTE) - 1)]
-
-
-def class_marker(label: int) -> str:
-    """Marker of the points of a class."""
-    return MARKERS[label % len(MARKERS)]

@@ -20,9 +20,9 @@ def training_section(results: Results, _headline: Headline) -> Section:
     for key, (name, history) in _histories(results).items():
         has_accuracy = "validation_accuracy" in history
         trainings.append({"key": key, "name": name, "has_accuracy": has_accuracy, **_best_epoch(history)})
-        drawings.append(Drawing(f"{key}-loss", figures.loss(history, name)))
+        drawings.append(Drawing(f"{key}-loss", figures.training(history, "loss", name)))
         if has_accuracy:
-            drawings.append(Drawing(f"{key}-accuracy", figures.accuracy(history, name)))
+            drawings.append(Drawing(f"{key}-accuracy", figures.training(history, "accuracy", name)))
     return Section("training", "Training", {"trainings": trainings}, drawings)
 
 
