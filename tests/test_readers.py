@@ -267,6 +267,25 @@ def test_volumes_over_time_are_refused_or_taken_as_the_parameter_says(tmp_path: 
     np.testing.assert_array_equal(read_stored(names[4]).values, volumes[::-1, ::-1, 1, 1].T)
 
 
+@pytest.mark.parametrize(("shape", "n_slices"), [((4, 5, 3, 2, 1), 6), ((4, 5, 3, 1, 1), 3), ((4, 5, 3, 1), 3)])
+def test_further_dimensions_of_length_1_do_not_change_the_slices(
+    shape: tuple[int, ...], n_slices: int, tmp_path: Path
+) -> None:
+    volumes = RNG.integers(0, 255, shape).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(volumes, np.eye(4)), path := tmp_path / "a.nii")
+    names = image_names(path, Volumes("all"))
+    assert len(names) == n_slices
+    expected = volumes.reshape(4, 5, 3, -1)[::-1, ::-1, :, -1]
+    np.testing.assert_array_equal(read_stored(names[-1]).values, expected[..., -1].T)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3, 1, 3)])
+def test_a_nifti_file_of_other_dimensions_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), path := tmp_path / "a.nii")
+    with pytest.raises(ImageError, match=f"{len(shape)} dimensions. A NIfTI file must have 3, or 4 with time"):
+        image_names(path, Volumes("all"))
+
+
 @pytest.mark.parametrize("kept", [0.2, 0.6, 0.95])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_a_truncated_volume_is_refused(tmp_path: Path, suffix: str, kept: float) -> None:

@@ -28,7 +28,7 @@ def n_nifti_slices(path: Path, axis: Axis) -> tuple[int, int]:
 
 def _counts(image: Any, axis: Axis) -> tuple[int, int]:
     shape = image.shape
-    return (shape[3] if len(shape) == 4 else 1), shape[DIMENSION[axis]]
+    return (shape[3] if len(shape) > 3 else 1), shape[DIMENSION[axis]]
 
 
 def read_nifti(path: Path, max_megapixels: float, axis: Axis, number: int | None = None) -> StoredImage:
@@ -93,7 +93,7 @@ def _load(path: Path) -> Any:
     except (ImageFileError, HeaderDataError, EOFError, OSError) as error:
         raise ImageError(f"{path}: the content is no NIfTI file ({error}). {ADVICE}") from None
     # further dimensions of length 1 are allowed
-    if not 2 <= image.ndim <= 4 and np.prod(image.shape[4:]) != 1:
+    if image.ndim < 3 or np.prod(image.shape[4:]) != 1:
         raise ImageError(f"{path}: {image.ndim} dimensions. A NIfTI file must have 3, or 4 with time. Save a volume.")
     if image.get_data_dtype().kind not in "iuf":
         raise ImageError(
@@ -119,6 +119,7 @@ def _canonical(path: Path, modified: int) -> np.ndarray:
 
     try:
         image = nibabel.as_closest_canonical(_load(path))
-        return np.asanyarray(image.dataobj)
+        voxels = np.asanyarray(image.dataobj)
+        return voxels.reshape(voxels.shape[:4])
     except (EOFError, OSError) as error:
         raise IncompleteImageError(f"incomplete image: {error}. {ADVICE}") from None
