@@ -104,7 +104,8 @@ def seconds_per_image(run: Callable[[], Any]) -> float:
 def forecast(params: Params, n_images: int, costs: Costs) -> list[Part]:
     """Parts of a pipeline in the order of the steps. An audit has an imported classifier and no active learning.
 
-    The times of attacks are upper bounds: a search ends early for images that an attack breaks.
+    The times of attacks are upper bounds: a search ends early for images that an attack breaks. Not counted are the
+    other backward passes of image transforms, fixed draws of random targets, PGD on 8-bit images, and attacks of ART.
 
     Args:
         params: of the pipeline.
