@@ -119,7 +119,7 @@ def _canonical(path: Path, modified: int) -> np.ndarray:
 
     try:
         image = nibabel.as_closest_canonical(_load(path))
-        voxels = np.asanyarray(image.dataobj)
+        voxels: np.ndarray = np.asanyarray(image.dataobj)
         return voxels.reshape(voxels.shape[:4])
     except (EOFError, OSError) as error:
         raise IncompleteImageError(f"incomplete image: {error}. {ADVICE}") from None
