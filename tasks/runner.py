@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,12 @@ Step = Callable[..., None]
 
 
 def run_step(
-    step: Step, workspace: Workspace, params: Params, orchestrator: str = "python", defence: str | None = None
+    step: Step,
+    workspace: Workspace,
+    params: Params,
+    orchestrator: str = "python",
+    defence: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Lock and empty the output folder of a step, open its tracking run, call the step, and remove its checkpoints.
 
@@ -44,6 +49,7 @@ def run_step(
         params: all parameters of the pipeline.
         orchestrator: a tag of the run: ``dvc``, ``prefect`` or ``python``.
         defence: name of the defence, for a step that runs once for each defence.
+        tags: further tags of the run.
 
     Raises:
         MemoryError: out of memory; the message names the parameter to lower.
@@ -65,7 +71,7 @@ def run_step(
 
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        with open_run(workspace, name, folder, params, orchestrator) as tracker:
+        with open_run(workspace, name, folder, params, orchestrator, tags) as tracker:
             try:
                 step(workspace, params, tracker, *filter(None, [defence]))
             except (MemoryError, RuntimeError) as error:

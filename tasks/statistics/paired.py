@@ -106,7 +106,7 @@ def p_value_by_group(differences: np.ndarray) -> float:
     return sign_flip_p_value(differences) if len(differences) >= MIN_GROUPS_OF_TEST else float("nan")
 
 
-def sign_flip_p_value(differences: np.ndarray) -> float:
+def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
     """Return the two-sided p-value of a sign-flip test by group.
 
     Under the null hypothesis, the difference of a group is as likely to be in favour of one classifier as of the other.
@@ -116,6 +116,7 @@ def sign_flip_p_value(differences: np.ndarray) -> float:
 
     Args:
         differences: sum of the differences of each group, ``(G,)``.
+        seed: of the random signs.
 
     Returns:
         The p-value; 1 if there is no difference. With n groups that have a difference, it is at least 2 / 2^n.
@@ -135,17 +136,18 @@ def sign_flip_p_value(differences: np.ndarray) -> float:
             probability = (probability + shifted) / 2
         is_extreme = np.abs(2 * np.arange(total + 1) - total) >= observed
         return min(1.0, float(probability[is_extreme].sum()))
-    return float(random_sign_p_values(differences[None], N_DRAWS)[0])
+    return float(random_sign_p_values(differences[None], N_DRAWS, seed)[0])
 
 
-def random_sign_p_values(differences: np.ndarray, n_draws: int) -> np.ndarray:
+def random_sign_p_values(differences: np.ndarray, n_draws: int, seed: int = 0) -> np.ndarray:
     """Return p-values of K sign-flip tests of random signs, which are the same for all, float64 ``(K,)``.
 
     Args:
         differences: sum of the differences of each group, ``(K, G)``.
         n_draws: number of random signs, a multiple of 1000.
+        seed: of the random signs.
     """
-    rng, n_reached = np.random.default_rng(0), np.zeros(len(differences))
+    rng, n_reached = np.random.default_rng(seed), np.zeros(len(differences))
     # the tolerance is for rounding: the observed signs must reach the observed sum
     observed = np.abs(differences.sum(axis=1)) - 1e-9 * np.abs(differences).sum(axis=1)
     for _ in range(n_draws // 1000):

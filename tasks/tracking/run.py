@@ -185,7 +185,14 @@ class _MlflowTracker(Tracker):
 
 
 @contextmanager
-def open_run(workspace: Workspace, step: str, folder: Path, params: Params, orchestrator: str) -> Iterator[Tracker]:
+def open_run(
+    workspace: Workspace,
+    step: str,
+    folder: Path,
+    params: Params,
+    orchestrator: str,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[Tracker]:
     """Open the tracking run of a step.
 
     The run logs the parameters that the step reads; the run of the report logs all. Its tags say with which code and on
@@ -199,13 +206,14 @@ def open_run(workspace: Workspace, step: str, folder: Path, params: Params, orch
         folder: output folder of the step.
         params: all parameters.
         orchestrator: a tag of the run: ``dvc``, ``prefect`` or ``python``.
+        tags: further tags of the run.
     """
     if importlib.util.find_spec("mlflow") is None:
         log.info("mlflow is not installed: %s runs untracked", step)
         yield Tracker()
         return
 
-    tags = {"step": step, "orchestrator": orchestrator, "kind": "step", **origin_tags()}
+    tags = {"step": step, "orchestrator": orchestrator, "kind": "step", **origin_tags(), **(tags or {})}
     tracker = _MlflowTracker(workspace, step, tags)
     with registered(workspace, tracker.run):
         tracker.open()
