@@ -58,6 +58,7 @@ def test_all_eps_are_analysed_unless_saved_eps_selects_some() -> None:
             ["COVID", "covid"],
             r"acquire.classes: class names \[.*\] must differ by more than upper and lower case",
         ),
+        ("acquire.classes", ["é", "e\u0301"], r"acquire.classes: class names .* and the encoding of accents"),
         ("acquire.classes", ["COVID", "=cmd|'x'!A0"], r"acquire.classes: .* begins with =, \+, - or @"),
         ("acquire.classes", [0, 1], r'acquire.classes\[0\]: must be text, but YAML reads 0 as a number .*marks: "0"'),
         ("acquire.positive_class", True, r"acquire.positive_class: must be text, but YAML reads true as a number"),

@@ -164,6 +164,30 @@ def test_rows_that_cannot_be_used_are_refused_with_the_files(
     assert "secret-" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("1/a.png", "a.png"), ("a.png", "A.PNG"), ("é.png", "e\u0301.png"), ("1/deep/a.png", "Deep/a.png")],
+    ids=["class folder in the path", "case", "accents", "case of a folder"],
+)
+def test_rows_with_the_same_target_file_are_refused_before_any_copy(
+    workspace: Workspace, tmp_path: Path, params_of: Any, first: str, second: str
+) -> None:
+    source = tmp_path / "two"
+    for path in (first, second, "b.png"):
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_text(path)
+    (source / "about.csv").write_text(f"path,class\n{first},1\nb.png,2\n{second},1\n", encoding="utf-8")
+    table = {"path": "path", "label": "class", "patient": "", "subgroups": []}
+    keys = {"acquire.folder": str(source), "acquire.classes": ["1", "2"], "acquire.positive_class": "2"}
+    params = params_of(**keys | {f"acquire.table.{key}": value for key, value in table.items()})
+    message = (
+        rf"acquire\.table\.file: 'about\.csv' has rows whose copies would have the same name .*'{first}', '{second}'\."
+    )
+    with pytest.raises(ValueError, match=message):
+        acquire(workspace, params, Tracker())
+    assert not workspace.images.exists()
+
+
 def test_missing_columns_and_a_table_outside_the_folder_are_refused(workspace: Workspace, params_of: Any) -> None:
     with pytest.raises(ValueError, match=r"has no column \['person'\]\. Its columns are \['image', 'finding'"):
         acquire(workspace, params_of(acquire__table__patient="person"), Tracker())

@@ -50,10 +50,10 @@ def rejected_files(files: list[Path], folder: Path) -> dict[Path, str]:
     """
     same_name: dict[str, list[Path]] = {}
     for path in files:
-        same_name.setdefault(_normalized_name(path, folder), []).append(path)
+        same_name.setdefault(normalized_name(path.relative_to(folder).as_posix()), []).append(path)
     rejected = {}
     for path in files:
-        others = [other for other in same_name[_normalized_name(path, folder)] if other != path]
+        others = [other for other in same_name[normalized_name(path.relative_to(folder).as_posix())] if other != path]
         if reason := _rejection_reason(path, folder):
             rejected[path] = reason
         elif others:
@@ -62,6 +62,11 @@ def rejected_files(files: list[Path], folder: Path) -> dict[Path, str]:
                 "Some file systems treat such names as equal. Rename the file."
             )
     return rejected
+
+
+def normalized_name(name: str) -> str:
+    """Name with normalized case and Unicode. Some file systems treat names with the same result as equal."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def printable(path: Path, folder: Path) -> str:
@@ -97,11 +102,6 @@ def _rejection_reason(path: Path, folder: Path) -> str | None:
     if _has_unprintable_characters(path.relative_to(folder).as_posix()):
         return "the name contains undecodable or control characters. Rename the file."
     return None
-
-
-def _normalized_name(path: Path, folder: Path) -> str:
-    """Name with normalized case and Unicode. Some file systems treat names with the same result as equal."""
-    return unicodedata.normalize("NFC", path.relative_to(folder).as_posix()).casefold()
 
 
 def _has_unprintable_characters(name: str) -> bool:

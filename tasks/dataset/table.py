@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from tasks.dataset.folder import format_paths
+from tasks.dataset.folder import format_paths, normalized_name
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.readers import ImageError, split_name
 from tasks.dataset.readers.dicom import has_dicom_magic, read_tags
@@ -48,8 +48,8 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
     wanted = [settings.path, settings.label, *_further_columns(settings)]
     if missing := [column for column in wanted if column not in table and column not in settings.dicom_tags]:
         raise ValueError(
-            f"acquire.table {settings.file!r} has no column {missing}. Its columns are {list(table.columns)}. Correct "
-            "the names in acquire.table."
+            f"acquire.table.file: {settings.file!r} has no column {missing}. Its columns are {list(table.columns)}. "
+            "Correct the names in acquire.table."
         )
     table = table[[column for column in wanted if column in table]].rename(
         columns={settings.path: "path", settings.label: "class"}
@@ -61,14 +61,24 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
     _refuse([not (folder / path).is_file() for path in table["path"]], table, settings, "files that do not exist")
     if unknown := sorted(set(table["class"]) - set(classes)):
         raise ValueError(
-            f"acquire.table {settings.file!r} has labels that are not in acquire.classes: {unknown[:N_EXAMPLES]}. The "
-            f"classes are {list(classes)}. Add the labels to acquire.classes, or remove the rows."
+            f"acquire.table.file: {settings.file!r} has labels that are not in acquire.classes: "
+            f"{unknown[:N_EXAMPLES]}. The classes are {list(classes)}. Add the labels to acquire.classes, or remove the rows."
         )
     if absent := [name for name in classes if name not in set(table["class"])]:
         raise ValueError(
-            f"acquire.table {settings.file!r} has no image of the classes {absent}. Every class needs images. Add "
-            "rows, or remove the classes from acquire.classes."
+            f"acquire.table.file: {settings.file!r} has no image of the classes {absent}. Every class needs images. "
+            "Add rows, or remove the classes from acquire.classes."
         )
+    targets = [
+        normalized_name(target_path(path, name)) for path, name in zip(table["path"], table["class"], strict=True)
+    ]
+    by_target = table.assign(target=targets).sort_values("target", kind="stable")
+    _refuse(
+        by_target["target"].duplicated(keep=False),
+        by_target,
+        settings,
+        "rows whose copies would have the same name in the folder of their class, apart from case and accents",
+    )
     return table.reset_index(drop=True)
 
 
@@ -214,7 +224,5 @@ def _below(folder: Path, name: str) -> Path:
 def _refuse(is_bad: "Sequence[bool] | pd.Series[bool]", table: "pd.DataFrame", settings: Table, problem: str) -> None:
     """Raise an error that names the files of some rows, if there are any."""
     if bad := [Path(path) for path in table["path"][list(is_bad)]]:
-        raise ValueError(
-            f"acquire.table {settings.file or settings.dicom_tags!r} has {problem}: {format_paths(bad, Path())}. "
-            "Correct or remove them."
-        )
+        named = f"acquire.table.file: {settings.file!r}" if settings.file else "acquire.table.dicom_tags: the source"
+        raise ValueError(f"{named} has {problem}: {format_paths(bad, Path())}. Correct or remove them.")

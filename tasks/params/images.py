@@ -1,5 +1,6 @@
 """The sections ``acquire``, ``validate`` and ``prepare``: images, their table, requirements and split."""
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -161,8 +162,11 @@ class Acquire(Section):
     @field_validator("classes")
     @classmethod
     def _distinct_folder_names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len({name.casefold() for name in classes}) < len(classes):
-            raise ValueError(f"class names {list(classes)} must differ by more than upper and lower case")
+        # some file systems treat such names as equal
+        if len({unicodedata.normalize("NFC", name).casefold() for name in classes}) < len(classes):
+            raise ValueError(
+                f"class names {list(classes)} must differ by more than upper and lower case and the encoding of accents"
+            )
         for name in classes:
             if name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
                 raise ValueError(f"{name!r} is not a valid folder name")
