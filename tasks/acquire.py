@@ -224,7 +224,8 @@ def _download(dataset: str) -> Path:
 
 def _find_class_root(folder: Path, classes: tuple[str, ...]) -> Path:
     """Return the highest folder with a subfolder for every class, or ``folder`` if there is none."""
-    below = sorted((path for path in folder.rglob("*") if path.is_dir()), key=lambda path: (len(path.parts), path))
+    folders = [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]
+    below = sorted(folders, key=lambda path: (len(path.parts), path))
     return next((parent for parent in [folder, *below] if all((parent / name).is_dir() for name in classes)), folder)
 
 

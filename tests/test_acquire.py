@@ -301,6 +301,16 @@ def test_class_folders_are_found_below_the_download(
     assert json.loads(workspace.source.read_text())["name"] == "plameneduardo/sarscov2-ctscan-dataset"
 
 
+def test_class_folders_behind_a_link_out_of_the_download_are_not_used(
+    source: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, params_with: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "download").mkdir()
+    (tmp_path / "download" / "images").symlink_to(source)
+    replace_kagglehub(monkeypatch, lambda dataset: str(tmp_path / "download"))
+    message = r"acquire\.kaggle_dataset '.*download' can't be used:"
+    assert_source_is_rejected(workspace, params_with({"acquire.source": "kaggle"}), message)
+
+
 def test_missing_kagglehub_gives_an_error_with_the_install_command(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, params_with: Any
 ) -> None:

@@ -188,6 +188,20 @@ def test_rows_with_the_same_target_file_are_refused_before_any_copy(
     assert not workspace.images.exists()
 
 
+def test_a_file_in_a_folder_that_is_a_link_out_of_the_source_is_rejected(
+    workspace: Workspace, source: Path, params_of: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (source / "set 0" / "00 (0).png").rename(tmp_path / "elsewhere" / "deep" / "secret.png")
+    (source / "link").symlink_to(tmp_path / "elsewhere")
+    change(source, 0, "image", "link/deep/secret.png")
+    acquire(workspace, params_of(), Tracker())
+    rejected = json.loads(workspace.rejected.read_text(encoding="utf-8"))
+    assert list(rejected) == ["link/deep/secret.png"]
+    assert rejected["link/deep/secret.png"].startswith("symbolic link out of the folder. ")
+    assert not list(workspace.images.rglob("secret.png"))
+
+
 def test_missing_columns_and_a_table_outside_the_folder_are_refused(workspace: Workspace, params_of: Any) -> None:
     with pytest.raises(ValueError, match=r"has no column \['person'\]\. Its columns are \['image', 'finding'"):
         acquire(workspace, params_of(acquire__table__patient="person"), Tracker())

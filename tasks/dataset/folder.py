@@ -82,14 +82,13 @@ def format_paths(paths: Sequence[Path], folder: Path) -> str:
 
 
 def _rejection_reason(path: Path, folder: Path) -> str | None:
-    if path.is_symlink():
-        if path.is_dir():
-            return "symbolic link to a folder. Such links are not followed. Copy the files into the folder."
-        # not Path.resolve, which raises an error for circular links
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-            return "symbolic link out of the folder. Such links are not followed. Copy the file into the folder."
-        if not path.exists():
-            return "symbolic link whose target does not exist. Replace the link by the file."
+    if path.is_symlink() and path.is_dir():
+        return "symbolic link to a folder. Such links are not followed. Copy the files into the folder."
+    # every folder of the path can be a link; not Path.resolve, which raises an error for circular links
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        return "symbolic link out of the folder. Such links are not followed. Copy the file into the folder."
+    if path.is_symlink() and not path.exists():
+        return "symbolic link whose target does not exist. Replace the link by the file."
     if not path.is_file():
         return "not a regular file, but for example a pipe or a device. Move it away."
     if not has_image_name(path):
