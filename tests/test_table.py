@@ -188,6 +188,23 @@ def test_rows_with_the_same_target_file_are_refused_before_any_copy(
     assert not workspace.images.exists()
 
 
+@pytest.mark.parametrize(
+    ("change_header", "message"),
+    [
+        ((",sex", ",finding"), r"has several columns of one name: \['finding'\]\. .* Rename or remove columns"),
+        ((",finding", ""), r"can't be read \(.*Expected 4 fields in line 2, saw 5\)\. .*a name for every cell"),
+    ],
+    ids=["two columns of one name", "header shorter than the rows"],
+)
+def test_a_header_that_does_not_name_every_column_is_refused(
+    workspace: Workspace, source: Path, params_of: Any, change_header: tuple[str, str], message: str
+) -> None:
+    text = (source / "about.csv").read_text(encoding="utf-8")
+    (source / "about.csv").write_text(text.replace(*change_header, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"acquire\.table\.file: 'about\.csv' {message}"):
+        acquire(workspace, params_of(acquire__table__subgroups=[]), Tracker())
+
+
 def test_a_file_in_a_folder_that_is_a_link_out_of_the_source_is_rejected(
     workspace: Workspace, source: Path, params_of: Any, tmp_path: Path
 ) -> None:

@@ -62,7 +62,8 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
     if unknown := sorted(set(table["class"]) - set(classes)):
         raise ValueError(
             f"acquire.table.file: {settings.file!r} has labels that are not in acquire.classes: "
-            f"{unknown[:N_EXAMPLES]}. The classes are {list(classes)}. Add the labels to acquire.classes, or remove the rows."
+            f"{unknown[:N_EXAMPLES]}. The classes are {list(classes)}. Add the labels to acquire.classes, or "
+            "remove the rows."
         )
     if absent := [name for name in classes if name not in set(table["class"])]:
         raise ValueError(
@@ -90,7 +91,7 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
         named: the file in a message, with the key or the option that names it.
 
     Raises:
-        ValueError: it can't be read.
+        ValueError: it can't be read, or two columns have the same name.
     """
     import pandas as pd
 
@@ -98,12 +99,23 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
         if path.suffix.lower() in (".parquet", ".pq"):
             table = pd.read_parquet(path)
             return table.astype(object).where(table.notna(), "").astype(str)
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        # pandas would rename the second of two equal names, and take the first cells of rows that are too long as names
+        # of the rows
+        lines = pd.read_csv(
+            path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
+        )
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{named} can't be read ({error}). It must be a CSV file in UTF-8 with commas, or a "
-            "Parquet file. Save it again."
+            f"{named} can't be read ({str(error).strip()}). It must be a CSV file in UTF-8 with commas and a header "
+            "that has a name for every cell of a row, or a Parquet file. Correct it, or save it again."
         ) from None
+    header = lines.iloc[0]
+    if repeated := sorted(set(header[header.duplicated() & (header != "")])):
+        raise ValueError(
+            f"{named} has several columns of one name: {repeated}. The names of columns must differ. Rename or remove "
+            "columns."
+        )
+    return lines[1:].set_axis(header.tolist(), axis=1).reset_index(drop=True)
 
 
 def target_path(path: str, name: str) -> str:
