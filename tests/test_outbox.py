@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 
 from tasks.core.workspace import Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of
+from tasks.tracking.errors import is_refused, is_unavailable
 from tasks.tracking.open_runs import end_killed
 from tasks.tracking.outbox import Journal, outbox, sync, waiting
 from tasks.tracking.store import Store
@@ -348,15 +350,15 @@ def test_an_invalid_call_is_an_error_and_not_an_outage(
     assert not waiting()
 
 
-def write_journal(*lines: dict[str, Any]) -> Path:
+def write_journal(*lines: dict[str, Any], run: str = "a") -> Path:
     """Write a journal for the store of MLFLOW_TRACKING_URI by hand."""
-    folder = outbox() / "1-prepare-a"
+    folder = outbox() / f"1-prepare-{run}"
     (folder / "files" / "1").mkdir(parents=True)
     (folder / "files" / "1" / "link").symlink_to("/etc/passwd")
     opening = {"name": "prepare", "tags": {}, "start_time": 1}
-    head = {"run": "a", "store": os.environ["MLFLOW_TRACKING_URI"], "run_exists": False, "opening": opening}
+    head = {"run": run, "store": os.environ["MLFLOW_TRACKING_URI"], "run_exists": False, "opening": opening}
     head["experiment"] = EXPERIMENT
-    text = "".join(json.dumps({"run": "a", "at": 1, **line}) + "\n" for line in lines)
+    text = "".join(json.dumps({"run": run, "at": 1, **line}) + "\n" for line in lines)
     (folder / "journal.jsonl").write_text(json.dumps(head) + "\n" + text)
     return folder
 
@@ -389,6 +391,63 @@ def test_a_journal_names_its_own_files_and_the_methods_of_a_tracker_alone(
     assert "prepare-a: can't be sent: " in caplog.text
     assert (folder / "damaged.jsonl").is_file()
     assert not [path for path in tmp_path.glob("mlartifacts/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"method": "artifact", "arguments": {"path": "files/2", "folder": "../x"}},
+        {"method": "metrics", "arguments": {"points": [[0, {"long " * 100: 1.0}]], "time": 1}},
+        {"method": "metrics", "arguments": {"points": [[0, {"too large": 1.0}]], "time": 2**70}},
+        {"method": "metrics", "arguments": {"points": 3, "time": 1}},
+        {"method": "params", "arguments": {"wrong": {}}},
+        {"method": "artifact", "arguments": {"path": "files/none.txt", "folder": ""}},
+        {"method": "tags", "run": "never opened", "arguments": {"values": {"a": "b"}}},
+    ],
+    ids=["artifact path", "long name", "large number", "type", "name of an argument", "no file", "no run"],
+)
+def test_a_journal_that_the_store_refuses_is_set_aside_and_the_others_are_sent(
+    line: dict[str, Any],
+    client: MlflowClient,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    folder, run = write_journal(line), f"b{uuid.uuid4().hex}"
+    (folder / "files" / "2").mkdir()
+    later = write_journal({"method": "metrics", "arguments": {"points": [[0, {"n": 1}]], "time": 1}}, run=run)
+    assert sync()
+    assert "1-prepare-a: can't be sent: " in caplog.text
+    assert (folder / "damaged.jsonl").is_file()
+    assert not later.exists()
+    assert len(runs_of(client, f"tags.run_key = '{run}'")) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outage", "refused"),
+    [
+        (MlflowException("Invalid artifact path: '../x'."), False, True),
+        (MlflowException("API request to http://host/ failed with exception refused"), True, False),
+        (
+            MlflowException("API request to endpoint /x failed with error code 502 != 200. Response body: ''"),
+            True,
+            False,
+        ),
+        (
+            MlflowException("API request to endpoint /x failed with error code 413 != 200. Response body: ''"),
+            False,
+            True,
+        ),
+        (MlflowException("API request to endpoint was successful but the response body was not"), True, False),
+        (RestException({"error_code": "INTERNAL_ERROR", "message": "x"}), True, False),
+        (RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "x"}), False, True),
+        (RestException({"error_code": "PERMISSION_DENIED", "message": "x"}), False, False),
+        (RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "x"}), True, False),
+    ],
+)
+def test_refused_arguments_are_no_outage(error: MlflowException, outage: bool, refused: bool) -> None:
+    assert (is_unavailable(error), is_refused(error)) == (outage, refused)
 
 
 @pytest.mark.parametrize("content", ["", "{}\n", "\0\0\0\n", "[]\n"])

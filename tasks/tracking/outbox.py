@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from tasks.core.durable import rename_durably
 from tasks.tracking.address import experiment_name, home, tracking_uri
-from tasks.tracking.errors import is_unavailable
+from tasks.tracking.errors import is_refused, is_unavailable
 from tasks.tracking.masking import masked
 from tasks.tracking.store import Store
 
@@ -33,7 +33,7 @@ METHODS = ("open", "close", "metrics", "params", "tags", "artifact", "images", "
 
 
 class DamagedJournal(ValueError):
-    """A journal is empty, or has a line that this module did not write."""
+    """A journal is empty, has a line that this module did not write, or has a call that the store refuses."""
 
 
 def outbox() -> Path:
@@ -98,7 +98,7 @@ def sync(moved: bool = False) -> bool:
     """Send every journal to its experiment in the store, oldest first, and delete the sent journals.
 
     The run of a killed step ends as killed, at the time of its last call. A journal that cannot be sent stays complete,
-    and an error is logged.
+    and an error is logged. An outage ends the command. A journal that can never be sent is set aside.
 
     Args:
         moved: whether the store may have another address than the one for which the journals were written.
@@ -120,7 +120,10 @@ def sync(moved: bool = False) -> bool:
                 log.info("%s: sent (%d calls)", folder.name, n_calls)
         except DamagedJournal as error:
             (folder / JOURNAL).rename(folder / DAMAGED)
-            log.error("%s: can't be sent: %s. It is kept as %s.", folder.name, error, folder / DAMAGED)
+            log.error(
+                "%s: can't be sent: %s. It is kept as %s. Correct it and rename it to %s, or delete its folder.",
+                *(folder.name, error, folder / DAMAGED, JOURNAL),
+            )
         except Exception as error:
             log.error("%s: not sent: %s", folder.name, reason(error))
             if is_unavailable(error):
@@ -165,6 +168,7 @@ def _lines(journal: TextIO) -> list[dict[str, Any]]:
         head, *calls = [json.loads(text) for text in texts]
         is_written_here = head.keys() == {"run", "store", "experiment", "run_exists", "opening"}
         is_written_here &= isinstance(head["run"], str) and isinstance(head["experiment"], str)
+        is_written_here &= all(call.keys() == {"method", "run", "at", "arguments"} for call in calls)
         is_written_here &= all(call["method"] in METHODS and isinstance(call["arguments"], dict) for call in calls)
     except (ValueError, KeyError, TypeError, AttributeError):
         is_written_here = False
@@ -180,11 +184,27 @@ def _own_file(folder: Path, path: str) -> Path:
         DamagedJournal: it is not there.
     """
     own = folder / path
-    if not own.resolve().is_relative_to((folder / "files").resolve()) or any(
-        each.is_symlink() for each in (own, *own.rglob("*"))
+    if (
+        not own.exists()
+        or not own.resolve().is_relative_to((folder / "files").resolve())
+        or any(each.is_symlink() for each in (own, *own.rglob("*")))
     ):
         raise DamagedJournal(f"{path} is not one of its own files")
     return own
+
+
+def _call(store: Store, method: str, run: str, arguments: Mapping[str, Any]) -> Any:
+    """Call a method of the store.
+
+    Raises:
+        DamagedJournal: the store refuses the arguments.
+    """
+    try:
+        return getattr(store, method)(run, **arguments)
+    except Exception as error:
+        if is_refused(error):
+            raise DamagedJournal(f"the store refuses its call of {method} ({reason(error)})") from error
+        raise
 
 
 def _send(stores: dict[str, Store], folder: Path, journal: TextIO, moved: bool) -> int:
@@ -203,14 +223,14 @@ def _send(stores: dict[str, Store], folder: Path, journal: TextIO, moved: bool) 
                 f"it is for the store at {head['store']}, not for {_address()}. "
                 "Set MLFLOW_TRACKING_URI, or add --moved if the store has this new address."
             )
-        store.open(run, **head["opening"])
+        _call(store, "open", run, head["opening"])
     for line in calls:
         if line["method"] == "open" and store.has(line["run"]):
             continue
         arguments = line["arguments"]
         if "path" in arguments:
             arguments = {**arguments, "path": str(_own_file(folder, arguments["path"]))}
-        missing = getattr(store, line["method"])(line["run"], **arguments)
+        missing = _call(store, line["method"], line["run"], arguments)
         if missing:
             log.info("%s: no run in the store made the outputs of %s: not linked", folder.name, ", ".join(missing))
     if not calls or (calls[-1]["method"], calls[-1]["run"]) != ("close", run):
