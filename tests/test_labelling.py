@@ -2,6 +2,7 @@
 
 import contextvars
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from tasks.core.workspace import Workspace
+from tasks.dataset.images import Reading
+from tasks.dataset.intensity import IntensityRange
 from tasks.labelling.human import next_round, pool_files, read_pool
 from tasks.labelling.rounds import LabelError, LabellingRound, collect_labelled, read_rounds, write_classes
 from tasks.params import load_params
@@ -181,6 +184,28 @@ def test_a_round_whose_writing_was_killed_is_written_again(pool: Path) -> None:
     assert new_round(pool).table.read_bytes() == expected
     files = sorted(path.name for path in Path("labels").iterdir())
     assert files == ["model-01.json", "model-01.safetensors", "round-01"]
+
+
+def test_the_pool_is_read_with_the_range_of_values_of_the_training_images(
+    pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(with_overrides(PARAMS | {"prepare.intensity.kind": "percentiles"}), file)
+    measured = IntensityRange("percentiles", low=10, high=240)
+    info = json.loads(Workspace().dataset_info.read_text(encoding="utf-8"))
+    # not written in place: the file may be shared by a link
+    Workspace().dataset_info.unlink()
+    Workspace().dataset_info.write_text(json.dumps(info | {"intensity": measured.as_dict()}), encoding="utf-8")
+    readings = []
+
+    def read_and_stop(pool: Path, files: list[str], size: Any, limit: float, reading: Reading) -> None:
+        readings.append(reading)
+        raise InterruptedError
+
+    monkeypatch.setattr("tasks.labelling.human.read_pool", read_and_stop)
+    with pytest.raises(InterruptedError):
+        new_round(pool)
+    assert [reading.intensity for reading in readings] == [measured]
 
 
 def test_a_missing_or_empty_pool_is_an_error(pool: Path) -> None:

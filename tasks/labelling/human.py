@@ -1,5 +1,7 @@
 """Labelling by a person: select the images of the next round with a classifier that is trained on all labels so far."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,8 @@ import numpy as np
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import list_files, printable, rejected_files
-from tasks.dataset.images import DEFAULT, ImageError, Reading, read_prepared, reading_of, with_percentiles
+from tasks.dataset.images import DEFAULT, ImageError, Reading, read_prepared, reading_of
+from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import load_prepared
 from tasks.dataset.readers import SUFFIXES
 from tasks.labelling.acquisition import select_query
@@ -57,8 +60,9 @@ def next_round(
         return None
 
     # read before the training, so that unreadable images are reported at once
-    pool_pixels = _read_downsampled(params, pool, unlabelled, data.size)
-    labelled_pixels = _read_downsampled(params, pool, [file for file, _ in labelled], data.size)
+    reading = _reading(workspace, params)
+    pool_pixels = _read_downsampled(params, pool, unlabelled, data.size, reading)
+    labelled_pixels = _read_downsampled(params, pool, [file for file, _ in labelled], data.size, reading)
     device = configure_torch(params.compute)
     train = data.indices("train")
     train_pixels = downsample(data.pixels[train], settings.downsampling_factor)
@@ -147,9 +151,14 @@ def _model_path(folder: Path, number: int) -> Path:
     return folder / f"model-{number:02d}.safetensors"
 
 
-def _read_downsampled(params: Params, pool: Path, files: list[str], size: tuple[int, int]) -> np.ndarray:
-    limit, intensity = params.validate_.max_megapixels, params.prepare.intensity
-    paths = [pool / file for file in files]
-    reading = with_percentiles(reading_of(params.acquire, params.prepare), intensity, paths, limit)
-    pixels = read_pool(pool, files, size, limit, reading)
+def _reading(workspace: Workspace, params: Params) -> Reading:
+    """Return the reading of the training images, with the range of values that the step ``prepare`` measured."""
+    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+    return replace(reading_of(params.acquire, params.prepare), intensity=IntensityRange(**info.get("intensity", {})))
+
+
+def _read_downsampled(
+    params: Params, pool: Path, files: list[str], size: tuple[int, int], reading: Reading
+) -> np.ndarray:
+    pixels = read_pool(pool, files, size, params.validate_.max_megapixels, reading)
     return downsample(pixels, params.active_learning.downsampling_factor)
