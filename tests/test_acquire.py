@@ -235,9 +235,10 @@ def test_both_names_that_differ_only_in_case_are_rejected(
         (b"line\nbreak.png", r"line\nbreak.png"),
         (b"latin-\xe9.png", r"latin-\udce9.png"),
         ("line\u2028end.png".encode(), r"line\u2028end.png"),
+        (b"a;=1.png", "a;=1.png"),
     ],
 )
-def test_names_with_unprintable_characters_are_rejected(
+def test_names_with_unprintable_characters_or_formulas_are_rejected(
     source: Path, workspace: Workspace, from_folder: Params, name: bytes, escaped: str
 ) -> None:
     try:

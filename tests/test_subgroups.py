@@ -1,12 +1,16 @@
 """Metrics of subgroups, their gaps with intervals by group, and the check of gaps."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.core.files import write_table
 from tasks.evaluation.subgroups import compare_rates, subgroup_checks, subgroup_table
+from tasks.reporting.results import read_table
 
 CLASSES = ["healthy", "ill"]
 N_PATIENTS, N_SLICES = 80, 4
@@ -99,3 +103,14 @@ def test_a_true_null_hypothesis_is_rejected_in_about_5_percent_of_simulations() 
         correct = (rng.random(250) < rates[groups]).astype(float)
         p_values.append(compare_rates(correct, groups, [is_first, ~is_first])["p_value"])
     assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.075
+
+
+def test_no_subgroup_is_a_formula_in_the_csv_file(tmp_path: Path) -> None:
+    names = ["=1+1", "@x", "+1", "-1", ";=1", "\uff1d1", "\t=1", "F"]
+    frame = pd.DataFrame({"attribute": "a", "subgroup": names, "value": -0.5, "low": None})
+    write_table(frame, tmp_path / "subgroups.csv")
+    text = (tmp_path / "subgroups.csv").read_text(encoding="utf-8")
+    assert not re.search('(^|[,;\t\r\n"])\\s*[=+@\uff1d]|,-1,', text)
+    assert read_table(tmp_path / "subgroups.csv")["subgroup"].tolist() == names
+    assert text.count("'") == len(names)
+    assert text.endswith("a,F,-0.5,\n")

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.core.names import FORMULA, has_unprintable_characters
 from tasks.dataset.readers import SUFFIXES, has_image_name
 
 IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
@@ -12,10 +13,6 @@ IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 
 MAX_FILE_BYTES = 2 * 2**30
 """Maximum size of a file, which is known before the file is copied or read; a sparse file can have any size."""
-
-UNPRINTABLE_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
-"""Unicode categories of characters that tables and messages cannot contain unescaped: control characters, surrogates
-(which stand for bytes that are not UTF-8), line separators and paragraph separators."""
 
 
 def is_ignored(path: Path) -> bool:
@@ -72,7 +69,7 @@ def normalized_name(name: str) -> str:
 def printable(path: Path, folder: Path) -> str:
     """Path relative to a folder, with slashes. Unprintable characters are escaped as in Python."""
     name = path.relative_to(folder).as_posix()
-    return repr(name)[1:-1] if _has_unprintable_characters(name) else name
+    return repr(name)[1:-1] if has_unprintable_characters(name) else name
 
 
 def format_paths(paths: Sequence[Path], folder: Path) -> str:
@@ -98,10 +95,11 @@ def _rejection_reason(path: Path, folder: Path) -> str | None:
         )
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         return f"the file has {size / 2**30:.1f} GiB. At most {MAX_FILE_BYTES / 2**30:g} are allowed. Move it away."
-    if _has_unprintable_characters(path.relative_to(folder).as_posix()):
+    if has_unprintable_characters(path.relative_to(folder).as_posix()):
         return "the name contains undecodable or control characters. Rename the file."
+    # tables name a file after its class or ./
+    if FORMULA.search(f"./{path.relative_to(folder).as_posix()}"):
+        return (
+            "the name has =, +, - or @ after a semicolon. Spreadsheet programs read it as a formula. Rename the file."
+        )
     return None
-
-
-def _has_unprintable_characters(name: str) -> bool:
-    return any(unicodedata.category(character) in UNPRINTABLE_CATEGORIES for character in name)

@@ -171,7 +171,8 @@ def describe_images(
             n_splits = described.groupby("patient")["split"].transform("nunique")
             _refuse(n_splits > 1, table, settings, "images of patients with images in several splits")
     for name in settings.subgroups:
-        values = table[name].str.strip()
+        # a line break would end the row of a table
+        values = table[name].str.split().str.join(" ")
         described[SUBGROUP + name] = values.where(values != "", UNKNOWN)
     return described
 

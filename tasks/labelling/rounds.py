@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from tasks.core.durable import rename_durably
+from tasks.core.names import FORMULA
 from tasks.dataset.readers import SUFFIXES
 
 COLUMNS = ("number", "file", "class", "prediction", "confidence", "score")
-FORMULA_SIGNS = ("=", "+", "-", "@")
 SKIPPED = "-"
 """Entry in the column ``class`` for an image that cannot be labelled."""
 
@@ -88,7 +88,7 @@ def create_round(
         for i, name in enumerate(files):
             shutil.copyfile(pool / name, new.image(i))
             # a spreadsheet program takes =name for a formula
-            cell = f"./{name}" if name.startswith(FORMULA_SIGNS) else name
+            cell = f"./{name}" if FORMULA.search(name) else name
             writer.writerow([i + 1, cell, "", predictions[i], f"{confidence[i]:.4f}", f"{scores[i]:.6g}"])
     rename_durably(partial, folder)
     return LabellingRound(folder, new.files, new.classes)

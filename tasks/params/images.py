@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from tasks.core.names import name_problem
 from tasks.params.section import Count, CountOrOff, Fraction, Positive, Section, Share, not_bool
 
 SUBGROUP = "subgroup_"
@@ -75,6 +76,14 @@ class Table(Section):
     """Columns that are filled from DICOM tags: ``{patient: PatientID, sex: PatientSex}``. No other tag is read."""
     salt_file: Text
     """File with the salt of the hashed ids. It is created if it does not exist, and must not be published."""
+
+    @field_validator("subgroups")
+    @classmethod
+    def _subgroups_have_valid_names(cls, subgroups: tuple[str, ...]) -> tuple[str, ...]:
+        for name in subgroups:
+            if problem := name_problem(name):
+                raise ValueError(f"the column {name!r} {problem}")
+        return subgroups
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -170,9 +179,9 @@ class Acquire(Section):
         for name in classes:
             if name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
                 raise ValueError(f"{name!r} is not a valid folder name")
-            if name.startswith(("=", "+", "-", "@")):
-                # the tables of all steps contain the names of classes
-                raise ValueError(f"{name!r} begins with =, +, - or @, which spreadsheet programs read as a formula")
+            # the tables of all steps contain the names of classes
+            if problem := name_problem(name):
+                raise ValueError(f"{name!r} {problem}")
         return classes
 
     @field_validator("folder")

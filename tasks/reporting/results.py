@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.core.names import with_formulas
 from tasks.core.workspace import Workspace
 from tasks.dataset.data_versions import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
@@ -141,6 +142,8 @@ def read_json(path: Path) -> Any:
 def read_table(path: Path) -> pd.DataFrame:
     """Return a CSV table; names of classes stay text, also ``NA`` and ``1``."""
     table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, "str"), keep_default_na=False, na_values=[""])
+    if "subgroup" in table:
+        table["subgroup"] = table["subgroup"].map(with_formulas)
     return table.fillna({"purifier": AS_GIVEN, "surrogate": ""})
 
 
