@@ -12,6 +12,7 @@ RUN is a folder of ``docs/evidence/results/``. The kinds of tables are:
 - ``headline RUN``: the headline result in sentences
 - ``claims RUN``: results of the claims of the study
 - ``comparison RUN EPS ...``: all targets, ranked by worst-case accuracy under adaptive attacks at the first ε
+- ``finding RUN EPS ...``: the same in fewer columns
 - ``worst_case RUN EPS ...``: clean recalls, and balanced accuracy under adaptive attacks, at each operating point
 - ``seeds TABLE EPS ...``: balanced accuracy in the worst case of each target and seed, as trained
 - ``label_efficiency RUN``: accuracies and numbers of labels of each acquisition function
@@ -40,7 +41,7 @@ from tasks.reporting.sections.claims import results_at_other_eps
 from tasks.reporting.templating import gain_sentence
 from tasks.statistics.formatting import Row, eps_text, percent, with_interval
 
-DOCUMENTS = ("README.md", "docs/evidence/results.md")
+DOCUMENTS = ("README.md", "docs/evidence/results.md", "docs/evidence/study-50-50.md")
 MARKERS = re.compile(
     r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL
 )
@@ -122,28 +123,53 @@ def comparison_table(results: Path, run: str, *eps: str) -> str:
     Raises:
         ValueError: there is no ε, or the run does not have it.
     """
-    table = read_table(_folder(results, run) / "comparison.csv")
-    # results of earlier versions have no operating points
-    if "operating_point" in table:
-        table = table[table["operating_point"] == AS_TRAINED]
-    shown = _chosen(eps, table["eps"], f"comparison {run}")
-    points = {names: rows.set_index("target") for names, rows in table.groupby(["threat_model", "eps"])}
-
-    def cell(threat_model: str, value: float, target: str) -> str:
-        rows = points.get((threat_model, value))
-        has_target = rows is not None and target in rows.index
-        return with_interval(rows.loc[target], "robust_accuracy") if rows is not None and has_target else "–"
-
+    points, shown = _comparison(results, run, eps)
     table_rows = []
     for name, row in points["adaptive", shown[0]].sort_values("rank").iterrows():
         target = str(name)
-        adaptive = [cell("adaptive", value, target) for value in shown]
-        others = [cell(threat_model, shown[0], target) for threat_model in ("black_box", "transfer")]
+        adaptive = [_robust_cell(points, "adaptive", value, target) for value in shown]
+        others = [_robust_cell(points, threat_model, shown[0], target) for threat_model in ("black_box", "transfer")]
         clean = with_interval(row, "clean_accuracy")
         table_rows.append([display_name(target), clean, *adaptive, *others, _next_target(row)])
     first = f"ε = {eps_text(shown[0])}"
     head = ["target", "clean", *(f"adaptive, ε = {eps_text(value)}" for value in shown)]
     return _markdown([*head, f"black box, {first}", f"transfer, {first}", f"next target, {first}"], table_rows)
+
+
+def finding_table(results: Path, run: str, *eps: str) -> str:
+    """All targets as trained: clean images, the worst case of transfer attacks at the first ε, of all attacks at each.
+
+    Raises:
+        ValueError: there is no ε, or the run does not have it.
+    """
+    points, shown = _comparison(results, run, eps)
+    rows = []
+    for name, row in points["adaptive", shown[0]].sort_values("rank").iterrows():
+        target = str(name)
+        adaptive = [_robust_cell(points, "adaptive", value, target) for value in shown]
+        transfer = _robust_cell(points, "transfer", shown[0], target)
+        rows.append([display_name(target), with_interval(row, "clean_accuracy"), transfer, *adaptive])
+    head = ["target", "clean", f"transfer, ε = {eps_text(shown[0])}/255"]
+    return _markdown([*head, *(f"adaptive, ε = {eps_text(value)}/255" for value in shown)], rows)
+
+
+def _comparison(
+    results: Path, run: str, eps: tuple[str, ...]
+) -> tuple[dict[tuple[str, float], pd.DataFrame], list[float]]:
+    """Rows of ``comparison.csv`` as trained, by target, for each threat model and ε; and the chosen ε."""
+    table = read_table(_folder(results, run) / "comparison.csv")
+    # results of earlier versions have no operating points
+    if "operating_point" in table:
+        table = table[table["operating_point"] == AS_TRAINED]
+    points = [rows.set_index("target") for _, rows in table.groupby(["threat_model", "eps"])]
+    indexed = {(str(rows["threat_model"].iloc[0]), float(rows["eps"].iloc[0])): rows for rows in points}
+    return indexed, _chosen(eps, table["eps"], f"comparison {run}")
+
+
+def _robust_cell(points: dict[tuple[str, float], pd.DataFrame], threat_model: str, value: float, target: str) -> str:
+    rows = points.get((threat_model, value))
+    has_target = rows is not None and target in rows.index
+    return with_interval(rows.loc[target], "robust_accuracy") if rows is not None and has_target else "–"
 
 
 def _next_target(row: Row) -> str:
@@ -227,6 +253,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "headline": headline_text,
     "claims": claims_table,
     "comparison": comparison_table,
+    "finding": finding_table,
     "worst_case": worst_case_table,
     "seeds": seeds_table,
     "label_efficiency": label_efficiency_tables,

@@ -215,6 +215,7 @@ def test_headline_is_the_text_of_the_report(workspace: Workspace) -> None:
 def write_documents(root: Path, readme: str, results: str = "# Results\n") -> None:
     (root / "README.md").write_text(readme, encoding="utf-8")
     (root / "docs/evidence/results.md").write_text(results, encoding="utf-8")
+    (root / "docs/evidence/study-50-50.md").write_text("# Study\n", encoding="utf-8")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, workspace: Workspace, *arguments: str) -> None:
@@ -316,6 +317,19 @@ def test_comparison_table_ranks_the_targets_at_the_first_eps(workspace: Workspac
     ]
     at_4 = write_tables.comparison_table(folder.parent, "run", "4").splitlines()[2:]
     assert [row.split(" | ")[0] for row in at_4] == ["| undefended", "| strong one"]
+
+
+def test_the_table_of_the_finding_has_transfer_at_the_first_eps_and_adaptive_attacks_at_each(
+    workspace: Workspace,
+) -> None:
+    folder = archive(workspace)
+    write_comparison(folder)
+    head, _, *rows = write_tables.finding_table(folder.parent, "run", "1", "4").splitlines()
+    assert head == "| target | clean | transfer, ε = 1/255 | adaptive, ε = 1/255 | adaptive, ε = 4/255 |"
+    assert rows == [
+        "| strong one | 96.0 % [95.0, 97.0] | 95.0 % [94.0, 96.0] | 90.0 % [89.0, 91.0] | 10.0 % [9.0, 11.0] |",
+        "| undefended | 96.0 % [95.0, 97.0] | – | 50.0 % [49.0, 51.0] | 20.0 % [19.0, 21.0] |",
+    ]
 
 
 def test_a_comparison_table_is_about_the_targets_as_trained(workspace: Workspace) -> None:
