@@ -19,7 +19,9 @@ def masked(text: str) -> str:
 
 def plain_markdown(text: str) -> str:
     """Return Markdown without links, images and HTML: names of files, classes and data sets can contain them."""
-    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text).replace("](", "]\\(")
+    text = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text)
+    # inline links, references to a link, and the definitions of references
+    return re.sub(r"\](?=[(\[:])", r"]\\", text)
 
 
 def _without_credentials(text: str) -> str:

@@ -78,6 +78,15 @@ def test_markdown_has_no_links_images_or_html() -> None:
     )
 
 
+def test_markdown_has_no_references_of_links_and_images() -> None:
+    text = "![z][1] [z] [0.1, 0.2]\n\n[1]: http://host/x.png\n> [z]: http://host"
+    escaped = plain_markdown(text)
+    assert "][" not in escaped
+    assert "]:" not in escaped
+    # an escaped character looks like the character
+    assert escaped.replace("\\", "") == text
+
+
 def test_failure_page_keeps_the_message_inside_its_code_block() -> None:
     page = failure_page(
         Workspace(), "validate", ["data/acquire"], "a```b\n<script>alert(1)</script> at http://me:pw@host/x"
