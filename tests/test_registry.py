@@ -110,7 +110,7 @@ def test_a_bundle_that_runs_code_needs_trust_and_runs_none_before(
     bundle = shutil.copytree(store / "bundles" / "autoencoder", tmp_path / "autoencoder")
     (bundle / "data" / network).with_suffix(".json").write_text(json.dumps(arguments))
     registered = registry.register_bundle(bundle, NAME, SUMMARY, alias=None)
-    with pytest.raises(ValueError, match=rf"{what} in data/.*If you trust whoever registered it, pass --trust"):
+    with pytest.raises(ValueError, match=rf"{what} in data/.*If you trust the person who registered it, pass --trust"):
         registry.download(registered, tmp_path / "downloaded")
 
 

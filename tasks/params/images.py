@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
-from tasks.core.names import name_problem
+from tasks.params.names import name_problem
 from tasks.params.section import Count, CountOrOff, Fraction, Positive, Section, Share, not_bool
 
 SUBGROUP = "subgroup_"

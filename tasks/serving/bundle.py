@@ -209,8 +209,8 @@ def check_trust(folder: Path) -> None:
             what = f"classifier.source {source}" if imported is not None else "a plug-in"
             raise ValueError(
                 f"{folder}: this bundle runs code of its author, or sends images to a server, when it is loaded "
-                f"({what} in {file.relative_to(folder)}). If you trust whoever registered it, pass --trust, in Prefect "
-                "the parameter trust."
+                f"({what} in {file.relative_to(folder)}). If you trust the person who registered it, pass --trust, "
+                "in Prefect the parameter trust."
             )
 
 
