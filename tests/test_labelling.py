@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_the_pool_is_read_with_the_range_of_values_of_the_training_images(
     info = json.loads(Workspace().dataset_info.read_text(encoding="utf-8"))
     # not written in place: the file may be shared by a link
     Workspace().dataset_info.unlink()
-    Workspace().dataset_info.write_text(json.dumps(info | {"intensity": measured.as_dict()}), encoding="utf-8")
+    Workspace().dataset_info.write_text(json.dumps(info | {"intensity": asdict(measured)}), encoding="utf-8")
     readings = []
 
     def read_and_stop(pool: Path, files: list[str], size: Any, limit: float, reading: Reading) -> None:
