@@ -27,6 +27,7 @@ CANNOT_CHANGE_AN_OUTPUT = {
         f"tasks/params/{name}.py": "DVC compares the values that a stage uses"
         for name in ("__init__", "classifier", "defences", "images", "params", "section")
     },
+    "tasks/params/names.py": "puts an apostrophe before formulas, which only names and texts of the user can be",
     "tasks/core/checkpoints.py": "a resumed step computes the same bytes",
     "tasks/core/digests.py": "digests name checkpoints and bundles, never outputs",
     "tasks/core/locks.py": "makes processes wait",

@@ -108,6 +108,8 @@ def _margin_drops(batch: AttackBatch, images: Tensor, labels: Tensor, unit: floa
         variable = images.detach().requires_grad_()
         margins = logit_margin(batch.model(variable), labels)
         (gradients,) = torch.autograd.grad(margins.sum(), variable)
+    # where the gradient is not finite it predicts nothing, and the diagnostic finite_gradient reports it
+    gradients = gradients.nan_to_num(0.0, 0.0, 0.0)
     drops = {}
     with torch.inference_mode():
         steepest = batch.ball.steepest(gradients)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.core.names import without_formulas
+from tasks.params.names import without_formulas
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.core.names import FORMULA, has_unprintable_characters
 from tasks.dataset.readers import SUFFIXES, has_image_name
+from tasks.params.names import FORMULA, has_unprintable_characters
 
 IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
 """Files of file managers, in lower case."""

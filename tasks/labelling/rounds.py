@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from tasks.core.durable import rename_durably
-from tasks.core.names import FORMULA
 from tasks.dataset.readers import SUFFIXES
+from tasks.params.names import FORMULA
 
 COLUMNS = ("number", "file", "class", "prediction", "confidence", "score")
 SKIPPED = "-"

@@ -1,4 +1,4 @@
-"""Names of classes and columns: characters that tables cannot show, and formulas of spreadsheet programs."""
+"""Names and texts in tables: characters that tables cannot show, and formulas of spreadsheet programs."""
 
 import re
 import unicodedata
@@ -27,3 +27,13 @@ def name_problem(name: str) -> str:
             "has =, +, - or @ at its start or after a semicolon. Spreadsheet programs read it as a formula. Rename it"
         )
     return ""
+
+
+def without_formulas(text: str) -> str:
+    """Put an apostrophe before every formula, so that spreadsheet programs show it as text."""
+    return FORMULA.sub(r"\1'", text)
+
+
+def with_formulas(text: str) -> str:
+    """Remove the apostrophes of :func:`without_formulas`."""
+    return re.sub(f"(^|;)'{SIGN}", r"\1", text)
