@@ -24,6 +24,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -123,14 +124,11 @@ def comparison_table(results: Path, run: str, *eps: str) -> str:
     Raises:
         ValueError: there is no ε, or the run does not have it.
     """
-    points, shown = _comparison(results, run, eps)
-    table_rows = []
-    for name, row in points["adaptive", shown[0]].sort_values("rank").iterrows():
-        target = str(name)
-        adaptive = [_robust_cell(points, "adaptive", value, target) for value in shown]
-        others = [_robust_cell(points, threat_model, shown[0], target) for threat_model in ("black_box", "transfer")]
-        clean = with_interval(row, "clean_accuracy")
-        table_rows.append([display_name(target), clean, *adaptive, *others, _next_target(row)])
+    shown, targets = _comparison(results, run, eps)
+    table_rows = [
+        [*names, *adaptive, cell("black_box"), cell("transfer"), _next_target(row)]
+        for row, names, adaptive, cell in targets
+    ]
     first = f"ε = {eps_text(shown[0])}"
     head = ["target", "clean", *(f"adaptive, ε = {eps_text(value)}" for value in shown)]
     return _markdown([*head, f"black box, {first}", f"transfer, {first}", f"next target, {first}"], table_rows)
@@ -142,31 +140,36 @@ def finding_table(results: Path, run: str, *eps: str) -> str:
     Raises:
         ValueError: there is no ε, or the run does not have it.
     """
-    points, shown = _comparison(results, run, eps)
-    rows = []
-    for name, row in points["adaptive", shown[0]].sort_values("rank").iterrows():
-        target = str(name)
-        adaptive = [_robust_cell(points, "adaptive", value, target) for value in shown]
-        transfer = _robust_cell(points, "transfer", shown[0], target)
-        rows.append([display_name(target), with_interval(row, "clean_accuracy"), transfer, *adaptive])
+    shown, targets = _comparison(results, run, eps)
+    rows = [[*names, cell("transfer"), *adaptive] for _, names, adaptive, cell in targets]
     head = ["target", "clean", f"transfer, ε = {eps_text(shown[0])}/255"]
     return _markdown([*head, *(f"adaptive, ε = {eps_text(value)}/255" for value in shown)], rows)
 
 
 def _comparison(
     results: Path, run: str, eps: tuple[str, ...]
-) -> tuple[dict[tuple[str, float], pd.DataFrame], list[float]]:
-    """Rows of ``comparison.csv`` as trained, by target, for each threat model and ε; and the chosen ε."""
+) -> tuple[list[float], list[tuple[Row, list[str], list[str], Callable[[str], str]]]]:
+    """The chosen ε, and all targets as trained, in the order of the rank at the first ε.
+
+    A target has its row at the first ε; its name and clean accuracy; its accuracies under adaptive attacks at each ε;
+    and a function from a threat model to its accuracy at the first ε.
+    """
     table = read_table(_folder(results, run) / "comparison.csv")
     # results of earlier versions have no operating points
     if "operating_point" in table:
         table = table[table["operating_point"] == AS_TRAINED]
     points = [rows.set_index("target") for _, rows in table.groupby(["threat_model", "eps"])]
     indexed = {(str(rows["threat_model"].iloc[0]), float(rows["eps"].iloc[0])): rows for rows in points}
-    return indexed, _chosen(eps, table["eps"], f"comparison {run}")
+    shown = _chosen(eps, table["eps"], f"comparison {run}")
+    targets: list[tuple[Row, list[str], list[str], Callable[[str], str]]] = []
+    for name, row in indexed["adaptive", shown[0]].sort_values("rank").iterrows():
+        cell = partial(_robust_cell, indexed, str(name))
+        names = [display_name(str(name)), with_interval(row, "clean_accuracy")]
+        targets.append((row, names, [cell("adaptive", value) for value in shown], partial(cell, value=shown[0])))
+    return shown, targets
 
 
-def _robust_cell(points: dict[tuple[str, float], pd.DataFrame], threat_model: str, value: float, target: str) -> str:
+def _robust_cell(points: dict[tuple[str, float], pd.DataFrame], target: str, threat_model: str, value: float) -> str:
     rows = points.get((threat_model, value))
     has_target = rows is not None and target in rows.index
     return with_interval(rows.loc[target], "robust_accuracy") if rows is not None and has_target else "–"
