@@ -617,6 +617,20 @@ def test_headline_names_operating_point_unit_and_numbers() -> None:
     )
 
 
+@pytest.mark.parametrize(("jpeg", "is_tied"), [(0.45, True), (0.5, True), (0.6, False)])
+def test_headline_names_defences_that_equal_the_chosen_one_on_attacked_validation_images(
+    jpeg: float, is_tied: bool
+) -> None:
+    chosen = headline_with()
+    on_validation = {"autoencoder": Estimate(0.4, 0.3, 0.5), "jpeg": Estimate(jpeg, 0.3, 0.7)}
+    comparisons = {name: replace(chosen.comparison, on_validation=each) for name, each in on_validation.items()}
+    text = headline_sentences(replace(chosen, comparisons=comparisons))
+    # a constant prediction has 50 %, so 40 % and 45 % count as equal
+    tie = "40.0 % [30.0, 50.0] as trained; equal for the jpeg, so balanced accuracy on unchanged validation images"
+    assert (tie in text) == is_tied
+    assert ("; equal for" in text) == is_tied
+
+
 @pytest.mark.parametrize(
     ("attacked", "half_width", "conclusion"),
     [

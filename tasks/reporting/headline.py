@@ -179,6 +179,12 @@ class Headline:
         return "not broken" if row["low"] > self.chance else "undecided"
 
     @property
+    def tied(self) -> list[str]:
+        """Other defences that equal the chosen one on attacked validation images, where chance is the lowest value."""
+        values = {name: max(each.on_validation.value, self.chance) for name, each in self.comparisons.items()}
+        return [name for name, value in values.items() if name != self.best and value == values[self.judged]]
+
+    @property
     def judged(self) -> str:
         """Target that the conclusion is about: the chosen defence, or the undefended classifier without defences."""
         return self.best or UNDEFENDED
