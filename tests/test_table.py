@@ -1,6 +1,7 @@
 """Tables of images: labels, hashed patients, split and subgroups, and the split by patient."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,28 @@ def test_subgroups_are_columns_and_an_empty_value_is_unknown(workspace: Workspac
     table = run(workspace, params_of())
     expected = np.where(patient_of(table) % 4 < 2, "F", "unknown")
     assert table["subgroup_sex"].tolist() == expected.tolist()
+
+
+def test_subgroups_may_be_called_path_and_class(workspace: Workspace, source: Path, params_of: Any) -> None:
+    table = pd.read_csv(source / "about.csv", dtype=str, keep_default_na=False)
+    table.rename(columns={"sex": "class"}).assign(path="CT").to_csv(source / "about.csv", index=False)
+    acquire(workspace, params_of(acquire__table__subgroups=["class", "path"]), Tracker())
+    described = pd.read_parquet(workspace.image_table)
+    assert set(described["subgroup_class"]) == {"F", "unknown"}
+    assert set(described["subgroup_path"]) == {"CT"}
+
+
+def test_a_row_whose_copy_would_have_the_name_of_a_folder_is_refused(
+    workspace: Workspace, source: Path, params_of: Any
+) -> None:
+    inside = source / CLASSES[0] / "x.png" / "1.png"
+    inside.parent.mkdir(parents=True)
+    for path, row in ((source / "X.png", 0), (inside, 1)):
+        shutil.copyfile(source / "set 0" / "00 (2).png", path)
+        change(source, row, "image", path.relative_to(source).as_posix())
+    with pytest.raises(ValueError, match=r"name of a folder of other copies: 'X\.png'\. Correct"):
+        acquire(workspace, params_of(), Tracker())
+    assert not workspace.images.exists()
 
 
 def test_a_given_split_is_kept_exactly(workspace: Workspace, params_of: Any) -> None:

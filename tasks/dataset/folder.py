@@ -45,12 +45,13 @@ def rejected_files(files: list[Path], folder: Path) -> dict[Path, str]:
         files: paths below ``folder``.
         folder: folder of the images.
     """
+    names = {path: normalized_name(path.relative_to(folder).as_posix()) for path in files}
     same_name: dict[str, list[Path]] = {}
-    for path in files:
-        same_name.setdefault(normalized_name(path.relative_to(folder).as_posix()), []).append(path)
+    for path, name in names.items():
+        same_name.setdefault(name, []).append(path)
     rejected = {}
-    for path in files:
-        others = [other for other in same_name[normalized_name(path.relative_to(folder).as_posix())] if other != path]
+    for path, name in names.items():
+        others = [other for other in same_name[name] if other != path]
         if reason := _rejection_reason(path, folder):
             rejected[path] = reason
         elif others:

@@ -20,6 +20,8 @@ from tasks.params import SUBGROUP, Table
 if TYPE_CHECKING:
     import pandas as pd
 
+GIVEN = "given "
+"""Prefix of the further columns of a table, so that one of them can be called ``path`` or ``class``."""
 UNKNOWN = "unknown"
 """Subgroup of an image whose value is empty."""
 HASH_DIGITS = 16
@@ -37,13 +39,15 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
         classes: allowed labels.
 
     Returns:
-        One row for each image: ``path`` (relative to the folder, with slashes), ``class``, and the columns of the
-        settings that the table has, under their own names, all as text.
+        One row for each image: ``path`` (relative to the folder, with slashes), ``class``, and the further columns of
+        the settings that the table has, as ``given <column>``, all as text.
 
     Raises:
         ValueError: the table can't be read, lacks a column, or has rows that can't be used; the message names the
             files.
     """
+    import pandas as pd
+
     table = read_columns(_below(folder, settings.file), f"acquire.table.file: {settings.file!r}")
     wanted = [settings.path, settings.label, *_further_columns(settings)]
     if missing := [column for column in wanted if column not in table and column not in settings.dicom_tags]:
@@ -51,10 +55,9 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
             f"acquire.table.file: {settings.file!r} has no column {missing}. Its columns are {list(table.columns)}. "
             "Correct the names in acquire.table."
         )
-    table = table[[column for column in wanted if column in table]].rename(
-        columns={settings.path: "path", settings.label: "class"}
-    )
-    table["path"] = [PurePosixPath(path.replace("\\", "/")).as_posix() for path in table["path"]]
+    paths = [PurePosixPath(path.replace("\\", "/")).as_posix() for path in table[settings.path]]
+    further = table[[column for column in _further_columns(settings) if column in table]]
+    table = pd.DataFrame({"path": paths, "class": table[settings.label]}).join(further.add_prefix(GIVEN))
     _refuse(table["path"].duplicated(keep=False), table, settings, "rows with the same path")
     outside = [PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path in table["path"]]
     _refuse(outside, table, settings, "paths outside the folder")
@@ -70,17 +73,19 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
             f"acquire.table.file: {settings.file!r} has no image of the classes {absent}. Every class needs images. "
             "Add rows, or remove the classes from acquire.classes."
         )
-    targets = [
-        normalized_name(target_path(path, name)) for path, name in zip(table["path"], table["class"], strict=True)
-    ]
-    by_target = table.assign(target=targets).sort_values("target", kind="stable")
+    targets = pd.Series(
+        [normalized_name(target_path(path, name)) for path, name in zip(table["path"], table["class"], strict=True)]
+    )
+    by_target = targets.sort_values(kind="stable")
     _refuse(
-        by_target["target"].duplicated(keep=False),
-        by_target,
+        by_target.duplicated(keep=False),
+        table.loc[by_target.index],
         settings,
         "rows whose copies would have the same name in the folder of their class, apart from case and accents",
     )
-    return table.reset_index(drop=True)
+    folders = {str(parent) for target in targets for parent in PurePosixPath(target).parents}
+    _refuse(targets.isin(folders), table, settings, "rows whose copies would have the name of a folder of other copies")
+    return table
 
 
 def read_columns(path: Path, named: str) -> "pd.DataFrame":
@@ -135,8 +140,8 @@ def describe_images(
     """Complete the table of the copied images: columns from DICOM tags, and hashed ids.
 
     Args:
-        table: one row for each copied image: ``path`` below ``images/`` and, if there is a table, the columns of
-            :func:`read_table`.
+        table: one row for each copied image: ``path`` below ``images/`` and, if there is a table, the further columns
+            of :func:`read_table`.
         sources: file of each path, for the tags.
         settings: section ``acquire.table``.
         salt_file: file with the salt.
@@ -151,7 +156,7 @@ def describe_images(
     import pandas as pd
 
     table = table.reset_index(drop=True)
-    tags = {column: keyword for column, keyword in settings.dicom_tags.items() if column not in table}
+    tags = {column: keyword for column, keyword in settings.dicom_tags.items() if GIVEN + column not in table}
     if tags:
         _refuse([not has_dicom_magic(sources[path]) for path in table["path"]], table, settings, "no DICOM files")
         try:
@@ -159,20 +164,22 @@ def describe_images(
         except ImageError as error:
             raise ValueError(f"acquire.table.dicom_tags: {error}") from None
         for column, keyword in tags.items():
-            table[column] = [values[keyword] for values in found]
+            table[GIVEN + column] = [values[keyword] for values in found]
     described = pd.DataFrame({"path": table["path"]})
     if settings.patient:
-        _refuse(table[settings.patient].str.strip() == "", table, settings, "images without a patient id")
-        described["patient"] = hash_ids(table[settings.patient].str.strip(), read_salt(salt_file))
+        ids = table[GIVEN + settings.patient].str.strip()
+        _refuse(ids == "", table, settings, "images without a patient id")
+        described["patient"] = hash_ids(ids, read_salt(salt_file))
     if settings.split:
-        _refuse(~table[settings.split].isin(SPLITS), table, settings, f"images whose split is not one of {SPLITS}")
-        described["split"] = table[settings.split]
+        splits = table[GIVEN + settings.split]
+        _refuse(~splits.isin(SPLITS), table, settings, f"images whose split is not one of {SPLITS}")
+        described["split"] = splits
         if settings.patient:
             n_splits = described.groupby("patient")["split"].transform("nunique")
             _refuse(n_splits > 1, table, settings, "images of patients with images in several splits")
     for name in settings.subgroups:
         # a line break would end the row of a table
-        values = table[name].str.split().str.join(" ")
+        values = table[GIVEN + name].str.split().str.join(" ")
         described[SUBGROUP + name] = values.where(values != "", UNKNOWN)
     return described
 
