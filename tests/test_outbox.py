@@ -406,7 +406,7 @@ def test_a_journal_names_its_own_files_and_the_methods_of_a_tracker_alone(
     ],
     ids=["artifact path", "long name", "large number", "type", "name of an argument", "no file", "no run"],
 )
-def test_a_journal_that_the_store_refuses_is_set_aside_and_the_others_are_sent(
+def test_a_journal_that_the_store_refuses_is_set_aside_as_a_failed_run_and_the_others_are_sent(
     line: dict[str, Any],
     client: MlflowClient,
     store: str,
@@ -414,14 +414,17 @@ def test_a_journal_that_the_store_refuses_is_set_aside_and_the_others_are_sent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    folder, run = write_journal(line), f"b{uuid.uuid4().hex}"
+    refused, run = (f"{letter}{uuid.uuid4().hex}" for letter in "ab")
+    folder = write_journal(line, run=refused)
     (folder / "files" / "2").mkdir()
     later = write_journal({"method": "metrics", "arguments": {"points": [[0, {"n": 1}]], "time": 1}}, run=run)
     assert sync()
-    assert "1-prepare-a: can't be sent: " in caplog.text
+    assert f"1-prepare-{refused}: can't be sent: " in caplog.text
     assert (folder / "damaged.jsonl").is_file()
     assert not later.exists()
     assert len(runs_of(client, f"tags.run_key = '{run}'")) == 1
+    (ended,) = runs_of(client, f"tags.run_key = '{refused}'")
+    assert ended.info.status == "FAILED"
 
 
 @pytest.mark.parametrize(

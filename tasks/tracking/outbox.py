@@ -208,7 +208,11 @@ def _call(store: Store, method: str, run: str, arguments: Mapping[str, Any]) -> 
 
 
 def _send(stores: dict[str, Store], folder: Path, journal: TextIO, moved: bool) -> int:
-    """Send one journal; ``stores`` has a store for each experiment. Return the number of calls."""
+    """Send one journal; ``stores`` has a store for each experiment. Return the number of calls.
+
+    Raises:
+        DamagedJournal: it can't be sent; its run in the store has ended as failed.
+    """
     head, *calls = _lines(journal)
     run = head["run"]
     store = stores.setdefault(head["experiment"], Store(head["experiment"]))
@@ -228,9 +232,14 @@ def _send(stores: dict[str, Store], folder: Path, journal: TextIO, moved: bool) 
         if line["method"] == "open" and store.has(line["run"]):
             continue
         arguments = line["arguments"]
-        if "path" in arguments:
-            arguments = {**arguments, "path": str(_own_file(folder, arguments["path"]))}
-        missing = _call(store, line["method"], line["run"], arguments)
+        try:
+            if "path" in arguments:
+                arguments = {**arguments, "path": str(_own_file(folder, arguments["path"]))}
+            missing = _call(store, line["method"], line["run"], arguments)
+        except DamagedJournal:
+            # otherwise MLflow would show a run that never ends
+            store.close(run, "FAILED", line["at"])
+            raise
         if missing:
             log.info("%s: no run in the store made the outputs of %s: not linked", folder.name, ", ".join(missing))
     if not calls or (calls[-1]["method"], calls[-1]["run"]) != ("close", run):
