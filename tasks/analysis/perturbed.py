@@ -147,6 +147,7 @@ def _network_tables(
     """Yield heat maps, feature overlap and embeddings of the classifier behind one purifier (or none)."""
     yield "heatmaps", with_point(curve, _heatmap_rows(context, features, source, source))
     spaces = {"classifier": "features"} | ({"bottleneck": "bottleneck"} if source else {})
+    embedded = "bottleneck" if source else "classifier"
     success = context.records_at(**curve)["success"].to_numpy(dtype=bool)
     for space, quantity in spaces.items():
         clean, adversarial = context.clean[source, quantity], features[source, quantity]
@@ -155,10 +156,9 @@ def _network_tables(
         is_successful = rows["metric"].str.endswith("_successful")
         rows.loc[is_successful, ["n", "n_groups"]] = success.sum(), len(np.unique(context.groups[success]))
         yield "features", with_point({"feature_space": space, **curve}, rows)
-    if with_embeddings:
-        # in the last space: the bottleneck, or the features of the classifier if there is no purifier
-        embeddings = embedding_table(clean, adversarial, context.rows, context.labels, context.seed)
-        yield "embeddings", with_point({"feature_space": space, **curve}, embeddings)
+        if with_embeddings and space == embedded:
+            embeddings = embedding_table(clean, adversarial, context.rows, context.labels, context.seed)
+            yield "embeddings", with_point({"feature_space": space, **curve}, embeddings)
 
 
 def _heatmap_rows(context: AnalysisContext, features: ImageFeatures, source: str, reference: str) -> pd.DataFrame:

@@ -90,15 +90,20 @@ def better_scores(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -
 
 def _for_each_found(batch: AttackBatch, found: MinimumEps, settle: Settle) -> None:
     """Score the images that were found, then their extensions to rising radii, until each needs no larger ball."""
+
+    def settle_all(rows: np.ndarray, at: np.ndarray, images: np.ndarray) -> np.ndarray:
+        settled = np.zeros(len(rows), dtype=bool)
+        for start in range(0, len(rows), batch.batch_size):
+            part = slice(start, start + batch.batch_size)
+            settled[part] = settle(rows[part], at[part], images[part])
+        return settled
+
     is_kept = (found.adversarial != batch.images).any(axis=(1, 2, 3))
     rows = np.flatnonzero((found.index >= 0) & (found.index < len(batch.radii)) & is_kept)
-    at, is_extended = found.index[rows], False
+    at = found.index[rows]
+    settled = settle_all(rows, at, found.adversarial[rows])
+    rows, at = rows[~settled], at[~settled]
     while rows.size:
-        images = found.adversarial[rows]
-        if is_extended:
-            images = batch.extended(rows, images, batch.radii[at])
-        starts = range(0, len(rows), batch.batch_size)
-        parts = [slice(start, start + batch.batch_size) for start in starts]
-        settled = np.concatenate([settle(rows[part], at[part], images[part]) for part in parts])
-        rows, at = rows[~settled], at[~settled] + is_extended
-        rows, at, is_extended = rows[at < len(batch.radii)], at[at < len(batch.radii)], True
+        settled = settle_all(rows, at, batch.extended(rows, found.adversarial[rows], batch.radii[at]))
+        is_next = ~settled & (at + 1 < len(batch.radii))
+        rows, at = rows[is_next], at[is_next] + 1

@@ -33,8 +33,9 @@ from tasks.records.vocabulary import HOP_SKIP_JUMP, SQUARE, SQUARE_ON_SURVIVORS,
 
 
 def stages_of(settings: Attack, is_compared: bool) -> list[tuple[str, Stage]]:
-    """Stages of the white-box searches with the names of their result in the tables; all but the last are inputs.
+    """Stages of the white-box searches, each with the name of its result in the tables; empty for no result.
 
+    Each stage continues from the result of the stage before. The result of the last stage of the effort is the suite.
     At the operating point at which targets are compared, one more stage doubles the steps and starts of the sweep and
     of the last stage: a check compares the two.
     """

@@ -82,13 +82,14 @@ def search_table(
     as_trained = minimum_eps[minimum_eps["operating_point"] == AS_TRAINED].assign(surrogate="")
     n_images = as_trained.groupby("target")["image"].nunique()
     for names, group in as_trained.groupby([*CURVE, "norm"], sort=False):
-        # its table has all images, but it attacks only survivors
-        if names[2] == SQUARE_ON_SURVIVORS or len(group) < n_images[group["target"].iloc[0]]:
+        curve = dict(zip([*CURVE, "norm"], names, strict=True))
+        # the table of Square on survivors has all images
+        if curve["attack"] == SQUARE_ON_SURVIVORS or len(group) < n_images[curve["target"]]:
             continue
         for value in eps:
             is_broken, clean_correct = group["minimum_eps"] <= value, group["minimum_eps"] > 0
             correct = (~is_broken).astype(float)
-            point = {**dict(zip([*CURVE, "norm"], names, strict=True)), "eps": value}
+            point = {**curve, "eps": value}
             of_classes = _by_class(correct, group["label"], group["group"], classes, positive)
             rows.append(point | of_classes | _rates(correct, clean_correct, clean_correct & is_broken, group["group"]))
     return pd.DataFrame(rows).reindex(columns=columns)

@@ -74,6 +74,14 @@ def efficiency_tables(cycles: pd.DataFrame, predictions: pd.DataFrame) -> tuple[
 
 
 def _mean_over_seeds(metric: str, values: list[np.ndarray], n_seeds: int, groups: np.ndarray) -> dict[str, Any]:
+    """Columns of one metric of an acquisition function. There is an interval if every seed has a value.
+
+    Args:
+        metric: its name; gains are compared with 0.
+        values: of each image by seed, ``(N,)`` each; NaN where it is undefined. Only of seeds that have a value.
+        n_seeds: number of all seeds.
+        groups: group of each image, ``(N,)``.
+    """
     of_seeds = np.array([np.nanmean(each) for each in values])
     of_these = of_all = UNDEFINED
     p_value = float("nan")
