@@ -37,9 +37,7 @@ def command_line(description: str | None = None) -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m flows.audit", description=description)
     parser.add_argument("registered", nargs="?", metavar="MODEL", help="registered model: name@alias or name/version")
-    parser.add_argument(
-        "--trust", action="store_true", help="run the code of the author of a registered model, if it has any"
-    )
+    parser.add_argument("--trust", action="store_true", help="run the code of the author of the model, if it has any")
     own = parser.add_argument_group("a trained classifier of your own")
     own.add_argument("--model", help=f"file ({', '.join(FORMATS)}), .yaml, models:/..., http://... or FILE.py:function")
     own.add_argument("--weights", help="file with the weights of a factory")

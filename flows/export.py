@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.export", description=main.__doc__)
     parser.add_argument("model", help="name@alias or name/version, such as ct-robustness@champion")
     parser.add_argument("path", help="path of the new file, *.pt2")
-    parser.add_argument("--trust", action="store_true", help="run the code of the bundle's author, if it has any")
+    parser.add_argument("--trust", action="store_true", help="run the code of the author of the model, if it has any")
     print(run_flow(export, **vars(parser.parse_args())))
 
 

@@ -282,7 +282,7 @@ def main() -> None:
         "--margin", default=MARGIN, type=float, help="largest acceptable loss of accuracy (default: %(default)s)"
     )
     parser.add_argument("--back", action="store_true", help="return to the previous champion")
-    parser.add_argument("--trust", action="store_true", help="run the code of the bundle's author, if it has any")
+    parser.add_argument("--trust", action="store_true", help="run the code of the author of the model, if it has any")
     print(run_flow(promote, **vars(parser.parse_args())))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tasks.attacks.batch import AttackBatch
 from tasks.attacks.gradient.losses import logit_margin, loss_gradient
-from tasks.attacks.sweep import run_sweep
+from tasks.attacks.sweep import logits_and_margin_gradient, run_sweep
 from tasks.defences.preprocessing import BPDA
 from tasks.defences.purified import Purified
 from tasks.models.compute import device_of
@@ -104,17 +104,14 @@ def _one_pass_diagnostics(batch: AttackBatch, eps: tuple[float, ...], part: slic
 
 def _margin_drops(batch: AttackBatch, images: Tensor, labels: Tensor, unit: float) -> dict[tuple[str, float], Tensor]:
     """Decrease of the margin by one step, and as predicted by the gradient; ``unit`` is the radius of eps 1."""
-    with torch.enable_grad():
-        variable = images.detach().requires_grad_()
-        margins = logit_margin(batch.model(variable), labels)
-        (gradients,) = torch.autograd.grad(margins.sum(), variable)
+    logits, downhill = logits_and_margin_gradient(batch.model, images, labels)
     # where the gradient is not finite it predicts nothing, and the diagnostic finite_gradient reports it
-    gradients = gradients.nan_to_num(0.0, 0.0, 0.0)
+    downhill = downhill.nan_to_num(0.0, 0.0, 0.0)
     drops = {}
     with torch.inference_mode():
-        steepest = batch.ball.steepest(gradients)
+        steepest = batch.ball.steepest(downhill)
         for eps in GRADIENT_EPS:
-            changed = batch.ball.project(images - unit * eps * steepest, images, torch.tensor(unit * eps))
-            drops["margin_drop", eps] = margins.detach() - logit_margin(batch.model(changed), labels)
-            drops["margin_drop_by_gradient", eps] = ((images - changed) * gradients).sum(dim=(1, 2, 3))
+            changed = batch.ball.project(images + unit * eps * steepest, images, torch.tensor(unit * eps))
+            drops["margin_drop", eps] = logit_margin(logits, labels) - logit_margin(batch.model(changed), labels)
+            drops["margin_drop_by_gradient", eps] = ((changed - images) * downhill).sum(dim=(1, 2, 3))
     return drops
