@@ -13,6 +13,7 @@ RUN is a folder of ``docs/evidence/results/``. The kinds of tables are:
 - ``claims RUN``: results of the claims of the study
 - ``comparison RUN EPS ...``: all targets, ranked by worst-case accuracy under adaptive attacks at the first ε
 - ``finding RUN EPS ...``: the same in fewer columns
+- ``selection RUN EPS ...``: balanced accuracy on attacked validation images, by which targets are ranked and chosen
 - ``worst_case RUN EPS ...``: clean recalls, and balanced accuracy under adaptive attacks, at each operating point
 - ``seeds TABLE EPS ...``: balanced accuracy in the worst case of each target and seed, as trained
 - ``label_efficiency RUN``: accuracies and numbers of labels of each acquisition function
@@ -31,6 +32,7 @@ import pandas as pd
 
 from docs import RESULTS
 from tasks.evaluation.robustness import clean_rows
+from tasks.evaluation.worst_case_table import constant_accuracy
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import AS_TRAINED, display_name
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
@@ -182,6 +184,28 @@ def _next_target(row: Row) -> str:
     return f"{row['n_only_this_correct']:.0f} : {row['n_only_next_correct']:.0f}, {p_text(row['p_value'])}"
 
 
+def selection_table(results: Path, run: str, *eps: str) -> str:
+    """Balanced accuracy of all targets on validation images: clean, and under the sweep at each ε, as trained.
+
+    The order is that of the rank: by the value at the first ε, at least that of a constant prediction, then on clean
+    images.
+
+    Raises:
+        ValueError: there is no ε, or the run does not have it.
+    """
+    table = read_table(_folder(results, run) / "validation_robustness.csv")
+    lowest = constant_accuracy(table)
+    table = table[(table["metric"] == BALANCED) & (table["operating_point"] == AS_TRAINED)].rename(columns=RATE)
+    shown = [0.0, *_chosen(eps, table["eps"], f"selection {run}")]
+    ranked: list[tuple[float, float, list[str]]] = []
+    for target, rows in table.groupby("target"):
+        by_eps = rows.set_index("eps").loc[shown]
+        clean, robust = by_eps["accuracy"].clip(lower=lowest).iloc[:2]
+        cells = [with_interval(row) for _, row in by_eps.iterrows()]
+        ranked.append((-robust, -clean, [display_name(str(target)), *cells]))
+    return _markdown(["target", *map(eps_label, shown)], [cells for *_, cells in sorted(ranked)])
+
+
 def worst_case_table(results: Path, run: str, *eps: str) -> str:
     """Clean recalls, clean balanced accuracy, and balanced accuracy under adaptive attacks at each ε.
 
@@ -257,6 +281,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "claims": claims_table,
     "comparison": comparison_table,
     "finding": finding_table,
+    "selection": selection_table,
     "worst_case": worst_case_table,
     "seeds": seeds_table,
     "label_efficiency": label_efficiency_tables,

@@ -350,6 +350,35 @@ def test_a_comparison_table_needs_eps_of_the_run(workspace: Workspace, eps: tupl
         write_tables.comparison_table(folder.parent, "run", *eps)
 
 
+def test_the_selection_table_has_the_rank_of_the_targets_by_attacked_validation_images(workspace: Workspace) -> None:
+    folder = archive(workspace)
+    values = {"a_net": (0.9, 0.4), "jpeg": (0.95, 0.2), "median": (0.8, 0.7)}
+    rows = [
+        {
+            "target": target,
+            "operating_point": point,
+            "eps": eps,
+            "metric": metric,
+            "value": value - (point != "as_trained"),
+        }
+        for target, of_target in values.items()
+        for point in ("as_trained", "recalibrated")
+        for eps, value in zip((0, 1), of_target, strict=True)
+        for metric in ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
+    ]
+    pd.DataFrame(rows).assign(low=0.1, high=0.99, n=10).to_csv(folder / "validation_robustness.csv", index=False)
+    # a constant prediction has 50 %, so a_net and jpeg are equal under attack, and jpeg is better on clean images
+    assert write_tables.selection_table(folder.parent, "run", "1") == (
+        "| target | clean | ε = 1 |\n"
+        "| --- | ---: | ---: |\n"
+        "| median | 80.0 % [10.0, 99.0] | 70.0 % [10.0, 99.0] |\n"
+        "| jpeg | 95.0 % [10.0, 99.0] | 20.0 % [10.0, 99.0] |\n"
+        "| a net | 90.0 % [10.0, 99.0] | 40.0 % [10.0, 99.0] |\n"
+    )
+    with pytest.raises(ValueError, match=r"table 'selection run': ε is '2'\. Write one or more of 0, 1"):
+        write_tables.selection_table(folder.parent, "run", "2")
+
+
 def test_the_worst_case_table_has_recalls_and_balanced_accuracies_of_each_operating_point(workspace: Workspace) -> None:
     folder = archive(workspace)
     rows = [

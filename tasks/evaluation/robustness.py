@@ -82,7 +82,7 @@ def search_table(
     as_trained = minimum_eps[minimum_eps["operating_point"] == AS_TRAINED].assign(surrogate="")
     n_images = as_trained.groupby("target")["image"].nunique()
     for names, group in as_trained.groupby([*CURVE, "norm"], sort=False):
-        curve = dict(zip([*CURVE, "norm"], names, strict=True))
+        curve: dict[str, Any] = dict(zip([*CURVE, "norm"], names, strict=True))
         # the table of Square on survivors has all images
         if curve["attack"] == SQUARE_ON_SURVIVORS or len(group) < n_images[curve["target"]]:
             continue
