@@ -386,6 +386,23 @@ def test_retraining_is_compared_with_further_training_on_noise_alone(
     assert not any(key.startswith("restoration/retrained") for key in found)
 
 
+def test_a_gain_of_retraining_is_at_most_the_accuracy_without_attack_minus_that_of_the_control() -> None:
+    plain, better = records(0.95, 0.4, 0.9, 0.88, n_per_group=4), records(0.95, 0.4, 0.9, 0.9, n_per_group=4)
+    retrained = better[better["target"] == "autoencoder"].assign(target="retrained")
+    rows = {"retrained": "retrained_autoencoder", "autoencoder": "autoencoder"}
+    found = claims(defences=settings_of(**rows), records=pd.concat([plain, retrained], ignore_index=True))
+    claim = found["retraining/autoencoder/retrained/adaptive"]
+    assert claim.value == pytest.approx(0.02)
+    assert claim.largest == pytest.approx(0.95 - 0.88)
+    assert claim.bound == BOUNDS.min_accuracy_gain == 0.05
+    assert claim.detectable_difference is not None
+    assert 0.02 < claim.detectable_difference < 0.95
+    # with the range up to 1, it would only be "not significant"
+    assert claim.result == "no power"
+    assert claim.reasons_without_power == ["the detectable distance from the bound is larger than 0.02, up to 0.07"]
+    assert found["restoration/autoencoder/adaptive"].largest == 1
+
+
 def test_retraining_is_not_tested_without_a_retrained_autoencoder() -> None:
     retraining = claims()["retraining"]
     assert (retraining.result, retraining.value) == ("not tested", None)
@@ -444,7 +461,7 @@ def test_the_json_fields_do_not_change() -> None:
     fields = ["key", "result", "statement", "study_result", "measure", "value", "low", "high", "n", "n_groups"]
     fields += ["bound", "above", "bounds_robustness", "has_converged", "separated_by", "reasons_without_power"]
     fields += ["p_value", "p_value_holm"]
-    fields += ["detectable_difference", "result_by_eps", "result_by_bound", "result_by_bound_and_eps"]
+    fields += ["detectable_difference", "largest", "result_by_eps", "result_by_bound", "result_by_bound_and_eps"]
     assert all(list(asdict(claim)) == fields for claim in claims().values())
 
 

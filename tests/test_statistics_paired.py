@@ -73,7 +73,9 @@ def test_equal_predictions_give_an_interval_with_a_width() -> None:
     bound = 1 - 0.025 ** (1 / 40)
     assert same.difference == pytest.approx((0, -bound, bound))
     assert same.p_value == 1
-    assert np.isnan(same.detectable_difference)
+    d = same.detectable_difference
+    assert d == pytest.approx(1.959964 * (d / 320 + d**2 / 40) ** 0.5 + 0.841621 * (d / 320) ** 0.5)
+    assert d * 320 > 6
 
 
 def test_a_classifier_is_non_inferior_if_the_interval_is_above_the_margin() -> None:
@@ -108,6 +110,30 @@ def test_the_detectable_difference_is_2_8_standard_errors_for_many_groups() -> N
     found = detectable_differences(few[None].astype(float), np.ones((1, 100)))[0]
     error = few.std() * 100**0.5 / 99
     assert found == pytest.approx(1.959964 * (error**2 + found**2 / 100) ** 0.5 + 0.841621 * error)
+
+
+@pytest.mark.parametrize(("n_comparisons", "n_needed"), [(1, 6), (3, 7), (54, 12)])
+def test_the_detectable_difference_needs_enough_different_groups_for_a_small_p_value(
+    n_comparisons: int, n_needed: int
+) -> None:
+    n, level = 150, 0.05 / n_comparisons
+    assert sign_flip_p_value(np.ones(n_needed)) <= level < sign_flip_p_value(np.ones(n_needed - 1))
+    one_image = np.zeros((1, n))
+    one_image[0, 0] = 1
+    found = detectable_differences(one_image, np.ones((1, n)), n_comparisons)[0]
+    # with this true difference, and no image that only the second classifier classifies correctly
+    different = np.random.default_rng(0).binomial(n, found, size=4000)
+    rejected = np.mean([sign_flip_p_value(np.ones(each)) <= level for each in different])
+    assert 0.8 <= rejected < 0.99
+    # the smallest variance of the data would promise 2.8 standard errors of 1 / 150
+    assert found > n_needed / n
+
+
+def test_too_few_groups_for_the_family_have_no_detectable_difference() -> None:
+    same = np.zeros((1, 24))
+    assert detectable_differences(same, np.ones((1, 24)))[0] < 0.6
+    # p is at least 2 / 2^24
+    assert np.isnan(detectable_differences(same, np.ones((1, 24)), n_comparisons=10**6)[0])
 
 
 def test_different_numbers_of_images_raise_an_error() -> None:

@@ -37,7 +37,8 @@ Result = Literal[
 """``undefined``: the data have no value, for example if all scores are equal or no accuracy was lost;
 ``attack not converged``: the defence seems not to help, but the attack on the target in the comparison is too weak for
 this conclusion; ``no power``: probes or detectors separate nothing, but could not be expected to, or the detectable
-difference is larger than the distance from the bound to 1; ``not tested``: the run has no such defence."""
+difference is larger than the distance from the bound to the largest possible value; ``not tested``: the run has no such
+defence."""
 
 MIN_BROKEN_GROUPS = MIN_GROUPS_OF_TEST
 """Groups with a broken image below which a claim of non-separability has no power."""
@@ -84,6 +85,8 @@ class Claim:
     """The p-value, corrected for all claims at the reported eps."""
     detectable_difference: float | None = None
     """Smallest distance from the bound that these data show with 80 % probability."""
+    largest: float = 1.0
+    """Largest value that was possible on these images."""
     result_by_eps: dict[str, Result] = field(default_factory=dict)
     """Result at the other eps, by eps; not corrected."""
     result_by_bound: dict[str, Result] = field(default_factory=dict)
@@ -317,6 +320,9 @@ def retraining_helps(
         if of_both[1].value < lowest:
             # a constant prediction is better than the other autoencoder
             difference = Estimate(*(bound - lowest for bound in of_both[0]))
+        # no attack makes more images correct than there are without an attack
+        clean = _outcomes(compared, using, "adaptive", 0.0)["robust_correct"].loc[after.index].to_numpy()
+        unattacked = balanced_accuracies(clean[None], labels, groups)[0].value
         control = "" if controls[using] else "; without a control that is trained further on noise alone"
         claims.append(
             _claim(
@@ -333,6 +339,7 @@ def retraining_helps(
                 bounds=UNBOUNDED,
                 bounds_robustness=True,
                 has_converged=without in unconverged and eps not in unconverged[without],
+                largest=unattacked - max(of_both[1].value, lowest),
             )
         )
     return claims
@@ -354,12 +361,13 @@ def _claim(
     has_converged: bool = True,
     separated_by: Literal["", "probes", "detectors"] = "",
     reasons_without_power: Sequence[str] = (),
+    largest: float = 1.0,
 ) -> Claim:
     """A claim about a value in the given bounds, with its p-value and detectable difference; not judged yet."""
     value, low, high = (None if math.isnan(number) else float(number) for number in measured)
     claim = Claim(
         key, "not tested", statement, study_result, measure, value, low, high, n, n_groups, bound, above,
-        bounds_robustness, has_converged, separated_by, list(reasons_without_power),
+        bounds_robustness, has_converged, separated_by, list(reasons_without_power), largest=largest,
     )  # fmt: skip
     if value is None or low is None or high is None:
         return claim

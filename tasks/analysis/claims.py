@@ -15,8 +15,9 @@ are not separable can be refuted, but it can never hold: its other results are "
 these detectors") and "no power". It has no power if the attack breaks too few groups, or if the probe is not known to
 find the classes.
 
-A claim whose detectable difference is larger than the distance from its bound to 1 has no power either: no possible
-value above the bound could be shown with these data.
+A claim whose detectable difference is larger than the distance from its bound to the largest possible value has no
+power either: no possible value above the bound could be shown with these data. An AUROC is at most 1. A retrained
+autoencoder can gain at most its accuracy without attack minus the accuracy of its control under attack.
 """
 
 import math
@@ -112,7 +113,8 @@ def _judged(claim: Claim, p_value: float, eps: float, by_eps: Mapping[float, lis
     others = [bound for shift in BOUND_SHIFTS if 0 <= (bound := claim.bound + shift) <= 1]
     result, reasons = result_of(claim, claim.bound, p_value), claim.reasons_without_power
     if result == "no power" and not can_show(claim, claim.bound):
-        reasons = [*reasons, f"the detectable distance from the bound is larger than {1 - claim.bound:.4g}, up to 1"]
+        room = f"{max(claim.largest - claim.bound, 0):.4g}, up to {claim.largest:.4g}"
+        reasons = [*reasons, f"the detectable distance from the bound is larger than {room}"]
     return replace(
         claim,
         result=result,
@@ -201,8 +203,8 @@ def result_of(claim: Claim, bound: float | None, p_value: float | None = None) -
 def can_show(claim: Claim, bound: float) -> bool:
     """Return whether the data can show a value on the tested side of the bound.
 
-    The tested side is above the bound, up to 1, if the claim holds there, or if it is about separability, which can
-    only be shown. Below a bound there is no such limit: a defence can make the accuracy lower.
+    The tested side is above the bound, up to the largest possible value, if the claim holds there, or if it is about
+    separability, which can only be shown. Below a bound there is no such limit: a defence can make the accuracy lower.
     """
     is_above = claim.above or bool(claim.separated_by)
-    return not is_above or claim.detectable_difference is None or claim.detectable_difference <= 1 - bound
+    return not is_above or claim.detectable_difference is None or claim.detectable_difference <= claim.largest - bound

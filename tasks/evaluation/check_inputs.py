@@ -165,7 +165,7 @@ def judge_excess(excesses: Sequence[tuple[PairedComparison, str]], statement: st
         return CheckOutcome("PASS", float(value), f"nowhere: {statement}")
     extent = "significantly" if beyond else "not significantly"
     if not beyond and not np.isnan(found.detectable_difference):
-        extent += f" (the data can show {100 * found.detectable_difference:.1f} points)"
+        extent += f" (a single comparison can show {100 * found.detectable_difference:.1f} points)"
     return CheckOutcome(
         "FAIL" if beyond else "WARN", float(value), f"{statement} by {100 * value:.1f} points, {extent}: {where}"
     )

@@ -77,6 +77,8 @@ def comparison_table(
         at = {"clean": (point, threat_model, 0.0), "adaptive": (point, "adaptive", value)}
         same_images = {state: by_image.xs(keys, level=KEYS).reindex(correct.index) for state, keys in at.items()}
         order = _ranked(map(str, correct), validation, float(str(value)))
+        # both kinds of comparisons have one less than targets
+        n_comparisons = len(order) - 1 if value == eps else 1
         for rank, (target, validated) in enumerate(order.items(), start=1):
             row = {**dict(zip(KEYS, names, strict=True)), "rank": rank, "target": target}
             row |= validated | numbers[target]
@@ -93,7 +95,8 @@ def comparison_table(
                 # without adversarial images at this operating point and threat model, there is no such row
                 row[f"robust_{metric}_8bit"] = robust["value"].get(f"{metric}_8bit", {}).get(target)
             if target != UNDEFENDED and UNDEFENDED in correct:
-                found = compare_balanced(correct[target].to_numpy(), correct[UNDEFENDED].to_numpy(), labels, groups)
+                both = correct[target].to_numpy(), correct[UNDEFENDED].to_numpy()
+                found = compare_balanced(*both, labels, groups, n_comparisons)
                 row |= found.difference.columns("gain") | found.difference.columns("gain_over_better")
                 if robust["value"]["balanced_accuracy"][UNDEFENDED] < lowest:
                     for bound, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
@@ -101,7 +104,8 @@ def comparison_table(
                 row |= {"detectable_gain": found.detectable_difference, "p_value_gain": found.p_value}
             if rank < len(order):
                 following = list(order)[rank]
-                found = compare_balanced(correct[target].to_numpy(), correct[following].to_numpy(), labels, groups)
+                both = correct[target].to_numpy(), correct[following].to_numpy()
+                found = compare_balanced(*both, labels, groups, n_comparisons)
                 row |= found.difference.columns("difference") | {
                     "next_target": following,
                     "detectable_difference": found.detectable_difference,

@@ -37,7 +37,9 @@ def balanced_intervals(by_class: SumsByClass) -> tuple[np.ndarray, np.ndarray]:
     return combination_interval(np.full(len(rates), 1 / len(rates)), rates, low, high, deviations)
 
 
-def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> PairedComparison:
+def compare_balanced(
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, groups: np.ndarray, n_comparisons: int = 1
+) -> PairedComparison:
     """Compare the balanced accuracies of two classifiers on the same images.
 
     In the test, each image is weighted by the inverse size of its class. If a class has too few groups, there is
@@ -48,6 +50,7 @@ def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, 
         second: the same of the second classifier.
         labels: true classes, int ``(N,)``.
         groups: group of each image, int ``(N,)``.
+        n_comparisons: number of comparisons of the family, for the detectable difference.
     """
     differences = first.astype(np.float64) - second
     # gains (only the first classifier is correct) and losses (only the second is)
@@ -65,7 +68,7 @@ def compare_balanced(first: np.ndarray, second: np.ndarray, labels: np.ndarray, 
         n_only_first=int((differences > 0).sum()),
         n_only_second=int((differences < 0).sum()),
         detectable_difference=float(
-            "nan" if is_undefined else detectable_differences(weighted[None], n_images[None])[0]
+            "nan" if is_undefined else detectable_differences(weighted[None], n_images[None], n_comparisons)[0]
         ),
     )
 

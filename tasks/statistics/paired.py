@@ -1,5 +1,6 @@
 """Paired comparisons of two classifiers on the same images, by group."""
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -11,6 +12,8 @@ from tasks.statistics.rates import combination_interval, rate_intervals
 
 N_DRAWS = 20_000
 """Random signs of a test whose differences are not whole numbers."""
+N_ITERATIONS = 200
+"""Iterations for the smallest detectable difference; each one at least halves the error with many groups."""
 POWER = 0.8
 """Power of the smallest detectable difference."""
 
@@ -47,13 +50,16 @@ class PairedComparison:
         return self.difference.low > -margin
 
 
-def compare_paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> PairedComparison:
+def compare_paired(
+    first: np.ndarray, second: np.ndarray, groups: np.ndarray, n_comparisons: int = 1
+) -> PairedComparison:
     """Compare two classifiers on the same images.
 
     Args:
         first: whether the first classifier is correct on each image, bool ``(N,)``; or its expected accuracy.
         second: the same of the second classifier.
         groups: group of each image, int ``(N,)``.
+        n_comparisons: number of comparisons of the family, for the detectable difference.
 
     Raises:
         ValueError: there are no images, or the numbers of images differ.
@@ -72,7 +78,7 @@ def compare_paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) ->
         p_value=p_value_by_group(gains[0] - losses[0]),
         n_only_first=int((differences > 0).sum()),
         n_only_second=int((differences < 0).sum()),
-        detectable_difference=float(detectable_differences(gains - losses, sizes)[0]),
+        detectable_difference=float(detectable_differences(gains - losses, sizes, n_comparisons)[0]),
     )
 
 
@@ -157,25 +163,34 @@ def random_sign_p_values(differences: np.ndarray, n_draws: int, seed: int = 0) -
     return p_values
 
 
-def detectable_differences(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def detectable_differences(sums: np.ndarray, sizes: np.ndarray, n_comparisons: int = 1) -> np.ndarray:
     """Return the smallest true mean difference that the sign-flip test finds with 80 % power, float64 ``(K,)``.
 
-    The test is two-sided, at the 5 % level. The value is the solution d of
-    ``d = z_0.975 sqrt(v + d^2 / g) + z_0.8 sqrt(v)``, where v is the variance of the mean difference by group and g the
-    effective number of groups: a true difference makes the sums of all groups larger, and with them the spread of the
-    sums with random signs. The variance is that of the data, so the value is only a guide if the true difference is far
-    from the observed one. It is at most 1; NaN if all groups have the same mean difference, or if there are too few
-    groups.
+    The test is two-sided, at the level a = 0.05 / ``n_comparisons``, the strictest one of Holm's method. The value is
+    the solution d of ``d = z_(1 - a / 2) sqrt(w + d^2 / g) + z_0.8 sqrt(w)``, where g is the effective number of
+    groups: a true difference makes the sums of all groups larger, and with them the spread of the sums with random
+    signs. The variance is ``w = max(v, d c / n)``, where v is that of the mean difference by group in the data, and n
+    the number of images. If few groups have a difference, v is too small: a true difference of d needs d n / c groups
+    with a difference of c images, and their number is random. The difference c is the mean of the observed ones, or one
+    image if there is none. So the value is only a guide if the true difference is far from the observed one.
+
+    It is at most 1; NaN if there are too few groups for a small enough p-value, which is at least 2 / 2^G.
 
     Args:
         sums: sum of the differences of each group, ``(K, G)``.
         sizes: images of each group, ``(K, G)``.
+        n_comparisons: number of comparisons of the family.
     """
+    level, n_images = 0.05 / n_comparisons, sizes.sum(axis=1)
+    critical, of_power = NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(POWER)
+    effective = effective_groups(sizes)
+    is_undefined = too_few_groups(sizes) | ((sizes > 0).sum(axis=1) < math.log2(2 / level)) | (effective <= critical**2)
+    effective = np.where(is_undefined, np.inf, effective)
     variance, _ = jackknife_variance(rate_deviations(sums, sizes).T)
-    is_undefined = too_few_groups(sizes) | (variance == 0)
-    critical, of_power = (NormalDist().inv_cdf(probability) * np.sqrt(variance) for probability in (0.975, POWER))
-    # the quadratic equation c d^2 - 2 of_power d + of_power^2 - critical^2 = 0; c is positive with enough groups
-    effective = np.where(is_undefined, np.inf, effective_groups(sizes))
-    c = 1 - NormalDist().inv_cdf(0.975) ** 2 / effective
-    smallest = (of_power + np.sqrt(of_power**2 - c * (of_power**2 - critical**2))) / c
+    n_different = np.count_nonzero(sums, axis=1)
+    of_group = np.where(n_different > 0, np.abs(sums).sum(axis=1) / np.maximum(n_different, 1), 1)
+    smallest = np.full(len(sums), 1.0)
+    for _ in range(N_ITERATIONS):
+        at_truth = np.maximum(variance, smallest * of_group / n_images)
+        smallest = critical * np.sqrt(at_truth + smallest**2 / effective) + of_power * np.sqrt(at_truth)
     return np.where(is_undefined, np.nan, np.minimum(smallest, 1))
