@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from docs import RESULTS
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
-from tasks.params import load_params
+from tasks.params import UNDEFENDED, load_params
 from tasks.params.params import flatten
 from tasks.reporting.drawings import IMAGES
 from tasks.reporting.results import read_json
@@ -98,6 +98,9 @@ def keep_results(name: str, root: Path = Path()) -> Path:
     (folder / "figures").mkdir(parents=True)
     for source, archived in files.items():
         shutil.copyfile(source, folder / archived)
+    targets = [UNDEFENDED, *load_params(workspace.params_file).selected_defences]
+    points = {target: read_json(workspace.operating_points(target)) for target in targets}
+    write_json(points, folder / "operating_points.json")
     write_json(manifest(workspace), folder / MANIFEST)
     _shorten_image_folder(folder / "params.yaml")
     is_phantom = read_json(workspace.dataset_info)["is_phantom"]

@@ -115,8 +115,8 @@ def seeds_table(metrics: dict[str, dict[str, float]], test_to_train: float = 0.0
         test_to_train: see :func:`tasks.statistics.intervals.estimate_over_seeds`.
 
     Returns:
-        A row for each metric: ``value`` (mean), ``low`` and ``high`` (Student's 95 % interval), ``std``, and one column
-        for each run.
+        A row for each metric: ``value`` (mean), ``low`` and ``high`` (Student's 95 % interval; NaN with few runs),
+        ``std``, ``lowest``, ``highest``, and one column for each run.
     """
     rows = []
     for metric in metrics[next(iter(metrics))]:
@@ -124,7 +124,8 @@ def seeds_table(metrics: dict[str, dict[str, float]], test_to_train: float = 0.0
             continue
         values = {run: of_run[metric] for run, of_run in metrics.items()}
         estimate = estimate_over_seeds(np.array(list(values.values())), test_to_train)
-        rows.append({"metric": metric, **estimate, **values})
+        spread = {"lowest": min(values.values()), "highest": max(values.values())}
+        rows.append({"metric": metric, **estimate, **spread, **values})
     return pd.DataFrame(rows)
 
 

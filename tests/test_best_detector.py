@@ -57,12 +57,14 @@ def test_the_auroc_uses_the_better_sign_of_a_score_and_is_near_chance_for_noise(
     rng = np.random.default_rng(0)
     in_fold, jackknife = np.arange(60) % 5 == np.arange(5)[:, None], GroupJackknife(np.arange(60))
     low = rng.normal(size=(1, 60)), rng.normal(-1.5, size=(1, 60))
-    found = best_auroc(*low, np.ones((1, 60), dtype=bool), in_fold, jackknife)
+    found = best_auroc(*low, np.ones((1, 60), dtype=bool), in_fold, jackknife, with_low_scores=True)
     assert found[0] == pytest.approx(0.86, abs=0.06)
+    high_only = best_auroc(*low, np.ones((1, 60), dtype=bool), in_fold, jackknife, with_low_scores=False)
+    assert high_only[0] == pytest.approx(1 - found[0])
     # the best of eight noise scores on the same images is clearly above 0.5
     success = np.ones((8, 60), dtype=bool)
     values = [
-        best_auroc(rng.normal(size=(8, 60)), rng.normal(size=(8, 60)), success, in_fold, jackknife)[0]
+        best_auroc(rng.normal(size=(8, 60)), rng.normal(size=(8, 60)), success, in_fold, jackknife, True)[0]
         for _ in range(40)
     ]
     assert np.mean(values) == pytest.approx(0.5, abs=0.03)
@@ -75,6 +77,13 @@ def test_the_rate_of_the_best_of_tied_detectors_is_covered(n_groups: int) -> Non
     assert found["coverage"] >= 91.5
     # chosen and evaluated on the same images, the rate is too high
     assert found["bias_same_images"] > 5 > 2 > abs(found["bias"])
+
+
+def test_a_low_score_means_adversarial_only_for_attacks_that_ignore_detectors() -> None:
+    """An adaptive attack that lowers a score below that of clean images did not attack a detector of low scores."""
+    low = {"entropy": np.full(40, -1.0)}
+    table = best_detector_table(pd.concat([scores_of(low), scores_of(low, "detector_evasion")]), "pgd", 0)
+    assert table.set_index("attack")["auroc_successful"].to_dict() == {"pgd": 1, "detector_evasion": 0}
 
 
 def test_detectors_without_a_score_are_not_chosen() -> None:

@@ -38,8 +38,8 @@ OUTPUTS = f"""
 import json
 from pathlib import Path
 from tasks.core.workspace import Workspace
-for name in {[name for name in FILES if name != "params_file"]}:
-    path = getattr(Workspace(), name)
+paths = [getattr(Workspace(), name) for name in {[name for name in FILES if name != "params_file"]}]
+for path in [*paths, *map(Workspace().operating_points, ("undefended", "autoencoder"))]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({{"is_phantom": False}}))
 Workspace().figures.mkdir(parents=True)

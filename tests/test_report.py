@@ -31,7 +31,7 @@ from tasks.reporting.drawings import IMAGES, render
 from tasks.reporting.formats import estimate, value_text
 from tasks.reporting.headline import DefenceComparison, Headline, effort_of, eps_in_unit, headline_metrics, headline_of
 from tasks.reporting.results import Results, load_results, read_table
-from tasks.reporting.section import Section, relation_of
+from tasks.reporting.section import Point, Section, relation_of
 from tasks.reporting.sections import all_sections
 from tasks.reporting.sections.accuracy import accuracy_section
 from tasks.reporting.sections.active_learning import active_learning_section, reference_training
@@ -39,7 +39,7 @@ from tasks.reporting.sections.checks import checks_section
 from tasks.reporting.sections.claims import claims_section, results_at_other_eps
 from tasks.reporting.sections.comparison import checks_text, comparison_section
 from tasks.reporting.sections.data_changes import data_changes_section
-from tasks.reporting.sections.detection import detection_section
+from tasks.reporting.sections.detection import detection_section, flag_too_often
 from tasks.reporting.sections.features import features_section
 from tasks.reporting.templating import environment, headline_sentences, keep_together
 from tasks.statistics.formatting import percent, sample_text, with_interval
@@ -626,7 +626,10 @@ def test_headline_names_defences_that_equal_the_chosen_one_on_attacked_validatio
     comparisons = {name: replace(chosen.comparison, on_validation=each) for name, each in on_validation.items()}
     text = headline_sentences(replace(chosen, comparisons=comparisons))
     # a constant prediction has 50 %, so 40 % and 45 % count as equal
-    tie = "40.0 % [30.0, 50.0] as trained; equal for the jpeg, so balanced accuracy on unchanged validation images"
+    tie = (
+        "40.0 % [30.0, 50.0] as trained; equal for the jpeg, so balanced accuracy on unchanged validation images "
+        "decides, and then the name)"
+    )
     assert (tie in text) == is_tied
     assert ("; equal for" in text) == is_tied
 
@@ -1017,6 +1020,18 @@ def test_tables_of_detectors_have_the_number_of_images_of_each_attack(phantoms: 
     assert [best[2], best[5], best[8]] == ["60 (30)", "12 (9)", "12 (9)"]
     assert {tuple(row[2:4]) for row in values["rejection"].rows} == {("60", "21")}
     assert values["rejection_samples"][0] == "PGD: n = 60 images of 21 inferred groups"
+
+
+def test_only_detectors_that_flag_significantly_too_many_clean_images_are_named(phantoms: Path, params: Params) -> None:
+    results, headline = loaded(params)
+    table = results.detection
+    assert flag_too_often(table, Point("pgd", 1.0), 0.05) == []
+    is_often = table["detector"] == "entropy"
+    rates = {"false_positive_rate": 0.2, "false_positive_rate_low": 0.06, "false_positive_rate_high": 0.3}
+    table.loc[is_often, list(rates)] = list(rates.values())
+    assert flag_too_often(table, Point("pgd", 1.0), 0.05) == ["entropy (20.0 % [6.0, 30.0])"]
+    section = detection_section(replace(results, detection=table), headline)
+    assert section.values["too_often"] == ["entropy (20.0 % [6.0, 30.0])"]
 
 
 @pytest.mark.usefixtures("no_static_figures")

@@ -37,6 +37,9 @@ def workspace(tmp_path: Path, own_store: str) -> Workspace:
         path = getattr(workspace, attribute)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{path.name}\n", encoding="utf-8")
+    for target in ("undefended", "autoencoder", "retrained_autoencoder"):
+        workspace.operating_points(target).parent.mkdir(parents=True, exist_ok=True)
+        workspace.operating_points(target).write_text(json.dumps({"biases": target}), encoding="utf-8")
     write_info(workspace, is_phantom=False)
     pd.DataFrame(POINTS, columns=COLUMNS).assign(n=500, norm="linf").to_csv(workspace.robustness, index=False)
     workspace.figures.mkdir(parents=True)
@@ -79,6 +82,11 @@ def test_numbers_are_archived_byte_for_byte(workspace: Workspace) -> None:
         if attribute != "params_file":
             assert (folder / archived).read_bytes() == getattr(workspace, attribute).read_bytes()
     assert (folder / "figures/robustness-pgd.png").read_bytes() == b"PNG"
+
+
+def test_the_biases_of_all_targets_are_archived(workspace: Workspace) -> None:
+    found = json.loads(read(archive(workspace) / "operating_points.json"))
+    assert found == {target: {"biases": target} for target in ("undefended", "autoencoder")}
 
 
 def test_histories_of_trained_defences_are_archived_by_name(workspace: Workspace) -> None:

@@ -19,12 +19,12 @@ def test_every_fold_of_every_seed_is_a_run() -> None:
 
 
 def test_the_interval_over_folds_is_wider_because_they_share_training_images() -> None:
-    values = np.array([0.7, 0.8, 0.9, 0.8, 0.8])
+    values = np.tile([0.7, 0.8, 0.9, 0.8, 0.8], 2)
     apart, shared = estimate_over_seeds(values), estimate_over_seeds(values, test_to_train=1 / 4)
     assert (shared["value"], shared["std"]) == (apart["value"], apart["std"])
-    # variance of the mean: 1 / 5 of the runs' variance becomes 1 / 5 + 1 / 4
+    # variance of the mean: 1 / 10 of the runs' variance becomes 1 / 10 + 1 / 4
     widening = (shared["high"] - shared["low"]) / (apart["high"] - apart["low"])
-    assert widening == pytest.approx(((1 / 5 + 1 / 4) / (1 / 5)) ** 0.5)
+    assert widening == pytest.approx(((1 / 10 + 1 / 4) / (1 / 10)) ** 0.5)
 
 
 def test_the_table_has_a_column_for_each_run_and_no_ends_of_intervals() -> None:
@@ -33,5 +33,6 @@ def test_the_table_has_a_column_for_each_run_and_no_ends_of_intervals() -> None:
         for fold, value in enumerate((0.5, 0.75))
     }
     table = seeds_table(metrics, test_to_train=1.0)
-    expected = {"metric": "accuracy", "value": 0.625, "seed 0 fold 0": 0.5, "seed 0 fold 1": 0.75}
+    expected = {"metric": "accuracy", "value": 0.625, "lowest": 0.5, "highest": 0.75}
+    expected |= {"seed 0 fold 0": 0.5, "seed 0 fold 1": 0.75}
     pd.testing.assert_frame_equal(table[list(expected)], pd.DataFrame([expected]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.statistics.groups import MIN_SEEDS
+from tasks.statistics.intervals import MIN_SEEDS
 from tasks.statistics.seeds import compare_over_seeds
 
 

@@ -43,17 +43,23 @@ def best_detector_table(scores: pd.DataFrame, attack: str, seed: int) -> pd.Data
         of_attack = scores[is_wanted & (scores["surrogate"] == UNDEFENDED)]
         for eps, at_eps in of_attack.groupby("eps"):
             point = {"detector": BEST_DETECTOR, "surrogate": UNDEFENDED, "attack": name, "eps": float(str(eps))}
-            row = _best_detector_row(at_eps, seed)
+            row = _best_detector_row(at_eps, seed, with_low_scores=name == attack)
             if name == DETECTOR_EVASION:
                 ignoring = scores[by_attack[attack] & (scores["surrogate"] == UNDEFENDED) & (scores["eps"] == eps)]
-                on_same_images = _best_detector_row(ignoring[ignoring["image"].isin(at_eps["image"])], seed)
+                ignoring = ignoring[ignoring["image"].isin(at_eps["image"])]
+                on_same_images = _best_detector_row(ignoring, seed, with_low_scores=True)
                 row |= {f"ignoring_{column}": on_same_images.get(column) for column in ON_SAME_IMAGES}
             rows.append(point | row)
     return pd.DataFrame(rows)
 
 
-def _best_detector_row(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Metrics of the best of the detectors with a score for every image that is not the same for all, at one point."""
+def _best_detector_row(scores: pd.DataFrame, seed: int, with_low_scores: bool) -> dict[str, Any]:
+    """Metrics of the best of the detectors with a score for every image that is not the same for all, at one point.
+
+    The AUROC also counts detectors for which a low score means adversarial, if the attack ignores detectors. An
+    adaptive attack lowers high scores until they are typical. It did not attack a detector of low scores, so the AUROC
+    of such a detector would say nothing about an attack on it.
+    """
     names = [
         str(name)
         for name, rows in scores.groupby("detector", sort=False)
@@ -100,7 +106,8 @@ def _best_detector_row(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
     area = UNDEFINED
     # both sides have these groups: the clean and the adversarial versions of the same images
     if not too_few_groups(jackknife.sizes(compared[of_image])):
-        area = _estimate(best_auroc(clean, adversarial, compared, in_fold, jackknife), jackknife, compared[of_image])
+        areas = best_auroc(clean, adversarial, compared, in_fold, jackknife, with_low_scores)
+        area = _estimate(areas, jackknife, compared[of_image])
     return row | area.columns("auroc_successful")
 
 
@@ -147,12 +154,18 @@ def rate_of_chosen(numerators: np.ndarray, denominators: np.ndarray, chosen: np.
 
 
 def best_auroc(
-    clean: np.ndarray, adversarial: np.ndarray, success: np.ndarray, in_fold: np.ndarray, jackknife: GroupJackknife
+    clean: np.ndarray,
+    adversarial: np.ndarray,
+    success: np.ndarray,
+    in_fold: np.ndarray,
+    jackknife: GroupJackknife,
+    with_low_scores: bool,
 ) -> np.ndarray:
-    """Return the AUROC of the best detector for successful attacks, with the better sign of its score, ``(1 + B,)``.
+    """Return the AUROC of the best detector for successful attacks, ``(1 + B,)``.
 
-    Detector and sign of a fold are the best of the other folds. The AUROC is the share of correctly ordered pairs among
-    the pairs of two images within a fold, because scores of two detectors are not comparable; ties count as half.
+    The detector of a fold, and the sign of its score, are the best of the other folds. The AUROC is the share of
+    correctly ordered pairs among the pairs of two images within a fold, because scores of two detectors are not
+    comparable; ties count as half.
 
     Args:
         clean: scores of the clean images by D detectors, ``(D, N)``.
@@ -160,6 +173,7 @@ def best_auroc(
         success: whether the attack is successful, bool ``(D, N)``.
         in_fold: images of each fold, bool ``(F, N)``.
         jackknife: of the images.
+        with_low_scores: whether a low score may mean adversarial, too; otherwise a high score does.
     """
     shape = len(jackknife.counts), len(clean), len(in_fold)
     n_ordered, n_pairs = np.zeros(shape), np.zeros(shape)
@@ -172,6 +186,7 @@ def best_auroc(
         np.fill_diagonal(ordered, 0)
         n_ordered[:, detector, fold] = np.einsum("ri,ri->r", counts @ ordered, counts)
         n_pairs[:, detector, fold] = counts.sum(axis=1) ** 2 - counts.sum(axis=1)
-    n_ordered = np.concatenate([n_ordered, n_pairs - n_ordered], axis=1)
-    n_pairs = np.concatenate([n_pairs, n_pairs], axis=1)
+    if with_low_scores:
+        n_ordered = np.concatenate([n_ordered, n_pairs - n_ordered], axis=1)
+        n_pairs = np.concatenate([n_pairs, n_pairs], axis=1)
     return rate_of_chosen(n_ordered, n_pairs, choose_on_other_folds(n_ordered, n_pairs))

@@ -210,9 +210,9 @@ def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> 
     """
     of_undefended = detection[(detection["surrogate"] == UNDEFENDED) & (detection["detector"] == BEST_DETECTOR)]
     claims = []
-    for access, name, attacker in (
-        ("unaware", attack, "attack without access to the detector"),
-        ("aware", DETECTOR_EVASION, "adaptive attack on the detector"),
+    for access, name, attacker, choice in (
+        ("unaware", attack, "attack without access to the detector", "with the better sign of its score "),
+        ("aware", DETECTOR_EVASION, "adaptive attack on the detector", ""),
     ):
         rows = of_undefended[(of_undefended["attack"] == name) & (of_undefended["n_detectors"] > 0)]
         if rows.empty:
@@ -223,7 +223,7 @@ def detection_is_limited(detection: pd.DataFrame, attack: str, bound: float) -> 
                 f"detection/{access}",
                 f"No detector separates successful adversarial images from clean images ({attacker})",
                 "limited discrimination between clean and adversarial images",
-                f"AUROC of the best of {best['n_detectors']:.0f} detectors, chosen with the better sign of its score "
+                f"AUROC of the best of {best['n_detectors']:.0f} detectors, chosen {choice}"
                 f"on the images of other groups; {best['n_successful']:.0f} successful images of "
                 f"{best['n_groups_successful']:.0f} groups, of which {best['n_groups_auroc']:.0f} share their fold "
                 "with another group and count",

@@ -93,6 +93,8 @@ class Headline:
     """Size of eps in the unit of the values, such as `` (5.88 HU)``; empty if the files have different ranges."""
     scarce_groups: str = ""
     """Result of :func:`scarce_groups`."""
+    is_part: bool = False
+    """True if only a part of the test images is attacked."""
 
     @property
     def targets(self) -> list[str]:
@@ -251,6 +253,7 @@ def headline_of(results: Results) -> Headline:
         ),
         eps_in_unit=eps_in_unit(results.dataset_info, eps),
         scarce_groups=scarce_groups(results.data, results.minimum_eps["image"].unique()),
+        is_part=int(first["n"]) < sum(results.dataset_info["n_images"]["test"].values()),
     )
 
 

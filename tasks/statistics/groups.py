@@ -22,8 +22,6 @@ With fewer, a few large groups decide the result, and the coverage of 95 % inter
 MIN_GROUPS_OF_TEST = 6
 """Minimum number of groups of a paired comparison: the p-value of a sign-flip test of n groups is at least 2 / 2^n,
 which is not below 0.05 for five groups."""
-MIN_SEEDS = 10
-"""Minimum number of seeds of a comparison over seeds: with fewer, the variation over seeds is hardly known."""
 
 MAX_BLOCKS = 250
 """Blocks of groups that the jackknife leaves out in turn. More groups share blocks, which limits memory and time."""

@@ -20,6 +20,8 @@ POSITIVE: Bounds = (0.0, float("inf"))
 UNBOUNDED: Bounds = (float("-inf"), float("inf"))
 """Range of statistics without limits."""
 
+MIN_SEEDS = 10
+"""Minimum number of seeds of an interval or a comparison over seeds: with fewer, their variation is hardly known."""
 MIN_DEGREES_OF_FREEDOM = 3.0
 """Lower limit of the estimated degrees of freedom, which are noisy if few groups contribute."""
 MAX_ERROR_TO_BOUND = 0.9
@@ -248,8 +250,9 @@ def estimate_over_seeds(values: np.ndarray, test_to_train: float = 0.0) -> dict[
 
     The interval uses Student's t distribution. Runs of cross-validation share training images, so that their variance
     is too small; it is corrected by the method of Nadeau and Bengio (2003, "Inference for the generalization error",
-    Machine Learning 52, 239-281). With one run, all but ``value`` are NaN. Without runs, or if a value is NaN, all are
-    NaN.
+    Machine Learning 52, 239-281). With fewer than ``MIN_SEEDS`` runs there is no interval, since their variation is
+    hardly known: ``low`` and ``high`` are NaN. With one run, ``std`` is NaN, too. Without runs, or if a value is NaN,
+    all are NaN.
 
     Args:
         values: result of each run, ``(n,)``.
@@ -260,11 +263,11 @@ def estimate_over_seeds(values: np.ndarray, test_to_train: float = 0.0) -> dict[
     if n == 0 or np.isnan(values).any():
         return dict.fromkeys(("value", "low", "high", "std"), float("nan"))
     mean = float(values.mean())
-    if n == 1:
-        return {"value": mean, "low": float("nan"), "high": float("nan"), "std": float("nan")}
+    std = float(values.std(ddof=1)) if n > 1 else float("nan")
+    if n < MIN_SEEDS:
+        return {"value": mean, "low": float("nan"), "high": float("nan"), "std": std}
     # imported here since it is slow, and most steps do not need it
     from scipy.stats import t
 
-    std = float(values.std(ddof=1))
     half_width = float(t.ppf(0.975, n - 1)) * std / n**0.5 * (1 + n * test_to_train) ** 0.5
     return {"value": mean, "low": mean - half_width, "high": mean + half_width, "std": std}

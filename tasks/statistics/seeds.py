@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from tasks.statistics.groups import MIN_SEEDS, group_sums, rate_deviations, too_few_groups
-from tasks.statistics.intervals import UNDEFINED, Estimate, jackknife_variance
+from tasks.statistics.groups import group_sums, rate_deviations, too_few_groups
+from tasks.statistics.intervals import MIN_SEEDS, UNDEFINED, Estimate, jackknife_variance
 from tasks.statistics.paired import compare_paired
 
 

@@ -329,7 +329,7 @@ def detector_auroc_cell(
         folds = group_folds(np.zeros(len(groups), dtype=int), groups, repetition)
         in_fold, jackknife = folds == np.arange(folds.max() + 1)[:, None], GroupJackknife(groups)
         success = np.ones(noise.shape[1:], dtype=bool)
-        found = best_auroc(noise[0], noise[1] + shift, success, in_fold, jackknife)
+        found = best_auroc(noise[0], noise[1] + shift, success, in_fold, jackknife, with_low_scores=True)
         bounds[:, repetition] = np.ravel(jackknife.interval(found, RATE))
         values[repetition] = found[0]
     return coverage_of(*bounds, auroc) | {"bias": round(100 * (float(values.mean()) - auroc), 2)}

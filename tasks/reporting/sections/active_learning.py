@@ -21,7 +21,7 @@ from tasks.reporting.results import Results
 from tasks.reporting.section import Section
 from tasks.reporting.tables import Metrics, Table
 from tasks.statistics.formatting import TOO_FEW_GROUPS, percent
-from tasks.statistics.groups import MIN_SEEDS
+from tasks.statistics.intervals import MIN_SEEDS
 
 PANELS = {
     "clean_accuracy": ("clean accuracy", "share"),

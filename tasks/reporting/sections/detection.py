@@ -73,6 +73,7 @@ def detection_section(results: Results, headline: Headline) -> Section:
         "point": point,
         "target_rate": percent(results.params.analyze.false_positive_rate),
         "best": best,
+        "too_often": flag_too_often(table, point, results.params.analyze.false_positive_rate),
         "by_attack": by_attack,
         "evasion": results.params.analyze.detector_evasion,
         "curves": curves,
@@ -118,6 +119,20 @@ def _best_detector(table: pd.DataFrame, point: Point) -> dict[str, Any]:
     joint = joint[joint["eps"] == point.eps]
     undetected = "undetected_success_rate"
     return rates | {"all_undetected": None if joint.empty else estimate(joint.iloc[0], percent, undetected)}
+
+
+def flag_too_often(table: pd.DataFrame, point: Point, target_rate: float) -> list[str]:
+    """Detectors that flag significantly more clean test images than their threshold should, with their rates.
+
+    Args:
+        table: ``detection.csv``.
+        point: attack that ignores detectors, and eps; all attacked images have a row there.
+        target_rate: ``analyze.false_positive_rate``.
+    """
+    at_point = (table["surrogate"] == UNDEFENDED) & (table["attack"] == point.attack) & (table["eps"] == point.eps)
+    is_single = table["detector"] != BEST_DETECTOR
+    rows = table[at_point & is_single & (table["false_positive_rate_low"] > target_rate)]
+    return [f"{row['detector']} ({estimate(row, percent, 'false_positive_rate')})" for row in rows.to_dict("records")]
 
 
 def _on_same_images(row: Any) -> dict[str, str]:
