@@ -57,7 +57,10 @@ def seeds(
         raise ValueError(f"seeds: {seeds} is a single run. Give at least 2 seeds, or set prepare.split.n_folds.")
     # created here, so that the artifacts of the experiments, which run in temporary folders, are stored here
     experiment_id()
-    experiments = {run: run_seed(run, changes, params) for run, changes in runs_of(seeds, n_folds).items()}
+    experiments, runs = {}, runs_of(seeds, n_folds)
+    for number, (run, changes) in enumerate(runs.items(), start=1):
+        log.info("%s: run %d of %d", run, number, len(runs))
+        experiments[run] = run_seed(run, changes, params)
     # of the images of one fold to all others
     test_to_train = 1 / (n_folds - 1) if n_folds else 0.0
     table = seeds_table({run: metrics_of(experiment) for run, experiment in experiments.items()}, test_to_train)
@@ -110,8 +113,9 @@ def seeds_table(metrics: dict[str, dict[str, float]], test_to_train: float = 0.0
     """Mean and spread of each metric over seeds and folds.
 
     Args:
-        metrics: by run and name, with the same names for all runs. Ends of intervals (``_low``, ``_high``) are left
-            out: they describe the images of one run.
+        metrics: by run and name. Ends of intervals (``_low``, ``_high``) are left out: they describe the images of one
+            run. A metric that a run lacks, such as an accuracy after rounding at an operating point with a bias, is NaN
+            in all columns but those of the runs that have it.
         test_to_train: see :func:`tasks.statistics.intervals.estimate_over_seeds`.
 
     Returns:
@@ -119,12 +123,13 @@ def seeds_table(metrics: dict[str, dict[str, float]], test_to_train: float = 0.0
         ``std``, ``lowest``, ``highest``, and one column for each run.
     """
     rows = []
-    for metric in metrics[next(iter(metrics))]:
+    names = dict.fromkeys(metric for of_run in metrics.values() for metric in of_run)
+    for metric in names:
         if metric.endswith(("_low", "_high")):
             continue
-        values = {run: of_run[metric] for run, of_run in metrics.items()}
+        values = {run: of_run.get(metric, float("nan")) for run, of_run in metrics.items()}
         estimate = estimate_over_seeds(np.array(list(values.values())), test_to_train)
-        spread = {"lowest": min(values.values()), "highest": max(values.values())}
+        spread = {name: float(of(list(values.values()))) for name, of in (("lowest", np.min), ("highest", np.max))}
         rows.append({"metric": metric, **estimate, **spread, **values})
     return pd.DataFrame(rows)
 

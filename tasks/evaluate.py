@@ -193,6 +193,7 @@ def track(
     tracker.tags({f"check.{check.key}{f'.{check.target}' if check.target else ''}": check.status for check in checks})
     for (target, threat_model, attack, surrogate), points in curves_of(table).items():
         tags = {"target": target, "threat_model": threat_model, "attack": attack, "norm": points["norm"].iloc[-1]}
+        tags["operating_point"] = AS_TRAINED
         tracker.curve(
             name=f"{target} {threat_model} {attack_label(attack, surrogate)}",
             tags=tags | ({"surrogate": surrogate} if surrogate else {}),
@@ -201,11 +202,10 @@ def track(
     for names, points in comparison.groupby(["target", "operating_point", "threat_model"], sort=False):
         target, operating_point, threat_model = map(str, names)
         curve = {"target": target, "threat_model": threat_model, "attack": WORST_CASE}
-        if operating_point != AS_TRAINED:
-            curve["operating_point"] = operating_point
+        name = " ".join([*curve.values(), *([] if operating_point == AS_TRAINED else [operating_point])])
         found = {f"check.{check.key}": check.status for check in checks if check.target == curve["target"]}
-        tags = {**curve, "norm": str(table["norm"].iloc[0]), **found}
-        tracker.curve(" ".join(curve.values()), tags, _worst_case_points(points))
+        tags = {**curve, "operating_point": operating_point, "norm": str(table["norm"].iloc[0]), **found}
+        tracker.curve(name, tags, _worst_case_points(points))
 
 
 def _curve_metrics(point: Any) -> dict[str, float]:

@@ -26,6 +26,8 @@ from tasks.params import Params, load_params
 from tasks.params.params import STEP_PARAMS
 from tasks.tracking import masked, open_run
 
+log = logging.getLogger(__name__)
+
 Step = Callable[..., None]
 """Takes the workspace, the parameters and a tracker, and the name of a defence if it runs once for each defence."""
 
@@ -58,6 +60,8 @@ def run_step(
     folder = workspace.step_folder(step.__name__, defence)
     name = workspace.step_of(folder)
     with step_lock(workspace, name, params) as deps:
+        if any(dep in (f"data/{each}" for each in DEFENCE_STEPS) for dep in deps):
+            remove_deselected(workspace, params)
         given = states_of_given_files(workspace, deps)
 
         def check_inputs() -> None:
@@ -110,6 +114,21 @@ def step_lock(workspace: Workspace, step: str, params: Params) -> Iterator[list[
             reads.add("@".join(path.parts[1:]))
     with locked(workspace.locks, [step], reads):
         yield deps
+
+
+def remove_deselected(workspace: Workspace, params: Params) -> None:
+    """Remove the results of defences that are not in ``selected_defences``.
+
+    Steps such as ``evaluate`` depend on the folders of all defences. DVC would count results that the pipeline no
+    longer makes as inputs, and the step would run again in every clone that lacks them. If the defence is selected
+    again, DVC restores its results from the cache.
+    """
+    for step in DEFENCE_STEPS:
+        for folder in sorted((workspace.data / step).glob("*/")):
+            if folder.name not in params.selected_defences:
+                with locked(workspace.locks, [f"{step}@{folder.name}"]):
+                    shutil.rmtree(folder, ignore_errors=True)
+                log.info("removed %s: the defence is not in selected_defences", folder.relative_to(workspace.root))
 
 
 def deps_of(workspace: Workspace, step: str, params: Params) -> list[str]:

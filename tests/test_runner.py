@@ -71,6 +71,33 @@ def test_a_step_starts_with_an_empty_folder_and_ends_without_checkpoints(
     assert not workspace.checkpoint_folder("prepare").exists()
 
 
+def test_results_of_deselected_defences_are_removed_before_a_step_that_depends_on_all(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    deps = {"evaluate": "[data/attack_defence, data/train_defence]", "attack": "[data/prepare]"}
+    stages = "".join(f"  {step}: {{deps: {of_step}}}\n" for step, of_step in deps.items())
+    (workspace.root / "dvc.yaml").write_text(f"stages:\n{stages}")
+    folders = [
+        workspace.data / step / name for step in ("train_defence", "attack_defence") for name in ("jpeg", "median")
+    ]
+    for folder in folders:
+        (folder / "part").mkdir(parents=True)
+    (workspace.data / "attack_defence" / ".gitignore").write_text("/jpeg")
+    found: list[list[str]] = []
+
+    def attack(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        found.append(sorted(path.parent.name for path in workspace.data.glob("*_defence/*/part")))
+
+    def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        attack(workspace, params, tracker)
+
+    params = params_with({"selected_defences": ["autoencoder", "jpeg"]})
+    run_step(attack, workspace, params)
+    run_step(evaluate, workspace, params)
+    assert found == [["jpeg", "jpeg", "median", "median"], ["jpeg", "jpeg"]]
+    assert (workspace.data / "attack_defence" / ".gitignore").is_file()
+
+
 MAIN = """
 import sys, time
 from tasks.params import Params

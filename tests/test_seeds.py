@@ -36,3 +36,11 @@ def test_the_table_has_a_column_for_each_run_and_no_ends_of_intervals() -> None:
     expected = {"metric": "accuracy", "value": 0.625, "lowest": 0.5, "highest": 0.75}
     expected |= {"seed 0 fold 0": 0.5, "seed 0 fold 1": 0.75}
     pd.testing.assert_frame_equal(table[list(expected)], pd.DataFrame([expected]))
+
+
+def test_a_metric_that_a_run_lacks_has_no_mean_and_is_not_lost() -> None:
+    table = seeds_table({"seed 0": {"a": 1.0, "b": 2.0}, "seed 1": {"a": 3.0, "c": 4.0}}).set_index("metric")
+    assert table.loc["a", ["value", "lowest", "highest"]].tolist() == [2, 1, 3]
+    assert table.loc[["b", "c"], ["value", "low", "high", "std", "lowest", "highest"]].isna().all(axis=None)
+    assert (table.loc["b", "seed 0"], table.loc["c", "seed 1"]) == (2, 4)
+    assert table.loc[["b", "c"]].isna().sum().sum() == 2 * 7

@@ -1,6 +1,7 @@
 """Expectations of the user: the entries of ``validate.expectations``."""
 
 import difflib
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,6 +73,8 @@ def check_own_expectations(expectations: tuple[OwnExpectation, ...]) -> None:
     """
     if not expectations:
         return
+    # before the import, which logs hundreds of lines
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations.expectations as gxe
 
     types = [name for name in dir(gxe) if name.startswith("Expect") and name != "Expectation"]
