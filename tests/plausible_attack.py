@@ -39,6 +39,7 @@ def diagnostics_in(records: pd.DataFrame) -> pd.DataFrame:
     values = {("unbounded_attack", 127.5): 0.0, ("zero_gradient", 0.0): 0.125, ("finite_gradient", 0.0): 1.0}
     values |= {
         ("max_logit_difference", 0.0): 0.0,
+        ("batch_difference", 0.0): 0.0,
         ("repeatable_prediction", 0.0): 1.0,
         ("outputs_are_probabilities", 0.0): 0.0,
     }

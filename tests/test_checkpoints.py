@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +14,7 @@ from ruamel.yaml import YAML
 
 from tasks.attacks import attack_run, searches
 from tasks.attacks.attack_run import AttackRun
+from tasks.attacks.fixed_eps import craft
 from tasks.core import checkpoints as module
 from tasks.core import source
 from tasks.core.checkpoints import Checkpoints, digest_of_code
@@ -418,6 +420,27 @@ def test_no_checkpoint_of_an_attack_on_a_defence_with_other_settings_is_used(
     before, after = found
     assert len(before) > 5
     assert not before & after
+
+
+@pytest.mark.parametrize(("target", "is_used"), [(UNDEFENDED, True), ("noise", False)])
+def test_records_of_a_random_target_at_other_operating_points_are_not_used(
+    target: str,
+    is_used: bool,
+    workspace: Workspace,
+    params_with: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They have the expected accuracies at every operating point; those of other targets have the logits."""
+    params = small(params_with(SMALL))
+    train_noise(workspace, params)
+    attacked = AttackRun.load(workspace, params, target).attacked
+    *first, last = attacked.operating_points
+    others = [*first, replace(last, biases=tuple(bias + 1 for bias in last.biases))]
+    monkeypatch.setattr(Checkpoints, "get_or_compute", lambda self, _text, _compute, **made_of: self.path(**made_of))
+    paths = [
+        craft(each, "pgd", attacked.rows)["pgd"] for each in (attacked, replace(attacked, operating_points=others))
+    ]
+    assert (paths[0] == paths[1]) == is_used
 
 
 def train_noise(workspace: Workspace, params: Params) -> None:

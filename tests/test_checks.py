@@ -261,6 +261,13 @@ def test_random_outputs_fail_if_the_target_counts_as_deterministic(spread: float
     assert (check.status, check.value) == (status, spread)
 
 
+@pytest.mark.parametrize(("spread", "status"), [(1e-5, "PASS"), (0.2, "FAIL"), (float("nan"), "FAIL")])
+def test_outputs_that_depend_on_the_other_images_of_a_batch_fail(spread: float, status: str) -> None:
+    check = outcome(SOUND, probe=probing("batch_difference", spread, 0.1))[DEFENDED, "outputs"]
+    assert check.status == status
+    assert ("depend on the other images" in check.explanation) == (status == "FAIL")
+
+
 @pytest.mark.parametrize(("share", "status"), [(0.01, "PASS"), (0.02, "WARN")])
 def test_predictions_that_change_from_look_to_look_are_reported(share: float, status: str) -> None:
     def probed(records: pd.DataFrame) -> pd.DataFrame:

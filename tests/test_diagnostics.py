@@ -47,6 +47,13 @@ class RandomLogits(Wrapped):
         return logits + 0.1 * torch.randn(logits.shape, generator=self.generator)
 
 
+class NormalisedBatch(Wrapped):
+    """Computes with all images of a batch, as a batch norm in training mode does."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images - images.mean(dim=0) if len(images) > 1 else images)
+
+
 class RoundedInput(Wrapped):
     """Fewer grey levels without BPDA: the gradient is zero."""
 
@@ -70,6 +77,7 @@ def test_an_unbounded_attack_breaks_a_classifier_without_masked_gradients_and_no
                 "zero_gradient",
                 "finite_gradient",
                 "max_logit_difference",
+                "batch_difference",
                 "repeatable_prediction",
                 "outputs_are_probabilities",
             )
@@ -85,6 +93,7 @@ def test_an_unbounded_attack_breaks_a_classifier_without_masked_gradients_and_no
     assert not found["zero_gradient", 0.0].any()
     assert found["finite_gradient", 0.0].all()
     assert not found["max_logit_difference", 0.0].any()
+    assert (found["batch_difference", 0.0] < 1e-5).all()
     assert found["repeatable_prediction", 0.0].all()
     assert not found["outputs_are_probabilities", 0.0].any()
 
@@ -109,6 +118,13 @@ def test_random_outputs_are_detected() -> None:
     changing = found["repeatable_prediction", 0.0] == 0
     assert changing.any()
     assert margin[changing].mean() < margin[~changing].mean()
+
+
+def test_outputs_that_depend_on_the_other_images_are_detected() -> None:
+    batch, _ = linear()
+    found = diagnosed(replace(batch, model=NormalisedBatch(batch.model)))
+    assert found["batch_difference", 0.0].max() > 0.1
+    assert not found["max_logit_difference", 0.0].any()
 
 
 def test_masked_gradients_are_detected() -> None:
@@ -146,7 +162,7 @@ def test_the_batch_size_does_not_change_the_diagnostics(batch_size: int) -> None
     values, others = diagnosed(batch), diagnosed(replace(batch, batch_size=batch_size))
     for key, value in values.items():
         # a batched matrix product rounds its sums by the size of the batch
-        tolerance = 1e-5 if key[0].startswith("margin_drop") else 0
+        tolerance = 1e-5 if key[0].startswith(("margin_drop", "batch_difference")) else 0
         np.testing.assert_allclose(value, others[key], rtol=tolerance, atol=tolerance)
 
 

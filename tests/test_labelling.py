@@ -4,6 +4,7 @@ import contextvars
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,14 @@ def new_round(pool: Path) -> LabellingRound:
         (lambda text: text.rstrip().rpartition("\n")[0], r"wrong number of lines: 2. .* each of the 3 images"),
         (lambda text: text.replace("\n1,", "\n1,../../x/"), r"wrong file in line 2: '../../x/.* below the pool"),
         (lambda text: text.replace("\n1,", "\n1,/etc/"), r"wrong file in line 2: '/etc/.*Put the line back"),
+        (
+            lambda text: text.replace("prediction", "class"),
+            r"several columns of one name: \['class'\]\. Keep one of them",
+        ),
+        (
+            lambda text: re.sub(r"\n2,[^,]*,", "\n2," + text.split("\n")[1].split(",")[1] + ",", text),
+            r"is in line 2 of .*query\.csv and in line 3 of .*query\.csv\. An image is queried once",
+        ),
         (lambda text: text.replace("class", "klass"), r"no valid header: 'number,file,klass.*Put the first line back"),
     ],
 )
@@ -162,6 +171,43 @@ def test_exchanged_files_do_not_exchange_the_labels_of_their_images(pool: Path) 
     with pytest.raises(LabelError, match=r"another file in line 2 than .*images/001\.png: .*Put the line"):
         collect_labelled(read_rounds(Path("labels"), CLASSES), pool, Path("labelled"))
     assert not Path("labelled").exists()
+
+
+def test_a_training_is_resumed_with_the_same_parameters_only(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[dict[str, Any]] = []
+
+    def stop(_folder: Path, _code: object, **made_of: Any) -> None:
+        found.append(made_of)
+        raise InterruptedError
+
+    monkeypatch.setattr("tasks.labelling.human.Checkpoints", stop)
+    params = load_params()
+    augmentation = params.train_classifier.augmentation.model_copy(update={"rotation": 3.0})
+    section = params.train_classifier.model_copy(update={"augmentation": augmentation})
+    for each in (params, params, params.model_copy(update={"train_classifier": section})):
+        with pytest.raises(InterruptedError):
+            next_round(Workspace(), each, pool, Path("labels"), "random", 3, 2)
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_round_that_was_copied_is_an_error(pool: Path) -> None:
+    labelled = write_classes(new_round(pool), ["left", "right", "left"], CLASSES)
+    shutil.copytree(labelled.folder, labelled.folder.with_name("round-02"))
+    with pytest.raises(LabelError, match=r"line 2 of labels/round-01/query\.csv and in line 2 of labels/round-02/"):
+        read_rounds(Path("labels"), CLASSES)
+
+
+def test_the_line_of_a_skipped_image_cannot_name_another_file(pool: Path) -> None:
+    labelled = write_classes(new_round(pool), ["-", "", "left"], CLASSES)
+    other = next(file for file in pool_files(pool) if file not in labelled.files)
+    text = labelled.table.read_text(encoding="utf-8")
+    labelled.table.write_text(text.replace(labelled.files[0], other), encoding="utf-8")
+    with pytest.raises(LabelError, match=r"another file in line 2 than .*images/001\.png"):
+        collect_labelled(read_rounds(Path("labels"), CLASSES), pool, Path("labelled"))
+    labelled.table.write_text(text, encoding="utf-8")
+    # a skipped image may be deleted
+    (pool / labelled.files[0]).unlink()
+    assert collect_labelled(read_rounds(Path("labels"), CLASSES), pool, Path("labelled")) == 1
 
 
 def test_the_name_of_a_file_is_no_formula_of_a_spreadsheet(pool: Path) -> None:

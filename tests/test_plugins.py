@@ -83,6 +83,11 @@ def signs(model, images, labels, radius, norm, scale=1.0):
     (gradient,) = torch.autograd.grad(loss, images)
     return images + 5 * scale * radius * gradient.sign()
 
+def in_place(model, images, labels, radius, norm):
+    images += radius
+    labels.zero_()
+    return images
+
 def nothing(model, images, labels, radius, norm):
     return None
 """
@@ -169,6 +174,17 @@ def test_an_attack_counts_in_the_records_of_every_target(workspace: Workspace) -
         # five times the radius was projected back into the ball
         assert (rows["linf"] <= rows["radius"] + 1e-6).all()
         assert rows["linf"].max() > 0
+
+
+def test_an_attack_may_change_the_images_and_labels_that_it_gets(workspace: Workspace) -> None:
+    params = parameters(attack__attacks=["fgsm", {"plugin": "mine:in_place"}])
+    run_step(attack, workspace, params)
+    records = pd.read_parquet(workspace.records("undefended"))
+    rows = records[records["attack"] == "plugin_in_place"].set_index(["eps", "image"]).sort_index()
+    for eps in (0.5, 4):
+        assert np.allclose(rows.loc[eps, "linf"], rows.loc[eps, "radius"], atol=1e-6)
+    clean = records[records["attack"] == "clean"].set_index("image")["label"]
+    assert rows.loc[0.5, "label"].tolist() == clean.loc[rows.loc[0.5].index].tolist()
 
 
 def test_an_attack_that_returns_no_images_is_one_message(workspace: Workspace) -> None:

@@ -41,6 +41,7 @@ def craft(attacked: Attacked, attack: str, rows: np.ndarray) -> dict[str, Path]:
         attack=[attack, row and row.model_dump(mode="json"), code],
         crafting=settings.model_dump(mode="json", include={"pgd", "saved_eps"}),
         images=digest_of_images(attacked.data, rows),
+        points=[[point.name, *point.biases] for point in attacked.operating_points] if attacked.is_random else None,
     )
     return {attack: folder}
 

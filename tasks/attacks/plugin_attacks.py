@@ -47,16 +47,17 @@ def craft_by_plugin(
         ValueError: the function does not exist or fails, or returns no images of the same shape.
     """
     device = device_of(model)
-    given, classes = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     for radius in radii:
+        # copies, since the function may change its arguments
+        given, classes = torch.tensor(images, device=device), torch.tensor(labels, device=device)
         arguments = {"model": model, "images": given, "labels": classes, "radius": radius, "norm": ball.norm}
         state = int(np.random.SeedSequence(seed.tolist()).generate_state(1)[0])
         with torch_seeded(state), numpy_seeded(seed):
             crafted = call_function(row.plugin, folder, "attack.attacks", {**arguments, **row.arguments})
-        if not isinstance(crafted, Tensor) or crafted.shape != given.shape:
+        if not isinstance(crafted, Tensor) or crafted.shape != images.shape:
             shape = tuple(getattr(crafted, "shape", ()))
             raise ValueError(
                 f"attack.attacks: {row.plugin} returns {type(crafted).__name__} {shape}. A tensor of the shape "
-                f"{tuple(given.shape)} is needed. Correct the function"
+                f"{images.shape} is needed. Correct the function"
             )
         yield ball.project_arrays(crafted.detach().float().cpu().numpy(), images, radius)

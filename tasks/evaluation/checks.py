@@ -33,7 +33,7 @@ CHECKS: dict[str, tuple[str, Callable[[CheckInputs], CheckOutcome | None]]] = {
     ),
     "gradients": ("gradients are nonzero and finite", target_checks.gradients),
     "gradient_agreement": ("the change of the margin agrees with the gradient", target_checks.gradient_agreement),
-    "outputs": ("outputs are logits and repeatable", target_checks.outputs),
+    "outputs": ("outputs are logits, repeatable, and independent of other images", target_checks.outputs),
     "norm_bound": ("every adversarial example lies in its ball", target_checks.norm_bound),
     "positive_control": ("a target that is known to be broken is broken", attack_checks.positive_control),
     "success_definition": ("successes count only images that were correct before", target_checks.success_definition),

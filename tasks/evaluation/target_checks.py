@@ -18,6 +18,9 @@ MIN_GRADIENT_AGREEMENT = 0.5
 0.9 and more for networks and good backward passes, 0.75 for a median filter, 0.4 and less for wrong backward passes."""
 LOGIT_TOLERANCE = 1e-4
 """Differences of a logit up to this value are rounding errors."""
+BATCH_TOLERANCE = 1e-2
+"""Differences of a logit between an image alone and in a batch, relative to the largest logit, up to this value are
+rounding errors: kernels for other batch sizes add in another order."""
 MAX_UNREPEATABLE = 0.01
 """Maximum fraction of images whose predicted class changes between passes."""
 
@@ -120,12 +123,20 @@ def gradient_agreement(of: CheckInputs) -> CheckOutcome:
 
 
 def outputs(of: CheckInputs) -> CheckOutcome:
-    """Outputs are logits and repeatable."""
+    """Outputs are logits, repeatable, and independent of the other images of a batch."""
     if of.diagnostic("outputs_are_probabilities")["value"].all():
         return CheckOutcome("FAIL", 1.0, "the outputs lie in [0, 1] and add up to 1: probabilities instead of logits")
     difference = float(of.diagnostic("max_logit_difference")["value"].max(skipna=False))
+    of_batch = float(of.diagnostic("batch_difference")["value"].max(skipna=False))
+    if difference <= LOGIT_TOLERANCE and (of.is_random or of_batch <= BATCH_TOLERANCE):
+        return CheckOutcome("PASS", difference, "logits, equal in five passes, and independent of other images")
     if difference <= LOGIT_TOLERANCE:
-        return CheckOutcome("PASS", difference, "logits, equal in five passes")
+        return CheckOutcome(
+            "FAIL",
+            of_batch,
+            f"a logit of an image alone and in a batch differs by up to {100 * of_batch:.0f} % of the largest logit: "
+            "the outputs depend on the other images, so accuracies depend on attack.batch_size",
+        )
     unrepeatable = float((of.diagnostic("repeatable_prediction")["value"] == 0).mean())
     explanation = (
         f"in five passes a logit differs by up to {difference:.2g}, and {100 * unrepeatable:.1f} % of the predictions "

@@ -72,7 +72,8 @@ def next_round(
     is_warm_start = bool(rounds) and settings.warm_start_epochs > 0
     previous = learner.load(_model_path(folder, len(rounds))) if is_warm_start else None
     seed = int(np.random.SeedSequence([params.seed, len(rounds)]).generate_state(1)[0])
-    checkpoints = Checkpoints(workspace.checkpoint_folder("labelling"), CODE)
+    folder_of_parts = workspace.checkpoint_folder("labelling")
+    checkpoints = Checkpoints(folder_of_parts, CODE, device=str(device), parameters=params.of_step("active_learning"))
     model, _ = learner.train(pixels, labels, previous, seed, checkpoints)
 
     candidates = learner.pool(model, pool_pixels, pixels, seed)

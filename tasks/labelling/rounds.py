@@ -60,9 +60,21 @@ def read_rounds(folder: Path, classes: tuple[str, ...]) -> list[LabellingRound]:
     """Return the rounds of a folder in order.
 
     Raises:
-        LabelError: a class is unknown, a file is not below the pool, or lines were removed, added or moved.
+        LabelError: a class is unknown, a file is not below the pool or is in two lines, or lines were removed, added or
+            moved.
     """
-    return [_read_round(path.parent, classes) for path in sorted(folder.glob("round-[0-9][0-9]/query.csv"))]
+    rounds = [_read_round(path.parent, classes) for path in sorted(folder.glob("round-[0-9][0-9]/query.csv"))]
+    places: dict[str, str] = {}
+    for labelling_round in rounds:
+        for position, file in enumerate(labelling_round.files):
+            place = f"line {position + 2} of {labelling_round.table}"
+            if file in places:
+                raise LabelError(
+                    f"{file} is in {places[file]} and in {place}. An image is queried once. Put the line back, or "
+                    "remove the folder of the copied round."
+                )
+            places[file] = place
+    return rounds
 
 
 def create_round(
@@ -133,7 +145,9 @@ def labelled_images(rounds: list[LabellingRound], pool: Path) -> list[tuple[str,
     for labelling_round in rounds:
         for position, (file, name) in enumerate(zip(labelling_round.files, labelling_round.classes, strict=True)):
             copy = labelling_round.image(position)
-            if name not in ("", SKIPPED) and not (copy.is_file() and filecmp.cmp(pool / file, copy, shallow=False)):
+            if name in ("", SKIPPED) and not (pool / file).is_file():
+                continue
+            if not (copy.is_file() and filecmp.cmp(pool / file, copy, shallow=False)):
                 raise LabelError(
                     f"{labelling_round.table} has another file in line {position + 2} than {copy}: {file}. The column "
                     "file and the images must stay as they were written, since the class belongs to the image. Put "
@@ -184,6 +198,8 @@ def _read_lines(table: Path) -> list[dict[str, str]]:
             f"{table} has no valid header: {first.strip()!r}. The columns number, file and class are needed. Put the "
             f"first line back: {','.join(COLUMNS)}."
         )
+    if repeated := sorted(name for name in COLUMNS if reader.fieldnames.count(name) > 1):
+        raise LabelError(f"{table} has several columns of one name: {repeated}. Keep one of them.")
     return list(reader)
 
 
