@@ -49,7 +49,8 @@ def pipeline(
     log_progress()
     params, workspace, stages = load_params(), Workspace(), DvcPipeline()
     steps, running = stages.steps(), dict[str, Any]()
-    # steps run in threads, and threads that import the same packages at once can wait for each other forever
+    # steps run in threads. Threads that import the same packages at once can wait for each other forever, and so can a
+    # thread that logs and one that imports ART
     for step in steps:
         load_step(step.partition("@")[0])
     with worker_pool(workers) as pool:

@@ -120,6 +120,19 @@ def test_a_step_is_a_task_run_with_its_name_its_tags_and_its_log_lines(
     assert lines >= {(name, f"progress of {name}", logging.INFO) for name in found}
 
 
+def test_the_code_of_the_steps_includes_art_which_would_deadlock_with_a_thread_that_logs() -> None:
+    code = "import logging, sys; logging.basicConfig(level='INFO'); import flows.workers; flows.workers.load_step('attack')"
+    printed = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('art.attacks.evasion' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert printed.stdout == "True\n"
+    assert "ART_DATA_PATH" not in printed.stderr
+
+
 def test_a_step_is_loaded_by_its_name() -> None:
     assert load_step("evaluate").__module__ == "tasks.evaluate"
 

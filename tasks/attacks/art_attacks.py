@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import art
 import numpy as np
 import torch
 from torch import nn
@@ -40,9 +41,6 @@ def evasion_class(row: ArtAttack) -> Any:
     Raises:
         ValueError: see :func:`check_art_attacks`.
     """
-    # imported whole: two threads that import parts of ART at once would deadlock
-    import art
-
     where, name = f"attack.attacks: art {row.art!r}", row.art
     cls: Any = getattr(art.attacks.evasion, name, None)
     is_attack = inspect.isclass(cls) and issubclass(cls, art.attacks.EvasionAttack)
@@ -133,8 +131,6 @@ def _reference(
     settings: Attack,
 ) -> np.ndarray:
     """ART's FGSM or PGD with the settings of ours, ``(N, C, H, W)``."""
-    import art
-
     evasion = art.attacks.evasion
     common = {"norm": ART_NORMS[settings.norm], "eps": radius, "batch_size": settings.batch_size}
     if attack == "art_fgsm":

@@ -1,18 +1,18 @@
 """Models as classifiers of the Adversarial Robustness Toolbox (ART)."""
 
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# Imported here, not in a function: the import of ART configures logging, and deadlocks with a thread that logs. A flow
+# imports the code of all steps before its threads begin. It is imported whole, since two threads that import parts of
+# ART at once would deadlock, too.
+import art
 import numpy as np
 from torch import Tensor, nn
 
 from tasks.models.compute import device_of
-
-# at level INFO ART logs where it stores its data
-logging.getLogger("art").setLevel(logging.WARNING)
 
 ART_NORMS: dict[str, Any] = {"linf": np.inf, "l2": 2}
 """Name of a norm -> ART's value for it."""
@@ -55,9 +55,6 @@ def art_estimator(
         n_classes: K.
         value_range: lowest and highest value of a pixel.
     """
-    # imported whole: two threads that import parts of ART at once would deadlock
-    import art
-
     return art.estimators.classification.PyTorchClassifier(
         model=_CastToFloat32(model).eval(),
         loss=nn.CrossEntropyLoss(),

@@ -4,6 +4,7 @@ import logging
 from statistics import NormalDist
 from typing import Any
 
+import art
 import numpy as np
 import pyarrow as pa
 import torch
@@ -82,8 +83,6 @@ def certified(
     Returns:
         Classes, -1 for abstentions, int64 ``(N,)``; radii in units of the value range, 0 for abstentions, ``(N,)``.
     """
-    import art
-
     smoothing: Any = art.estimators.certification.randomized_smoothing.PyTorchRandomizedSmoothing
 
     class Smoothed(smoothing):  # type: ignore[misc]  # ART is untyped

@@ -3,6 +3,7 @@
 import math
 from contextlib import suppress
 
+import art
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -85,8 +86,6 @@ def hop_skip_jump(
             :func:`tasks.attacks.gradient.losses.misclassified`.
         seed: of numpy's global generator, from which ART draws.
     """
-    import art
-
     found = starts.astype(np.float32)
     with numpy_seeded(seed % 2**32):
         for row, image in enumerate(images):
