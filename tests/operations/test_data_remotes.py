@@ -28,16 +28,16 @@ FOLDER_PARAMS = {
 
 
 def make_repository(folder: Path, overrides: dict[str, object]) -> Path:
-    """A git repository with the code and the first three stages: remotes treat all stages alike."""
+    """A git repository with the code and the first four stages: remotes treat all stages alike."""
     folder.mkdir()
     for name in ("tasks", "flows", "images", "models", "plugins"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (".gitignore", ".dvcignore", "prefect.toml"):
+    for name in (".gitignore", ".dvcignore", "environment.yaml", "prefect.toml"):
         shutil.copy(ROOT / name, folder / name)
     yaml = YAML(typ="safe")
     stages = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     with (folder / "dvc.yaml").open("w", encoding="utf-8") as file:
-        yaml.dump({"stages": {name: stages[name] for name in ("acquire", "validate", "prepare")}}, file)
+        yaml.dump({"stages": {name: stages[name] for name in ("check_params", "acquire", "validate", "prepare")}}, file)
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(with_overrides(overrides), file)
     run(folder, "git", "init", "--quiet", "--initial-branch", "main")
