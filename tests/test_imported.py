@@ -314,6 +314,42 @@ def test_an_onnx_model_that_does_not_convert_is_queried(
         check_trainable(model, "trades", "trades")
 
 
+@pytest.mark.parametrize("final", ["Softmax", "Sigmoid"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric"])
+def test_a_wrong_conversion_is_found_where_the_output_of_an_onnx_model_is_saturated(
+    workspace: Workspace, images: Tensor, coordinates: str, final: str
+) -> None:
+    """onnx2torch resizes asymmetric coordinates otherwise; only images in [0, 255] that are no noise show it."""
+    import onnx
+    import onnxruntime
+
+    rng, halves = np.random.default_rng(0), [1, 1, 0.5, 0.5]
+    weights = 3 * rng.normal(size=(SIDE * SIDE // 4, 3))
+    # both classes differ, but class 0 has probability 1 for black images
+    values = {"scale": 255, "halves": halves, "w": weights, "b": [200, -200, -200]}
+    make, number = onnx.helper.make_node, onnx.TensorProto.FLOAT
+    nodes = [make("Div", ["x", "scale"], ["d"]), make("Flatten", ["r"], ["f"]), make("Gemm", ["f", "w", "b"], ["g"])]
+    resize = {"mode": "linear", "coordinate_transformation_mode": coordinates}
+    nodes.insert(1, make("Resize", ["d", "", "halves"], ["r"], **resize))
+    nodes.append(make(final, ["g"], ["y"]))
+    ends = [
+        onnx.helper.make_tensor_value_info(name, number, shape)
+        for name, shape in (("x", ("n", 1, SIDE, SIDE)), ("y", ("n", 3)))
+    ]
+    tensors = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in values.items()]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, workspace.root / "models" / "net.onnx")
+    given = {"input": {"value_range": [0, 255]}, "output": {"kind": "probabilities"}}
+    loaded = imported(workspace, declared("onnx", file="net.onnx", **given))
+    assert isinstance(loaded, ImportedClassifier)
+    assert loaded.has_gradients == (coordinates == "half_pixel")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        scores = session.run(None, {"x": 255 * images.numpy()})[0]
+        np.testing.assert_allclose(loaded.raw(images).numpy(), scores, atol=1e-4)
+
+
 def test_a_model_of_maites_protocol(workspace: Workspace, original: nn.Module, images: Tensor) -> None:
     save_file(original.state_dict(), workspace.root / "models" / "weights.safetensors")
     named = {"factory": "my_net:scores", "arguments": {"n_classes": 3}, "weights": "weights.safetensors"}

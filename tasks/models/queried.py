@@ -83,8 +83,8 @@ def http_query(address: str) -> Callable[[np.ndarray], np.ndarray]:
     return query
 
 
-def onnx_query(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that runs an ONNX model with onnxruntime, on one thread.
+def onnx_outputs(content: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Return a function that runs an ONNX model with onnxruntime, on one thread, and returns all its outputs.
 
     Args:
         content: of the ONNX file.
@@ -96,11 +96,17 @@ def onnx_query(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def query(images: np.ndarray) -> np.ndarray:
-        answer: np.ndarray = session.run(None, {name: images})[0]
-        return answer
+    def query(images: np.ndarray) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = session.run(None, {name: images})
+        return outputs
 
     return query
+
+
+def onnx_query(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that returns the first output of an ONNX model; see :func:`onnx_outputs`."""
+    query = onnx_outputs(content)
+    return lambda images: query(images)[0]
 
 
 class MaiteNetwork(nn.Module):
