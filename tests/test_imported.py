@@ -399,6 +399,31 @@ def test_a_server_is_queried_for_scores_or_labels(
         imported(third, declared("http", address=f"{address}/broken"))
 
 
+@pytest.mark.parametrize("kind", ["logits", "labels"])
+def test_a_model_that_the_server_has_changed_since_the_import_is_refused(
+    workspace: Workspace, original: nn.Module, images: Tensor, server: HTTPServer, kind: str
+) -> None:
+    address = f"http://127.0.0.1:{server.server_port}/{'labels' if kind == 'labels' else ''}"
+    before = digest_of_model(imported(workspace, declared("http", address=address, output={"kind": kind})))
+    assert isinstance(original.head, nn.Linear)
+    with torch.no_grad():
+        original.head.bias += torch.tensor([0.0, 0.1, 100 if kind == "labels" else 0.2])
+    with pytest.raises(ValueError, match=rf"^classifier\.address: {address} gives other outputs .*has changed.*import"):
+        load_classifier(workspace, workspace.classifier)
+    shutil.rmtree(workspace.classifier_files)
+    assert digest_of_model(imported(workspace, declared("http", address=address, output={"kind": kind}))) != before
+
+
+def test_a_served_model_with_random_outputs_is_loaded_with_a_warning(
+    workspace: Workspace, original: nn.Module, images: Tensor, server: HTTPServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(original.head, nn.Linear)
+    original.head.register_forward_hook(lambda _module, _inputs, output: output + torch.randn_like(output))
+    model = imported(workspace, declared("http", address=f"http://127.0.0.1:{server.server_port}"))
+    assert "outputs are random" in caplog.text
+    assert model(images).shape == (5, 3)
+
+
 def test_the_order_of_the_classes_is_that_of_the_data(
     workspace: Workspace, original: nn.Module, images: Tensor
 ) -> None:
