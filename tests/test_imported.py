@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from tasks.core.digests import digest_of_model
 from tasks.core.workspace import Workspace
+from tasks.models import queried
 from tasks.models.features import LogitsAndFeatures, last_feature_map_layer
 from tasks.models.files import save_model
 from tasks.models.imported import ImportedClassifier
@@ -360,6 +362,17 @@ def test_a_model_of_maites_protocol(workspace: Workspace, original: nn.Module, i
         torch.testing.assert_close(model(images).softmax(dim=1), expected(original, images).softmax(dim=1))
 
 
+RAW_ANSWERS = {
+    "/no_status": b"nothing\r\n\r\n",
+    "/headers": b"HTTP/1.0 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+    "/nested": b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000,
+    "/redirect": b"HTTP/1.0 302 Found\r\nLocation: /scores\r\n\r\n",
+    "/number": b'HTTP/1.0 200 OK\r\n\r\n{"predictions": 3}',
+}
+ANSWERS = {"/flat": 0.5, "/out_of_range": 3, "/negative": -1, "/one_hot": [0, 1, 0], "/fraction": 1.7}
+"""Path -> answer for each image."""
+
+
 @pytest.fixture
 def server(original: nn.Module) -> Iterator[HTTPServer]:
     class Handler(BaseHTTPRequestHandler):
@@ -368,7 +381,17 @@ def server(original: nn.Module) -> Iterator[HTTPServer]:
             with torch.inference_mode():
                 logits = original(torch.tensor(body["instances"]))
             answer = logits.argmax(dim=1) if self.path == "/labels" else logits
+            if self.path in RAW_ANSWERS:
+                self.wfile.write(RAW_ANSWERS[self.path])
+                return
+            if self.path == "/slow":
+                for byte in b"HTTP/1.0 200 OK\r\nlong: header":
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.1)
+                return
             content = b"no" if self.path == "/broken" else json.dumps({"predictions": answer.tolist()}).encode()
+            if self.path in ANSWERS:
+                content = json.dumps({"predictions": [ANSWERS[self.path]] * len(answer)}).encode()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(content)
@@ -397,6 +420,32 @@ def test_a_server_is_queried_for_scores_or_labels(
     third.train_classifier.mkdir(parents=True)
     with pytest.raises(ValueError, match="not readable"):
         imported(third, declared("http", address=f"{address}/broken"))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [
+        ("no_status", "logits", "does not answer: nothing"),
+        ("headers", "logits", "does not answer: got more than 100 headers"),
+        ("nested", "logits", "not readable .RecursionError"),
+        ("redirect", "logits", "redirects to another address"),
+        ("number", "logits", "One finite row each"),
+        ("slow", "logits", "is not complete after 0.5 s"),
+        ("flat", "logits", "1 outputs for the 3 classes"),
+        ("out_of_range", "labels", "from 0 to 2"),
+        ("negative", "labels", "from 0 to 2"),
+        ("one_hot", "labels", "One number of a class"),
+        ("fraction", "labels", "One number of a class"),
+    ],
+)
+def test_a_wrong_answer_of_a_server_is_one_message(
+    workspace: Workspace, server: HTTPServer, monkeypatch: pytest.MonkeyPatch, path: str, kind: str, message: str
+) -> None:
+    monkeypatch.setattr(queried, "MAX_ANSWER_SECONDS", 0.5 if path == "slow" else 60)
+    address = f"http://127.0.0.1:{server.server_port}/{path}"
+    with pytest.raises(ValueError, match=message) as caught:
+        imported(workspace, declared("http", address=address, output={"kind": kind}))
+    assert "Correct channels" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["logits", "labels"])

@@ -248,7 +248,7 @@ def find_batch_size(model: ImportedClassifier, shape: tuple[int, int, int]) -> i
         except Exception as error:
             failure = failure or error
             continue
-        if len(outputs) == len(images):
+        if outputs.ndim and len(outputs) == len(images):
             with torch.inference_mode():
                 model.to_logits(outputs)
             return batch_size
