@@ -473,6 +473,30 @@ def test_a_served_model_with_random_outputs_is_loaded_with_a_warning(
     assert model(images).shape == (5, 3)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("batch_size", [0, 1])
+def test_a_network_that_normalises_its_input_in_place_has_gradients(
+    workspace: Workspace, channels: int, batch_size: int
+) -> None:
+    net = """import torch
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return x.sub_(0.5).mul_(2).mean(dim=1).flatten(1)[:, :3]
+"""
+    (workspace.root / "models" / "in_place.py").write_text(net)
+    model = imported(workspace, declared("factory", factory="in_place:Net", input={"channels": channels}))
+    assert isinstance(model, ImportedClassifier)
+    model.batch_size = batch_size
+    images = torch.full((2, 1, SIDE, SIDE), 0.75, requires_grad=True)
+    logits = model(images)
+    assert logits.unique().tolist() == [0.5]
+    logits.sum().backward()  # type: ignore[no-untyped-call]
+    assert images.detach().unique().tolist() == [0.75]
+    assert images.grad is not None
+    assert images.grad.unique().tolist() == [0, 2]
+
+
 def test_the_order_of_the_classes_is_that_of_the_data(
     workspace: Workspace, original: nn.Module, images: Tensor
 ) -> None:

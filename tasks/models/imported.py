@@ -82,11 +82,14 @@ class ImportedClassifier(nn.Module):
         return self.run(self.to_input(images))
 
     def run(self, inputs: Tensor) -> Tensor:
-        """Return the output of the network, ``(N, ...)``, for images as it expects them, of :meth:`to_input`."""
+        """Return the output of the network, ``(N, ...)``, for images as it expects them, of :meth:`to_input`.
+
+        The network gets a copy, because it may change its input in place.
+        """
         if not self.batch_size:
-            return output_tensor(self.network(inputs))
+            return output_tensor(self.network(inputs.clone()))
         parts = torch.split(inputs, self.batch_size)
-        return torch.cat([output_tensor(self.network(part)) for part in parts])
+        return torch.cat([output_tensor(self.network(part.clone())) for part in parts])
 
     def to_input(self, images: Tensor) -> Tensor:
         """Return images ``(N, C, H, W)`` in [0, 1] as the network expects them."""
