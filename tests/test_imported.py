@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from tasks.core.digests import digest_of_model
 from tasks.core.workspace import Workspace
+from tasks.models import queried
 from tasks.models.features import LogitsAndFeatures, last_feature_map_layer
 from tasks.models.files import save_model
 from tasks.models.imported import ImportedClassifier
@@ -314,6 +316,42 @@ def test_an_onnx_model_that_does_not_convert_is_queried(
         check_trainable(model, "trades", "trades")
 
 
+@pytest.mark.parametrize("final", ["Softmax", "Sigmoid"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric"])
+def test_a_wrong_conversion_is_found_where_the_output_of_an_onnx_model_is_saturated(
+    workspace: Workspace, images: Tensor, coordinates: str, final: str
+) -> None:
+    """onnx2torch resizes asymmetric coordinates otherwise; only images in [0, 255] that are no noise show it."""
+    import onnx
+    import onnxruntime
+
+    rng, halves = np.random.default_rng(0), [1, 1, 0.5, 0.5]
+    weights = 3 * rng.normal(size=(SIDE * SIDE // 4, 3))
+    # both classes differ, but class 0 has probability 1 for black images
+    values = {"scale": 255, "halves": halves, "w": weights, "b": [200, -200, -200]}
+    make, number = onnx.helper.make_node, onnx.TensorProto.FLOAT
+    nodes = [make("Div", ["x", "scale"], ["d"]), make("Flatten", ["r"], ["f"]), make("Gemm", ["f", "w", "b"], ["g"])]
+    resize = {"mode": "linear", "coordinate_transformation_mode": coordinates}
+    nodes.insert(1, make("Resize", ["d", "", "halves"], ["r"], **resize))
+    nodes.append(make(final, ["g"], ["y"]))
+    ends = [
+        onnx.helper.make_tensor_value_info(name, number, shape)
+        for name, shape in (("x", ("n", 1, SIDE, SIDE)), ("y", ("n", 3)))
+    ]
+    tensors = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in values.items()]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, workspace.root / "models" / "net.onnx")
+    given = {"input": {"value_range": [0, 255]}, "output": {"kind": "probabilities"}}
+    loaded = imported(workspace, declared("onnx", file="net.onnx", **given))
+    assert isinstance(loaded, ImportedClassifier)
+    assert loaded.has_gradients == (coordinates == "half_pixel")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        scores = session.run(None, {"x": 255 * images.numpy()})[0]
+        np.testing.assert_allclose(loaded.raw(images).numpy(), scores, atol=1e-4)
+
+
 def test_a_model_of_maites_protocol(workspace: Workspace, original: nn.Module, images: Tensor) -> None:
     save_file(original.state_dict(), workspace.root / "models" / "weights.safetensors")
     named = {"factory": "my_net:scores", "arguments": {"n_classes": 3}, "weights": "weights.safetensors"}
@@ -324,6 +362,17 @@ def test_a_model_of_maites_protocol(workspace: Workspace, original: nn.Module, i
         torch.testing.assert_close(model(images).softmax(dim=1), expected(original, images).softmax(dim=1))
 
 
+RAW_ANSWERS = {
+    "/no_status": b"nothing\r\n\r\n",
+    "/headers": b"HTTP/1.0 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+    "/nested": b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000,
+    "/redirect": b"HTTP/1.0 302 Found\r\nLocation: /scores\r\n\r\n",
+    "/number": b'HTTP/1.0 200 OK\r\n\r\n{"predictions": 3}',
+}
+ANSWERS = {"/flat": 0.5, "/out_of_range": 3, "/negative": -1, "/one_hot": [0, 1, 0], "/fraction": 1.7}
+"""Path -> answer for each image."""
+
+
 @pytest.fixture
 def server(original: nn.Module) -> Iterator[HTTPServer]:
     class Handler(BaseHTTPRequestHandler):
@@ -332,7 +381,17 @@ def server(original: nn.Module) -> Iterator[HTTPServer]:
             with torch.inference_mode():
                 logits = original(torch.tensor(body["instances"]))
             answer = logits.argmax(dim=1) if self.path == "/labels" else logits
+            if self.path in RAW_ANSWERS:
+                self.wfile.write(RAW_ANSWERS[self.path])
+                return
+            if self.path == "/slow":
+                for byte in b"HTTP/1.0 200 OK\r\nlong: header":
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.1)
+                return
             content = b"no" if self.path == "/broken" else json.dumps({"predictions": answer.tolist()}).encode()
+            if self.path in ANSWERS:
+                content = json.dumps({"predictions": [ANSWERS[self.path]] * len(answer)}).encode()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(content)
@@ -361,6 +420,81 @@ def test_a_server_is_queried_for_scores_or_labels(
     third.train_classifier.mkdir(parents=True)
     with pytest.raises(ValueError, match="not readable"):
         imported(third, declared("http", address=f"{address}/broken"))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [
+        ("no_status", "logits", "does not answer: nothing"),
+        ("headers", "logits", "does not answer: got more than 100 headers"),
+        ("nested", "logits", "not readable .RecursionError"),
+        ("redirect", "logits", "redirects to another address"),
+        ("number", "logits", "One finite row each"),
+        ("slow", "logits", "is not complete after 0.5 s"),
+        ("flat", "logits", "1 outputs for the 3 classes"),
+        ("out_of_range", "labels", "from 0 to 2"),
+        ("negative", "labels", "from 0 to 2"),
+        ("one_hot", "labels", "One number of a class"),
+        ("fraction", "labels", "One number of a class"),
+    ],
+)
+def test_a_wrong_answer_of_a_server_is_one_message(
+    workspace: Workspace, server: HTTPServer, monkeypatch: pytest.MonkeyPatch, path: str, kind: str, message: str
+) -> None:
+    monkeypatch.setattr(queried, "MAX_ANSWER_SECONDS", 0.5 if path == "slow" else 60)
+    address = f"http://127.0.0.1:{server.server_port}/{path}"
+    with pytest.raises(ValueError, match=message) as caught:
+        imported(workspace, declared("http", address=address, output={"kind": kind}))
+    assert "Correct channels" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["logits", "labels"])
+def test_a_model_that_the_server_has_changed_since_the_import_is_refused(
+    workspace: Workspace, original: nn.Module, images: Tensor, server: HTTPServer, kind: str
+) -> None:
+    address = f"http://127.0.0.1:{server.server_port}/{'labels' if kind == 'labels' else ''}"
+    before = digest_of_model(imported(workspace, declared("http", address=address, output={"kind": kind})))
+    assert isinstance(original.head, nn.Linear)
+    with torch.no_grad():
+        original.head.bias += torch.tensor([0.0, 0.1, 100 if kind == "labels" else 0.2])
+    with pytest.raises(ValueError, match=rf"^classifier\.address: {address} gives other outputs .*has changed.*import"):
+        load_classifier(workspace, workspace.classifier)
+    shutil.rmtree(workspace.classifier_files)
+    assert digest_of_model(imported(workspace, declared("http", address=address, output={"kind": kind}))) != before
+
+
+def test_a_served_model_with_random_outputs_is_loaded_with_a_warning(
+    workspace: Workspace, original: nn.Module, images: Tensor, server: HTTPServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(original.head, nn.Linear)
+    original.head.register_forward_hook(lambda _module, _inputs, output: output + torch.randn_like(output))
+    model = imported(workspace, declared("http", address=f"http://127.0.0.1:{server.server_port}"))
+    assert "outputs are random" in caplog.text
+    assert model(images).shape == (5, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("batch_size", [0, 1])
+def test_a_network_that_normalises_its_input_in_place_has_gradients(
+    workspace: Workspace, channels: int, batch_size: int
+) -> None:
+    net = """import torch
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return x.sub_(0.5).mul_(2).mean(dim=1).flatten(1)[:, :3]
+"""
+    (workspace.root / "models" / "in_place.py").write_text(net)
+    model = imported(workspace, declared("factory", factory="in_place:Net", input={"channels": channels}))
+    assert isinstance(model, ImportedClassifier)
+    model.batch_size = batch_size
+    images = torch.full((2, 1, SIDE, SIDE), 0.75, requires_grad=True)
+    logits = model(images)
+    assert logits.unique().tolist() == [0.5]
+    logits.sum().backward()  # type: ignore[no-untyped-call]
+    assert images.detach().unique().tolist() == [0.75]
+    assert images.grad is not None
+    assert images.grad.unique().tolist() == [0, 2]
 
 
 def test_the_order_of_the_classes_is_that_of_the_data(

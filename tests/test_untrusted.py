@@ -1,6 +1,7 @@
 """Hostile model files are refused with one message, and none of their code runs; harmless ones of each format load."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from safetensors.torch import save
 from tasks.core.workspace import Workspace
 from tasks.models.loading import import_classifier
 from tasks.params import Classifier
-from tests.faults.untrusted_files import Net, hostile_files, onnx_model, program, script, torch_saved
+from tests.faults.untrusted_files import (
+    Net,
+    hostile_files,
+    onnx_graph,
+    onnx_model,
+    program,
+    script,
+    torch_saved,
+)
 
 NAMES = list(hostile_files(Path(), Path()))
 
@@ -47,6 +56,25 @@ def test_a_hostile_file_is_refused(name: str, tmp_path: Path, models: Path) -> N
     with pytest.raises(ValueError, match=r"^classifier\.(weights|file): .*refused"):
         load(tmp_path, source, file, content)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [({"x": "UINT8"}, "x (uint8)"), ({"x": "FLOAT16"}, "x (float16)"), ({"x": "FLOAT", "k": "FLOAT"}, "x (float), k")],
+)
+def test_an_onnx_model_with_other_inputs_than_one_of_float32_is_one_message(
+    inputs: dict[str, str], found: str, tmp_path: Path, models: Path
+) -> None:
+    from onnx import TensorProto, helper
+
+    assert models.is_dir()
+    nodes = [helper.make_node("Cast", [list(inputs)[-1]], ["y"], to=TensorProto.FLOAT)]
+    content = onnx_graph(nodes, {}, {name: TensorProto.DataType.Value(kind) for name, kind in inputs.items()})
+    message = (
+        rf"^classifier\.file: the file is refused: it has the inputs {re.escape(found)}.*One input of the type float"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, "onnx", "m.onnx", content)
 
 
 def test_there_are_at_least_20_cases() -> None:

@@ -82,11 +82,14 @@ class ImportedClassifier(nn.Module):
         return self.run(self.to_input(images))
 
     def run(self, inputs: Tensor) -> Tensor:
-        """Return the output of the network, ``(N, ...)``, for images as it expects them, of :meth:`to_input`."""
+        """Return the output of the network, ``(N, ...)``, for images as it expects them, of :meth:`to_input`.
+
+        The network gets a copy, because it may change its input in place.
+        """
         if not self.batch_size:
-            return output_tensor(self.network(inputs))
+            return output_tensor(self.network(inputs.clone()))
         parts = torch.split(inputs, self.batch_size)
-        return torch.cat([output_tensor(self.network(part)) for part in parts])
+        return torch.cat([output_tensor(self.network(part.clone())) for part in parts])
 
     def to_input(self, images: Tensor) -> Tensor:
         """Return images ``(N, C, H, W)`` in [0, 1] as the network expects them."""
@@ -110,17 +113,25 @@ class ImportedClassifier(nn.Module):
         """Return logits ``(N, K)`` in the order of the classes for outputs of the network.
 
         Raises:
-            ValueError: the network has another number of outputs than ``output`` declares.
+            ValueError: the network has another number of outputs than ``output`` declares, or no labels of the classes.
         """
         kind, n = self.output.kind, len(self.order)
         output = output.float()
         if kind == "labels":
-            return LABEL_LOGIT * F.one_hot(output.long().flatten(), n)[:, self.order].float()
+            labels = output.long().flatten()
+            is_class = (labels == output.flatten()) & (labels >= 0) & (labels < n)
+            if len(labels) != len(output) or not bool(is_class.all()):
+                raise ValueError(
+                    f"classifier.output: the network returns {str(output.tolist())[:80]}. One number of a class, from "
+                    f"0 to {n - 1}, for each image is allowed for kind labels. Correct the network, or declare the "
+                    "kind of its outputs"
+                )
+            return LABEL_LOGIT * F.one_hot(labels, n)[:, self.order].float()
         if kind.startswith("sigmoid"):
             output = self._finding(output)
             logit = output if kind == "sigmoid_logit" else torch.logit(output, eps=2.0**-24)
             return torch.stack([torch.zeros_like(logit), logit], dim=1)[:, self.order]
-        output = output.flatten(1)
+        output = output.reshape(len(output), -1)
         if output.shape[1] != n:
             raise ValueError(
                 f"classifier.output: the network has {output.shape[1]} outputs for the {n} classes of acquire.classes. "

@@ -16,6 +16,7 @@ from tasks.core.workspace import Workspace
 from tasks.models.classifier import build_classifier
 from tasks.models.files import load_build_arguments, load_model
 from tasks.models.imported import ImportedClassifier, output_order
+from tasks.models.served_outputs import SERVED_OUTPUTS, check_served_outputs, write_served_outputs
 from tasks.models.sources import ONNX, PROGRAM, SCRIPT, build_network, refusing
 from tasks.models.untrusted import check_onnx, check_program, read_weights, user_file
 from tasks.params import Classifier
@@ -73,18 +74,23 @@ def build_imported(
 ) -> ImportedClassifier:
     """Build an imported classifier from its copied files. A factory's network has the weights of its own.
 
+    A server is asked once, and its outputs are compared with those at the import.
+
     Args:
         imported: the section ``classifier``.
         order: position among the outputs of each class.
         image_size: height and width of the prepared images.
         batch_size: see :class:`ImportedClassifier`.
         files: folder of the copies.
+
+    Raises:
+        ValueError: the file is refused, the factory fails, or the served model has changed.
     """
     # as JSON: lists are tuples there
     classifier = Classifier.model_validate_json(json.dumps(imported))
     size = classifier.input.size or (image_size[0], image_size[1])
     network, has_gradients = build_network(classifier, files, (classifier.input.channels, *size))
-    return ImportedClassifier(
+    model = ImportedClassifier(
         network,
         classifier.input,
         classifier.output,
@@ -95,6 +101,10 @@ def build_imported(
         classifier.head_layer,
         classifier.feature_map_layer,
     )
+    if (files / SERVED_OUTPUTS).is_file():
+        assert classifier.address is not None
+        check_served_outputs(model, size, files, classifier.address)
+    return model
 
 
 def import_classifier(
@@ -139,6 +149,10 @@ def import_classifier(
         weights = read_weights(user_file(folder, classifier.weights, "classifier.weights"), "classifier.weights")
         load_weights(model.network, weights, classifier)
     model.batch_size = arguments["batch_size"] = find_batch_size(model, (n_channels, *image_size))
+    if classifier.source == "http":
+        write_served_outputs(model, classifier.input.size or image_size, files)
+        # its digest depends on the outputs
+        model = build_imported(files=files, **arguments)
     return model.eval().requires_grad_(False), arguments
 
 
@@ -234,7 +248,7 @@ def find_batch_size(model: ImportedClassifier, shape: tuple[int, int, int]) -> i
         except Exception as error:
             failure = failure or error
             continue
-        if len(outputs) == len(images):
+        if outputs.ndim and len(outputs) == len(images):
             with torch.inference_mode():
                 model.to_logits(outputs)
             return batch_size

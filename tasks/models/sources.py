@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tasks.models.imported import output_tensor
-from tasks.models.queried import MaiteNetwork, Queried, http_query, onnx_query
+from tasks.models.imported import ImportedClassifier, output_tensor
+from tasks.models.queried import MaiteNetwork, Queried, http_query, onnx_outputs, onnx_query
+from tasks.models.trial_images import trial_images
 from tasks.models.untrusted import check_onnx, check_program, check_torchscript
 from tasks.params import Classifier
 
@@ -21,6 +23,8 @@ PROGRAM, SCRIPT, ONNX = "model.pt2", "model.torchscript", "model.onnx"
 """Names of the copies of model files below ``data/train_classifier/files``."""
 ONNX_TOLERANCE = 1e-4
 """Maximum difference of a converted ONNX model from onnxruntime, relative to the largest output."""
+ONNX_ROUNDING = 1e-6
+"""Absolute difference that is allowed beside it."""
 ONNX_VERSIONS = (None, 18, 17, 15)
 """Versions of the operators that are tried for the conversion; None: those of the file."""
 
@@ -69,7 +73,8 @@ def build_network(classifier: Classifier, files: Path, image_shape: tuple[int, i
                 script: nn.Module = torch.jit.load(str(files / SCRIPT), map_location="cpu")  # type: ignore[no-untyped-call]  # torch's annotation
                 return script.eval(), True
         case "onnx":
-            return load_onnx(files / ONNX, image_shape)
+            bare = ImportedClassifier(nn.Identity(), classifier.input, classifier.output, order=())
+            return load_onnx(files / ONNX, bare.to_input(trial_images(image_shape)))
         case _:
             assert classifier.source == "http"
             assert classifier.address is not None
@@ -155,8 +160,12 @@ def load_program(path: Path) -> nn.Module:
     return network
 
 
-def load_onnx(path: Path, image_shape: tuple[int, int, int]) -> tuple[nn.Module, bool]:
+def load_onnx(path: Path, inputs: Tensor) -> tuple[nn.Module, bool]:
     """Load an ONNX model as torch modules if they give its outputs, else for queries by onnxruntime.
+
+    Args:
+        path: of the file.
+        inputs: images as the network expects them, ``(n, C, H, W)``, on which the outputs are compared.
 
     Raises:
         ValueError: the file is damaged or refused, or the packages for ONNX are missing.
@@ -171,26 +180,60 @@ def load_onnx(path: Path, image_shape: tuple[int, int, int]) -> tuple[nn.Module,
         ) from error
     with refusing("classifier.file"):
         model = check_onnx(path)
-        content = onnx.ModelProto.SerializeToString(model)
-        session = Queried(onnx_query(content), ONNX)
-    trial = torch.rand(1, *image_shape, generator=torch.Generator().manual_seed(0))
-    expected = output_tensor(session(trial))
+        session = Queried(onnx_query(model.SerializeToString()), ONNX)
+        queries = onnx_outputs(with_scores(model).SerializeToString())
+        expected = [queries(image[None].numpy()) for image in inputs]
+        # refuses outputs that are not finite
+        session(inputs[:1])
     for version in ONNX_VERSIONS:
         try:
             changed = model if version is None else onnx.version_converter.convert_version(model, version)
             network: nn.Module = onnx2torch.convert(changed).eval()
-            found = output_tensor(network(trial))
+            compared: nn.Module = onnx2torch.convert(with_scores(changed)).eval()
+            with torch.inference_mode():
+                found = [compared(image[None]) for image in inputs]
         except Exception as error:
             # both converters raise many types of exceptions for operators that they do not support
             log.debug("onnx2torch, operators of version %s: %s", version, error)
             continue
-        scale = expected.abs().max().clamp_min(1)
-        if found.shape == expected.shape and bool((found - expected).abs().max() <= ONNX_TOLERANCE * scale):
+        arrays = [[np.asarray(part) for part in (row if isinstance(row, list | tuple) else [row])] for row in found]
+        if _same_outputs(arrays, expected):
             return network, True
     log.warning(
         "classifier.file: onnx2torch can't convert the ONNX model, so it is queried for scores without gradients"
     )
     return session, False
+
+
+def with_scores(model: Any) -> Any:
+    """Copy an ONNX model; inputs of each softmax and sigmoid, which hide differences where they saturate, are outputs.
+
+    Args:
+        model: ``onnx.ModelProto``.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    given = {value.name for value in (*copy.graph.output, *copy.graph.input)}
+    scores = [node.input[0] for node in copy.graph.node if node.op_type in ("Softmax", "Sigmoid")]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(scores) if name not in given)
+    return copy
+
+
+def _same_outputs(found: list[list[np.ndarray]], expected: list[list[np.ndarray]]) -> bool:
+    """Compare outputs of each image, relative to the largest value for it or for the median image."""
+    if any(len(row) != len(wanted) for row, wanted in zip(found, expected, strict=True)):
+        return False
+    for parts, wanted in zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True):
+        largest = [np.abs(part[np.isfinite(part)]).max(initial=0) for part in wanted]
+        for part, of_original, own in zip(parts, wanted, largest, strict=True):
+            tolerance = ONNX_TOLERANCE * max(own, np.median(largest)) + ONNX_ROUNDING
+            if part.size != of_original.size or not np.allclose(
+                part.ravel(), of_original.ravel(), rtol=0, atol=tolerance, equal_nan=True
+            ):
+                return False
+    return True
 
 
 def has_gradients(network: nn.Module, image_shape: tuple[int, int, int]) -> bool:

@@ -5,6 +5,7 @@ No function here runs code of a file. Weights are read as safetensors, or by tor
 
 import io
 import json
+import math
 import pickletools
 import re
 import zipfile
@@ -18,6 +19,10 @@ from torch import Tensor
 MAX_INFLATION = 3
 """Maximum ratio of the sizes of an archive's members and of the archive. torch does not compress its archives."""
 MAX_JSON_BYTES = 2**28
+MAX_ONNX_VALUES = 2**28
+"""Maximum number of values of an array within an ONNX model, for one image."""
+ONNX_LOOPS = ("Loop", "Scan", "SequenceMap")
+"""Operators of ONNX whose effort depends on values."""
 
 SAFE_GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter|parameter_with_state|qtensor)"
@@ -184,7 +189,8 @@ def check_onnx(path: Path) -> Any:
     """Read an ONNX model whose external data lie in its folder; return it, with these data.
 
     Raises:
-        ValueError: it is damaged, or its external data are missing or lie elsewhere.
+        ValueError: it is damaged, its external data are missing or lie elsewhere, it takes anything but one array of
+            float32, or it has loops or huge values.
     """
     import onnx
 
@@ -198,7 +204,52 @@ def check_onnx(path: Path) -> Any:
         onnx.checker.check_model(model)
     except Exception as error:
         raise ValueError(f"it is no valid ONNX model: {str(error).strip().partition(chr(10))[0]}") from error
+    _check_onnx_inputs(model)
+    _check_onnx_effort(model)
     return model
+
+
+def _check_onnx_inputs(model: Any) -> None:
+    """Check that an ONNX model takes one array of float32.
+
+    Raises:
+        ValueError: it takes another input, or several.
+    """
+    import onnx
+
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    types = {value.name: value.type.tensor_type.elem_type for value in inputs}
+    if list(types.values()) != [onnx.TensorProto.FLOAT]:
+        found = ", ".join(
+            f"{name} ({onnx.TensorProto.DataType.Name(number).lower()})" for name, number in types.items()
+        )
+        raise ValueError(f"it has the inputs {found or 'none'}. One input of the type float (32 bits) is allowed")
+
+
+def _check_onnx_effort(model: Any) -> None:
+    """Check that an ONNX model has no loops and no huge values, without running it.
+
+    Raises:
+        ValueError: it does.
+    """
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    waiting = [inferred.graph, *inferred.functions]
+    while waiting:
+        graph = waiting.pop()
+        for node in graph.node:
+            if node.op_type in ONNX_LOOPS:
+                raise ValueError(f"it has the operator {node.op_type}. Networks without loops are allowed")
+            waiting += [each for attribute in node.attribute for each in (attribute.g, *attribute.graphs) if each.node]
+        if isinstance(graph, onnx.GraphProto):
+            for value in (*graph.value_info, *graph.output):
+                sizes = [size.dim_value for size in value.type.tensor_type.shape.dim if size.HasField("dim_value")]
+                if math.prod(sizes) > MAX_ONNX_VALUES:
+                    raise ValueError(
+                        f"{value.name} has the shape {sizes}. At most {MAX_ONNX_VALUES} values are allowed"
+                    )
 
 
 def _check_pickle(content: bytes, name: str) -> None:

@@ -114,6 +114,47 @@ def onnx_model(location: str | None, folder: Path, length: int = 512) -> bytes:
     return content
 
 
+def onnx_graph(nodes: list[Any], constants: dict[str, Any], inputs: dict[str, int]) -> bytes:
+    """An ONNX model whose inputs have the given types, and whose output is ``y``."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = [helper.make_tensor_value_info(name, number, ["n", 1, 8, 8]) for name, number in inputs.items()]
+    ends.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1, 8, 8]))
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", ends[:-1], ends[-1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def onnx_loop() -> bytes:
+    """A loop of 2^62 iterations."""
+    from onnx import TensorProto, helper
+
+    ends = {"i": TensorProto.INT64, "c": TensorProto.BOOL, "v": TensorProto.FLOAT}
+    nodes = [helper.make_node("Identity", [name], [f"{name}_next"]) for name in ("c", "v")]
+    shapes: dict[str, list[Any]] = {"i": [], "c": [], "v": ["n", 1, 8, 8]}
+    values = [helper.make_tensor_value_info(name, ends[name], shapes[name]) for name in ends]
+    after = [helper.make_tensor_value_info(f"{name}_next", ends[name], shapes[name]) for name in ("c", "v")]
+    body = helper.make_graph(nodes, "body", values, after)
+    loop = helper.make_node("Loop", ["times", "go", "x"], ["y"], body=body)
+    return onnx_graph([loop], {"times": 2**62, "go": True}, {"x": TensorProto.FLOAT})
+
+
+def onnx_bomb() -> bytes:
+    """A file of a few bytes with an array of 24 GB, whose size it computes."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Mul", ["a", "a"], ["size"]),
+        helper.make_node("ConstantOfShape", ["size"], ["large"]),
+        helper.make_node("ReduceMean", ["large"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["x", "mean"], ["y"]),
+    ]
+    return onnx_graph(nodes, {"a": [77460]}, {"x": TensorProto.FLOAT})
+
+
 def safetensors_with(header: dict[str, Any], data: bytes, size: int | None = None) -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text) if size is None else size) + text + data
@@ -275,5 +316,7 @@ def hostile_files(trace: Path, folder: Path) -> dict[str, Case]:
         "ONNX with data at an absolute path": ("onnx", "m.onnx", lambda: onnx_model("/etc/hostname", folder)),
         "ONNX with longer data than their file": ("onnx", "m.onnx", lambda: onnx_model("data.bin", folder, 2**40)),
         "ONNX with missing data": ("onnx", "m.onnx", lambda: onnx_model("none.bin", folder)),
+        "ONNX with a loop of 2^62 iterations": ("onnx", "m.onnx", onnx_loop),
+        "ONNX with an array of 24 GB": ("onnx", "m.onnx", onnx_bomb),
         "ONNX with a link as data": ("onnx", "m.onnx", lambda: onnx_model("link.bin", folder)),
     }
