@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from tasks.core.durable import rename_durably
 from tasks.params import ParamsError, load_params
 
 POOL = "ct-robustness"
@@ -77,10 +78,14 @@ def credentials() -> str:
     """User and password of the server: of the environment, or generated once for this folder."""
     if given := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         return given
-    if not CREDENTIALS.exists():
+    # an earlier version could leave an empty file
+    if not CREDENTIALS.exists() or not CREDENTIALS.stat().st_size:
         CREDENTIALS.parent.mkdir(exist_ok=True)
-        CREDENTIALS.touch(mode=0o600)
-        CREDENTIALS.write_text(f"admin:{secrets.token_urlsafe(24)}", encoding="utf-8")
+        partial = CREDENTIALS.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)
+        partial.write_text(f"admin:{secrets.token_urlsafe(24)}", encoding="utf-8")
+        rename_durably(partial, CREDENTIALS)
     return CREDENTIALS.read_text(encoding="utf-8")
 
 

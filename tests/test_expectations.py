@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -186,6 +187,27 @@ def test_data_docs_of_equal_manifests_have_equal_bytes(
     assert "index.html" in pages
     assert any("validations/images" in page and "healthy/5.png" in text for page, text in pages.items())
     assert not any(str(tmp_path) in text for text in pages.values())
+
+
+@pytest.mark.parametrize("name", ["p$FOO", "p${FOO}", "p$", "p\\$FOO"])
+def test_data_docs_are_written_to_the_folder_itself_if_its_name_is_that_of_a_variable(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOO", "/../outside")
+    validate_table(table(), tmp_path / "workspace" / name)
+    assert (tmp_path / "workspace" / name / "index.html").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["workspace"]
+    assert [path.name for path in (tmp_path / "workspace").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/New_York", "America/Sao_Paulo"])
+def test_data_docs_do_not_depend_on_the_time_zone(
+    zone: str, faults: tuple[dict[str, ExpectationResult], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tzlocal.get_localzone", lambda: ZoneInfo(zone))
+    validate_table(faulty_table(), tmp_path, UNREADABLE)
+    assert digest_of(tmp_path) == digest_of(faults[1])
+    assert "1970-01-01 00:00:00 UTC" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("reverse", [False, True])

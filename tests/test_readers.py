@@ -5,6 +5,7 @@ import io
 import os
 import re
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+)
 
 from tasks.dataset.images import Reading, read_image
 from tasks.dataset.intensity import IntensityRange
@@ -195,6 +203,108 @@ def test_a_tiff_whose_pages_form_a_loop_is_refused_at_once(tmp_path: Path) -> No
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(ImageError, match="the pages of the TIFF form a loop"):
         read_stored(tmp_path / "a.tif")
+
+
+def encoded(codec: str, height: int, width: int) -> bytes:
+    import imagecodecs
+
+    pixels = np.full((height, width, 3), 7, np.uint8) if codec == "webp" else np.full((height, width), 7, np.uint8)
+    options = {"lossless": True} if codec == "webp" else {}
+    return bytes(getattr(imagecodecs, f"{codec}_encode")(pixels, **options))
+
+
+def tiff_with(stream: bytes, compression: int, tile: int | None = None) -> bytes:
+    """A TIFF of 64 x 48 pixels in one strip, or in one tile with this side, which holds a compressed image."""
+    n_channels = 3 if compression == 50001 else 1
+    tags = [(256, 64), (257, 48), (258, 8), (259, compression), (262, 2 if n_channels == 3 else 1), (277, n_channels)]
+    tags += [(322, tile), (323, tile), (324, 0), (325, len(stream))] if tile else []
+    tags += [] if tile else [(273, 0), (278, 48), (279, len(stream))]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, 1, start if tag in (273, 324) else value) for tag, value in sorted(tags)
+    )
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + stream
+
+
+@pytest.mark.parametrize(("codec", "compression"), [("jpeg8", 7), ("jpeg2k", 34712), ("webp", 50001), ("png", 34933)])
+def test_a_compressed_image_that_is_larger_than_its_tiff_declares_is_refused(
+    tmp_path: Path, codec: str, compression: int
+) -> None:
+    path = tmp_path / "a.tif"
+    for tile in (None, 64):
+        path.write_bytes(tiff_with(encoded(codec, tile or 48, 64), compression, tile))
+        assert (read_stored(path).values == 7).all()
+        for height, width in ((96, 64), (48, 128), (480, 640)):
+            path.write_bytes(tiff_with(encoded(codec, height, width), compression, tile))
+            with pytest.raises(ImageError, match=f"wrong image size: .* {width} x {height} pixels, but the header"):
+                read_stored(path)
+
+
+def test_a_tiff_with_tiles_above_the_pixel_limit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff_with(zlib.compress(bytes(4096 * 4096)), 8, 4096))
+    with pytest.raises(ImageError, match=r"4096 x 4096 pixels are more than validate\.max_megapixels 1 allows"):
+        read_stored(tmp_path / "a.tif", 1)
+
+
+def test_a_compressed_image_without_a_known_size_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff_with(encoded("jpegxl", 48, 64), 50002))
+    with pytest.raises(
+        ImageError, match=r"none of JPEG, JPEG-LS, JPEG 2000, PNG and WebP\. Save the image uncompressed"
+    ):
+        read_stored(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("codec", "syntax"),
+    [("jpeg8", JPEGBaseline8Bit), ("jpegls", JPEGLSLossless), ("jpeg2k", JPEG2000Lossless)],
+    ids=["JPEG", "JPEG-LS", "JPEG 2000"],
+)
+def test_a_compressed_image_that_is_larger_than_its_dicom_file_declares_is_refused(
+    tmp_path: Path, codec: str, syntax: str
+) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(small_dicom(None)))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.RescaleIntercept = 8, 8, 7, 0
+    for height, width in ((6, 8), (12, 8), (6, 16), (600, 800)):
+        dataset.PixelData = encapsulate([encoded(codec, height, width)])
+        dataset["PixelData"].VR = "OB"
+        dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+        if (height, width) == (6, 8):
+            assert (read_stored(tmp_path / "a.dcm").values == 7).all()
+        else:
+            with pytest.raises(ImageError, match=f"wrong image size: .* {width} x {height} pixels, but the header"):
+                read_stored(tmp_path / "a.dcm")
+
+
+def test_a_jpeg_2000_image_with_a_palette_or_many_channels_is_refused(tmp_path: Path) -> None:
+    stream = bytearray(encoded("jpeg2k", 48, 64))
+    start = stream.index(b"\xff\x4f\xff\x51")
+    boxes = struct.pack(">I4sI", 12, b"jP  ", 0x0D0A870A) + struct.pack(">I4s", 8, b"pclr")
+    (tmp_path / "a.tif").write_bytes(tiff_with(boxes + struct.pack(">I4s", 0, b"jp2c") + stream[start:], 34712))
+    with pytest.raises(ImageError, match="within the file is none of JPEG"):
+        read_stored(tmp_path / "a.tif")
+    struct.pack_into(">H", stream, start + 40, 16384)
+    (tmp_path / "a.tif").write_bytes(tiff_with(bytes(stream), 34712))
+    with pytest.raises(ImageError, match=r"16384 channels\. At most 8 are allowed"):
+        read_stored(tmp_path / "a.tif")
+
+
+def test_a_deflated_dicom_file_is_read_up_to_the_maximum_size_and_refused_beyond(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(small_dicom(None)))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+    assert read_stored(tmp_path / "a.dcm").shape == (6, 8)
+    content, identifier = (tmp_path / "a.dcm").read_bytes(), DeflatedExplicitVRLittleEndian.encode()
+    start = content.index(identifier) + len(identifier)
+    tags = zlib.decompress(content[start:], -zlib.MAX_WBITS)
+    compressor = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    deflated = compressor.compress(tags + struct.pack("<HH2sHI", 0x7FE1, 0x1010, b"OB", 0, 2**29))
+    deflated += compressor.flush(zlib.Z_FULL_FLUSH)
+    block = compressor.compress(bytes(2**20)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    (tmp_path / "b.dcm").write_bytes(content[:start] + deflated + 2**9 * block + b"\x03\x00")
+    for read in (read_stored, lambda path: image_names(path, Volumes("all"))):
+        with pytest.raises(ImageError, match="deflated DICOM file is larger than 536870912 bytes after decompression"):
+            read(tmp_path / "b.dcm")
 
 
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", "zstd"])

@@ -1,6 +1,7 @@
 """Notification of failures by a webhook, and the schedule of the audit, with a real Prefect server."""
 
 import asyncio
+import errno
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from prefect.deployments.steps.core import run_steps
 from ruamel.yaml import YAML
 
 from flows.audit import robustness_audit
+from flows.serve import CREDENTIALS, credentials
 from flows.server import AUDIT, NOTIFY, WEBHOOK, audit_is_scheduled, notify, set_audit_schedule
 from tests.all_flows import all_flows
 from tests.conftest import ROOT
@@ -70,3 +72,21 @@ def test_the_documented_pull_steps_clone_the_repository_and_enter_it(
     assert Path.cwd().parent == tmp_path
     assert Path("params.yaml").exists()
     assert Path("pulled").exists()
+
+
+def test_credentials_are_generated_again_after_a_full_disk_or_an_empty_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk is full")))
+        with pytest.raises(OSError, match="disk is full"):
+            credentials()
+    assert not CREDENTIALS.exists()
+    CREDENTIALS.touch()
+    generated = credentials()
+    assert re.fullmatch(r"admin:[\w-]{32}", generated)
+    assert credentials() == generated
+    assert CREDENTIALS.stat().st_mode & 0o077 == 0
+    assert list(CREDENTIALS.parent.iterdir()) == [CREDENTIALS]

@@ -288,6 +288,43 @@ def test_runs_in_two_threads_do_not_mix(
         assert [metric.value for metric in history] == [hash(name) % 1000] * 20
 
 
+@pytest.mark.parametrize("name", ["scans?", "100%", 'the "new" scans'])
+def test_a_folder_whose_name_mlflow_cannot_use_is_refused_before_the_step_begins(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+) -> None:
+    (tmp_path / name / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    began: list[str] = []
+
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        began.append("prepare")
+
+    with pytest.raises(ValueError, match=r"path of the tracking store: .* contains .*set MLFLOW_TRACKING_URI"):
+        run_step(prepare, Workspace(), params_with({}))
+    assert not began
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert not (tmp_path / name / "tracking-outbox").exists()
+
+
+def test_runs_are_stored_in_a_folder_with_an_apostrophe_and_a_number_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params_with: Callable[..., Params]
+) -> None:
+    (tmp_path / "o'Brien #1" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "o'Brien #1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        tracker.model("net", torch.nn.Flatten(), np.zeros((1, 1, 4, 4), np.float32))
+
+    run_step(prepare, Workspace(), params_with({}))
+    assert (tmp_path / "o'Brien #1" / "mlflow.db").is_file()
+    (run,) = runs_of(MlflowClient(f"sqlite:///{tmp_path}/o'Brien #1/mlflow.db"), "prepare")
+    assert run.info.status == "FINISHED"
+    assert list((tmp_path / "o'Brien #1" / "mlartifacts").rglob("MLmodel"))
+    assert not Path("tracking-outbox").exists()
+
+
 def test_two_processes_create_a_store_at_the_same_time(tmp_path: Path) -> None:
     script = "from tasks.tracking.store import Store; Store().open('a key', 'prepare', {}, 1)"
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}

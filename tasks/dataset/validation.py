@@ -86,7 +86,8 @@ def validate_manifest(
             "store_backend": {
                 "class_name": SortedFilesystemStore.__name__,
                 "module_name": SortedFilesystemStore.__module__,
-                "base_directory": str(data_docs.absolute()),
+                # otherwise Great Expectations replaces $NAME by the environment variable
+                "base_directory": str(data_docs.absolute()).replace("$", r"\$"),
             },
         },
     )
@@ -210,6 +211,8 @@ def _remove_times_and_ids(data_docs: Path) -> None:
 
 def _without_times_and_ids(text: str) -> str:
     text = re.sub(r"\b\d{8}T\d{6}\.\d{6}Z", f"{FIXED_RUN_TIME:%Y%m%dT%H%M%S.%fZ}", text)
+    # the index page has the time in the local time zone
+    text = re.sub(r"\b(1969-12-31|1970-01-01) \d\d:\d\d:\d\d [\w+-]+", f"{FIXED_RUN_TIME:%Y-%m-%d %H:%M:%S %Z}", text)
     ids: dict[str, str] = {}
     uuid = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     return re.sub(uuid, lambda match: ids.setdefault(match[0], f"id-{len(ids)}"), text)

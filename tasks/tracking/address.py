@@ -6,6 +6,8 @@ from urllib.parse import unquote, urlsplit
 
 EXPERIMENT = "ct-robustness"
 """Default name of the experiment and of the registered model."""
+UNESCAPED = {"?", "%", '"'}
+"""Characters that MLflow does not escape in the path of an SQLite file and in statements of SQL."""
 
 
 def experiment_name() -> str:
@@ -23,8 +25,19 @@ def tracking_uri() -> str:
 
     User and password of a server's address move to MLflow's variables for them, because MLflow's messages contain the
     address.
+
+    Raises:
+        ValueError: the path of the default file has a character that MLflow does not escape.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home().absolute() / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        folder = home().absolute()
+        if found := sorted(UNESCAPED & set(str(folder))):
+            raise ValueError(
+                f"path of the tracking store: {folder} contains {' '.join(found)}. MLflow can't use such a path. Move "
+                "the repository, or set MLFLOW_TRACKING_URI to another place."
+            )
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
     address = urlsplit(uri)
     if address.scheme in ("http", "https") and address.username and address.password:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)

@@ -9,7 +9,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -67,13 +67,7 @@ def check_png(file: BinaryIO) -> None:
     for left, top, column_step, row_step in ADAM7 if interlaced else ((0, 0, 1, 1),):
         columns, rows = math.ceil((width - left) / column_step), math.ceil((height - top) / row_step)
         declared += rows * row_bytes(columns) if columns > 0 and rows > 0 else 0
-    decompressor, found = zlib.decompressobj(), 0
-    for piece in pieces:
-        rest = piece
-        while rest and found < declared + row_bytes(width):
-            found += len(decompressor.decompress(rest, BLOCK_BYTES))
-            rest = decompressor.unconsumed_tail
-    check_byte_count(found, declared, row_bytes(width))
+    check_byte_count(n_inflated(pieces, declared + row_bytes(width)), declared, row_bytes(width))
 
 
 def check_bmp(image: Image.Image, file: BinaryIO, n_bytes: int) -> None:
@@ -112,7 +106,7 @@ def check_jpeg(content: bytes) -> None:
     # number of missing bits of each coefficient of each component; -1: all bits are missing
     missing_bits = np.full((1, 64), -1)
     pieces, copied = [], 0
-    for marker, segment, start, end in _jpeg_segments(content):
+    for marker, segment, start, end in jpeg_segments(content):
         if marker in START_OF_FRAME_MARKERS:
             is_lossless = marker == LOSSLESS_FRAME
             component_ids = list(segment[6 : 6 + 3 * segment[5] : 3])
@@ -174,7 +168,7 @@ def _png_chunks(file: BinaryIO) -> Iterator[bytes]:
         file.seek(4, io.SEEK_CUR)
 
 
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, int, int]]:
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, int, int]]:
     """Marker and content of each segment, and start and end of the data after it. Only scans have such data."""
     position = 2
     while (found := MARKER_PATTERN.search(content, position)) and found[1][0] != END_OF_IMAGE:
@@ -188,6 +182,23 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes, int, int]]:
             next_marker = END_OF_SCAN_PATTERN.search(content, position)
             position = next_marker.start() if next_marker else len(content)
         yield marker, segment, data_start, position
+
+
+def n_inflated(pieces: Iterable[bytes], enough: int, window_bits: int = zlib.MAX_WBITS) -> int:
+    """Size of compressed data after decompression, in bytes; at ``enough`` bytes the count stops.
+
+    Args:
+        pieces: the data; a small piece at a time is decompressed, in blocks of :data:`BLOCK_BYTES`.
+        enough: the count ends with the block that reaches this number.
+        window_bits: as for :func:`zlib.decompressobj`; negative for data without a header.
+    """
+    decompressor, found = zlib.decompressobj(window_bits), 0
+    for piece in pieces:
+        rest = piece
+        while rest and found < enough:
+            found += len(decompressor.decompress(rest, BLOCK_BYTES))
+            rest = decompressor.unconsumed_tail
+    return found
 
 
 def check_byte_count(found: int, declared: int, row_bytes: int) -> None:

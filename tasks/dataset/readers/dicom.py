@@ -1,7 +1,9 @@
 """DICOM, decoded by pydicom and its plug-ins."""
 
+import io
 import logging
 import warnings
+import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -9,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.dataset.readers.completeness import IncompleteImageError
+from tasks.dataset.readers.completeness import BLOCK_BYTES, IncompleteImageError, n_inflated
 from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage, check_pixels, range_of_bits, several_frames
+from tasks.dataset.readers.streams import check_stream
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -19,6 +22,8 @@ SUFFIXES = (".dcm", ".dicom")
 PREAMBLE = 128
 """Bytes before the characters DICM."""
 MAX_CHANNELS = 4
+MAX_INFLATED_BYTES = 2**29
+"""Maximum size of a deflated file (transfer syntax 1.2.840.10008.1.2.1.99) after decompression."""
 PIXEL_GROUPS = (0x0028, 0x7FE0)
 MODALITY, SOP_CLASS, COMMENTS = 0x00080060, 0x00080016, (0x00284000,)
 
@@ -55,7 +60,9 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
         IncompleteImageError: pixels are missing.
         Exception: for damaged files, decoders raise errors of many types.
     """
+    from pydicom.encaps import get_frame
     from pydicom.pixels import apply_color_lut, apply_rescale, get_decoder, pixel_array
+    from pydicom.uid import RLELossless
 
     dataset = _read(path, with_pixels=True) if frame is None else _several_frames(path, path.stat().st_mtime_ns)
     n_frames = _n_frames(dataset, path)
@@ -80,6 +87,11 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
             f"{path}: no decoder for the compression {syntax.name}. Save the file uncompressed, or install a plug-in "
             "of pydicom that decodes it."
         )
+    if syntax is not None and syntax.is_encapsulated and syntax != RLELossless:
+        tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+        offsets = None if None in tables else tables
+        stream = get_frame(dataset.PixelData, frame or 0, number_of_frames=n_frames, extended_offsets=offsets)
+        check_stream(stream, int(dataset.Columns), int(dataset.Rows))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -186,13 +198,34 @@ def _read(path: Path, with_pixels: bool) -> "Dataset":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            # force: files of old scanners have no preamble
-            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not with_pixels)
+            with _BoundedReader(io.FileIO(path)) as file:
+                # force: files of old scanners have no preamble
+                dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not with_pixels)
         except (InvalidDicomError, EOFError):
             dataset = None
     if dataset is None or not (has_dicom_magic(path) or "SOPClassUID" in dataset):
         raise ImageError(f"{path}: the content is no DICOM file: it has no DICM and no SOPClassUID. {ADVICE}")
     return dataset
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file that is checked before pydicom inflates it. Only for this does pydicom read a file to its end at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            ImageError: all bytes are read, and are larger than :data:`MAX_INFLATED_BYTES` after decompression.
+        """
+        content = super().read(size)
+        if size is None or size < 0:
+            pieces = (content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES))
+            if n_inflated(pieces, MAX_INFLATED_BYTES + 1, -zlib.MAX_WBITS) > MAX_INFLATED_BYTES:
+                raise ImageError(
+                    f"{self.name}: the deflated DICOM file is larger than {MAX_INFLATED_BYTES} bytes after "
+                    "decompression, which is the maximum. Save the file uncompressed, or remove it."
+                )
+        return content
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from tasks.dataset.readers.stored import (
     several_frames,
     upright,
 )
+from tasks.dataset.readers.streams import check_stream
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -28,6 +29,9 @@ MAX_SAMPLES = 8
 """Maximum number of channels, alpha and others included. More would only cost memory."""
 MAX_FRAMES = 4096
 ORIENTATION = 274
+BOUNDED = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000, 50013}
+"""Compressions whose decoder stops at the declared size: none, CCITT, LZW, deflate, PackBits, LZMA, Zstandard, PIXTIFF.
+All others are whole images with a size of their own."""
 GREY, COLOUR = ("MINISWHITE", "MINISBLACK"), ("RGB", "PALETTE", "SEPARATED", "YCBCR")
 """Photometric interpretations that are read."""
 
@@ -61,8 +65,12 @@ def read_tiff(path: Path, max_megapixels: float, frame: int | None = None) -> St
             raise several_frames(path, n_frames)
         page: Any = frames[frame or 0]
         check_pixels(page.imagewidth, page.imagelength, path, max_megapixels)
+        if page.is_tiled:
+            check_pixels(page.tilewidth, page.tilelength, path, max_megapixels)
         _check_supported(page, path)
         _check_complete(page, path.stat().st_size)
+        if page.compression not in BOUNDED:
+            _check_streams(page, path)
         values = page.asarray(maxworkers=1).reshape(page.shaped)
         # planes, depth, rows, columns, samples of a pixel -> rows, columns, channels
         values = np.moveaxis(values[:, 0], 0, 2).reshape(*values.shape[2:4], -1)
@@ -154,6 +162,16 @@ def _check_complete(page: "TiffPage", n_bytes: int) -> None:
     if page.compression == 1:
         row_bytes = math.ceil(page.imagewidth * page.bitspersample * page.samplesperpixel / n_planes / 8)
         check_byte_count(sum(counts), row_bytes * page.imagelength * n_planes, row_bytes)
+
+
+def _check_streams(page: "TiffPage", path: Path) -> None:
+    """Check the size of every compressed strip or tile before it is decoded."""
+    rows = min(page.rowsperstrip or page.imagelength, page.imagelength)
+    width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, rows)
+    with path.open("rb") as file:
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            check_stream(file.read(count), width, height)
 
 
 def _without_extra_channels(values: np.ndarray, page: Any) -> np.ndarray:
