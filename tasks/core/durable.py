@@ -23,6 +23,20 @@ def rename_durably(partial: Path, path: Path) -> None:
     synchronize(path.parent)
 
 
+def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write a file in pieces.
+
+    Raises:
+        OSError: the disk is full, or the file can't be written. The message names the file, unlike that of Python.
+    """
+    try:
+        with path.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def synchronize(path: Path) -> None:
     """Wait until the bytes of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

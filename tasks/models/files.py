@@ -7,15 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.core.durable import write_bytes
+
 if TYPE_CHECKING:
     from torch import nn
 
 
 def save_model(path: Path, model: "nn.Module", **build_arguments: Any) -> None:
     """Write the weights to ``path`` (``.safetensors``) and the keyword arguments of the builder to a JSON file."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, path)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    # the library's own error about a full disk is no OSError
+    write_bytes(path, save(tensors))
     path.with_suffix(".json").write_text(json.dumps(build_arguments, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

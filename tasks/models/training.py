@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_arrays, digest_of_model
-from tasks.core.durable import rename_durably
+from tasks.core.durable import rename_durably, write_bytes
 from tasks.core.source import check_sources
 from tasks.models.compute import autocast
 from tasks.models.seeding import torch_seeded, uses_global_rng
@@ -296,14 +296,9 @@ def _divergence_error(problem: str, epoch: int, settings: Training, checkpoint: 
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    with partial.open("w+b") as file:
-        # the digest is known when the state has been written
-        file.write(bytes(DIGEST_BYTES))
-        torch.save(state, file)
-        file.seek(DIGEST_BYTES)
-        digest = hashlib.file_digest(file, "sha256").digest()
-        file.seek(0)
-        file.write(digest)
+    # in memory first: torch's error about a full disk is no OSError
+    torch.save(state, content := io.BytesIO())
+    write_bytes(partial, hashlib.sha256(content.getbuffer()).digest(), content.getbuffer())
     rename_durably(partial, path)
 
 
