@@ -44,7 +44,7 @@ from tasks.reporting.sections.claims import results_at_other_eps
 from tasks.reporting.templating import gain_sentence
 from tasks.statistics.formatting import Row, eps_text, percent, with_interval
 
-DOCUMENTS = ("README.md", "docs/evidence/results.md", "docs/evidence/study-50-50.md")
+DOCUMENTS = ("README.md", "docs/evidence/results.md", "docs/evidence/study-50-50.md", "docs/evidence/choice.md")
 MARKERS = re.compile(
     r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL
 )
