@@ -46,13 +46,14 @@ def pipeline(
     Raises:
         RuntimeError: a step failed. Steps that do not need it have run.
     """
-    log_progress()
     params, workspace, stages = load_params(), Workspace(), DvcPipeline()
     steps, running = stages.steps(), dict[str, Any]()
     # steps run in threads. Threads that import the same packages at once can wait for each other forever, and so can a
     # thread that logs and one that imports ART
     for step in steps:
         load_step(step.partition("@")[0])
+    # after the import of ART, which configures logging
+    log_progress()
     with worker_pool(workers) as pool:
         # steps that wait for workers of a pool need no core here
         slots = Semaphore(len(steps) if pool else concurrent_steps(params))

@@ -264,6 +264,7 @@ def test_clean_metrics_and_a_curve_for_each_attack_are_tracked(evaluated: Evalua
     ]
     tags, points = recorder.curves["autoencoder transfer pgd"]
     curve = {"target": "autoencoder", "threat_model": "transfer", "attack": "pgd", "norm": "linf"}
+    curve |= {"operating_point": "as_trained"}
     assert tags == {**curve, "surrogate": "undefended"}
     assert [step for step, _ in points] == [0, 250, 2000]
     assert points[0][1]["robust/accuracy"] == pytest.approx(clean["autoencoder"]["accuracy"], abs=1e-6)

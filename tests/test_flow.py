@@ -121,7 +121,7 @@ def test_a_step_is_a_task_run_with_its_name_its_tags_and_its_log_lines(
 
 
 def test_the_code_of_the_steps_includes_art_which_would_deadlock_with_a_thread_that_logs() -> None:
-    code = "import logging, sys, flows.workers as w; logging.basicConfig(level='INFO'); w.load_step('attack')"
+    code = "import sys, flows.workers as w; w.load_step('attack')"
     printed = subprocess.run(
         [sys.executable, "-c", f"{code}; print('art.attacks.evasion' in sys.modules)"],
         capture_output=True,
@@ -130,7 +130,6 @@ def test_the_code_of_the_steps_includes_art_which_would_deadlock_with_a_thread_t
         cwd=ROOT,
     )
     assert printed.stdout == "True\n"
-    assert "ART_DATA_PATH" not in printed.stderr
 
 
 def test_a_step_is_loaded_by_its_name() -> None:

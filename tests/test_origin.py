@@ -114,6 +114,7 @@ def test_the_searches_of_the_documentation_find_the_runs(
 
     def evaluate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         tags = {"target": "autoencoder", "threat_model": "adaptive", "attack": "worst_case"}
+        tags["operating_point"] = "as_trained"
         tracker.curve("autoencoder adaptive worst_case", tags, [(1000, {"robust/balanced_accuracy": 0.5})])
 
     for seed in (0, 1):

@@ -1,5 +1,6 @@
 """Models as classifiers of the Adversarial Robustness Toolbox (ART)."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from tasks.models.compute import device_of
+
+# only the warnings of ART
+logging.getLogger("art").setLevel(logging.WARNING)
 
 ART_NORMS: dict[str, Any] = {"linf": np.inf, "l2": 2}
 """Name of a norm -> ART's value for it."""
