@@ -31,8 +31,9 @@ from pathlib import Path
 import pandas as pd
 
 from docs import RESULTS
+from tasks.evaluation.comparison import ranked
 from tasks.evaluation.robustness import clean_rows
-from tasks.evaluation.worst_case_table import constant_accuracy
+from tasks.evaluation.worst_case_table import value_at
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import AS_TRAINED, display_name
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
@@ -187,23 +188,24 @@ def _next_target(row: Row) -> str:
 def selection_table(results: Path, run: str, *eps: str) -> str:
     """Balanced accuracy of all targets on validation images: clean, and under the sweep at each ε, as trained.
 
-    The order is that of the rank: by the value at the first ε, at least that of a constant prediction, then on clean
-    images.
+    The order is that of the rank at the first ε (:func:`tasks.evaluation.comparison.ranked`).
 
     Raises:
         ValueError: there is no ε, or the run does not have it.
     """
     table = read_table(_folder(results, run) / "validation_robustness.csv")
-    lowest = constant_accuracy(table)
-    table = table[(table["metric"] == BALANCED) & (table["operating_point"] == AS_TRAINED)].rename(columns=RATE)
-    shown = [0.0, *_chosen(eps, table["eps"], f"selection {run}")]
-    ranked: list[tuple[float, float, list[str]]] = []
-    for target, rows in table.groupby("target"):
-        by_eps = rows.set_index("eps").loc[shown]
-        clean, robust = by_eps["accuracy"].clip(lower=lowest).iloc[:2]
-        cells = [with_interval(row) for _, row in by_eps.iterrows()]
-        ranked.append((-robust, -clean, [display_name(str(target)), *cells]))
-    return _markdown(["target", *map(eps_label, shown)], [cells for *_, cells in sorted(ranked)])
+    table = table[table["operating_point"] == AS_TRAINED]
+    shown = _chosen(eps, table["eps"], f"selection {run}")
+    order, rates = ranked(table["target"].unique(), table, shown[0]), table.rename(columns=RATE)
+    columns = (0.0, *shown)
+    rows = [
+        [
+            display_name(target),
+            *(with_interval(value_at(rates, BALANCED, target=target, eps=value)) for value in columns),
+        ]
+        for target in order
+    ]
+    return _markdown(["target", *map(eps_label, columns)], rows)
 
 
 def worst_case_table(results: Path, run: str, *eps: str) -> str:

@@ -128,9 +128,9 @@ def seeds_table(metrics: dict[str, dict[str, float]], test_to_train: float = 0.0
         if metric.endswith(("_low", "_high")):
             continue
         values = {run: of_run.get(metric, float("nan")) for run, of_run in metrics.items()}
-        estimate = estimate_over_seeds(np.array(list(values.values())), test_to_train)
-        spread = {name: float(of(list(values.values()))) for name, of in (("lowest", np.min), ("highest", np.max))}
-        rows.append({"metric": metric, **estimate, **spread, **values})
+        of_runs = np.array(list(values.values()))
+        estimate = estimate_over_seeds(of_runs, test_to_train)
+        rows.append({"metric": metric, **estimate, "lowest": of_runs.min(), "highest": of_runs.max(), **values})
     return pd.DataFrame(rows)
 
 

@@ -375,7 +375,9 @@ def test_the_selection_table_has_the_rank_of_the_targets_by_attacked_validation_
         for eps, value in zip((0, 1), of_target, strict=True)
         for metric in ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
     ]
-    pd.DataFrame(rows).assign(low=0.1, high=0.99, n=10).to_csv(folder / "validation_robustness.csv", index=False)
+    pd.DataFrame(rows).assign(low=0.1, high=0.99, n=10, n_groups=8).to_csv(
+        folder / "validation_robustness.csv", index=False
+    )
     # a constant prediction has 50 %, so a_net and jpeg are equal under attack, and jpeg is better on clean images
     assert write_tables.selection_table(folder.parent, "run", "1") == (
         "| target | clean | ε = 1 |\n"

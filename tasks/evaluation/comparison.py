@@ -76,7 +76,7 @@ def comparison_table(
         numbers: dict[Any, dict[Any, Any]] = pd.DataFrame(n.xs(names, level=KEYS)).to_dict("index")
         at = {"clean": (point, threat_model, 0.0), "adaptive": (point, "adaptive", value)}
         same_images = {state: by_image.xs(keys, level=KEYS).reindex(correct.index) for state, keys in at.items()}
-        order = _ranked(map(str, correct), validation, float(str(value)))
+        order = ranked(map(str, correct), validation, float(str(value)))
         # both kinds of comparisons have one less than targets
         n_comparisons = len(order) - 1 if value == eps else 1
         for rank, (target, validated) in enumerate(order.items(), start=1):
@@ -122,8 +122,14 @@ def comparison_table(
     return compared.astype(dict.fromkeys(counts, "Int64"))
 
 
-def _ranked(targets: Iterable[str], validation: pd.DataFrame, eps: float) -> dict[str, dict[str, object]]:
-    """Return the targets by falling balanced accuracy on validation images, each with its columns of this accuracy."""
+def ranked(targets: Iterable[str], validation: pd.DataFrame, eps: float) -> dict[str, dict[str, object]]:
+    """Return the targets in the order of :func:`comparison_table`, each with its columns of the validation images.
+
+    Args:
+        targets: their names.
+        validation: of :func:`tasks.evaluation.selection.validation_table`.
+        eps: of the sweep.
+    """
     found = {
         target: [value_at(validation, "balanced_accuracy", target=target, eps=each) for each in (eps, 0.0)]
         for target in targets

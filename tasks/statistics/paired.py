@@ -50,16 +50,13 @@ class PairedComparison:
         return self.difference.low > -margin
 
 
-def compare_paired(
-    first: np.ndarray, second: np.ndarray, groups: np.ndarray, n_comparisons: int = 1
-) -> PairedComparison:
+def compare_paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> PairedComparison:
     """Compare two classifiers on the same images.
 
     Args:
         first: whether the first classifier is correct on each image, bool ``(N,)``; or its expected accuracy.
         second: the same of the second classifier.
         groups: group of each image, int ``(N,)``.
-        n_comparisons: number of comparisons of the family, for the detectable difference.
 
     Raises:
         ValueError: there are no images, or the numbers of images differ.
@@ -78,7 +75,7 @@ def compare_paired(
         p_value=p_value_by_group(gains[0] - losses[0]),
         n_only_first=int((differences > 0).sum()),
         n_only_second=int((differences < 0).sum()),
-        detectable_difference=float(detectable_differences(gains - losses, sizes, n_comparisons)[0]),
+        detectable_difference=float(detectable_differences(gains - losses, sizes)[0]),
     )
 
 
