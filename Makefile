@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help dev repro compare experiments flow audit results verify test test-changed operations faults lint site format bench ui serve lock clean
+.PHONY: help dev repro compare experiments flow audit results verify test test-changed operations faults fuzz kills lint site format bench ui serve lock clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -80,6 +80,14 @@ operations: $(DEV_STAMP)  ## Test outages, shared servers and remotes with real 
 
 faults: $(DEV_STAMP)  ## Test kills, full disks, damaged files, parallel runs; fuzzing
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 -m faults tests
+
+fuzz: SECONDS ?= 600
+fuzz: $(DEV_STAMP)  ## Fuzz all readers of a user's files, each for SECONDS=600
+	set -e; for name in images dicom nifti params table request; do python -W ignore -m tests.faults.fuzz $$name $(SECONDS); done
+
+kills: N_KILLS ?= 20
+kills: $(DEV_STAMP)  ## Kill a Prefect worker N_KILLS=20 times
+	N_KILLS=$(N_KILLS) OMP_NUM_THREADS=1 python -m pytest -s -m operations tests/operations/test_deployments.py -k killed
 
 lint: $(DEV_STAMP)  ## Check code, types, import rules, spelling and style of the text
 	ruff check .

@@ -1,6 +1,7 @@
 """Prefect on this machine: ``python -m flows.serve`` starts a server and a worker, and deploys ``prefect.yaml``."""
 
 import argparse
+import contextlib
 import os
 import secrets
 import signal
@@ -44,13 +45,20 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "true")
     os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = credentials()
     os.environ |= {"PREFECT_API_URL": f"{address}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    # for the automation that finds killed runs: the minimum
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
     # prefect.yaml reads the folder of runs from this variable, and only shells keep it up to date
     os.environ["PWD"] = str(Path.cwd())
     running = [prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))]
     try:
         wait_until_healthy(running[0], port)
         # it reads the variables that are set above
-        from flows.server import audit_is_scheduled, set_audit_schedule
+        from flows.server import (
+            audit_is_scheduled,
+            create_automation_for_killed_runs,
+            mark_runs_of_killed_worker,
+            set_audit_schedule,
+        )
 
         # a deployment pauses the schedule
         is_scheduled = audit_is_scheduled()
@@ -59,13 +67,24 @@ def main() -> None:
                 sys.exit(f"prefect {' '.join(command)} failed. Its messages are above.")
         if is_scheduled:
             set_audit_schedule(True)
+        create_automation_for_killed_runs()
         running.append(prefect("worker", "start", "--pool", POOL))
         print(f"Serving: {address}. Ctrl-C stops the server and the worker.", flush=True)
         if CREDENTIALS.exists():
             print(f"The UI asks for the user and the password in {CREDENTIALS}. Commands in another terminal need:")
             print(f"export PREFECT_API_URL={address}/api PREFECT_API_AUTH_STRING=$(cat {CREDENTIALS})", flush=True)
-        while all(process.poll() is None for process in running):
+        while running[0].poll() is None:
             time.sleep(1)
+            status = running[1].poll()
+            if status is None:
+                continue
+            if status >= 0:
+                break
+            print("The worker was killed. Its runs are marked as crashed, and a new worker starts.", flush=True)
+            # the processes of its runs
+            signal_session(running[1], signal.SIGKILL)
+            mark_runs_of_killed_worker(POOL)
+            running[1] = prefect("worker", "start", "--pool", POOL)
         sys.exit("The server or the worker has ended unexpectedly. Its messages are above.")
     except KeyboardInterrupt:
         print("Stopping.", flush=True)
@@ -101,8 +120,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
+        signal_session(process, signal.SIGTERM)
         process.wait()
+
+
+def signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to all processes that a process has started in its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def wait_until_healthy(server: subprocess.Popen[bytes], port: int) -> None:

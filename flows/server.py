@@ -1,11 +1,17 @@
-"""Use of a Prefect server beside the runs: notification of failures, and the schedule of the audit."""
+"""Use of a Prefect server beside the runs: notification of failures, killed runs, and the schedule of the audit."""
 
+import socket
+from datetime import timedelta
 from typing import Any
 
+from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
 
 from tasks.tracking import masked
 
@@ -13,6 +19,10 @@ WEBHOOK = "ct-robustness"
 """Name of the webhook block that receives the notifications."""
 AUDIT = "robustness_audit/robustness-audit"
 """Deployment of the scheduled audit."""
+KILLED_RUNS = "ct-robustness: killed runs"
+"""Name of the automation for runs without heartbeats."""
+SILENT_SECONDS = 45
+"""Time without a heartbeat after which a run counts as killed."""
 
 
 async def notify(flow: Any, run: Any, state: Any) -> None:
@@ -30,6 +40,51 @@ async def notify(flow: Any, run: Any, state: Any) -> None:
 
 NOTIFY: dict[str, Any] = {"on_failure": [notify], "on_crashed": [notify]}
 """Hooks of every flow."""
+
+
+def create_automation_for_killed_runs() -> None:
+    """Let the server mark a run as crashed if it sends no heartbeat, so that the next run of its deployment begins.
+
+    The runs must send one every 30 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30, Prefect's minimum).
+    """
+    heartbeat = "prefect.flow-run.heartbeat"
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")}
+    automation = Automation(
+        name=KILLED_RUNS,
+        description="A run that sends no heartbeat has been killed, or its machine is not reachable.",
+        trigger=EventTrigger(
+            after={heartbeat},
+            expect={heartbeat, *ends},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENT_SECONDS),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {SILENT_SECONDS} s")],
+    )
+    with get_client(sync_client=True) as client:
+        for former in client.read_automations_by_name(KILLED_RUNS):
+            client.delete_automation(former.id)
+    automation.create()
+
+
+def mark_runs_of_killed_worker(pool: str) -> None:
+    """Mark the runs of a worker on this machine that has been killed as crashed.
+
+    Args:
+        pool: name of the work pool.
+    """
+    active = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": active}}}),
+            work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
+        )
+        for run in runs:
+            # of a run that has not begun, the machine is not known
+            if (run.infrastructure_pid or socket.gethostname()).startswith(socket.gethostname()):
+                client.set_flow_run_state(run.id, Crashed(message="the worker was killed"), force=True)
 
 
 def audit_is_scheduled() -> bool:

@@ -20,6 +20,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLosslessSV1,
     JPEGLSLossless,
 )
 
@@ -28,7 +29,7 @@ from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.readers import ImageError, Volumes, image_names, read_stored
 from tasks.dataset.readers.dicom import copy_pixels
 from tasks.dataset.readers.nifti import DIMENSION, Axis
-from tests.faults.fuzz import small_dicom
+from tests.faults.fuzz import ENCODERS, small_dicom
 
 RNG = np.random.default_rng(0)
 GREY_12 = RNG.integers(0, 4096, (30, 50)).astype(np.uint16)
@@ -274,6 +275,27 @@ def test_a_compressed_image_that_is_larger_than_its_dicom_file_declares_is_refus
         else:
             with pytest.raises(ImageError, match=f"wrong image size: .* {width} x {height} pixels, but the header"):
                 read_stored(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("syntax", ENCODERS)
+@pytest.mark.parametrize("n_frames", [None, 2])
+def test_losslessly_compressed_dicom_files_have_the_values_of_the_uncompressed_one(
+    tmp_path: Path, syntax: str, n_frames: int | None
+) -> None:
+    for name, content in {"a": small_dicom(n_frames), "b": small_dicom(n_frames, syntax)}.items():
+        (tmp_path / f"{name}.dcm").write_bytes(content)
+    names = zip(*(image_names(tmp_path / name, Volumes("all")) for name in ("a.dcm", "b.dcm")), strict=True)
+    for plain, compressed in names:
+        np.testing.assert_array_equal(read_stored(compressed).values, read_stored(plain).values)
+
+
+def test_a_damaged_frame_of_lossless_jpeg_is_refused_and_does_not_end_the_process(tmp_path: Path) -> None:
+    # without the marker of its Huffman table; GDCM ends the process
+    content, table = small_dicom(None, JPEGLosslessSV1), bytes.fromhex("ffc40017")
+    assert content.count(table) == 1
+    (tmp_path / "a.dcm").write_bytes(content.replace(table, bytes(4)))
+    with pytest.raises(ImageError):
+        read_stored(tmp_path / "a.dcm")
 
 
 def test_a_jpeg_2000_image_with_a_palette_or_many_channels_is_refused(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from tasks.acquire import acquire
 from tasks.core.workspace import Workspace
-from tasks.dataset.table import read_salt
+from tasks.dataset.table import read_columns, read_salt
 from tasks.params import Params, ParamsError
 from tasks.prepare import prepare
 from tasks.tracking import Tracker
@@ -247,6 +249,15 @@ def test_missing_columns_and_a_table_outside_the_folder_are_refused(workspace: W
         acquire(workspace, params_of(acquire__table__patient="person"), Tracker())
     with pytest.raises(ValueError, match=r"acquire\.table\.file: '\.\./about\.csv' is no file below"):
         acquire(workspace, params_of(acquire__table__file="../about.csv"), Tracker())
+
+
+@pytest.mark.parametrize("damaged", ["pandas_type", "index_columns", "columns"])
+def test_a_parquet_table_with_damaged_metadata_of_pandas_gives_the_same_columns(tmp_path: Path, damaged: str) -> None:
+    table = pd.DataFrame({"path": ["a.png"], "class": ["left"]})
+    written = pa.Table.from_pandas(table)
+    metadata = written.schema.metadata[b"pandas"].replace(damaged.encode(), b"?")
+    parquet.write_table(written.replace_schema_metadata({"pandas": metadata}), tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(read_columns(tmp_path / "a.parquet", "a"), table, check_dtype=False)
 
 
 def test_a_parquet_table_gives_the_same_split(workspace: Workspace, source: Path, params_of: Any) -> None:

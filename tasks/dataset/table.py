@@ -99,10 +99,12 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
         ValueError: it can't be read, or two columns have the same name.
     """
     import pandas as pd
+    from pyarrow import parquet
 
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
-            table = pd.read_parquet(path)
+            # without pandas' metadata, of which damaged parts raise any error
+            table: pd.DataFrame = parquet.read_table(path).to_pandas(ignore_metadata=True)
             return table.astype(object).where(table.notna(), "").astype(str)
         # pandas would rename the second of two equal names, and take the first cells of rows that are too long as names
         # of the rows

@@ -1,12 +1,16 @@
-"""Fuzzing of the readers of image files and of params.yaml: ``python -m tests.faults.fuzz images 300``.
+"""Fuzzing of everything that reads a user's files: ``python -m tests.faults.fuzz images 300``.
 
+The targets are image files, DICOM files, NIfTI files, params.yaml, tables of images, and requests to the model server.
 If atheris is installed, the mutations are guided by the coverage of Pillow and of this project. Otherwise they are
 random. A reader may raise only documented errors, and its time and memory are limited for each input.
 """
 
 import argparse
+import base64
+import binascii
 import io
 import json
+import os
 import random
 import resource
 import sys
@@ -16,20 +20,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import imagecodecs
+import nibabel
 import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
+from torch import nn
 
-from tasks.dataset.images import ImageError, LevelImage, read_image
-from tasks.dataset.readers import FORMATS, MODES
-from tasks.params import ParamsError, load_params, parse_params
+from tasks.dataset.images import ImageError, LevelImage, Reading, read_image
+from tasks.dataset.intensity import IntensityRange
+from tasks.dataset.readers import FORMATS, MODES, Volumes, image_names
+from tasks.dataset.readers.nifti import DIMENSION, Axis
+from tasks.dataset.table import describe_images, read_table
+from tasks.models.seeding import build_seeded
+from tasks.params import ParamsError, Table, load_params, parse_params
+from tasks.serving.bundle import Bundle
+from tasks.serving.predictor import Predictor
+from tasks.serving.pyfunc import Served
 from tests.conftest import ROOT
 from tests.faults.mutants import mutants, saved
 
 MAX_MEGAPIXELS = 1.0
-MAX_CPU_SECONDS, MAX_WALL_SECONDS = 5.0, 60
-"""Limits on the CPU time and the wall time of one input; the machine may be busy."""
+MAX_CPU_SECONDS, MAX_WALL_SECONDS = 10.0, 60
+"""Limits on the CPU time and the wall time of one input; CharLS needs 4 s for a damaged frame of JPEG-LS."""
 MAX_MEGABYTES = 1024
 """Limit on the memory that one input adds. With atheris: limit on the memory of the process, including libraries."""
 
@@ -43,6 +61,8 @@ class Target:
     seeds: Callable[[], Iterator[bytes]]
     max_bytes: int
     """Maximum length of an input."""
+    suffix: str = ""
+    """Suffix of the name of an input."""
 
 
 def read_images(path: Path) -> None:
@@ -68,6 +88,28 @@ def check_image(image: LevelImage) -> None:
     assert image.mode in MODES
 
 
+def read_volume(path: Path) -> None:
+    """Read slices in all directions."""
+    for axis in DIMENSION:
+        read_several(path, axis)
+
+
+def read_several(path: Path, axis: Axis = "axial") -> None:
+    """Read the first and the last image of a file twice."""
+    reading = Reading(IntensityRange("window", low=-400.0, high=1000.0, unit="HU"), Volumes("all", axis))
+    try:
+        names = image_names(path, reading.volumes)
+        images = {name: read_image(name, MAX_MEGAPIXELS, reading) for name in (names[0], names[-1])}
+    except ImageError as error:
+        message = str(error)
+    else:
+        for name, image in images.items():
+            check_image(image)
+            np.testing.assert_array_equal(read_image(name, MAX_MEGAPIXELS, reading).pixels, image.pixels)
+        return
+    assert message.startswith(str(path))
+
+
 def read_params(path: Path) -> None:
     """Read parameters, and check that valid ones are equal after they are written and read again."""
     try:
@@ -78,6 +120,93 @@ def read_params(path: Path) -> None:
         assert parse_params(json.loads(params.model_dump_json(by_alias=True))) == params
         return
     assert message.startswith(f"{path} ")
+
+
+TABLE = Table(
+    file="",
+    path="file",
+    label="finding",
+    patient="patient",
+    split="split",
+    subgroups=("sex",),
+    dicom_tags={},
+    salt_file="salt",
+)
+TABLE_CLASSES = ("healthy", "ill")
+
+
+def read_image_table(path: Path) -> None:
+    """Read a table of two images, and check that it names only these and hashes their patients."""
+    suffix = ".parquet" if path.read_bytes().startswith(b"PAR1") else ".csv"
+    folder = path.parent / "images"
+    folder.mkdir(exist_ok=True)
+    for name in ("a.png", "b.png"):
+        (folder / name).touch()
+    (folder / f"table{suffix}").write_bytes(path.read_bytes())
+    try:
+        table = read_table(folder, TABLE.model_copy(update={"file": f"table{suffix}"}), TABLE_CLASSES)
+        sources = {name: folder / name for name in table["path"]}
+        described = describe_images(table, sources, TABLE, path.parent / "salt")
+    except ValueError as error:
+        # subclasses are errors of libraries
+        kind, message = type(error), str(error)
+    else:
+        check_table(table, described, folder)
+        return
+    assert kind is ValueError
+    assert message.startswith("acquire.table")
+
+
+def check_table(table: pd.DataFrame, described: pd.DataFrame, folder: Path) -> None:
+    """Check the properties of every table that is read."""
+    assert set(table["class"]) <= set(TABLE_CLASSES)
+    assert all((folder / name).resolve().is_relative_to(folder.resolve()) for name in table["path"])
+    assert described["patient"].str.fullmatch("[0-9a-f]{16}").all()
+    assert not described.isna().any(axis=None)
+
+
+def served() -> Served:
+    """A model of 32 x 32 pixels as the model server loads it, with random weights."""
+    bundle = Bundle(
+        target="undefended",
+        digest="0" * 64,
+        params={},
+        dataset="drawn",
+        is_phantom=True,
+        classes=TABLE_CLASSES,
+        positive_class="ill",
+        image_size=(32, 32),
+        value_range=(0.0, 1.0),
+        aspect_ratios=(1.0, 1.0),
+        max_megapixels=MAX_MEGAPIXELS,
+        threads=1,
+        detector=None,
+    )
+    model = Served()
+    network = build_seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(1024, 2)))
+    model.predictor = Predictor(bundle, network.eval())
+    return model
+
+
+def read_request(path: Path) -> None:
+    """Answer a request: one row for each image, or an error that the server answers with status 400."""
+    try:
+        # as MLflow's server makes the table of a request
+        rows = json.loads(path.read_bytes())["dataframe_split"]
+        frame = pd.DataFrame(rows["data"], columns=rows["columns"])
+        if "image" in frame:
+            frame["image"] = [base64.b64decode(cell) for cell in frame["image"]]
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError, binascii.Error):
+        return
+    try:
+        answer = served().predict(None, frame)
+    except MlflowException as error:
+        code = error.error_code
+    else:
+        assert len(answer) == len(frame)
+        assert all(abs(sum(row["probabilities"].values()) - 1) < 1e-6 for row in answer)
+        return
+    assert code == ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
 def small_images() -> Iterator[bytes]:
@@ -93,11 +222,24 @@ def small_images() -> Iterator[bytes]:
         yield saved(grey, "JPEG", **options)
         yield saved(grey.convert("RGB").convert("CMYK"), "JPEG", **options)
     yield from (mutant.content for mutant in mutants() if 0 < len(mutant.content) < 4096)
+
+
+def small_dicoms() -> Iterator[bytes]:
+    """One frame and two, uncompressed and compressed."""
     for number_of_frames in (None, 2):
-        yield small_dicom(number_of_frames)
+        for syntax in (ExplicitVRLittleEndian, *ENCODERS):
+            yield small_dicom(number_of_frames, syntax)
 
 
-def small_dicom(number_of_frames: int | None) -> bytes:
+ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
+    JPEGLSLossless: imagecodecs.jpegls_encode,
+    JPEG2000Lossless: lambda frame: imagecodecs.jpeg2k_encode(frame, codecformat="j2k", reversible=True),
+    JPEGLosslessSV1: imagecodecs.ljpeg_encode,
+}
+"""Encoder of a frame, by transfer syntax."""
+
+
+def small_dicom(number_of_frames: int | None, syntax: str = ExplicitVRLittleEndian) -> bytes:
     """A DICOM file with 8 x 6 pixels of 12 bits in each frame, a rescale slope, an intercept and a window."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -110,10 +252,51 @@ def small_dicom(number_of_frames: int | None) -> bytes:
     if number_of_frames:
         dataset.NumberOfFrames = number_of_frames
     dataset.PixelData = np.arange(48 * (number_of_frames or 1), dtype="<u2").tobytes()
+    if syntax in ENCODERS:
+        frames = np.frombuffer(dataset.PixelData, dtype="<u2").reshape(-1, 6, 8)
+        dataset.PixelData = encapsulate([ENCODERS[syntax](frame) for frame in frames])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = syntax
     file = io.BytesIO()
     dataset.preamble = bytes(128)
     dataset.save_as(file, enforce_file_format=False)
     return file.getvalue()
+
+
+def small_niftis() -> Iterator[bytes]:
+    """Volumes of 5 x 4 x 3 voxels, with and without time, as integers and as floating point."""
+    for dtype, shape in (("int16", (5, 4, 3)), ("uint8", (5, 4, 3, 2)), ("float32", (5, 4, 3)), ("uint16", (5, 4, 3))):
+        image = nibabel.Nifti1Image(np.arange(np.prod(shape)).reshape(shape).astype(dtype), np.diag([-1, 2, 3, 1]))
+        yield image.to_bytes()
+
+
+def small_tables() -> Iterator[bytes]:
+    """A table of two images as CSV and as Parquet, and other features of CSV files."""
+    rows = {"file": ["a.png", "b.png"], "finding": ["healthy", "ill"], "patient": ["1", "2"]}
+    table = pd.DataFrame(rows | {"split": ["train", "test"], "sex": ["", "f"]})
+    text = table.to_csv(index=False)
+    yield text.encode()
+    yield text.encode("utf-16")
+    yield b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+    yield text.replace("a.png", '"../a.png"').encode()
+    yield text.replace("healthy", '"heal\nthy"').replace(",1,", ',"=1+1",').encode()
+    table.to_parquet(file := io.BytesIO())
+    yield file.getvalue()
+
+
+def small_requests() -> Iterator[bytes]:
+    """Requests with image files, with pixels, and with both."""
+    image = base64.b64encode(saved(np.arange(64, dtype=np.uint8).reshape(8, 8) * 3, "PNG")).decode()
+    pixels = (np.arange(1024).reshape(32, 32) // 32 / 32).tolist()
+    for columns, rows in (
+        (["image"], [[image], [image]]),
+        (["image"], [[base64.b64encode(small_dicom(None)).decode()]]),
+        (["pixels"], [[pixels], [pixels]]),
+        (["pixels"], [[[pixels]]]),
+        (["image", "pixels"], [[image, pixels]]),
+        (["pixels"], [[[[1e400, -1, None], ["a", {}, []]]]]),
+    ):
+        yield json.dumps({"dataframe_split": {"columns": columns, "data": rows}}).encode()
 
 
 def small_params() -> Iterator[bytes]:
@@ -126,7 +309,14 @@ def small_params() -> Iterator[bytes]:
     yield b'%YAML 1.1\n---\nseed: 0x1F\nt: "\\u0041"\nn: .nan\ni: -.inf\nf: 1_0e3\n...\n'
 
 
-TARGETS = {"images": Target(read_images, small_images, 4096), "params": Target(read_params, small_params, 16_384)}
+TARGETS = {
+    "images": Target(read_images, small_images, 4096),
+    "dicom": Target(read_several, small_dicoms, 4096),
+    "nifti": Target(read_volume, small_niftis, 4096, ".nii"),
+    "params": Target(read_params, small_params, 16_384),
+    "table": Target(read_image_table, small_tables, 8192),
+    "request": Target(read_request, small_requests, 16_384),
+}
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
@@ -161,8 +351,10 @@ def check(target: Target, content: bytes, folder: Path) -> None:
         AssertionError: a limit of time or memory is exceeded, or the result is wrong.
         Exception: the reader raised an undocumented error.
     """
-    path = folder / "input"
+    path = folder / f"input{target.suffix}"
     path.write_bytes(content)
+    # readers keep the last file by its time, and the clock of a file system is coarse
+    os.utime(path, ns=(time.time_ns(), time.time_ns()))
     start, before = time.process_time(), _peak_megabytes()
     target.read(path)
     seconds = time.process_time() - start

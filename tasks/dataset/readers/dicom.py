@@ -1,4 +1,4 @@
-"""DICOM, decoded by pydicom and its plug-ins."""
+"""DICOM, read by pydicom and decoded by its plug-in :mod:`tasks.dataset.readers.dicom_decoder`."""
 
 import io
 import logging
@@ -61,8 +61,10 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
         Exception: for damaged files, decoders raise errors of many types.
     """
     from pydicom.encaps import get_frame
-    from pydicom.pixels import apply_color_lut, apply_rescale, get_decoder, pixel_array
-    from pydicom.uid import RLELossless
+    from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
+    from pydicom.uid import JPEGExtended12Bit, RLELossless
+
+    from tasks.dataset.readers import dicom_decoder
 
     dataset = _read(path, with_pixels=True) if frame is None else _several_frames(path, path.stat().st_mtime_ns)
     n_frames = _n_frames(dataset, path)
@@ -78,16 +80,10 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
     if int(dataset.get("SamplesPerPixel", 1)) > MAX_CHANNELS:
         raise ImageError(f"{path}: {dataset.SamplesPerPixel} samples per pixel. A DICOM image has 1 or 3. {ADVICE}")
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    try:
-        is_decodable = syntax is None or get_decoder(syntax).is_available
-    except NotImplementedError:
-        is_decodable = False
-    if not is_decodable:
-        raise ImageError(
-            f"{path}: no decoder for the compression {syntax.name}. Save the file uncompressed, or install a plug-in "
-            "of pydicom that decodes it."
-        )
-    if syntax is not None and syntax.is_encapsulated and syntax != RLELossless:
+    is_compressed = syntax is not None and syntax.is_encapsulated and syntax != RLELossless
+    if is_compressed and not dicom_decoder.is_available(syntax):
+        raise ImageError(f"{path}: no decoder for the compression {syntax.name}. Save the file uncompressed.")
+    if is_compressed:
         tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
         offsets = None if None in tables else tables
         stream = get_frame(dataset.PixelData, frame or 0, number_of_frames=n_frames, extended_offsets=offsets)
@@ -95,13 +91,15 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            stored = pixel_array(dataset, index=frame or 0)
+            is_deep_jpeg = syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8
+            plugin = "pylibjpeg" if is_deep_jpeg else dicom_decoder.NAME if is_compressed else ""
+            stored = pixel_array(dataset, index=frame or 0, decoding_plugin=plugin)
         except ValueError as error:
             if "less than expected" in str(error):
                 raise IncompleteImageError(f"incomplete image: {str(error).partition(' - ')[0]}. {ADVICE}") from None
             raise
         except RuntimeError as error:
-            if "12-bit precision" in str(error):
+            if is_deep_jpeg and "missing dependencies" in str(error):
                 raise ImageError(
                     f"{path}: 12-bit lossy JPEG has no decoder in this environment. Install the extra jpeg12 (`pip "
                     "install pylibjpeg pylibjpeg-libjpeg`), or save the file uncompressed."

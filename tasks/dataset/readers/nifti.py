@@ -118,7 +118,9 @@ def _canonical(path: Path, modified: int) -> np.ndarray:
     import nibabel
 
     try:
-        image = nibabel.as_closest_canonical(_load(path))
+        # without a valid direction of an axis, nibabel divides by 0 before it raises an error
+        with np.errstate(divide="ignore", invalid="ignore"):
+            image = nibabel.as_closest_canonical(_load(path))
         voxels: np.ndarray = np.asanyarray(image.dataobj)
         return voxels.reshape(voxels.shape[:4])
     except (EOFError, OSError) as error:
