@@ -2,7 +2,8 @@
 
 The archive is ``docs/evidence/results/NAME/``. Its ``manifest.json`` says with which commit, parameters, data and
 libraries the results were computed. ``python -m docs.make_results`` computes and archives the published results, and
-``python -m docs.write_tables`` writes the tables of the documents from the archives.
+``python -m docs.write_tables`` writes the tables of the documents from the archives. The archive has the results of
+each image, from which the step ``evaluate`` computes its tables, but no pixels.
 
 Figures that show images are archived for phantoms only, since other data sets have their own licence. Figures of more
 than 400 kB (embeddings, which have thousands of points) are only in the report.
@@ -35,6 +36,8 @@ RUNS = "runs"
 FILES = {
     "params_file": "params.yaml",
     "dataset_info": "dataset.json",
+    "split": "split.parquet",
+    "shortcut_predictions": "shortcut_predictions.csv",
     "leakage": "leakage.json",
     "classifier_history": "classifier_history.csv",
     "autoencoder_history": "autoencoder_history.csv",
@@ -65,6 +68,8 @@ FILES = {
 }
 """Attribute of :class:`Workspace` -> name of the file in the archive."""
 
+RECORDS = "records"
+"""Folder with the results of each image: a folder for each target with the tables of its attack step."""
 MAX_FIGURE_BYTES = 400_000
 
 
@@ -98,9 +103,13 @@ def keep_results(name: str, root: Path = Path()) -> Path:
     (folder / "figures").mkdir(parents=True)
     for source, archived in files.items():
         shutil.copyfile(source, folder / archived)
-    targets = [UNDEFENDED, *load_params(workspace.params_file).selected_defences]
-    points = {target: read_json(workspace.operating_points(target)) for target in targets}
-    write_json(points, folder / "operating_points.json")
+    for target in (UNDEFENDED, *load_params(workspace.params_file).selected_defences):
+        records = folder / RECORDS / target
+        records.mkdir(parents=True)
+        for source in sorted(workspace.attack_folder(target).iterdir()):
+            # the other files are adversarial images
+            if source.suffix in (".parquet", ".json"):
+                shutil.copyfile(source, records / source.name)
     write_json(manifest(workspace), folder / MANIFEST)
     _shorten_image_folder(folder / "params.yaml")
     is_phantom = read_json(workspace.dataset_info)["is_phantom"]

@@ -84,9 +84,18 @@ def test_numbers_are_archived_byte_for_byte(workspace: Workspace) -> None:
     assert (folder / "figures/robustness-pgd.png").read_bytes() == b"PNG"
 
 
-def test_the_biases_of_all_targets_are_archived(workspace: Workspace) -> None:
-    found = json.loads(read(archive(workspace) / "operating_points.json"))
-    assert found == {target: {"biases": target} for target in ("undefended", "autoencoder")}
+def test_the_results_of_each_image_are_archived_for_selected_targets_without_adversarial_images(
+    workspace: Workspace,
+) -> None:
+    workspace.records("autoencoder").write_bytes(b"PAR1")
+    (workspace.attack_folder("autoencoder") / "adversarial.npy").write_bytes(b"pixels")
+    records = archive(workspace) / keep_results.RECORDS
+    found = {path.relative_to(records).as_posix(): path.read_bytes() for path in records.rglob("*") if path.is_file()}
+    assert found == {
+        "autoencoder/operating_points.json": b'{"biases": "autoencoder"}',
+        "autoencoder/records.parquet": b"PAR1",
+        "undefended/operating_points.json": b'{"biases": "undefended"}',
+    }
 
 
 def test_histories_of_trained_defences_are_archived_by_name(workspace: Workspace) -> None:
