@@ -105,6 +105,27 @@ def test_a_true_null_hypothesis_is_rejected_in_about_5_percent_of_simulations() 
     assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.075
 
 
+def test_a_small_subgroup_without_an_error_is_no_significant_gap() -> None:
+    """6 of 6 patients against 80 of 100: Fisher's exact test has p = 0.59."""
+    correct = np.arange(106) < 86
+    found = compare_rates(correct.astype(float), np.arange(106), [np.arange(106) < 6, np.arange(106) >= 6])
+    assert found["gap"] == pytest.approx(0.2)
+    assert found["gap_low"] < 0 < found["gap_high"]
+    assert found["p_value"] > 0.3
+
+
+@pytest.mark.parametrize(("n_members", "n_others", "rate"), [(10, 100, 0.9), (20, 100, 0.95), (25, 75, 0.9)])
+def test_small_subgroups_with_high_rates_keep_the_level(n_members: int, n_others: int, rate: float) -> None:
+    rng, n = np.random.default_rng(2), n_members + n_others
+    is_member, n_significant = np.arange(n) < n_members, 0
+    for _ in range(300):
+        found = compare_rates((rng.random(n) < rate).astype(float), np.arange(n), [is_member, ~is_member])
+        is_excluded = not found["gap_low"] <= 0 <= found["gap_high"]
+        assert (found["p_value"] < 0.05) == is_excluded
+        n_significant += is_excluded
+    assert n_significant <= 25
+
+
 def test_no_subgroup_is_a_formula_in_the_csv_file(tmp_path: Path) -> None:
     names = ["=1+1", "@x", "+1", "-1", ";=1", "\uff1d1", "\t=1", "F"]
     frame = pd.DataFrame({"attribute": "a", "subgroup": names, "value": -0.5, "low": None})

@@ -34,9 +34,9 @@ def subgroup_table(
     One row for each target (as trained), threat model, eps (0 for clean images, and the reported eps), attribute,
     subgroup and metric: accuracy and the recalls. ``low`` and ``high`` are a 95 % interval by group. ``gap`` is the
     value minus that of all other images, with a 95 % interval by group
-    (:func:`tasks.statistics.rates.combination_interval`). ``p_value`` is of Student's t of the gap, with the jackknife
-    variance by group; ``adjusted_p_value`` is Holm's, over the ``n_comparisons`` gaps of a target. Of two subgroups
-    only the first is tested, since the gap of the other is the same.
+    (:func:`tasks.statistics.rates.combination_interval`). ``p_value`` is below 0.05 exactly if this interval excludes 0
+    (:func:`compare_rates`); ``adjusted_p_value`` is Holm's, over the ``n_comparisons`` gaps of a target. Of two
+    subgroups only the first is tested, since the gap of the other is the same.
 
     Args:
         outcomes: of :func:`tasks.records.worst_case.worst_case_outcomes`.
@@ -118,6 +118,10 @@ def _metrics(
 def compare_rates(correct: np.ndarray, groups: np.ndarray, sides: Sequence[np.ndarray]) -> dict[str, Any]:
     """Compare the rates of two sets of images.
 
+    The standard error of the test is that of the interval of the difference, on the side of 0. With the variance in the
+    data instead, a set without an error would count as known exactly: 6 of 6 correct groups against 80 of 100 would
+    have p < 0.001, where Fisher's exact test has 0.59.
+
     Args:
         correct: numbers in [0, 1], ``(N,)``.
         groups: int ``(N,)``; a group may have images in both sets.
@@ -142,7 +146,9 @@ def compare_rates(correct: np.ndarray, groups: np.ndarray, sides: Sequence[np.nd
     bounds = combination_interval(signs, rates[:, None], low[:, None], high[:, None], deviations[:, None])
     variance, degrees = jackknife_variance((deviations[0] - deviations[1])[:, None])
     if variance[0] > 0:
-        p_value = 2 * student.sf(abs(result["gap"]) / np.sqrt(variance[0]), degrees[0])
+        gap = float(result["gap"])
+        half_width = gap - bounds[0][0] if gap > 0 else bounds[1][0] - gap
+        p_value = 2 * student.sf(abs(gap) / half_width * student.ppf(0.975, degrees[0]), degrees[0])
     else:
         # all images of a set have one outcome: a test of whole groups
         counts = [[rate * n, (1 - rate) * n] for rate, n in zip(rates, n_groups, strict=True)]
