@@ -4,7 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.evaluation.comparison import certified_accuracy_table, comparison_table, minimum_perturbation_table
+from tasks.evaluation.comparison import (
+    certified_accuracy_table,
+    comparison_table,
+    credited,
+    minimum_perturbation_table,
+    ranked,
+)
 from tasks.evaluation.selection import validation_table
 from tasks.evaluation.worst_case_table import worst_case_table
 from tasks.records.operating_points import OperatingPoint
@@ -202,6 +208,31 @@ def test_the_rank_uses_validation_images_and_states_the_result_on_test_images(re
     # four groups of each class are too few for an interval
     assert rows["validation_balanced_accuracy_low"].isna().all()
     assert rows[["n_validation", "n_validation_groups"]].drop_duplicates().to_numpy().tolist() == [[8, 8]]
+
+
+def test_equal_balanced_accuracies_tie_although_their_floating_point_numbers_differ() -> None:
+    # 9 and 8 of 10 images of the classes, against 10 and 7: (0.9 + 0.8) / 2 is 0.8500000000000001
+    labels, eps = np.repeat([0, 1], 10), {"first": 1, "second": 2}
+    n_broken = {"first": (0, 3), "second": (1, 2)}
+    swept = pd.concat(
+        pd.DataFrame(
+            {"target": target, "operating_point": "as_trained", "threat_model": "adaptive"}
+            | {
+                "image": np.arange(20),
+                "label": labels,
+                "group": np.arange(20),
+                "minimum_eps": np.where(np.arange(20) % 10 < np.array(n_broken[target])[labels], 1.0, np.inf),
+                # the first target has no error on unchanged images, the second has one
+            }
+        ).assign(minimum_eps_8bit=np.inf)
+        for target in eps
+    )
+    swept.loc[(swept["target"] == "second") & (swept["image"] == 0), "minimum_eps"] = 0.0
+    validation = validation_table(swept, [1.0], ["non-COVID", "COVID"], positive=1)
+    values = validation[(validation["metric"] == "balanced_accuracy") & (validation["eps"] == 1)].set_index("target")
+    assert values["value"]["second"] > values["value"]["first"]
+    assert list(ranked(["second", "first"], validation, 1.0)) == ["first", "second"]
+    assert credited(values["value"]["second"], 0.5) == credited(values["value"]["first"], 0.5)
 
 
 def test_each_defence_is_compared_with_the_undefended_classifier_as_one_family(table: pd.DataFrame) -> None:

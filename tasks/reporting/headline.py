@@ -11,6 +11,7 @@ import pandas as pd
 from tasks.analysis.claims import analysed_attack, at_comparison_point
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import Prepared
+from tasks.evaluation.comparison import credited
 from tasks.evaluation.worst_case_table import constant_accuracy, value_at
 from tasks.params import UNDEFENDED, Attack
 from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, display_name, unit_of
@@ -183,7 +184,7 @@ class Headline:
     @property
     def tied(self) -> list[str]:
         """Other defences that equal the chosen one on attacked validation images, where chance is the lowest value."""
-        values = {name: max(each.on_validation.value, self.chance) for name, each in self.comparisons.items()}
+        values = {name: credited(each.on_validation.value, self.chance) for name, each in self.comparisons.items()}
         return [name for name, value in values.items() if name != self.best and value == values[self.judged]]
 
     @property
