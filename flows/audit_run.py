@@ -107,7 +107,7 @@ def missed_thresholds(workspace: Workspace, params: Params, target: str, thresho
     """A sentence for each threshold that an audit misses. The estimates are compared, not their intervals."""
     clean, worst = clean_and_worst(workspace, params, target)
     missed = [
-        f"{name} accuracy {percent(value)} is below {percent(smallest)}."
+        f"{name} accuracy {_share(value, smallest)} is below {percent(smallest)}."
         for name, value, smallest in (
             ("clean", clean["accuracy"], thresholds.clean_accuracy),
             ("robust", worst["robust_accuracy"], thresholds.robust_accuracy),
@@ -118,6 +118,11 @@ def missed_thresholds(workspace: Workspace, params: Params, target: str, thresho
         failed = failed_checks(workspace, target)
         missed += [f"check {key} failed: {explanation}" for key, explanation in failed.items()]
     return missed
+
+
+def _share(value: float, threshold: float) -> str:
+    """An accuracy in per cent, with so many digits that it differs from the threshold."""
+    return percent(value) if percent(value) != percent(threshold) else f"{100 * value:.6g} %"
 
 
 def link_or_copy(source: str, destination: str) -> None:

@@ -297,6 +297,12 @@ def test_the_interval_of_the_median_is_wider_for_dependent_images() -> None:
     assert np.isnan(minimum_perturbation_table(perturbations(minimal, n_per_group=20)).iloc[0]["median_low"])
 
 
+def test_the_interval_of_the_median_of_few_groups_covers_it() -> None:
+    """Order statistics 2 and 7 of 8 contain the median with a probability of 93 %, 3 and 7 with 82 %."""
+    found = minimum_perturbation_table(perturbations([1.0, 2, 3, 4, 5, 6, 7, 8])).iloc[0]
+    assert (found["median_low"], found["median_high"]) == (2, 7)
+
+
 def test_a_quartile_beyond_the_perturbations_found_is_infinite() -> None:
     row = minimum_perturbation_table(perturbations([1.0] * 15 + [np.inf] * 25)).iloc[0]
     assert row[["q25", "median_low"]].tolist() == [1, 1]

@@ -361,4 +361,7 @@ def test_accuracies_and_failed_checks_are_compared_with_the_thresholds(
         "clean accuracy 90.0 % is below 95.0 %.",
         "robust accuracy 40.0 % is below 50.0 %.",
     ]
+    # 40.0 % is not below 40.0 %
+    pd.DataFrame([row | {"robust_accuracy": 0.39996}]).to_csv(workspace.comparison, index=False)
+    assert missed(Thresholds(None, 0.4)) == ["robust accuracy 39.996 % is below 40.0 %."]
     assert missed(Thresholds(no_failed_checks=True)) == ["check noise failed: Noise breaks more images."]

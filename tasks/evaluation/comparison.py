@@ -211,7 +211,9 @@ def certified_accuracy_table(certified: pd.DataFrame, eps: list[float]) -> pd.Da
 def _median_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """95 % interval of the median by group (Woodruff 1952, JASA 47, 635-646); NaN for too few groups.
 
-    The bounds are the quantiles at the bounds of the fraction of images in the lower half.
+    The bounds are the quantiles at the bounds of the fraction of images in the lower half: values of images, the lower
+    bound rounded down and the upper one up. If both are rounded up, the lower one is too high in 13 % of samples of 8
+    groups.
     """
     if not len(values):
         return np.nan, np.nan
@@ -221,4 +223,4 @@ def _median_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, flo
         return np.nan, np.nan
     shift = 0.5 - fraction.value
     low, high = (np.clip(bound + shift, 0, 1) for bound in (fraction.low, fraction.high))
-    return float(np.quantile(values, low, method="higher")), float(np.quantile(values, high, method="higher"))
+    return float(np.quantile(values, low, method="lower")), float(np.quantile(values, high, method="higher"))
