@@ -55,6 +55,20 @@ def test_two_classes_get_the_best_threshold_of_all() -> None:
         assert balanced_accuracy(logits + balanced_biases(logits, labels), labels) >= best - 1e-12
 
 
+def test_no_change_of_one_bias_of_several_classes_is_better() -> None:
+    """That of the first class neither, which is the opposite change of all others."""
+    changes = np.linspace(-6, 6, 121)
+    for seed in range(12):
+        rng, labels = np.random.default_rng(seed), np.arange(60) % 3
+        logits = rng.normal(size=(60, 3)) + np.eye(3)[labels] + rng.normal(size=3) * 1.5
+        biases = balanced_biases(logits, labels)
+        assert biases[0] == 0
+        found = balanced_accuracy(logits + biases, labels)
+        for k in range(3):
+            best = max(balanced_accuracy(logits + biases + change * np.eye(3)[k], labels) for change in changes)
+            assert best <= found + 1e-12
+
+
 def test_several_classes_get_biases_that_undo_shifts_of_their_logits() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 25)
