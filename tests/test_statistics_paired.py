@@ -67,6 +67,17 @@ def test_a_comparison_has_the_numbers_of_both_classifiers() -> None:
     assert (swapped.p_value, swapped.detectable_difference) == (found.p_value, found.detectable_difference)
 
 
+def test_equal_random_classifiers_do_not_differ_on_nearly_every_image() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.binomial(100, np.where(np.arange(len(GROUPS)) % 3, 0.9, 0.1), size=(2, len(GROUPS))) / 100
+    found = compare_paired(first, second, GROUPS)
+    assert (first != second).mean() > 0.8
+    assert (found.n_only_first, found.n_only_second) == (0, 0)
+    assert compare_balanced(first, second, GROUPS % 2, GROUPS).n_only_first == 0
+    moved = compare_paired(np.full(360, 0.5), np.full(360, 0.49), np.arange(360))
+    assert (moved.n_only_first, moved.n_only_second) == (360, 0)
+
+
 def test_equal_predictions_give_an_interval_with_a_width() -> None:
     first, _ = drawn(0.1, 0.1)
     same = compare_paired(first, first, GROUPS)

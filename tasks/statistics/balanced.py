@@ -4,7 +4,7 @@ import numpy as np
 
 from tasks.statistics.groups import group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import RATE, UNBOUNDED, Estimate, jackknife_interval
-from tasks.statistics.paired import PairedComparison, detectable_differences, p_value_by_group
+from tasks.statistics.paired import PairedComparison, count_only_one, detectable_differences, p_value_by_group
 from tasks.statistics.rates import combination_interval, rate_intervals, share_bounds
 
 SumsByClass = list[tuple[np.ndarray, np.ndarray]]
@@ -65,8 +65,8 @@ def compare_balanced(
     return PairedComparison(
         difference=Estimate(float((weights * differences).mean()), float(low[0]), float(high[0])),
         p_value=float("nan") if is_undefined else p_value_by_group(weighted),
-        n_only_first=int((differences > 0).sum()),
-        n_only_second=int((differences < 0).sum()),
+        n_only_first=count_only_one(first, second),
+        n_only_second=count_only_one(second, first),
         detectable_difference=float(
             "nan" if is_undefined else detectable_differences(weighted[None], n_images[None], n_comparisons)[0]
         ),

@@ -27,9 +27,10 @@ class PairedComparison:
     p_value: float
     """Two-sided p-value of the sign-flip test by group (:func:`p_value_by_group`)."""
     n_only_first: int
-    """Images that only the first classifier classifies correctly."""
+    """Images that only the first classifier classifies correctly; of random classifiers, in at least half of their
+    predictions (:func:`count_only_one`)."""
     n_only_second: int
-    """Images that only the second classifier classifies correctly."""
+    """The same of the second classifier."""
     detectable_difference: float
     """Smallest difference that these images can show, see :func:`detectable_differences`."""
 
@@ -73,10 +74,23 @@ def compare_paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) ->
     return PairedComparison(
         difference=Estimate(float(differences.mean()), float(low[0]), float(high[0])),
         p_value=p_value_by_group(gains[0] - losses[0]),
-        n_only_first=int((differences > 0).sum()),
-        n_only_second=int((differences < 0).sum()),
+        n_only_first=count_only_one(first, second),
+        n_only_second=count_only_one(second, first),
         detectable_difference=float(detectable_differences(gains - losses, sizes)[0]),
     )
+
+
+def count_only_one(first: np.ndarray, second: np.ndarray) -> int:
+    """Return the number of images that the first of two classifiers classifies correctly, and the second does not.
+
+    A random classifier is correct on an image if at least half of its predictions are. Otherwise two equal random
+    classifiers, with shares such as 0.71 and 0.7, would seem to differ on nearly every image.
+
+    Args:
+        first: whether the first classifier is correct on each image, bool ``(N,)``; or its expected accuracy.
+        second: the same of the second classifier.
+    """
+    return int(((first >= 0.5) & (second < 0.5)).sum())
 
 
 def paired_intervals(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
