@@ -12,7 +12,7 @@ from tasks.evaluation.comparison import (
     ranked,
 )
 from tasks.evaluation.selection import validation_table
-from tasks.evaluation.worst_case_table import worst_case_table
+from tasks.evaluation.worst_case_table import constant_accuracy, worst_case_table
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.worst_case import worst_case_outcomes
 from tests.plausible_attack import minimum_eps_in
@@ -254,6 +254,13 @@ def test_there_is_no_test_where_a_class_has_too_few_groups_for_an_interval(recor
     assert compared["difference"].notna().any()
     refused = [f"{name}{suffix}" for name in ("p_value", "p_value_gain") for suffix in ("", "_holm")]
     assert compared[[*refused, "detectable_difference", "detectable_gain", "difference_low"]].isna().all(axis=None)
+
+
+def test_a_class_with_the_word_accuracy_in_its_name_is_a_class() -> None:
+    outcomes = pd.DataFrame({"image": range(3), "label": range(3), "group": range(3), "robust_correct": 1.0})
+    point = {"target": "undefended", "operating_point": "as_trained", "threat_model": "adaptive", "eps": 0.0}
+    outcomes = outcomes.assign(**point, robust_correct_8bit=np.nan)
+    assert constant_accuracy(worst_case_table(outcomes, ["high_accuracy", "covid", "none"], 1)) == 1 / 3
 
 
 def test_every_operating_point_has_its_own_ranks(table: pd.DataFrame) -> None:

@@ -59,11 +59,13 @@ def shortcut_baseline(of: CheckInputs) -> CheckOutcome:
         f"on size, mean, standard deviation and saturation {100 * by_shortcut.mean():.1f} % "
         f"(p = {found.p_value:.2g} by group)"
     )
+    low, high = (100 * bound for bound in found.difference[1:])
     if np.isnan(found.difference.low):
         return CheckOutcome("NO POWER", found.difference.value, f"{explanation}; too few groups for a test")
+    explanation += f"; the difference is {100 * found.difference.value:+.1f} [{low:+.1f}, {high:+.1f}] points"
     if found.difference.low > 0:
         return CheckOutcome("PASS", found.difference.value, explanation)
-    return CheckOutcome("WARN", found.difference.value, f"{explanation}; the difference is not significant")
+    return CheckOutcome("WARN", found.difference.value, f"{explanation}, an interval that is not above 0")
 
 
 def constant(of: CheckInputs) -> CheckOutcome:

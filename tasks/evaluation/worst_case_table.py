@@ -69,13 +69,18 @@ def recall_name(label: int, classes: Sequence[str], positive: int) -> str:
     return f"recall_{classes[label]}"
 
 
+def is_recall_name(metric: str) -> bool:
+    """Return whether a metric is the recall of a class, see :func:`recall_name`; a class can be named ``accuracy``."""
+    return metric in ("sensitivity", "specificity") or metric.startswith("recall_")
+
+
 def constant_accuracy(table: pd.DataFrame) -> float:
     """Balanced accuracy of a constant prediction: 1 / number of classes that have images.
 
     Args:
         table: of :func:`worst_case_table`.
     """
-    is_recall = ~table["metric"].str.contains("accuracy") & (table["n"] > 0)
+    is_recall = table["metric"].map(is_recall_name) & (table["n"] > 0)
     return 1 / table.loc[is_recall, "metric"].nunique()
 
 
