@@ -73,7 +73,8 @@ def describe_result(workspace: Workspace, params: Params, target: str, label: st
     return (
         f"{label} ({display_name(target)}): clean accuracy {with_interval(clean)} "
         f"(n = {n_test}), worst-case accuracy under adaptive attacks "
-        f"{with_interval(worst, 'robust_accuracy')} (n = {worst['n']}) "
+        f"{with_interval(worst, 'robust_accuracy')} (n = {worst['n']}), "
+        f"balanced {with_interval(worst, 'robust_balanced_accuracy')}, "
         f"at eps {eps_text(params.analyze.eps)}/255.{note} "
         f"Failed checks: {', '.join(failed) or 'none'} (of {n_checks}). Report: {workspace.report_html}"
     )

@@ -319,12 +319,13 @@ def test_the_result_of_too_few_groups_has_no_intervals(tmp_path: Path, params_wi
     workspace.evaluate.mkdir(parents=True)
     workspace.metrics.write_text(json.dumps({"clean": {"undefended": {"accuracy": 0.9}}}))
     row = {"target": "undefended", "threat_model": "adaptive", "operating_point": "as_trained", "eps": 1, "n": 4}
-    bounds = {"robust_accuracy_low": None, "robust_accuracy_high": None}
-    pd.DataFrame([row | {"robust_accuracy": 0.5} | bounds]).to_csv(workspace.comparison, index=False)
+    bounds = {f"robust_{name}_{end}": None for name in ("accuracy", "balanced_accuracy") for end in ("low", "high")}
+    values = {"robust_accuracy": 0.5, "robust_balanced_accuracy": 0.25}
+    pd.DataFrame([row | values | bounds]).to_csv(workspace.comparison, index=False)
     workspace.checks.write_text("[]")
     result = describe_result(workspace, params, "undefended", "mine", 24)
     assert "clean accuracy 90.0 % [too few groups] (n = 24)" in result
-    assert "50.0 % [too few groups] (n = 4)" in result
+    assert "50.0 % [too few groups] (n = 4), balanced 25.0 % [too few groups], at eps 1/255" in result
 
 
 def test_an_audit_that_begins_beside_another_of_its_name_waits_before_it_writes(

@@ -617,6 +617,12 @@ def test_headline_names_operating_point_unit_and_numbers() -> None:
     )
 
 
+def test_the_headline_of_a_classifier_that_can_only_be_queried_names_the_gradients_of_the_attacks() -> None:
+    note = "the classifier can only be queried, so all gradients are those of the surrogates)"
+    assert note in headline_sentences(replace(headline_with(), is_only_queried=True))
+    assert note not in headline_sentences(headline_with())
+
+
 @pytest.mark.parametrize(("jpeg", "is_tied"), [(0.45, True), (0.5, True), (0.6, False)])
 def test_headline_names_defences_that_equal_the_chosen_one_on_attacked_validation_images(
     jpeg: float, is_tied: bool

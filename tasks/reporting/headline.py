@@ -12,7 +12,7 @@ from tasks.analysis.claims import analysed_attack, at_comparison_point
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import Prepared
 from tasks.evaluation.comparison import credited
-from tasks.evaluation.worst_case_table import constant_accuracy, value_at
+from tasks.evaluation.worst_case_table import constant_accuracy, is_recall_name, value_at
 from tasks.params import UNDEFENDED, Attack
 from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, display_name, unit_of
 from tasks.reporting.names import attack_name
@@ -94,6 +94,8 @@ class Headline:
     """Size of eps in the unit of the values, such as `` (5.88 HU)``; empty if the files have different ranges."""
     scarce_groups: str = ""
     """Result of :func:`scarce_groups`."""
+    is_only_queried: bool = False
+    """True if the classifier has no gradients, so that attacks use those of the surrogates."""
     is_part: bool = False
     """True if only a part of the test images is attacked."""
 
@@ -135,7 +137,7 @@ class Headline:
     @property
     def recalls(self) -> list[str]:
         """Metrics that are the recall of one class."""
-        return [str(metric) for metric in self.worst_case["metric"].unique() if "accuracy" not in metric.split("_")]
+        return [str(metric) for metric in self.worst_case["metric"].unique() if is_recall_name(metric)]
 
     @property
     def metrics(self) -> list[str]:
@@ -254,6 +256,7 @@ def headline_of(results: Results) -> Headline:
         ),
         eps_in_unit=eps_in_unit(results.dataset_info, eps),
         scarce_groups=scarce_groups(results.data, results.minimum_eps["image"].unique()),
+        is_only_queried=_status(results.checks, UNDEFENDED, "white_box_access") is not None,
         is_part=int(first["n"]) < sum(results.dataset_info["n_images"]["test"].values()),
     )
 

@@ -122,7 +122,9 @@ def _best_detector(table: pd.DataFrame, point: Point) -> dict[str, Any]:
 
 
 def flag_too_often(table: pd.DataFrame, point: Point, target_rate: float) -> list[str]:
-    """Detectors that flag significantly more clean test images than their threshold should, with their rates.
+    """Detectors that flag more clean test images than they should, by their whole interval, with their rates.
+
+    The intervals are not corrected for the number of detectors: that would hide warnings.
 
     Args:
         table: ``detection.csv``.
