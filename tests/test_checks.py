@@ -366,6 +366,15 @@ def test_adaptive_advantage_does_not_apply_to_a_defence_without_gain_under_trans
     assert "does not apply: the defence does not raise accuracy" in check.explanation
 
 
+def test_the_largest_gain_under_transfer_must_be_significant_after_holms_correction() -> None:
+    # 6 of 200 images at one of two eps: the sign-flip test has p = 0.031, and 0.0625 after the correction
+    few = {("autoencoder", "transfer", "pgd"): {1: 0.4, 4: 0.03}}
+    few |= {("autoencoder", "adaptive", attack): {1: 0.4, 4: 0.0} for attack in ("pgd", "art_pgd")}
+    assert outcome(SOUND | few)[DEFENDED, "adaptive_advantage"].status == "INFO"
+    more = {("autoencoder", "transfer", "pgd"): {1: 0.4, 4: 0.04}}
+    assert outcome(SOUND | few | more)[DEFENDED, "adaptive_advantage"].status == "PASS"
+
+
 def test_a_perturbation_outside_its_ball_fails() -> None:
     check = outcome(SOUND, linf=lambda records: records["eps"] / 255 + 2e-6)[DEFENDED, "norm_bound"]
     assert check.status == "FAIL"

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Curve, judge_excess
+from tasks.evaluation.check_inputs import MAX_P_VALUE, CheckInputs, CheckOutcome, Curve, judge_excess
 from tasks.params import SAVED_ATTACKS, UNDEFENDED
 from tasks.records.convergence import has_converged
 from tasks.records.vocabulary import ONE_STEP_ATTACKS, SQUARE_ON_SURVIVORS, attack_label, display_name, is_independent
+from tasks.statistics.multiplicity import holm
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 MAX_CONTROL_ACCURACY = 0.01
@@ -245,11 +246,14 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
         for source, threat_model in ((of, "adaptive"), (of, "transfer"), (of.undefended, "adaptive"))
     )
     eps = max(of.grid, key=lambda each: transfer[each].mean() - bare[each].mean())
-    stopped, taken_back = of.compare(transfer[eps], bare[eps]), of.compare(transfer[eps], adaptive[eps])
+    gains = {each: of.compare(transfer[each], bare[each]) for each in of.grid}
+    stopped, taken_back = gains[eps], of.compare(transfer[eps], adaptive[eps])
+    # the largest of several gains is above 0 by chance more often than one of them
+    p_values = dict(zip(gains, holm(np.array([found.p_value for found in gains.values()])), strict=True))
     advantage = taken_back.difference.value
     if np.isnan(stopped.difference.low):
         return CheckOutcome("NO POWER", advantage, "too few groups to test the effect of the defence")
-    if not stopped.difference.low > 0:
+    if not (stopped.difference.low > 0 and p_values[eps] <= MAX_P_VALUE):
         return CheckOutcome(
             "INFO",
             advantage,
