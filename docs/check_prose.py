@@ -1,8 +1,8 @@
 """Check the text of the repository for phrases that the style of this project bans.
 
 ``python -m docs.check_prose`` prints every match with its file and line, and fails if there is one. ``make lint`` runs
-it. The phrases are paraphrases of technical terms, personifications, and docstrings that begin with "What" or "Who" in
-place of a verb or a noun.
+it. The phrases are paraphrases of technical terms, personifications, and docstrings and headings that begin with "What"
+or "Who" in place of a verb or a noun.
 """
 
 import re
@@ -30,6 +30,8 @@ BANNED = {
 
 DOCSTRING_START = re.compile(r'^\s*(?:[rf]?""")(Of|What|Who|Whether|How|Where) ')
 """First words that stand in place of a noun or verb."""
+HEADING_START = re.compile(r"^#+ (Of|What|Who|Whether) ")
+"""The same for headings of Markdown files, in which "How" and "Where" are allowed."""
 
 SKIPPED = (
     "CHANGELOG.md",
@@ -68,6 +70,8 @@ def matches(path: Path) -> list[str]:
             ]
         if start := DOCSTRING_START.match(line):
             found.append(f"{path}:{number}: docstring begins with {start[1]!r} (write: a verb or a noun)")
+        if path.suffix == ".md" and (start := HEADING_START.match(line)):
+            found.append(f"{path}:{number}: heading begins with {start[1]!r} (write: a noun)")
     return found
 
 

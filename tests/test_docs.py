@@ -91,6 +91,8 @@ def test_the_documentation_has_no_banned_phrase() -> None:
         ("The tracking server is out.", True),
         ("    '''", False),
         ('"""Whether the model is robust."""', True),
+        ("## What is measured", True),
+        ("## Where to start", False),
         ("The tracking server is out of date.", False),
         ("He initialisation; the weights are stored as they are.", False),
         ("Look at the figures in MLflow.", False),
