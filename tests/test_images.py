@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from tasks.dataset.images import ImageError, read_grey, read_image
+from tasks.dataset.images import ImageError, read_image
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (30, 50), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (30, 50)).astype(np.uint16)
 EXIF_ORIENTATION, QUARTER_TURN = 0x0112, 6
+
+
+def read_grey(path: Path, max_megapixels: float) -> np.ndarray:
+    """Grey levels of an image file, uint8 ``(H, W)``."""
+    return read_image(path, max_megapixels).pixels
 
 
 def test_grey_pixels_are_read_exactly(tmp_path: Path) -> None:

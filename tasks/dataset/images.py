@@ -12,7 +12,7 @@ from tasks.dataset.intensity import FULL_RANGE, IntensityRange, percentile_range
 from tasks.dataset.readers import ImageError, StoredImage, Volumes, read_stored
 from tasks.params import Acquire, Channels, Intensity, Prepare, Resize
 
-__all__ = ["ImageError", "LevelImage", "Reading", "read_grey", "read_image", "read_prepared", "resize"]
+__all__ = ["ImageError", "LevelImage", "Reading", "read_image", "read_prepared", "resize"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Reading:
     crop_ratio: float = 1.0
 
 
-DEFAULT = Reading()
+DEFAULT_READING = Reading()
+"""The reading of 8-bit grey images."""
 
 
 def reading_of(acquire: Acquire, settings: Prepare) -> Reading:
@@ -99,7 +100,7 @@ class LevelImage:
         return luma(self.pixels) if self.pixels.ndim == 3 else self.pixels
 
 
-def read_image(path: Path, max_megapixels: float, reading: Reading = DEFAULT) -> LevelImage:
+def read_image(path: Path, max_megapixels: float, reading: Reading = DEFAULT_READING) -> LevelImage:
     """Decode a complete image, map its values to [0, 1], and convert it to 8-bit levels.
 
     For one channel, colours become luma (ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B), and grey that is stored as colour
@@ -131,13 +132,8 @@ def luma(levels: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(np.ascontiguousarray(levels)).convert("L"), dtype=np.uint8)
 
 
-def read_grey(path: Path, max_megapixels: float = math.inf) -> np.ndarray:
-    """Grey levels of :func:`read_image`, uint8 ``(H, W)``."""
-    return read_image(path, max_megapixels).pixels
-
-
 def read_prepared(
-    path: Path, size: tuple[int, int], max_megapixels: float = math.inf, reading: Reading = DEFAULT
+    path: Path, size: tuple[int, int], max_megapixels: float = math.inf, reading: Reading = DEFAULT_READING
 ) -> np.ndarray:
     """Levels of :func:`read_image` in the size of the prepared images, uint8 ``(C, H, W)``."""
     return resize(read_image(path, max_megapixels, reading).pixels, size, reading.resize, reading.crop_ratio)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tasks.dataset.images import DEFAULT, ImageError, LevelImage, Reading, read_image
+from tasks.dataset.images import DEFAULT_READING, ImageError, LevelImage, Reading, read_image
 from tasks.dataset.readers import image_names, split_name
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def build_manifest(
     max_megapixels: float,
     near_duplicate_correlation: float,
     same_group_correlation: float,
-    reading: Reading = DEFAULT,
+    reading: Reading = DEFAULT_READING,
 ) -> Manifest:
     """Read every image below ``<folder>/<class>/``.
 

@@ -62,6 +62,15 @@ def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int)
         return stratified_split(labels, *fractions, seed)
     if strategy == "grouped":
         return grouped_split(labels, table["group"].to_numpy(), *fractions, seed)
+    return _given_split(table, settings.validation_fraction, seed)
+
+
+def _given_split(table: "pd.DataFrame", validation_fraction: float, seed: int) -> np.ndarray:
+    """The split of the column ``split``, str ``(N,)``, with validation images from the training images if it has none.
+
+    Raises:
+        ValueError: a split lacks a class, or the fraction can't be met.
+    """
     given = table["split"].to_numpy(dtype=object)
     has_validation = "validation" in given
     for split in SPLITS if has_validation else ("train", "test"):
@@ -73,9 +82,9 @@ def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int)
     if not has_validation:
         # of the training images; the test images stay as they are
         is_train = given == "train"
-        groups = table["group"].to_numpy()[is_train]
+        labels, groups = (table[name].to_numpy()[is_train] for name in ("label", "group"))
         given = given.copy()
-        given[is_train] = grouped_split(labels[is_train], groups, 0.0, settings.validation_fraction, seed)
+        given[is_train] = grouped_split(labels, groups, 0.0, validation_fraction, seed)
     return given.astype(str)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import list_files, printable, rejected_files
-from tasks.dataset.images import DEFAULT, ImageError, Reading, read_prepared, reading_of
+from tasks.dataset.images import DEFAULT_READING, ImageError, Reading, read_prepared, reading_of
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import load_prepared
 from tasks.dataset.readers import SUFFIXES
@@ -116,7 +116,7 @@ def pool_files(pool: Path) -> list[str]:
 
 
 def read_pool(
-    pool: Path, files: list[str], size: tuple[int, int], max_megapixels: float, reading: Reading = DEFAULT
+    pool: Path, files: list[str], size: tuple[int, int], max_megapixels: float, reading: Reading = DEFAULT_READING
 ) -> np.ndarray:
     """Return images as the step ``prepare`` makes them, uint8 ``(N, C, H, W)``.
 

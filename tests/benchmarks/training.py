@@ -23,6 +23,7 @@ Goals: ours at least 2 times (a), over whole epochs; at least 0.9 of (b), in tra
 """
 
 import argparse
+import math
 import tempfile
 import time
 from collections import defaultdict
@@ -40,7 +41,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from tasks.core.checkpoints import Checkpoints
-from tasks.dataset.images import read_grey
+from tasks.dataset.images import read_image
 from tasks.dataset.phantom import write_phantoms
 from tasks.models import objectives
 from tasks.models.autoencoder import build_autoencoder
@@ -158,7 +159,9 @@ def draw(folder: Path, params: Params, n_patients: int) -> tuple[np.ndarray, np.
         folder.parent / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(samples), 1, side, side)
     )
     for row, (path, _) in enumerate(samples):
-        square = Image.fromarray(read_grey(Path(path))).resize((side, side), Image.Resampling.BILINEAR)
+        square = Image.fromarray(read_image(Path(path), math.inf).pixels).resize(
+            (side, side), Image.Resampling.BILINEAR
+        )
         pixels[row, 0] = np.asarray(square)
     pixels.flush()
     order = np.random.default_rng(params.seed).permutation(len(samples))

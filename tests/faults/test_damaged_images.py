@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from tasks.acquire import acquire
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import printable
-from tasks.dataset.images import ImageError, read_grey, resize
+from tasks.dataset.images import ImageError, read_image, resize
 from tasks.dataset.readers import SUFFIXES
 from tasks.labelling.human import pool_files, read_pool
 from tasks.tracking import Tracker
@@ -23,6 +24,11 @@ from tests.conftest import ROOT
 from tests.faults.mutants import N_MUTANTS, Mutant, flipped, mutants, picture, saved, write
 
 CLASSES = ("non-COVID", "COVID")
+
+
+def read_grey(path: Path, max_megapixels: float = math.inf) -> np.ndarray:
+    """Grey levels of an image file, uint8 ``(H, W)``."""
+    return read_image(path, max_megapixels).pixels
 
 
 @pytest.fixture(scope="module")

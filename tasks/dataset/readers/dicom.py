@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.dataset.readers.completeness import BLOCK_BYTES, IncompleteImageError, n_inflated
-from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage, check_pixels, range_of_bits, several_frames
+from tasks.dataset.readers.stored import (
+    ADVICE,
+    ImageError,
+    StoredImage,
+    check_pixels,
+    range_of_bits,
+    several_frames_error,
+)
 from tasks.dataset.readers.streams import check_stream
 
 if TYPE_CHECKING:
@@ -60,51 +67,17 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
         IncompleteImageError: pixels are missing.
         Exception: for damaged files, decoders raise errors of many types.
     """
-    from pydicom.encaps import get_frame
-    from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
-    from pydicom.uid import JPEGExtended12Bit, RLELossless
+    from pydicom.pixels import apply_color_lut, apply_rescale
 
-    from tasks.dataset.readers import dicom_decoder
-
-    dataset = _read(path, with_pixels=True) if frame is None else _several_frames(path, path.stat().st_mtime_ns)
+    dataset = _read(path, with_pixels=True) if frame is None else _cached_dataset(path, path.stat().st_mtime_ns)
     n_frames = _n_frames(dataset, path)
     if n_frames > 1 and frame is None:
-        raise several_frames(path, n_frames)
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        kind = dataset.get("SOPClassUID")
-        raise ImageError(
-            f"{path}: the DICOM file has no pixels: {getattr(kind, 'name', 'unknown kind')}. Images must have pixel "
-            "data. Move the file away."
-        )
-    check_pixels(int(dataset.Columns), int(dataset.Rows), path, max_megapixels)
-    if int(dataset.get("SamplesPerPixel", 1)) > MAX_CHANNELS:
-        raise ImageError(f"{path}: {dataset.SamplesPerPixel} samples per pixel. A DICOM image has 1 or 3. {ADVICE}")
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    is_compressed = syntax is not None and syntax.is_encapsulated and syntax != RLELossless
-    if is_compressed and not dicom_decoder.is_available(syntax):
-        raise ImageError(f"{path}: no decoder for the compression {syntax.name}. Save the file uncompressed.")
-    if is_compressed:
-        tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
-        offsets = None if None in tables else tables
-        stream = get_frame(dataset.PixelData, frame or 0, number_of_frames=n_frames, extended_offsets=offsets)
-        check_stream(stream, int(dataset.Columns), int(dataset.Rows))
+        raise several_frames_error(path, n_frames)
+    _check_readable(dataset, path, max_megapixels)
+    _check_frame(dataset, frame or 0, n_frames)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            is_deep_jpeg = syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8
-            plugin = "pylibjpeg" if is_deep_jpeg else dicom_decoder.NAME if is_compressed else ""
-            stored = pixel_array(dataset, index=frame or 0, decoding_plugin=plugin)
-        except ValueError as error:
-            if "less than expected" in str(error):
-                raise IncompleteImageError(f"incomplete image: {str(error).partition(' - ')[0]}. {ADVICE}") from None
-            raise
-        except RuntimeError as error:
-            if is_deep_jpeg and "missing dependencies" in str(error):
-                raise ImageError(
-                    f"{path}: 12-bit lossy JPEG has no decoder in this environment. Install the extra jpeg12 (`pip "
-                    "install pylibjpeg pylibjpeg-libjpeg`), or save the file uncompressed."
-                ) from None
-            raise
+        stored = _decode(dataset, path, frame or 0)
         is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
         values = apply_color_lut(stored, dataset) if is_palette else apply_rescale(stored, dataset)
         values = values[..., :3] if values.ndim == 3 else values
@@ -129,6 +102,81 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
         is_inverted=dataset.get("PhotometricInterpretation") == "MONOCHROME1",
         displayed=displayed,
     )
+
+
+def _check_readable(dataset: "Dataset", path: Path, max_megapixels: float) -> None:
+    """Check that a file has pixels, few enough, and that a decoder for their compression is installed.
+
+    Raises:
+        ImageError: it has not.
+    """
+    from tasks.dataset.readers import dicom_decoder
+
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        kind = dataset.get("SOPClassUID")
+        raise ImageError(
+            f"{path}: the DICOM file has no pixels: {getattr(kind, 'name', 'unknown kind')}. Images must have pixel "
+            "data. Move the file away."
+        )
+    check_pixels(int(dataset.Columns), int(dataset.Rows), path, max_megapixels)
+    if int(dataset.get("SamplesPerPixel", 1)) > MAX_CHANNELS:
+        raise ImageError(f"{path}: {dataset.SamplesPerPixel} samples per pixel. A DICOM image has 1 or 3. {ADVICE}")
+    if _is_compressed(dataset) and not dicom_decoder.is_available(syntax := dataset.file_meta.TransferSyntaxUID):
+        raise ImageError(f"{path}: no decoder for the compression {syntax.name}. Save the file uncompressed.")
+
+
+def _is_compressed(dataset: "Dataset") -> bool:
+    """Return whether :mod:`tasks.dataset.readers.dicom_decoder` must decode the frames; pydicom decodes RLE."""
+    from pydicom.uid import RLELossless
+
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    return syntax is not None and syntax.is_encapsulated and syntax != RLELossless
+
+
+def _check_frame(dataset: "Dataset", frame: int, n_frames: int) -> None:
+    """Check the size of a compressed frame before it is decoded.
+
+    Raises:
+        IncompleteImageError: it is larger than the header declares, or has another format.
+    """
+    from pydicom.encaps import get_frame
+
+    if not _is_compressed(dataset):
+        return
+    tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    offsets = None if None in tables else tables
+    stream = get_frame(dataset.PixelData, frame, number_of_frames=n_frames, extended_offsets=offsets)
+    check_stream(stream, int(dataset.Columns), int(dataset.Rows))
+
+
+def _decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
+    """Decode the stored values of one frame.
+
+    Raises:
+        ImageError: 12-bit lossy JPEG has no decoder in this environment.
+        IncompleteImageError: pixels are missing.
+        Exception: for damaged files, decoders raise errors of many types.
+    """
+    from pydicom.pixels import pixel_array
+    from pydicom.uid import JPEGExtended12Bit
+
+    from tasks.dataset.readers import dicom_decoder
+
+    is_deep_jpeg = dataset.file_meta.get("TransferSyntaxUID") == JPEGExtended12Bit and int(dataset.BitsStored) > 8
+    plugin = "pylibjpeg" if is_deep_jpeg else dicom_decoder.NAME if _is_compressed(dataset) else ""
+    try:
+        return pixel_array(dataset, index=frame, decoding_plugin=plugin)
+    except ValueError as error:
+        if "less than expected" in str(error):
+            raise IncompleteImageError(f"incomplete image: {str(error).partition(' - ')[0]}. {ADVICE}") from None
+        raise
+    except RuntimeError as error:
+        if is_deep_jpeg and "missing dependencies" in str(error):
+            raise ImageError(
+                f"{path}: 12-bit lossy JPEG has no decoder in this environment. Install the extra jpeg12 (`pip "
+                "install pylibjpeg pylibjpeg-libjpeg`), or save the file uncompressed."
+            ) from None
+        raise
 
 
 def copy_pixels(source: Path, target: Path) -> None:
@@ -227,7 +275,7 @@ class _BoundedReader(io.BufferedReader):
 
 
 @lru_cache(maxsize=1)
-def _several_frames(path: Path, modified: int) -> "Dataset":
+def _cached_dataset(path: Path, modified: int) -> "Dataset":
     """A file with its pixels. The last file is kept, since its frames are read one after the other.
 
     Args:

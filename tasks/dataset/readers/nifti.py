@@ -7,7 +7,14 @@ from typing import Any, Literal
 import numpy as np
 
 from tasks.dataset.readers.completeness import IncompleteImageError
-from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage, check_pixels, range_of_bits, several_frames
+from tasks.dataset.readers.stored import (
+    ADVICE,
+    ImageError,
+    StoredImage,
+    check_pixels,
+    range_of_bits,
+    several_frames_error,
+)
 
 SUFFIXES = (".nii", ".nii.gz")
 Axis = Literal["axial", "coronal", "sagittal"]
@@ -53,7 +60,7 @@ def read_nifti(path: Path, max_megapixels: float, axis: Axis, number: int | None
     image = _load(path)
     n_volumes, n_slices = _counts(image, axis)
     if number is None and n_volumes * n_slices > 1:
-        raise several_frames(path, n_volumes * n_slices)
+        raise several_frames_error(path, n_volumes * n_slices)
     volume = _canonical(path, path.stat().st_mtime_ns)
     shape = [length for i, length in enumerate(volume.shape[:3]) if i != DIMENSION[axis]]
     check_pixels(shape[0], shape[1], path, max_megapixels)

@@ -12,7 +12,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tasks.dataset.readers.completeness import check_bmp, check_jpeg, check_png
-from tasks.dataset.readers.stored import ImageError, StoredImage, check_pixels, range_of_bits, several_frames, upright
+from tasks.dataset.readers.stored import (
+    ImageError,
+    StoredImage,
+    check_pixels,
+    range_of_bits,
+    several_frames_error,
+    upright,
+)
 
 FORMATS = ("PNG", "JPEG", "BMP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B", "I;16N")
@@ -48,7 +55,7 @@ def read_raster(path: Path, max_megapixels: float) -> StoredImage:
                     "channel. Save the image with 8 or 16 bits per channel."
                 )
             if getattr(image, "is_animated", False):
-                raise several_frames(path, image.n_frames)  # type: ignore[attr-defined]  # only animated ones
+                raise several_frames_error(path, image.n_frames)  # type: ignore[attr-defined]  # only animated ones
             # verify compares the checksums, which decoding ignores
             image.verify()
             _check_complete(image, file, n_bytes)

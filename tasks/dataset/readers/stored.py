@@ -65,7 +65,7 @@ def check_pixels(width: int, height: int, path: Path, max_megapixels: float) -> 
         )
 
 
-def several_frames(path: Path, n: int) -> ImageError:
+def several_frames_error(path: Path, n: int) -> ImageError:
     """Error for a file with several frames, if one image is expected."""
     return ImageError(
         f"{path}: the file holds several frames: {n}. One is allowed. Save each frame as a separate file. For "

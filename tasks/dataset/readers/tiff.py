@@ -15,7 +15,7 @@ from tasks.dataset.readers.stored import (
     StoredImage,
     check_pixels,
     range_of_bits,
-    several_frames,
+    several_frames_error,
     upright,
 )
 from tasks.dataset.readers.streams import check_stream
@@ -62,7 +62,7 @@ def read_tiff(path: Path, max_megapixels: float, frame: int | None = None) -> St
             # ImageJ writes one page for a whole stack
             n_frames = int((tiff.imagej_metadata or {}).get("images", 1))
         if n_frames > 1 and (frame is None or len(frames) == 1):
-            raise several_frames(path, n_frames)
+            raise several_frames_error(path, n_frames)
         page: Any = frames[frame or 0]
         check_pixels(page.imagewidth, page.imagelength, path, max_megapixels)
         if page.is_tiled:
