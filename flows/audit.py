@@ -52,7 +52,7 @@ from tasks.tracking import EXPERIMENT, masked, plain_markdown
 READ_STEPS = ("active_learning", "prepare", "train_surrogates", "validate")
 """Steps of the current workspace whose outputs an audit reads."""
 SEEN = "seen"
-"""Split of the images that an audit leaves out, because a model was trained or validated on them."""
+"""Split of the images that an audit leaves out, because the model was trained or validated on them."""
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def check_images(current: Workspace, model: Registered, about: Bundle, data: Pre
 def without_seen(
     table: pd.DataFrame, digests: "pd.Series[str]", seen: dict[str, set[str]], also_left_out: Set[str]
 ) -> tuple[pd.DataFrame, int]:
-    """Move the images that a model has seen to the split ``seen``.
+    """Move the images that a model was trained or validated on to the split ``seen``.
 
     Args:
         table: of the prepared data set.

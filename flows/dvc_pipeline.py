@@ -212,16 +212,16 @@ class DvcPipeline:
 
     def _call(self, function: Callable[[], T]) -> T:
         """Call a function that uses DVC, as the only thread and process that does."""
-        is_told = False
+        has_warned = False
         while True:
             try:
                 # lock_repo also drops the cached stages and hashes, which may have changed
                 with self._lock, lock_repo(self._repo):
                     return function()
             except LockError as error:
-                if not is_told:
+                if not has_warned:
                     log.warning("Waiting: %s", " ".join(str(error).split("\n\n")[0].split()))
-                    is_told = True
+                    has_warned = True
                 time.sleep(LOCK_POLL_SECONDS)
 
 

@@ -135,7 +135,10 @@ def settle(audits: list[Audit], params: Params, margin: float) -> tuple[str, str
 def audit_both(
     current: Workspace, candidate: Registered, champion: Registered | None, params: Params, trust: bool
 ) -> list[Audit]:
-    """Audit the candidate and, if there is one, the champion, on test images that neither of them has seen."""
+    """Audit the candidate and, if there is one, the champion.
+
+    The test images are those on which neither of the two was trained or validated.
+    """
     if champion is None:
         models, folders = [candidate], [AUDITS / f"{candidate.label}-alone"]
     else:

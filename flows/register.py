@@ -37,8 +37,8 @@ def register(target: str | None = None, name: Annotated[str, Field(pattern=r"^[\
     """Register a target of this workspace with its model card, under the alias ``candidate``.
 
     Args:
-        target: a defence, or ``undefended``. By default the defence with the highest worst-case accuracy under adaptive
-            attacks at ``analyze.eps``, among those without a failed check.
+        target: a defence, or ``undefended``. By default the defence with the highest balanced accuracy on attacked
+            validation images at ``analyze.eps``, among those without a failed check.
         name: name of the registered model.
 
     Returns:

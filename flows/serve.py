@@ -97,7 +97,7 @@ def credentials() -> str:
     """User and password of the server: of the environment, or generated once for this folder."""
     if given := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         return given
-    # an earlier version could leave an empty file
+    # an empty file has no password
     if not CREDENTIALS.exists() or not CREDENTIALS.stat().st_size:
         CREDENTIALS.parent.mkdir(exist_ok=True)
         partial = CREDENTIALS.with_suffix(".partial")

@@ -197,7 +197,7 @@ def check_trust(folder: Path) -> None:
     """Refuse a bundle that, when it is loaded, runs code of its author or sends images to a server.
 
     Raises:
-        ValueError: it does.
+        ValueError: the bundle does one of the two.
     """
     for file in sorted((folder / "data").rglob("*.json")):
         values = json.loads(file.read_text(encoding="utf-8"))
