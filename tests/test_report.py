@@ -161,7 +161,7 @@ def test_first_screen_states_the_worst_case_of_all_attacks_in_three_sentences(ht
     on_validation = worst("retrained_autoencoder", 1)
     assert defended.startswith(
         "With the retrained autoencoder, chosen among 2 defences by balanced accuracy on attacked validation images "
-        f"({on_validation} as trained, n = 60 images of 21 inferred groups), it is "
+        f"({on_validation} as trained, n = 60 images of 21 inferred groups), balanced accuracy is "
         f"{clean} on clean images and {attacked} in the worst case, a difference of +40.0 ["
     )
     # a constant prediction has 33.3 %
@@ -387,8 +387,8 @@ def test_a_report_on_one_defence_compares_no_defences(tmp_path: Path, monkeypatc
     html = Workspace().report_html.read_text(encoding="utf-8")
     text = text_of(html)
     assert (
-        f"With the autoencoder, it is {worst('autoencoder', 0)} on clean images and {worst('autoencoder', 1)} in the "
-        "worst case, a difference of +5.0 ["
+        f"With the autoencoder, balanced accuracy is {worst('autoencoder', 0)} on clean images and "
+        f"{worst('autoencoder', 1)} in the worst case, a difference of +5.0 ["
     ) in text
     assert "after Holm's correction for 1 comparison with the undefended classifier" in text
     assert "Under PGD at ε = 1/255, images purified by the autoencoder are farther from the clean images" in text
@@ -610,10 +610,10 @@ def test_headline_names_operating_point_unit_and_numbers() -> None:
     assert text.startswith(
         "Without a defence, balanced accuracy is 90.0 % [85.0, 95.0] on clean images and 30.0 % [25.0, 35.0] in the "
         "worst case of all attacks at ε = 1/255 (operating point: sensitivity of 95 % on validation images; n = 100 "
-        "images of 40 patients; 95 % intervals by patient). With the autoencoder, it is 85.0 % [80.0, 90.0] on clean "
-        "images and 80.0 % [75.0, 85.0] in the worst case, a difference of +20.0 [+10.0, +30.0] points to the "
-        "undefended classifier (significant: p = 0.001 after Holm's correction for 1 comparison with the undefended "
-        "classifier)."
+        "images of 40 patients; 95 % intervals by patient). With the autoencoder, balanced accuracy is 85.0 % "
+        "[80.0, 90.0] on clean images and 80.0 % [75.0, 85.0] in the worst case, a difference of +20.0 [+10.0, +30.0] "
+        "points to the undefended classifier (significant: p = 0.001 after Holm's correction for 1 comparison with "
+        "the undefended classifier)."
     )
 
 

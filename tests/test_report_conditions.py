@@ -132,7 +132,7 @@ def test_the_headline_names_judged_targets_that_are_not_above_the_shortcut_basel
 
 def test_the_choice_among_defences_names_operating_point_and_validation_images(results: Results) -> None:
     headline = headline_of(results)
-    assert " as trained, n = 60 images of 21 inferred groups), it is " in headline_sentences(headline)
+    assert " as trained, n = 60 images of 21 inferred groups), balanced accuracy is " in headline_sentences(headline)
     section = comparison_section(results, headline)
     assert "validation, sweep, as trained" in section.values["ranking"].head
     assert "as trained" not in headline_sentences(headline_with())

@@ -163,7 +163,7 @@
     const view = selectedView();
     if (thumbnail) thumbnail.hidden = at === null;
     if (at === null || !view) {
-      details.textContent = "Move the mouse over a point, or use the arrow keys, to see what it is.";
+      details.textContent = "Move the mouse over a point, or use the arrow keys, to show its details.";
       return;
     }
     const image = view.image[at];

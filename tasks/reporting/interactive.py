@@ -205,9 +205,9 @@ def _sheet_columns(n_images: int) -> int:
     return math.isqrt(max(n_images - 1, 0)) + 1
 
 
-def numbers(values: np.ndarray | Sequence[float], n_digits: int = 5) -> list[float | None]:
-    """Round numbers to significant digits; None (null in JSON) for numbers that are not finite."""
-    return [float(f"{value:.{n_digits}g}") if math.isfinite(value) else None for value in map(float, values)]
+def numbers(values: np.ndarray | Sequence[float]) -> list[float | None]:
+    """Round numbers to five significant digits; None (null in JSON) for numbers that are not finite."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in map(float, values)]
 
 
 def as_json(value: Any) -> Markup:

@@ -12,7 +12,7 @@ from tasks.reporting.formats import estimate, p_text, signed_points
 from tasks.reporting.headline import Headline
 from tasks.reporting.names import attack_name
 from tasks.reporting.sections.active_learning import Gain
-from tasks.statistics.formatting import eps_text, interval, percent, points
+from tasks.statistics.formatting import eps_text, percent, points
 
 TEMPLATES = Path(__file__).with_name("templates")
 NBSP = "\N{NO-BREAK SPACE}"
@@ -42,7 +42,6 @@ def environment(is_markdown: bool = False) -> Environment:
         "attack": attack_name,
         "difference": lambda found: estimate(found._asdict(), signed_points),
         "eps": eps_text,
-        "interval": interval,
         "keep_together": keep_together,
         "p_text": p_text,
         "percent": percent,
