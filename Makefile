@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Packages that runs need; those and the packages of the extras and for development.
+# Marks of the installed packages: of those that runs need, and of all (also extras and development).
 STAMP := $(VENV)/requirements-run.lock
 DEV_STAMP := $(VENV)/requirements.lock
 # Stages call `python`, which must be the environment's. One OpenMP thread in tests: two test processes share two cores.
@@ -13,7 +13,7 @@ export HOME ?= $(CURDIR)/$(VENV)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
-# If this variable is set, as in many containers, every start compiles the packages again, which takes seconds.
+# If this variable is set, as in many containers, Python compiles the packages again at every start, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -42,7 +42,7 @@ $(STAMP): requirements-run.lock
 	$(if $(shell cmp -s requirements.lock $(DEV_STAMP) || echo other),$(call install,$<))
 	cp $< $@
 
-dev: $(DEV_STAMP)  ## Install also the packages of the extras and for development
+dev: $(DEV_STAMP)  ## Install the packages of all extras and for development, too
 
 repro: $(STAMP) environment.yaml  ## Compute every result that is not up to date (dvc repro)
 	python -m flows.verify || test $$? -eq 3
@@ -70,7 +70,7 @@ verify: $(STAMP)  ## Compare all results and DVC's cache with the recorded hashe
 test: $(DEV_STAMP) lint  ## Run lint and all fast tests
 	OMP_NUM_THREADS=1 python -m pytest --durations 15 --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-# No tests for a change is a success here, and exit code 5 of pytest.
+# A change without tests is a success here; pytest alone would end with exit code 5.
 test-changed: $(DEV_STAMP)  ## Run the tests of the changed modules, in about a minute
 	@files="$$(python -m tests.changed)"; test -z "$$files" || \
 		OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $$files

@@ -94,7 +94,7 @@ class ActiveLearning(Section):
     """Number of test images that are attacked in each cycle, chosen like ``attack.max_images``; 0: all."""
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
+    def _settings_agree(self) -> Self:
         check_unit(self.eps)
         names = self.acquisition_functions
         if len(set(names)) < len(names):

@@ -16,7 +16,7 @@ class DetectorEvasion(Section):
     """Maximum number of gradient steps of each start; a start ends when the image is misclassified and its score is
     near that of a typical clean image. The relative step size is ``attack.pgd.relative_step_size``."""
     n_random_starts: Annotated[int, Field(ge=1, le=20)]
-    """Random starts for the images that are still flagged or correct after the start at the image of PGD."""
+    """Random starts for images that are still flagged or correctly classified after the start at their image of PGD."""
     max_images: CountOrOff
     """Number of attacked images, chosen like ``attack.max_images``; 0: all."""
 

@@ -63,7 +63,7 @@ class Attack(Section):
     those of the bare classifier for all eps, since they are transferred."""
 
     @model_validator(mode="after")
-    def _lists_make_sense(self) -> Self:
+    def _lists_are_valid(self) -> Self:
         if list(self.eps) != sorted(set(self.eps)):
             raise ValueError(f"eps {list(self.eps)} must rise without repeats")
         check_unit(self.eps[-1])

@@ -122,7 +122,7 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _analysed_images_are_kept(self) -> Self:
+    def _analysed_images_are_saved(self) -> Self:
         saved = self.attack.analysed_eps
         allowed = f"must be among the saved eps {list(saved)}. See attack.saved_eps"
         if self.analyze.eps not in saved:

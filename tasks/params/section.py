@@ -5,10 +5,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
+"""From 0 to 1, both included."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+"""Above 0 and below 1."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 CountOrOff = Annotated[int, Field(ge=0, lt=2**31)]
+"""A count, or 0 with the meaning that the field states, such as all or never."""
 Architecture = Literal["plain", "residual", "unet", "residual_unet", "variational"]
 
 DottedPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
