@@ -13,8 +13,8 @@ from tasks.labelling.simulation import build_simulation, result_tables
 from tasks.params import Params
 from tasks.tracking import Tracker
 
-N_GALLERY_IMAGES = 12
-"""Images of each query in the gallery."""
+N_SHEET_IMAGES = 12
+"""Maximum number of images of each query on the contact sheet."""
 
 
 def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> None:
@@ -39,14 +39,14 @@ def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> N
         tracker.artifact(path)
     workspace.queried_images.mkdir()
     for name in params.active_learning.compared_functions:
-        gallery = workspace.queried_images / f"{name}.png"
+        contact_sheet = workspace.queried_images / f"{name}.png"
         own_queries = queries[queries["acquisition"] == name]
         if is_shown := len(own_queries) > 0 and params.report.include_images:
             first_seed = own_queries[own_queries["seed"] == own_queries["seed"].min()]
-            rows = [query["image"].to_numpy()[:N_GALLERY_IMAGES] for _, query in first_seed.groupby("cycle")]
-            write_contact_sheet([as_pictures(simulation.pixels[row]) for row in rows], gallery)
+            rows = [query["image"].to_numpy()[:N_SHEET_IMAGES] for _, query in first_seed.groupby("cycle")]
+            write_contact_sheet([as_pictures(simulation.pixels[row]) for row in rows], contact_sheet)
         points = curve_points(curves[curves["acquisition"] == name], efficiency[efficiency["acquisition"] == name])
-        artifacts = [gallery] if is_shown else []
+        artifacts = [contact_sheet] if is_shown else []
         tracker.curve(f"active learning/{name}", {"acquisition": name}, points, artifacts)
 
 

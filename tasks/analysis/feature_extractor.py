@@ -30,7 +30,7 @@ The source is the name of a purifier or of a detector; ``AS_GIVEN`` stands for i
 - ``power``: spectrum of the perturbation, float64 ``(N, F)``;
 - ``mse``, ``ssim``: with respect to the original image, float64 ``(N,)``;
 - ``features``: penultimate features of the classifier, float32 ``(N, D)``;
-- ``heatmap``: Grad-CAM, float32 ``(N, h, w)``, if asked for.
+- ``heatmap``: Grad-CAM, float32 ``(N, h, w)``, if requested.
 
 Purifiers also have ``removed_energy_fraction``, the fraction of the perturbation's energy that they remove, float64
 ``(N,)``, and ``bottleneck``, the output of their encoder, float32 ``(N, B)``. Detectors have ``score``, float32
@@ -147,7 +147,7 @@ class FeatureExtractor:
                 )
                 features[name, "bottleneck"] = _to_numpy(activations.bottleneck)
                 features[name, "features"] = _to_numpy(activations.purified_features)
-            # detectors use the first purifier, whichever purifiers are asked for
+            # detectors use the first purifier, whichever purifiers are requested
             activations = by_purifier.get(next(iter(self.purifiers))) or self.activations(batch)
             features[AS_GIVEN, "features"] = _to_numpy(activations.features)
             for name, detector in detectors.items():

@@ -1,7 +1,7 @@
 """The sweep: the smallest radius of a grid that breaks each image, at about the cost of an attack at one radius.
 
 A larger ball contains every smaller one. So a perturbation that breaks an image lies in every larger ball, and an image
-that survives in one ball is assumed to survive in every smaller one. So no image is attacked at every radius:
+that survives in one ball is assumed to survive in every smaller one. Therefore no image is attacked at every radius:
 
 - To first order, the margin divided by the dual norm of its gradient is the radius that breaks an image (as in
   DeepFool; Moosavi-Dezfooli et al. 2016, arXiv 1511.04599). The search begins there.

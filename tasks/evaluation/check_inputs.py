@@ -162,7 +162,7 @@ def judge_excess(excesses: Sequence[tuple[PairedComparison, str]], statement: st
     if np.isnan(found.difference.low):
         return CheckOutcome("NO POWER", float(value), f"too few groups for a test: {statement}")
     if value <= 0:
-        return CheckOutcome("PASS", float(value), f"nowhere: {statement}")
+        return CheckOutcome("PASS", float(value), f"not observed: {statement}")
     extent = "significantly" if beyond else "not significantly"
     if not beyond and not np.isnan(found.detectable_difference):
         extent += f" (a single comparison can show {100 * found.detectable_difference:.1f} points)"

@@ -24,16 +24,16 @@ def import_checks(path: Path) -> list[CheckResult]:
         explanation = f"the imported classifier agrees with {' and '.join(compared)}"
     else:
         explanation = (
-            "nothing shows that the imported classifier gives the outputs of the original. Set "
-            "classifier.reference_outputs or classifier.expected_accuracy"
+            "the imported classifier was not compared with the original. Set classifier.reference_outputs or "
+            "classifier.expected_accuracy"
         )
     status: Status = "PASS" if parity["status"] == "compared" else "WARN"
     name = "the imported classifier gives the outputs of the original"
     results = [CheckResult(UNDEFENDED, "import_parity", name, status, difference, explanation)]
     if not parity["has_gradients"]:
         explanation = (
-            "the classifier can only be queried, so there is no adaptive white-box number. Rows of the threat model "
-            "adaptive use the gradients of the surrogates: their accuracy is an upper bound of the robust accuracy"
+            "the classifier can only be queried, so no attack uses its gradients. Rows of the threat model adaptive "
+            "use the gradients of the surrogates: their accuracy is an upper bound of the robust accuracy"
         )
         name = "adaptive attacks use the gradients of the target"
         results.append(CheckResult(UNDEFENDED, "white_box_access", name, "WARN", None, explanation))

@@ -9,13 +9,13 @@ from tasks.params import ActiveLearning
 def choose_initial_set(data: Prepared, rows: np.ndarray, settings: ActiveLearning, seed: int) -> np.ndarray:
     """Return the rows that are labelled before the first query, ascending, int64 ``(n,)``; every class is among them.
 
-    ``stratified`` draws single images. ``grouped`` adds whole groups until the share is reached and every class is
+    ``stratified`` draws single images. ``grouped`` adds whole groups until the fraction is reached and every class is
     present. The next group is the first, in a random order, with an image of the class that lacks most of its share.
 
     Args:
         data: the prepared data set.
         rows: of the training images, ascending.
-        settings: the section ``active_learning``, with the share and the selection.
+        settings: the section ``active_learning``, with ``initial_set``.
         seed: of the choice.
     """
     n = max(round(settings.initial_set.fraction * len(rows)), len(data.classes))

@@ -98,8 +98,9 @@ class Learner:
                 ``warm_start_epochs`` is 0, the training starts from initial weights.
             seed: of the training and of random initial weights.
             checkpoints: from which a killed training resumes; their folder is deleted after the training.
-            held_out: other images and their labels, which select the best epoch and stop the training of the reference
-                with ``reference_training``. If they are none, its own images do.
+            held_out: images and labels that select the best epoch of the reference, which is trained with
+                ``reference_training``. If there are no such images, labelled images select the epoch. None: a training
+                of a cycle.
 
         Returns:
             The classifier on the device, in evaluation mode, parameters frozen, and its number of epochs.

@@ -64,8 +64,8 @@ class ImportedClassifier(nn.Module):
         logits = self.to_logits(self.outputs(self.raw(images)))
         if self.has_gradients or not self._surrogates or not images.requires_grad:
             return logits
-        guess = torch.stack([surrogate(images) for surrogate in self._surrogates]).mean(dim=0)
-        return logits.detach() + (guess - guess.detach())
+        borrowed = torch.stack([surrogate(images) for surrogate in self._surrogates]).mean(dim=0)
+        return logits.detach() + (borrowed - borrowed.detach())
 
     def borrow_gradients(self, surrogates: Sequence[nn.Module], digest: str) -> None:
         """Use the mean gradient of surrogates for a network that is only queried; its logits stay the same.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tasks.models.imported import ImportedClassifier
 
-KNOWN = (
+COMMON_STATISTICS = (
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ((0.5,), (0.5,)),
     ((0.449,), (0.226,)),
@@ -17,7 +17,7 @@ KNOWN = (
 """Common mean and std of images in [0, 1]: ImageNet's, one half, those of grey ImageNet, and CLIP's."""
 N_ITERATIONS = 60
 """Iterations of L-BFGS from each start."""
-GOOD = 1e-3
+GOOD_FIT = 1e-3
 """Difference from the reference at which no further start is tried."""
 
 
@@ -52,7 +52,7 @@ def fit_mean_and_std(
 
     n_channels, width = inputs.shape[1], high - low
     own = (float(inputs.mean()), max(float(inputs.std()), 1e-6 * width))
-    known = [pair for pair in KNOWN if len(pair[0]) in (1, n_channels)]
+    known = [pair for pair in COMMON_STATISTICS if len(pair[0]) in (1, n_channels)]
     starts = [(np.array(mean) * width + low, np.array(std) * width) for mean, std in known]
     starts += [(np.array([own[0]]), np.array([own[1]])), (np.array([0.0]), np.array([1.0]))]
     if model.input.mean is not None or model.input.std is not None:
@@ -65,13 +65,13 @@ def fit_mean_and_std(
             tried.append((difference(logits_of(first, second)), first, second))
     # a common value that is right needs no fit
     for found, mean, std in sorted(tried, key=lambda each: each[0]):
-        if found > GOOD:
+        if found > GOOD_FIT:
             mean, std = _minimise(logits_of, mean, std, width, wanted, is_probability)
             with torch.no_grad():
                 found = difference(logits_of(mean, std))
         if np.isfinite(found) and (best is None or found < best[0]):
             best = found, mean.double().numpy(), std.double().numpy()
-        if best is not None and best[0] <= GOOD:
+        if best is not None and best[0] <= GOOD_FIT:
             break
     return None if best is None else best[1:]
 

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from tasks.models.imported import LUMA, ImportedClassifier
-from tasks.models.input_fit import KNOWN, fit_mean_and_std
+from tasks.models.input_fit import COMMON_STATISTICS, fit_mean_and_std
 from tasks.models.reference_outputs import Reference, difference
 from tasks.models.resized_originals import resized_originals
 
@@ -221,7 +221,7 @@ def accuracy_candidates(
         yield cause, changed, False
     yield _INVERTED, model, True
     low, high = model.input.value_range
-    for mean, std in KNOWN if model.input.mean is None else ():
+    for mean, std in COMMON_STATISTICS if model.input.mean is None else ():
         if len(mean) in (1, model.input.channels):
             numbers = tuple(low + (high - low) * each for each in mean), tuple((high - low) * each for each in std)
             changed = model.redeclared(input={"mean": numbers[0], "std": numbers[1]})

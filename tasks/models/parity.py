@@ -67,8 +67,8 @@ def compare_with_original(
         outcome |= {"status": "compared", "accuracy": accuracy, "expected_accuracy": classifier.expected_accuracy}
     if outcome["status"] == "not compared":
         log.warning(
-            "classifier.reference_outputs: nothing shows that the imported classifier gives the outputs of the "
-            "original. Give reference outputs, or an expected_accuracy"
+            "classifier.reference_outputs: missing, so the imported classifier is not compared with the original. Set "
+            "reference_outputs or expected_accuracy"
         )
     workspace.parity.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
 

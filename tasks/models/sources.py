@@ -139,7 +139,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
     finally:
         sys.dont_write_bytecode = writes
         sys.path.remove(where)
-        # a copy: another thread, or a lazy module that is looked at, can import modules meanwhile
+        # a copy: another thread, or the access to a lazy module, can import modules meanwhile
         for name in [name for name, module in sys.modules.copy().items() if _is_below(module, folder)]:
             del sys.modules[name]
 

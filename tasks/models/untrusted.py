@@ -145,7 +145,7 @@ def check_torchscript(path: Path) -> None:
     """Check that the pickles of a TorchScript archive name only tensors and classes of the archive.
 
     Raises:
-        ValueError: they do, or the archive is damaged.
+        ValueError: they name other objects, or the archive is damaged.
     """
     archive = check_archive(path)
     names = archive.namelist()
@@ -162,7 +162,7 @@ def check_program(path: Path) -> None:
     Its operators must be those of :data:`SAFE_OPERATORS`: others can read and write files.
 
     Raises:
-        ValueError: it does, or it is damaged.
+        ValueError: it holds one of these, calls another operator, or is damaged.
     """
     archive = check_archive(path)
     names = archive.namelist()
@@ -231,7 +231,7 @@ def _check_onnx_effort(model: Any) -> None:
     """Check that an ONNX model has no loops and no huge values, without running it.
 
     Raises:
-        ValueError: it does.
+        ValueError: it has a loop or a huge value.
     """
     import onnx
 
