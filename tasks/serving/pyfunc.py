@@ -1,6 +1,6 @@
 """The model that ``mlflow models serve`` runs: MLflow executes this file ("models from code") and unpickles nothing.
 
-A request has a row for each image and one of two columns: ``image``, the bytes of a PNG, JPEG, BMP or TIFF file
+A request has a row for each image and one of two columns: ``image``, the bytes of a PNG, JPEG, BMP, TIFF or DICOM file
 (base64 in JSON), or ``pixels``, H lists of W numbers in [0, 1]; for colours C such lists of lists.
 """
 
