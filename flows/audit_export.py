@@ -34,7 +34,7 @@ def export_examples(workspace: Workspace, params: Params, target: str, folder: P
         The number of adversarial examples.
 
     Raises:
-        OSError: a file can't be written.
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data, model = load_prepared(workspace), load_target(workspace, target, configure_torch(params.compute))

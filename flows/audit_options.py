@@ -93,7 +93,7 @@ def audit_params(options: argparse.Namespace) -> Params:
 
     Raises:
         ValueError: an option or a parameter is not valid.
-        OSError: a folder can't be read.
+        OSError: a folder cannot be read.
     """
     values = load_params(Path(options.params)).model_dump(mode="json", by_alias=True, exclude_unset=True)
     if options.model:

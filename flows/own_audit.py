@@ -64,7 +64,7 @@ def count_images(params: Params) -> dict[str, int]:
     """Number of images of each class in the folder of the images.
 
     Raises:
-        ValueError: a class has no images, or the table can't be used.
+        ValueError: a class has no images, or the table cannot be used.
     """
     acquire = params.acquire
     if acquire.source != "folder":

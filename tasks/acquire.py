@@ -26,11 +26,11 @@ def acquire(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     copied without the tags that identify a patient.
 
     Rejected files, such as links out of the folder, are not copied; ``rejected.json`` lists them. The step ``validate``
-    reports them together with the images that can't be decoded, and fails.
+    reports them together with the images that cannot be decoded, and fails.
 
     Raises:
-        ValueError: the source can't be used, or kagglehub is not installed.
-        OSError: the download failed, or a file can't be read or written. A retry may succeed.
+        ValueError: the source cannot be used, or kagglehub is not installed.
+        OSError: the download failed, or a file cannot be read or written. A retry may succeed.
     """
     settings = params.acquire
     match settings.source:
@@ -72,7 +72,7 @@ def _copy_images(workspace: Workspace, folder: Path, settings: Acquire, key: str
 
     Raises:
         ValueError: the subfolders do not match the classes, or have no images; the message lists all problems. Or the
-            table can't be used.
+            table cannot be used.
     """
     import pandas as pd
 
@@ -110,7 +110,7 @@ def _copy(source: Path, target: Path) -> None:
     """Copy an image; a DICOM file without the tags that identify a patient.
 
     Raises:
-        ImageError: a DICOM file can't be read.
+        ImageError: a DICOM file cannot be read.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if has_dicom_magic(source):
@@ -151,7 +151,7 @@ def _list_class_folders(folder: Path, classes: tuple[str, ...], key: str) -> lis
             "files of git and DVC. Put the images under DVC (dvc add), or set acquire.folder to an absolute path."
         )
     if problems:
-        raise ValueError("\n  ".join([f"{key} {str(folder)!r} can't be used:", *problems]))
+        raise ValueError("\n  ".join([f"{key} {str(folder)!r} cannot be used:", *problems]))
     if other_files:
         log.warning("ignored files outside the class subfolders: %s", format_paths(other_files, folder))
     return [path for found in files.values() for path in found]
@@ -206,8 +206,8 @@ def _download(dataset: str) -> Path:
         return Path(kagglehub.dataset_download(dataset))
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"the archive of acquire.kaggle_dataset {dataset!r} can't be unpacked: {error}. It must be a valid archive "
-            f"without paths outside its folder. Use another data set, {alternative}."
+            f"the archive of acquire.kaggle_dataset {dataset!r} cannot be unpacked: {error}. It must be a valid "
+            f"archive without paths outside its folder. Use another data set, {alternative}."
         ) from error
     except (OSError, kagglehub.exceptions.DataCorruptionError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)

@@ -175,7 +175,7 @@ def train_networks(workspace: Workspace, params: Params, settings: Defence, trac
     save_model(path, trained, **build_arguments)
     history.to_csv(workspace.defence_history(defence), index=False)
     tracker.artifact(workspace.defence_history(defence))
-    # a TorchScript archive of the user can't be exported
+    # a TorchScript archive of the user cannot be exported
     if not any(isinstance(module, torch.jit.ScriptModule) for module in trained.modules()):
         tracker.model(defence, trained, signature_images(data))
 

@@ -83,7 +83,7 @@ def test_other_files_outside_the_subfolders_are_ignored_with_a_warning(
 def assert_source_is_rejected(workspace: Workspace, params: Params, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         acquire(workspace, params, Tracker())
-    assert not workspace.images.exists(), "nothing is copied from a folder that can't be used"
+    assert not workspace.images.exists(), "nothing is copied from a folder that cannot be used"
 
 
 def test_missing_folder_is_rejected(workspace: Workspace, from_folder: Params) -> None:
@@ -253,7 +253,7 @@ def test_one_message_lists_all_problems_of_the_subfolders(
 ) -> None:
     (source / "unsure").mkdir()
     (source / "lost.png").touch()
-    message = r"(?s)acquire\.folder '.*scans' can't be used:.*'unsure'.*lost\.png"
+    message = r"(?s)acquire\.folder '.*scans' cannot be used:.*'unsure'.*lost\.png"
     assert_source_is_rejected(workspace, from_folder, message)
 
 
@@ -308,7 +308,7 @@ def test_class_folders_behind_a_link_out_of_the_download_are_not_used(
     (tmp_path / "download").mkdir()
     (tmp_path / "download" / "images").symlink_to(source)
     replace_kagglehub(monkeypatch, lambda dataset: str(tmp_path / "download"))
-    message = r"acquire\.kaggle_dataset '.*download' can't be used:"
+    message = r"acquire\.kaggle_dataset '.*download' cannot be used:"
     assert_source_is_rejected(workspace, params_with({"acquire.source": "kaggle"}), message)
 
 
@@ -349,6 +349,6 @@ def test_archive_with_paths_outside_its_folder_is_rejected(
         return str(tmp_path / "cache" / "deep")
 
     replace_kagglehub(monkeypatch, download)
-    message = r"can't be unpacked: .*outside the destination"
+    message = r"cannot be unpacked: .*outside the destination"
     assert_source_is_rejected(workspace, params_with({"acquire.source": "kaggle"}), message)
     assert not list(tmp_path.rglob("outside.png"))

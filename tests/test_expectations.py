@@ -318,7 +318,7 @@ def test_expectations_of_the_user_are_validated_beside_those_that_always_run(tmp
         ({"name": "decodes"}, r"validate\.expectations\[0\]\.name: 'decodes'.*Rename"),
         (
             {"arguments": {"column": "age", "value_set": [1]}},
-            "validate.expectations: square can't be computed: .*age.*n_classes",
+            "validate.expectations: square cannot be computed: .*age.*n_classes",
         ),
     ],
 )

@@ -106,7 +106,7 @@ def test_truncated_image_is_rejected(tmp_path: Path, suffix: str, kept: float) -
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(
-        ImageError, match=rf"a\.{suffix}: (the file can't be decoded|the content is none of|incomplete)"
+        ImageError, match=rf"a\.{suffix}: (the file cannot be decoded|the content is none of|incomplete)"
     ):
         read_grey(file, 1)
 
@@ -117,7 +117,7 @@ def test_damaged_png_is_rejected(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(content)
-    with pytest.raises(ImageError, match=r"a\.png: the file can't be decoded \(.*checksum"):
+    with pytest.raises(ImageError, match=r"a\.png: the file cannot be decoded \(.*checksum"):
         read_grey(file, 1)
 
 

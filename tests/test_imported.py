@@ -276,7 +276,7 @@ class TestMlflow:
 
     def test_a_model_that_does_not_exist_is_one_message(self, logged: Callable[..., str], tmp_path: Path) -> None:
         assert logged
-        with pytest.raises(ValueError, match=r"^classifier\.uri: models:/none/1 can't be downloaded"):
+        with pytest.raises(ValueError, match=r"^classifier\.uri: models:/none/1 cannot be downloaded"):
             download_program("models:/none/1", tmp_path)
 
 
@@ -521,8 +521,8 @@ def test_one_finding_of_a_multi_label_classifier(workspace: Workspace, original:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"factory": "my_net:missing"}, "can't be imported"),
-        ({"factory": "no_such_module:build"}, "can't be imported"),
+        ({"factory": "my_net:missing"}, "cannot be imported"),
+        ({"factory": "no_such_module:build"}, "cannot be imported"),
         ({"factory": "my_net:wrong"}, "returns int"),
         ({"arguments": {"classes": 3}}, "failed: TypeError"),
         ({"arguments": {"n_classes": 4}}, "4 outputs for the 3 classes"),

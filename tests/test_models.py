@@ -81,7 +81,7 @@ class TestClassifier:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
         with pytest.raises(
-            ValueError, match=r"train_classifier.pretrained: .*'resnet18' can't be downloaded.*set it to false"
+            ValueError, match=r"train_classifier.pretrained: .*'resnet18' cannot be downloaded.*set it to false"
         ):
             build_classifier("resnet18", 2, 0.5, 0.25, pretrained=True)
 

@@ -388,7 +388,7 @@ def test_a_journal_names_its_own_files_and_the_methods_of_a_tracker_alone(
     folder = write_journal(line)
     # it is set aside, so that it does not fail every later command
     assert sync()
-    assert "prepare-a: can't be sent: " in caplog.text
+    assert "prepare-a: cannot be sent: " in caplog.text
     assert (folder / "damaged.jsonl").is_file()
     assert not [path for path in tmp_path.glob("mlartifacts/**/*") if path.is_file()]
 
@@ -419,7 +419,7 @@ def test_a_journal_that_the_store_refuses_is_set_aside_as_a_failed_run_and_the_o
     (folder / "files" / "2").mkdir()
     later = write_journal({"method": "metrics", "arguments": {"points": [[0, {"n": 1}]], "time": 1}}, run=run)
     assert sync()
-    assert f"1-prepare-{refused}: can't be sent: " in caplog.text
+    assert f"1-prepare-{refused}: cannot be sent: " in caplog.text
     assert (folder / "damaged.jsonl").is_file()
     assert not later.exists()
     assert len(runs_of(client, f"tags.run_key = '{run}'")) == 1

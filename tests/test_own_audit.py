@@ -191,7 +191,7 @@ def test_plan_prints_the_parts_and_writes_nothing(
         ([*COMMAND, "--set", "attack.epsilon=4"], r"attack\.epsilon: unknown key"),
         ([*COMMAND, "--set", "seed"], r"audit: --set: 'seed'\. Write KEY=VALUE"),
         ([*COMMAND, "--table", "params.yaml"], r"audit: --table: params\.yaml is not in pictures"),
-        (["--model", "models/ours.py:other", "--images", "pictures"], r"classifier\.factory: ours:other can't be"),
+        (["--model", "models/ours.py:other", "--images", "pictures"], r"classifier\.factory: ours:other cannot be"),
         (
             ["--model", "models/ours.py:build", "--images", "pictures", "--weights", "params.yaml"],
             r"is not in .*models",

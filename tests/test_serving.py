@@ -188,7 +188,7 @@ class TestPredictor:
     def test_unreadable_files_are_refused_with_number_and_reason(self, predictor: Predictor) -> None:
         good, floating = png(np.zeros((40, 48), dtype=np.uint8)), io.BytesIO()
         Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(floating, format="TIFF")
-        bad = {b"": "empty", b"text": "none of PNG", good[:-20]: "can't be decoded"}
+        bad = {b"": "empty", b"text": "none of PNG", good[:-20]: "cannot be decoded"}
         bad[floating.getvalue()] = "mode float32"
         for content, reason in bad.items():
             with pytest.raises(ImageError, match=f"^image 1: .*{reason}"):
@@ -330,7 +330,7 @@ class TestExport:
     ) -> None:
         noisy = Purified(AdditiveGaussianNoise(0.1), nn.Identity())
         monkeypatch.setattr(export, "load_bundle", lambda folder: noisy)
-        with pytest.raises(ValueError, match=r"autoencoder can't be exported: AdditiveGaussianNoise\(std=0.1\)"):
+        with pytest.raises(ValueError, match=r"autoencoder cannot be exported: AdditiveGaussianNoise\(std=0.1\)"):
             export_target(bundle, tmp_path / "x.pt2")
 
 

@@ -108,7 +108,7 @@ def test_grouped_split_has_the_fractions_and_keeps_groups_in_one_split(
 ) -> None:
     labels = np.concatenate([np.full(size, label) for size, label in sizes])
     groups = np.repeat(np.arange(len(sizes)), [size for size, _ in sizes])
-    # the fractions can't be met if a class has few groups
+    # the fractions cannot be met if a class has few groups
     assume(min(sum(label == other for _, other in sizes) for label in (0, 1)) >= 20)
     order = np.random.default_rng(seed).permutation(len(labels))
     labels, groups = labels[order], groups[order]
@@ -139,7 +139,7 @@ def test_group_numbers_need_not_be_consecutive() -> None:
 def test_grouped_split_with_one_very_large_group_is_rejected() -> None:
     labels = np.repeat([0, 1], 50)
     groups = np.where(np.arange(100) < 45, 0, np.arange(100))
-    with pytest.raises(ValueError, match=r"grouped can't meet the fractions within 5%: .*largest group has 45\.0%"):
+    with pytest.raises(ValueError, match=r"grouped cannot meet the fractions within 5%: .*largest group has 45\.0%"):
         grouped_split(labels, groups, 0.2, 0.1, seed=0)
 
 

@@ -217,7 +217,7 @@ def test_rows_with_the_same_target_file_are_refused_before_any_copy(
     ("change_header", "message"),
     [
         ((",sex", ",finding"), r"has several columns of one name: \['finding'\]\. .* Rename or remove columns"),
-        ((",finding", ""), r"can't be read \(.*Expected 4 fields in line 2, saw 5\)\. .*a name for every cell"),
+        ((",finding", ""), r"cannot be read \(.*Expected 4 fields in line 2, saw 5\)\. .*a name for every cell"),
     ],
     ids=["two columns of one name", "header shorter than the rows"],
 )

@@ -89,7 +89,7 @@ def test_error_lists_all_faulty_files_after_the_outputs_are_written(workspace: W
     for line in (
         "COVID/zero.png: the file is empty",
         "COVID/text.png: the content is none of PNG, JPEG, BMP, TIFF",
-        "COVID/half [1] 50%.png: the file can't be decoded",
+        "COVID/half [1] 50%.png: the file cannot be decoded",
         "COVID/bomb.png: 2000 x 1000 pixels are more than validate.max_megapixels 1 allows",
     ):
         assert line in message

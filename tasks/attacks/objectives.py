@@ -97,5 +97,5 @@ def other_class(model: nn.Module, images: Tensor, labels: Tensor, rank: int) -> 
     with torch.inference_mode():
         logits: Tensor = model(images)
         order = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-    # inference tensors can't be used where gradients are computed
+    # inference tensors cannot be used where gradients are computed
     return order[:, rank].clone()

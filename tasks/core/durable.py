@@ -27,7 +27,7 @@ def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
     """Write a file in pieces.
 
     Raises:
-        OSError: the disk is full, or the file can't be written. The message names the file, unlike that of Python.
+        OSError: the disk is full, or the file cannot be written. The message names the file, unlike that of Python.
     """
     try:
         with path.open("wb") as file:

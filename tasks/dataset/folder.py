@@ -24,7 +24,7 @@ def list_files(folder: Path) -> list[Path]:
     """All files below a folder that are not ignored, sorted. Links to folders are listed, but not followed.
 
     Raises:
-        OSError: a subfolder can't be read.
+        OSError: a subfolder cannot be read.
     """
 
     def raise_error(error: OSError) -> None:

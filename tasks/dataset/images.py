@@ -113,7 +113,7 @@ def read_image(path: Path, max_megapixels: float, reading: Reading = DEFAULT_REA
         reading: how the file becomes an image.
 
     Raises:
-        ImageError: the file can't be read; see :func:`tasks.dataset.readers.read_stored`. Or its values have no fixed
+        ImageError: the file cannot be read; see :func:`tasks.dataset.readers.read_stored`. Or its values have no fixed
             range, and ``reading`` names none.
     """
     stored = read_stored(path, max_megapixels, reading.volumes.axis)

@@ -76,7 +76,7 @@ def percentile_range(
     """The range between two percentiles of the values of all images, each image with equal weight.
 
     Args:
-        paths: of the images; images that can't be read are left out.
+        paths: of the images; images that cannot be read are left out.
         read: returns an image with its own values.
         percentiles: lower and upper one, in [0, 100].
         unit: of the values.

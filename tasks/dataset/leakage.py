@@ -1,6 +1,6 @@
 """Leakage: the fraction of the test images with a relative, an image of the same patient, in training.
 
-With patient ids leakage is exact. Without them it is unknown: the split is drawn by the inferred groups, so they can't
+With patient ids leakage is exact. Without them it is unknown: the split is drawn by the inferred groups, so they cannot
 verify it. There are two measurements instead. :func:`estimate_leakage` uses another similarity than the groups, and
 :func:`sweep_grouping` shows how much the leakage depends on the threshold of the groups.
 """

@@ -201,7 +201,7 @@ def _image_properties(image: LevelImage) -> dict[str, str | int | float]:
 def image_paths(folder: Path, classes: tuple[str, ...], reading: Reading) -> list[Path]:
     """Images below ``<folder>/<class>/``, class by class, files in natural order.
 
-    A file with several images has several paths; see :func:`tasks.dataset.readers.image_names`. A file that can't be
+    A file with several images has several paths; see :func:`tasks.dataset.readers.image_names`. A file that cannot be
     read has its own path.
     """
     found = []

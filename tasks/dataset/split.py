@@ -48,7 +48,7 @@ def draw_split(strategy: str, table: "pd.DataFrame", settings: Split, seed: int)
         seed: of the draw.
 
     Raises:
-        ValueError: a class would be missing from a split, or the fractions can't be met.
+        ValueError: a class would be missing from a split, or the fractions cannot be met.
     """
     labels = table["label"].to_numpy()
     fractions = settings.test_fraction, settings.validation_fraction
@@ -69,7 +69,7 @@ def _given_split(table: "pd.DataFrame", validation_fraction: float, seed: int) -
     """The split of the column ``split``, str ``(N,)``, with validation images from the training images if it has none.
 
     Raises:
-        ValueError: a split lacks a class, or the fraction can't be met.
+        ValueError: a split lacks a class, or the fraction cannot be met.
     """
     given = table["split"].to_numpy(dtype=object)
     has_validation = "validation" in given
@@ -275,7 +275,7 @@ def _assign_all_groups(labels: np.ndarray, groups: np.ndarray, targets: np.ndarr
     if best is None or smallest > MAX_SPLIT_DEVIATION:
         result = "each attempt leaves out a class" if best is None else f"the best split deviates by {smallest:.1%}"
         raise ValueError(
-            f"prepare.split.strategy grouped can't meet the fractions within {MAX_SPLIT_DEVIATION:.0%}: {result}. "
+            f"prepare.split.strategy grouped cannot meet the fractions within {MAX_SPLIT_DEVIATION:.0%}: {result}. "
             f"There are {len(sizes)} groups, {(sizes > 0).sum(axis=0).tolist()} by class, and the largest group has "
             f"{sizes.sum(axis=1).max() / len(labels):.1%} of the images. Use more images, other fractions, fewer "
             "folds, a higher validate.same_group_correlation (smaller groups), or the strategy stratified."

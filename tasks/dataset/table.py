@@ -43,7 +43,7 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
         the settings that the table has, as ``given <column>``, all as text.
 
     Raises:
-        ValueError: the table can't be read, lacks a column, or has rows that can't be used; the message names the
+        ValueError: the table cannot be read, lacks a column, or has rows that cannot be used; the message names the
             files.
     """
     import pandas as pd
@@ -96,7 +96,7 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
         named: the file in a message, with the key or the option that names it.
 
     Raises:
-        ValueError: it can't be read, or two columns have the same name.
+        ValueError: it cannot be read, or two columns have the same name.
     """
     import pandas as pd
     from pyarrow import parquet
@@ -113,7 +113,7 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
         )
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{named} can't be read ({str(error).strip()}). It must be a CSV file in UTF-8 with commas and a header "
+            f"{named} cannot be read ({str(error).strip()}). It must be a CSV file in UTF-8 with commas and a header "
             "that has a name for every cell of a row, or a Parquet file. Correct it, or save it again."
         ) from None
     header = lines.iloc[0]

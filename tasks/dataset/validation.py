@@ -62,7 +62,7 @@ def validate_manifest(
         intensity: map of the values to [0, 1]; None: the full range of each file.
 
     Raises:
-        ValueError: an entry of ``validate.expectations`` has the name of another expectation, or can't be computed.
+        ValueError: an entry of ``validate.expectations`` has the name of another expectation, or cannot be computed.
     """
     # levels are set before and after the import: the import logs hundreds of lines, and sets the level of one logger
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -148,12 +148,12 @@ def _expectation_result(expectation: DatasetExpectation, result: Any, table: "pd
     """Convert a result of Great Expectations.
 
     Raises:
-        ValueError: an expectation of the user can't be computed, for example since its table has no such column.
+        ValueError: an expectation of the user cannot be computed, for example since its table has no such column.
     """
     if message := exception_message(result.exception_info):
         columns = ", ".join(table.columns)
         raise ValueError(
-            f"validate.expectations: {expectation.name} can't be computed: {message}. The table "
+            f"validate.expectations: {expectation.name} cannot be computed: {message}. The table "
             f"{expectation.table} has the columns {columns}. Correct the arguments or the table of the expectation."
         )
     if expectation.expectation_type == "ExpectColumnMeanToBeBetween" and expectation.column in DUPLICATE_COLUMNS:

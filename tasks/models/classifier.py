@@ -162,7 +162,7 @@ def _torchvision_classifier(architecture: str, n_classes: int, pretrained: bool,
         network: nn.Module = torchvision.models.get_model(architecture, weights="DEFAULT" if pretrained else None)
     except URLError as error:
         raise ValueError(
-            f"train_classifier.pretrained: torchvision's weights of {architecture!r} can't be downloaded: "
+            f"train_classifier.pretrained: torchvision's weights of {architecture!r} cannot be downloaded: "
             f"{error.reason}. The download needs a network. Connect to one, copy the weights to TORCH_HOME, or "
             "set it to false"
         ) from error

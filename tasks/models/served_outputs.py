@@ -31,7 +31,7 @@ def write_served_outputs(model: ImportedClassifier, image_size: tuple[int, int],
     first, *others = [_outputs(model, image_size) for _ in range(N_REPEATS)]
     is_random = not all(_is_same(other, first) for other in others)
     if is_random:
-        log.warning("classifier.address: the outputs are random, so a change of the served model can't be detected")
+        log.warning("classifier.address: the outputs are random, so a change of the served model cannot be detected")
     (files / SERVED_OUTPUTS).write_text(json.dumps(None if is_random else first.tolist()) + "\n", encoding="utf-8")
 
 

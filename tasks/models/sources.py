@@ -113,7 +113,7 @@ def call_function(dotted: str, folder: Path, key: str, arguments: dict[str, Any]
                 function = getattr(function, name)
         except Exception as error:
             raise ValueError(
-                f"{key}: {dotted} can't be imported: {type(error).__name__}: {error}. A function of a "
+                f"{key}: {dotted} cannot be imported: {type(error).__name__}: {error}. A function of a "
                 f"module in {folder} or of an installed package is needed. Correct the path, or install the package"
             ) from error
         try:
@@ -200,7 +200,7 @@ def load_onnx(path: Path, inputs: Tensor) -> tuple[nn.Module, bool]:
         if _same_outputs(arrays, expected):
             return network, True
     log.warning(
-        "classifier.file: onnx2torch can't convert the ONNX model, so it is queried for scores without gradients"
+        "classifier.file: onnx2torch cannot convert the ONNX model, so it is queried for scores without gradients"
     )
     return session, False
 

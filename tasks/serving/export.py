@@ -34,7 +34,7 @@ def export_target(bundle: Path, path: Path) -> float:
     about, target = read_bundle(bundle), load_bundle(bundle).cpu().to(memory_format=torch.contiguous_format)
     if outside := [module for module in target.modules() if isinstance(module, AdditiveGaussianNoise | BPDA)]:
         raise ValueError(
-            f"{about.target} can't be exported: {', '.join(map(str, outside))} runs outside torch or draws at random. "
+            f"{about.target} cannot be exported: {', '.join(map(str, outside))} runs outside torch or draws at random. "
             "Serve the model instead: mlflow models serve"
         )
     images = torch.from_numpy(as_floats(np.load(bundle / EXAMPLES, allow_pickle=False)))

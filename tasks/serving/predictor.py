@@ -85,7 +85,7 @@ class Predictor:
             files: contents of the files.
 
         Raises:
-            ImageError: a file can't be read. The message has its number, from 0, and the reason.
+            ImageError: a file cannot be read. The message has its number, from 0, and the reason.
             ValueError: there are no files, or too many.
             RuntimeError: the target returns NaN or infinity.
         """

@@ -34,7 +34,7 @@ def tracking_uri() -> str:
         folder = home().absolute()
         if found := sorted(UNESCAPED & set(str(folder))):
             raise ValueError(
-                f"path of the tracking store: {folder} contains {' '.join(found)}. MLflow can't use such a path. Move "
+                f"path of the tracking store: {folder} contains {' '.join(found)}. MLflow cannot use such a path. Move "
                 "the repository, or set MLFLOW_TRACKING_URI to another place."
             )
         uri = f"sqlite:///{folder / 'mlflow.db'}"

@@ -24,7 +24,7 @@ def download_program(uri: str, folder: Path) -> Path:
         local = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
     except (mlflow.exceptions.MlflowException, OSError) as error:
         raise ValueError(
-            f"classifier.uri: {uri} can't be downloaded from {masked(tracking_uri())}: {error}. A model such as "
+            f"classifier.uri: {uri} cannot be downloaded from {masked(tracking_uri())}: {error}. A model such as "
             "models:/name/3 is needed. Correct the address, or set MLFLOW_TRACKING_URI"
         ) from error
     programs = sorted(Path(local).rglob("*.pt2"))

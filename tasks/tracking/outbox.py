@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
 DAMAGED = "damaged.jsonl"
-"""Name of a journal that can't be sent; its folder keeps it."""
+"""Name of a journal that cannot be sent; its folder keeps it."""
 
 METHODS = ("open", "close", "metrics", "params", "tags", "artifact", "images", "dataset", "model", "link")
 """Methods of :class:`tasks.tracking.store.Store` that a journal can call."""
@@ -121,7 +121,7 @@ def sync(moved: bool = False) -> bool:
         except DamagedJournal as error:
             (folder / JOURNAL).rename(folder / DAMAGED)
             log.error(
-                "%s: can't be sent: %s. It is kept as %s. Correct it and rename it to %s, or delete its folder.",
+                "%s: cannot be sent: %s. It is kept as %s. Correct it and rename it to %s, or delete its folder.",
                 *(folder.name, error, folder / DAMAGED, JOURNAL),
             )
         except Exception as error:
@@ -211,7 +211,7 @@ def _send(stores: dict[str, Store], folder: Path, journal: TextIO, moved: bool) 
     """Send one journal; ``stores`` has a store for each experiment. Return the number of calls.
 
     Raises:
-        DamagedJournal: it can't be sent; its run in the store has ended as failed.
+        DamagedJournal: it cannot be sent; its run in the store has ended as failed.
     """
     head, *calls = _lines(journal)
     run = head["run"]

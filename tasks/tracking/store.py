@@ -79,7 +79,7 @@ class Store:
             if is_unavailable(error):
                 raise
             # not chained: the message of the cause has the password
-            raise ValueError(f"MLFLOW_TRACKING_URI can't be used: {masked(str(error)).strip()}") from None
+            raise ValueError(f"MLFLOW_TRACKING_URI cannot be used: {masked(str(error)).strip()}") from None
 
     @cached_property
     def experiment_id(self) -> str:

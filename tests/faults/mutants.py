@@ -174,7 +174,7 @@ def wrong_sizes() -> Iterator[Mutant]:
     pixels = picture(1)
     wrong = {"taller": (WIDTH, 2 * HEIGHT), "shorter": (WIDTH, HEIGHT // 2), "narrower": (WIDTH // 2, HEIGHT)}
     wrong |= {"wider": (2 * WIDTH, HEIGHT), "wider and shorter": (2 * WIDTH, HEIGHT // 2)}
-    counted = "it holds|can't be decoded"
+    counted = "it holds|cannot be decoded"
     bmp, tiff, jpeg = saved(pixels, "BMP"), saved(pixels, "TIFF"), saved(pixels, "JPEG")
     for name, (width, height) in wrong.items():
         yield Mutant(f"{name}.png", png(width, height, rows_of(pixels)), reason=counted)
@@ -204,7 +204,7 @@ def wrong_sizes() -> Iterator[Mutant]:
     runs = patched(patched(saved(Image.fromarray(pixels), "BMP"), 30, "<I", 1), 34, "<I", 0)
     yield Mutant("run-length encoded.bmp", runs, reason="run-length encoded")
     broken = saved(pixels, "PNG")[:33] + chunk(b"eXIf", b"II*\0\x08\0\0\0\x09\0\x12\x01") + saved(pixels, "PNG")[33:]
-    yield Mutant("half an orientation.png", broken, reason="can't be decoded .*EXIF")
+    yield Mutant("half an orientation.png", broken, reason="cannot be decoded .*EXIF")
 
 
 def foreign() -> Iterator[Mutant]:
@@ -248,12 +248,12 @@ def damaged() -> Iterator[Mutant]:
     for suffix, format_ in (("png", "PNG"), ("jpg", "JPEG"), ("bmp", "BMP"), ("tif", "TIFF")):
         content = saved(pixels, format_)
         for kept in (0.02, 0.3, 0.6, 0.9, 0.99):
-            refused = "can't be decoded|the content is none of|it holds"
+            refused = "cannot be decoded|the content is none of|it holds"
             yield Mutant(f"first {kept}.{suffix}", content[: int(kept * len(content))], reason=refused)
     rng, content = np.random.default_rng(0), saved(pixels, "PNG")
     # except in the last chunk, which holds no pixels and whose checksum is not read
     for bit in rng.permutation(8 * (len(content) - 12)):
-        yield Mutant(f"bit {bit}.png", flipped(content, int(bit)), reason="can't be decoded|the content is none of")
+        yield Mutant(f"bit {bit}.png", flipped(content, int(bit)), reason="cannot be decoded|the content is none of")
 
 
 def mutants() -> list[Mutant]:

@@ -121,7 +121,7 @@ def test_the_error_of_an_invalid_address_does_not_contain_its_password(
     scheme: str, folder: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me:{SECRET}@127.0.0.1/x")
-    message = rf"^MLFLOW_TRACKING_URI can't be used: .*unsupported URI '{scheme}://127\.0\.0\.1/x'"
+    message = rf"^MLFLOW_TRACKING_URI cannot be used: .*unsupported URI '{scheme}://127\.0\.0\.1/x'"
     with (
         pytest.raises(ValueError, match=message) as raised,
         open_run(Workspace(), "prepare", Workspace().data, params_with(), "python"),

@@ -55,7 +55,7 @@ def image_names(path: Path, volumes: Volumes) -> list[Path]:
     """Names of the images of a file: the file itself if it holds one image, otherwise one name for each image.
 
     Raises:
-        ImageError: the file can't be read, or it holds several frames and these are refused.
+        ImageError: the file cannot be read, or it holds several frames and these are refused.
     """
     kind, n_slices = _kind(path), 1
     with _content_errors(path):
@@ -161,4 +161,4 @@ def _content_errors(path: Path) -> Iterator[None]:
         ) from None
     except Exception as error:
         # for damaged files, decoders raise errors of many types
-        raise ImageError(f"{path}: the file can't be decoded ({error}). {ADVICE}") from error
+        raise ImageError(f"{path}: the file cannot be decoded ({error}). {ADVICE}") from error

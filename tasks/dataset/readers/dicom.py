@@ -190,7 +190,7 @@ def copy_pixels(source: Path, target: Path) -> None:
         target: file that is written.
 
     Raises:
-        ImageError: the file can't be read or written as DICOM.
+        ImageError: the file cannot be read or written as DICOM.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -216,7 +216,7 @@ def copy_pixels(source: Path, target: Path) -> None:
             # for damaged files, pydicom raises errors of many types
             target.unlink(missing_ok=True)
             raise ImageError(
-                f"{source}: the DICOM file can't be copied without the tags of the patient ({error}). {ADVICE}"
+                f"{source}: the DICOM file cannot be copied without the tags of the patient ({error}). {ADVICE}"
             ) from None
 
 

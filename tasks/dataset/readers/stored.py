@@ -1,4 +1,4 @@
-"""An image as its file stores it, and the errors of files that can't be read."""
+"""An image as its file stores it, and the errors of files that cannot be read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ Unit = Literal["grey level", "HU"]
 
 
 class ImageError(ValueError):
-    """An image can't be read. The message names the file, the reason and what to do."""
+    """An image cannot be read. The message names the file, the reason and what to do."""
 
 
 @dataclass(frozen=True)
