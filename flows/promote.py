@@ -28,8 +28,7 @@ from tasks.serving import registry
 from tasks.serving.bundle import read_seen
 from tasks.serving.promotion import Comparison, compare, outcomes_of
 from tasks.serving.registry import CANDIDATE, CHAMPION, Registered
-from tasks.statistics.formatting import eps_text, points
-from tasks.statistics.intervals import Estimate
+from tasks.statistics.formatting import difference_text, eps_text, points, rate_text
 from tasks.tracking import EXPERIMENT, plain_markdown
 
 PROMOTION = "promotion"
@@ -59,8 +58,8 @@ class Decision:
         """Reasons why the candidate does not become champion."""
         worse = [
             f"its {each.condition} balanced accuracy is not shown to be at most {100 * self.margin:g} points below the "
-            f"champion's: {_text(each.candidate)} against {_text(each.champion)}, difference {_text(each.difference)}, "
-            f"n = {each.n} in {each.n_groups} groups"
+            f"champion's: {rate_text(*each.candidate)} against {rate_text(*each.champion)}, "
+            f"difference {difference_text(*each.difference)}, n = {each.n} in {each.n_groups} groups"
             for each in self.comparisons
             if not each.is_non_inferior(self.margin)
         ]
@@ -208,7 +207,8 @@ def outcome_of(decision: Decision) -> str:
     if champion is None:
         return f"{candidate} becomes champion: there is no other champion, and none of its checks failed."
     accuracies = ", ".join(
-        f"{each.condition} {_text(each.candidate)} against {_text(each.champion)}, difference {_text(each.difference)}"
+        f"{each.condition} {rate_text(*each.candidate)} against {rate_text(*each.champion)}, "
+        f"difference {difference_text(*each.difference)}"
         for each in decision.comparisons
     )
     return (
@@ -242,8 +242,8 @@ def page_of(decision: Decision) -> str:
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         lines += [
-            f"| {each.condition} | {each.n} | {_text(each.candidate)} | {_text(each.champion)} | "
-            f"{_text(each.difference)} | {each.n_only_candidate_correct} : {each.n_only_champion_correct} | "
+            f"| {each.condition} | {each.n} | {rate_text(*each.candidate)} | {rate_text(*each.champion)} | "
+            f"{difference_text(*each.difference)} | {each.n_only_candidate_correct} : {each.n_only_champion_correct} | "
             f"{each.p_value:.3g} | {_points(each.detectable_difference)} | "
             f"{'not inferior' if each.is_non_inferior(decision.margin) else '**not shown**'} |"
             for each in decision.comparisons
@@ -269,12 +269,6 @@ def _without_nan(values: Any) -> Any:
 
 def _points(difference: float) -> str:
     return "–" if math.isnan(difference) else points(difference)
-
-
-def _text(estimate: Estimate) -> str:
-    if math.isnan(estimate.low):
-        return f"{100 * estimate.value:.1f} % [too few groups]"
-    return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def main() -> None:

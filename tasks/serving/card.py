@@ -11,7 +11,7 @@ from tasks.evaluation.check_inputs import Status
 from tasks.evaluation.worst_case_table import value_at
 from tasks.params import UNDEFENDED, Params, height_and_width
 from tasks.records.vocabulary import AS_TRAINED, display_name, unit_of
-from tasks.statistics.formatting import TOO_FEW_GROUPS, Row, eps_text, percent, sample_text
+from tasks.statistics.formatting import TOO_FEW_GROUPS, Row, eps_text, percent, rate_text, sample_text
 from tasks.tracking import plain_markdown
 
 INTENDED_USE = (
@@ -50,8 +50,8 @@ def card_of(workspace: Workspace, params: Params, target: str) -> tuple[str, str
     statuses = [check["status"] for check in checks]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in STATUSES if status in statuses)
     summary = (
-        f"{title_of(target)}, trained on {escaped(data['name'])}. As trained, balanced accuracy is {rate_text(clean)} "
-        f"on clean images and {rate_text(worst)} in the worst case of all attacks at ε = {eps_text(eps)}/255 "
+        f"{title_of(target)}, trained on {escaped(data['name'])}. As trained, balanced accuracy is {rate_of(clean)} "
+        f"on clean images and {rate_of(worst)} in the worst case of all attacks at ε = {eps_text(eps)}/255 "
         f"({params.attack.norm}), {sample_text(int(worst['n']), int(worst['n_groups']), unit)}, 95 % intervals by "
         f"{unit}. {UPPER_BOUND} Checks: {counts}. {INTENDED_USE}"
     )
@@ -132,7 +132,7 @@ def accuracy_lines(table: pd.DataFrame, eps: float, norm: str, unit: str) -> lis
         operating_point, threat_model, value = str(names[0]), str(names[1]), float(str(names[2]))
         by_metric = of_point.set_index("metric")
         counts = by_metric.loc["accuracy"]
-        rates = " | ".join(rate_text(by_metric.loc[metric]) for metric in metrics)
+        rates = " | ".join(rate_of(by_metric.loc[metric]) for metric in metrics)
         lines.append(
             f"| {display_name(operating_point)} | {display_name(threat_model)} | {eps_text(value)} | {counts['n']:.0f} "
             f"| {counts['n_groups']:.0f} | {rates} |"
@@ -170,16 +170,9 @@ def comparison_lines(at_eps: pd.DataFrame, target: str, eps: float) -> list[str]
     return lines
 
 
-def rate_text(row: Row) -> str:
-    """A rate with its interval: ``93.2 % [90.6, 95.1]``.
-
-    Args:
-        row: of ``worst_case.csv``.
-    """
-    if pd.isna(row["value"]):
-        return "–"
-    bounds = TOO_FEW_GROUPS if pd.isna(row["low"]) else f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    return f"{percent(row['value'])} {bounds}"
+def rate_of(row: Row) -> str:
+    """The rate of a row of ``worst_case.csv`` with its interval."""
+    return rate_text(row["value"], row["low"], row["high"])
 
 
 def training_lines(params: Params, target: str) -> list[str]:

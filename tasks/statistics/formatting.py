@@ -20,13 +20,21 @@ def points(difference: float) -> str:
 
 
 def with_interval(row: Row, quantity: str = "accuracy") -> str:
-    """Format a rate with its 95 % confidence interval: ``93.2 % [90.6, 95.1]``."""
-    return f"{percent(row[quantity])} {interval(row, quantity)}"
+    """Format a rate of a table with its 95 % confidence interval: ``93.2 % [90.6, 95.1]``."""
+    return rate_text(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
 
 
-def interval(row: Row, quantity: str = "accuracy") -> str:
-    """Format the 95 % confidence interval of a rate, in per cent: ``[90.6, 95.1]``; for NaN ``[too few groups]``."""
-    low, high = row[f"{quantity}_low"], row[f"{quantity}_high"]
+def rate_text(value: float, low: float, high: float) -> str:
+    """Format a rate and its interval: ``93.2 % [90.6, 95.1]``; NaN gives ``–`` or ``93.2 % [too few groups]``."""
+    return "–" if math.isnan(value) else f"{percent(value)} {_bounds(low, high)}"
+
+
+def difference_text(value: float, low: float, high: float) -> str:
+    """Format a difference of two rates and its interval: ``-1.2 points [-3.4, 1.0]``."""
+    return f"{points(value)} {_bounds(low, high)}"
+
+
+def _bounds(low: float, high: float) -> str:
     return TOO_FEW_GROUPS if math.isnan(low) or math.isnan(high) else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
