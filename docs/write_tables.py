@@ -45,7 +45,10 @@ from tasks.reporting.sections.claims import results_at_other_eps
 from tasks.reporting.templating import gain_sentence
 from tasks.statistics.formatting import Row, eps_text, percent, with_interval
 
-DOCUMENTS = ("README.md", "docs/evidence/results.md", "docs/evidence/study-50-50.md", "docs/evidence/choice.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/evidence/{page}.md" for page in ("results", "study-50-50", "choice", "active-learning")),
+)
 MARKERS = re.compile(
     r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL
 )
