@@ -251,6 +251,13 @@ def test_missing_columns_and_a_table_outside_the_folder_are_refused(workspace: W
         acquire(workspace, params_of(acquire__table__file="../about.csv"), Tracker())
 
 
+def test_a_parquet_table_with_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(bytes(4) + b"\1\0\0\0"), pa.py_buffer(b"\xff")])
+    parquet.write_table(pa.table({"path": text}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"^a cannot be read \(.*must be a CSV file in UTF-8"):
+        read_columns(tmp_path / "a.parquet", "a")
+
+
 @pytest.mark.parametrize("damaged", ["pandas_type", "index_columns", "columns"])
 def test_a_parquet_table_with_damaged_metadata_of_pandas_gives_the_same_columns(tmp_path: Path, damaged: str) -> None:
     table = pd.DataFrame({"path": ["a.png"], "class": ["left"]})

@@ -99,7 +99,7 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
         ValueError: it cannot be read, or two columns have the same name.
     """
     import pandas as pd
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet
 
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
@@ -111,7 +111,7 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
         lines = pd.read_csv(
             path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArrowException) as error:
         raise ValueError(
             f"{named} cannot be read ({str(error).strip()}). It must be a CSV file in UTF-8 with commas and a header "
             "that has a name for every cell of a row, or a Parquet file. Correct it, or save it again."
