@@ -9,7 +9,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -29,7 +29,7 @@ BMP_HEADER, BMP_V5_BYTES = 14, 124
 
 # JPEG markers
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
-LOSSLESS_FRAME = 0xC3
+LOSSLESS_FRAME, START_OF_JPEG_LS_FRAME = 0xC3, 0xF7
 START_OF_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 STANDALONE_MARKERS = {0x01, *range(0xD0, 0xD8)}
 """Markers without a length and content."""
@@ -93,11 +93,21 @@ def check_bmp(image: Image.Image, file: BinaryIO, n_bytes: int) -> None:
     check_byte_count(n_bytes - offset - _profile_bytes(file, offset + n_pixel_bytes), n_pixel_bytes, stride)
 
 
-def check_jpeg(content: bytes) -> None:
+def pillow_pixels(content: bytes) -> np.ndarray:
+    """Pixels of a JPEG file."""
+    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        return np.asarray(image)
+
+
+def check_jpeg(content: bytes, decode: Callable[[bytes], np.ndarray] = pillow_pixels) -> None:
     """Check that a JPEG has all scans that its header declares, and that no scan ends early.
 
-    If a scan ends early, decoders fill the rest with grey, or leave it blurred. To detect this, the file is decoded a
+    If a scan ends early, decoders fill the rest with grey, or leave it blurred. To detect this, the JPEG is decoded a
     second time with :data:`FILLER` at the end of every scan. The pixels differ if a scan ends early.
+
+    Args:
+        content: JPEG file, or the compressed image within a TIFF or DICOM file.
+        decode: decoder of the pixels.
 
     Raises:
         IncompleteImageError: a scan is missing, or ends early; or there are more than MAX_SCANS scans.
@@ -107,6 +117,9 @@ def check_jpeg(content: bytes) -> None:
     missing_bits = np.full((1, 64), -1)
     pieces, copied = [], 0
     for marker, segment, start, end in jpeg_segments(content):
+        if marker == START_OF_JPEG_LS_FRAME:
+            # its decoder refuses a scan that ends early
+            return
         if marker in START_OF_FRAME_MARKERS:
             is_lossless = marker == LOSSLESS_FRAME
             component_ids = list(segment[6 : 6 + 3 * segment[5] : 3])
@@ -131,7 +144,7 @@ def check_jpeg(content: bytes) -> None:
     if missing_bits.any():
         raise IncompleteImageError(f"incomplete JPEG: its scans end before the image is whole. {ADVICE}")
     filled = b"".join([*pieces, content[copied:]])
-    if not np.array_equal(_jpeg_pixels(content), _jpeg_pixels(filled)):
+    if not np.array_equal(decode(content), decode(filled)):
         raise IncompleteImageError(f"incomplete JPEG: the data of a scan end early. {ADVICE}")
 
 
@@ -144,11 +157,6 @@ def _profile_bytes(file: BinaryIO, end_of_pixels: int) -> int:
     colour_space, (start, n_bytes) = header[56:60][::-1], struct.unpack_from("<II", header, 112)
     has_profile = colour_space in (b"MBED", b"LINK") and BMP_HEADER + start >= end_of_pixels
     return int(BMP_HEADER + start + n_bytes - end_of_pixels) if has_profile else 0
-
-
-def _jpeg_pixels(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-        return np.asarray(image)
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[bytes]:
@@ -199,6 +207,25 @@ def n_inflated(pieces: Iterable[bytes], enough: int, window_bits: int = zlib.MAX
             found += len(decompressor.decompress(rest, BLOCK_BYTES))
             rest = decompressor.unconsumed_tail
     return found
+
+
+def check_rle(frame: bytes, declared: int, row_bytes: int) -> None:
+    """Compare the size of each segment of a run-length encoded DICOM frame with the size that the header declares.
+
+    Raises:
+        IncompleteImageError: data are missing, or there is an extra row.
+    """
+    n_segments, *starts = struct.unpack_from("<16I", frame)
+    starts = starts[:n_segments]
+    for start, end in zip(starts, [*starts[1:], len(frame)], strict=True):
+        position, found = start, 0
+        while position < end - 1:
+            # up to 127: literal bytes; from 129: repetitions of one byte; 128: nothing (DICOM PS3.5 G.3.1)
+            control = frame[position]
+            n_bytes = control + 1 if control < 128 else 257 - control if control > 128 else 0
+            position += 1 + (n_bytes if control < 128 else control > 128)
+            found += n_bytes
+        check_byte_count(found, declared, row_bytes)
 
 
 def check_byte_count(found: int, declared: int, row_bytes: int) -> None:

@@ -2,25 +2,34 @@
 
 import io
 import logging
+import math
 import warnings
 import zlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.dataset.readers.completeness import BLOCK_BYTES, IncompleteImageError, n_inflated
+from tasks.dataset.readers.completeness import (
+    BLOCK_BYTES,
+    IncompleteImageError,
+    check_byte_count,
+    check_jpeg,
+    check_rle,
+    n_inflated,
+)
 from tasks.dataset.readers.stored import (
     ADVICE,
     ImageError,
     StoredImage,
     check_pixels,
+    file_version,
     range_of_bits,
     several_frames_error,
 )
-from tasks.dataset.readers.streams import check_stream
+from tasks.dataset.readers.streams import START_OF_CODESTREAM, START_OF_JPEG, check_stream
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -31,7 +40,13 @@ PREAMBLE = 128
 MAX_CHANNELS = 4
 MAX_INFLATED_BYTES = 2**29
 """Maximum size of a deflated file (transfer syntax 1.2.840.10008.1.2.1.99) after decompression."""
+TAG_GROUPS = (0x0008, 0x0028)
 PIXEL_GROUPS = (0x0028, 0x7FE0)
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+"""Tags of an enhanced multi-frame file: of all frames, and of each frame."""
+FRAME_MACROS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+"""Parts of the functional groups that the values of a frame depend on: the rescaling and the window."""
 MODALITY, SOP_CLASS, COMMENTS = 0x00080060, 0x00080016, (0x00284000,)
 
 
@@ -69,29 +84,34 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
     """
     from pydicom.pixels import apply_color_lut, apply_rescale
 
-    dataset = _read(path, with_pixels=True) if frame is None else _cached_dataset(path, path.stat().st_mtime_ns)
-    n_frames = _n_frames(dataset, path)
-    if n_frames > 1 and frame is None:
-        raise several_frames_error(path, n_frames)
-    _check_readable(dataset, path, max_megapixels)
-    _check_frame(dataset, frame or 0, n_frames)
     with warnings.catch_warnings():
+        # of unusual tags; they may contain values
         warnings.simplefilter("ignore")
+        dataset = _read(path, with_pixels=True) if frame is None else _cached_dataset(path, file_version(path))
+        n_frames = _n_frames(dataset, path)
+        if n_frames > 1 and frame is None:
+            raise several_frames_error(path, n_frames)
+        _check_readable(dataset, path, max_megapixels)
+        _check_bits(dataset, path)
+        _check_complete(dataset, frame or 0, n_frames)
+        tags = _tags_of_frame(dataset, frame or 0)
         stored = _decode(dataset, path, frame or 0)
         is_palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
-        values = apply_color_lut(stored, dataset) if is_palette else apply_rescale(stored, dataset)
+        values = apply_color_lut(stored, tags) if is_palette else apply_rescale(stored, tags)
         values = values[..., :3] if values.ndim == 3 else values
         is_grey = values.ndim == 2
-        displayed = _displayed(values, dataset) if is_grey else None
+        displayed = _displayed(values, tags) if is_grey else None
     dtype = values.dtype if is_palette else stored.dtype
     bits = 8 * dtype.itemsize if is_palette else int(dataset.get("BitsStored", 0))
     value_range = None
     if dtype.kind in "biu":
         value_range = range_of_bits(bits, dtype.kind == "i")
+        if not is_palette and not value_range[0] <= stored.min() <= stored.max() <= value_range[1]:
+            raise ImageError(f"{path}: the file holds values that do not fit into its {bits} bits. Convert the file.")
         if is_grey and values is not stored:
-            ends = [float(_rescaled(dataset, value)) for value in value_range]
+            ends = [float(_rescaled(tags, value)) for value in value_range]
             value_range = (min(ends), max(ends))
-    is_hu = dataset.get("Modality") == "CT" and "RescaleIntercept" in dataset and _rescale_type(dataset) in ("HU", "")
+    is_hu = tags.get("Modality") == "CT" and "RescaleIntercept" in tags and _rescale_type(tags) in ("HU", "")
     return StoredImage(
         values=values,
         format="DICOM",
@@ -110,13 +130,16 @@ def _check_readable(dataset: "Dataset", path: Path, max_megapixels: float) -> No
     Raises:
         ImageError: it has not.
     """
+    from pydicom.uid import UID_dictionary
+
     from tasks.dataset.readers import dicom_decoder
 
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    if not any(name in dataset for name in PIXELS):
         kind = dataset.get("SOPClassUID")
+        # an unknown kind is not named: in a damaged file its value may identify a patient
+        name = kind.name if kind in UID_dictionary else "unknown kind"
         raise ImageError(
-            f"{path}: the DICOM file has no pixels: {getattr(kind, 'name', 'unknown kind')}. Images must have pixel "
-            "data. Move the file away."
+            f"{path}: the DICOM file has no pixels: {name}. Images must have pixel data. Move the file away."
         )
     check_pixels(int(dataset.Columns), int(dataset.Rows), path, max_megapixels)
     if int(dataset.get("SamplesPerPixel", 1)) > MAX_CHANNELS:
@@ -133,20 +156,81 @@ def _is_compressed(dataset: "Dataset") -> bool:
     return syntax is not None and syntax.is_encapsulated and syntax != RLELossless
 
 
-def _check_frame(dataset: "Dataset", frame: int, n_frames: int) -> None:
-    """Check the size of a compressed frame before it is decoded.
+def _check_bits(dataset: "Dataset", path: Path) -> None:
+    """Check that the stored bits are the lowest ones, because pydicom would decode others as such.
 
     Raises:
-        IncompleteImageError: it is larger than the header declares, or has another format.
+        ImageError: they are not.
+    """
+    if "HighBit" in dataset and "BitsStored" in dataset and int(dataset.HighBit) != int(dataset.BitsStored) - 1:
+        raise ImageError(
+            f"{path}: the highest of the {dataset.BitsStored} bits of a value is bit {dataset.HighBit}. It must be bit "
+            f"{int(dataset.BitsStored) - 1}, as the present DICOM standard says. Convert the file."
+        )
+
+
+def _check_complete(dataset: "Dataset", frame: int, n_frames: int) -> None:
+    """Compare the pixel data of one frame with the header before they are decoded.
+
+    Raises:
+        IncompleteImageError: pixels are missing, or there are more rows or frames than the header declares; or a
+            compressed frame has another format.
     """
     from pydicom.encaps import get_frame
+    from pydicom.pixels.utils import get_expected_length
 
-    if not _is_compressed(dataset):
+    from tasks.dataset.readers import dicom_decoder
+
+    n_samples = int(dataset.get("SamplesPerPixel", 1))
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not syntax.is_encapsulated:
+        name = next(name for name in PIXELS if name in dataset)
+        row_bits = int(dataset.Columns) * n_samples * int(dataset.BitsAllocated)
+        check_byte_count(len(dataset[name].value), get_expected_length(dataset), math.ceil(row_bits / 8))
         return
+    if frame == 0:
+        _check_number_of_streams(dataset, n_frames)
     tables = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
     offsets = None if None in tables else tables
     stream = get_frame(dataset.PixelData, frame, number_of_frames=n_frames, extended_offsets=offsets)
+    if not _is_compressed(dataset):
+        check_rle(stream, int(dataset.Rows) * int(dataset.Columns), int(dataset.Columns))
+        return
     check_stream(stream, int(dataset.Columns), int(dataset.Rows))
+    if syntax in (*dicom_decoder.JPEG, *dicom_decoder.LOSSLESS_JPEG):
+        check_jpeg(stream, partial(dicom_decoder.decode_jpeg, n_samples=n_samples))
+
+
+def _check_number_of_streams(dataset: "Dataset", n_frames: int) -> None:
+    """Check that there are not more compressed images than frames, since the further ones would be ignored.
+
+    Raises:
+        IncompleteImageError: there are more.
+    """
+    from pydicom.encaps import generate_fragments
+
+    starts = START_OF_JPEG, START_OF_CODESTREAM
+    n_streams = sum(fragment.startswith(starts) for fragment in generate_fragments(dataset.PixelData))
+    if n_streams > n_frames:
+        raise IncompleteImageError(
+            f"wrong number of frames: the file holds {n_streams} compressed images, but its header declares "
+            f"{n_frames}. {ADVICE}"
+        )
+
+
+def _tags_of_frame(dataset: "Dataset", frame: int) -> "Dataset":
+    """Tags with the rescaling and the window of one frame of an enhanced multi-frame file (DICOM PS3.3 C.7.6.16)."""
+    from pydicom.dataset import Dataset
+
+    shared, of_frames = (dataset.get(name) or [] for name in FUNCTIONAL_GROUPS)
+    groups = [*shared[:1], *of_frames[frame : frame + 1]]
+    macros = [group[name][0] for group in groups for name in FRAME_MACROS if group.get(name)]
+    if not macros:
+        return dataset
+    tags = Dataset()
+    for each in (dataset, *macros):
+        tags.update({tag: each.get_item(tag) for tag in list(each.keys()) if tag.group in TAG_GROUPS})
+    return tags
 
 
 def _decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
@@ -154,7 +238,6 @@ def _decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
 
     Raises:
         ImageError: 12-bit lossy JPEG has no decoder in this environment.
-        IncompleteImageError: pixels are missing.
         Exception: for damaged files, decoders raise errors of many types.
     """
     from pydicom.pixels import pixel_array
@@ -166,10 +249,6 @@ def _decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
     plugin = "pylibjpeg" if is_deep_jpeg else dicom_decoder.NAME if _is_compressed(dataset) else ""
     try:
         return pixel_array(dataset, index=frame, decoding_plugin=plugin)
-    except ValueError as error:
-        if "less than expected" in str(error):
-            raise IncompleteImageError(f"incomplete image: {str(error).partition(' - ')[0]}. {ADVICE}") from None
-        raise
     except RuntimeError as error:
         if is_deep_jpeg and "missing dependencies" in str(error):
             raise ImageError(
@@ -182,8 +261,9 @@ def _decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
 def copy_pixels(source: Path, target: Path) -> None:
     """Copy a DICOM file with its pixels and the tags that their values depend on, and without every other tag.
 
-    The copied tags are those of the group "image pixel" (0028) without comments, the modality and the SOP class. So the
-    copy holds no name, no id and no date of a patient. The pixel data are not decoded.
+    The copied tags are those of the group "image pixel" (0028) without comments, also of the frames of an enhanced
+    multi-frame file, the modality and the SOP class. So the copy holds no name, no id and no date of a patient. The
+    pixel data are not decoded.
 
     Args:
         source: DICOM file.
@@ -204,6 +284,7 @@ def copy_pixels(source: Path, target: Path) -> None:
                 is_pixel_tag = tag.group in PIXEL_GROUPS and tag not in COMMENTS
                 if is_pixel_tag or tag in (MODALITY, SOP_CLASS):
                     copied[tag] = dataset.get_item(tag)
+            _copy_functional_groups(dataset, copied)
             is_implicit, is_little_endian = dataset.original_encoding
             explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
             syntax = dataset.file_meta.get("TransferSyntaxUID") or (ImplicitVRLittleEndian if is_implicit else explicit)
@@ -218,6 +299,25 @@ def copy_pixels(source: Path, target: Path) -> None:
             raise ImageError(
                 f"{source}: the DICOM file cannot be copied without the tags of the patient ({error}). {ADVICE}"
             ) from None
+
+
+def _copy_functional_groups(dataset: "Dataset", copied: "Dataset") -> None:
+    """Copy the rescaling and the window of the frames of an enhanced multi-frame file, and nothing else of them."""
+    from pydicom.dataset import Dataset
+
+    for name in FUNCTIONAL_GROUPS:
+        groups = []
+        for group in dataset.get(name) or []:
+            kept = Dataset()
+            for macro in FRAME_MACROS:
+                if items := group.get(macro):
+                    tags = {tag: items[0].get_item(tag) for tag in list(items[0].keys()) if tag.group == TAG_GROUPS[1]}
+                    item = Dataset()
+                    item.update(tags)
+                    setattr(kept, macro, [item])
+            groups.append(kept)
+        if any(groups):
+            setattr(copied, name, groups)
 
 
 def read_tags(path: Path, keywords: Iterable[str]) -> dict[str, str]:
@@ -275,12 +375,12 @@ class _BoundedReader(io.BufferedReader):
 
 
 @lru_cache(maxsize=1)
-def _cached_dataset(path: Path, modified: int) -> "Dataset":
+def _cached_dataset(path: Path, version: tuple[int, ...]) -> "Dataset":
     """A file with its pixels. The last file is kept, since its frames are read one after the other.
 
     Args:
         path: image file.
-        modified: time of the last change, so that a changed file is read again.
+        version: from :func:`file_version`, so that a changed file is read again.
     """
     return _read(path, with_pixels=True)
 

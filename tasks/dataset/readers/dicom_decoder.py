@@ -40,7 +40,7 @@ def decode_frame(source: bytes, runner: "DecodeRunner") -> bytes:
         Samples of all pixels, row by row, the samples of one pixel side by side.
 
     Raises:
-        ValueError: the shape of the decoded frame is not that of the DICOM file.
+        ValueError: the decoded frame has another shape than the DICOM file declares, or more bits.
         Exception: for damaged frames, the codecs raise errors of several types.
     """
     syntax, n_samples = runner.transfer_syntax, runner.samples_per_pixel
@@ -53,16 +53,41 @@ def decode_frame(source: bytes, runner: "DecodeRunner") -> bytes:
             # the codec has converted them
             runner.set_option("photometric_interpretation", "RGB")
     else:
-        # pydicom converts colours, as the DICOM file says; between equal colour spaces, the codec converts nothing
-        colours = "RGB" if n_samples == 3 else None
-        decoded = imagecodecs.jpeg8_decode(source, colorspace=colours, outcolorspace=colours)
+        decoded = decode_jpeg(source, n_samples)
     frame = np.ascontiguousarray(decoded)
     expected = (runner.rows, runner.columns, n_samples) if n_samples > 1 else (runner.rows, runner.columns)
     if frame.shape != expected:
         raise ValueError(f"the compressed frame has the shape {frame.shape}, and the DICOM file {expected}")
+    n_bits = 8 * frame.dtype.itemsize
+    if n_bits > runner.bits_allocated or not _fits(frame, runner.bits_stored):
+        # pydicom would drop the highest bits
+        raise ValueError(
+            f"the compressed frame has values with more bits than the DICOM file: {runner.bits_stored} of "
+            f"{runner.bits_allocated}"
+        )
     runner.set_option("planar_configuration", 0)
-    runner.set_option("bits_allocated", 8 * frame.dtype.itemsize)
+    runner.set_option("bits_allocated", n_bits)
     return frame.tobytes()
+
+
+def _fits(frame: np.ndarray, bits: int) -> bool:
+    """Return whether some bits hold all values, as numbers without sign or with it."""
+    signed = frame.view(f"i{frame.dtype.itemsize}")
+    fits_unsigned = frame.min() >= 0 and frame.max() < 2**bits
+    return bool(fits_unsigned or (signed.min() >= -(2 ** (bits - 1)) and signed.max() < 2 ** (bits - 1)))
+
+
+def decode_jpeg(source: bytes, n_samples: int) -> np.ndarray:
+    """Decode a JPEG frame, lossy or lossless, without a conversion of its colours.
+
+    Args:
+        source: the compressed frame.
+        n_samples: samples of a pixel.
+    """
+    # pydicom converts colours, as the DICOM file says; between equal colour spaces, the codec converts nothing
+    colours = "RGB" if n_samples == 3 else None
+    decoded: np.ndarray = imagecodecs.jpeg8_decode(source, colorspace=colours, outcolorspace=colours)
+    return decoded
 
 
 for each in SYNTAXES:

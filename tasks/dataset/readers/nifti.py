@@ -12,6 +12,7 @@ from tasks.dataset.readers.stored import (
     ImageError,
     StoredImage,
     check_pixels,
+    file_version,
     range_of_bits,
     several_frames_error,
 )
@@ -61,7 +62,7 @@ def read_nifti(path: Path, max_megapixels: float, axis: Axis, number: int | None
     n_volumes, n_slices = _counts(image, axis)
     if number is None and n_volumes * n_slices > 1:
         raise several_frames_error(path, n_volumes * n_slices)
-    volume = _canonical(path, path.stat().st_mtime_ns)
+    volume = _canonical(path, file_version(path))
     shape = [length for i, length in enumerate(volume.shape[:3]) if i != DIMENSION[axis]]
     check_pixels(shape[0], shape[1], path, max_megapixels)
     which, position = divmod(number or 0, n_slices)
@@ -115,12 +116,12 @@ def _load(path: Path) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _canonical(path: Path, modified: int) -> np.ndarray:
+def _canonical(path: Path, version: tuple[int, ...]) -> np.ndarray:
     """Voxels of a file in canonical orientation. The last file is kept, since its slices are read one after the other.
 
     Args:
         path: image file.
-        modified: time of the last change, so that a changed file is read again.
+        version: from :func:`file_version`, so that a changed file is read again.
     """
     import nibabel
 

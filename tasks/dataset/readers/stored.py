@@ -52,6 +52,15 @@ def range_of_bits(bits: int, is_signed: bool) -> tuple[float, float]:
     return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if is_signed else (0.0, 2.0**bits - 1)
 
 
+def file_version(path: Path) -> tuple[int, ...]:
+    """Numbers that differ if a file is replaced or written again: inode, size, and times of its content and status.
+
+    A copy can have the time and the size of the former file. The time of its status is that of the machine.
+    """
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
 def check_pixels(width: int, height: int, path: Path, max_megapixels: float) -> None:
     """Check the size of an image before its pixels are decoded.
 

@@ -5,10 +5,16 @@ Decoders allocate memory for the size in the header of the compressed image, not
 
 import struct
 
-from tasks.dataset.readers.completeness import START_OF_FRAME_MARKERS, IncompleteImageError, jpeg_segments
+from tasks.dataset.readers.completeness import (
+    START_OF_FRAME_MARKERS,
+    START_OF_JPEG_LS_FRAME,
+    IncompleteImageError,
+    jpeg_segments,
+)
 from tasks.dataset.readers.stored import ADVICE
 
-START_OF_JPEG_LS_FRAME = 0xF7
+START_OF_JPEG = b"\xff\xd8"
+"""First marker of a JPEG or JPEG-LS image."""
 START_OF_CODESTREAM = b"\xff\x4f\xff\x51"
 """First two markers of a JPEG 2000 image."""
 MAX_COMPONENTS = 8
@@ -43,7 +49,7 @@ def check_stream(stream: bytes, width: int, height: int) -> None:
 
 def _sizes(stream: bytes) -> list[tuple[int, int]]:
     """Width and height of each frame header; empty for another format."""
-    if stream.startswith(b"\xff\xd8"):
+    if stream.startswith(START_OF_JPEG):
         markers = {*START_OF_FRAME_MARKERS, START_OF_JPEG_LS_FRAME}
         headers = [segment for marker, segment, _, _ in jpeg_segments(stream) if marker in markers]
         return [struct.unpack_from(">HH", header, 1)[::-1] for header in headers]

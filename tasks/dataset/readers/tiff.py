@@ -2,13 +2,14 @@
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from tasks.dataset.readers.completeness import IncompleteImageError, check_byte_count, check_count
+from tasks.dataset.readers.completeness import IncompleteImageError, check_byte_count, check_count, check_jpeg
 from tasks.dataset.readers.stored import (
     ADVICE,
     ImageError,
@@ -18,7 +19,7 @@ from tasks.dataset.readers.stored import (
     several_frames_error,
     upright,
 )
-from tasks.dataset.readers.streams import check_stream
+from tasks.dataset.readers.streams import START_OF_JPEG, check_stream
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -165,13 +166,23 @@ def _check_complete(page: "TiffPage", n_bytes: int) -> None:
 
 
 def _check_streams(page: "TiffPage", path: Path) -> None:
-    """Check the size of every compressed strip or tile before it is decoded."""
+    """Check the size of every compressed strip or tile before it is decoded, and that a JPEG is complete."""
     rows = min(page.rowsperstrip or page.imagelength, page.imagelength)
     width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, rows)
     with path.open("rb") as file:
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        for index, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
             file.seek(offset)
-            check_stream(file.read(count), width, height)
+            stream = file.read(count)
+            check_stream(stream, width, height)
+            if stream.startswith(START_OF_JPEG):
+                check_jpeg(stream, partial(_decoded, page, index))
+
+
+def _decoded(page: "TiffPage", index: int, stream: bytes) -> np.ndarray:
+    """Pixels of a strip or tile."""
+    pixels, _, _ = page.decode(stream, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+    assert pixels is not None
+    return pixels
 
 
 def _without_extra_channels(values: np.ndarray, page: Any) -> np.ndarray:
