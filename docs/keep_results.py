@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,7 +100,7 @@ def keep_results(name: str, root: Path = Path()) -> Path:
     files |= _defence_histories(workspace)
 
     folder = root / RESULTS / name
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_archive(folder)
     (folder / "figures").mkdir(parents=True)
     for source, archived in files.items():
         shutil.copyfile(source, folder / archived)
@@ -110,14 +111,28 @@ def keep_results(name: str, root: Path = Path()) -> Path:
             # the other files are adversarial images
             if source.suffix in (".parquet", ".json"):
                 shutil.copyfile(source, records / source.name)
-    write_json(manifest(workspace), folder / MANIFEST)
     _shorten_image_folder(folder / "params.yaml")
     is_phantom = read_json(workspace.dataset_info)["is_phantom"]
     for figure in figures:
         is_public = is_phantom is True or not figure.name.startswith(IMAGES)
         if is_public and figure.stat().st_size <= MAX_FIGURE_BYTES:
             shutil.copyfile(figure, folder / "figures" / figure.name)
+    # last: an archive without a manifest is incomplete
+    write_json(manifest(workspace), folder / MANIFEST)
     return folder
+
+
+def remove_archive(folder: Path) -> None:
+    """Remove an archive, first of all its manifest: the rest of an archive is then known as incomplete."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_archive(source: Path, folder: Path) -> None:
+    """Replace an archive by a copy of another one; the manifest is copied last."""
+    remove_archive(folder)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(MANIFEST), copy_function=shutil.copyfile)
+    shutil.copyfile(source / MANIFEST, folder / MANIFEST)
 
 
 def manifest(workspace: Workspace) -> dict[str, Any]:
@@ -148,13 +163,20 @@ def manifest(workspace: Workspace) -> dict[str, Any]:
 
 
 def manifest_problems(results: Path) -> list[str]:
-    """Archives whose manifest does not fit: uncommitted changes, phantoms, another commit, or other parameters.
+    """Archives that are incomplete or whose manifest does not fit.
+
+    It must have no uncommitted changes, no phantoms, and the commit and the parameters of the others.
 
     Args:
         results: folder of the archives and of the definitions of the tables.
     """
     manifests = {path.parent.name: read_json(path) for path in sorted(results.glob(f"*/{MANIFEST}"))}
-    problems = [f"{name}: computed with uncommitted changes" for name, each in manifests.items() if each["dirty"]]
+    problems = [
+        f"{folder.name}: incomplete, without {MANIFEST}. Archive the results again"
+        for folder in sorted(results.glob("*/"))
+        if folder.name not in manifests and any(path.name in FILES.values() for path in folder.iterdir())
+    ]
+    problems += [f"{name}: computed with uncommitted changes" for name, each in manifests.items() if each["dirty"]]
     commits = {name: each["commit"] for name, each in manifests.items()}
     if len(set(commits.values())) > 1:
         problems.append(f"several commits: {', '.join(f'{name} {commit}' for name, commit in commits.items())}")
@@ -218,6 +240,19 @@ def _check_params(workspace: Workspace) -> None:
                 raise ValueError(f"{key} in params.yaml has changed since the stage {stage} ran. Run dvc repro first")
 
 
+def check_up_to_date() -> None:
+    """Check that the outputs of the current folder belong to its code, parameters and data.
+
+    Otherwise, a step that was run by hand, or before the present commit, would be archived under this commit.
+
+    Raises:
+        ValueError: DVC reports a change.
+    """
+    dvc = Path(sys.executable).parent / "dvc"
+    if subprocess.run([dvc, "status", "--quiet"], check=False).returncode:  # noqa: S603  fixed  # nosec B603
+        raise ValueError("dvc status reports changes, so the outputs may belong to other inputs. Run dvc repro first")
+
+
 def main() -> None:
     """Command-line entry."""
     parser = argparse.ArgumentParser(
@@ -225,8 +260,10 @@ def main() -> None:
         description=f"Archive the numbers and figures of the workspace in {RESULTS}/NAME.",
     )
     parser.add_argument("name", help="for example stratified-80-20")
+    name = parser.parse_args().name
     try:
-        print(keep_results(parser.parse_args().name))
+        check_up_to_date()
+        print(keep_results(name))
     except (ValueError, OSError) as error:
         sys.exit(f"keep_results: {error}")
 

@@ -12,7 +12,6 @@ others resume.
 
 import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from docs import RESULTS
-from docs.keep_results import definitions, merged
+from docs.keep_results import copy_archive, definitions, merged
 from docs.seeds_table import seeds_table
 from flows.audit_forecast import forecast, forecast_text, measure_costs
 from flows.audit_options import change_value
@@ -212,8 +211,7 @@ def main() -> None:
         for run in runs:
             archive = options.definitions / run.name
             kept = compute(run, options.workspaces.resolve(), commit, pipeline)
-            shutil.rmtree(archive, ignore_errors=True)
-            shutil.copytree(kept, archive)
+            copy_archive(kept, archive)
             print(f"{archive}: written. python -m docs.write_tables updates the documents.", flush=True)
         for table, of_table in groupby(runs, lambda run: run.table):
             workspaces = {str(run.params.seed): Workspace(options.workspaces / run.name) for run in of_table}

@@ -125,14 +125,14 @@ def set_up_audit(
 
     Raises:
         FileNotFoundError: a step has not run in the current workspace.
-        ValueError: the model takes other images, or no test or validation image is left.
+        ValueError: the images were prepared in another way, or no test or validation image is left.
     """
     about, seen, data = read_bundle(bundle), read_seen(bundle), load_prepared(current)
     linked = (current.validate, current.active_learning) if with_report else ()
     if missing := [path for path in linked if not path.is_dir()]:
         step = current.step_of(missing[0])
         raise FileNotFoundError(f"{missing[0]} not found. Run the step {step} first: dvc repro {step}")
-    check_images(current, model, about, data)
+    check_images(current, model, about, data, params)
     digests = pd.Series(digests_of_images(data.pixels), index=data.table.index)
     table, n_left_out = without_seen(data.table, digests, seen, also_left_out)
     n_test = int((table["split"] == "test").sum())
@@ -199,15 +199,32 @@ def outcome_of(audit: Audit) -> str:
     return describe_result(audit.workspace, audit.params, model.target, model.label, audit.n_test, note)
 
 
-def check_images(current: Workspace, model: Registered, about: Bundle, data: Prepared) -> None:
-    """Check that the model takes the images of the current workspace.
+def check_images(current: Workspace, model: Registered, about: Bundle, data: Prepared, params: Params) -> None:
+    """Check that the images of the current workspace were prepared as for the model.
+
+    Otherwise, the images of its training would not be recognised among the test images.
 
     Raises:
-        ValueError: classes, channels, image size or value range differ.
+        ValueError: classes, channels, image size, value range, intensity or resizing differ.
     """
-    shape = about.channels, *about.image_size
-    taken = {"classes": about.classes, "images (channels, height, width)": shape, "value range": about.value_range}
-    found = dict(zip(taken, (data.classes, data.pixels.shape[1:], data.value_range), strict=True))
+    info = json.loads(current.dataset_info.read_text(encoding="utf-8"))
+    resize = info.get("resize", "stretch")
+    taken = {
+        "classes": about.classes,
+        "images (channels, height, width)": (about.channels, *about.image_size),
+        "value range": about.value_range,
+        "intensity": about.intensity or "full range",
+        "resize": about.resize,
+        "crop ratio": about.crop_ratio if about.resize == "crop" else 1.0,
+    }
+    found = {
+        "classes": data.classes,
+        "images (channels, height, width)": data.pixels.shape[1:],
+        "value range": data.value_range,
+        "intensity": info.get("intensity") or "full range",
+        "resize": resize,
+        "crop ratio": params.prepare.crop_ratio if resize == "crop" else 1.0,
+    }
     if differing := [name for name in taken if taken[name] != found[name]]:
         wrong = "; ".join(f"{name} {found[name]}, but {model.label} takes {taken[name]}" for name in differing)
         raise ValueError(

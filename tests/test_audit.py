@@ -158,11 +158,13 @@ def test_an_audit_without_images_is_refused(
     ("key", "value", "message"),
     [
         ("classes", ["left", "none", "right"], r"has classes \('left', 'none', 'right'\), but toy-v1 takes \('none'"),
+        ("intensity", {"kind": "window", "low": -10, "high": 20}, r"has intensity \{.*takes full range"),
+        ("resize", "pad", r"has resize pad, but toy-v1 takes stretch"),
         ("value_range", [0.0, 255.0], r"has value range \(0\.0, 255\.0\), but toy-v1 takes \(0\.0, 1\.0\)"),
     ],
 )
-def test_images_with_other_classes_or_values_are_refused(
-    key: str, value: list[str], message: str, workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
+def test_images_that_were_prepared_in_another_way_are_refused(
+    key: str, value: object, message: str, workspace: Workspace, audited: Workspace, model: Registered, bundle: Path
 ) -> None:
     info = json.loads(workspace.dataset_info.read_text())
     workspace.dataset_info.write_text(json.dumps(info | {key: value}))

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from flows.register import best_defence, refuse_stale_results
+from flows.register import best_defence, refuse_stale_results, register
 from tasks.core.workspace import Workspace
 from tasks.params import load_params
 from tasks.serving import registry
@@ -124,10 +124,28 @@ def test_a_version_whose_tags_differ_from_its_bundle_is_refused(
         registry.download(registry.find(f"{NAME}/1"), tmp_path / "downloaded")
 
 
-def test_a_version_is_found_by_the_digest_of_its_weights(versions: list[Registered]) -> None:
-    assert registry.find_version(NAME, versions[1].digest) == versions[1]
-    assert registry.find_version(NAME, "0" * 64) is None
-    assert registry.find_version("unknown", versions[1].digest) is None
+def test_a_version_is_found_by_its_bundle_and_not_by_its_weights_alone(
+    versions: list[Registered], store: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(store / "bundles" / "retrained_autoencoder", tmp_path / "bundle")
+    assert registry.find_version(NAME, bundle) == versions[1]
+    assert registry.find_version("unknown", bundle) is None
+    values = json.loads((bundle / BUNDLE).read_text())
+    # the same weights for images with another window
+    (bundle / BUNDLE).write_text(json.dumps(values | {"intensity": {"kind": "window", "low": 0, "high": 80}}))
+    assert registry.find_version(NAME, bundle) is None
+
+
+def test_a_model_that_is_registered_again_becomes_the_candidate_again(
+    versions: list[Registered], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as after another registration, or after one that was killed before it set the alias
+    monkeypatch.setattr("flows.register.refuse_stale_results", lambda: None)
+    monkeypatch.setattr("flows.register.card_of", lambda *_: ("# autoencoder\n", SUMMARY))
+    monkeypatch.chdir(store)
+    outcome = register.fn(target="autoencoder", name=NAME)
+    assert outcome.startswith("autoencoder (as requested) is not registered again: toy-v1 has the same weights")
+    assert registry.version_with(NAME, registry.CANDIDATE) == versions[0]
 
 
 def test_changes_of_the_champion_are_recorded_and_can_be_undone(versions: list[Registered]) -> None:

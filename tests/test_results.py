@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ from docs import RESULTS, keep_results, write_tables
 from tasks.core.workspace import Workspace
 from tasks.params import ParamsError, load_params
 from tests.conftest import ROOT, VALUES
+from tests.two_steps import init_dvc_without_git
 
 # target, threat model, attack, eps, accuracy and its interval, precision, recall, f1
 POINTS = [
@@ -114,6 +118,44 @@ def test_two_histories_of_one_name_are_an_error(workspace: Workspace) -> None:
     history.write_text("epoch\n1\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"autoencoder_history.csv: two training histories have this name"):
         archive(workspace)
+
+
+@pytest.mark.parametrize("how", ["archived", "copied"])
+def test_an_interrupted_archive_is_known_as_incomplete(
+    how: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = archive(workspace)
+    kept = shutil.copytree(folder, tmp_path / "kept")
+    assert not [each for each in keep_results.manifest_problems(folder.parent) if "incomplete" in each]
+    copied, copy = [], shutil.copyfile
+
+    def interrupt(source: Path, target: Path, **options: Any) -> None:
+        if len(copied) == 5:
+            raise KeyboardInterrupt
+        copied.append(copy(source, target, **options))
+
+    monkeypatch.setattr(shutil, "copyfile", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        archive(workspace) if how == "archived" else keep_results.copy_archive(kept, folder)
+    problems = keep_results.manifest_problems(folder.parent)
+    assert problems == ["run: incomplete, without manifest.json. Archive the results again"]
+
+
+def test_outputs_of_other_inputs_are_not_archived(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = workspace.root
+    write_yaml(root / "dvc.yaml", {"stages": {"step": {"cmd": "cp in out", "deps": ["in"], "outs": ["out"]}}})
+    (root / "dvc.lock").unlink()
+    (root / "in").write_text("1")
+    init_dvc_without_git(root)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["keep_results", "run"])
+    subprocess.run([Path(sys.executable).parent / "dvc", "repro", "--quiet"], check=True)
+    keep_results.check_up_to_date()
+    (root / "out").write_text("by hand")
+    with pytest.raises(SystemExit, match="dvc status reports changes"):
+        keep_results.main()
 
 
 def test_the_path_of_the_images_is_not_archived(workspace: Workspace) -> None:

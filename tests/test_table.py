@@ -267,6 +267,13 @@ def test_a_parquet_table_with_damaged_metadata_of_pandas_gives_the_same_columns(
     pd.testing.assert_frame_equal(read_columns(tmp_path / "a.parquet", "a"), table, check_dtype=False)
 
 
+def test_whole_numbers_of_a_parquet_table_stay_whole_beside_an_empty_cell(tmp_path: Path) -> None:
+    numbers = [1, None, 2**53, 2**53 + 1]
+    parquet.write_table(pa.table({"site": pa.array(numbers, pa.int64())}), tmp_path / "a.parquet")
+    found = read_columns(tmp_path / "a.parquet", "a")["site"].tolist()
+    assert found == ["1", "", "9007199254740992", "9007199254740993"]
+
+
 def test_a_parquet_table_gives_the_same_split(workspace: Workspace, source: Path, params_of: Any) -> None:
     expected = run(workspace, params_of())
     pd.read_csv(source / "about.csv", dtype=str).to_parquet(source / "about.parquet")

@@ -104,7 +104,9 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             # without pandas' metadata, of which damaged parts raise any error
-            table: pd.DataFrame = parquet.read_table(path).to_pandas(ignore_metadata=True)
+            stored = parquet.read_table(path)
+            # whole numbers beside empty cells would become floating point: 1 would be 1.0, and large numbers equal
+            table: pd.DataFrame = stored.to_pandas(ignore_metadata=True, integer_object_nulls=True)
             return table.astype(object).where(table.notna(), "").astype(str)
         # pandas would rename the second of two equal names, and take the first cells of rows that are too long as names
         # of the rows

@@ -193,6 +193,11 @@ def digest_of_files(folder: Path) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
+def digest_of_description(folder: Path) -> str:
+    """SHA-256 of ``bundle.json``: weights, classes, preprocessing, threshold and parameters."""
+    return hashlib.sha256((folder / BUNDLE).read_bytes()).hexdigest()
+
+
 def check_trust(folder: Path) -> None:
     """Refuse a bundle that, when it is loaded, runs code of its author or sends images to a server.
 

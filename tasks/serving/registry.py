@@ -1,8 +1,9 @@
 """MLflow's model registry: versions of defended models, the present champion and earlier ones.
 
 A version is a bundle (:mod:`tasks.serving.bundle`) with MLflow's pyfunc interface. The alias ``candidate`` marks the
-version registered last, the alias ``champion`` the version in use. The tags ``champion.moved.<time>`` of a registered
-model record the changes of its champion. The tag ``champion.before`` of a version is the champion that it replaced.
+version of the last registration, the alias ``champion`` the version in use. The tags ``champion.moved.<time>`` of a
+registered model record the changes of its champion. The tag ``champion.before`` of a version is the champion that it
+replaced.
 """
 
 import json
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.serving.bundle import CARD, check_digest, check_trust, digest_of_files, read_bundle
+from tasks.serving.bundle import CARD, check_digest, check_trust, digest_of_description, digest_of_files, read_bundle
 from tasks.serving.mlflow_model import save_mlflow_model
 from tasks.tracking import EXPERIMENT, experiment_id, masked, tracking_uri
 from tasks.tracking.outbox import now
@@ -29,6 +30,8 @@ BEFORE = "champion.before"
 """Tag of a version: the champion that it replaced; empty if there was none."""
 MOVED = "champion.moved."
 """Prefix of the tags of a registered model that record the changes of its champion."""
+DESCRIBED = "bundle_digest"
+"""Tag of a version: SHA-256 of its ``bundle.json``, which has the digest of the weights, too."""
 MAX_DESCRIPTION = 5000
 """Maximum number of characters of a description or a tag in MLflow."""
 
@@ -102,6 +105,7 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
                 "target": bundle.target,
                 "digest": bundle.digest,
                 "files_digest": digest_of_files(folder),
+                DESCRIBED: digest_of_description(folder),
                 "dataset": bundle.dataset,
             },
             description=_checked(summary),
@@ -115,10 +119,21 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
     return _registered(made)
 
 
-def find_version(name: str, digest: str) -> Registered | None:
-    """The latest version whose target has this digest."""
-    found = [each for each in all_versions(name) if each.digest == digest]
-    return found[-1] if found else None
+def find_version(name: str, folder: Path) -> Registered | None:
+    """The latest version with the weights, classes, preprocessing, threshold and parameters of a bundle.
+
+    Args:
+        name: of the registered model.
+        folder: of the bundle.
+    """
+    digest = digest_of_description(folder)
+    found = [_registered(each) for each in _search(name) if each.tags.get(DESCRIBED) == digest]
+    return max(found, key=lambda each: each.version, default=None)
+
+
+def make_candidate(model: Registered) -> None:
+    """Give a version the alias ``candidate``."""
+    Store().client.set_registered_model_alias(model.name, CANDIDATE, str(model.version))
 
 
 def all_versions(name: str) -> list[Registered]:
@@ -127,13 +142,7 @@ def all_versions(name: str) -> list[Registered]:
     Raises:
         ValueError: the name has an apostrophe.
     """
-    # the name is a part of the query
-    if "'" in name:
-        raise ValueError(
-            f"name of a registered model: {name!r}. It must not contain an apostrophe. Choose another name."
-        )
-    found = Store().client.search_model_versions(f"name = '{name}'")
-    return sorted(map(_registered, found), key=lambda each: each.version)
+    return sorted(map(_registered, _search(name)), key=lambda each: each.version)
 
 
 def find(model: str) -> Registered:
@@ -253,6 +262,15 @@ def _move(client: "MlflowClient", model: Registered, before: Registered | None, 
     client.set_registered_model_tag(model.name, MOVED + move.when, _checked(record))
     client.set_registered_model_alias(model.name, CHAMPION, str(model.version))
     return move
+
+
+def _search(name: str) -> "list[ModelVersion]":
+    # the name is a part of the query
+    if "'" in name:
+        raise ValueError(
+            f"name of a registered model: {name!r}. It must not contain an apostrophe. Choose another name."
+        )
+    return list(Store().client.search_model_versions(f"name = '{name}'"))
 
 
 def _make_model(client: "MlflowClient", name: str) -> None:
