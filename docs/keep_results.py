@@ -32,6 +32,8 @@ from tasks.tracking import git_output, minutes_of_steps, origin_tags
 
 LOCK = "dvc.lock"
 MANIFEST = "manifest.json"
+INCOMPLETE = "incomplete"
+"""File that an archive has while it is written."""
 RUNS = "runs"
 """Key of the definition of a table with replacements for several runs."""
 FILES = {
@@ -100,8 +102,8 @@ def keep_results(name: str, root: Path = Path()) -> Path:
     files |= _defence_histories(workspace)
 
     folder = root / RESULTS / name
-    remove_archive(folder)
-    (folder / "figures").mkdir(parents=True)
+    begin_archive(folder)
+    (folder / "figures").mkdir()
     for source, archived in files.items():
         shutil.copyfile(source, folder / archived)
     for target in (UNDEFENDED, *load_params(workspace.params_file).selected_defences):
@@ -117,22 +119,32 @@ def keep_results(name: str, root: Path = Path()) -> Path:
         is_public = is_phantom is True or not figure.name.startswith(IMAGES)
         if is_public and figure.stat().st_size <= MAX_FIGURE_BYTES:
             shutil.copyfile(figure, folder / "figures" / figure.name)
-    # last: an archive without a manifest is incomplete
     write_json(manifest(workspace), folder / MANIFEST)
+    end_archive(folder)
     return folder
 
 
-def remove_archive(folder: Path) -> None:
-    """Remove an archive, first of all its manifest: the rest of an archive is then known as incomplete."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+def begin_archive(folder: Path) -> None:
+    """Empty an archive, or create it, and mark it as incomplete until :func:`end_archive`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INCOMPLETE).touch()
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != INCOMPLETE:
+            path.unlink()
+
+
+def end_archive(folder: Path) -> None:
+    """Mark an archive as complete."""
+    (folder / INCOMPLETE).unlink()
 
 
 def copy_archive(source: Path, folder: Path) -> None:
-    """Replace an archive by a copy of another one; the manifest is copied last."""
-    remove_archive(folder)
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(MANIFEST), copy_function=shutil.copyfile)
-    shutil.copyfile(source / MANIFEST, folder / MANIFEST)
+    """Replace an archive by a copy of another one."""
+    begin_archive(folder)
+    shutil.copytree(source, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    end_archive(folder)
 
 
 def manifest(workspace: Workspace) -> dict[str, Any]:
@@ -170,12 +182,10 @@ def manifest_problems(results: Path) -> list[str]:
     Args:
         results: folder of the archives and of the definitions of the tables.
     """
-    manifests = {path.parent.name: read_json(path) for path in sorted(results.glob(f"*/{MANIFEST}"))}
-    problems = [
-        f"{folder.name}: incomplete, without {MANIFEST}. Archive the results again"
-        for folder in sorted(results.glob("*/"))
-        if folder.name not in manifests and any(path.name in FILES.values() for path in folder.iterdir())
-    ]
+    incomplete = sorted(path.parent.name for path in results.glob(f"*/{INCOMPLETE}"))
+    problems = [f"{name}: incomplete, its writing was interrupted. Archive the results again" for name in incomplete]
+    files = [path for path in sorted(results.glob(f"*/{MANIFEST}")) if path.parent.name not in incomplete]
+    manifests = {path.parent.name: read_json(path) for path in files}
     problems += [f"{name}: computed with uncommitted changes" for name, each in manifests.items() if each["dirty"]]
     commits = {name: each["commit"] for name, each in manifests.items()}
     if len(set(commits.values())) > 1:

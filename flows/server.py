@@ -83,7 +83,7 @@ def mark_runs_of_killed_worker(pool: str) -> None:
         )
         for run in runs:
             # of a run that has not begun, the machine is not known
-            if (run.infrastructure_pid or socket.gethostname()).startswith(socket.gethostname()):
+            if (run.infrastructure_pid or socket.gethostname()).partition(":")[0] == socket.gethostname():
                 client.set_flow_run_state(run.id, Crashed(message="the worker was killed"), force=True)
 
 

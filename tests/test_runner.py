@@ -208,6 +208,23 @@ class TestChanges:
         with pytest.raises(ValueError, match=r"params\.yaml changed while prepare ran: seed"):
             run_step(prepare, workspace, load_params(workspace.params_file))
 
+    def test_a_file_that_is_replaced_by_one_of_the_same_size_and_time_fails_the_step(
+        self, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "mlflow", None)
+        shutil.copy(ROOT / "dvc.yaml", workspace.root)
+        (folder := workspace.root / "images").mkdir()
+        for name in ("1.png", "other"):
+            (folder / name).write_bytes(name[:1].encode())
+            os.utime(folder / name, ns=(0, 0))
+        (folder / "other").rename(workspace.root / "other")
+
+        def acquire(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+            (workspace.root / "other").replace(folder / "1.png")
+
+        with pytest.raises(ValueError, match=r"files changed while acquire ran: .*1\.png"):
+            run_step(acquire, workspace, params_with())
+
     @pytest.mark.parametrize("file", ["images/COVID/1.png", "images/COVID/new.png", "images/__pycache__/x.pyc"])
     def test_a_change_of_a_file_of_the_user_fails_the_step(
         self, file: str, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch

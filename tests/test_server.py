@@ -4,6 +4,7 @@ import asyncio
 import errno
 import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from prefect import flow
@@ -15,7 +16,15 @@ from ruamel.yaml import YAML
 
 from flows.audit import robustness_audit
 from flows.serve import CREDENTIALS, credentials
-from flows.server import AUDIT, NOTIFY, WEBHOOK, audit_is_scheduled, notify, set_audit_schedule
+from flows.server import (
+    AUDIT,
+    NOTIFY,
+    WEBHOOK,
+    audit_is_scheduled,
+    mark_runs_of_killed_worker,
+    notify,
+    set_audit_schedule,
+)
 from tests.all_flows import all_flows
 from tests.conftest import ROOT
 from tests.receiver import receiver
@@ -55,6 +64,18 @@ def test_the_schedule_of_the_audit_is_switched_on_and_a_server_without_it_is_lef
     assert not audit_is_scheduled()
     set_audit_schedule(True)
     assert audit_is_scheduled()
+
+
+@pytest.mark.parametrize(("host", "is_marked"), [("node1", True), ("node10", False), ("", True)])
+def test_only_runs_of_this_machine_are_marked_as_crashed_with_its_worker(
+    host: str, is_marked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, client = MagicMock(infrastructure_pid=f"{host}:7" if host else None), MagicMock()
+    client.__enter__.return_value.read_flow_runs.return_value = [run]
+    monkeypatch.setattr("flows.server.get_client", lambda **_: client)
+    monkeypatch.setattr("socket.gethostname", lambda: "node1")
+    mark_runs_of_killed_worker("pool")
+    assert client.__enter__.return_value.set_flow_run_state.called == is_marked
 
 
 def test_the_documented_pull_steps_clone_the_repository_and_enter_it(
