@@ -83,6 +83,8 @@ def main() -> None:
             print("The worker was killed. Its runs are marked as crashed, and a new worker starts.", flush=True)
             # the processes of its runs
             signal_session(running[1], signal.SIGKILL)
+            # they end shortly after the signal
+            time.sleep(1)
             mark_runs_of_killed_worker(POOL)
             running[1] = prefect("worker", "start", "--pool", POOL)
         sys.exit("The server or the worker has ended unexpectedly. Its messages are above.")

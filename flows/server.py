@@ -1,9 +1,9 @@
 """Use of a Prefect server beside the runs: notification of failures, killed runs, and the schedule of the audit."""
 
-import socket
 from datetime import timedelta
 from typing import Any
 
+import psutil
 from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -70,7 +70,7 @@ def create_automation_for_killed_runs() -> None:
 
 
 def mark_runs_of_killed_worker(pool: str) -> None:
-    """Mark the runs of a worker on this machine that has been killed as crashed.
+    """Mark the runs of a worker on this machine that has been killed as crashed: those without a living process.
 
     Args:
         pool: name of the work pool.
@@ -82,9 +82,16 @@ def mark_runs_of_killed_worker(pool: str) -> None:
             work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
         )
         for run in runs:
-            # of a run that has not begun, the machine is not known
-            if (run.infrastructure_pid or socket.gethostname()).partition(":")[0] == socket.gethostname():
+            if not _is_alive(run.infrastructure_pid):
                 client.set_flow_run_state(run.id, Crashed(message="the worker was killed"), force=True)
+
+
+def _is_alive(pid: str | None) -> bool:
+    """Return whether the process of a run exists on this machine; Prefect records its number without the host."""
+    try:
+        return pid is not None and pid.isdecimal() and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def audit_is_scheduled() -> bool:
