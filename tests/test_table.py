@@ -177,6 +177,7 @@ def test_a_patient_in_two_splits_is_refused_with_the_files(workspace: Workspace,
         ("finding", "no", r"labels that are not in acquire\.classes: \['no'\]"),
         ("image", "set 1/none.png", r"files that do not exist: 'set 1/none\.png'"),
         ("image", "../secret.png", r"paths outside the folder: '\.\./secret\.png'"),
+        ("image", "/etc/secret.png", r"paths outside the folder: '/etc/secret\.png'"),
         ("image", "set 0/00 (0).png", r"rows with the same path: 'set 0/00 \(0\)\.png'"),
     ],
 )

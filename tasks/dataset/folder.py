@@ -68,8 +68,8 @@ def normalized_name(name: str) -> str:
 
 
 def printable(path: Path, folder: Path) -> str:
-    """Path relative to a folder, with slashes. Unprintable characters are escaped as in Python."""
-    name = path.relative_to(folder).as_posix()
+    """Path with slashes, relative to a folder if it is below it. Unprintable characters are escaped as in Python."""
+    name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
     return repr(name)[1:-1] if has_unprintable_characters(name) else name
 
 
