@@ -274,8 +274,8 @@ def test_headline_is_the_text_of_the_report(workspace: Workspace) -> None:
 def write_documents(root: Path, readme: str, results: str = "# Results\n") -> None:
     (root / "README.md").write_text(readme, encoding="utf-8")
     (root / "docs/evidence/results.md").write_text(results, encoding="utf-8")
-    for name in ("study-50-50", "choice"):
-        (root / f"docs/evidence/{name}.md").write_text("# Study\n", encoding="utf-8")
+    for name in write_tables.DOCUMENTS[2:]:
+        (root / name).write_text("# Table\n", encoding="utf-8")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, workspace: Workspace, *arguments: str) -> None:
