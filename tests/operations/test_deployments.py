@@ -93,14 +93,19 @@ def begin(api: httpx.Client, name: str, **parameters: Any) -> str:
     return str(answer.raise_for_status().json()["id"])
 
 
-def ended(api: httpx.Client, flow_run: str, seconds: float = 900) -> dict[str, Any]:
+def ended(api: httpx.Client, flow_run: str) -> dict[str, Any]:
     """Wait until a run has ended, and return it."""
+    return wait_for_state(api, flow_run, ENDED, 900)
+
+
+def wait_for_state(api: httpx.Client, flow_run: str, types: set[str], seconds: float = 120) -> dict[str, Any]:
+    """Wait until a run has one of some types of states, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found: dict[str, Any] = api.get(f"/flow_runs/{flow_run}").raise_for_status().json()
-        if found["state"]["type"] in ENDED:
+        if found["state"]["type"] in types:
             return found
-        time.sleep(0.5)
+        time.sleep(0.2)
     raise TimeoutError(f"{found['name']} is {found['state']}")
 
 
@@ -242,17 +247,6 @@ def worker() -> psutil.Process:
         if process.cmdline()[2:4] == ["worker", "start"]
     )
     return found
-
-
-def wait_for_state(api: httpx.Client, flow_run: str, types: set[str]) -> dict[str, Any]:
-    """Wait until a run has one of some types of states, and return it."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        found: dict[str, Any] = api.get(f"/flow_runs/{flow_run}").raise_for_status().json()
-        if found["state"]["type"] in types:
-            return found
-        time.sleep(0.2)
-    raise TimeoutError(f"{found['name']} is {found['state']}")
 
 
 class TestContainers:
