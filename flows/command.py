@@ -32,6 +32,9 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
     end_after_sigterm()
     # the message at the end of the process replaces what Prefect logs about a failure
     logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)
+    # if the server is slow, this line would come after that message
+    for name in ("EventsWorker", "APILogWorker"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith("Still processing items"))
     if not os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
         for name in ("prefect.flow_runs", "prefect.task_runs"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

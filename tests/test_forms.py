@@ -1,8 +1,10 @@
 """The forms of the flows, which Prefect creates from their signatures: descriptions and bounds of the fields."""
 
+import os
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from prefect.exceptions import ParameterTypeError
@@ -67,3 +69,34 @@ def test_the_command_line_rejects_a_value_outside_its_bounds_with_one_message(co
     )
     assert ended.returncode == 1
     assert re.fullmatch(message, ended.stderr), ended.stderr
+
+
+def test_a_slow_server_adds_nothing_to_the_message_of_the_command_line() -> None:
+    code = """
+        import asyncio
+        from prefect.events import emit_event
+        from prefect.events.clients import AssertingEventsClient
+        from prefect.events.worker import EventsWorker
+        from flows.promote import main
+
+        async def emit(client, event):
+            await asyncio.sleep(0.2)
+
+        AssertingEventsClient._emit = emit
+        EventsWorker.set_client_override(AssertingEventsClient)
+        try:
+            main()
+        finally:
+            for _ in range(3):
+                emit_event("promoted", {"prefect.resource.id": "model"})
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), "--margin", "1.5"],
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": "http://127.0.0.1:1/api"},  # no server is asked or started
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert re.fullmatch("promote: Flow run received invalid parameters:\n - margin: .* less than 1\n", ended.stderr)
