@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import dvc.api
 
 from flows.dvc_pipeline import run_dvc
+from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.evaluation.selection import add_configurations, parse_configurations, read_configurations
 
@@ -23,14 +24,16 @@ def collect(workspace: Workspace, revisions: Sequence[str]) -> int:
         revisions: experiments, branches or commits; those without a list are skipped.
     """
     path, name = workspace.configurations, workspace.configurations.as_posix()
-    n_before = len(read_configurations(path))
-    for revision in revisions:
-        try:
-            text = dvc.api.read(name, rev=revision)
-        except FileNotFoundError:
-            continue
-        add_configurations(path, parse_configurations(text, f"{name} of {revision}"))
-    return len(read_configurations(path)) - n_before
+    # this step adds to the list, too
+    with locked(workspace.locks, ["evaluate"]):
+        n_before = len(read_configurations(path))
+        for revision in revisions:
+            try:
+                text = dvc.api.read(name, rev=revision)
+            except FileNotFoundError:
+                continue
+            add_configurations(path, parse_configurations(text, f"{name} of {revision}"))
+        return len(read_configurations(path)) - n_before
 
 
 def main() -> None:

@@ -63,6 +63,18 @@ def test_a_step_waits_for_the_steps_that_read_its_output(tmp_path: Path, params_
             assert starts_within(10, lambda name=runs: step_lock(workspace, name, params))
 
 
+def test_two_writers_of_the_list_of_configurations_take_turns(tmp_path: Path) -> None:
+    from flows.configurations import collect
+
+    with locked(Workspace(tmp_path).locks, ["evaluate"]):
+        collecting = threading.Thread(target=collect, args=(Workspace(tmp_path), []))
+        collecting.start()
+        collecting.join(0.3)
+        assert collecting.is_alive()
+    collecting.join(10)
+    assert not collecting.is_alive()
+
+
 def test_two_runs_of_a_step_take_turns(
     tmp_path: Path, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -325,6 +325,27 @@ class TestExport:
             export_target(bundle, path)
         assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("target.pt2", b"earlier")]
 
+    def test_two_exports_to_one_file_do_not_share_a_partial_file_and_a_failed_one_leaves_none(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, load = tmp_path / "target.pt2", torch.export.load
+
+        def load_after_another_export(partial: Path) -> Any:
+            monkeypatch.setattr(torch.export, "load", load)
+            assert export_target(bundle, path) <= LOGIT_TOLERANCE
+            return load(partial)
+
+        monkeypatch.setattr(torch.export, "load", load_after_another_export)
+        assert export_target(bundle, path) <= LOGIT_TOLERANCE
+
+        def fail(_partial: Path) -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr(torch.export, "load", fail)
+        with pytest.raises(OSError, match="disk full"):
+            export_target(bundle, path)
+        assert list(tmp_path.iterdir()) == [path]
+
     def test_a_target_that_draws_at_random_is_not_exported(
         self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

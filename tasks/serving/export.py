@@ -1,5 +1,6 @@
 """Export of a target as one file for ``torch.export.load``, which needs none of this project's code."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -38,22 +39,21 @@ def export_target(bundle: Path, path: Path) -> float:
             "Serve the model instead: mlflow models serve"
         )
     images = torch.from_numpy(as_floats(np.load(bundle / EXAMPLES, allow_pickle=False)))
-    with torch.no_grad():
+    # the file gets its name once it is verified
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=path.parent) as folder, torch.no_grad():
         # an example with one image would fix the batch size at 1
         pair = torch.cat([images, images])[:2]
         program = torch.export.export(target, (pair,), dynamic_shapes=({0: torch.export.Dim("n_images")},))
-        # the file gets its name once it is verified
-        partial = path.with_name(f"partial-{path.name}")
+        partial = Path(folder) / path.name
         torch.export.save(program, partial, extra_files={BUNDLE.name: (bundle / BUNDLE).read_text(encoding="utf-8")})
         exported = torch.export.load(partial).module()
         counts = range(1, len(images) + 1)
         # torch's max keeps a NaN, Python's does not
         difference = float(torch.stack([(exported(images[:n]) - target(images[:n])).abs().max() for n in counts]).max())
-    if not difference <= LOGIT_TOLERANCE:
-        partial.unlink()
-        raise ValueError(
-            f"the exported program of {about.target} is wrong: a logit differs by {difference:.2g}. At most "
-            f"{LOGIT_TOLERANCE:g} is allowed. {path} is not written; serve the model instead: mlflow models serve"
-        )
-    rename_durably(partial, path)
+        if not difference <= LOGIT_TOLERANCE:
+            raise ValueError(
+                f"the exported program of {about.target} is wrong: a logit differs by {difference:.2g}. At most "
+                f"{LOGIT_TOLERANCE:g} is allowed. {path} is not written; serve the model instead: mlflow models serve"
+            )
+        rename_durably(partial, path)
     return difference
