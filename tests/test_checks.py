@@ -262,6 +262,17 @@ def test_random_outputs_fail_if_the_target_counts_as_deterministic(spread: float
     assert (check.status, check.value) == (status, spread)
 
 
+@pytest.mark.parametrize("spread", [1e-5, 0.5])
+def test_a_random_target_needs_no_comparison_of_single_images(spread: float) -> None:
+    def probed(records: pd.DataFrame) -> pd.DataFrame:
+        found = probing("max_logit_difference", spread)(records)
+        return found[found["diagnostic"] != "batch_difference"]
+
+    check = outcome(SOUND, probe=probed, **RANDOM)[DEFENDED, "outputs"]
+    assert (check.status, check.value) == ("PASS", spread)
+    assert "other images" not in check.explanation
+
+
 @pytest.mark.parametrize(("spread", "status"), [(1e-5, "PASS"), (0.2, "FAIL"), (float("nan"), "FAIL")])
 def test_outputs_that_depend_on_the_other_images_of_a_batch_fail(spread: float, status: str) -> None:
     check = outcome(SOUND, probe=probing("batch_difference", spread, 0.1))[DEFENDED, "outputs"]

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from tasks.attacks.batch import AttackBatch
 from tasks.attacks.diagnostics import GRADIENT_EPS, UNBOUNDED_EPS, Diagnostics, run_diagnostics, run_positive_control
-from tasks.defences.preprocessing import BPDA
+from tasks.defences.preprocessing import BPDA, AdditiveGaussianNoise
 from tasks.defences.purified import Purified
+from tasks.defences.randomness import as_attacked
 from tests.nets import linear_batch, linear_case
 
 EPS = (1.0, 8.0, 64.0)
@@ -125,6 +126,16 @@ def test_outputs_that_depend_on_the_other_images_are_detected() -> None:
     found = diagnosed(replace(batch, model=NormalisedBatch(batch.model)))
     assert found["batch_difference", 0.0].max() > 0.1
     assert not found["max_logit_difference", 0.0].any()
+
+
+def test_single_images_are_not_predicted_for_a_random_target() -> None:
+    batch, _ = linear()
+    target = as_attacked(Purified(AdditiveGaussianNoise(0.1), batch.model).eval())
+    sizes: list[int] = []
+    target.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    found = diagnosed(replace(batch, model=target))
+    assert ("batch_difference", 0.0) not in found
+    assert 1 not in sizes
 
 
 def test_masked_gradients_are_detected() -> None:

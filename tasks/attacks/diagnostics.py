@@ -11,6 +11,7 @@ from tasks.attacks.gradient.losses import logit_margin, loss_gradient
 from tasks.attacks.sweep import logits_and_margin_gradient, run_sweep
 from tasks.defences.preprocessing import BPDA
 from tasks.defences.purified import Purified
+from tasks.defences.randomness import random_modules
 from tasks.models.compute import device_of
 
 UNBOUNDED_EPS = 127.5
@@ -47,7 +48,7 @@ def run_diagnostics(batch: AttackBatch, eps: tuple[float, ...], unbounded_radius
         - ``max_logit_difference``: largest difference of a logit between passes. A pass over a random target is an
           average of several predictions, as attacks use it;
         - ``batch_difference``: largest difference of a logit between the image in a batch and the image alone, divided
-          by the largest logit of the image, or by 1;
+          by the largest logit of the image, or by 1. Not for a random target: its outputs differ anyway;
         - ``repeatable_prediction``: 1 where all passes predict the same class, else 0;
         - ``outputs_are_probabilities``: 1 where the outputs lie in [0, 1] and add up to 1, else 0.
     """
@@ -88,16 +89,18 @@ def _one_pass_diagnostics(batch: AttackBatch, eps: tuple[float, ...], part: slic
     with torch.inference_mode():
         passes = torch.stack([batch.model(images) for _ in range(N_PASSES)])
         outputs = passes[0]
-        alone = torch.cat([batch.model(image[None]) for image in images])
         in_range = ((outputs >= 0) & (outputs <= 1)).all(dim=1)
         found = {
             ("zero_gradient", 0.0): (gradients == 0).float().mean(dim=(1, 2, 3)),
             ("finite_gradient", 0.0): gradients.isfinite().all(dim=(1, 2, 3)),
             ("max_logit_difference", 0.0): (passes.amax(dim=0) - passes.amin(dim=0)).amax(dim=1),
-            ("batch_difference", 0.0): (alone - outputs).abs().amax(dim=1) / outputs.abs().amax(dim=1).clamp_min(1.0),
             ("repeatable_prediction", 0.0): (passes.argmax(dim=2) == outputs.argmax(dim=1)).all(dim=0),
             ("outputs_are_probabilities", 0.0): in_range & ((outputs.sum(dim=1) - 1).abs() < 1e-4),
         }
+        if not random_modules(batch.model):
+            alone = torch.cat([batch.model(image[None]) for image in images])
+            difference = (alone - outputs).abs().amax(dim=1)
+            found["batch_difference", 0.0] = difference / outputs.abs().amax(dim=1).clamp_min(1.0)
         for value, radius in zip(eps, batch.radii.tolist(), strict=True):
             ids, first = batch.image_ids[part], np.zeros(len(images), dtype=np.int64)
             noisy = batch.ball.random_starts(images, radius, batch.seed, "random_noise", ids, first)
