@@ -127,9 +127,11 @@ def test_the_searches_of_the_documentation_find_the_runs(
         exec(block, found)
     (documented,) = re.findall(r"^```\n(tags\..*)$", page, flags=re.MULTILINE)
     by_version = documented.replace("2.15.0", version("torch"))
-    assert len(mlflow.search_runs(experiment_names=["ct-robustness"], filter_string=by_version)) == 4
+    # two runs of each step, and their curves
+    assert len(mlflow.search_runs(experiment_names=["ct-robustness"], filter_string=by_version)) == 6
     pipelines, curves = found["pipelines"], found["curves"]
     assert isinstance(pipelines, pd.DataFrame)
     assert list(pipelines[f"metrics.{HEADLINE}"]) == [1.25, 0.25]
     assert list(pipelines["tags.dvc_experiment"]) == ["seed-1", "seed-0"]
     assert list(curves["metrics.robust/balanced_accuracy"]) == [0.5, 0.5]
+    assert list(curves["tags.dvc_experiment"]) == ["seed-1", "seed-0"]

@@ -130,6 +130,20 @@ def test_an_artifact_with_any_name_comes_back_byte_for_byte(
     assert Path(fetched).read_bytes() == content
 
 
+def test_a_curve_has_the_tags_of_its_run_but_the_step(
+    client: MlflowClient, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "five-epochs")
+    with open_run(workspace, "evaluate", workspace.data, params_with(), "dvc") as tracker:
+        tracker.curve("curve", {"target": "jpeg"}, [(0, {"robust/accuracy": 0.5})])
+    (run,) = runs_of(client, "evaluate")
+    (curve,) = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    inherited = {"dvc_experiment", "orchestrator", "processor", "mlflow.source.git.commit", "version.torch"}
+    assert {tag: curve.data.tags.get(tag) for tag in inherited} == {tag: run.data.tags[tag] for tag in inherited}
+    assert curve.data.tags["dvc_experiment"] == "five-epochs"
+    assert (curve.data.tags["kind"], curve.data.tags["target"], curve.data.tags.get("step")) == ("curve", "jpeg", None)
+
+
 @pytest.mark.parametrize(
     ("step", "sections"),
     [

@@ -158,7 +158,10 @@ class _MlflowTracker(Tracker):
         artifacts: Sequence[Path] = (),
     ) -> None:
         run = uuid.uuid4().hex
-        self._call("open", run, name=name, tags={**tags, "kind": "curve"}, start_time=now(), parent=self.run)
+        # a search by step finds the step alone
+        inherited = {tag: value for tag, value in self.opening["tags"].items() if tag != "step"}
+        tags = {**inherited, **tags, "kind": "curve"}
+        self._call("open", run, name=name, tags=tags, start_time=now(), parent=self.run)
         self._call("params", run, values=self.logged_params)
         self._metrics(run, points)
         for path in artifacts:

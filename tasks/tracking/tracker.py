@@ -50,7 +50,7 @@ class Tracker:
         points: Sequence[tuple[int, Mapping[str, float]]],
         artifacts: Sequence[Path] = (),
     ) -> None:
-        """Log a child run with metrics at integer steps, files, and the parameters of this run.
+        """Log a child run with metrics at integer steps, files, and the parameters and tags of this run but its step.
 
         All curves of one kind have the same metric keys, so MLflow can compare them.
         """
