@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -287,32 +288,23 @@ def onnx_file(path: Path, network: nn.Module) -> None:
     )
 
 
-def test_an_onnx_model_has_gradients_where_it_converts(
-    workspace: Workspace, original: nn.Module, images: Tensor
-) -> None:
-    onnx_file(workspace.root / "models" / "net.onnx", original)
-    model = imported(workspace, declared("onnx", file="net.onnx"))
-    assert isinstance(model, ImportedClassifier)
-    assert model.has_gradients
-    close(model, images, expected(original, images))
-
-
-def test_an_onnx_model_that_does_not_convert_is_queried(
-    workspace: Workspace, original: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("converts", [True, False])
+def test_an_onnx_model_has_gradients_if_it_converts_and_is_queried_otherwise(
+    workspace: Workspace, original: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, converts: bool
 ) -> None:
     import onnx2torch
-
-    onnx_file(workspace.root / "models" / "net.onnx", original)
 
     def fail(_model: Any) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(onnx2torch, "convert", fail)
+    onnx_file(workspace.root / "models" / "net.onnx", original)
+    if not converts:
+        monkeypatch.setattr(onnx2torch, "convert", fail)
     model = imported(workspace, declared("onnx", file="net.onnx"))
     assert isinstance(model, ImportedClassifier)
-    assert not model.has_gradients
+    assert model.has_gradients == converts
     close(model, images, expected(original, images))
-    with pytest.raises(ValueError, match="can only be queried"):
+    with nullcontext() if converts else pytest.raises(ValueError, match="can only be queried"):
         check_trainable(model, "trades", "trades")
 
 
