@@ -45,8 +45,6 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "true")
     os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = credentials()
     os.environ |= {"PREFECT_API_URL": f"{address}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    # for the automation that finds killed runs: the minimum
-    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
     # prefect.yaml reads the folder of runs from this variable, and only shells keep it up to date
     os.environ["PWD"] = str(Path.cwd())
     running = [prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))]

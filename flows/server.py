@@ -22,7 +22,7 @@ AUDIT = "robustness_audit/robustness-audit"
 KILLED_RUNS = "ct-robustness: killed runs"
 """Name of the automation for runs without heartbeats."""
 SILENT_SECONDS = 45
-"""Time without a heartbeat after which a run counts as killed."""
+"""Time without a heartbeat after which a run counts as killed: one heartbeat, and 15 s of delay."""
 
 
 async def notify(flow: Any, run: Any, state: Any) -> None:
@@ -45,7 +45,8 @@ NOTIFY: dict[str, Any] = {"on_failure": [notify], "on_crashed": [notify]}
 def create_automation_for_killed_runs() -> None:
     """Let the server mark a run as crashed if it sends no heartbeat, so that the next run of its deployment begins.
 
-    The runs must send one every 30 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30, Prefect's minimum).
+    The runs send one every 30 seconds, Prefect's minimum (``prefect.toml``, ``prefect.yaml``). A limit that allows two
+    missing heartbeats would be 90 seconds. A live run that is marked continues, and its end replaces the mark.
     """
     heartbeat = "prefect.flow-run.heartbeat"
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")}

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -21,6 +22,7 @@ from flows.serve import CREDENTIALS, credentials
 from flows.server import (
     AUDIT,
     NOTIFY,
+    SILENT_SECONDS,
     WEBHOOK,
     audit_is_scheduled,
     mark_runs_of_killed_worker,
@@ -66,6 +68,16 @@ def test_the_schedule_of_the_audit_is_switched_on_and_a_server_without_it_is_lef
     assert not audit_is_scheduled()
     set_audit_schedule(True)
     assert audit_is_scheduled()
+
+
+def test_every_run_sends_heartbeats_more_often_than_the_limit_of_the_automation() -> None:
+    # a run by hand reads prefect.toml, and a deployment sets the variable of its runs on every machine
+    by_hand = tomllib.loads((ROOT / "prefect.toml").read_text(encoding="utf-8"))["flows"]["heartbeat_frequency"]
+    deployments = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    variables = [each["work_pool"]["job_variables"]["env"] for each in deployments]
+    deployed = [int(each["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) for each in variables]
+    assert {by_hand, *deployed} == {30}
+    assert by_hand < SILENT_SECONDS
 
 
 def test_runs_without_a_living_process_are_marked_as_crashed_with_their_worker(

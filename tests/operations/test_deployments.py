@@ -120,6 +120,8 @@ def test_every_deployment_has_a_typed_form(api: httpx.Client) -> None:
     assert set(deployments) == DEPLOYMENTS
     assert {name for name, each in deployments.items() if each["schedules"]} == {"robustness_audit/robustness-audit"}
     assert {each["concurrency_options"]["collision_strategy"] for each in deployments.values()} == {"ENQUEUE"}
+    variables = [each["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] for each in deployments.values()]
+    assert set(variables) == {"30"}
     schema = deployments["pipeline/pipeline"]["parameter_openapi_schema"]
     n_workers = schema["definitions"]["Workers"]["properties"]["n_workers"]
     assert (n_workers["minimum"], n_workers["maximum"]) == (1, 256)
