@@ -6,7 +6,9 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import psutil
 
@@ -15,7 +17,7 @@ from tasks.runner import log_to_stderr
 from tasks.tracking import masked
 
 STOP_TIMEOUT = 10
-"""Seconds after SIGTERM in which a flow can record its end; then the process ends."""
+"""Seconds after a signal in which a flow can record its end; then the process ends."""
 
 
 def run_flow(flow: Any, **parameters: Any) -> Any:
@@ -29,7 +31,7 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
     from prefect.exceptions import ParameterTypeError
 
     log_to_stderr()
-    end_after_sigterm()
+    end_after_signals()
     # the message at the end of the process replaces what Prefect logs about a failure
     logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)
     # if the server is slow, this line would come after that message
@@ -45,15 +47,34 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
         sys.exit(f"{flow.name}: {error}")
     except ValueError as error:
         sys.exit(str(error))
-    state = flow(**parameters, return_state=True)
+    with message_after_ctrl_c():
+        state = flow(**parameters, return_state=True)
     if not state.is_completed():
         # the exception itself has a better message than the state
         sys.exit(masked(f"{flow.name}: {state.result(raise_on_failure=False) or state.message}"))
     return state.result()
 
 
-def end_after_sigterm() -> None:
-    """End this process and its children soon after SIGTERM.
+@contextmanager
+def message_after_ctrl_c() -> Iterator[None]:
+    """End this process after Ctrl-C with one message."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        end(signal.SIGINT)
+
+
+def end(number: int, _frame: object = None) -> NoReturn:
+    """End this process and its children after a signal."""
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    name = signal.Signals(number).name
+    print(f"Ended by {name}. Finished steps are kept; the next run resumes.", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+def end_after_signals() -> None:
+    """End this process and its children soon after Ctrl-C or SIGTERM.
 
     Prefect waits for running steps, which are threads that nothing can stop. A later run ends their tracking runs as
     killed, and resumes from their checkpoints.
@@ -63,17 +84,13 @@ def end_after_sigterm() -> None:
     # Prefect replaces handlers of signals, but not this
     signal.set_wakeup_fd(write)
 
-    def end(*_: object) -> None:
-        for child in psutil.Process().children(recursive=True):
-            child.terminate()
-        print("Ended by SIGTERM. Finished steps are kept; the next run resumes.", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGTERM)
-
     def watch() -> None:
-        while signal.SIGTERM not in os.read(received, 1):
+        while (number := os.read(received, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
             pass
+        # Ctrl-C also ends Prefect's temporary server, and later messages are about the lost connection
+        logging.disable()
         time.sleep(STOP_TIMEOUT)
-        end()
+        end(number)
 
     # a flow that has no running step in this process ends earlier: Prefect then restores this handler and calls it
     signal.signal(signal.SIGTERM, end)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from flows.command import run_flow
+from flows.command import message_after_ctrl_c, run_flow
 from flows.dvc_pipeline import DvcPipeline
 from tasks.params import load_params
 from tasks.runner import log_to_stderr
@@ -26,16 +26,17 @@ def main() -> None:
     workers = vars(parser.parse_args())
     force = workers.pop("force")
     log_to_stderr()
-    try:
-        load_params()
-        anything_to_do = force or DvcPipeline().anything_changed()
-    except ValueError as error:
-        sys.exit(str(error))
-    if not anything_to_do:
-        print("Nothing to do: DVC finds every step up to date.")
-        return
-    # Prefect takes seconds to import
-    from flows.flow import pipeline
+    with message_after_ctrl_c():
+        try:
+            load_params()
+            anything_to_do = force or DvcPipeline().anything_changed()
+        except ValueError as error:
+            sys.exit(str(error))
+        if not anything_to_do:
+            print("Nothing to do: DVC finds every step up to date.")
+            return
+        # Prefect takes seconds to import
+        from flows.flow import pipeline
 
     for step, outcome in run_flow(pipeline, force=force, workers=workers).items():
         print(f"{step}: {outcome}")

@@ -200,8 +200,8 @@ def batch_size_key(step: str, defence: str | None) -> str:
 def main(step: Step) -> None:
     """Run a step from the command line, with the parameters of params.yaml and progress on standard error."""
     log_to_stderr()
-    # SIGTERM ends like Ctrl-C, so that the tracking run ends as killed
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # ends like Ctrl-C, so that the tracking run ends as killed
+    signal.signal(signal.SIGTERM, interrupt)
     # DVC sets this variable for the commands of its stages
     orchestrator = "dvc" if "DVC_STAGE" in os.environ else "python"
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{step.__name__}", description=inspect.getdoc(step))
@@ -216,10 +216,19 @@ def main(step: Step) -> None:
                 "or add it to defences."
             )
         run_step(step, workspace, params, orchestrator, defence)
+    except KeyboardInterrupt as interrupted:
+        number = signal.SIGTERM if signal.SIGTERM in interrupted.args else signal.SIGINT
+        log.error("%s: ended by %s. Checkpoints are kept; the next run resumes.", step.__name__, number.name)
+        sys.exit(128 + number)
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("CT_ROBUSTNESS_TRACEBACK") or not is_message(error):
             raise
         sys.exit(masked(f"{step.__name__}: {error}"))
+
+
+def interrupt(number: int, _frame: object) -> None:
+    """Handle a signal as Ctrl-C, with the signal as argument of the exception."""
+    raise KeyboardInterrupt(signal.Signals(number))
 
 
 def log_to_stderr() -> None:

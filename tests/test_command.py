@@ -1,6 +1,7 @@
 """Flows on the command line: signals, and proxies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import signal, subprocess, sys, time
 from flows import command
 
 command.STOP_TIMEOUT = STOP_TIMEOUT
-command.end_after_sigterm()
+command.end_after_signals()
 
 def crash(*_):
     print("crash detected", flush=True)
@@ -46,6 +47,53 @@ def test_a_flow_ends_soon_after_sigterm_with_its_children(stop_timeout: float, t
         assert process.wait(60) == 128 + signal.SIGTERM
         child.wait(60)
         assert "crash detected" in process.stdout.read()
+
+
+INTERRUPTED = """
+import subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from flows import command
+
+command.STOP_TIMEOUT = STOP_TIMEOUT
+
+class Flow:
+    name = "example"
+
+    def validate_parameters(self, parameters):
+        pass
+
+    def __call__(self, return_state):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stderr=subprocess.DEVNULL)
+        print(child.pid, flush=True)
+        if command.STOP_TIMEOUT == 600:
+            time.sleep(600)
+        # as Prefect waits for the threads of steps
+        with ThreadPoolExecutor() as pool:
+            pool.submit(time.sleep, 600).result()
+
+command.run_flow(Flow())
+"""
+
+
+@pytest.mark.parametrize("stop_timeout", [0.5, 600], ids=["while a step runs", "at once if no step runs"])
+def test_a_flow_ends_soon_after_ctrl_c_with_one_message(stop_timeout: float, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    command = [sys.executable, "-c", INTERRUPTED.replace("= STOP_TIMEOUT", f"= {stop_timeout}")]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == "Ended by SIGINT. Finished steps are kept; the next run resumes.\n"
+        assert process.returncode == 128 + signal.SIGINT
+        child.wait(60)
 
 
 def test_servers_on_this_machine_are_not_asked_through_a_proxy() -> None:

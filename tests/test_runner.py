@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,8 @@ def start(folder: Path, body: str, *arguments: str, code: Path = ROOT) -> subpro
         [sys.executable, "-c", MAIN.format(body=body), *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(code)},
+        # a shell lets its commands in the background ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -142,12 +145,22 @@ def test_a_failed_step_prints_one_message_or_a_traceback(
     assert printed.startswith(stderr), printed
 
 
-def test_sigterm_ends_the_tracking_run_as_killed(workspace: Workspace) -> None:
-    process = start(workspace.root, "time.sleep(600)", "--defence", "jpeg")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_step_prints_one_message_keeps_its_checkpoints_and_ends_its_tracking_run_as_killed(
+    sent: signal.Signals, workspace: Workspace
+) -> None:
+    body = "workspace.checkpoint_folder('train_defence', defence).mkdir(parents=True)\n    time.sleep(600)"
+    process = start(workspace.root, body, "--defence", "jpeg")
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    folder = workspace.checkpoint_folder("train_defence", "jpeg")
+    while not folder.exists():
+        time.sleep(0.01)
+    process.send_signal(sent)
+    printed = process.communicate()[1]
+    assert printed == f"train_defence: ended by {sent.name}. Checkpoints are kept; the next run resumes.\n"
+    assert process.returncode == 128 + sent
+    assert folder.exists()
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
