@@ -122,13 +122,25 @@ def remove_deselected(workspace: Workspace, params: Params) -> None:
     Steps such as ``evaluate`` depend on the folders of all defences. DVC would count results that the pipeline no
     longer makes as inputs, and the step would run again in every clone that lacks them. If the defence is selected
     again, DVC restores its results from the cache.
+
+    Raises:
+        ValueError: a folder cannot be removed.
     """
     for step in DEFENCE_STEPS:
         for folder in sorted((workspace.data / step).glob("*/")):
             if folder.name not in params.selected_defences:
+                name = folder.relative_to(workspace.root)
                 with locked(workspace.locks, [f"{step}@{folder.name}"]):
-                    shutil.rmtree(folder, ignore_errors=True)
-                log.info("removed %s: the defence is not in selected_defences", folder.relative_to(workspace.root))
+                    if not folder.exists():
+                        continue
+                    try:
+                        shutil.rmtree(folder)
+                    except OSError as error:
+                        raise ValueError(
+                            f"{name} cannot be removed: {error}. The defence is not in selected_defences, and steps "
+                            "that depend on all defences must not read its results. Remove it by hand."
+                        ) from error
+                log.info("removed %s: the defence is not in selected_defences", name)
 
 
 def deps_of(workspace: Workspace, step: str, params: Params) -> list[str]:

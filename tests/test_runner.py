@@ -18,7 +18,7 @@ from tasks.core import source
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
-from tasks.runner import run_step
+from tasks.runner import remove_deselected, run_step
 from tasks.tracking import EXPERIMENT, Tracker
 from tests.conftest import ROOT
 
@@ -143,6 +143,19 @@ def test_a_failed_step_prints_one_message_or_a_traceback(
     printed = process.communicate()[1]
     assert process.returncode == 1
     assert printed.startswith(stderr), printed
+
+
+def test_results_that_cannot_be_removed_are_one_message_and_not_logged_as_removed(
+    workspace: Workspace, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    workspace.train_defence.mkdir(parents=True)
+    # rmtree refuses a link to a folder, also for root
+    (workspace.train_defence / "deselected").symlink_to(tmp_path / "elsewhere")
+    caplog.set_level("INFO", "tasks.runner")
+    with pytest.raises(ValueError, match=r"^data/train_defence/deselected cannot be removed: .* Remove it by hand\.$"):
+        remove_deselected(workspace, params_with())
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
