@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from tasks.core.made_with import check_made_with
 from tasks.core.workspace import Workspace
 from tasks.dataset.images import Reading, read_prepared, reading_of, with_percentiles
 from tasks.dataset.intensity import FULL_RANGE
@@ -35,6 +36,8 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     manifest = pd.read_parquet(workspace.manifest)
     columns = ["path", "class", "label", "group", "near_duplicate_group", "patient"]
     # without patient ids there is no such column
+    names = manifest.drop_duplicates("class").sort_values("label")["class"].tolist()
+    check_made_with(workspace.manifest, "validate", {"classes": names}, workspace.params_file, {"classes": [*classes]})
     table = manifest[[column for column in columns if column in manifest]]
     if workspace.image_table.exists():
         table = join_table(table, pd.read_parquet(workspace.image_table))

@@ -6,6 +6,7 @@
 
 import argparse
 import inspect
+import json
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from tasks.core.locks import locked
+from tasks.core.made_with import check_made_with
 from tasks.core.source import check_sources
 from tasks.core.workspace import DEFENCE_STEPS, Workspace
 from tasks.params import Params, load_params
@@ -60,6 +62,8 @@ def run_step(
     folder = workspace.step_folder(step.__name__, defence)
     name = workspace.step_of(folder)
     with step_lock(workspace, name, params) as deps:
+        if "data/prepare" in deps and workspace.dataset_info.is_file():
+            check_prepared(workspace, params)
         if any(dep in (f"data/{each}" for each in DEFENCE_STEPS) for dep in deps):
             remove_deselected(workspace, params)
         given = states_of_given_files(workspace, deps)
@@ -114,6 +118,18 @@ def step_lock(workspace: Workspace, step: str, params: Params) -> Iterator[list[
             reads.add("@".join(path.parts[1:]))
     with locked(workspace.locks, [step], reads):
         yield deps
+
+
+def check_prepared(workspace: Workspace, params: Params) -> None:
+    """Check that the images were prepared for the classes of the parameters, which a step by hand may not have done.
+
+    Raises:
+        ValueError: the classes, their order or the positive class differ.
+    """
+    info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+    present = {"classes": list(params.acquire.classes), "positive_class": params.acquire.positive_class}
+    prepared = {key: info[key] for key in present}
+    check_made_with(workspace.dataset_info, "prepare", prepared, workspace.params_file, present)
 
 
 def remove_deselected(workspace: Workspace, params: Params) -> None:

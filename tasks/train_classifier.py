@@ -42,7 +42,7 @@ def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> 
         checkpoints,
         lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
     )
-    save_model(workspace.classifier, model, **build_arguments)
+    save_model(workspace.classifier, model, made_for={"classes": list(data.classes)}, **build_arguments)
     history.to_csv(workspace.classifier_history, index=False)
     tracker.artifact(workspace.classifier_history)
     tracker.model("classifier", model, signature_images(data))
@@ -62,7 +62,8 @@ def import_trained(workspace: Workspace, params: Params, data: Prepared, device:
             classifier, data.classes, data.classes[data.positive], (height, width), n_channels, workspace, downloaded
         )
     compare_with_original(workspace, classifier, model.to(device), data)
-    save_model(workspace.classifier, model, **build_arguments)
+    made_for = {"classes": list(data.classes), "positive_class": data.classes[data.positive]}
+    save_model(workspace.classifier, model, made_for=made_for, **build_arguments)
     history_of_import(model, data).to_csv(workspace.classifier_history, index=False)
 
 

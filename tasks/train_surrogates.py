@@ -38,7 +38,7 @@ def train_surrogates(workspace: Workspace, params: Params, tracker: Tracker) -> 
             checkpoints,
             partial(log_epoch, tracker, name),
         )
-        save_model(workspace.surrogate(name), model, **build_arguments)
+        save_model(workspace.surrogate(name), model, made_for={"classes": list(data.classes)}, **build_arguments)
         history.to_csv(workspace.surrogate_history(name), index=False)
         accuracy = float(history.loc[history["best"] == 1, "validation_accuracy"].iloc[0])
         trained.append({"name": name, "architecture": row.architecture, "seed": seed, "validation_accuracy": accuracy})

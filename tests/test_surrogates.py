@@ -19,7 +19,8 @@ from tasks.core.digests import digest_of_model
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.models.classifier import build_classifier
-from tasks.models.files import copy_model, load_build_arguments, load_model, save_model
+from tasks.models.files import copy_model, load_build_arguments, save_model
+from tasks.models.loading import load_classifier
 from tasks.models.seeding import build_seeded
 from tasks.params import Params, ParamsError
 from tasks.records.tables import read_records
@@ -64,7 +65,7 @@ def train(workspace: Workspace, params: Params) -> dict[str, bytes]:
 
 
 def digest(workspace: Workspace, name: str) -> str:
-    return digest_of_model(load_model(workspace.surrogate(name), build_classifier))
+    return digest_of_model(load_classifier(workspace, workspace.surrogate(name)))
 
 
 def test_every_row_gives_a_classifier_with_its_own_seed_and_weights(

@@ -12,10 +12,8 @@ from torch import nn
 from tasks.attacks.attacked import Attacked, digest_of_images
 from tasks.attacks.gradient.pgd import pgd
 from tasks.core.workspace import Workspace
-from tasks.models.classifier import build_classifier
 from tasks.models.compute import device_of
-from tasks.models.files import load_model
-from tasks.models.loading import surrogate_names
+from tasks.models.loading import load_classifier, surrogate_names
 from tasks.records.adversarial_images import merge_perturbations, quantize, save_perturbations
 from tasks.records.perturbation_norms import perturbation_norms
 
@@ -29,7 +27,7 @@ def load_surrogates(workspace: Workspace, device: torch.device) -> dict[str, nn.
     Raises:
         FileNotFoundError: the step train_surrogates has not run.
     """
-    loaded = {name: load_model(workspace.surrogate(name), build_classifier) for name in surrogate_names(workspace)}
+    loaded = {name: load_classifier(workspace, workspace.surrogate(name)) for name in surrogate_names(workspace)}
     # torch's stub has no overload with both arguments
     layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
     return {name: model.to(**layout) for name, model in loaded.items()}

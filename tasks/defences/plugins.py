@@ -1,7 +1,6 @@
 """Defences of the user: a function that returns a purifier or a classifier."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
 from tasks.models.files import load_build_arguments, load_model, save_model
-from tasks.models.loading import copy_modules, digest_of_folder, load_classifier
+from tasks.models.loading import check_made_for, copy_modules, digest_of_folder, load_classifier
 from tasks.models.seeding import torch_seeded
 from tasks.models.sources import call_function
 from tasks.params import PluginDefence
@@ -62,7 +61,8 @@ def save_plugin(workspace: Workspace, settings: PluginDefence, data: Prepared, d
     check_output(plugin.eval(), settings, torch.from_numpy(data.floats(data.indices("train")[:2])), len(data.classes))
     is_purifier = settings.role == "purifier"
     path = workspace.purifier(defence) if is_purifier else workspace.defended_classifier(defence)
-    save_model(path, plugin, **arguments)
+    made_for = {} if is_purifier else {"made_for": {"classes": list(data.classes)}}
+    save_model(path, plugin, **arguments, **made_for)
 
 
 def build_plugin(workspace: Workspace, plugin: Mapping[str, Any], defence: str) -> Plugin:
@@ -94,7 +94,12 @@ def load_plugin(workspace: Workspace, path: Path) -> nn.Module | None:
     """Load the purifier or the classifier of a plug-in; None if the file is of another kind of defence."""
     if "plugin" not in load_build_arguments(path):
         return None
-    return load_model(path, partial(build_plugin, workspace=workspace))
+
+    def build(made_for: Mapping[str, Any] | None = None, **arguments: Any) -> nn.Module:
+        check_made_for(workspace, path, made_for or {})
+        return build_plugin(workspace, **arguments)
+
+    return load_model(path, build)
 
 
 def check_output(plugin: nn.Module, settings: PluginDefence, images: Tensor, n_classes: int) -> None:

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import torch
 from torch import nn
 
 from tasks.core.digests import digest_of_model
+from tasks.core.made_with import check_made_with
 from tasks.core.workspace import Workspace
 from tasks.models.classifier import build_classifier
-from tasks.models.files import load_build_arguments, load_model
+from tasks.models.files import load_model
 from tasks.models.imported import ImportedClassifier, output_order
 from tasks.models.served_outputs import SERVED_OUTPUTS, check_served_outputs, write_served_outputs
 from tasks.models.sources import ONNX, PROGRAM, SCRIPT, build_network, refusing
@@ -29,16 +29,36 @@ def load_classifier(workspace: Workspace, path: Path) -> nn.Module:
 
     Args:
         workspace: whose step ``train_classifier`` trained or imported the classifier.
-        path: of its weights: ``workspace.classifier``, or those of a defence that trained it further.
+        path: of its weights: ``workspace.classifier``, those of a defence that trained it further, or of a surrogate.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged or refused.
+        ValueError: a file is damaged or refused, or the classifier was made for other classes.
     """
-    builder: Callable[..., nn.Module] = build_classifier
-    if "imported" in load_build_arguments(path):
-        builder = partial(build_imported, files=workspace.classifier_files)
-    return load_model(path, builder)
+
+    def build(made_for: Mapping[str, Any] | None = None, **arguments: Any) -> nn.Module:
+        check_made_for(workspace, path, made_for or {})
+        if "imported" in arguments:
+            return build_imported(files=workspace.classifier_files, **arguments)
+        return build_classifier(**arguments)
+
+    return load_model(path, build)
+
+
+def check_made_for(workspace: Workspace, path: Path, made_for: Mapping[str, Any]) -> None:
+    """Refuse a classifier that was made for other classes than those of the prepared images, or for another order.
+
+    Args:
+        workspace: without prepared images, such as that of a bundle, nothing is refused.
+        path: of its weights.
+        made_for: entries of ``dataset.json`` when it was trained or imported, as far as they are known.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    if workspace.dataset_info.is_file():
+        info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+        check_made_with(path, workspace.step_of(path), made_for, workspace.dataset_info, info)
 
 
 def surrogate_names(workspace: Workspace) -> list[str]:
@@ -65,7 +85,7 @@ def borrow_gradients(workspace: Workspace, model: nn.Module, device: torch.devic
         raise ValueError(
             "train_surrogates: []. Attacks on a classifier that is only queried need at least one surrogate. Add a row"
         )
-    surrogates = [load_model(workspace.surrogate(name), build_classifier).to(device) for name in names]
+    surrogates = [load_classifier(workspace, workspace.surrogate(name)).to(device) for name in names]
     model.borrow_gradients(surrogates, ", ".join(["", *map(digest_of_model, surrogates)]))
 
 
