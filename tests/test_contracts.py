@@ -31,7 +31,7 @@ CANNOT_CHANGE_AN_OUTPUT = {
     "tasks/core/checkpoints.py": "a resumed step computes the same bytes",
     "tasks/core/digests.py": "digests name checkpoints and bundles, never outputs",
     "tasks/core/locks.py": "makes processes wait",
-    "tasks/core/made_with.py": "compares values, makes nothing",
+    "tasks/core/made_with.py": "its digests of inputs are only compared",
     "tasks/core/durable.py": "renames files, changes no byte",
     "tasks/core/source.py": "compares files, makes nothing",
     "tasks/core/workspace.py": "a moved folder shows in outs and deps",

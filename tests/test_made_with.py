@@ -4,16 +4,21 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from tasks.attack import attack
+from tasks.attack_defence import attack_defence
 from tasks.attacks.surrogates import load_surrogates
 from tasks.core.workspace import Workspace
 from tasks.defences.targets import load_target
 from tasks.params import Params
+from tasks.records.tables import read_records
 from tasks.runner import run_step
 from tasks.tracking import Tracker
 from tasks.train_classifier import train_classifier
@@ -133,3 +138,49 @@ def test_a_manifest_of_another_order_of_the_classes_is_refused(
     params = params_with({"acquire.classes": ["none", "left"], "acquire.positive_class": "left"})
     with pytest.raises(ValueError, match=r"manifest\.parquet was made with classes .*Run the step validate again"):
         prepare(workspace, params, Tracker())
+
+
+FEW = TRAINED | {
+    "attack.attacks": ["pgd"],
+    "attack.max_images": 6,
+    "attack.max_validation_images": 3,
+    "attack.max_black_box_images": 3,
+    "attack.max_art_reference_images": 3,
+}
+
+
+def test_records_are_refused_if_a_network_the_split_or_the_images_have_changed(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    params = params_with(FEW)
+    run_step(attack, workspace, params)
+    run_step(attack_defence, workspace, params, defence="autoencoder")
+    assert set(read_records(workspace, ["autoencoder"])["target"]) == {"undefended", "autoencoder"}
+
+    def refused(file: Path, step: str, read: Callable[[], object]) -> None:
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        message = rf"records\.parquet was made with {file.relative_to(workspace.root)} .*Run the step {step} again"
+        with pytest.raises(ValueError, match=message):
+            read()
+        file.write_bytes(content)
+        read()
+
+    for file in (workspace.classifier, workspace.split, workspace.pixels):
+        refused(file, "attack", lambda: read_records(workspace, []))
+    refused(
+        workspace.purifier("autoencoder"),
+        "attack_defence@autoencoder",
+        lambda: read_records(workspace, ["autoencoder"]),
+    )
+    # its transfer attacks read the images that were crafted on the bare classifier
+    change_weights(workspace)
+    with pytest.raises(ValueError, match=r"attack/records\.parquet was made with .*Run the step attack again"):
+        run_step(attack_defence, workspace, params, defence="autoencoder")
+
+
+def change_weights(workspace: Workspace) -> None:
+    """Let the classifier have other weights, as after a step ``train_classifier`` by hand."""
+    weights = load_file(workspace.classifier)
+    name, first = next(iter(weights.items()))
+    save_file(weights | {name: 1.01 * first}, workspace.classifier)

@@ -27,6 +27,7 @@ from tasks.attacks.surrogates import craft_on_surrogate, load_surrogates, save_t
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_model
 from tasks.core.files import write_json
+from tasks.core.made_with import inputs_of_attack
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.operating_points import choose_operating_points
@@ -38,7 +39,7 @@ from tasks.params import UNDEFENDED, Params
 from tasks.records.adversarial_images import merge_perturbations
 from tasks.records.expected import N_FRESH_SAMPLES
 from tasks.records.operating_points import write_operating_points
-from tasks.records.tables import build_diagnostics, write_records
+from tasks.records.tables import build_diagnostics, check_inputs_of_attack, write_records
 from tasks.records.vocabulary import CLEAN, HOP_SKIP_JUMP, SEARCHES, SUITE_DOUBLED, VALIDATION_SWEEP
 from tasks.tracking import Tracker
 
@@ -182,6 +183,9 @@ class AttackRun:
         """
         attacked, settings, target = self.attacked, self.attacked.settings, self.attacked.target
         # first, since they fail early if logits are not finite or perturbations are missing
+        if target != UNDEFENDED:
+            check_inputs_of_attack(workspace, UNDEFENDED)
+        made_with = inputs_of_attack(workspace, target)
         records = [self._clean_records()]
         records += transfer_records(attacked, workspace) if target != UNDEFENDED else []
         finished: dict[str, list[Path]] = defaultdict(list)
@@ -199,7 +203,7 @@ class AttackRun:
         if target == UNDEFENDED:
             save_transferred(attacked, workspace, {name: finished[name] for name in self.surrogates})
             records += transfer_records(attacked, workspace)
-        write_records(pa.concat_tables(records), workspace.records(target))
+        write_records(pa.concat_tables(records), workspace.records(target), made_with)
         write_records(self._searched(finished), workspace.minimum_eps(target))
         swept = _concatenate(finished[VALIDATION_SWEEP], "minimum_eps.parquet")
         write_records(swept, workspace.validation_minimum_eps(target))

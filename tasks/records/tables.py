@@ -1,5 +1,6 @@
 """Tables of the attack steps: records (one row for each image, target, threat model, attack and eps) and others."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.core.made_with import check_made_with, inputs_of_attack
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED
 from tasks.records.scores import entropy, margin
@@ -32,6 +34,10 @@ CERTIFIED_RADII = pa.schema(
 """Columns of certified radii. ``certified_eps`` is in 1/255 of the value range, as ``attack.eps`` counts an L2 ball;
 for abstentions of the smoothed classifier ``prediction`` is -1 and ``certified_eps`` 0. ``largest_eps`` is the largest
 radius that the number of noisy copies can certify, the same for all images of a target."""
+
+
+MADE_WITH = b"made_with"
+"""Key of the metadata of records: the digests of :func:`tasks.core.made_with.inputs_of_attack`, as JSON."""
 
 
 def schema(n_classes: int) -> pa.Schema:
@@ -181,14 +187,20 @@ def build_diagnostics(
     return pa.table(columns)
 
 
-def write_records(records: pa.Table, path: Path) -> None:
+def write_records(records: pa.Table, path: Path, made_with: Mapping[str, str] | None = None) -> None:
     """Write records as Parquet; the same records give the same bytes.
+
+    Args:
+        records: or another table.
+        path: of the new file.
+        made_with: digests of the files that the records were made with; written into the metadata.
 
     Raises:
         ValueError: a number is missing or NaN; with the image's path.
     """
     refuse_gaps(records, path, "Train the models again with a lower learning rate")
-    pq.write_table(records.combine_chunks(), path, compression="zstd")
+    metadata = {MADE_WITH: json.dumps(made_with)} if made_with else None
+    pq.write_table(records.combine_chunks().replace_schema_metadata(metadata), path, compression="zstd")
 
 
 def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
@@ -196,8 +208,34 @@ def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame
 
     Raises:
         FileNotFoundError: a target was not attacked.
+        ValueError: records were made with another split or other networks than the present ones.
     """
+    for target in (UNDEFENDED, *defences):
+        check_inputs_of_attack(workspace, target)
     return _read(workspace, [workspace.records(target) for target in (UNDEFENDED, *defences)])
+
+
+def check_inputs_of_attack(workspace: Workspace, target: str) -> None:
+    """Refuse records of a target that were made with another split or other networks than the present ones.
+
+    Args:
+        workspace: without records, or with records of an earlier version of this project, nothing is refused.
+        target: ``undefended``, or the name of a defence.
+
+    Raises:
+        ValueError: they are refused.
+    """
+    file = workspace.records(target)
+    if not file.is_file():
+        return
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except pa.ArrowInvalid:
+        # `_read_table` names the file
+        return
+    present = inputs_of_attack(workspace, target) if MADE_WITH in metadata else {}
+    recorded = {name: digest for name, digest in json.loads(metadata.get(MADE_WITH, b"{}")).items() if name in present}
+    check_made_with(file, workspace.step_of(file), recorded, workspace.data, present)
 
 
 def without_reference(records: "pd.DataFrame") -> "pd.DataFrame":
