@@ -1,6 +1,7 @@
 """Serving: the bundle, the predictor in Python and over HTTP, the model card, and the export."""
 
 import base64
+import gzip
 import io
 import json
 import os
@@ -298,6 +299,24 @@ class TestCard:
         assert "nan" not in card
 
 
+@pytest.mark.parametrize("kind", ["NIfTI", "compressed NIfTI", "DICOM without preamble"])
+def test_the_answer_to_a_file_that_only_its_name_identifies_says_so(kind: str, predictor: Predictor) -> None:
+    import nibabel
+    from pydicom.data import get_testdata_file
+
+    content = nibabel.Nifti1Image(np.zeros((8, 8, 1), np.int16), np.eye(4)).to_bytes()
+    if kind == "compressed NIfTI":
+        content = gzip.compress(content)
+    elif kind == "DICOM without preamble":
+        path = get_testdata_file("CT_small.dcm")
+        assert isinstance(path, str)
+        content = Path(path).read_bytes()[132:]
+    with pytest.raises(
+        ImageError, match=r"image 0: .* A request has no file names, by which .* recognises NIfTI, and DICOM"
+    ):
+        predictor.predict_files([content])
+
+
 class TestExport:
     def test_an_exported_program_gives_the_targets_logits_for_any_batch_size(
         self, bundle: Path, tmp_path: Path
@@ -409,7 +428,10 @@ class TestServer:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"image": base64.b64encode(b"text").decode()}, "image 0: the content is none of PNG"),
+            (
+                {"image": base64.b64encode(b"text").decode()},
+                "image 0: the content is none of PNG, JPEG, BMP, TIFF, DICOM. A request has no file names",
+            ),
             ({"pixels": [[0.5] * 3] * 3}, "must be (32, 32)"),
             ({"pixels": [[77.0] * SIDE] * SIDE}, "Divide 8-bit grey levels by 255"),
             ({"scan": "x"}, "exactly one of the columns image"),

@@ -13,6 +13,8 @@ from torch import nn
 from tasks.dataset.images import ImageError, Reading, read_image, resize
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import as_floats
+from tasks.dataset.readers import FORMATS
+from tasks.dataset.readers.stored import UnknownFormatError
 from tasks.params import Resize
 from tasks.records.scores import entropy
 from tasks.serving.bundle import Bundle, load_bundle, read_bundle
@@ -20,6 +22,8 @@ from tasks.serving.inference import BATCH_SIZE, predict
 
 MAX_IMAGES = 512
 """Maximum number of images of one request: a request of a few bytes for each image can need much memory."""
+SERVED_FORMATS = tuple(name for name in FORMATS if name != "NIfTI")
+"""Formats of the files in a request; each is recognised by its content."""
 NO_IMAGES = "the request has no images. Send at least one image."
 ASPECT_TOLERANCE = 1.1
 """Factor by which an aspect ratio may leave the range of the training images without a warning."""
@@ -149,6 +153,12 @@ class Predictor:
             path.write_bytes(content)
             try:
                 levels = read_image(path, self.bundle.max_megapixels, self._reading).pixels
+            except UnknownFormatError:
+                raise ImageError(
+                    f"{name}: the content is none of {', '.join(SERVED_FORMATS)}. A request has no file names, by "
+                    "which the pipeline recognises NIfTI, and DICOM without the letters DICM after 128 bytes. Send "
+                    "the image in one of the formats."
+                ) from None
             except ImageError as error:
                 raise ImageError(str(error).replace(str(path), name)) from None
         height, width = levels.shape[:2]

@@ -19,7 +19,7 @@ from PIL import UnidentifiedImageError
 from tasks.dataset.readers import dicom, nifti, raster, tiff
 from tasks.dataset.readers.completeness import IncompleteImageError
 from tasks.dataset.readers.nifti import Axis
-from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage
+from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage, UnknownFormatError
 
 __all__ = ["FORMATS", "MODES", "SUFFIXES", "ImageError", "StoredImage", "Volumes", "image_names", "read_stored"]
 
@@ -156,7 +156,7 @@ def _content_errors(path: Path) -> Iterator[None]:
     except IncompleteImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except UnidentifiedImageError:
-        raise ImageError(
+        raise UnknownFormatError(
             f"{path}: the content is none of {', '.join(FORMATS)}. Convert the file to one of these formats."
         ) from None
     except Exception as error:

@@ -17,6 +17,10 @@ class ImageError(ValueError):
     """An image cannot be read. The message names the file, the reason and what to do."""
 
 
+class UnknownFormatError(ImageError):
+    """The content of a file is no image of a supported format."""
+
+
 @dataclass(frozen=True)
 class StoredImage:
     """One image with the values that its file stores, before they are mapped to [0, 1]."""
