@@ -96,7 +96,7 @@ def robust_table(results: Path, run: str, *attacks: str) -> str:
 
 def _robustness(results: Path, run: str) -> pd.DataFrame:
     table = read_table(_folder(results, run) / "robustness.csv")
-    # results of earlier versions have no column for the surrogate: it was the bare classifier
+    # results of earlier versions have no column for the surrogate: it was the undefended classifier
     return table if "surrogate" in table else table.assign(surrogate="")
 
 

@@ -37,7 +37,7 @@ def analyze(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     all_records = read_records(workspace, defences)
     points = read_operating_points(workspace, defences)
     minimum_eps = read_minimum_eps(workspace, defences)
-    # the study's claims about transfer are about the bare classifier as surrogate
+    # the study's claims about transfer are about the undefended classifier as surrogate
     worst = worst_case_outcomes(all_records, minimum_eps, points, transfer_from_independent=False)
     records = without_independent_surrogates(without_reference(all_records))
     tracker.dataset(workspace.prepare, "prepared", "analysis")

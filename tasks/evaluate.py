@@ -108,7 +108,7 @@ def read_costs(workspace: Workspace, params: Params) -> pd.DataFrame:
 
 
 def check_inputs(workspace: Workspace, params: Params, tables: dict[str, pd.DataFrame]) -> list[CheckInputs]:
-    """The inputs of the checks, one for each target; the bare classifier is the first."""
+    """The inputs of the checks, one for each target; the undefended classifier is the first."""
     shortcut = pd.read_csv(workspace.shortcut_predictions).set_index("image")["correct"].astype(bool)
     inputs: list[CheckInputs] = []
     for name in (UNDEFENDED, *params.selected_defences):
@@ -126,7 +126,7 @@ def check_inputs(workspace: Workspace, params: Params, tables: dict[str, pd.Data
 
 
 def is_broken_defence(workspace: Workspace, defence: str) -> bool:
-    """Return whether a defence is known to be broken: image processing directly before the bare classifier."""
+    """Return whether a defence is known to be broken: image processing directly before the undefended classifier."""
     settings = read_defence(workspace.defence_settings(defence))
     return isinstance(settings, Preprocessing) and settings.applied_before == "classifier"
 
@@ -139,7 +139,7 @@ def count_checks(checks: list[CheckResult]) -> pd.DataFrame:
 
 
 def clean_predictions(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Actual and predicted class of each test image by the bare classifier, for the confusion matrix of DVC."""
+    """Actual and predicted class of each test image by the undefended classifier, for the confusion matrix of DVC."""
     clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
     labels = {"actual": clean["label"], "prediction": clean["prediction"]}
     return pd.DataFrame({name: numbers.map(dict(enumerate(classes))) for name, numbers in labels.items()})

@@ -7,9 +7,9 @@ finished step. It prints the table of ``docs/evidence/broken-defences.md`` and w
 eps to the workspace.
 
 A defence is a test only if it helps under transfer attacks: at some eps its accuracy is at least 30 points above that
-of the bare classifier on the same adversarial images. The pipeline calls it broken if at such an eps its worst case is
-at most 10 points above that of the bare classifier, or if a check of gradient masking fails. The table has the eps with
-the smallest difference of the worst cases.
+of the undefended classifier on the same adversarial images. The pipeline calls it broken if at such an eps its worst
+case is at most 10 points above that of the undefended classifier, or if a check of gradient masking fails. The table
+has the eps with the smallest difference of the worst cases.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def run(workspace: Workspace, params: Params) -> None:
 
 
 def rows_of(workspace: Workspace, defence: str) -> list[dict[str, Any]]:
-    """Accuracies of a defence and of the bare classifier at each eps."""
+    """Accuracies of a defence and of the undefended classifier at each eps."""
     records = {name: pd.read_parquet(workspace.records(name)) for name in (UNDEFENDED, defence)}
     clean = json.loads(workspace.metrics.read_text())["clean"][defence]["accuracy"]
     worst = pd.read_csv(workspace.root / "data/evaluate/worst_case.csv")
@@ -154,10 +154,10 @@ def rows_of(workspace: Workspace, defence: str) -> list[dict[str, Any]]:
 
 
 def transfer_accuracy(records: pd.DataFrame, eps: float) -> float:
-    """Accuracy on the adversarial images of the bare classifier and of the surrogates, in the worst case."""
+    """Accuracy on the adversarial images of the undefended classifier and of the surrogates, in the worst case."""
     used = records["threat_model"] == "transfer"
     if (records["target"] == UNDEFENDED).all():
-        # the same images: there, those of the bare classifier are adaptive
+        # the same images: there, those of the undefended classifier are adaptive
         used |= records["attack"].isin(["fgsm", "pgd"])
     return float(records[used & (records["eps"] == eps)].groupby("image")["correct"].all().mean())
 
@@ -165,7 +165,7 @@ def transfer_accuracy(records: pd.DataFrame, eps: float) -> float:
 def print_table(table: pd.DataFrame) -> None:
     """One row of Markdown for each defence, at an eps where it helps under transfer attacks."""
     print(
-        "| defence | clean accuracy | eps | gain under transfer | worst case − bare classifier "
+        "| defence | clean accuracy | eps | gain under transfer | worst case − undefended classifier "
         "| agreement of gradients | failed checks | result |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |")

@@ -63,7 +63,7 @@ def inputs_of(
 ) -> list[CheckInputs]:
     """Inputs of the checks from records in which a share of 200 images is classified correctly at each point.
 
-    eps 0 is clean. The attack ``pgd from cnn-1`` is transferred from this surrogate, not from the bare classifier.
+    eps 0 is clean. The attack ``pgd from cnn-1`` is transferred from this surrogate, not the undefended classifier.
     """
     parts = []
     for (target, threat_model, name), curve in accuracies.items():
@@ -546,7 +546,7 @@ def test_black_box_attacks_that_leave_most_of_the_bare_classifier_have_no_power(
 
 def test_a_pass_of_black_box_attacks_names_the_eps_at_which_they_have_power() -> None:
     explanation = outcome(SOUND)[DEFENDED, "black_box"].explanation
-    # at eps 1, white-box attacks leave 40 % of the bare classifier's images
+    # at eps 1, white-box attacks leave 40 % of the undefended classifier's images
     assert explanation.endswith("break it: 0.0 % at eps 4. The pass applies to eps 4 only")
 
 

@@ -286,7 +286,7 @@ def test_claims_are_judged_again_with_other_bounds() -> None:
 def test_a_defence_can_fail_to_restore_accuracy_or_be_not_broken_by_these_attacks() -> None:
     found = claims()
     transfer, adaptive = (found[f"restoration/autoencoder/{model}"] for model in ("transfer", "adaptive"))
-    # of 45 points above a constant prediction, which is better than the bare classifier
+    # of 45 points above a constant prediction, which is better than the undefended classifier
     assert (transfer.result, transfer.value) == ("not broken by these attacks", pytest.approx(40 / 45))
     assert (adaptive.result, adaptive.value) == ("holds", pytest.approx(0))
 
@@ -302,7 +302,7 @@ def test_a_defence_fails_to_restore_accuracy_only_if_the_attack_on_the_bare_clas
     for unconverged in ({"undefended": [1.0]}, {}):
         found = claims(unconverged=unconverged)
         assert found["restoration/autoencoder/adaptive"].result == "attack not converged"
-    # a stronger attack on the bare classifier does not change what is above the bound
+    # a stronger attack on the undefended classifier does not change what is above the bound
     assert found["restoration/autoencoder/transfer"].result == "not broken by these attacks"
     assert claims(unconverged={"undefended": [4.0]})["restoration/autoencoder/adaptive"].result == "holds"
 
@@ -320,7 +320,7 @@ def test_convergence_is_unknown_for_a_target_without_a_doubled_stage() -> None:
 
 
 def test_a_purifier_that_moves_everything_to_one_class_gets_no_credit_in_the_claims() -> None:
-    # under attack the bare classifier has no correct image, and the purifier makes every image negative
+    # under attack the undefended classifier has no correct image, and the purifier makes every image negative
     moved = records(0.95, 0.0, 0.5, 0.5)
     is_purified = (moved["target"] == "autoencoder") & (moved["eps"] > 0)
     for number, row in moved[is_purified].iterrows():

@@ -30,7 +30,7 @@ COSTS = pd.DataFrame(
 
 @pytest.fixture
 def records() -> pd.DataFrame:
-    """Records of two defences and the bare classifier, at eps 1 and 2, under two attacks."""
+    """Records of two defences and the undefended classifier, at eps 1 and 2, under two attacks."""
     points = [
         (("undefended", "none", "clean", 0.0), CLEAN),
         (("undefended", "adaptive", "fgsm", 1.0), UNDER_FGSM),

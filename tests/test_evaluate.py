@@ -311,7 +311,7 @@ def test_transfer_from_independent_surrogates_has_curves_metrics_and_runs_of_its
         assert robust["autoencoder"]["transfer"][attack] == by_eps
     tags, _ = recorder.curves["undefended transfer pgd_from_cnn-1"]
     assert tags["surrogate"] == "cnn-1"
-    # the bare classifier is no surrogate of itself, so its transfer attacks are fewer than those of a defence
+    # the undefended classifier is no surrogate of itself, so its transfer attacks are fewer than those of a defence
     ranked = pd.read_csv(Workspace().comparison)
     assert set(ranked.loc[ranked["threat_model"] == "transfer", "target"]) == {"autoencoder"}
     assert {check["target"] for check in json.loads(Workspace().checks.read_text())} >= {"undefended", "autoencoder"}
@@ -324,12 +324,12 @@ def test_the_checks_of_every_target_have_status_value_and_explanation(evaluated:
         assert list(check) == ["target", "key", "name", "status", "value", "explanation"]
         assert check["status"] in {"PASS", "INFO", "WARN", "FAIL", "NO POWER", "UNVERIFIED"}
     found = {(check["target"], check["key"]): check["status"] for check in checks}
-    # the bare classifier has no transfer attacks, and a defence of this kind is no positive control
+    # the undefended classifier has no transfer attacks, and a defence of this kind is no positive control
     of_defences = {"transfer_vs_adaptive", "adaptive_advantage"}
     assert set(found) == {("undefended", key) for key in CHECKS if key not in of_defences} | {
         ("autoencoder", key) for key in CHECKS if key != "positive_control"
     } | {(None, "leakage")}
-    # no eps breaks the bare classifier
+    # no eps breaks the undefended classifier
     assert found["autoencoder", "transfer_vs_adaptive"] == "NO POWER"
     assert found["undefended", "positive_control"] == "WARN"
     assert found["undefended", "black_box"] == "WARN"

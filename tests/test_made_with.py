@@ -173,7 +173,7 @@ def test_records_are_refused_if_a_network_the_split_or_the_images_have_changed(
         "attack_defence@autoencoder",
         lambda: read_records(workspace, ["autoencoder"]),
     )
-    # its transfer attacks read the images that were crafted on the bare classifier
+    # its transfer attacks read the images that were crafted on the undefended classifier
     change_weights(workspace)
     with pytest.raises(ValueError, match=r"attack/records\.parquet was made with .*Run the step attack again"):
         run_step(attack_defence, workspace, params, defence="autoencoder")

@@ -137,7 +137,7 @@ def test_all_eps_are_analysed_unless_saved_eps_selects_some() -> None:
         (
             "defences",
             {"undefended": {"kind": "autoencoder"}},
-            "defences.undefended: this name is reserved for the bare classifier. Choose another",
+            "defences.undefended: this name is reserved for the undefended classifier. Choose another",
         ),
         ("defences", {"auto/encoder": {"kind": "autoencoder"}}, "defences.auto/encoder"),
         ("defences.autoencoder.kind", "magic", "defences.autoencoder: .*'autoencoder', 'denoising_autoencoder'"),

@@ -151,7 +151,7 @@ def test_transfer_from_a_copy_of_the_target_equals_the_direct_attack(
     # the weights matter
     other = by_curve["undefended/transfer/pgd/cnn-2"]
     assert (other["margin"].to_numpy() != by_curve["undefended/adaptive/pgd/"]["margin"].to_numpy()).all()
-    # attacks that are not transferred have no surrogate, and the bare classifier is no surrogate of itself
+    # attacks that are not transferred have no surrogate, and the undefended classifier is no surrogate of itself
     assert set(records.loc[records["threat_model"] != "transfer", "surrogate"]) == {""}
     of_surrogates = records[records["threat_model"] == "transfer"].groupby("target")["surrogate"].unique()
     assert {target: set(found) for target, found in of_surrogates.items()} == {

@@ -85,7 +85,7 @@ def test_the_study_transfers_from_the_bare_classifier_alone() -> None:
     worst = worst_case_outcomes(both, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
     # the adaptive attacker uses the independent surrogate, too
     assert [breaking_eps(worst, threat_model)[0] for threat_model in ("adaptive", "transfer")] == [2.0, 4.0]
-    # without attacks from the bare classifier, nothing was transferred
+    # without attacks from the undefended classifier, nothing was transferred
     alone = worst_case_outcomes(of, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
     assert set(alone["threat_model"]) == {"adaptive"}
 

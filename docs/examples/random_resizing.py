@@ -53,5 +53,5 @@ class Resized(nn.Sequential):
 
 
 def build(classifier: nn.Module, smallest: float = 0.8) -> nn.Module:
-    """Return the transform and a copy of the bare classifier."""
+    """Return the transform and a copy of the undefended classifier."""
     return Resized(ResizeAndPad(smallest), copy.deepcopy(classifier))

@@ -261,7 +261,7 @@ def defences_do_not_restore(
     """
     clean, bare = (_outcomes(compared, UNDEFENDED, "adaptive", each) for each in (0.0, eps))
     labels, groups = bare["label"].to_numpy(), bare["group"].to_numpy()
-    # a constant prediction restores nothing: it replaces the bare classifier where this is worse
+    # a constant prediction restores nothing: it replaces the undefended classifier where this is worse
     reference, lowest = bare["robust_correct"].to_numpy(dtype=np.float64), 1 / len(set(labels))
     if balanced_accuracies(reference[None], labels, groups)[0].value < lowest:
         reference = np.full(len(labels), lowest)

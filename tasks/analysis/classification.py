@@ -1,7 +1,7 @@
 """Classification metrics at every point of the records, with 95 % intervals by group.
 
 All tables cover the attacked images only, also for the clean rows, so that a curve compares the same images. The
-surrogate of transfer attacks is the bare classifier, as in the study.
+surrogate of transfer attacks is the undefended classifier, as in the study.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ from tasks.statistics.rates import rate_estimate, rate_estimates
 from tasks.statistics.resampled import resampled_mean
 
 CURVE = ["target", "threat_model", "attack"]
-"""Columns that identify a curve here: the records have no surrogate but the bare classifier."""
+"""Columns that identify a curve here: the records have no surrogate but the undefended classifier."""
 
 
 def classification_table(records: pd.DataFrame, positive: int, jackknife: GroupJackknife) -> pd.DataFrame:

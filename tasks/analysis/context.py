@@ -153,7 +153,7 @@ def image_reader(data: Prepared, rows: np.ndarray) -> BatchReader:
 
 
 def autoencoder_defences(workspace: Workspace, params: Params) -> list[str]:
-    """Names of the selected defences that are an autoencoder before the bare classifier; the study's comes first."""
+    """Names of the selected defences that are autoencoders before the undefended classifier; the study's first."""
     settings = {name: read_defence(workspace.defence_settings(name)) for name in params.selected_defences}
     kinds = (Autoencoder, TrainedAutoencoder)
     return [name for kind in kinds for name, defence in settings.items() if isinstance(defence, kind)]

@@ -173,8 +173,8 @@ class AttackRun:
         """Compute all parts that have no checkpoint yet, and write the outputs of the step.
 
         Args:
-            workspace: where the outputs are written and, for a defence, where the perturbations of the bare classifier
-                are.
+            workspace: where the outputs are written and, for a defence, where the perturbations of the undefended
+                classifier are.
             tracker: logs the cost and the outputs.
 
         Raises:

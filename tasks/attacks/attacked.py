@@ -53,7 +53,7 @@ class Attacked:
 
     @property
     def saved_eps(self) -> tuple[float, ...]:
-        """The eps whose adversarial images are saved; all for the bare classifier, since they are transferred."""
+        """The eps whose adversarial images are saved; all for the undefended classifier, since they are transferred."""
         return self.settings.eps if self.target == UNDEFENDED else self.settings.analysed_eps
 
     @property

@@ -16,11 +16,11 @@ MAX_BLACK_BOX_ONLY = 0.002
 MIN_CONTROL_EPS = 8.0
 """In 1/255; at a smaller eps even a broken target may keep some accuracy."""
 MAX_WHITE_BOX_ACCURACY = 0.05
-"""Accuracy of the bare classifier up to which white-box attacks count as having broken it."""
+"""Accuracy of the undefended classifier up to which white-box attacks count as having broken it."""
 MAX_BLACK_BOX_ACCURACY = 0.5
-"""Accuracy of the bare classifier that black-box attacks must reach there to have power."""
+"""Accuracy of the undefended classifier that black-box attacks must reach there to have power."""
 MAX_TRANSFER_ACCURACY = 0.5
-"""Accuracy of the bare classifier that transfer from a surrogate must reach there to have power."""
+"""Accuracy of the undefended classifier that transfer from a surrogate must reach there to have power."""
 MAX_MORE_BY_ART = 1
 """Images that ART's attack may break more than ours."""
 
@@ -154,12 +154,12 @@ def black_box(of: CheckInputs) -> CheckOutcome:
         return CheckOutcome(
             "NO POWER",
             fraction,
-            f"none of {n} images, but no eps of the grid breaks the bare classifier. Add a larger attack.eps",
+            f"none of {n} images, but no eps of the grid breaks the undefended classifier. Add a larger attack.eps",
         )
     left = {eps: by_queries for eps, (_, by_queries) in broken.items()}
     with_power = [eps for eps, accuracy in left.items() if accuracy <= MAX_BLACK_BOX_ACCURACY]
     lists = ", ".join(f"{100 * accuracy:.1f} % at eps {eps:g}" for eps, accuracy in left.items())
-    power = f"accuracy of the bare classifier under black-box attacks, where white-box attacks break it: {lists}"
+    power = f"accuracy of the undefended classifier under black-box attacks, where white-box attacks break it: {lists}"
     if not with_power:
         explanation = f"none of {n} images, but the attacks have no power: {power}. Raise attack.effort"
         return CheckOutcome("NO POWER", fraction, explanation)
@@ -186,7 +186,7 @@ def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
         and (adaptive := of.correct.get(Curve("adaptive", curve.attack, curve.eps))) is not None
     }
     if not differences:
-        # without independent surrogates, nothing is transferred to the bare classifier
+        # without independent surrogates, nothing is transferred to the undefended classifier
         return None
     outcome = judge_excess(
         [
@@ -202,7 +202,7 @@ def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
     with_power = [name for name, accuracy in lowest.items() if accuracy <= MAX_TRANSFER_ACCURACY]
     lists = ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in lowest.items() if not np.isnan(accuracy))
     power = (
-        "lowest accuracy of the bare classifier under transfer, where white-box attacks break it, by surrogate: "
+        "lowest accuracy of the undefended classifier under transfer, where white-box attacks break it, by surrogate: "
         f"{lists or 'no such eps'}"
     )
     if not with_power:
@@ -213,9 +213,9 @@ def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
 
 
 def lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
-    """Lowest accuracy of the bare classifier under transfer from a surrogate, where white-box attacks break it.
+    """Lowest accuracy of the undefended classifier under transfer from a surrogate, where white-box attacks break it.
 
-    Images that were crafted on the bare classifier are adaptive attacks on it. NaN if no eps breaks it.
+    Images that were crafted on the undefended classifier are adaptive attacks on it. NaN if no eps breaks it.
     """
     threat_model, source = ("adaptive", "") if surrogate == UNDEFENDED else ("transfer", surrogate)
     broken = [eps for eps in bare.grid if bare.robust(eps, WHITE_BOX).mean() <= MAX_WHITE_BOX_ACCURACY]
@@ -230,7 +230,7 @@ def lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
 
 
 def independent_surrogates(bare: CheckInputs) -> dict[str, bool]:
-    """Independent surrogates that were transferred from -> whether each has power on the bare classifier."""
+    """Independent surrogates that were transferred from -> whether each has power on the undefended classifier."""
     names = sorted({curve.surrogate for curve in bare.correct if is_independent(curve.surrogate)})
     return {name: lowest_transfer_accuracy(bare, name) <= MAX_TRANSFER_ACCURACY for name in names}
 
@@ -239,8 +239,8 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
     """Adaptive attacks are clearly stronger than transfer attacks."""
     if of.undefended is None:
         return None
-    # one threat model alone each, otherwise adaptive attacks could never be weaker; transfer from the bare classifier
-    # alone, since an attack on it is compared with the attack on the defence
+    # one threat model alone each, otherwise adaptive attacks could never be weaker; transfer from the undefended
+    # classifier alone, since an attack on it is compared with the attack on the defence
     adaptive, transfer, bare = (
         {eps: source.robust(eps, (threat_model,), with_independent=False) for eps in of.grid}
         for source, threat_model in ((of, "adaptive"), (of, "transfer"), (of.undefended, "adaptive"))

@@ -63,7 +63,7 @@ class CheckInputs:
     shortcut_correct: "pd.Series[bool]"
     """True for test images that the shortcut baseline classifies correctly, by image."""
     undefended: "CheckInputs | None"
-    """The data of the bare classifier; None for the bare classifier itself."""
+    """The data of the undefended classifier; None for the undefended classifier itself."""
 
     @property
     def is_random(self) -> bool:

@@ -44,15 +44,16 @@ def comparison_table(
     images, then by name; values that differ by less than 1e-9 tie, since the mean of 0.9 and 0.8 is not exactly that of
     1 and 0.7.
 
-    Each target is compared with the bare classifier (``gain``) and with the ``next_target`` in rank, on the same test
-    images: difference of the balanced accuracies in the worst case with its interval by group, the difference that
+    Each target is compared with the undefended classifier (``gain``) and with the ``next_target`` in rank, on the same
+    test images: difference of the balanced accuracies in the worst case with its interval by group, the difference that
     these images can show, and the p-value of the sign-flip test by group; with the next target also the numbers of
-    images that only one of the two classifies correctly. ``gain_over_better`` is the difference to the better of the
-    bare classifier and a constant prediction. Of the images that are correct without an attack, ``n_broken`` are broken
-    under the threat model, and ``n_broken_adaptive`` of the same images under ``adaptive``; of a random target, these
-    are expected numbers. At the reported eps, the comparisons of each kind at one operating point and threat model are
-    a family, whose p-values are also corrected by Holm's method. At other eps they are descriptive. The last target has
-    no next target. The bare classifier is left out under transfer attacks, since an attack on itself is adaptive.
+    images that only one of the two classifies correctly. ``gain_over_better`` is the difference from the better of the
+    undefended classifier and a constant prediction. Of the images that are correct without an attack, ``n_broken`` are
+    broken under the threat model, and ``n_broken_adaptive`` of the same images under ``adaptive``; of a random target,
+    these are expected numbers. At the reported eps, the comparisons of each kind at one operating point and threat
+    model are a family, whose p-values are also corrected by Holm's method. At other eps they are descriptive. The last
+    target has no next target. The undefended classifier is left out under transfer attacks, since an attack on itself
+    is adaptive.
 
     Args:
         table: of :func:`tasks.evaluation.worst_case_table.worst_case_table`.
@@ -65,7 +66,7 @@ def comparison_table(
     n = table[table["metric"] == "accuracy"].set_index([*KEYS, "target"])[["n", "n_groups"]]
     lowest = constant_accuracy(table)
     rows: list[dict[str, object]] = []
-    # defences are also attacked by transfer from the bare classifier, so its accuracy under transfer is no comparison
+    # defences are also attacked by transfer from the undefended classifier, whose own accuracy is not comparable
     is_unequal = (outcomes["threat_model"] == "transfer") & (outcomes["target"] == UNDEFENDED)
     by_image = outcomes.pivot(index=[*KEYS, "image"], columns="target", values="robust_correct").astype(float)
     for names, of_point in outcomes[(outcomes["eps"] > 0) & ~is_unequal].groupby(KEYS, sort=True):

@@ -60,7 +60,7 @@ class Attack(Section):
     """Images of one forward pass."""
     saved_eps: tuple[float, ...]
     """The eps of the grid that are analysed; empty: all. Adversarial images of defences are saved for these alone,
-    those of the bare classifier for all eps, since they are transferred."""
+    those of the undefended classifier for all eps, since they are transferred."""
 
     @model_validator(mode="after")
     def _lists_are_valid(self) -> Self:

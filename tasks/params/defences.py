@@ -19,7 +19,7 @@ from tasks.params.section import (
 )
 
 UNDEFENDED = "undefended"
-"""Name of the bare classifier among the targets of attacks, and the surrogate of transfer attacks."""
+"""Name of the undefended classifier among the targets of attacks, and the surrogate of transfer attacks."""
 
 
 class Adversary(Section):
@@ -263,8 +263,8 @@ class PluginDefence(WithArguments):
     factory: DottedPath
     """``package.module:function`` that returns a ``torch.nn.Module``."""
     role: Literal["purifier", "classifier"]
-    """``purifier``: takes and returns images, before the bare classifier. ``classifier``: takes images and returns
-    logits; the function gets the bare classifier as the argument ``classifier``."""
+    """``purifier``: takes and returns images, before the undefended classifier. ``classifier``: takes images and
+    returns logits; the function gets the undefended classifier as the argument ``classifier``."""
     n_eot_samples: Count = 1
     """Draws of a random purifier whose predicted probabilities are averaged in one prediction."""
 

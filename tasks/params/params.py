@@ -98,7 +98,7 @@ class Params(Section):
     def _defences_are_known(self) -> Self:
         if UNDEFENDED in self.defences:
             raise ValueError(
-                f"defences.{UNDEFENDED}: this name is reserved for the bare classifier. Choose another name"
+                f"defences.{UNDEFENDED}: this name is reserved for the undefended classifier. Choose another name"
             )
         names = self.selected_defences
         if unknown := [name for name in names if name not in self.defences]:

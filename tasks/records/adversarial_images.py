@@ -99,7 +99,7 @@ def quantize(
 def load_perturbations(
     workspace: Workspace, data: Prepared, surrogate: str, attack: str, eps: float
 ) -> QuantizedPerturbations:
-    """Read the perturbations of one attack on the bare classifier or a defence at one eps.
+    """Read the perturbations of one attack on the undefended classifier or a defence at one eps.
 
     Raises:
         FileNotFoundError: the perturbations of this eps were not saved.

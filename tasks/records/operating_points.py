@@ -31,7 +31,7 @@ def write_operating_points(points: Sequence[OperatingPoint], path: Path) -> None
 
 
 def read_operating_points(workspace: Workspace, defences: Sequence[str]) -> dict[str, list[OperatingPoint]]:
-    """Operating points of the bare classifier and of some defences, by target.
+    """Operating points of the undefended classifier and of some defences, by target.
 
     Raises:
         FileNotFoundError: a target was not attacked.

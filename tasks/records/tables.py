@@ -204,7 +204,7 @@ def write_records(records: pa.Table, path: Path, made_with: Mapping[str, str] | 
 
 
 def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """Records of the bare classifier and of some defences; ``logits`` holds an array ``(K,)`` a row, nulls are NaN.
+    """Records of the undefended classifier and of some defences; ``logits`` has arrays ``(K,)``, nulls are NaN.
 
     Raises:
         FileNotFoundError: a target was not attacked.
@@ -244,12 +244,12 @@ def without_reference(records: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def without_independent_surrogates(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Records without those of transfer from an independent surrogate: the study transfers from the bare classifier."""
+    """Records without those of transfer from an independent surrogate, which the study did not use."""
     return records[~records["surrogate"].map(is_independent)].reset_index(drop=True)
 
 
 def read_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """The smallest eps that breaks each image, of the bare classifier and of some defences.
+    """The smallest eps that breaks each image, of the undefended classifier and of some defences.
 
     Raises:
         FileNotFoundError: a target was not attacked.
@@ -258,7 +258,7 @@ def read_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataF
 
 
 def read_validation_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """The smallest eps at which the sweep breaks each validation image, of the bare classifier and of some defences.
+    """The smallest eps at which the sweep breaks each validation image, of the undefended classifier and some defences.
 
     Raises:
         FileNotFoundError: a target was not attacked.
@@ -267,7 +267,7 @@ def read_validation_minimum_eps(workspace: Workspace, defences: Sequence[str]) -
 
 
 def read_diagnostics(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """Diagnostics of the bare classifier and of some defences.
+    """Diagnostics of the undefended classifier and of some defences.
 
     Raises:
         FileNotFoundError: a target was not attacked.

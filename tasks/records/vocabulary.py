@@ -33,7 +33,7 @@ SQUARE_ON_SURVIVORS = "square_on_survivors"
 SEARCHES = (SUITE, SUITE_DOUBLED, SQUARE_ON_SURVIVORS, SQUARE)
 """Attacks that search for the smallest eps that breaks each image, and have a curve of their own."""
 DETECTOR_EVASION, JOINT_DETECTOR_EVASION = "detector_evasion", "joint_detector_evasion"
-"""Adaptive attacks on the bare classifier and a detector, and on the bare classifier and all detectors at once."""
+"""Adaptive attacks on the undefended classifier together with one detector, and with all detectors at once."""
 DETECTOR_ATTACKS = (DETECTOR_EVASION, JOINT_DETECTOR_EVASION)
 ALL_DETECTORS, BEST_DETECTOR = "all detectors", "best detector"
 """Names of the combination of all detectors, and of the detector that is chosen on other groups, in tables."""

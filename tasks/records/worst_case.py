@@ -50,7 +50,7 @@ def worst_case_outcomes(
         minimum_eps: results of the searches, of the same steps.
         operating_points: of each target.
         transfer_from_independent: whether the threat model ``transfer`` allows independent surrogates; without them,
-            its surrogate is the bare classifier, as in the study. An adaptive attack may use all of them.
+            its surrogate is the undefended classifier, as in the study. An adaptive attack may use all of them.
     """
     grid = sorted({0.0, *records["eps"]})
     found = pd.concat([_recorded(records, operating_points), _searched(minimum_eps, grid[1:])], ignore_index=True)

@@ -41,7 +41,7 @@ def curve_name(target: str, threat_model: str, surrogate: str = UNDEFENDED) -> s
     Args:
         target: its name.
         threat_model: of the attack.
-        surrogate: of a transfer attack; the bare classifier by default.
+        surrogate: of a transfer attack; the undefended classifier by default.
     """
     if threat_model == "transfer":
         return f"{display_name(target)}, transfer from {display_name(surrogate)}"
