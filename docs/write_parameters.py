@@ -26,11 +26,10 @@ Defaults = Mapping[str, Any]
 
 HEAD = """# Parameters
 
-All parameters are in `params.yaml`. `dvc exp run -S key=value` and `dvc repro` read the same file.
-Every key is required unless its entry says that it may be left out. Unknown keys, wrong types and wrong values stop a
-command before any work begins.
+All parameters are in `params.yaml`. `dvc exp run -S key=value` writes a value into this file. Every key is required unless its
+entry says that it may be left out. Unknown keys, wrong types and wrong values stop a command before any work begins.
 
-Eps is always in units of 1/255 of the value range. An eps of 8 changes a pixel of an 8-bit image by at most 8 grey
+Eps is always in units of 1/255 of the value range: with the norm `linf`, eps 8 changes a pixel of an 8-bit image by at most 8 grey
 levels.
 
 This page is generated from `tasks/params/` by `python -m docs.write_parameters`.
@@ -167,7 +166,7 @@ def base_text(annotation: Any) -> str:
     if origin is Literal:
         return alternatives(arguments)
     if origin is dict:
-        return f"mapping of names to values; each {type_text(arguments[1])}"
+        return "mapping of names to values" + ("" if arguments[1] is Any else f"; each {type_text(arguments[1])}")
     return {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Any: "any value"}[annotation]
 
 
@@ -236,7 +235,7 @@ def yaml_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
-    return "[" + ", ".join(map(yaml_text, value)) + "]" if isinstance(value, list) else str(value)
+    return "[" + ", ".join(map(yaml_text, value)) + "]" if isinstance(value, list) else str(value) or '""'
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Attack(Section):
     ``{art: ClassName, ...arguments}`` for any evasion attack of ART that accepts a PyTorch classifier, and
     ``{plugin: package.module:function, ...arguments}`` for your own attack."""
     max_art_reference_images: CountOrOff
-    """Attacked images, chosen like ``max_images``, on which ART's own FGSM and PGD are compared with ours; 0: all."""
+    """Attacked images, chosen like ``max_images``, on which FGSM and PGD are compared with those of ART; 0: all."""
     pgd: Pgd
     effort: Literal["quick", "standard", "exhaustive"]
     """Effort of the white-box suite and of the black-box attacks; a higher effort includes the results of a lower one.

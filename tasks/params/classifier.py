@@ -59,7 +59,7 @@ class ClassifierOutput(Section):
 
     kind: Literal["logits", "probabilities", "sigmoid", "sigmoid_logit", "labels"] = "logits"
     """``logits`` or ``probabilities`` of all classes; ``sigmoid``: one probability, of the second class;
-    ``sigmoid_logit``: the same before the sigmoid; ``labels``: the number of the predicted class, only queried."""
+    ``sigmoid_logit``: the same before the sigmoid; ``labels``: the number of the predicted class, without gradients."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in the order of the outputs; for ``sigmoid`` the negative and the positive class. null: the
     order of ``acquire.classes``, for ``sigmoid`` the positive class second."""

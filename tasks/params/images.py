@@ -155,7 +155,7 @@ class Acquire(Section):
     """Source and classes of the images."""
 
     source: Literal["phantom", "folder", "kaggle"]
-    """Source of the images; ``phantom`` draws computer-made CT slices."""
+    """Source of the images; ``phantom``: CT-like images drawn by the computer, not scans."""
     folder: Annotated[str, Field(min_length=1)]
     """Folder with one subfolder for each class, outside ``data/``; used if ``source`` is ``folder``."""
     kaggle_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
@@ -217,7 +217,7 @@ class Validate(Section):
     near_duplicate_correlation: Fraction
     """Pearson correlation of 32 x 32 thumbnails at and above which two images are near-duplicates."""
     same_group_correlation: Fraction
-    """The same correlation at and above which two consecutive images are put into one inferred group."""
+    """Pearson correlation of the same thumbnails at and above which two consecutive images are in one inferred group."""
     expectations: tuple[OwnExpectation, ...]
     """Your own expectations, in addition to those that always run."""
 

@@ -28,7 +28,7 @@ class TrainClassifier(Training):
     """The classifier and its training."""
 
     architecture: Annotated[str, Field(min_length=1)]
-    """``cnn`` (ours) or the name of a torchvision classifier."""
+    """``cnn`` (a small network of this project) or the name of a torchvision classifier."""
     pretrained: bool
     """Start from torchvision's pretrained weights; not for ``cnn``."""
     augmentation: Augmentation
@@ -44,7 +44,7 @@ class Surrogate(Section):
     """A classifier of an attacker without access to ours; its other settings are those of ``train_classifier``."""
 
     architecture: Annotated[str, Field(min_length=1)]
-    """``cnn`` (ours) or the name of a torchvision classifier."""
+    """``cnn`` (a small network of this project) or the name of a torchvision classifier."""
     epochs: Count
     """Maximum number of passes over the training images."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -61,7 +61,8 @@ class TrainAutoencoder(Training):
     """The denoising autoencoder and its training."""
 
     architecture: Architecture
-    """See :mod:`tasks.models.autoencoder`."""
+    """``residual`` and ``residual_unet`` predict the noise instead of the image. ``unet`` and ``residual_unet`` have skip
+    connections. ``variational`` draws its code at random in training."""
     noise_types: Annotated[tuple[Noise, ...], Field(min_length=1)]
     """Types of noise, of which one is drawn for each image."""
     clean_fraction: Annotated[float, Field(ge=0, lt=1)]
