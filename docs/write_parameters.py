@@ -26,11 +26,12 @@ Defaults = Mapping[str, Any]
 
 HEAD = """# Parameters
 
-All parameters are in `params.yaml`. `dvc exp run -S key=value` writes a value into this file. Every key is required unless its
-entry says that it may be left out. Unknown keys, wrong types and wrong values stop a command before any work begins.
+All parameters are in `params.yaml`. `dvc exp run -S key=value` writes a value into this file. Every key is required
+unless its entry says that it may be left out. Unknown keys, wrong types and wrong values stop a command before any work
+begins.
 
-Eps is always in units of 1/255 of the value range: with the norm `linf`, eps 8 changes a pixel of an 8-bit image by at most 8 grey
-levels.
+Eps is always in units of 1/255 of the value range: with the norm `linf`, eps 8 changes a pixel of an 8-bit image by at
+most 8 grey levels.
 
 This page is generated from `tasks/params/` by `python -m docs.write_parameters`.
 """

@@ -53,8 +53,8 @@ class TrainedAutoencoder(Section):
     """
 
     architecture: Architecture
-    """``residual`` and ``residual_unet`` predict the noise instead of the image. ``unet`` and ``residual_unet`` have skip
-    connections. ``variational`` draws its code at random in training."""
+    """``residual`` and ``residual_unet`` predict the noise instead of the image. ``unet`` and ``residual_unet`` have
+    skip connections. ``variational`` draws its code at random in training."""
     training: Training
 
 

@@ -217,7 +217,7 @@ class Validate(Section):
     near_duplicate_correlation: Fraction
     """Pearson correlation of 32 x 32 thumbnails at and above which two images are near-duplicates."""
     same_group_correlation: Fraction
-    """Pearson correlation of the same thumbnails at and above which two consecutive images are in one inferred group."""
+    """Pearson correlation of thumbnails at and above which two consecutive images are in one inferred group."""
     expectations: tuple[OwnExpectation, ...]
     """Your own expectations, in addition to those that always run."""
 

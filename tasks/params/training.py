@@ -61,8 +61,8 @@ class TrainAutoencoder(Training):
     """The denoising autoencoder and its training."""
 
     architecture: Architecture
-    """``residual`` and ``residual_unet`` predict the noise instead of the image. ``unet`` and ``residual_unet`` have skip
-    connections. ``variational`` draws its code at random in training."""
+    """``residual`` and ``residual_unet`` predict the noise instead of the image. ``unet`` and ``residual_unet`` have
+    skip connections. ``variational`` draws its code at random in training."""
     noise_types: Annotated[tuple[Noise, ...], Field(min_length=1)]
     """Types of noise, of which one is drawn for each image."""
     clean_fraction: Annotated[float, Field(ge=0, lt=1)]
