@@ -61,6 +61,7 @@ def register(target: str | None = None, name: Annotated[str, Field(pattern=r"^[\
                 f"and parameters. It has the alias {registry.CANDIDATE}."
             )
         version = registry.register_bundle(folder, name, summary)
+        registry.make_candidate(version)
     create_markdown_artifact(key="model-card", markdown=card, description=f"Model card of {version.label}")
     return f"{chosen} ({reason}) is registered as version {version.version} of {name}, alias {registry.CANDIDATE}."
 

@@ -11,7 +11,8 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.folder import format_paths, is_ignored, list_files, printable, rejected_files
 from tasks.dataset.phantom import write_phantoms
 from tasks.dataset.readers import SUFFIXES, ImageError
-from tasks.dataset.readers.dicom import copy_pixels, has_dicom_magic
+from tasks.dataset.readers.dicom_copy import copy_pixels
+from tasks.dataset.readers.dicom_file import has_dicom_magic
 from tasks.dataset.table import describe_images, read_table, target_path
 from tasks.params import Acquire, Params
 from tasks.tracking import Tracker

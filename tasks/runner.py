@@ -172,7 +172,8 @@ def deps_of(workspace: Workspace, step: str, params: Params) -> list[str]:
 def states_of_given_files(workspace: Workspace, deps: Iterable[str]) -> dict[str, tuple[int, int, int]]:
     """Inode, size and time of the files of the user among the dependencies of a step: images, models, plug-ins.
 
-    A file that is replaced by another one of the same size and time has another inode.
+    A file that is replaced by another one of the same size and time has another inode. The time of the status is not
+    compared: a hard link to the file changes it.
     """
     given = [workspace.root / dep for dep in deps if not dep.startswith(("data/", "tasks/"))]
     files = [file for path in given for file in (path, *path.rglob("*")) if file.is_file()]

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 
-from tasks.core.digests import digest_of_arrays, digest_of_model
+from tasks.core.digests import digest_of_arrays, digest_of_folder, digest_of_model
 from tasks.defences.preprocessing import AdditiveGaussianNoise
 from tasks.defences.purified import Purified
 
@@ -32,3 +34,19 @@ def test_the_digest_of_a_model_depends_on_weights_buffers_and_layers() -> None:
 def test_the_digest_of_a_target_depends_on_the_parameters_of_its_purifier() -> None:
     targets = [Purified(AdditiveGaussianNoise(std), nn.Identity(), n) for std, n in ((0.1, 2), (0.2, 2), (0.1, 3))]
     assert len({digest_of_model(target) for target in targets}) == 3
+
+
+def test_the_digest_of_a_folder_changes_with_names_and_contents_and_not_with_the_caches_of_python(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "plugin"
+    folder.mkdir()
+    (folder / "network.py").write_text("a = 1")
+    before = digest_of_folder(folder)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "network.cpython-311.pyc").write_bytes(b"compiled")
+    assert digest_of_folder(folder) == before
+    (folder / "network.py").rename(folder / "net.py")
+    renamed = digest_of_folder(folder)
+    (folder / "net.py").write_text("a = 2")
+    assert len({before, renamed, digest_of_folder(folder)}) == 3

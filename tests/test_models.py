@@ -25,8 +25,8 @@ from tasks.models.files import load_model, save_model
 from tasks.models.noise import add_noise
 from tasks.models.objectives import classification_objective, denoising_objective, reconstruct
 from tasks.models.seeding import build_seeded
-from tasks.models.training import EVALUATION_BATCH_SIZE, TrainingDiverged, _BatchLoader, _save_checkpoint, fit
-from tasks.params import Augmentation, Noise, Precision, TrainClassifier
+from tasks.models.training import EVALUATION_BATCH_SIZE, TrainingDiverged, _BatchLoader, _State, fit
+from tasks.params import Augmentation, Noise, Precision, TrainClassifier, load_params
 
 SIZE = 32
 NOISE_KINDS = get_args(Noise.model_fields["kind"].annotation)
@@ -517,7 +517,8 @@ def test_the_error_about_a_missing_device_lists_the_available_ones(params_with: 
 
 
 def test_a_full_disk_while_weights_or_a_checkpoint_are_written_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    full = {"net.safetensors": save_model, "epochs.partial": lambda path, net: _save_checkpoint(path, net.state_dict())}
+    settings = load_params().train_autoencoder
+    full = {"net.safetensors": save_model, "epochs.partial": lambda path, net: _State(net, settings).save(path)}
     for name, write in full.items():
         (tmp_path / name).symlink_to("/dev/full")
         with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / name}'"):

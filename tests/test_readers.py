@@ -31,7 +31,7 @@ from pydicom.uid import (
 from tasks.dataset.images import Reading, read_image
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.readers import ImageError, Volumes, image_names, read_stored
-from tasks.dataset.readers.dicom import copy_pixels
+from tasks.dataset.readers.dicom_copy import copy_pixels
 from tasks.dataset.readers.nifti import DIMENSION, Axis
 from tests.faults.fuzz import ENCODERS, small_dicom
 

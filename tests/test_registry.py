@@ -30,7 +30,8 @@ def store(small_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         for target in ("autoencoder", "retrained_autoencoder"):
-            registry.register_bundle(bundle_of(workspace, target, folder / "bundles"), NAME, SUMMARY)
+            bundle = bundle_of(workspace, target, folder / "bundles")
+            registry.make_candidate(registry.register_bundle(bundle, NAME, SUMMARY))
         yield folder
 
 
@@ -84,7 +85,7 @@ def test_a_bundle_with_a_changed_file_beside_the_weights_is_refused(
     (swapped := tmp_path / "bundle").mkdir()
     shutil.copytree(downloaded, swapped / "autoencoder")
     (swapped / "autoencoder" / BUNDLE).write_text(json.dumps(values | {"classes": values["classes"][::-1]}))
-    registered = registry.register_bundle(swapped / "autoencoder", NAME, SUMMARY, alias=None)
+    registered = registry.register_bundle(swapped / "autoencoder", NAME, SUMMARY)
     client = mlflow.MlflowClient()
     client.set_model_version_tag(NAME, str(registered.version), "files_digest", versions[0].files_digest)
     with pytest.raises(ValueError, match=r"the digest of its files is .*Do not use this version"):
@@ -109,7 +110,7 @@ def test_a_bundle_that_runs_code_needs_trust_and_runs_none_before(
 ) -> None:
     bundle = shutil.copytree(store / "bundles" / "autoencoder", tmp_path / "autoencoder")
     (bundle / "data" / network).with_suffix(".json").write_text(json.dumps(arguments))
-    registered = registry.register_bundle(bundle, NAME, SUMMARY, alias=None)
+    registered = registry.register_bundle(bundle, NAME, SUMMARY)
     with pytest.raises(ValueError, match=rf"{what} in data/.*If you trust the person who registered it, pass --trust"):
         registry.download(registered, tmp_path / "downloaded")
 

@@ -17,10 +17,11 @@ from tasks.attacks.pgd_8_bit import pgd_8_bit
 from tasks.attacks.plugin_attacks import craft_by_plugin
 from tasks.attacks.predictions import concatenate, predict_attacked, seed_random_defences
 from tasks.attacks.surrogates import TRANSFERRED
+from tasks.core.digests import digest_of_folder
 from tasks.core.workspace import Workspace
 from tasks.defences.randomness import AveragedPredictions, as_attacked, with_fixed_draws
 from tasks.models.compute import device_of
-from tasks.models.loading import digest_of_folder, surrogate_names
+from tasks.models.loading import surrogate_names
 from tasks.params import UNDEFENDED
 from tasks.records.adversarial_images import QuantizedPerturbations, quantize, read_perturbations, save_perturbations
 from tasks.records.perturbation_norms import perturbation_norms

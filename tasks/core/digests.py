@@ -1,9 +1,13 @@
-"""Digests of arrays and networks: equal digests mean equal contents."""
+"""Digests of arrays, networks and folders: equal digests mean equal contents."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
 from torch import nn
+
+from tasks.core.source import digests_of_files
 
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:
@@ -22,3 +26,9 @@ def digest_of_model(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(digest_of_arrays(tensor.cpu().numpy()).encode())
     return digest.hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of the files in a folder, without Python's caches."""
+    files = {name: digest for name, digest in digests_of_files(folder).items() if "__pycache__" not in name}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

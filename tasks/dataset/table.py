@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tasks.dataset.folder import format_paths, normalized_name
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.readers import ImageError, split_name
-from tasks.dataset.readers.dicom import has_dicom_magic, read_tags
+from tasks.dataset.readers.dicom_file import has_dicom_magic, read_tags
 from tasks.params import SUBGROUP, Table
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.core.digests import digest_of_folder
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
 from tasks.models.files import load_build_arguments, load_model, save_model
-from tasks.models.loading import check_made_for, copy_modules, digest_of_folder, load_classifier
+from tasks.models.loading import check_made_for, copy_modules, load_classifier
 from tasks.models.seeding import torch_seeded
 from tasks.models.sources import call_function
 from tasks.params import PluginDefence

@@ -1,6 +1,5 @@
 """Import of the user's classifier, and loading of classifiers from every source."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.core.digests import digest_of_model
+from tasks.core.digests import digest_of_folder, digest_of_model
 from tasks.core.made_with import check_made_with
 from tasks.core.workspace import Workspace
 from tasks.models.classifier import build_classifier
@@ -279,11 +278,3 @@ def find_batch_size(model: ImportedClassifier, shape: tuple[int, int, int]) -> i
         f"classifier.input: the network fails for images of the declared shape: {reason}. Channels "
         f"{model.input.channels} and size {list(model.input.size or shape[1:])} are declared. Correct channels or size"
     ) from failure
-
-
-def digest_of_folder(folder: Path) -> str:
-    """SHA-256 of the names and contents of the files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

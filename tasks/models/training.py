@@ -105,55 +105,29 @@ def fit(
     Raises:
         TrainingDiverged: a loss is not finite. The checkpoint then holds the state after the previous epoch.
     """
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-    averaged = copy.deepcopy(model).requires_grad_(False)
-    weights: list[Tensor] = list(model.parameters())
-    averages: list[Tensor] = list(averaged.parameters())
-    n_steps = 0
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    state = _State(model.to(device=device, memory_format=torch.channels_last), settings)  # type: ignore[call-overload]  # torch's stub
     batches = _BatchLoader(pixels, labels, device)
     checkpoint = checkpoints.path(
         training=[type(settings).__name__, settings.model_dump(mode="json"), seed, precision],
         images=digest_of_arrays(pixels, labels, split_rows["train"], split_rows["validation"]),
         networks=[digest_of_model(network) for network in (model, *frozen_networks)],
     ).with_suffix(".pt")
-    history: list[dict[str, Any]] = []
-    best = copy.deepcopy(averaged.state_dict())
     images, _ = next(batches.full_size_batches(split_rows["train"], settings.batch_size))
-    is_random = uses_global_rng(averaged, input_transform(images, torch.Generator(device).manual_seed(0)))
+    is_random = uses_global_rng(state.averaged, input_transform(images, torch.Generator(device).manual_seed(0)))
+    state.load(checkpoint)
 
-    if state := _load_checkpoint(checkpoint):
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        n_steps, history, best = state["n_steps"], state["history"], state["best"]
-        log.info("resumed after epoch %d", len(history))
-
-    while len(history) < settings.epochs and not _should_stop_early(history, settings.early_stopping_patience):
-        epoch = len(history) + 1
+    while not state.is_finished:
+        epoch = len(state.history) + 1
         # a seed for each epoch, so that a resumed training draws the same numbers as an uninterrupted one
         epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(epoch_seed)
         order = np.random.default_rng(epoch_seed).permutation(split_rows["train"])
         learning_rate = _learning_rate(settings, epoch)
-        for group in optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
 
         with torch_seeded(epoch_seed) if is_random else nullcontext():
-            model.train()
-            # one tensor for all losses, since many small tensors between large ones fragment the heap
-            means, losses = _MeanMetrics(), torch.zeros(len(order), device=device)
-            for step, (images, batch_labels) in enumerate(batches.full_size_batches(order, settings.batch_size)):
-                with autocast(precision, device):
-                    metrics = objective(model, images, batch_labels, generator, epoch / settings.epochs)
-                optimizer.zero_grad()
-                metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
-                optimizer.step()
-                _update_ema(averages, weights, settings.ema_decay, n_steps)
-                n_steps += 1
-                means.update(metrics, len(images))
-                losses[step] = metrics["loss"].detach()
-            train_metrics = means.compute()
+            train_metrics, losses = _train_epoch(state, objective, batches, order, generator, precision)
             if not math.isfinite(train_metrics["loss"]):
                 step = int((~losses.isfinite()).int().argmax())
                 problem = f"the training loss is {losses[step]:g} at step {step + 1}"
@@ -164,8 +138,8 @@ def fit(
             if len(batch_norm_rows) % EVALUATION_BATCH_SIZE == 1:
                 batch_norm_rows = batch_norm_rows[:-1]
             batch_norm_batches = batches.batches(batch_norm_rows, EVALUATION_BATCH_SIZE)
-            update_bn((input_transform(images, generator) for images, _ in batch_norm_batches), averaged)
-            validation_metrics = evaluate(averaged, objective, batches, split_rows["validation"])
+            update_bn((input_transform(images, generator) for images, _ in batch_norm_batches), state.averaged)
+            validation_metrics = evaluate(state.averaged, objective, batches, split_rows["validation"])
             # the last training step of an epoch can diverge, and no training loss shows it
             if not math.isfinite(validation_metrics["loss"]):
                 problem = f"the validation loss is {validation_metrics['loss']:g}"
@@ -174,29 +148,101 @@ def fit(
         row = {"epoch": epoch, "learning_rate": learning_rate}
         row |= {f"train_{name}": value for name, value in train_metrics.items()}
         row |= {f"validation_{name}": value for name, value in validation_metrics.items()}
-        if all(_selection_key(row) < _selection_key(earlier) for earlier in history):
-            best = copy.deepcopy(averaged.state_dict())
-        history.append(row)
+        state.end_epoch(row)
         check_sources("the training")
-        _save_checkpoint(
-            checkpoint,
-            {
-                "model": model.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "n_steps": n_steps,
-                "history": history,
-                "best": best,
-            },
-        )
+        state.save(checkpoint)
         metrics_text = "  ".join(f"{name} {row[name]:.4f}" for name in row if name not in {"epoch", "learning_rate"})
         log.info("epoch %d/%d  %s", epoch, settings.epochs, metrics_text)
         on_epoch(epoch, {name: value for name, value in row.items() if name != "epoch"})
 
-    model.load_state_dict(best)
-    frame = pd.DataFrame(history)
-    frame["best"] = (frame.index == _best_epoch(history)).astype(int)
+    model.load_state_dict(state.best)
+    frame = pd.DataFrame(state.history)
+    frame["best"] = (frame.index == _best_epoch(state.history)).astype(int)
     return model.eval().requires_grad_(False).cpu(), frame
+
+
+class _State:
+    """All that changes during a training. A checkpoint holds it after the last finished epoch."""
+
+    def __init__(self, model: nn.Module, settings: Training) -> None:
+        self.model = model
+        self.settings = settings
+        self.averaged = copy.deepcopy(model).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+        self.n_steps = 0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = copy.deepcopy(self.averaged.state_dict())
+
+    @property
+    def is_finished(self) -> bool:
+        """All epochs have run, or the last ``early_stopping_patience`` epochs brought no improvement."""
+        n_epochs, patience = len(self.history), self.settings.early_stopping_patience
+        has_stopped = patience and n_epochs and n_epochs - 1 - _best_epoch(self.history) >= patience
+        return bool(n_epochs >= self.settings.epochs or has_stopped)
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Add an epoch to the history; keep the averaged weights if it is the best."""
+        if all(_selection_key(row) < _selection_key(earlier) for earlier in self.history):
+            self.best = copy.deepcopy(self.averaged.state_dict())
+        self.history.append(row)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint."""
+        networks = {name: getattr(self, name).state_dict() for name in ("model", "averaged", "optimizer")}
+        values = networks | {"n_steps": self.n_steps, "history": self.history, "best": self.best}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        # in memory first: torch's error about a full disk is no OSError
+        torch.save(values, content := io.BytesIO())
+        write_bytes(partial, hashlib.sha256(content.getbuffer()).digest(), content.getbuffer())
+        rename_durably(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Continue from the checkpoint, if there is one and it is not damaged."""
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        digest, values = content[:DIGEST_BYTES], memoryview(content)[DIGEST_BYTES:]
+        if hashlib.sha256(values).digest() != digest:
+            log.warning("The checkpoint %s is damaged: the training starts from the beginning", path)
+            return
+        loaded: dict[str, Any] = torch.load(io.BytesIO(values), weights_only=True, map_location="cpu")
+        for name in ("model", "averaged", "optimizer"):
+            getattr(self, name).load_state_dict(loaded[name])
+        self.n_steps, self.history, self.best = loaded["n_steps"], loaded["history"], loaded["best"]
+        log.info("resumed after epoch %d", len(self.history))
+
+
+def _train_epoch(
+    state: _State,
+    objective: Objective,
+    batches: "_BatchLoader",
+    order: np.ndarray,
+    generator: torch.Generator,
+    precision: Precision,
+) -> tuple[dict[str, float], Tensor]:
+    """Train on all images in this order.
+
+    Returns:
+        The mean metrics of the epoch, and the loss of each step, followed by zeros.
+    """
+    settings, model = state.settings, state.model.train()
+    weights: list[Tensor] = list(model.parameters())
+    averages: list[Tensor] = list(state.averaged.parameters())
+    progress = (len(state.history) + 1) / settings.epochs
+    # one tensor for all losses, since many small tensors between large ones fragment the heap
+    means, losses = _MeanMetrics(), torch.zeros(len(order), device=batches.device)
+    for step, (images, labels) in enumerate(batches.full_size_batches(order, settings.batch_size)):
+        with autocast(precision, batches.device):
+            metrics = objective(model, images, labels, generator, progress)
+        state.optimizer.zero_grad()
+        metrics["loss"].backward()  # type: ignore[no-untyped-call]  # torch's annotation
+        state.optimizer.step()
+        _update_ema(averages, weights, settings.ema_decay, state.n_steps)
+        state.n_steps += 1
+        means.update(metrics, len(images))
+        losses[step] = metrics["loss"].detach()
+    return means.compute(), losses
 
 
 def evaluate(model: nn.Module, objective: Objective, batches: "_BatchLoader", rows: np.ndarray) -> dict[str, float]:
@@ -270,11 +316,6 @@ def _learning_rate(settings: Training, epoch: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs))
 
 
-def _should_stop_early(history: list[dict[str, Any]], patience: int) -> bool:
-    """Return True if the last ``patience`` epochs brought no improvement; never with a patience of 0."""
-    return bool(patience and history) and len(history) - 1 - _best_epoch(history) >= patience
-
-
 def _best_epoch(history: list[dict[str, Any]]) -> int:
     """Return the index of the best epoch; of equal epochs the earliest."""
     return min(range(len(history)), key=lambda index: _selection_key(history[index]))
@@ -291,24 +332,3 @@ def _divergence_error(problem: str, epoch: int, settings: Training, checkpoint: 
         f"{problem} of epoch {epoch} of {settings.epochs}. {saved}. Lower learning_rate ({settings.learning_rate:g}) "
         "and run the step again; the training then starts from the beginning"
     )
-
-
-def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    # in memory first: torch's error about a full disk is no OSError
-    torch.save(state, content := io.BytesIO())
-    write_bytes(partial, hashlib.sha256(content.getbuffer()).digest(), content.getbuffer())
-    rename_durably(partial, path)
-
-
-def _load_checkpoint(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    content = path.read_bytes()
-    digest, state = content[:DIGEST_BYTES], memoryview(content)[DIGEST_BYTES:]
-    if hashlib.sha256(state).digest() != digest:
-        log.warning("The checkpoint %s is damaged: the training starts from the beginning", path)
-        return None
-    loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
-    return loaded

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.analysis.detection import threshold_at
-from tasks.core.source import digests_of_files
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Channels, ImageSize, Params, Resize, Section
 from tasks.params.params import DefenceName
@@ -185,12 +184,6 @@ def read_bundle(folder: Path) -> Bundle:
         return Bundle.model_validate_json(json.dumps(values))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}. Download the model version again.") from error
-
-
-def digest_of_files(folder: Path) -> str:
-    """SHA-256 of the names and contents of all files of a bundle: it also covers classes, thresholds and modules."""
-    files = {name: digest for name, digest in digests_of_files(folder).items() if "__pycache__" not in name}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_description(folder: Path) -> str:

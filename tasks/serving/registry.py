@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.serving.bundle import CARD, check_digest, check_trust, digest_of_description, digest_of_files, read_bundle
+from tasks.core.digests import digest_of_folder
+from tasks.serving.bundle import CARD, check_digest, check_trust, digest_of_description, read_bundle
 from tasks.serving.mlflow_model import save_mlflow_model
 from tasks.tracking import EXPERIMENT, experiment_id, masked, tracking_uri
 from tasks.tracking.outbox import now
@@ -73,14 +74,13 @@ class Registered:
         return f"{self.name}-v{self.version}"
 
 
-def register_bundle(folder: Path, name: str, summary: str, alias: str | None = CANDIDATE) -> Registered:
+def register_bundle(folder: Path, name: str, summary: str) -> Registered:
     """Register a bundle as the next version of a model.
 
     Args:
         folder: of the bundle.
         name: name of the registered model; created if there is none.
         summary: of the model card; the description of the version.
-        alias: alias of the version.
     """
     import mlflow
 
@@ -104,7 +104,7 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
             tags={
                 "target": bundle.target,
                 "digest": bundle.digest,
-                "files_digest": digest_of_files(folder),
+                "files_digest": digest_of_folder(folder),
                 DESCRIBED: digest_of_description(folder),
                 "dataset": bundle.dataset,
             },
@@ -114,8 +114,6 @@ def register_bundle(folder: Path, name: str, summary: str, alias: str | None = C
         status = "FINISHED"
     finally:
         store.close(run, status, now())
-    if alias:
-        client.set_registered_model_alias(name, alias, made.version)
     return _registered(made)
 
 
@@ -203,7 +201,7 @@ def download(model: Registered, folder: Path, trust: bool = False) -> Path:
     artifacts = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
     # its name is that of the registered folder
     (bundle,) = Path(artifacts).iterdir()
-    if (found := digest_of_files(bundle)) != model.files_digest:
+    if (found := digest_of_folder(bundle)) != model.files_digest:
         raise ValueError(
             f"{bundle}: the digest of its files is {found}, but the registry has "
             f"{model.files_digest or 'none, since an earlier version of this project registered it'}. Do not use this "

@@ -154,7 +154,7 @@ def test_a_served_model_listens_on_loopback(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     bundle = bundle_of(copy_completed(small_workspace, tmp_path), "undefended", tmp_path / "bundles")
-    registry.register_bundle(bundle, "toy", "A toy.", "champion")
+    registry.move_champion(registry.register_bundle(bundle, "toy", "A toy."), "first")
     port = free_port()
     command = ["mlflow", "models", "serve", "-m", "models:/toy@champion", "--env-manager", "local", "-p", str(port)]
     with started([*command, "-h", "127.0.0.1"], tmp_path) as (process, log):

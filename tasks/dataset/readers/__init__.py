@@ -1,7 +1,7 @@
 """Reading image files with the values that they store.
 
-One module for each library: Pillow (PNG, JPEG, BMP), tifffile (TIFF), pydicom (DICOM), nibabel (NIfTI). The format is
-detected from the content of the file, not from its name; only NIfTI files are detected by their suffix.
+One module for each library: Pillow (PNG, JPEG, BMP), tifffile (TIFF), nibabel (NIfTI); three for pydicom (DICOM). The
+format is detected from the content of the file, not from its name; only NIfTI files are detected by their suffix.
 
 A file with several images has an image name for each: ``scan.nii.gz#12`` is number 12 of the file ``scan.nii.gz``.
 """
@@ -16,14 +16,14 @@ from typing import Literal
 
 from PIL import UnidentifiedImageError
 
-from tasks.dataset.readers import dicom, nifti, raster, tiff
+from tasks.dataset.readers import dicom, dicom_file, nifti, raster, tiff
 from tasks.dataset.readers.completeness import IncompleteImageError
 from tasks.dataset.readers.nifti import Axis
 from tasks.dataset.readers.stored import ADVICE, ImageError, StoredImage, UnknownFormatError
 
 __all__ = ["FORMATS", "MODES", "SUFFIXES", "ImageError", "StoredImage", "Volumes", "image_names", "read_stored"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *dicom.SUFFIXES, *nifti.SUFFIXES)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *dicom_file.SUFFIXES, *nifti.SUFFIXES)
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "DICOM", "NIfTI")
 
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
@@ -65,7 +65,7 @@ def image_names(path: Path, volumes: Volumes) -> list[Path]:
             case "TIFF":
                 n_frames = tiff.n_tiff_frames(path)
             case "DICOM":
-                n_frames = dicom.n_dicom_frames(path)
+                n_frames = dicom_file.n_dicom_frames(path)
             case _:
                 return [path]
     if n_frames > 1 and volumes.frames == "refuse":
@@ -116,7 +116,7 @@ def split_name(path: Path) -> tuple[Path, int | None]:
 
 def has_image_name(path: Path) -> bool:
     """Return whether a regular file is an image by its name, or a DICOM file by its content."""
-    return path.name.lower().endswith(SUFFIXES) or dicom.has_dicom_magic(path)
+    return path.name.lower().endswith(SUFFIXES) or dicom_file.has_dicom_magic(path)
 
 
 def _kind(path: Path) -> str:
@@ -124,13 +124,13 @@ def _kind(path: Path) -> str:
     if path.name.lower().endswith(nifti.SUFFIXES):
         return "NIfTI"
     with path.open("rb") as file:
-        start = file.read(dicom.PREAMBLE + 4)
+        start = file.read(dicom_file.PREAMBLE + 4)
     # first, since the preamble of a DICOM file may be the header of a TIFF
-    if start[dicom.PREAMBLE :] == b"DICM":
+    if start[dicom_file.PREAMBLE :] == b"DICM":
         return "DICOM"
     if start.startswith(tiff.MAGICS):
         return "TIFF"
-    is_named_dicom = path.name.lower().endswith(dicom.SUFFIXES) and start and not raster.has_raster_magic(start)
+    is_named_dicom = path.name.lower().endswith(dicom_file.SUFFIXES) and start and not raster.has_raster_magic(start)
     return "DICOM" if is_named_dicom else "raster"
 
 

@@ -1,24 +1,26 @@
-"""DICOM, read by pydicom and decoded by its plug-in :mod:`tasks.dataset.readers.dicom_decoder`."""
+"""Frames of DICOM files, decoded by pydicom and its plug-in :mod:`tasks.dataset.readers.dicom_decoder`."""
 
-import io
-import logging
 import math
 import warnings
-import zlib
-from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks.dataset.readers.completeness import (
-    BLOCK_BYTES,
     IncompleteImageError,
     check_byte_count,
     check_jpeg,
     check_rle,
-    n_inflated,
+)
+from tasks.dataset.readers.dicom_file import (
+    FUNCTIONAL_GROUPS,
+    IMAGE_PIXEL_GROUP,
+    cached_dataset,
+    declared_frames,
+    read_dataset,
+    value_macros,
 )
 from tasks.dataset.readers.stored import (
     ADVICE,
@@ -34,35 +36,9 @@ from tasks.dataset.readers.streams import START_OF_CODESTREAM, START_OF_JPEG, ch
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-SUFFIXES = (".dcm", ".dicom")
-PREAMBLE = 128
-"""Bytes before the characters DICM."""
 MAX_CHANNELS = 4
-MAX_INFLATED_BYTES = 2**29
-"""Maximum size of a deflated file (transfer syntax 1.2.840.10008.1.2.1.99) after decompression."""
-TAG_GROUPS = (0x0008, 0x0028)
-PIXEL_GROUPS = (0x0028, 0x7FE0)
+TAG_GROUPS = (0x0008, IMAGE_PIXEL_GROUP)
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-"""Tags of an enhanced multi-frame file: of all frames, and of each frame."""
-FRAME_MACROS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
-"""Parts of the functional groups that the values of a frame depend on: the rescaling and the window."""
-MODALITY, SOP_CLASS, COMMENTS = 0x00080060, 0x00080016, (0x00284000,)
-
-
-def has_dicom_magic(path: Path) -> bool:
-    """Return whether a file is a DICOM file by its content, not by its name. It must be a regular file."""
-    with path.open("rb") as file:
-        return file.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
-
-
-def n_dicom_frames(path: Path) -> int:
-    """Number of frames of a DICOM file.
-
-    Raises:
-        ImageError: the file is not a DICOM file, or its number of frames is no number.
-    """
-    return _n_frames(_read(path, with_pixels=False), path)
 
 
 def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> StoredImage:
@@ -87,8 +63,8 @@ def read_dicom(path: Path, max_megapixels: float, frame: int | None = None) -> S
     with warnings.catch_warnings():
         # of unusual tags; they may contain values
         warnings.simplefilter("ignore")
-        dataset = _read(path, with_pixels=True) if frame is None else _cached_dataset(path, file_version(path))
-        n_frames = _n_frames(dataset, path)
+        dataset = read_dataset(path, with_pixels=True) if frame is None else cached_dataset(path, file_version(path))
+        n_frames = declared_frames(dataset, path)
         if n_frames > 1 and frame is None:
             raise several_frames_error(path, n_frames)
         _check_readable(dataset, path, max_megapixels)
@@ -224,7 +200,7 @@ def _tags_of_frame(dataset: "Dataset", frame: int) -> "Dataset":
 
     shared, of_frames = (dataset.get(name) or [] for name in FUNCTIONAL_GROUPS)
     groups = [*shared[:1], *of_frames[frame : frame + 1]]
-    macros = [group[name][0] for group in groups for name in FRAME_MACROS if group.get(name)]
+    macros = [tags for group in groups for tags in value_macros(group).values()]
     if not macros:
         return dataset
     tags = Dataset()
@@ -256,143 +232,6 @@ def _decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
                 "install pylibjpeg pylibjpeg-libjpeg`), or save the file uncompressed."
             ) from None
         raise
-
-
-def copy_pixels(source: Path, target: Path) -> None:
-    """Copy a DICOM file with its pixels and the tags that their values depend on, and without every other tag.
-
-    The copied tags are those of the group "image pixel" (0028) without comments, also of the frames of an enhanced
-    multi-frame file, the modality and the SOP class. So the copy holds no name, no id and no date of a patient. The
-    pixel data are not decoded.
-
-    Args:
-        source: DICOM file.
-        target: file that is written.
-
-    Raises:
-        ImageError: the file cannot be read or written as DICOM.
-    """
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    dataset = _read(source, with_pixels=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            copied = Dataset()
-            for tag in list(dataset.keys()):  # iterating the data set would decode every value
-                is_pixel_tag = tag.group in PIXEL_GROUPS and tag not in COMMENTS
-                if is_pixel_tag or tag in (MODALITY, SOP_CLASS):
-                    copied[tag] = dataset.get_item(tag)
-            _copy_functional_groups(dataset, copied)
-            is_implicit, is_little_endian = dataset.original_encoding
-            explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
-            syntax = dataset.file_meta.get("TransferSyntaxUID") or (ImplicitVRLittleEndian if is_implicit else explicit)
-            copied.file_meta = FileMetaDataset()
-            copied.file_meta.TransferSyntaxUID = syntax
-            copied.preamble = bytes(PREAMBLE)
-            copied.set_original_encoding(is_implicit, is_little_endian, dataset.original_character_set)
-            copied.save_as(target, enforce_file_format=False)
-        except Exception as error:
-            # for damaged files, pydicom raises errors of many types
-            target.unlink(missing_ok=True)
-            raise ImageError(
-                f"{source}: the DICOM file cannot be copied without the tags of the patient ({error}). {ADVICE}"
-            ) from None
-
-
-def _copy_functional_groups(dataset: "Dataset", copied: "Dataset") -> None:
-    """Copy the rescaling and the window of the frames of an enhanced multi-frame file, and nothing else of them."""
-    from pydicom.dataset import Dataset
-
-    for name in FUNCTIONAL_GROUPS:
-        groups = []
-        for group in dataset.get(name) or []:
-            kept = Dataset()
-            for macro in FRAME_MACROS:
-                if items := group.get(macro):
-                    tags = {tag: items[0].get_item(tag) for tag in list(items[0].keys()) if tag.group == TAG_GROUPS[1]}
-                    item = Dataset()
-                    item.update(tags)
-                    setattr(kept, macro, [item])
-            groups.append(kept)
-        if any(groups):
-            setattr(copied, name, groups)
-
-
-def read_tags(path: Path, keywords: Iterable[str]) -> dict[str, str]:
-    """Values of some DICOM tags as text; the empty text for a tag that the file lacks. No other tag is returned.
-
-    Args:
-        path: DICOM file.
-        keywords: of the tags, such as ``PatientID``.
-
-    Raises:
-        ImageError: the file is not a DICOM file.
-    """
-    dataset = _read(path, with_pixels=False)
-    return {keyword: str(dataset.get(keyword) or "").strip() for keyword in keywords}
-
-
-def _read(path: Path, with_pixels: bool) -> "Dataset":
-    # imported here since it is slow
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    # its messages about unusual tags become errors here, or have no influence on the pixels; they may contain values
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with _BoundedReader(io.FileIO(path)) as file:
-                # force: files of old scanners have no preamble
-                dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not with_pixels)
-        except (InvalidDicomError, EOFError):
-            dataset = None
-    if dataset is None or not (has_dicom_magic(path) or "SOPClassUID" in dataset):
-        raise ImageError(f"{path}: the content is no DICOM file: it has no DICM and no SOPClassUID. {ADVICE}")
-    return dataset
-
-
-class _BoundedReader(io.BufferedReader):
-    """A file that is checked before pydicom inflates it. Only for this does pydicom read a file to its end at once."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return the next bytes.
-
-        Raises:
-            ImageError: all bytes are read, and are larger than :data:`MAX_INFLATED_BYTES` after decompression.
-        """
-        content = super().read(size)
-        if size is None or size < 0:
-            pieces = (content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES))
-            if n_inflated(pieces, MAX_INFLATED_BYTES + 1, -zlib.MAX_WBITS) > MAX_INFLATED_BYTES:
-                raise ImageError(
-                    f"{self.name}: the deflated DICOM file is larger than {MAX_INFLATED_BYTES} bytes after "
-                    "decompression, which is the maximum. Save the file uncompressed, or remove it."
-                )
-        return content
-
-
-@lru_cache(maxsize=1)
-def _cached_dataset(path: Path, version: tuple[int, ...]) -> "Dataset":
-    """A file with its pixels. The last file is kept, since its frames are read one after the other.
-
-    Args:
-        path: image file.
-        version: from :func:`file_version`, so that a changed file is read again.
-    """
-    return _read(path, with_pixels=True)
-
-
-def _n_frames(dataset: "Dataset", path: Path) -> int:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return max(int(dataset.get("NumberOfFrames") or 1), 1)
-    except (TypeError, ValueError):
-        # not with the value: in a damaged file it may identify a patient
-        raise ImageError(f"{path}: the number of frames of the DICOM file is no whole number. {ADVICE}") from None
 
 
 def _rescaled(dataset: "Dataset", value: float) -> float:
