@@ -156,26 +156,40 @@ def set_up_audit(
     for folder in network_folders(Workspace(bundle), about.target):
         shutil.copytree(folder, workspace.root / folder.relative_to(bundle))
     link_surrogates(current, workspace)
-    workspace.prepare.mkdir()
-    link_or_copy(str(current.pixels), str(workspace.pixels))
-    table.to_parquet(workspace.split, index=False)
-    info = json.loads(current.dataset_info.read_text(encoding="utf-8"))
-    counts = pd.crosstab(table["split"], table["class"]).reindex(columns=list(data.classes), fill_value=0)
-    info["n_images"] = {split: counts.loc[split].to_dict() for split in info["n_images"] if split in counts.index}
-    seen_split = split_of_model(table["split"], digests, seen["train"])
-    leakage = measure_leakage(table.assign(split=seen_split), data.pixels)
-    write_json(leakage, workspace.leakage)
-    row_of = {path: row for row, path in enumerate(table["path"]) if table["split"].iloc[row] == "test"}
-    shortcut = pd.read_csv(current.shortcut_predictions)
-    shortcut = shortcut[shortcut["path"].isin(row_of)]
-    shortcut.assign(image=shortcut["path"].map(row_of)).to_csv(workspace.shortcut_predictions, index=False)
-    info["leakage"] = leakage["fractions"]
-    write_json(info, workspace.dataset_info)
+    write_prepared(current, workspace, data, table, split_of_model(table["split"], digests, seen["train"]))
     params = params_of(about, params)
     with workspace.params_file.open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(params.model_dump(mode="json", by_alias=True), file)
     log.info("%s: %d test images, %d left out", workspace.root, n_test, n_left_out)
     return Audit(model, workspace, params, n_test, n_left_out)
+
+
+def write_prepared(
+    current: Workspace, workspace: Workspace, data: Prepared, table: pd.DataFrame, split: "pd.Series[str]"
+) -> None:
+    """Write the results of ``prepare`` for an audit: the same images with another split.
+
+    Args:
+        current: the current workspace.
+        workspace: of the audit.
+        data: prepared data set of the current workspace.
+        table: of its images, with the split of the audit.
+        split: of the images, for the measurement of leakage.
+    """
+    workspace.prepare.mkdir()
+    link_or_copy(str(current.pixels), str(workspace.pixels))
+    table.to_parquet(workspace.split, index=False)
+    leakage = measure_leakage(table.assign(split=split), data.pixels)
+    write_json(leakage, workspace.leakage)
+    info = json.loads(current.dataset_info.read_text(encoding="utf-8"))
+    counts = pd.crosstab(table["split"], table["class"]).reindex(columns=list(data.classes), fill_value=0)
+    info["n_images"] = {split: counts.loc[split].to_dict() for split in info["n_images"] if split in counts.index}
+    info["leakage"] = leakage["fractions"]
+    write_json(info, workspace.dataset_info)
+    row_of = {path: row for row, path in enumerate(table["path"]) if table["split"].iloc[row] == "test"}
+    shortcut = pd.read_csv(current.shortcut_predictions)
+    shortcut = shortcut[shortcut["path"].isin(row_of)]
+    shortcut.assign(image=shortcut["path"].map(row_of)).to_csv(workspace.shortcut_predictions, index=False)
 
 
 def run_audit(audit: Audit, with_report: bool) -> None:
