@@ -52,7 +52,9 @@ def command_line(description: str | None = None) -> argparse.ArgumentParser:
     )
     own.add_argument("--plan", action="store_true", help="print the forecast of the time; run nothing")
     results = parser.add_argument_group("results, for continuous integration; exit code 3 if a threshold is not met")
-    results.add_argument("--min-clean-accuracy", type=share, metavar="SHARE", help="threshold, 0 to 1")
+    results.add_argument(
+        "--min-clean-accuracy", type=share, metavar="SHARE", help="threshold, 0 to 1, also of the balanced accuracy"
+    )
     results.add_argument("--min-robust-accuracy", type=share, metavar="SHARE", help="the same, in the worst case")
     results.add_argument("--no-failed-checks", action="store_true", help="fail also if a check fails")
     results.add_argument("--export", metavar="FOLDER", help="write the adversarial examples to a folder")

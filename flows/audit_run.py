@@ -28,7 +28,7 @@ MISSED = 3
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Smallest accuracies with which an audit passes; None: any accuracy."""
+    """Smallest accuracies, also balanced, with which an audit passes; None: any accuracy."""
 
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
@@ -105,13 +105,19 @@ def failed_checks(workspace: Workspace, target: str) -> dict[str, str]:
 
 
 def missed_thresholds(workspace: Workspace, params: Params, target: str, thresholds: Thresholds) -> list[str]:
-    """A sentence for each threshold that an audit misses. The estimates are compared, not their intervals."""
+    """A sentence for each threshold that an audit misses. The estimates are compared, not their intervals.
+
+    The balanced accuracy must reach the threshold, too: if most images are of one class, a constant prediction has a
+    high accuracy. Balanced accuracies are those of the attacked images.
+    """
     clean, worst = clean_and_worst(workspace, params, target)
     missed = [
         f"{name} accuracy {_share(value, smallest)} is below {percent(smallest)}."
         for name, value, smallest in (
             ("clean", clean["accuracy"], thresholds.clean_accuracy),
+            ("clean balanced", worst["clean_balanced_accuracy"], thresholds.clean_accuracy),
             ("robust", worst["robust_accuracy"], thresholds.robust_accuracy),
+            ("robust balanced", worst["robust_balanced_accuracy"], thresholds.robust_accuracy),
         )
         if smallest is not None and value < smallest
     ]

@@ -108,7 +108,7 @@ class TestRun:
     ) -> None:
         _, process = ended
         assert process.returncode == MISSED, process.stderr
-        assert "robust accuracy" in process.stderr.splitlines()[-1]
+        assert "robust balanced accuracy" in process.stderr.splitlines()[-1]
         assert process.stderr.splitlines()[-1].endswith("is below 100.0 %.")
         assert "clean accuracy" not in process.stderr.splitlines()[-1]
 
@@ -350,6 +350,7 @@ def test_accuracies_and_failed_checks_are_compared_with_the_thresholds(
     workspace.evaluate.mkdir(parents=True)
     workspace.metrics.write_text(json.dumps({"clean": {"undefended": {"accuracy": 0.9}}}))
     row = {"target": "undefended", "threat_model": "adaptive", "operating_point": "as_trained", "eps": 1}
+    row |= {"clean_balanced_accuracy": 0.9, "robust_balanced_accuracy": 0.45}
     pd.DataFrame([row | {"robust_accuracy": 0.4}]).to_csv(workspace.comparison, index=False)
     check = {"key": "noise", "status": "FAIL", "explanation": "Noise breaks more images.", "target": "undefended"}
     workspace.checks.write_text(json.dumps([check, check | {"target": "jpeg"}]))
@@ -360,9 +361,16 @@ def test_accuracies_and_failed_checks_are_compared_with_the_thresholds(
     assert missed(Thresholds()) == missed(Thresholds(0.9, 0.4)) == []
     assert missed(Thresholds(0.95, 0.5)) == [
         "clean accuracy 90.0 % is below 95.0 %.",
+        "clean balanced accuracy 90.0 % is below 95.0 %.",
         "robust accuracy 40.0 % is below 50.0 %.",
+        "robust balanced accuracy 45.0 % is below 50.0 %.",
     ]
     # 40.0 % is not below 40.0 %
     pd.DataFrame([row | {"robust_accuracy": 0.39996}]).to_csv(workspace.comparison, index=False)
     assert missed(Thresholds(None, 0.4)) == ["robust accuracy 39.996 % is below 40.0 %."]
+    # of a constant prediction, where 90 % of the images are of one class
+    pd.DataFrame([row | {"robust_accuracy": 0.9, "robust_balanced_accuracy": 0.5}]).to_csv(
+        workspace.comparison, index=False
+    )
+    assert missed(Thresholds(None, 0.8)) == ["robust balanced accuracy 50.0 % is below 80.0 %."]
     assert missed(Thresholds(no_failed_checks=True)) == ["check noise failed: Noise breaks more images."]
