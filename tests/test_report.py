@@ -263,7 +263,7 @@ def test_sections_with_a_finding_start_with_it(html: str) -> None:
         f"{worst('retrained_autoencoder', 1)} in the worst case and {worst('retrained_autoencoder', 0)} on clean "
         "images. "
         # below a constant prediction, the autoencoder does not rank above the undefended classifier
-        "The difference to the next target, the undefended classifier, is +40.0 [",
+        "Its difference from the next target, the undefended classifier, is +40.0 [",
         "heatmaps": f"Under {at}, the IoU of the heat maps with those of the clean images is 0.4",
         "intensities": f"{at} shifts the distribution of grey levels by 0.3",
         "features": f"Under {at}: in the penultimate layer of the classifier, these probes do not separate clean "
