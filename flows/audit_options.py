@@ -56,7 +56,7 @@ def command_line(description: str | None = None) -> argparse.ArgumentParser:
         "--min-clean-accuracy", type=share, metavar="SHARE", help="threshold, 0 to 1, also of the balanced accuracy"
     )
     results.add_argument("--min-robust-accuracy", type=share, metavar="SHARE", help="the same, in the worst case")
-    results.add_argument("--no-failed-checks", action="store_true", help="fail also if a check fails")
+    results.add_argument("--no-failed-checks", action="store_true", help="exit code 3 also if a check fails")
     results.add_argument("--export", metavar="FOLDER", help="write the adversarial examples to a folder")
     return parser
 

@@ -100,9 +100,12 @@ def main() -> None:
     parser.add_argument("pool", help="folder of images without labels")
     parser.add_argument("--folder", default="labels", help="folder of the rounds (default: %(default)s)")
     parser.add_argument(
-        "--acquisition", default="entropy", choices=get_args(Acquisition), help="(default: %(default)s)"
+        "--acquisition",
+        default="entropy",
+        choices=get_args(Acquisition),
+        help="selects the images (default: %(default)s)",
     )
-    parser.add_argument("--n-images", default=20, type=int, help="maximum in a round (default: %(default)s)")
+    parser.add_argument("--n-images", default=20, type=int, help="maximum number in a round (default: %(default)s)")
     parser.add_argument("--n-rounds", default=5, type=int, help="maximum number of rounds (default: %(default)s)")
     print(run_flow(labelling, **vars(parser.parse_args())))
 

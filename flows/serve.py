@@ -26,7 +26,7 @@ STOP_TIMEOUT = 5
 
 
 def main() -> None:
-    """Start a Prefect server and a worker on this machine until Ctrl-C. Its database and password are in .prefect."""
+    """Run a Prefect server and a worker until Ctrl-C. The database and password of the server are in .prefect."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=main.__doc__)
     parser.add_argument("--port", default=4200, type=int, help="port of the server on 127.0.0.1 (default: %(default)s)")
     port = parser.parse_args().port

@@ -268,8 +268,8 @@ class TestCard:
             "| as trained | transfer | 4 | 32 | 32 | 75.0 % [",
             "| recalibrated | adaptive | 4 | 32 | 32 | 75.0 % [",
             "- as trained: rank 1 of 2 targets by balanced accuracy on attacked validation images at ε = 4/255; in the "
-            "worst case on test images, +25.0 points to the next target, retrained autoencoder, [+12.5, +37.5], "
-            "p = 0.008 after Holm's correction for 1 comparison of neighbours",
+            "worst case on test images, +25.0 points compared with the next target, retrained autoencoder, "
+            "[+12.5, +37.5], p = 0.008 after Holm's correction for 1 comparison of neighbours",
             "2 PASS, 1 UNVERIFIED",
         ):
             assert part in card

@@ -46,7 +46,7 @@ class ClassifierInput(Section):
             raise ValueError(f"value_range {list(self.value_range)} must rise: the value of black, then that of white")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, self.channels):
-                raise ValueError(f"{name} {list(values)} must have 1 or {self.channels} numbers, as channels")
+                raise ValueError(f"{name} {list(values)} must have 1 number, or one for each channel")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std {list(self.std)} must be positive")
         if self.channel_order == "BGR" and self.channels == 1:

@@ -158,7 +158,7 @@ def comparison_lines(at_eps: pd.DataFrame, target: str, eps: float) -> list[str]
         if pd.notna(row["next_target"]):
             difference = [100 * row[f"difference{end}"] for end in ("", "_low", "_high")]
             n_comparisons = int(rows["p_value"].notna().sum())
-            line += f"; in the worst case on test images, {difference[0]:+.1f} points to the next target, "
+            line += f"; in the worst case on test images, {difference[0]:+.1f} points compared with the next target, "
             line += f"{display_name(row['next_target'])}, "
             line += (
                 TOO_FEW_GROUPS
