@@ -537,7 +537,7 @@ def test_a_wrong_declaration_is_one_message(workspace: Workspace, values: dict[s
         ({"source": "http", "address": "file:///etc/passwd"}, "address"),
         ({"source": "train", "file": "net.pt2"}, "file has no meaning"),
         ({"source": "factory", "factory": "os.system"}, "factory"),
-        ({"source": "onnx", "file": "a.onnx", "input": {"channels": 3, "mean": [0.5, 0.5]}}, "1 or 3 numbers"),
+        ({"source": "onnx", "file": "a.onnx", "input": {"channels": 3, "mean": [0.5, 0.5]}}, "1 number, or one for"),
         ({"source": "onnx", "file": "a.onnx", "output": {"kind": "labels"}}, "without gradients"),
         ({"source": "onnx", "file": "a.onnx", "input": {"value_range": [1, 0]}}, "must rise"),
     ],

@@ -266,8 +266,7 @@ def test_a_logged_model_has_the_same_logits_as_the_saved_model(
     import torch
 
     from tasks.core.workspace import Workspace
-    from tasks.models.classifier import build_classifier
-    from tasks.models.files import load_model
+    from tasks.models.loading import load_classifier
 
     monkeypatch.chdir(reproduced)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{reproduced / 'mlflow.db'}")
@@ -275,4 +274,4 @@ def test_a_logged_model_has_the_same_logits_as_the_saved_model(
     model_id = run.outputs.model_outputs[0].model_id
     images = torch.from_numpy(np.random.default_rng(0).random((3, 1, 32, 32), dtype=np.float32))
     logged = mlflow.pytorch.load_model(f"models:/{model_id}")
-    torch.testing.assert_close(logged(images), load_model(Workspace().classifier, build_classifier)(images))
+    torch.testing.assert_close(logged(images), load_classifier(Workspace(), Workspace().classifier)(images))

@@ -136,7 +136,7 @@ def test_a_curve_has_the_tags_of_its_run_but_the_step(
     monkeypatch.setenv("DVC_EXP_NAME", "five-epochs")
     with open_run(workspace, "evaluate", workspace.data, params_with(), "dvc") as tracker:
         tracker.curve("curve", {"target": "jpeg"}, [(0, {"robust/accuracy": 0.5})])
-    (run,) = runs_of(client, "evaluate")
+    (run,) = (run for run in runs_of(client, "evaluate") if run.data.tags.get("dvc_experiment") == "five-epochs")
     (curve,) = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     inherited = {"dvc_experiment", "orchestrator", "processor", "mlflow.source.git.commit", "version.torch"}
     assert {tag: curve.data.tags.get(tag) for tag in inherited} == {tag: run.data.tags[tag] for tag in inherited}
