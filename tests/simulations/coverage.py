@@ -24,7 +24,7 @@ from scipy.special import ndtri
 
 import tasks.statistics.groups
 from tasks.analysis.best_detector import best_auroc, choose_on_other_folds, rate_of_chosen
-from tasks.analysis.feature_overlap import group_folds
+from tasks.analysis.feature_overlap import group_folds, overlap
 from tasks.statistics.auroc import auroc_estimate
 from tasks.statistics.balanced import balanced_intervals, difference_intervals, ratio_estimates
 from tasks.statistics.groups import GroupJackknife, effective_groups, rate_deviations, too_few_groups
@@ -82,6 +82,10 @@ AUROCS_OF_DETECTORS = ((0.7, 0.7), (0.9, 0.9), (0.9, 0.7), (0.98, 0.7), (0.995, 
 """AUROC of the best detector and of the three others."""
 MAX_REPETITIONS_OF_DETECTORS = 1000
 N_DETECTORS = 4
+N_FEATURES = 8
+SHIFTS = (0.0, 0.5, 1.0, 2.0)
+"""Mean shift of the features by an attack along one direction, in standard deviations."""
+MAX_REPETITIONS_OF_OVERLAP = 500
 
 COVERAGE_GOAL = (93.0, 97.0)
 """Per cent; for rates below 0.2 or above 0.8 there is no upper limit."""
@@ -335,6 +339,31 @@ def detector_auroc_cell(
     return coverage_of(*bounds, auroc) | {"bias": round(100 * (float(values.mean()) - auroc), 2)}
 
 
+def overlap_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, shift: float) -> Row:
+    """Coverage of the AUROCs of the linear probe and of k-NN that tell clean from adversarial features.
+
+    The groups have the sizes of the COVID-CT data set. Features are normal with a normal effect of the group. An attack
+    shifts them along one direction and adds normal noise with an effect of the group. The truth is the mean AUROC of
+    all data sets of the cell: the expected AUROC of classifiers that are fitted to as many images.
+    """
+    repetitions = min(repetitions, MAX_REPETITIONS_OF_OVERLAP)
+    found = {"linear_probe": np.empty((3, repetitions)), "knn": np.empty((3, repetitions))}
+    for repetition in range(repetitions):
+        groups = np.repeat(np.arange(n_groups), draw_sizes(rng, (n_groups,), PATIENT_SIZES))
+        of_groups = rng.normal(size=(2, n_groups, N_FEATURES))[:, groups]
+        clean, noise = np.sqrt(icc) * of_groups + np.sqrt(1 - icc) * rng.normal(size=of_groups.shape)
+        adversarial = clean + 0.5 * noise + shift * np.eye(N_FEATURES)[0]
+        estimates = overlap(clean, adversarial, np.zeros(len(groups), dtype=int), groups, repetition)
+        for name, values in found.items():
+            values[:, repetition] = estimates[f"{name}_auroc"][:3]
+    row: Row = {}
+    for name, (values, low, high) in found.items():
+        truth = float(np.nanmean(values))
+        measured = {"auroc": round(truth, 3)} | coverage_of(low, high, truth)
+        row |= measured if not row else {f"{name}_{key}": measured[key] for key in ("auroc", "coverage", "width")}
+    return row
+
+
 def _pair_row(gains: np.ndarray, losses: np.ndarray, sizes: np.ndarray, difference: float) -> Row:
     low, high = paired_intervals(gains.astype(float), losses.astype(float), sizes)
     row = coverage_of(low, high, difference)
@@ -385,6 +414,14 @@ def detector_auroc_cells() -> Iterator[Cell]:
         for icc in ICCS:
             for auroc, others in AUROCS_OF_DETECTORS:
                 yield _cell(detector_auroc_cell, n_groups=n_groups, icc=icc, auroc=auroc, others=others)
+
+
+def overlap_cells() -> Iterator[Cell]:
+    """Numbers of groups, correlations and shifts of features."""
+    for n_groups in (12, 25, 50):
+        for icc in ICCS:
+            for shift in SHIFTS:
+                yield _cell(overlap_cell, n_groups=n_groups, icc=icc, shift=shift)
 
 
 def large_cells() -> Iterator[Cell]:
@@ -630,6 +667,7 @@ TABLES = {
     "power": Table(power_cells, frame_text),
     "detectors": Table(best_detector_cells, detectors_text),
     "detector_auroc": Table(detector_auroc_cells, lambda results: f"{frame_text(results)}\n\n{summary(results)}"),
+    "overlap": Table(overlap_cells, lambda results: f"{frame_text(results)}\n\n{summary(results)}"),
 }
 
 
