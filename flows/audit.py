@@ -183,7 +183,7 @@ def write_prepared(
     write_json(leakage, workspace.leakage)
     info = json.loads(current.dataset_info.read_text(encoding="utf-8"))
     counts = pd.crosstab(table["split"], table["class"]).reindex(columns=list(data.classes), fill_value=0)
-    info["n_images"] = {split: counts.loc[split].to_dict() for split in info["n_images"] if split in counts.index}
+    info["n_images"] = {name: counts.loc[name].to_dict() for name in info["n_images"] if name in counts.index}
     info["leakage"] = leakage["fractions"]
     write_json(info, workspace.dataset_info)
     row_of = {path: row for row, path in enumerate(table["path"]) if table["split"].iloc[row] == "test"}

@@ -53,15 +53,15 @@ def register(target: str | None = None, name: Annotated[str, Field(pattern=r"^[\
         folder = Path(temporary) / "bundle"
         with locked(workspace.locks, reads=map(workspace.step_of, workspace.outputs())):
             write_bundle(workspace, folder, params, chosen, card)
-        if existing := registry.find_version(name, folder):
-            # another version may be the candidate, or an earlier registration was killed before it set the alias
-            registry.make_candidate(existing)
-            return (
-                f"{chosen} ({reason}) is not registered again: {existing.label} has the same weights, preprocessing "
-                f"and parameters. It has the alias {registry.CANDIDATE}."
-            )
-        version = registry.register_bundle(folder, name, summary)
-        registry.make_candidate(version)
+        existing = registry.find_version(name, folder)
+        version = existing or registry.register_bundle(folder, name, summary)
+    # also of an existing version: another may be the candidate, or an earlier registration was killed before this call
+    registry.make_candidate(version)
+    if existing:
+        return (
+            f"{chosen} ({reason}) is not registered again: {existing.label} has the same weights, preprocessing "
+            f"and parameters. It has the alias {registry.CANDIDATE}."
+        )
     create_markdown_artifact(key="model-card", markdown=card, description=f"Model card of {version.label}")
     return f"{chosen} ({reason}) is registered as version {version.version} of {name}, alias {registry.CANDIDATE}."
 
