@@ -25,6 +25,10 @@ BANNED = {
     r"\bwithstand(s|ing)?\b|\bwithstood\b": "survives, robust",
     r"\b(?-i:he|him|himself|his|anybody)\b|(?<!@)\bnobody\b(?!@)": "no persons for programs and attackers",
     r"\b(spoken|taught|untaught)\b": "plain names",
+    (
+        r"\bthe (\w+ )?(report|page|store|file|server|attack|defence|check|pipeline) "
+        r"(says|knows|tells|sees|hears|wants|does not (say|know|tell|see|hear|want))\b"
+    ): "shows, has, contains, prints, detects or needs",
 }
 """Pattern, case-insensitive -> what to write instead."""
 

@@ -3,7 +3,8 @@
 A table is a file ``docs/evidence/results/TABLE.yaml`` with values that replace those of ``params.yaml``. If it has the
 key ``runs``, its values are further replacements for several runs of the pipeline, by name. A run is archived in
 ``docs/evidence/results/TABLE/`` or ``docs/evidence/results/TABLE-RUN/``. If the runs of a table have different seeds,
-``docs/evidence/results/TABLE/seeds.csv`` compares them.
+``docs/evidence/results/TABLE/seeds.csv`` compares them; it is written if all of them are computed. ``TABLE-RUN`` in
+place of ``TABLE`` computes one run.
 
 Each run has its own workspace: a clone of this repository at its present commit, or at that of ``--commit``. All of
 them share a cache of DVC and a tracking store. If the command was interrupted, finished steps are not repeated, and the
@@ -76,27 +77,28 @@ def read_runs(file: Path, folders: Sequence[Path], changes: Sequence[str]) -> li
 
 
 def choose_runs(tables: Path, names: Sequence[str], folders: Sequence[Path], changes: Sequence[str]) -> list[Run]:
-    """Runs of the named tables, or of all tables whose classes one of the data sets has.
+    """Runs of the named tables and the named single runs, or of all tables whose classes one of the data sets has.
 
     Raises:
-        ValueError: there is no such table or folder, or no data set has the classes of a named table.
+        ValueError: there is no such table, run or folder, or no data set has the classes of a named table.
     """
     known = {file.stem: file for file in sorted(tables.glob("*.yaml"))}
-    if unknown := sorted(set(names) - set(known)):
-        raise ValueError(f"table {', '.join(unknown)}: not in {tables}. Use one or more of {', '.join(known)}.")
+    table_of = {name: table for table, file in known.items() for name in (table, *definitions(file))}
+    if unknown := sorted(set(names) - set(table_of)):
+        raise ValueError(f"table {', '.join(unknown)}: not in {tables}. Use one or more of {', '.join(table_of)}.")
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         raise ValueError(f"--data: {', '.join(missing)} is not a folder. It must hold the images. Correct the path.")
     runs = []
-    for name in names or known:
-        found = read_runs(known[name], folders, changes)
+    for table in dict.fromkeys(table_of[name] for name in names or known):
+        found = read_runs(known[table], folders, changes)
         if not found and names:
             raise ValueError(
-                f"--data: no folder has the classes of the table {name}. It must have a subfolder of each of "
-                f"acquire.classes in {known[name]}. Add the folder of its data set."
+                f"--data: no folder has the classes of the table {table}. It must have a subfolder of each of "
+                f"acquire.classes in {known[table]}. Add the folder of its data set."
             )
         if not found:
-            print(f"Table {name}: left out, because no folder of --data has its classes", file=sys.stderr)
-        runs += found
+            print(f"Table {table}: left out, because no folder of --data has its classes", file=sys.stderr)
+        runs += [run for run in found if not names or run.table in names or run.name in names]
     return runs
 
 
@@ -177,7 +179,8 @@ def call(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -
 def main() -> None:
     """Compute the published tables on real data, and archive them. Interrupted runs resume."""
     parser = argparse.ArgumentParser(prog="python -m docs.make_results", description=main.__doc__)
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"file in {RESULTS} without .yaml (default: all)")
+    of_tables = f"file in {RESULTS} without .yaml, or one of its runs as TABLE-RUN (default: all)"
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=of_tables)
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="FOLDER", help="folders of data sets")
     parser.add_argument(
         "--workspaces", type=Path, default=WORKSPACES, help="folder of the workspaces (default: %(default)s)"
@@ -215,7 +218,7 @@ def main() -> None:
             print(f"{archive}: written. python -m docs.write_tables updates the documents.", flush=True)
         for table, of_table in groupby(runs, lambda run: run.table):
             workspaces = {str(run.params.seed): Workspace(options.workspaces / run.name) for run in of_table}
-            if len(workspaces) > 1:
+            if len(workspaces) > 1 and (not options.tables or table in options.tables):
                 (options.definitions / table).mkdir(exist_ok=True)
                 write_table(seeds_table(workspaces), options.definitions / table / "seeds.csv")
     except (ValueError, OSError, RuntimeError) as error:

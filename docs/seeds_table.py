@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 
 from tasks.core.workspace import Workspace
+from tasks.outcomes.attack_outputs import read_minimum_eps, read_operating_points, read_records
+from tasks.outcomes.worst_case import worst_case_outcomes
 from tasks.params import load_params
-from tasks.records.operating_points import read_operating_points
-from tasks.records.tables import read_minimum_eps, read_records
-from tasks.records.worst_case import worst_case_outcomes
 from tasks.statistics.balanced import balanced_intervals
 from tasks.statistics.intervals import Estimate
 

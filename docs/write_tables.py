@@ -2,7 +2,7 @@
 
 A table is the text between two markers::
 
-    <!-- table: clean stratified-80-20 grouped-80-20 -->
+    <!-- table: clean study-50-50 choice -->
     <!-- end table -->
 
 RUN is a folder of ``docs/evidence/results/``. The kinds of tables are:
@@ -34,8 +34,9 @@ from docs import RESULTS
 from tasks.evaluation.comparison import ranked
 from tasks.evaluation.robustness import clean_rows
 from tasks.evaluation.worst_case_table import value_at
+from tasks.outcomes.names import display_name
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_TRAINED, display_name
+from tasks.records.vocabulary import AS_TRAINED
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
 from tasks.reporting.formats import estimate, fixed, p_text
 from tasks.reporting.names import attack_name
@@ -95,9 +96,7 @@ def robust_table(results: Path, run: str, *attacks: str) -> str:
 
 
 def _robustness(results: Path, run: str) -> pd.DataFrame:
-    table = read_table(_folder(results, run) / "robustness.csv")
-    # results of earlier versions have no column for the surrogate: it was the undefended classifier
-    return table if "surrogate" in table else table.assign(surrogate="")
+    return read_table(_folder(results, run) / "robustness.csv")
 
 
 def headline_text(results: Path, run: str) -> str:
@@ -161,9 +160,7 @@ def _comparison(
     and a function from a threat model to its accuracy at the first ε.
     """
     table = read_table(_folder(results, run) / "comparison.csv")
-    # results of earlier versions have no operating points
-    if "operating_point" in table:
-        table = table[table["operating_point"] == AS_TRAINED]
+    table = table[table["operating_point"] == AS_TRAINED]
     points = [rows.set_index("target") for _, rows in table.groupby(["threat_model", "eps"])]
     indexed = {(str(rows["threat_model"].iloc[0]), float(rows["eps"].iloc[0])): rows for rows in points}
     shown = _chosen(eps, table["eps"], f"comparison {run}")

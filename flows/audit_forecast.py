@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tasks.attacks.effort import EFFORTS, doubled, max_gradients, max_queries
+from flows.attack_limits import max_gradients, max_queries
+from tasks.attacks.effort import EFFORTS, doubled
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.compute import configure_torch
 from tasks.params import UNDEFENDED, Params
 
-USUAL_SHARE = 0.2
+USUAL_FRACTION = 0.2
 """Time of the attacks on CT slices, relative to its upper bound (docs/evidence/results.md)."""
 N_IMAGES = 4
 """Images of the batch whose time is measured."""
@@ -198,10 +199,10 @@ def forecast_text(parts: list[Part]) -> str:
     lines = [f"{step:<{widths[0]}}  {work:<{widths[1]}}  {seconds}" for step, work, seconds in rows]
     known = [part for part in parts if part.seconds is not None]
     most = sum(part.seconds or 0 for part in known)
-    usual = sum((part.seconds or 0) * (USUAL_SHARE if "attack" in part.step else 1) for part in known)
+    usual = sum((part.seconds or 0) * (USUAL_FRACTION if "attack" in part.step else 1) for part in known)
     lines.append(
         f"Known parts together: at most {duration(most)}, usually about {duration(usual)}. Times of attacks are upper "
-        f"bounds; on CT slices they took {100 * USUAL_SHARE:.0f} % of them."
+        f"bounds; on CT slices they took {100 * USUAL_FRACTION:.0f} % of them."
     )
     return "\n".join(lines)
 

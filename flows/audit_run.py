@@ -15,8 +15,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.workers import load_step
 from tasks.core.workspace import Workspace
+from tasks.outcomes.names import display_name
 from tasks.params import Params
-from tasks.records.vocabulary import AS_TRAINED, display_name
+from tasks.records.vocabulary import AS_TRAINED
 from tasks.runner import run_step
 from tasks.statistics.formatting import eps_text, percent, with_interval
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 import psutil
 
 from tasks.params import load_params
-from tasks.runner import log_to_stderr
+from tasks.runner import log_to_stderr, needs_traceback
 from tasks.tracking import masked
 
 STOP_TIMEOUT = 10
@@ -33,13 +34,11 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
     log_to_stderr()
     end_after_signals()
     # the message at the end of the process replaces what Prefect logs about a failure
-    logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)
+    for name in ("prefect.flows", "prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # if the server is slow, this line would come after that message
     for name in ("EventsWorker", "APILogWorker"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith("Still processing items"))
-    if not os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
-        for name in ("prefect.flow_runs", "prefect.task_runs"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         load_params()
         flow.validate_parameters(parameters)
@@ -50,8 +49,11 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
     with message_after_ctrl_c():
         state = flow(**parameters, return_state=True)
     if not state.is_completed():
+        cause = state.result(raise_on_failure=False)
+        if isinstance(cause, BaseException) and needs_traceback(cause):
+            sys.stderr.write(masked("".join(traceback.format_exception(cause))))
         # the exception itself has a better message than the state
-        sys.exit(masked(f"{flow.name}: {state.result(raise_on_failure=False) or state.message}"))
+        sys.exit(masked(f"{flow.name}: {cause or state.message}"))
     return state.result()
 
 
@@ -65,7 +67,7 @@ def message_after_ctrl_c() -> Iterator[None]:
 
 
 def end(number: int, _frame: object = None) -> NoReturn:
-    """End this process and its children after a signal."""
+    """End this process and its children after a signal, without waiting for the threads of the running steps."""
     for child in psutil.Process().children(recursive=True):
         child.terminate()
     name = signal.Signals(number).name

@@ -7,6 +7,7 @@ reasons against it. ``python -m flows.promote --back`` returns to the previous c
 import argparse
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
@@ -21,16 +22,17 @@ from flows.server import NOTIFY, set_audit_schedule
 from tasks.core.files import write_json
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
+from tasks.outcomes.attack_outputs import parse_operating_points
 from tasks.params import Params, load_params
-from tasks.records.operating_points import parse_operating_points
-from tasks.records.vocabulary import display_name
+from tasks.reporting.templating import environment
 from tasks.serving import registry
 from tasks.serving.bundle import read_seen
 from tasks.serving.promotion import Comparison, compare, outcomes_of
 from tasks.serving.registry import CANDIDATE, CHAMPION, Registered
-from tasks.statistics.formatting import difference_text, eps_text, points, rate_text
+from tasks.statistics.formatting import difference_text, points, rate_text
 from tasks.tracking import EXPERIMENT, plain_markdown
 
+TEMPLATES = Path(__file__).with_name("templates")
 PROMOTION = "promotion"
 """Name of the lock that promotions hold."""
 MARGIN = 0.05
@@ -220,38 +222,19 @@ def outcome_of(decision: Decision) -> str:
 
 def page_of(decision: Decision) -> str:
     """The comparison in Markdown."""
-    candidate, champion = decision.candidate, decision.champion
-    other = f"the champion {champion.label} ({display_name(champion.target)})" if champion else "no champion"
-    models = "one of the two models" if champion else "the model"
-    lines = [
-        f"# The candidate {candidate.label} ({display_name(candidate.target)}) against {other}",
-        "",
-        outcome_of(decision),
-        "",
-        f"The adaptive accuracy is the worst case of each image over all adaptive attacks at ε = "
-        f"{eps_text(decision.eps)}/255. All accuracies are balanced, the mean of the recalls of the classes. Intervals "
-        f"and the p-values of the sign-flip test are by group. The candidate is not inferior if the interval of the "
-        f"difference is above -{100 * decision.margin:g} points. "
-        f"{decision.n_left_out} test images were left out, because {models} was trained or validated on them.",
-        "",
-    ]
-    if decision.comparisons:
-        lines += [
-            "| accuracy | images | candidate [95 %] | champion [95 %] | difference [95 %] | correct by candidate only "
-            ": by champion only | p | detectable difference | |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-        ]
-        lines += [
-            f"| {each.condition} | {each.n} | {rate_text(*each.candidate)} | {rate_text(*each.champion)} | "
-            f"{difference_text(*each.difference)} | {each.n_only_candidate_correct} : {each.n_only_champion_correct} | "
-            f"{each.p_value:.3g} | {_points(each.detectable_difference)} | "
-            f"{'not inferior' if each.is_non_inferior(decision.margin) else '**not shown**'} |"
-            for each in decision.comparisons
-        ]
-        lines.append("")
-    lines += [f"- Failed check **{key}**: {explanation}" for key, explanation in decision.failed.items()]
-    lines += ["" if decision.failed else "No check of the candidate failed.", ""]
-    return "\n".join(lines)
+    return (
+        environment(TEMPLATES, is_markdown=True)
+        .get_template("promotion.md.j2")
+        .render(
+            decision=decision,
+            candidate=decision.candidate,
+            champion=decision.champion,
+            outcome=outcome_of(decision),
+            rate_text=rate_text,
+            difference_text=difference_text,
+            difference_or_dash=lambda difference: "–" if math.isnan(difference) else points(difference),
+        )
+    )
 
 
 def _without_nan(values: Any) -> Any:
@@ -265,10 +248,6 @@ def _without_nan(values: Any) -> Any:
             return None
         case _:
             return values
-
-
-def _points(difference: float) -> str:
-    return "–" if math.isnan(difference) else points(difference)
 
 
 def main() -> None:

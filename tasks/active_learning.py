@@ -5,12 +5,12 @@ import pandas as pd
 
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
-from tasks.dataset.prepared import as_pictures
-from tasks.labelling.contact_sheet import write_contact_sheet
-from tasks.labelling.label_efficiency import efficiency_tables
-from tasks.labelling.learning_curves import curve_table, cycle_table, plot_tables
-from tasks.labelling.simulation import build_simulation, result_tables
+from tasks.dataset.prepared import as_pictures, load_prepared
+from tasks.evaluation.label_efficiency import efficiency_tables
+from tasks.evaluation.learning_curves import curve_table, cycle_table, plot_tables
+from tasks.labelling.downsampling import downsample
 from tasks.params import Params
+from tasks.reporting.contact_sheet import write_contact_sheet
 from tasks.tracking import Tracker
 
 N_SHEET_IMAGES = 12
@@ -18,14 +18,15 @@ N_SHEET_IMAGES = 12
 
 
 def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Simulate labelling with every acquisition function and seed; write queries, predictions and learning curves.
-
-    A killed step resumes with the cycle in which it was killed.
-    """
-    tracker.dataset(workspace.prepare, "prepared", "training")
-    simulation = build_simulation(workspace, params)
-    queries, predictions, pools = result_tables(simulation.run(), simulation.data)
-    cycles = cycle_table(predictions, queries, pools, simulation.data.positive)
+    """Write queries and predictions with the groups of their images, learning curves and label efficiency."""
+    data = load_prepared(workspace)
+    paths, groups = (data.table[name].to_numpy() for name in ("path", "group"))
+    queries = pd.read_parquet(workspace.simulated_queries)
+    queries.insert(4, "group", groups[queries["image"]])
+    queries.insert(4, "path", paths[queries["image"]])
+    predictions = pd.read_parquet(workspace.simulated_predictions)
+    predictions.insert(4, "group", groups[predictions["image"]])
+    cycles = cycle_table(predictions, queries, pd.read_parquet(workspace.simulated_pools), data.positive)
     curves, (efficiency, by_seed) = curve_table(cycles, predictions), efficiency_tables(cycles, predictions)
 
     queries.to_parquet(workspace.queries, index=False)
@@ -43,8 +44,10 @@ def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> N
         own_queries = queries[queries["acquisition"] == name]
         if is_shown := len(own_queries) > 0 and params.report.include_images:
             first_seed = own_queries[own_queries["seed"] == own_queries["seed"].min()]
-            rows = [query["image"].to_numpy()[:N_SHEET_IMAGES] for _, query in first_seed.groupby("cycle")]
-            write_contact_sheet([as_pictures(simulation.pixels[row]) for row in rows], contact_sheet)
+            shown = [query["image"].to_numpy()[:N_SHEET_IMAGES] for _, query in first_seed.groupby("cycle")]
+            factor = params.active_learning.downsampling_factor
+            pictures = [as_pictures(downsample(data.pixels[rows], factor)) for rows in shown]
+            write_contact_sheet(pictures, contact_sheet)
         points = curve_points(curves[curves["acquisition"] == name], efficiency[efficiency["acquisition"] == name])
         artifacts = [contact_sheet] if is_shown else []
         tracker.curve(f"active learning/{name}", {"acquisition": name}, points, artifacts)

@@ -19,11 +19,16 @@ from tasks.analysis.tables import join_parts
 from tasks.core.files import write_json, write_table
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
+from tasks.outcomes.attack_outputs import (
+    read_minimum_eps,
+    read_operating_points,
+    read_records,
+    without_independent_surrogates,
+    without_reference,
+)
+from tasks.outcomes.convergence import convergence_table, unconverged_eps
+from tasks.outcomes.worst_case import worst_case_outcomes
 from tasks.params import UNDEFENDED, Params, read_defence
-from tasks.records.convergence import convergence_table, unconverged_eps
-from tasks.records.operating_points import read_operating_points
-from tasks.records.tables import read_minimum_eps, read_records, without_independent_surrogates, without_reference
-from tasks.records.worst_case import worst_case_outcomes
 from tasks.tracking import Tracker
 
 

@@ -2,20 +2,20 @@
 
 import json
 import logging
-from dataclasses import asdict
 
 import numpy as np
 
+from tasks.core.files import write_json
 from tasks.core.made_with import check_made_with
 from tasks.core.workspace import Workspace
+from tasks.dataset.description import describe_dataset
 from tasks.dataset.images import Reading, read_prepared, reading_of, with_percentiles
-from tasks.dataset.intensity import FULL_RANGE
 from tasks.dataset.leakage import measure_leakage
 from tasks.dataset.prepared import SPLITS
 from tasks.dataset.shortcut import SHORTCUTS, predict_from_shortcuts, score_predictions
 from tasks.dataset.split import draw_split, split_strategy
 from tasks.dataset.table import join_table
-from tasks.params import Params, size_as_given
+from tasks.params import Params
 from tasks.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -55,35 +55,13 @@ def prepare(workspace: Workspace, params: Params, tracker: Tracker) -> None:
     shortcut_predictions = predict_from_shortcuts(table.assign(**manifest[list(SHORTCUTS)]))
     shortcut_scores = score_predictions(shortcut_predictions)
 
-    n_images = {
-        split: {name: int(((table["split"] == split) & (table["class"] == name)).sum()) for name in classes}
-        for split in SPLITS
-    }
-    info = {
-        "name": source["name"],
-        "source": source["source"],
-        "is_phantom": source["is_phantom"],
-        "classes": list(classes),
-        "positive_class": params.acquire.positive_class,
-        "image_size": size_as_given(settings.image_size),
-        **({"channels": 3} if settings.channels == 3 else {}),
-        **({"resize": settings.resize} if settings.resize != "stretch" else {}),
-        "value_range": [0.0, 1.0],
-        "strategy": strategy,
-        **({"n_folds": settings.split.n_folds, "fold": settings.split.fold} if settings.split.n_folds else {}),
-        "n": len(table),
-        "n_groups": int(table["group"].nunique()),
-        "n_images": n_images,
-        "leakage": leakage["fractions"],
-        "shortcut_baseline": shortcut_scores,
-    }
-    if reading.intensity != FULL_RANGE:
-        info["intensity"] = asdict(reading.intensity)
+    info = describe_dataset(params, source, table, strategy, leakage["fractions"], shortcut_scores, reading.intensity)
     table.to_parquet(workspace.split, index=False)
     shortcut_predictions.to_csv(workspace.shortcut_predictions, index=False)
-    for content, file in ((info, workspace.dataset_info), (leakage, workspace.leakage)):
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(info, workspace.dataset_info)
+    write_json(leakage, workspace.leakage)
 
+    n_images = info["n_images"]
     log.info("%s split of %d images: %s", strategy, len(table), n_images)
     log.info("leakage: %s; %s, estimate: %s", leakage["fractions"], leakage["outcome"], leakage["estimate"])
     tracker.dataset(workspace.prepare, source["name"], "prepared")

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from tasks.core.locks import locked
 from tasks.core.made_with import check_made_with
 from tasks.core.source import check_sources
-from tasks.core.workspace import DEFENCE_STEPS, Workspace
+from tasks.core.workspace import DEFENCE_STEPS, SCHEMA_VERSION, Workspace
 from tasks.params import Params, load_params
 from tasks.params.params import STEP_PARAMS
 from tasks.tracking import masked, open_run
@@ -121,12 +121,19 @@ def step_lock(workspace: Workspace, step: str, params: Params) -> Iterator[list[
 
 
 def check_prepared(workspace: Workspace, params: Params) -> None:
-    """Check that the images were prepared for the classes of the parameters, which a step by hand may not have done.
+    """Check that the images were prepared by this version for the classes of the parameters.
+
+    A step by hand may not have done this.
 
     Raises:
-        ValueError: the classes, their order or the positive class differ.
+        ValueError: the version of the outputs, the classes, their order or the positive class differ.
     """
     info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
+    if (version := info.get("schema_version")) != SCHEMA_VERSION:
+        raise ValueError(
+            f"{workspace.dataset_info} has the schema_version {version}, and only {SCHEMA_VERSION} is supported. "
+            "Another version of this project made the outputs in data. Run all steps again: dvc repro"
+        )
     present = {"classes": list(params.acquire.classes), "positive_class": params.acquire.positive_class}
     prepared = {key: info[key] for key in present}
     check_made_with(workspace.dataset_info, "prepare", prepared, workspace.params_file, present)
@@ -222,7 +229,7 @@ def batch_size_key(step: str, defence: str | None) -> str:
         "train_surrogates": "train_classifier.batch_size",
         "train_autoencoder": "train_autoencoder.batch_size",
         "train_defence": f"defences.{defence}.training.batch_size",
-        "active_learning": "active_learning.training.batch_size",
+        "simulate_labelling": "active_learning.training.batch_size",
     }.get(step, "attack.batch_size")
 
 
@@ -250,7 +257,7 @@ def main(step: Step) -> None:
         log.error("%s: ended by %s. Checkpoints are kept; the next run resumes.", step.__name__, number.name)
         sys.exit(128 + number)
     except (ValueError, OSError, MemoryError) as error:
-        if os.environ.get("CT_ROBUSTNESS_TRACEBACK") or not is_message(error):
+        if needs_traceback(error):
             raise
         sys.exit(masked(f"{step.__name__}: {error}"))
 
@@ -269,13 +276,17 @@ def log_to_stderr() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
-def is_message(error: BaseException) -> bool:
-    """Return whether an exception is a message for the user. Errors inside a library need a traceback instead.
+def needs_traceback(error: BaseException) -> bool:
+    """Return whether an error is printed with its traceback, and not as one message for the user.
 
     OSError and MemoryError are messages: they name what the user has to change. Other exceptions are messages if a
-    module of ``tasks`` raised them.
+    module of ``tasks`` or ``flows`` raised them, or if they come from another process and have no traceback.
     """
-    if isinstance(error, OSError | MemoryError):
+    if os.environ.get("CT_ROBUSTNESS_TRACEBACK"):
         return True
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return raised_in.is_relative_to(Path(__file__).resolve().parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, OSError | MemoryError) or not frames:
+        return False
+    root = Path(__file__).resolve().parents[1]
+    raised_in = Path(frames[-1].filename).resolve()
+    return not any(raised_in.is_relative_to(root / package) for package in ("tasks", "flows"))

@@ -38,7 +38,7 @@ def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) ->
         device,
         params.compute.precision,
         checkpoints,
-        lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
+        tracker.epoch,
     )
     save_model(workspace.autoencoder, model, architecture=settings.architecture, **data.channel_argument)
     history.to_csv(workspace.autoencoder_history, index=False)

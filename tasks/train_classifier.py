@@ -40,7 +40,7 @@ def train_classifier(workspace: Workspace, params: Params, tracker: Tracker) -> 
         device,
         params.compute.precision,
         checkpoints,
-        lambda epoch, metrics: tracker.metrics({f"train/{name}": value for name, value in metrics.items()}, epoch),
+        tracker.epoch,
     )
     save_model(workspace.classifier, model, made_for={"classes": list(data.classes)}, **build_arguments)
     history.to_csv(workspace.classifier_history, index=False)

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
@@ -12,6 +10,7 @@ from tasks.dataset.prepared import load_prepared
 from tasks.models.classifier_training import fit_classifier
 from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
+from tasks.models.seeding import surrogate_seed
 from tasks.params import Params
 from tasks.tracking import Tracker
 
@@ -28,7 +27,7 @@ def train_surrogates(workspace: Workspace, params: Params, tracker: Tracker) -> 
     )
     trained: list[dict[str, Any]] = []
     for position, row in enumerate(params.train_surrogates, start=1):
-        name, seed = f"{row.architecture}-{position}", seed_of(params.seed, position)
+        name, seed = f"{row.architecture}-{position}", surrogate_seed(params.seed, position)
         model, build_arguments, history = fit_classifier(
             data,
             row.training(params.train_classifier),
@@ -36,7 +35,7 @@ def train_surrogates(workspace: Workspace, params: Params, tracker: Tracker) -> 
             device,
             params.compute.precision,
             checkpoints,
-            partial(log_epoch, tracker, name),
+            partial(tracker.epoch, network=name),
         )
         save_model(workspace.surrogate(name), model, made_for={"classes": list(data.classes)}, **build_arguments)
         history.to_csv(workspace.surrogate_history(name), index=False)
@@ -44,16 +43,6 @@ def train_surrogates(workspace: Workspace, params: Params, tracker: Tracker) -> 
         trained.append({"name": name, "architecture": row.architecture, "seed": seed, "validation_accuracy": accuracy})
     write_json(trained, workspace.surrogates)
     tracker.artifact(workspace.train_surrogates)
-
-
-def log_epoch(tracker: Tracker, name: str, epoch: int, metrics: dict[str, float]) -> None:
-    """Log the metrics of an epoch of one surrogate."""
-    tracker.metrics({f"train/{name}/{key}": value for key, value in metrics.items()}, epoch)
-
-
-def seed_of(seed: int, position: int) -> int:
-    """Seed of the surrogate at a position, counted from 1: a child of the project's seed, as NumPy spawns them."""
-    return int(np.random.SeedSequence(seed, spawn_key=(position,)).generate_state(1)[0])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import asdict, replace
 
+from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.dataset.images import reading_of, with_percentiles
 from tasks.dataset.manifest import Manifest, build_manifest, image_paths
@@ -55,7 +56,7 @@ def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         "expectations": [asdict(result) for result in results],
         "unreadable": [{"path": path, "reason": reason} for path, reason in manifest.unreadable.items()],
     }
-    workspace.validation.write_text(json.dumps(validation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(validation, workspace.validation)
 
     tracker.dataset(workspace.images, "raw", "raw")
     tracker.artifact(workspace.manifest)
@@ -68,7 +69,7 @@ def validate(workspace: Workspace, params: Params, tracker: Tracker) -> None:
             "data/n_images": n_images,
             "data/n_unreadable": len(manifest.unreadable),
             "data/n_groups": n_groups,
-            "data/near_duplicate_share": has_near_duplicate.mean() if n_images else 0.0,
+            "data/near_duplicate_fraction": has_near_duplicate.mean() if n_images else 0.0,
             "data/n_failed_errors": len(errors),
             "data/n_failed_warnings": len(warnings),
         }

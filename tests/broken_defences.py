@@ -146,7 +146,7 @@ def rows_of(workspace: Workspace, defence: str) -> list[dict[str, Any]]:
     rows = []
     for eps in sorted(set(records[defence]["eps"]) - {0.0}):
         row = {"defence": defence, "clean": clean, "eps": eps, "agreement": agreement, "failed": " ".join(failed)}
-        for name, key in ((defence, ""), (UNDEFENDED, "bare_")):
+        for name, key in ((defence, ""), (UNDEFENDED, "undefended_")):
             row[f"{key}transfer"] = transfer_accuracy(records[name], eps)
             row[f"{key}worst"] = worst[name, eps]
         rows.append(row)
@@ -169,7 +169,9 @@ def print_table(table: pd.DataFrame) -> None:
         "| agreement of gradients | failed checks | result |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |")
-    table = table.assign(gain=table["transfer"] - table["bare_transfer"], worst=table["worst"] - table["bare_worst"])
+    table = table.assign(
+        gain=table["transfer"] - table["undefended_transfer"], worst=table["worst"] - table["undefended_worst"]
+    )
     for defence, rows in table.groupby("defence", sort=False):
         helpful = rows[rows["gain"] >= MIN_TRANSFER_GAIN - ROUNDING]
         row = helpful.loc[helpful["worst"].idxmin()] if len(helpful) else rows.loc[rows["gain"].idxmax()]

@@ -322,9 +322,11 @@ class PlausibleAnalysis:
                 rejected = min(1.0, rate * (1 + 4 * separation))
                 accuracy = 0.4 + 0.4 * separation * rejected
                 row = {**point, "nominal_false_positive_rate": rate, "threshold": 1 - rate}
-                row |= {"clean_rejection_rate": rate, "adversarial_rejection_rate": rejected}
-                row |= {"clean_accepted_accuracy": 0.95, "n_accepted": round((1 - rejected) * len(self.images))}
+                row |= {"n_accepted": round((1 - rejected) * len(self.images))}
                 for name, value, width in (
+                    ("clean_rejection_rate", rate, 0.05),
+                    ("adversarial_rejection_rate", rejected, 0.05),
+                    ("clean_accepted_accuracy", 0.95, 0.05),
                     ("accepted_accuracy", accuracy, 0.1),
                     ("undetected_error_rate", (1 - accuracy) * (1 - rejected), 0.05),
                 ):

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from tasks.core.files import write_table
-from tasks.core.workspace import Workspace
+from tasks.core.workspace import SCHEMA_VERSION, Workspace
 from tasks.dataset.data_versions import write_reference
 from tasks.evaluate import evaluate
-from tasks.labelling.label_efficiency import efficiency_tables
-from tasks.labelling.learning_curves import curve_table, cycle_table
+from tasks.evaluation.label_efficiency import efficiency_tables
+from tasks.evaluation.learning_curves import curve_table, cycle_table
 from tasks.params import UNDEFENDED, Params
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.tables import build_records
@@ -97,6 +97,7 @@ def write_workspace(params: Params, is_phantom: bool, has_purifiers: bool = True
     np.save(Workspace().pixels, pixels)
     by_split = {"train": N_TRAIN, "validation": 0, "test": N_TEST}
     info = {
+        "schema_version": SCHEMA_VERSION,
         "name": "phantoms" if is_phantom else "scans & more",
         "source": "phantom" if is_phantom else "folder",
         "is_phantom": is_phantom,

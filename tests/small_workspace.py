@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.core.files import write_json
-from tasks.core.workspace import Workspace
+from tasks.core.workspace import SCHEMA_VERSION, Workspace
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
@@ -65,7 +65,8 @@ def make_small_workspace(folder: Path) -> None:
     pixels, table = draw_images()
     np.save(workspace.pixels, pixels)
     table.to_parquet(workspace.split)
-    info = {"classes": CLASSES, "positive_class": "left", "value_range": [0.0, 1.0], "is_phantom": True}
+    info = {"schema_version": SCHEMA_VERSION, "classes": CLASSES, "positive_class": "left", "is_phantom": True}
+    info["value_range"] = [0.0, 1.0]
     leakage = {"near_duplicate_in_train": 0.0, "group_in_train": 0.0}
     workspace.dataset_info.write_text(json.dumps(info | {"leakage": leakage}))
     write_leakage(workspace, np.flatnonzero(table["split"] == "test"))

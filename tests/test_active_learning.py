@@ -1,4 +1,4 @@
-"""The step active_learning on the small workspace: its outputs, errors, and resume after a kill."""
+"""The steps of active learning on the small workspace: their outputs, errors, and resume after a kill."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,10 +13,12 @@ import torch
 from tasks.active_learning import active_learning
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
+from tasks.labelling.downsampling import downsample
 from tasks.labelling.initial_set import choose_initial_set
-from tasks.labelling.learner import Learner, downsample
+from tasks.labelling.learner import Learner
 from tasks.params import Params, ParamsError
 from tasks.runner import run_step
+from tasks.simulate_labelling import simulate_labelling
 from tasks.statistics.rates import rate_estimate
 from tasks.tracking import Tracker
 from tests.small_workspace import SMALL
@@ -55,14 +57,21 @@ def own_tracking_store(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> N
 
 
 def run(params: Params) -> None:
-    Workspace().active_learning.mkdir(parents=True, exist_ok=True)
-    active_learning(Workspace(), params, Tracker())
+    for step in (simulate_labelling, active_learning):
+        Workspace().step_folder(step.__name__).mkdir(parents=True, exist_ok=True)
+        step(Workspace(), params, Tracker())
+
+
+def run_steps(params: Params) -> None:
+    for step in (simulate_labelling, active_learning):
+        run_step(step, Workspace(), params)
 
 
 def outputs() -> dict[str, str]:
     return {
-        file.relative_to(Workspace().active_learning).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(Workspace().active_learning.rglob("*"))
+        file.relative_to(Workspace().data).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for folder in (Workspace().simulate_labelling, Workspace().active_learning)
+        for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
 
@@ -108,7 +117,7 @@ def test_a_killed_step_resumes_in_its_cycle_and_gives_the_same_bytes(
     params: Callable[..., Params], n_trainings: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = params()
-    run_step(active_learning, Workspace(), settings)
+    run_steps(settings)
     expected = outputs()
     train, finished = Learner.train, []
 
@@ -124,22 +133,22 @@ def test_a_killed_step_resumes_in_its_cycle_and_gives_the_same_bytes(
 
     monkeypatch.setattr(Learner, "train", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_step(active_learning, Workspace(), settings)
+        run_step(simulate_labelling, Workspace(), settings)
     monkeypatch.setattr(Learner, "train", counted)
-    run_step(active_learning, Workspace(), settings)
+    run_steps(settings)
     assert outputs() == expected
     # two seeds with an initial cycle, all labels, and two cycles of two functions; each is trained once
     assert len(finished) == 2 * (1 + 1 + 2 * 2)
-    assert not Workspace().checkpoint_folder("active_learning").exists()
+    assert not Workspace().checkpoint_folder("simulate_labelling").exists()
 
 
 def test_outputs_depend_on_the_seed_alone(params: Callable[..., Params], params_with: Callable[..., Params]) -> None:
-    run_step(active_learning, Workspace(), params(n_seeds=1, n_cycles=1))
+    run_steps(params(n_seeds=1, n_cycles=1))
     first = outputs()
-    run_step(active_learning, Workspace(), params(n_seeds=1, n_cycles=1))
+    run_steps(params(n_seeds=1, n_cycles=1))
     assert outputs() == first
     other = params_with(SMALL | LEARNING | {"active_learning.n_seeds": 1, "active_learning.n_cycles": 1, "seed": 5})
-    run_step(active_learning, Workspace(), other)
+    run_steps(other)
     assert outputs() != first
 
 
@@ -218,8 +227,9 @@ def test_each_acquisition_function_is_tracked_as_a_curve_over_its_cycles_with_a_
             assert all(path.is_file() for path in artifacts)
             tracked[name] = (tags, points, len(artifacts))
 
-    Workspace().active_learning.mkdir(parents=True)
-    active_learning(Workspace(), params(), CurveRecorder())
+    for step in (simulate_labelling, active_learning):
+        Workspace().step_folder(step.__name__).mkdir(parents=True)
+        step(Workspace(), params(), CurveRecorder())
     assert list(tracked) == ["active learning/random", "active learning/entropy"]
     tags, points, n_artifacts = tracked["active learning/entropy"]
     assert tags == {"acquisition": "entropy"}
@@ -314,7 +324,7 @@ def test_an_architecture_that_does_not_accept_the_downsampled_images_is_an_error
 
 def test_training_does_not_depend_on_torchs_global_generator(params: Callable[..., Params]) -> None:
     settings = params(n_seeds=1, n_cycles=1, acquisition_functions=["bald"])
-    run_step(active_learning, Workspace(), settings)
+    run_steps(settings)
     expected = outputs()
     train = Learner.train
 
@@ -324,7 +334,18 @@ def test_training_does_not_depend_on_torchs_global_generator(params: Callable[..
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "train", disturbed)
-        run_step(active_learning, Workspace(), settings)
+        run_steps(settings)
+    assert outputs() == expected
+
+
+def test_the_tables_are_computed_again_without_a_training(
+    params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = params(n_seeds=1, n_cycles=1)
+    run_steps(settings)
+    expected = outputs()
+    monkeypatch.delattr(Learner, "train")
+    run_step(active_learning, Workspace(), settings)
     assert outputs() == expected
 
 

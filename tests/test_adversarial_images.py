@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
-from tasks.records.adversarial_images import load_perturbations, merge_perturbations, quantize, save_perturbations
+from tasks.records.adversarial_images import merge_perturbations, quantize, read_perturbations, save_perturbations
 
 
 def prepared(seed: int = 0) -> Prepared:
@@ -45,7 +45,7 @@ def test_quantized_pixels_differ_by_at_most_one_254th_of_the_largest_change(
     rows, images, adversarial = attacked(data, seed, size)
     path = workspace.perturbation_file("undefended", "pgd", 0.25)
     save_perturbations(path, quantize(data, rows, images, adversarial, "linf"))
-    loaded = load_perturbations(workspace, data, "undefended", "pgd", 0.25)
+    loaded = read_perturbations(workspace, data, path, 0.25)
     assert loaded.rows.tolist() == rows.tolist()
     quantized = loaded.images()
     assert (loaded.images(slice(1, 3)) == quantized[1:3]).all()
@@ -74,7 +74,7 @@ def test_an_unchanged_image_stays_unchanged(workspace: Workspace) -> None:
     images = data.floats(rows)
     path = workspace.perturbation_file("autoencoder", "fgsm", 2)
     save_perturbations(path, quantize(data, rows, images, images.copy(), "linf"))
-    assert (load_perturbations(workspace, data, "autoencoder", "fgsm", 2).images() == images).all()
+    assert (read_perturbations(workspace, data, path, 2).images() == images).all()
 
 
 def test_a_pixel_takes_one_byte_and_equal_images_give_equal_files(tmp_path: Path) -> None:
@@ -112,4 +112,4 @@ def test_merging_parts_gives_the_arrays_of_all_images_in_the_order_of_the_parts(
 
 def test_the_error_about_missing_perturbations_names_the_parameter(workspace: Workspace) -> None:
     with pytest.raises(FileNotFoundError, match=r"attack/.*/pgd-eps4.npz not found: add 4 to attack.saved_eps"):
-        load_perturbations(workspace, prepared(), "undefended", "pgd", 4.0)
+        read_perturbations(workspace, prepared(), workspace.perturbation_file("undefended", "pgd", 4.0), 4.0)

@@ -22,8 +22,8 @@ from tasks.attack import attack
 from tasks.attack_defence import attack_defence
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
+from tasks.outcomes.attack_outputs import read_records, without_reference
 from tasks.params import Params, parse_params
-from tasks.records.tables import read_records, without_reference
 from tasks.tracking import Tracker
 from tests.conftest import with_overrides
 from tests.small_workspace import DEFENCES, SMALL

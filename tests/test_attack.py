@@ -27,11 +27,11 @@ from tasks.defences.targets import load_target
 from tasks.models.autoencoder import build_autoencoder
 from tasks.models.classifier import build_classifier
 from tasks.models.files import save_model
+from tasks.outcomes.attack_outputs import read_minimum_eps, read_records, read_validation_minimum_eps
 from tasks.params import Params, parse_params
-from tasks.records.adversarial_images import load_perturbations
+from tasks.records.adversarial_images import read_perturbations
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.scores import entropy, margin
-from tasks.records.tables import read_minimum_eps, read_records, read_validation_minimum_eps
 from tasks.records.vocabulary import SUITE_DOUBLED
 from tasks.statistics.groups import effective_groups
 from tasks.tracking import Tracker
@@ -256,7 +256,7 @@ def test_records_equal_the_predictions_of_the_target_on_the_saved_adversarial_im
         ("autoencoder", "transfer", "undefended"),
         ("autoencoder", "adaptive", "autoencoder"),
     ):
-        perturbations = load_perturbations(attacked, data, surrogate, "pgd", 4)
+        perturbations = read_perturbations(attacked, data, attacked.perturbation_file(surrogate, "pgd", 4), 4)
         rows, adversarial = perturbations.rows, perturbations.images()
         group = by_point.loc[(target, threat_model, "pgd", 4.0)]
         logits = np.stack(group["logits"])

@@ -8,9 +8,9 @@ import pytest
 
 from tasks.evaluation.check_inputs import CheckInputs
 from tasks.evaluation.checks import CHECKS, CheckResult, run_checks
+from tasks.outcomes.worst_case import worst_case_outcomes
 from tasks.records.expected import EXPECTED
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.worst_case import worst_case_outcomes
 from tests.conftest import ROOT
 from tests.plausible_attack import diagnostics_in, minimum_eps_in
 
@@ -186,7 +186,7 @@ def test_without_both_attacks_the_comparison_is_said_to_be_missing() -> None:
 
 
 @pytest.mark.parametrize(("largest", "status"), [(4, "WARN"), (8, "FAIL")])
-def test_a_bare_classifier_that_does_not_fall_is_reported(largest: float, status: str) -> None:
+def test_an_undefended_classifier_that_does_not_fall_is_reported(largest: float, status: str) -> None:
     curves = {curve: dict.fromkeys([0], 1.0) if curve[2] == "clean" else {largest: 0.3} for curve in SOUND}
     check = outcome(curves)[BARE, "positive_control"]
     assert (check.status, check.value) == (status, pytest.approx(0.3))
@@ -336,7 +336,7 @@ def test_transfer_from_an_independent_surrogate_that_is_stronger_than_adaptive_i
     assert "pgd_from_cnn-1 at eps 1" in check.explanation
 
 
-def test_transfer_from_an_independent_surrogate_is_no_transfer_from_the_bare_classifier() -> None:
+def test_transfer_from_an_independent_surrogate_is_no_transfer_from_the_undefended_classifier() -> None:
     broken = {(DEFENDED, "transfer", "pgd from cnn-1"): {1: 0.0, 4: 0.0}}
     assert outcome(SOUND | broken)[DEFENDED, "adaptive_advantage"] == outcome(SOUND)[DEFENDED, "adaptive_advantage"]
 
@@ -498,6 +498,16 @@ def test_without_attacks_that_see_no_gradients_nothing_is_said_of_masking() -> N
     assert (check.status, check.value) == ("WARN", None)
 
 
+def test_gradients_of_surrogates_are_not_checked_as_those_of_the_target() -> None:
+    left_out = {"gradients", "gradient_agreement"}
+    before, after = (
+        {check.key for check in run_checks(inputs_of(SOUND), NO_LEAKAGE, has_gradients=known)}
+        for known in (True, False)
+    )
+    assert left_out < before
+    assert after == before - left_out
+
+
 def test_each_check_is_documented_with_when_what_and_what_to_do() -> None:
     text = (ROOT / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
     sections = dict(part.partition("\n")[::2] for part in text.split("\n## ")[1:])
@@ -521,7 +531,7 @@ def test_a_defence_that_is_not_above_a_constant_predictor_fails() -> None:
     at_chance = {(DEFENDED, "adaptive", attack): {1: 0.5, 4: 0.0} for attack in ATTACKS}
     check = outcome(SOUND | at_chance)[DEFENDED, "constant"]
     assert (check.status, check.value) == ("FAIL", pytest.approx(0))
-    assert "that of a constant prediction 50.0 %; significantly above it at eps none" in check.explanation
+    assert "that of a constant prediction 50.0 %; the 95 % interval is above it at eps none" in check.explanation
 
 
 @pytest.mark.parametrize(("n_more", "status"), [(1, "PASS"), (2, "FAIL")])
@@ -532,7 +542,7 @@ def test_an_attack_of_art_that_breaks_more_than_one_image_more_fails(n_more: int
     assert "pgd at eps 1" in check.explanation
 
 
-def test_black_box_attacks_that_leave_most_of_the_bare_classifier_have_no_power() -> None:
+def test_black_box_attacks_that_leave_most_of_the_undefended_classifier_have_no_power() -> None:
     def weak(records: pd.DataFrame) -> pd.DataFrame:
         found = searched(records)
         # Square breaks nothing at all

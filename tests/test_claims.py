@@ -12,10 +12,10 @@ from tasks.analysis.claim_measures import Claim
 from tasks.analysis.claims import at_comparison_point, judge_claims
 from tasks.analysis.feature_overlap import overlap
 from tasks.analysis.tables import estimate_rows
+from tasks.outcomes.convergence import convergence_table, unconverged_eps
+from tasks.outcomes.worst_case import worst_case_outcomes
 from tasks.params import ClaimBounds, Defence
-from tasks.records.convergence import convergence_table, unconverged_eps
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.worst_case import worst_case_outcomes
 from tasks.statistics.intervals import Estimate, best_of
 from tests.conftest import VALUES
 
@@ -291,13 +291,13 @@ def test_a_defence_can_fail_to_restore_accuracy_or_be_not_broken_by_these_attack
     assert (adaptive.result, adaptive.value) == ("holds", pytest.approx(0))
 
 
-def test_the_restored_fraction_is_of_the_accuracy_that_the_bare_classifier_has_lost() -> None:
+def test_the_restored_fraction_is_of_the_accuracy_that_the_undefended_classifier_has_lost() -> None:
     found = claims(records=records(0.95, 0.6, 0.9, 0.67))
     assert found["restoration/autoencoder/transfer"].value == pytest.approx(30 / 35)
     assert found["restoration/autoencoder/adaptive"].value == pytest.approx(7 / 35)
 
 
-def test_a_defence_fails_to_restore_accuracy_only_if_the_attack_on_the_bare_classifier_has_converged() -> None:
+def test_a_defence_fails_to_restore_accuracy_only_if_the_attack_on_the_undefended_classifier_has_converged() -> None:
     # the second has no doubled stage, so its convergence is unknown
     for unconverged in ({"undefended": [1.0]}, {}):
         found = claims(unconverged=unconverged)

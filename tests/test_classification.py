@@ -155,12 +155,12 @@ def test_entropy_histograms_are_split_by_correctness_and_end_at_the_maximum() ->
     logits = np.array([[0, 0], [0, 0], [60, 0], [60, 0]])
     records = pd.concat([records_at(point, labels, logits) for point in (CLEAN, pgd(1.0))])
     records["entropy"] += np.where(records["entropy"] > 0.1, 1e-12, 0)
-    table = entropy_table(records, n_bins=4)
+    table = entropy_table(records)
     at_one = table[table["eps"] == 1]
-    assert at_one["lower_edge"].tolist() == pytest.approx(np.arange(4) / 4 * np.log(2))
-    assert at_one["upper_edge"].tolist() == pytest.approx(np.arange(1, 5) / 4 * np.log(2))
-    assert at_one["n_correct"].tolist() == [1, 0, 0, 1]
-    assert at_one["n_misclassified"].tolist() == [1, 0, 0, 1]
+    assert at_one["lower_edge"].tolist() == pytest.approx(np.arange(20) / 20 * np.log(2))
+    assert at_one["upper_edge"].tolist() == pytest.approx(np.arange(1, 21) / 20 * np.log(2))
+    assert at_one["n_correct"].tolist() == [1, *[0] * 18, 1]
+    assert at_one["n_misclassified"].tolist() == [1, *[0] * 18, 1]
 
 
 def test_the_area_is_the_mean_accuracy_over_octaves() -> None:

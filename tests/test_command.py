@@ -1,6 +1,7 @@
 """Flows on the command line: signals, and proxies."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -94,6 +95,49 @@ def test_a_flow_ends_soon_after_ctrl_c_with_one_message(stop_timeout: float, tmp
         assert process.communicate(timeout=60)[1] == "Ended by SIGINT. Finished steps are kept; the next run resumes.\n"
         assert process.returncode == 128 + signal.SIGINT
         child.wait(60)
+
+
+FAILED = """
+from pathlib import Path
+import numpy
+from prefect.states import Failed
+from flows.command import run_flow
+from tasks.params import load_params
+
+class Flow:
+    name = "example"
+
+    def validate_parameters(self, parameters):
+        pass
+
+    def __call__(self, return_state):
+        try:
+            CAUSE
+        except ValueError as error:
+            return Failed(data=error)
+
+run_flow(Flow())
+"""
+
+
+@pytest.mark.parametrize(
+    ("cause", "printed"),
+    [
+        ("load_params(Path('absent.yaml'))", r"example: absent\.yaml[^\n]*\n"),
+        ("numpy.zeros(2).reshape(3)", r"Traceback \(most recent call last\):\n.*\nexample: cannot reshape array.*\n"),
+    ],
+    ids=["a message of the project", "an error inside a library"],
+)
+def test_a_failed_flow_prints_its_message_and_the_traceback_of_an_error_inside_a_library(
+    cause: str, printed: str, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("CT_ROBUSTNESS_TRACEBACK", None)
+    command = [sys.executable, "-c", FAILED.replace("CAUSE", cause)]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert re.fullmatch(printed, ended.stderr, re.DOTALL), ended.stderr
 
 
 def test_servers_on_this_machine_are_not_asked_through_a_proxy() -> None:

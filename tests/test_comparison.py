@@ -13,8 +13,8 @@ from tasks.evaluation.comparison import (
 )
 from tasks.evaluation.selection import validation_table
 from tasks.evaluation.worst_case_table import constant_accuracy, worst_case_table
+from tasks.outcomes.worst_case import worst_case_outcomes
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.worst_case import worst_case_outcomes
 from tests.plausible_attack import minimum_eps_in
 from tests.test_robustness import CLEAN, LABELS, NONE, records_of
 
@@ -81,7 +81,7 @@ def at(table: pd.DataFrame, threat_model: str, eps: float, point: str = "as_trai
     return table[is_wanted].set_index("target")
 
 
-def test_a_gain_counts_above_a_constant_prediction_if_this_is_better_than_the_bare_classifier(
+def test_a_gain_counts_above_a_constant_prediction_if_this_is_better_than_the_undefended_classifier(
     table: pd.DataFrame,
 ) -> None:
     # at eps 2 the undefended classifier has no correct image, and a constant prediction has one half

@@ -1,6 +1,7 @@
 """The contracts of the architecture: one truth for stages, steps, flow tasks, imports and parameters."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -19,13 +20,19 @@ from tests.changed import imported_modules
 from tests.conftest import ROOT, VALUES
 
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-TRAININGS = ("train_classifier", "train_surrogates", "train_autoencoder", "train_defence")
+TRAININGS = ("train_classifier", "train_surrogates", "train_autoencoder", "train_defence", "simulate_labelling")
+ATTACKS = ("attack", "attack_defence")
+LATE = tuple(f"tasks/{name}/" for name in ("outcomes", "statistics", "analysis", "evaluation", "serving", "reporting"))
+"""Packages of tables, statistics and the report. A change there makes no training and no attack stale."""
 
 CANNOT_CHANGE_AN_OUTPUT = {
     "tasks/__init__.py": "holds a docstring",
     **{
         f"tasks/params/{name}.py": "DVC compares the values that a stage uses"
-        for name in ("__init__", "classifier", "defences", "images", "params", "section")
+        for name in (
+            *("__init__", "active_learning", "analyze", "attack", "classifier", "defences", "images", "params"),
+            *("reading", "renamed", "section", "training"),
+        )
     },
     "tasks/params/names.py": "puts an apostrophe before formulas, which only names and texts of the user can be",
     "tasks/core/checkpoints.py": "a resumed step computes the same bytes",
@@ -134,10 +141,83 @@ def test_the_deps_of_a_stage_cover_every_local_module_that_its_code_imports(name
     assert [dep for dep in deps if not any(path.is_relative_to(dep) for path in imported)] == []
 
 
-def test_tables_statistics_and_the_report_make_no_training_and_no_attack_stale() -> None:
-    late = ("tasks/evaluation", "tasks/statistics", "tasks/analysis", "tasks/reporting", "tasks/labelling")
-    for name in (*TRAININGS, "attack", "attack_defence"):
-        assert not [dep for dep in STAGES[name]["deps"] if dep.startswith(late)]
+LOAD = """
+import importlib, json, sys
+loaded = {}
+for name in sys.argv[1:]:
+    for module in [each for each in sys.modules if each.partition(".")[0] == "tasks"]:
+        del sys.modules[module]
+    importlib.import_module(f"tasks.{name}")
+    loaded[name] = [each.__file__ for key, each in sys.modules.items() if key.partition(".")[0] == "tasks"]
+print(json.dumps(loaded))
+"""
+"""Program that imports steps, one after the other, and prints the files of ``tasks/`` that Python loads with each."""
+
+
+@pytest.fixture(scope="module")
+def loaded_files() -> dict[str, set[str]]:
+    """Files of ``tasks/`` that Python loads with each training and attack step, before the step is called."""
+    command = [sys.executable, "-c", LOAD, *TRAININGS, *ATTACKS]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    files = json.loads(printed.splitlines()[-1])
+    return {
+        name: {Path(file).relative_to(ROOT).as_posix() for file in of_step if file} for name, of_step in files.items()
+    }
+
+
+def imported_files(name: str) -> set[str]:
+    """Files of ``tasks/`` that the code of a step imports, functions' imports included."""
+    return {path.relative_to(ROOT).as_posix() for path in local_imports(ROOT / "tasks" / f"{name}.py")}
+
+
+@pytest.mark.parametrize("name", [*TRAININGS, *ATTACKS])
+def test_the_deps_of_a_training_or_an_attack_cover_every_module_that_it_loads(
+    name: str, loaded_files: dict[str, set[str]]
+) -> None:
+    deps = [Path(dep) for dep in STAGES[name]["deps"]]
+    assert f"tasks/{name}.py" in loaded_files[name]
+    with_code = [file for file in loaded_files[name] if len(ast.parse((ROOT / file).read_text()).body) > 1]
+    needed = sorted(set(with_code) - CANNOT_CHANGE_AN_OUTPUT.keys())
+    assert [file for file in needed if not any(Path(file).is_relative_to(dep) for dep in deps)] == []
+
+
+@pytest.mark.parametrize("name", [*TRAININGS, *ATTACKS])
+def test_tables_statistics_and_the_report_make_no_training_and_no_attack_stale(
+    name: str, loaded_files: dict[str, set[str]]
+) -> None:
+    deps = [dep for dep in STAGES[name]["deps"] if f"{dep}/".startswith(LATE)]
+    files = [file for file in sorted(loaded_files[name] | imported_files(name)) if file.startswith(LATE)]
+    assert (deps, files) == ([], [])
+    assert "report" not in own_params(name)
+
+
+def test_records_have_only_what_attacks_use() -> None:
+    """Readers and names that only tables and the report use are in ``tasks/outcomes/``."""
+    files = sorted(set().union(*map(imported_files, ATTACKS)))
+    own = [file.relative_to(ROOT).as_posix() for file in sorted((ROOT / "tasks" / "records").glob("[!_]*.py"))]
+    assert set(own) <= set(files)
+    trees = {file: ast.parse((ROOT / file).read_text(encoding="utf-8")) for file in files}
+    used = {name for tree in trees.values() for node in ast.walk(tree) if (name := used_name(node))}
+    unused = [(file, name) for file in own for name in defined_names(trees[file]) if name not in used]
+    assert unused == []
+
+
+def used_name(node: ast.AST) -> str:
+    """Name that a node reads; empty for other nodes."""
+    return node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else ""
+
+
+def defined_names(module: ast.Module) -> set[str]:
+    """Names of the functions, classes and constants of a module."""
+    stored = {
+        each.id
+        for node in module.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        for each in ast.walk(target)
+        if isinstance(each, ast.Name)
+    }
+    return stored | {node.name for node in module.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def test_an_attack_method_that_no_training_uses_makes_no_training_stale() -> None:
@@ -197,7 +277,7 @@ def test_step_params_are_the_params_of_the_stage_in_dvc_yaml(name: str) -> None:
     assert list(STEP_PARAMS[name]) == own_params(name)
 
 
-@pytest.mark.parametrize("name", [*TRAININGS, "attack", "attack_defence"])
+@pytest.mark.parametrize("name", [*TRAININGS, *ATTACKS])
 def test_a_new_version_of_a_library_makes_trainings_and_attacks_stale(name: str) -> None:
     environment = YAML(typ="safe").load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
     (listed,) = [entry["environment.yaml"] for entry in STAGES[name]["params"] if isinstance(entry, dict)]

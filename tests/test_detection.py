@@ -69,28 +69,28 @@ def test_a_long_curve_is_reduced_to_points_of_the_exact_curve(shift: float) -> N
 
 
 @given(SCORES, st.floats(0, 0.99))
-def test_at_most_the_given_share_lies_above_the_threshold(clean: np.ndarray, rate: float) -> None:
+def test_at_most_the_given_fraction_lies_above_the_threshold(clean: np.ndarray, rate: float) -> None:
     threshold = threshold_at(clean, rate)
     assert (clean > threshold).mean() <= rate + 1e-9
-    # more than the share would be above the next smaller score
+    # more than the fraction would be above the next smaller score
     if (smaller := clean[clean < threshold]).size:
         assert (clean > smaller.max()).mean() > rate
 
 
 @pytest.mark.parametrize(("n", "rate", "n_above"), [(100, 0.05, 5), (100, 0.29, 29), (99, 0.05, 4), (10, 0.05, 0)])
-def test_without_ties_the_whole_share_is_flagged(n: int, rate: float, n_above: int) -> None:
+def test_without_ties_the_whole_fraction_is_flagged(n: int, rate: float, n_above: int) -> None:
     scores = np.random.default_rng(0).permutation(n).astype(float)
     assert (scores > threshold_at(scores, rate)).sum() == n_above
 
 
 def test_ties_at_the_threshold_are_not_flagged() -> None:
     scores = np.repeat([0.0, 1.0], [90, 10])
-    assert threshold_at(scores) == 1
+    assert threshold_at(scores, 0.05) == 1
     assert threshold_at(scores, 0.1) == 0
 
 
 def test_a_nan_validation_score_gives_a_nan_threshold() -> None:
-    assert np.isnan(threshold_at(np.array([1.0, NAN])))
+    assert np.isnan(threshold_at(np.array([1.0, NAN]), 0.05))
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1, NAN])
@@ -101,7 +101,7 @@ def test_false_positive_rates_outside_the_range_raise_an_error(rate: float) -> N
 
 def test_a_threshold_without_validation_images_raises_an_error() -> None:
     with pytest.raises(ValueError, match="no validation images"):
-        threshold_at(np.empty(0))
+        threshold_at(np.empty(0), 0.05)
 
 
 def test_rates_and_areas_of_a_known_detector() -> None:
@@ -205,6 +205,17 @@ def test_a_detector_rejects_images_above_the_threshold_of_the_validation_images(
     assert behind[["clean_rejection_rate", "adversarial_rejection_rate", "n_accepted"]].tolist() == [2 / 4, 3 / 4, 1]
     assert behind[["clean_accepted_accuracy", "accepted_accuracy", "undetected_error_rate"]].tolist() == [1, 1, 0]
     assert (rows["adversarial_rejection_rate"].diff().dropna() >= 0).all()
+
+
+def test_every_rate_behind_a_detector_has_an_interval_by_group() -> None:
+    draws = np.random.default_rng(0)
+    scores, correct = draws.normal(size=(3, 60)), draws.random((2, 60)) < 0.7
+    rows = rejection_rows(scores[0], scores[1] + 1, *correct, scores[2], np.arange(60) // 2)
+    rates = [name for name in rows if name.endswith(("_rate", "_accuracy")) and not name.startswith("nominal")]
+    assert len(rates) == 5
+    for name in rates:
+        below, above = rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]
+        assert ((below >= 0) & (above >= 0) & (below + above > 0)).all()
 
 
 def test_accuracy_is_undefined_behind_a_detector_that_rejects_all_images() -> None:

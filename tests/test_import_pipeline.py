@@ -93,7 +93,7 @@ def test_a_classifier_with_gradients_is_imported_attacked_and_trained_further(
     first = {path.name: path.read_bytes() for path in workspace.train_classifier.rglob("*") if path.is_file()}
     run_step(train_classifier, workspace, params)
     assert first == {path.name: path.read_bytes() for path in workspace.train_classifier.rglob("*") if path.is_file()}
-    assert [check.status for check in import_checks(workspace.parity)] == ["WARN"]
+    assert [check.status for check in import_checks(json.loads(workspace.parity.read_text()))] == ["WARN"]
 
     run_step(attack, workspace, params)
     records = pd.read_parquet(workspace.records("undefended"))
@@ -119,7 +119,7 @@ def test_a_classifier_that_is_only_queried_is_attacked_with_the_gradients_of_sur
     workspace = toy(small_workspace, tmp_path)
     params = parameters(source="maite", factory="ours:scores")
     run_step(train_classifier, workspace, params)
-    checks = {check.key: check for check in import_checks(workspace.parity)}
+    checks = {check.key: check for check in import_checks(json.loads(workspace.parity.read_text()))}
     assert checks["white_box_access"].status == "WARN"
     assert "no attack uses its gradients" in checks["white_box_access"].explanation
     run_step(attack, workspace, params)

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.labelling.label_efficiency import efficiency_tables
-from tasks.labelling.learning_curves import curve_table, cycle_table
+from tasks.evaluation.label_efficiency import efficiency_tables
+from tasks.evaluation.learning_curves import curve_table, cycle_table
 from tasks.reporting.sections.active_learning import learners_at_chance
 from tasks.statistics.rates import rate_estimate
 

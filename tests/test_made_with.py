@@ -17,8 +17,8 @@ from tasks.attack_defence import attack_defence
 from tasks.attacks.surrogates import load_surrogates
 from tasks.core.workspace import Workspace
 from tasks.defences.targets import load_target
+from tasks.outcomes.attack_outputs import read_records
 from tasks.params import Params
-from tasks.records.tables import read_records
 from tasks.runner import run_step
 from tasks.tracking import Tracker
 from tasks.train_classifier import train_classifier
@@ -116,6 +116,21 @@ def test_a_step_is_refused_if_the_images_were_prepared_for_other_classes(
         run_step(train_autoencoder, workspace, params)
     run_step(prepare, workspace, params)
     assert len(ran) == 2
+
+
+@pytest.mark.parametrize("version", [0, None], ids=["another version", "before the first version"])
+def test_outputs_of_another_version_are_refused(
+    version: int | None, workspace: Workspace, params_with: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    shutil.copy(ROOT / "dvc.yaml", workspace.root)
+    change_prepared(workspace, schema_version=version)
+
+    def train_autoencoder(workspace: Workspace, params: Params, tracker: Tracker) -> None:
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=rf"has the schema_version {version}, and only 1 is supported\. .*dvc repro$"):
+        run_step(train_autoencoder, workspace, params_with(TRAINED))
 
 
 def test_an_imported_classifier_is_refused_for_another_positive_class(workspace: Workspace) -> None:

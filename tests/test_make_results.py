@@ -18,11 +18,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from docs import RESULTS, make_results
-from docs.keep_results import FILES, MANIFEST, manifest_problems, merged
+from docs.keep_results import FILES, MANIFEST, merged
 from docs.make_results import call, choose_runs, set_up
 from docs.seeds_table import balanced_over_seeds, seeds_table
 from tasks.core.workspace import Workspace
 from tasks.reporting.results import read_json
+from tests.archives import manifest_problems
 from tests.conftest import ROOT, VALUES
 
 TABLES = ["active-learning", "choice", "covid-ct", "honest", "honest-seeds", "study-50-50", "study-80-20"]
@@ -99,6 +100,13 @@ def test_every_published_table_has_valid_parameters(tmp_path: Path) -> None:
     }
     assert {run.name: Path(run.params.acquire.folder).name for run in runs}["covid-ct-patient"] == "b"
     assert {run.params.acquire.source for run in runs} == {"folder"}
+
+
+def test_a_run_of_a_table_is_chosen_by_its_name(tmp_path: Path) -> None:
+    for name in ("CT_COVID", "CT_NonCOVID", "COVID", "non-COVID"):
+        (tmp_path / name).mkdir()
+    runs = choose_runs(ROOT / RESULTS, ["covid-ct-stratified", "choice", "covid-ct-stratified"], [tmp_path], [])
+    assert [(run.table, run.name) for run in runs] == [("covid-ct", "covid-ct-stratified"), ("choice", "choice")]
 
 
 def test_a_wrong_table_or_folder_is_refused_before_any_work(tmp_path: Path) -> None:

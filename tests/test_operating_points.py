@@ -14,7 +14,8 @@ from tasks.defences.operating_points import (
     sensitivity_biases,
 )
 from tasks.defences.shifted import Shifted
-from tasks.records.operating_points import OperatingPoint, parse_operating_points, write_operating_points
+from tasks.outcomes.attack_outputs import parse_operating_points
+from tasks.records.operating_points import OperatingPoint, write_operating_points
 from tasks.statistics import groups as groups_of_statistics
 
 

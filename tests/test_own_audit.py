@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from flows.attack_limits import max_gradients
 from flows.audit import main
 from flows.audit_forecast import Costs, duration, forecast, forecast_text, has_autoencoder
 from flows.audit_options import audit_params, change_value, classifier_section, command_line
 from flows.audit_run import AUDITS, MISSED, Thresholds, describe_result, missed_thresholds
 from flows.own_audit import write_workspace
-from tasks.attacks.effort import EFFORTS, doubled, max_gradients
+from tasks.attacks.effort import EFFORTS, doubled
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params

@@ -186,18 +186,22 @@ def named(case: Case, images: Tensor, paths: list[Path]) -> str:
     return cause.name if cause else "unknown"
 
 
+def remove_dropout(network: nn.Module) -> None:
+    """A random output has no reference."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_each_mistake_is_named_from_20_reference_outputs(mistake: str, network: str, pictures: list[Path]) -> None:
     images = stretched(pictures)
     net = network_of(network, normalised(images))
     if mistake == "training mode":
-        for module in net.modules():
-            # a random output has no reference
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            if isinstance(module, nn.MultiheadAttention):
-                module.dropout = 0.0
+        remove_dropout(net)
     case = mistaken((mistake,), net, pictures)
     with pytest.raises(ValueError, match=r"Most likely cause: "):
         check_parity(case[0], images, Reference([str(path) for path in pictures], case[1]), pictures)
@@ -224,7 +228,7 @@ def test_outputs_of_another_classifier_for_grey_images_get_no_name(pictures: lis
 
 PAIRS = [
     pair
-    for pair in combinations([name for name in MISTAKES if name != "training mode"], 2)
+    for pair in combinations(MISTAKES, 2)
     # both are about the same numbers, or about the same step
     if set(pair) != {"missing mean and std", "wrong mean and std"}
     and set(pair) != {"resize", "crop instead of stretch"}
@@ -240,9 +244,12 @@ PAIRS = [
     ],
 )
 def test_two_mistakes_at_once_get_no_name(pair: tuple[str, str], pictures: list[Path]) -> None:
-    images = stretched(pictures)
-    case = mistaken(pair, network_of("conv", normalised(images)), pictures)
-    assert named(case, images, pictures) == "unknown"
+    images, is_trained = stretched(pictures), "training mode" in pair
+    # batch normalisation in training mode hides some second mistakes of this network
+    network = network_of("patches" if is_trained else "conv", normalised(images))
+    if is_trained:
+        remove_dropout(network)
+    assert named(mistaken(pair, network, pictures), images, pictures) == "unknown"
 
 
 Right = tuple[ImportedClassifier, np.ndarray, Tensor]

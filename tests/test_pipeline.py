@@ -17,8 +17,8 @@ from tests.two_steps import init_dvc_without_git
 
 STEPS = [
     *("check_params", "acquire", "validate", "prepare", "train_classifier", "train_surrogates", "train_autoencoder"),
-    *("train_defence@autoencoder", "train_defence@retrained_autoencoder", "active_learning", "attack"),
-    *("attack_defence@autoencoder", "attack_defence@retrained_autoencoder", "evaluate", "analyze", "report"),
+    *("train_defence@autoencoder", "train_defence@retrained_autoencoder", "simulate_labelling", "active_learning"),
+    *("attack", "attack_defence@autoencoder", "attack_defence@retrained_autoencoder", "evaluate", "analyze", "report"),
 ]
 
 TRAINING = ["train_autoencoder", "train_classifier", "train_defence@retrained_autoencoder"]

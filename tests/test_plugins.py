@@ -150,10 +150,10 @@ def test_a_random_purifier_is_averaged_and_known_to_be_random(workspace: Workspa
     assert len(random_modules(target)) == 1
 
 
-def test_a_classifier_gets_the_bare_classifier(workspace: Workspace) -> None:
+def test_a_classifier_gets_the_undefended_classifier(workspace: Workspace) -> None:
     images, target = torch.rand(3, 1, 32, 32), built(workspace, "flipped")
-    bare = load_target(workspace, "undefended", CPU)
-    torch.testing.assert_close(target(images), (bare(images) + bare(images.flip(3))) / 2)
+    undefended = load_target(workspace, "undefended", CPU)
+    torch.testing.assert_close(target(images), (undefended(images) + undefended(images.flip(3))) / 2)
 
 
 def test_a_wrong_output_is_refused(workspace: Workspace) -> None:

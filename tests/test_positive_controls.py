@@ -138,7 +138,7 @@ def test_an_iterated_attack_that_is_weaker_in_a_larger_ball_fails(target: str, a
 
 
 @pytest.mark.parametrize(("accuracy", "status"), [(1.0, "NO POWER"), (0.51, "NO POWER"), (0.5, "PASS")])
-def test_transfer_that_hardly_breaks_the_bare_classifier_has_no_power(accuracy: float, status: str) -> None:
+def test_transfer_that_hardly_breaks_the_undefended_classifier_has_no_power(accuracy: float, status: str) -> None:
     # white-box attacks leave 0 % at eps 4
     known = {(BARE, "transfer", "pgd from cnn-1"): {1: 1.0, 4: accuracy}}
     check = outcome(SOUND | known)[BARE, "transfer_vs_adaptive"]
@@ -146,7 +146,7 @@ def test_transfer_that_hardly_breaks_the_bare_classifier_has_no_power(accuracy: 
     assert f"by surrogate: cnn-1 {100 * accuracy:.1f} %" in check.explanation
 
 
-def test_transfer_has_no_power_where_no_eps_breaks_the_bare_classifier() -> None:
+def test_transfer_has_no_power_where_no_eps_breaks_the_undefended_classifier() -> None:
     weak = {(BARE, "adaptive", attack): {1: 0.5, 4: 0.2} for attack in ATTACKS}
     check = outcome(SOUND | weak)[DEFENDED, "transfer_vs_adaptive"]
     assert check.status == "NO POWER"

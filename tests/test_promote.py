@@ -16,8 +16,9 @@ from flows.promote import PROMOTION, promote, settle
 from tasks.core.files import write_json
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
+from tasks.outcomes.attack_outputs import parse_operating_points
 from tasks.params import Params, parse_params
-from tasks.records.operating_points import OperatingPoint, parse_operating_points, write_operating_points
+from tasks.records.operating_points import OperatingPoint, write_operating_points
 from tasks.serving import registry
 from tasks.serving.promotion import compare, outcomes_of
 from tasks.serving.registry import CANDIDATE, CHAMPION, Registered

@@ -21,11 +21,11 @@ from tasks.core.checkpoints import Checkpoints
 from tasks.dataset.prepared import Prepared
 from tasks.defences.purified import Purified
 from tasks.defences.randomness import MIN_EOT_DRAWS, AveragedPredictions, RandomModule, as_attacked, with_fixed_draws
+from tasks.outcomes.worst_case import worst_case_outcomes
 from tasks.params import Params
 from tasks.records.expected import EXPECTED, FRESH
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import CLEAN, PGD_FIXED_DRAWS
-from tasks.records.worst_case import worst_case_outcomes
 from tests.conftest import set_small_effort
 from tests.every_target import TARGETS, build_target
 from tests.nets import SIDE, Linear, RandomLabels

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from tasks.core.workspace import Workspace
+from tasks.outcomes.attack_outputs import read_records
 from tasks.records.perturbation_norms import ball_excess, check_adversarial, perturbation_norms
-from tasks.records.tables import build_records, read_records, schema, write_records
+from tasks.records.tables import build_records, schema, write_records
 
 CURVE = {"target": "autoencoder", "threat_model": "adaptive", "attack": "pgd", "norm": "linf"}
 

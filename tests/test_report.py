@@ -23,8 +23,8 @@ from tasks.attacks.effort import EFFORTS
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
 from tasks.evaluation.subgroups import subgroup_table
+from tasks.outcomes.names import unit_of
 from tasks.params import Params, Report, parse_params
-from tasks.records.vocabulary import unit_of
 from tasks.report import report
 from tasks.reporting import page
 from tasks.reporting.drawings import IMAGES, render
@@ -210,7 +210,7 @@ def test_tables_show_every_accuracy_with_its_interval_and_after_rounding_to_8_bi
     assert "No independent surrogate was used." in text
     rows = table[(table["attack"] == "pgd") & (table["eps"] == 4)].to_dict("records")
     assert [round(60 * row["accuracy"]) for row in rows] == [0, 30, 0, 51, 3]
-    assert "4 " + " ".join(f"{with_interval(row)} {percent(row['accuracy_8bit'])}" for row in rows) in text
+    assert "4 " + " ".join(f"{with_interval(row)} {with_interval(row, 'accuracy_8bit')}" for row in rows) in text
 
 
 def test_class_names_and_paths_are_escaped(html: str) -> None:

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from docs import RESULTS, keep_results, write_tables
 from tasks.core.workspace import Workspace
 from tasks.params import ParamsError, load_params
+from tests.archives import manifest_problems
 from tests.conftest import ROOT, VALUES
 from tests.two_steps import init_dvc_without_git
 
@@ -126,7 +127,7 @@ def test_an_interrupted_archive_is_known_as_incomplete(
 ) -> None:
     folder = archive(workspace)
     kept = shutil.copytree(folder, tmp_path / "kept")
-    assert not [each for each in keep_results.manifest_problems(folder.parent) if "incomplete" in each]
+    assert not [each for each in manifest_problems(folder.parent) if "incomplete" in each]
     copied, copy = [], shutil.copyfile
 
     def interrupt(source: Path, target: Path, **options: Any) -> None:
@@ -137,7 +138,7 @@ def test_an_interrupted_archive_is_known_as_incomplete(
     monkeypatch.setattr(shutil, "copyfile", interrupt)
     with pytest.raises(KeyboardInterrupt):
         archive(workspace) if how == "archived" else keep_results.copy_archive(kept, folder)
-    problems = keep_results.manifest_problems(folder.parent)
+    problems = manifest_problems(folder.parent)
     assert "run: incomplete, its writing was interrupted. Archive the results again" in problems
 
 

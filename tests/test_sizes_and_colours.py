@@ -232,7 +232,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Params
         *(("train_defence", defence) for defence in defences),
         ("attack",),
         *(("attack_defence", defence) for defence in defences),
-        *((step,) for step in ("evaluate", "analyze", "active_learning", "report")),
+        *((step,) for step in ("evaluate", "analyze", "simulate_labelling", "active_learning", "report")),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

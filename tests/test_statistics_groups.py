@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from tasks.statistics.auroc import auroc_estimate, auroc_without_blocks
+from tasks.statistics.auroc import auroc_without_blocks
 from tasks.statistics.groups import (
     MAX_BLOCKS,
     GroupJackknife,
@@ -167,27 +167,6 @@ def test_auroc_without_each_group_equals_that_of_scikit_learn(images: list[tuple
             assert np.isnan(found)
         else:
             assert found == pytest.approx(roc_auc_score(positive[kept], scores[kept]))
-
-
-def test_perfect_scores_have_an_auroc_with_an_interval_of_the_smaller_class() -> None:
-    groups = np.repeat(np.arange(30), 4)
-    positive = groups < 10
-    share, jackknife = 1 - 0.025 ** (1 / 10), GroupJackknife(groups)
-    assert auroc_estimate(positive.astype(float), positive, jackknife) == pytest.approx((1, 1 - share, 1))
-    assert auroc_estimate(-positive.astype(float), positive, jackknife) == pytest.approx((0, 0, share))
-
-
-def test_equal_scores_of_all_images_have_no_auroc() -> None:
-    groups = np.repeat(np.arange(30), 4)
-    assert np.isnan(auroc_estimate(np.zeros(120), groups < 10, GroupJackknife(groups))).all()
-
-
-def test_auroc_is_nan_for_one_class_and_has_no_interval_for_few_groups_of_a_class() -> None:
-    groups = np.arange(30)
-    assert np.isnan(auroc_estimate(np.arange(30.0), groups >= 0, GroupJackknife(groups))).all()
-    value, low, high = auroc_estimate(np.arange(30.0), groups >= 26, GroupJackknife(groups))
-    assert value == 1
-    assert np.isnan([low, high]).all()
 
 
 def test_a_p_value_agrees_with_its_interval_and_is_larger_with_few_groups() -> None:

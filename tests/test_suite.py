@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flows.attack_limits import max_gradients, max_queries, n_losses
 from tasks.attacks.batch import AttackBatch, MinimumEps
-from tasks.attacks.effort import EFFORTS, STAGES, Stage, doubled, max_gradients, max_queries, n_losses
+from tasks.attacks.effort import EFFORTS, STAGES, Stage, doubled
 from tasks.attacks.gradient.norm_ball import NormBall
 from tasks.attacks.suite import run_stage
 from tasks.attacks.sweep import repeat_sweep, run_sweep

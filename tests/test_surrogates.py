@@ -21,11 +21,11 @@ from tasks.core.workspace import Workspace
 from tasks.models.classifier import build_classifier
 from tasks.models.files import copy_model, load_build_arguments, save_model
 from tasks.models.loading import load_classifier
-from tasks.models.seeding import build_seeded
+from tasks.models.seeding import build_seeded, surrogate_seed
+from tasks.outcomes.attack_outputs import read_records
 from tasks.params import Params, ParamsError
-from tasks.records.tables import read_records
 from tasks.tracking import Tracker
-from tasks.train_surrogates import seed_of, train_surrogates
+from tasks.train_surrogates import train_surrogates
 from tests.conftest import ROOT
 from tests.small_workspace import SMALL
 
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(
 
 
 def test_seeds_of_surrogates_depend_on_the_seed_and_the_position() -> None:
-    seeds = {seed_of(seed, position) for seed in range(20) for position in range(1, 6)}
+    seeds = {surrogate_seed(seed, position) for seed in range(20) for position in range(1, 6)}
     assert len(seeds) == 100
     assert all(0 <= seed < 2**32 for seed in seeds)
 
@@ -180,7 +180,7 @@ def test_the_attacks_on_surrogates_are_parts_that_workers_can_share(
     assert all(sorted(path.name for path in folder.glob("*.npz")) == ["eps0.5.npz", "eps4.npz"] for folder in folders)
 
 
-def test_without_surrogates_nothing_is_transferred_to_the_bare_classifier(
+def test_without_surrogates_nothing_is_transferred_to_the_undefended_classifier(
     workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
     params = params_with(FEW | {"train_surrogates": []})

@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from tasks.core.workspace import Workspace
+from tasks.core.workspace import SCHEMA_VERSION, Workspace
 from tasks.params import Params
 from tasks.runner import run_step
 from tasks.tracking import EXPERIMENT, Tracker, digest_of, open_run
@@ -63,6 +63,7 @@ def test_a_run_has_parameters_metrics_tags_and_the_digest_of_the_outputs(
     (run,) = runs_of(client, "prepare")
     assert run.info.status == "FINISHED"
     assert run.data.tags["orchestrator"] == "prefect"
+    assert run.data.tags["schema_version"] == str(SCHEMA_VERSION)
     assert run.data.tags["outputs_md5"] == digest_of(workspace.prepare)
     history = client.get_metric_history(run.info.run_id, "data/n")
     assert [(metric.step, metric.value) for metric in history] == [(250, 3)]
@@ -196,7 +197,7 @@ def test_an_exception_marks_the_run_as_failed_and_is_raised(
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from tasks.core.workspace import Workspace
+from tasks.core.workspace import SCHEMA_VERSION, Workspace
 from tasks.runner import run_step
 from tests.conftest import parse_params, with_overrides
 

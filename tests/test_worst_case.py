@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.outcomes.worst_case import worst_case_outcomes
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.worst_case import worst_case_outcomes
 from tests.plausible_attack import minimum_eps_in
 from tests.test_robustness import LABELS, records_of
 
@@ -78,10 +78,10 @@ def test_an_image_that_transfer_from_an_independent_surrogate_alone_breaks_is_br
         assert breaking_eps(worst, threat_model) == {0: 2.0} | dict.fromkeys(range(1, 8), np.inf)
 
 
-def test_the_study_transfers_from_the_bare_classifier_alone() -> None:
+def test_the_study_transfers_from_the_undefended_classifier_alone() -> None:
     of = from_independent_surrogate()
-    from_bare = records(("transfer", "pgd", 4.0, FIRST_WRONG)).iloc[len(LABELS) :]
-    both = pd.concat([of, from_bare], ignore_index=True)
+    from_undefended = records(("transfer", "pgd", 4.0, FIRST_WRONG)).iloc[len(LABELS) :]
+    both = pd.concat([of, from_undefended], ignore_index=True)
     worst = worst_case_outcomes(both, nothing_found(of), {"strong": [AS_TRAINED]}, transfer_from_independent=False)
     # the adaptive attacker uses the independent surrogate, too
     assert [breaking_eps(worst, threat_model)[0] for threat_model in ("adaptive", "transfer")] == [2.0, 4.0]

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from tasks.analysis.feature_overlap import group_folds
+from tasks.outcomes.names import ALL_DETECTORS, BEST_DETECTOR, DETECTOR_EVASION, JOINT_DETECTOR_EVASION
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import ALL_DETECTORS, BEST_DETECTOR, DETECTOR_EVASION, JOINT_DETECTOR_EVASION
 from tasks.statistics.groups import GroupJackknife, too_few_groups
 from tasks.statistics.intervals import RATE, UNDEFINED, Estimate
 

@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from tasks.outcomes.names import BEST_DETECTOR, DETECTOR_EVASION, display_name
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import BEST_DETECTOR, CLEAN, DETECTOR_EVASION, display_name
+from tasks.records.vocabulary import CLEAN
 from tasks.statistics.balanced import balanced_accuracies, balanced_ratio, compare_balanced
 from tasks.statistics.formatting import TOO_FEW_GROUPS
 from tasks.statistics.groups import MIN_EFFECTIVE_GROUPS, MIN_GROUPS_OF_TEST
@@ -259,16 +260,16 @@ def defences_do_not_restore(
         bound: of the restored fraction.
         unconverged: eps at which the attack on a target has not converged, by target with a doubled stage.
     """
-    clean, bare = (_outcomes(compared, UNDEFENDED, "adaptive", each) for each in (0.0, eps))
-    labels, groups = bare["label"].to_numpy(), bare["group"].to_numpy()
+    clean, undefended = (_outcomes(compared, UNDEFENDED, "adaptive", each) for each in (0.0, eps))
+    labels, groups = undefended["label"].to_numpy(), undefended["group"].to_numpy()
     # a constant prediction restores nothing: it replaces the undefended classifier where this is worse
-    reference, lowest = bare["robust_correct"].to_numpy(dtype=np.float64), 1 / len(set(labels))
+    reference, lowest = undefended["robust_correct"].to_numpy(dtype=np.float64), 1 / len(set(labels))
     if balanced_accuracies(reference[None], labels, groups)[0].value < lowest:
         reference = np.full(len(labels), lowest)
     lost = clean["robust_correct"].to_numpy(dtype=np.float64) - reference
     claims = []
     for target, threat_model in product(plain, ("transfer", "adaptive")):
-        defended = _outcomes(compared, target, threat_model, eps)["robust_correct"].loc[bare.index]
+        defended = _outcomes(compared, target, threat_model, eps)["robust_correct"].loc[undefended.index]
         restored = defended.to_numpy(dtype=np.float64) - reference
         claims.append(
             _claim(
@@ -278,7 +279,7 @@ def defences_do_not_restore(
                 f"fraction of the lost balanced accuracy that the {display_name(target)} restores above the better of "
                 f"the undefended classifier and a constant prediction, worst case of {threat_model} attacks",
                 balanced_ratio(restored, lost, labels, groups),
-                len(bare),
+                len(undefended),
                 len(set(groups)),
                 bound,
                 above=False,

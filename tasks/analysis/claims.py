@@ -38,10 +38,8 @@ from tasks.analysis.claim_measures import (
 )
 from tasks.params import SAVED_ATTACKS, UNDEFENDED, ClaimBounds, Defence, DenoisingAutoencoder, RetrainedAutoencoder
 from tasks.records.vocabulary import FIXED_SENSITIVITY, RECALIBRATED
-from tasks.statistics.multiplicity import holm
+from tasks.statistics.multiplicity import SIGNIFICANCE_LEVEL, holm
 
-ALPHA = 0.05
-"""Significance level of the family of all claims at the reported eps."""
 BOUND_SHIFTS = (-0.1, -0.05, 0.05, 0.1)
 """Changes of the bound with which each claim is judged again."""
 
@@ -78,7 +76,7 @@ def judge_claims(
 
     Args:
         records: of all targets.
-        worst: of :func:`tasks.records.worst_case.worst_case_outcomes`.
+        worst: of :func:`tasks.outcomes.worst_case.worst_case_outcomes`.
         features: overlap of clean and adversarial features (``features.csv``).
         detection: AUROC of the detectors (``detection.csv``).
         defences: settings of each defence among the targets, by name.
@@ -185,7 +183,7 @@ def result_of(claim: Claim, bound: float | None, p_value: float | None = None) -
     if claim.low == claim.high:
         # an interval of width 0 gives no conclusion
         return "undefined"
-    is_significant = (claim.low >= bound or claim.high < bound) and (p_value is None or p_value <= ALPHA)
+    is_significant = (claim.low >= bound or claim.high < bound) and (p_value is None or p_value <= SIGNIFICANCE_LEVEL)
     is_above = claim.value >= bound
     if claim.reasons_without_power and not (is_significant and is_above):
         return "no power"

@@ -24,6 +24,8 @@ from tasks.statistics.resampled import resampled_mean
 
 CURVE = ["target", "threat_model", "attack"]
 """Columns that identify a curve here: the records have no surrogate but the undefended classifier."""
+N_ENTROPY_BINS = 20
+"""Bins of a histogram of the entropy."""
 
 
 def classification_table(records: pd.DataFrame, positive: int, jackknife: GroupJackknife) -> pd.DataFrame:
@@ -67,7 +69,7 @@ def reliability_table(records: pd.DataFrame, jackknife: GroupJackknife) -> pd.Da
     return pd.concat(parts, ignore_index=True)
 
 
-def entropy_table(records: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
+def entropy_table(records: pd.DataFrame) -> pd.DataFrame:
     """Histograms of the entropy of correct and of incorrect predictions at every point.
 
     Columns: target, threat_model, attack, eps, ``lower_edge`` and ``upper_edge`` (edges of a bin in nats),
@@ -75,14 +77,13 @@ def entropy_table(records: pd.DataFrame, n_bins: int = 20) -> pd.DataFrame:
 
     Args:
         records: of the attack steps.
-        n_bins: number of bins of a histogram.
 
     Raises:
         ValueError: the points of the records have different images.
     """
     parts = []
     for point, group in _points(records):
-        edges = np.linspace(0, np.log(len(group["logits"].iloc[0])), n_bins + 1)
+        edges = np.linspace(0, np.log(len(group["logits"].iloc[0])), N_ENTROPY_BINS + 1)
         # the entropy of a uniform softmax can exceed ln K by a rounding error
         entropy, correct = group["entropy"].clip(upper=edges[-1]).to_numpy(), group["correct"].to_numpy()
         columns = {

@@ -14,9 +14,10 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
 from tasks.defences.targets import load_target
 from tasks.models.compute import configure_torch
+from tasks.outcomes.names import ALL_DETECTORS, AS_GIVEN
 from tasks.params import UNDEFENDED, Analyze, Attack, Autoencoder, Params, TrainedAutoencoder, read_defence
-from tasks.records.adversarial_images import QuantizedPerturbations, load_perturbations
-from tasks.records.vocabulary import ALL_DETECTORS, AS_GIVEN, CLEAN
+from tasks.records.adversarial_images import QuantizedPerturbations, read_perturbations
+from tasks.records.vocabulary import CLEAN
 from tasks.statistics.groups import GroupJackknife
 
 
@@ -90,7 +91,8 @@ class AnalysisContext:
             FileNotFoundError: the perturbations of this eps were not saved.
             ValueError: the file is damaged.
         """
-        perturbations = load_perturbations(self.workspace, self.data, surrogate, attack, eps)
+        path = self.workspace.perturbation_file(surrogate, attack, eps)
+        perturbations = read_perturbations(self.workspace, self.data, path, eps)
         assert np.array_equal(perturbations.rows, self.rows)
         return perturbations
 

@@ -49,17 +49,17 @@ def roc_curve(clean: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, n
     return rates[0], rates[1]
 
 
-def threshold_at(clean: np.ndarray, false_positive_rate: float = 0.05) -> float:
-    """Smallest score of clean validation images with at most the given share of the images above it.
+def threshold_at(clean: np.ndarray, false_positive_rate: float) -> float:
+    """Smallest score of clean validation images with at most the given fraction of the images above it.
 
-    Images at the threshold are not flagged. With ties there, fewer images than the share are flagged.
+    Images at the threshold are not flagged. With ties there, fewer images than the fraction are flagged.
 
     Args:
         clean: scores of the validation images ``(N,)``; the threshold is NaN if one of them is NaN.
-        false_positive_rate: the share, in [0, 1).
+        false_positive_rate: the fraction, in [0, 1).
 
     Raises:
-        ValueError: there are no validation images, or the share is outside [0, 1).
+        ValueError: there are no validation images, or the fraction is outside [0, 1).
     """
     if not 0 <= false_positive_rate < 1:
         raise ValueError(
@@ -147,8 +147,8 @@ def rejection_rows(
       ``n_accepted`` accepted adversarial images; NaN if all images are rejected
     - ``undetected_error_rate``: fraction of all adversarial images that are accepted and misclassified
 
-    ``accepted_accuracy`` and ``undetected_error_rate`` have 95 % intervals by group. The first row is the classifier
-    without a detector: its threshold is infinite.
+    All rates have 95 % intervals by group. The first row is the classifier without a detector: its threshold is
+    infinite.
 
     Args:
         clean: scores of the clean images, ``(N,)``.
@@ -163,21 +163,16 @@ def rejection_rows(
         threshold = threshold_at(validation, rate) if rate else float("inf")
         # an image without a score is accepted
         accepted_clean, accepted = ~(clean > threshold), ~(adversarial > threshold)
-        accuracy = rate_estimate(accepted & correct, groups, accepted)
-        error_rate = rate_estimate(accepted & ~correct, groups)
-        clean_accuracy = clean_correct[accepted_clean].mean() if accepted_clean.any() else float("nan")
-        rows.append(
-            {
-                "nominal_false_positive_rate": rate,
-                "threshold": threshold,
-                "clean_rejection_rate": 1 - accepted_clean.mean(),
-                "adversarial_rejection_rate": 1 - accepted.mean(),
-                "clean_accepted_accuracy": clean_accuracy,
-                "n_accepted": int(accepted.sum()),
-                **accuracy.columns("accepted_accuracy"),
-                **error_rate.columns("undetected_error_rate"),
-            }
-        )
+        row = {"nominal_false_positive_rate": rate, "threshold": threshold, "n_accepted": int(accepted.sum())}
+        for name, successes, trials in (
+            ("clean_rejection_rate", ~accepted_clean, None),
+            ("adversarial_rejection_rate", ~accepted, None),
+            ("clean_accepted_accuracy", accepted_clean & clean_correct, accepted_clean),
+            ("accepted_accuracy", accepted & correct, accepted),
+            ("undetected_error_rate", accepted & ~correct, None),
+        ):
+            row |= rate_estimate(successes, groups, trials).columns(name)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -14,8 +14,8 @@ from tasks.analysis.tables import TablePart
 from tasks.attacks.gradient.losses import NonFiniteLogits, logit_margin
 from tasks.attacks.gradient.norm_ball import NormBall, radius
 from tasks.dataset.prepared import choose_stratified
+from tasks.outcomes.names import ALL_DETECTORS, AS_GIVEN, DETECTOR_EVASION, JOINT_DETECTOR_EVASION
 from tasks.params import UNDEFENDED, Pgd
-from tasks.records.vocabulary import ALL_DETECTORS, AS_GIVEN, DETECTOR_EVASION, JOINT_DETECTOR_EVASION
 
 MOMENTUM = 0.75
 """Weight of the previous direction in the next one."""

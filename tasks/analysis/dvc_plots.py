@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import DETECTOR_ATTACKS
+from tasks.outcomes.names import DETECTOR_ATTACKS
 
 
 def dvc_plot_tables(tables: Mapping[str, pd.DataFrame], attack: str, eps: float) -> dict[str, pd.DataFrame]:

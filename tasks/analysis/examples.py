@@ -5,8 +5,9 @@ import numpy as np
 from tasks.analysis.context import AnalysisContext
 from tasks.analysis.heatmaps import upsample
 from tasks.dataset.prepared import as_pictures
+from tasks.outcomes.names import AS_GIVEN, display_name
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_GIVEN, CLEAN, display_name
+from tasks.records.vocabulary import CLEAN
 
 
 def example_arrays(context: AnalysisContext) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from tasks.analysis.intensity import histograms, radial_power
 from tasks.analysis.resilience import image_quality, removed_energy_fraction
 from tasks.models.compute import device_of
 from tasks.models.features import LogitsAndFeatures, last_feature_map_layer
-from tasks.records.vocabulary import AS_GIVEN
+from tasks.outcomes.names import AS_GIVEN
 
 BatchReader = Callable[[slice], np.ndarray]
 """Returns the images of a batch, float32 ``(n, C, H, W)`` in [0, 1]; images are read when they are needed."""

@@ -52,7 +52,9 @@ def overlap(
     image would be in the training set. For k-NN, each training image is present in one version only, half of them
     clean. An AUROC is the share of correctly ordered pairs among the pairs within a fold, with ties as half, because
     scores of different fits are not comparable. The intervals are 95 % intervals by group; both versions of
-    an image belong to its group, and the cross-validation is not repeated.
+    an image belong to its group. They are for the AUROC on new groups of the classifiers that were fitted here, as in
+    Bayle, Bayle, Janson and Mackey 2020 ("Cross-validation confidence intervals for test error", NeurIPS 33), so the
+    cross-validation is not repeated.
 
     NaN: AUROCs and the p-value with fewer than two groups, AUROCs if the scores of all compared pairs are equal (for
     example if so few images all have the same neighbours), class metrics with one class, everything with one image.
@@ -95,7 +97,8 @@ def overlap(
     # the intercept of the probes: a constant feature whose square is the mean squared length of the others
     kernel = kernel + kernel.diagonal().mean()
     (probe_scores,) = probe(kernel, 2.0 * is_adversarial[:, None] - 1, np.tile(folds, 2), [kernel])
-    scores = {"linear_probe_auroc": probe_scores, "knn_auroc": _neighbour_scores(squared, np.tile(folds, 2), seed)}
+    (neighbour_scores,) = count_neighbours(squared, np.tile(folds, 2), seed, [squared])
+    scores = {"linear_probe_auroc": probe_scores, "knn_auroc": neighbour_scores}
     for name, values in scores.items():
         estimates[name] = _auroc(values[n:], values[:n], [other_image], jackknife, [])
         both_successful = other_image & success[:, None] & success
@@ -213,6 +216,35 @@ def probe(kernel: np.ndarray, targets: np.ndarray, folds: np.ndarray, evaluated:
     return [values.round(9) for values in scores]
 
 
+def count_neighbours(
+    squared: np.ndarray, folds: np.ndarray, seed: int, evaluated: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Share of adversarial features among the nearest neighbours in the other folds, float64 ``(2N, 1)`` each.
+
+    Args:
+        squared: squared distances of the features, clean features first, ``(2N, 2N)``.
+        folds: int ``(2N,)``.
+        seed: of the choice of one version of each image, whose feature can be a neighbour.
+        evaluated: squared distances of versions of the features to the features, ``(2N, 2N)`` each; a version is scored
+            by the neighbours outside the fold of its feature.
+    """
+    n = len(folds) // 2
+    is_adversarial = np.repeat([0, 1], n)
+    # With both versions of every image, the nearer version would be a neighbour more often. The AUROC would then
+    # differ from 0.5 even if both kinds were perfectly mixed.
+    chosen_version = np.random.default_rng(seed).permutation(n) % 2
+    candidates = np.tile(chosen_version, 2) == is_adversarial
+    scores = [np.empty((2 * n, 1)) for _ in evaluated]
+    for fold in np.unique(folds):
+        held, known = folds == fold, candidates & (folds != fold)
+        model = KNeighborsRegressor(min(N_NEIGHBOURS, int(known.sum())), metric="precomputed")
+        model.fit(squared[np.ix_(known, known)], is_adversarial[known])
+        found = model.predict(np.concatenate([block[np.ix_(held, known)] for block in evaluated]))
+        for values, of_block in zip(scores, np.split(found, len(evaluated)), strict=True):
+            values[held, 0] = of_block
+    return scores
+
+
 def _silhouette(
     distances: np.ndarray, clusters: np.ndarray, jackknife: GroupJackknife, sides: list[np.ndarray]
 ) -> Estimate:
@@ -221,23 +253,6 @@ def _silhouette(
     values = silhouette_samples(distances, clusters, metric="precomputed")
     of_images = values.reshape(-1, len(jackknife.groups)).mean(axis=0)
     return jackknife.estimate(partial(resampled_mean, of_images), CORRELATION, sides)
-
-
-def _neighbour_scores(squared: np.ndarray, folds: np.ndarray, seed: int) -> np.ndarray:
-    """Share of adversarial features among the nearest neighbours in the other folds, float64 ``(2N, 1)``."""
-    n = len(folds) // 2
-    is_adversarial = np.repeat([0, 1], n)
-    # With both versions of every image, the nearer version would be a neighbour more often. The AUROC would then
-    # differ from 0.5 even if both kinds were perfectly mixed.
-    chosen_version = np.random.default_rng(seed).permutation(n) % 2
-    candidates = np.tile(chosen_version, 2) == is_adversarial
-    scores = np.empty((2 * n, 1))
-    for fold in np.unique(folds):
-        held, known = folds == fold, candidates & (folds != fold)
-        model = KNeighborsRegressor(min(N_NEIGHBOURS, int(known.sum())), metric="precomputed")
-        model.fit(squared[np.ix_(known, known)], is_adversarial[known])
-        scores[held, 0] = model.predict(squared[np.ix_(held, known)])
-    return scores
 
 
 def _auroc(

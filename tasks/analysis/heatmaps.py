@@ -14,8 +14,8 @@ from tasks.statistics.groups import GroupJackknife
 from tasks.statistics.intervals import CORRELATION, RATE
 from tasks.statistics.resampled import resampled_mean
 
-TOP_SHARE = 0.1
-"""Share of the positions with the highest values whose overlap is measured."""
+TOP_FRACTION = 0.1
+"""Fraction of the positions with the highest values whose overlap is measured."""
 
 
 class Heatmaps:
@@ -101,7 +101,7 @@ def top_iou(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
         others: of the same images, ``(N, h, w)``.
     """
     n_positions = maps[0].size
-    n_top = max(1, round(TOP_SHARE * n_positions))
+    n_top = max(1, round(TOP_FRACTION * n_positions))
     tops = []
     for each in (maps, others):
         highest = np.argsort(-each.reshape(len(each), -1), axis=1, kind="stable")[:, :n_top]

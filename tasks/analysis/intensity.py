@@ -10,22 +10,26 @@ import torch
 from tasks.statistics.groups import GroupJackknife
 from tasks.statistics.intervals import POSITIVE, RATE
 
+BINS_PER_LEVEL = 4
+"""Bins of a histogram for each grey level of 1/255."""
+N_RINGS = 16
+"""Rings of spatial frequencies of a spectrum."""
 
-def histograms(images: np.ndarray, bins_per_level: int = 4) -> np.ndarray:
-    """Histogram of the values of each image, all channels together, int32 ``(N, B)``, B = 255 * bins_per_level + 1.
 
-    The centre of bin j is at j / bins_per_level grey levels. So the levels of an 8-bit image are at centres of bins,
+def histograms(images: np.ndarray) -> np.ndarray:
+    """Histogram of the values of each image, all channels together, int32 ``(N, B)``, B = 255 * BINS_PER_LEVEL + 1.
+
+    The centre of bin j is at j / BINS_PER_LEVEL grey levels. So the levels of an 8-bit image are at centres of bins,
     and rounding errors move no pixel to another bin. The first and the last bin have half the width. A pixel differs
-    from the centre of its bin by at most half a bin, which is 0.125 grey levels by default.
+    from the centre of its bin by at most half a bin, which is 0.125 grey levels.
 
     Args:
         images: float32 ``(N, C, H, W)`` in [0, 1].
-        bins_per_level: bins per grey level of 1/255.
 
     Raises:
         ValueError: a pixel is outside [0, 1] by more than half a bin, or NaN.
     """
-    last = 255 * bins_per_level
+    last = 255 * BINS_PER_LEVEL
     counts = np.empty((len(images), last + 1), dtype=np.int32)
     for row, image in enumerate(images):
         scaled = image.ravel() * np.float32(last) + np.float32(0.5)
@@ -47,9 +51,8 @@ def level_fractions(counts: np.ndarray) -> np.ndarray:
         counts: of :func:`histograms`, at least one image, ``(N, B)``.
     """
     pooled = counts.sum(axis=0, dtype=np.float64)
-    bins_per_level = (len(pooled) - 1) // 255
-    twice = 2 * np.arange(len(pooled)) + bins_per_level
-    down, up = (twice - 1) // (2 * bins_per_level), twice // (2 * bins_per_level)
+    twice = 2 * np.arange(len(pooled)) + BINS_PER_LEVEL
+    down, up = (twice - 1) // (2 * BINS_PER_LEVEL), twice // (2 * BINS_PER_LEVEL)
     fractions: np.ndarray = (np.bincount(down, pooled, 256) + np.bincount(up, pooled, 256)) / (2 * pooled.sum())
     return fractions
 
@@ -111,9 +114,9 @@ def intensity_distances(
     return pd.DataFrame(rows).astype({"value": float, "low": float, "high": float})
 
 
-def ring_frequencies(n_rings: int = 16) -> np.ndarray:
+def ring_frequencies() -> np.ndarray:
     """Centre of each ring of :func:`radial_power` in cycles per pixel, float64 ``(F,)``."""
-    frequencies: np.ndarray = (np.arange(n_rings) + 0.5) * 0.5 / n_rings
+    frequencies: np.ndarray = (np.arange(N_RINGS) + 0.5) * 0.5 / N_RINGS
     return frequencies
 
 
@@ -123,11 +126,11 @@ def spectrum_table(power: np.ndarray) -> pd.DataFrame:
     Args:
         power: of :func:`radial_power`, ``(N, F)``.
     """
-    return pd.DataFrame({"frequency": ring_frequencies(power.shape[1]), "power": power.mean(axis=0)})
+    return pd.DataFrame({"frequency": ring_frequencies(), "power": power.mean(axis=0)})
 
 
-def radial_power(images: np.ndarray, n_rings: int = 16) -> np.ndarray:
-    """Mean power spectral density in rings of spatial frequency, float64 ``(N, F)``.
+def radial_power(images: np.ndarray) -> np.ndarray:
+    """Mean power spectral density in ``N_RINGS`` rings of spatial frequency, float64 ``(N, F)``.
 
     The density is the squared magnitude of the discrete Fourier transform divided by the number of pixels. Its mean
     over all frequencies is the mean square of the pixels (Parseval), and for white noise it is the variance at every
@@ -136,36 +139,28 @@ def radial_power(images: np.ndarray, n_rings: int = 16) -> np.ndarray:
 
     Args:
         images: images or perturbations, float32 ``(N, C, H, W)``; their spectrum is the mean over the channels.
-        n_rings: F.
-
-    Raises:
-        ValueError: there are more rings than half the shorter side, so that a ring would contain no frequency.
     """
     n, n_channels, height, width = images.shape
-    if not 1 <= n_rings <= min(height, width) // 2:
-        raise ValueError(
-            f"n_rings: {n_rings}. 1 to {min(height, width) // 2} are allowed for {height} x {width} pixels. "
-            "Use fewer rings or larger images (prepare.image_size)"
-        )
-    weights = torch.from_numpy(_ring_weights(height, width, n_rings))
+    assert min(height, width) >= 2 * N_RINGS, "a ring would contain no frequency; prepare.image_size is at least 32"
+    weights = torch.from_numpy(_ring_weights(height, width))
     parts = []
     for start in range(0, n, 16):
         spectrum = torch.fft.rfft2(torch.from_numpy(images[start : start + 16]).flatten(0, 1), norm="ortho")
         parts.append(torch.view_as_real(spectrum).square().sum(dim=-1).flatten(1) @ weights)
     power = torch.cat(parts).numpy().astype(np.float64)
-    return np.asarray(power.reshape(n, n_channels, n_rings).mean(axis=1))
+    return np.asarray(power.reshape(n, n_channels, N_RINGS).mean(axis=1))
 
 
-def _ring_weights(height: int, width: int, n_rings: int) -> np.ndarray:
+def _ring_weights(height: int, width: int) -> np.ndarray:
     """Weights of the frequencies of a real transform in the mean of each ring, float32 ``(H * (W // 2 + 1), F)``."""
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)).ravel()
     # rounding errors must not move a frequency to the next ring
-    ring = np.floor(radius * 2 * n_rings + 1e-9).astype(np.int64)
-    ring[np.isclose(radius, 0.5)] = n_rings - 1
+    ring = np.floor(radius * 2 * N_RINGS + 1e-9).astype(np.int64)
+    ring[np.isclose(radius, 0.5)] = N_RINGS - 1
     # a real transform omits the mirrored half of the spectrum; the first column and, for an even width, the last one
     # are their own mirror images
     is_own_mirror = (np.arange(width // 2 + 1) * 2) % width == 0
     multiplicity = np.tile(np.where(is_own_mirror, 1, 2), height)
-    weights = multiplicity[:, None] * (ring[:, None] == np.arange(n_rings))
+    weights = multiplicity[:, None] * (ring[:, None] == np.arange(N_RINGS))
     means: np.ndarray = (weights / weights.sum(axis=0)).astype(np.float32)
     return means

@@ -16,8 +16,9 @@ from tasks.analysis.heatmaps import heatmap_agreement
 from tasks.analysis.intensity import histogram_table, intensity_distances, radial_power, spectrum_table
 from tasks.analysis.resilience import quality_estimates, recovery_correlation
 from tasks.analysis.tables import Point, TablePart, estimate_rows, with_point
+from tasks.outcomes.names import AS_GIVEN
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_GIVEN, CLEAN
+from tasks.records.vocabulary import CLEAN
 from tasks.statistics.intervals import UNBOUNDED
 from tasks.statistics.resampled import resampled_mean
 

@@ -1,4 +1,4 @@
-"""Training objectives with an attack: each batch contains new adversarial examples of the current networks."""
+"""Training objectives of defences. With an attack, each batch has new adversarial examples of the current networks."""
 
 import math
 
@@ -13,18 +13,71 @@ from tasks.defences.purified import Purified
 from tasks.models.augmentation import augment
 from tasks.models.features import LogitsAndFeatures
 from tasks.models.noise import add_noise
-from tasks.models.objectives import accuracy, reconstruct
-from tasks.models.training import Objective
+from tasks.models.objectives import (
+    accuracy,
+    classification_objective,
+    denoising_objective,
+    gaussian_noise_transform,
+    purified_noise_transform,
+    reconstruct,
+)
+from tasks.models.training import InputTransform, Objective, no_transform
 from tasks.params import (
     AdversarialTraining,
     Adversary,
     AttackedAutoencoder,
     Augmentation,
+    Autoencoder,
+    Defence,
+    DenoisingAutoencoder,
     FeatureGuidedAutoencoder,
+    FinetunedClassifier,
     JointAutoencoder,
+    PluginDefence,
+    Preprocessing,
+    RandomizedSmoothing,
+    RetrainedAutoencoder,
     Trades,
     TrainAutoencoder,
 )
+
+
+def objective_of(
+    settings: Defence,
+    noise_settings: TrainAutoencoder,
+    augmentation: Augmentation,
+    classifier: nn.Module,
+    autoencoder: nn.Module,
+) -> tuple[Objective, InputTransform]:
+    """Return the objective with which a defence is trained, and the transform of the images before its network.
+
+    Args:
+        settings: of the defence, which has a training.
+        noise_settings: noise of the training of the autoencoder.
+        augmentation: augmentation of the training images of a classifier.
+        classifier: the undefended one, in evaluation mode, parameters frozen.
+        autoencoder: the one of ``train_autoencoder``, in evaluation mode, parameters frozen.
+    """
+    assert not isinstance(settings, Autoencoder | Preprocessing | PluginDefence)
+    input_transform: InputTransform = no_transform
+    match settings:
+        case DenoisingAutoencoder():
+            objective = denoising_objective(noise_settings)
+        case RetrainedAutoencoder():
+            objective = retraining_objective(classifier, settings, noise_settings)
+        case FeatureGuidedAutoencoder():
+            objective = feature_guided_objective(classifier, settings, noise_settings)
+        case JointAutoencoder():
+            objective = joint_training_objective(classifier, settings, augmentation)
+        case FinetunedClassifier():
+            input_transform = purified_noise_transform(autoencoder, noise_settings)
+            objective = classification_objective(augmentation, input_transform)
+        case RandomizedSmoothing():
+            input_transform = gaussian_noise_transform(settings.std)
+            objective = classification_objective(augmentation, input_transform)
+        case AdversarialTraining() | Trades():
+            objective = robust_training_objective(settings, augmentation)
+    return objective, input_transform
 
 
 def adversarial_examples(

@@ -50,15 +50,15 @@ def craft(attacked: Attacked, attack: str, rows: np.ndarray) -> dict[str, Path]:
 def transfer_records(attacked: Attacked, workspace: Workspace) -> Iterable[pa.Table]:
     """Records of a target on the adversarial images of all surrogates.
 
-    The surrogates of a defence are the bare classifier and the independent ones. For the bare classifier itself they
-    are the independent ones alone.
+    The surrogates of a defence are the undefended classifier and the independent ones. The undefended classifier has
+    only the independent ones.
 
     Raises:
         FileNotFoundError: the perturbations to transfer are missing.
         ValueError: they are of other images.
     """
-    from_bare = () if attacked.target == UNDEFENDED else attacked.settings.saved_attacks
-    sources = [(UNDEFENDED, attack, workspace.perturbation_file) for attack in from_bare]
+    from_undefended = () if attacked.target == UNDEFENDED else attacked.settings.saved_attacks
+    sources = [(UNDEFENDED, attack, workspace.perturbation_file) for attack in from_undefended]
     sources += [(name, TRANSFERRED, workspace.transferred_file) for name in surrogate_names(workspace)]
     for surrogate, attack, path_of in sources:
         for eps in attacked.settings.eps:

@@ -12,6 +12,10 @@ from tasks.params import UNDEFENDED
 DEFENCE_STEPS = ("train_defence", "attack_defence")
 """Steps that run once for each defence and own one folder for each."""
 
+SCHEMA_VERSION = 1
+"""Version of the names, columns and values of the files in ``data/``, and of the metrics, parameters and tags of
+tracking runs. It rises if a reader of an earlier version would fail or read something else."""
+
 
 class _Below:
     """A path below the root of a workspace."""
@@ -123,6 +127,11 @@ class Workspace:
     rejection = _Below("data/analyze/rejection.csv")
     claims = _Below("data/analyze/claims.json")
     analyze_plots = _Below("data/analyze/plots")
+
+    simulate_labelling = _Below("data/simulate_labelling")
+    simulated_queries = _Below("data/simulate_labelling/queries.parquet")
+    simulated_predictions = _Below("data/simulate_labelling/predictions.parquet")
+    simulated_pools = _Below("data/simulate_labelling/pools.parquet")
 
     active_learning = _Below("data/active_learning")
     queries = _Below("data/active_learning/queries.parquet")

@@ -41,7 +41,7 @@ def images_table(manifest: Manifest, intensity: Intensity | None) -> "pd.DataFra
     table["is_exact_duplicate"] = table["sha256"].duplicated().astype(int)
     table["has_near_duplicate"] = (near_duplicates["path"].transform("size") > 1).astype(int)
     table["n_classes_of_near_duplicates"] = near_duplicates["class"].transform("nunique")
-    table["group_share"] = table.groupby("group", sort=False)["path"].transform("size") / max(len(table), 1)
+    table["group_fraction"] = table.groupby("group", sort=False)["path"].transform("size") / max(len(table), 1)
     table["decodes"] = 1
     unreadable = pd.DataFrame({"path": list(manifest.unreadable), "decodes": 0})
     table = pd.concat([table, unreadable], ignore_index=True) if len(unreadable) else table
@@ -207,7 +207,7 @@ def fixed_expectations(
     )
     yield DatasetExpectation(
         "group_size", "No group is too large to be one patient", "warning", "images",
-        f"largest {readable['group_share'].max() if len(readable) else 0:.2%} of images",
-        f"at most {MAX_GROUP_FRACTION:.0%}", between, "group_share", {"max_value": MAX_GROUP_FRACTION},
+        f"largest {readable['group_fraction'].max() if len(readable) else 0:.2%} of images",
+        f"at most {MAX_GROUP_FRACTION:.0%}", between, "group_fraction", {"max_value": MAX_GROUP_FRACTION},
     )
     # fmt: on

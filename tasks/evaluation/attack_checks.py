@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from tasks.evaluation.check_inputs import MAX_P_VALUE, CheckInputs, CheckOutcome, Curve, judge_excess
+from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Curve, judge_excess
+from tasks.outcomes.convergence import has_converged
+from tasks.outcomes.names import ONE_STEP_ATTACKS, attack_label, display_name, is_independent
 from tasks.params import SAVED_ATTACKS, UNDEFENDED
-from tasks.records.convergence import has_converged
-from tasks.records.vocabulary import ONE_STEP_ATTACKS, SQUARE_ON_SURVIVORS, attack_label, display_name, is_independent
-from tasks.statistics.multiplicity import holm
+from tasks.records.vocabulary import SQUARE_ON_SURVIVORS
+from tasks.statistics.multiplicity import SIGNIFICANCE_LEVEL, holm
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 MAX_CONTROL_ACCURACY = 0.01
@@ -144,10 +145,10 @@ def black_box(of: CheckInputs) -> CheckOutcome:
         numbers = ", ".join(map(str, sorted(missed)))
         explanation = f"{100 * fraction:.1f} % of the images at some eps (images {numbers}): possible gradient masking"
         return CheckOutcome("FAIL" if fraction > MAX_BLACK_BOX_ONLY else "WARN", fraction, explanation)
-    bare = of.undefended or of
+    undefended = of.undefended or of
     accuracies = {
-        eps: (float(bare.robust(eps, WHITE_BOX).mean()), float(bare.robust(eps, ("black_box",)).mean()))
-        for eps in bare.grid
+        eps: (float(undefended.robust(eps, WHITE_BOX).mean()), float(undefended.robust(eps, ("black_box",)).mean()))
+        for eps in undefended.grid
     }
     broken = {eps: found for eps, found in accuracies.items() if found[0] <= MAX_WHITE_BOX_ACCURACY}
     if not broken:
@@ -212,16 +213,16 @@ def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
     return CheckOutcome("PASS", outcome.value, explanation)
 
 
-def lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
+def lowest_transfer_accuracy(undefended: CheckInputs, surrogate: str) -> float:
     """Lowest accuracy of the undefended classifier under transfer from a surrogate, where white-box attacks break it.
 
     Images that were crafted on the undefended classifier are adaptive attacks on it. NaN if no eps breaks it.
     """
     threat_model, source = ("adaptive", "") if surrogate == UNDEFENDED else ("transfer", surrogate)
-    broken = [eps for eps in bare.grid if bare.robust(eps, WHITE_BOX).mean() <= MAX_WHITE_BOX_ACCURACY]
+    broken = [eps for eps in undefended.grid if undefended.robust(eps, WHITE_BOX).mean() <= MAX_WHITE_BOX_ACCURACY]
     accuracies = [
         float(correct.mean())
-        for curve, correct in bare.correct.items()
+        for curve, correct in undefended.correct.items()
         if (curve.threat_model, curve.surrogate) == (threat_model, source)
         and curve.attack in SAVED_ATTACKS
         and curve.eps in broken
@@ -229,10 +230,10 @@ def lowest_transfer_accuracy(bare: CheckInputs, surrogate: str) -> float:
     return min(accuracies, default=float("nan"))
 
 
-def independent_surrogates(bare: CheckInputs) -> dict[str, bool]:
+def independent_surrogates(undefended: CheckInputs) -> dict[str, bool]:
     """Independent surrogates that were transferred from -> whether each has power on the undefended classifier."""
-    names = sorted({curve.surrogate for curve in bare.correct if is_independent(curve.surrogate)})
-    return {name: lowest_transfer_accuracy(bare, name) <= MAX_TRANSFER_ACCURACY for name in names}
+    names = sorted({curve.surrogate for curve in undefended.correct if is_independent(curve.surrogate)})
+    return {name: lowest_transfer_accuracy(undefended, name) <= MAX_TRANSFER_ACCURACY for name in names}
 
 
 def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
@@ -241,19 +242,19 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
         return None
     # one threat model alone each, otherwise adaptive attacks could never be weaker; transfer from the undefended
     # classifier alone, since an attack on it is compared with the attack on the defence
-    adaptive, transfer, bare = (
+    adaptive, transfer, undefended = (
         {eps: source.robust(eps, (threat_model,), with_independent=False) for eps in of.grid}
         for source, threat_model in ((of, "adaptive"), (of, "transfer"), (of.undefended, "adaptive"))
     )
-    eps = max(of.grid, key=lambda each: transfer[each].mean() - bare[each].mean())
-    gains = {each: of.compare(transfer[each], bare[each]) for each in of.grid}
+    eps = max(of.grid, key=lambda each: transfer[each].mean() - undefended[each].mean())
+    gains = {each: of.compare(transfer[each], undefended[each]) for each in of.grid}
     stopped, taken_back = gains[eps], of.compare(transfer[eps], adaptive[eps])
     # the largest of several gains is above 0 by chance more often than one of them
     p_values = dict(zip(gains, holm(np.array([found.p_value for found in gains.values()])), strict=True))
     advantage = taken_back.difference.value
     if np.isnan(stopped.difference.low):
         return CheckOutcome("NO POWER", advantage, "too few groups to test the effect of the defence")
-    if not (stopped.difference.low > 0 and p_values[eps] <= MAX_P_VALUE):
+    if not (stopped.difference.low > 0 and p_values[eps] <= SIGNIFICANCE_LEVEL):
         return CheckOutcome(
             "INFO",
             advantage,
@@ -261,7 +262,7 @@ def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
         )
     explanation = (
         f"at eps {eps:g}, where the defence gains most under transfer attacks, it raises accuracy from "
-        f"{100 * bare[eps].mean():.1f} to {100 * transfer[eps].mean():.1f} %"
+        f"{100 * undefended[eps].mean():.1f} to {100 * transfer[eps].mean():.1f} %"
     )
     if advantage < 0:
         return CheckOutcome(

@@ -8,18 +8,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from tasks.core.workspace import Workspace
+from tasks.outcomes.names import is_independent
+from tasks.params import UNDEFENDED, Params, Preprocessing, read_defence
 from tasks.records.expected import FRESH
-from tasks.records.vocabulary import AS_TRAINED, CLEAN, is_independent
-from tasks.statistics.multiplicity import holm
+from tasks.records.vocabulary import AS_TRAINED, CLEAN
+from tasks.statistics.multiplicity import SIGNIFICANCE_LEVEL, holm
 from tasks.statistics.paired import PairedComparison, compare_paired
 
 Status = Literal["PASS", "WARN", "FAIL", "NO POWER", "UNVERIFIED", "INFO"]
 """``NO POWER``: the attacks are too weak, or the groups too few, for a conclusion. ``UNVERIFIED``: the data are not
 sufficient. ``INFO``: a fact that is no problem."""
-
-
-MAX_P_VALUE = 0.05
-"""Largest p-value of a failure, corrected for the comparisons of one check and target."""
 
 
 class Curve(NamedTuple):
@@ -57,9 +56,9 @@ class CheckInputs:
     """The smallest eps that breaks each image, at the operating point ``as_trained``."""
     diagnostics: pd.DataFrame
     convergence: pd.DataFrame
-    """Worst case with and without twice the effort (:func:`tasks.records.convergence.convergence_table`)."""
+    """Worst case with and without twice the effort (:func:`tasks.outcomes.convergence.convergence_table`)."""
     worst_case: pd.DataFrame
-    """Outcomes in the worst case (:func:`tasks.records.worst_case.worst_case_outcomes`), at ``as_trained``."""
+    """Outcomes in the worst case (:func:`tasks.outcomes.worst_case.worst_case_outcomes`), at ``as_trained``."""
     shortcut_correct: "pd.Series[bool]"
     """True for test images that the shortcut baseline classifies correctly, by image."""
     undefended: "CheckInputs | None"
@@ -149,13 +148,13 @@ def judge_excess(excesses: Sequence[tuple[PairedComparison, str]], statement: st
     """Judge differences of accuracy that should not be above 0: (comparison on the same images, where).
 
     A difference above 0 is a failure if its interval by group is above 0 and the p-value of its sign-flip test is at
-    most ``MAX_P_VALUE`` after Holm's correction for all these differences. Otherwise it is a warning.
+    most ``SIGNIFICANCE_LEVEL`` after Holm's correction for all these differences. Otherwise it is a warning.
     """
     p_values = holm(np.array([found.p_value for found, _ in excesses]))
     beyond = [
         excess
         for excess, p_value in zip(excesses, p_values, strict=True)
-        if excess[0].difference.low > 0 and p_value <= MAX_P_VALUE
+        if excess[0].difference.low > 0 and p_value <= SIGNIFICANCE_LEVEL
     ]
     found, where = max(beyond or excesses, key=lambda excess: excess[0].difference.value)
     value = found.difference.value
@@ -174,3 +173,27 @@ def judge_excess(excesses: Sequence[tuple[PairedComparison, str]], statement: st
 def as_trained(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows at the operating point ``as_trained``."""
     return frame[frame["operating_point"] == AS_TRAINED]
+
+
+def check_inputs(workspace: Workspace, params: Params, tables: dict[str, pd.DataFrame]) -> list[CheckInputs]:
+    """The inputs of the checks, one for each target; the undefended classifier is the first."""
+    shortcut = pd.read_csv(workspace.shortcut_predictions).set_index("image")["correct"].astype(bool)
+    inputs: list[CheckInputs] = []
+    for name in (UNDEFENDED, *params.selected_defences):
+        inputs.append(
+            CheckInputs(
+                name=name,
+                is_positive_control=name == UNDEFENDED or is_broken_defence(workspace, name),
+                eps=params.analyze.eps,
+                shortcut_correct=shortcut,
+                undefended=inputs[0] if inputs else None,
+                **{key: of_all[of_all["target"] == name] for key, of_all in tables.items()},
+            )
+        )
+    return inputs
+
+
+def is_broken_defence(workspace: Workspace, defence: str) -> bool:
+    """Return whether a defence is known to be broken: image processing directly before the undefended classifier."""
+    settings = read_defence(workspace.defence_settings(defence))
+    return isinstance(settings, Preprocessing) and settings.applied_before == "classifier"

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from tasks.evaluation import attack_checks, target_checks
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Status
 
@@ -40,6 +42,9 @@ CHECKS: dict[str, tuple[str, Callable[[CheckInputs], CheckOutcome | None]]] = {
 }
 """Key -> the statement that is checked, and the check; in the order of ``docs/reference/checks.md``."""
 
+GRADIENT_CHECKS = frozenset({"gradients", "gradient_agreement"})
+"""Checks of the gradients of the target itself."""
+
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -57,20 +62,31 @@ class CheckResult:
     explanation: str
 
 
-def run_checks(inputs: Sequence[CheckInputs], leakage: dict[str, Any]) -> list[CheckResult]:
+def run_checks(
+    inputs: Sequence[CheckInputs], leakage: dict[str, Any], *, has_gradients: bool = True
+) -> list[CheckResult]:
     """Run all checks of all targets in a fixed order; checks that do not apply to a target are left out.
 
     Args:
         inputs: of each target.
         leakage: of :func:`tasks.dataset.leakage.measure_leakage`, as measured by the step prepare.
+        has_gradients: False for a classifier that is only queried: attacks use the gradients of surrogates, which say
+            nothing about the target.
     """
     results = []
     for of_target in inputs:
         for key, (name, check) in CHECKS.items():
-            if outcome := check(of_target):
+            if (has_gradients or key not in GRADIENT_CHECKS) and (outcome := check(of_target)):
                 results.append(CheckResult(of_target.name, key, name, **vars(outcome)))
     of_data = CheckResult(None, "leakage", "no test image has a relative in training", **vars(_leakage(leakage)))
     return [*results, of_data]
+
+
+def count_checks(checks: list[CheckResult]) -> pd.DataFrame:
+    """Numbers of warnings and failures of each target: ``n_warn`` and ``n_fail``, by target."""
+    statuses = pd.DataFrame([{"target": check.target, "status": check.status} for check in checks])
+    counts = pd.crosstab(statuses["target"], statuses["status"]).reindex(columns=["WARN", "FAIL"], fill_value=0)
+    return counts.rename(columns={"WARN": "n_warn", "FAIL": "n_fail"})
 
 
 def _leakage(leakage: dict[str, Any]) -> CheckOutcome:

@@ -57,7 +57,7 @@ def comparison_table(
 
     Args:
         table: of :func:`tasks.evaluation.worst_case_table.worst_case_table`.
-        outcomes: of each image, from :func:`tasks.records.worst_case.worst_case_outcomes`.
+        outcomes: of each image, from :func:`tasks.outcomes.worst_case.worst_case_outcomes`.
         validation: of :func:`tasks.evaluation.selection.validation_table`.
         costs: ``n_parameters``, ``multiply_adds``, ``n_eot_samples``, ``n_warn`` and ``n_fail`` by target.
         eps: ``analyze.eps``.

@@ -1,22 +1,18 @@
 """Checks of an imported classifier: agreement with the original, and gradients."""
 
-import json
-from pathlib import Path
+from typing import Any
 
 from tasks.evaluation.check_inputs import Status
 from tasks.evaluation.checks import CheckResult
 from tasks.params import UNDEFENDED
 
 
-def import_checks(path: Path) -> list[CheckResult]:
-    """Return the checks of an imported classifier; none for a classifier that was trained here.
+def import_checks(parity: dict[str, Any]) -> list[CheckResult]:
+    """Return the checks of an imported classifier.
 
     Args:
-        path: ``parity.json`` of the step train_classifier.
+        parity: values of ``parity.json`` of the step train_classifier.
     """
-    if not path.is_file():
-        return []
-    parity = json.loads(path.read_text(encoding="utf-8"))
     difference = parity.get("difference")
     if parity["status"] == "compared":
         compared = [f"{parity['n_reference_outputs']} reference outputs"] if difference is not None else []

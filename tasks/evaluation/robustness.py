@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 
 from tasks.evaluation.worst_case_table import recall_name
-from tasks.records.expected import FRESH_8BIT, expected_correct
-from tasks.records.tables import without_reference
-from tasks.records.vocabulary import AS_TRAINED, CLEAN, CURVE, POINT, SQUARE_ON_SURVIVORS, attack_label
+from tasks.outcomes.attack_outputs import expected_correct, without_reference
+from tasks.outcomes.names import CURVE, POINT, attack_label
+from tasks.params import UNDEFENDED
+from tasks.records.expected import FRESH_8BIT
+from tasks.records.vocabulary import AS_TRAINED, CLEAN, SQUARE_ON_SURVIVORS
 from tasks.statistics.balanced import balanced_accuracies
 from tasks.statistics.confusion import confusion_matrix, precision_recall_f1
 from tasks.statistics.rates import rate_estimate
@@ -23,7 +25,7 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
 
     Beside the columns of ``POINT``: ``n`` images and their ``n_groups``; ``accuracy`` and its 95 % interval by group,
     ``_low`` and ``_high``; the same for ``balanced_accuracy``; ``sensitivity`` and ``specificity`` of two classes, or
-    ``recall_<class>``; ``accuracy_8bit``, the accuracy after rounding the images to 8 bits. Of a random target all
+    ``recall_<class>``; ``accuracy_8bit`` with its interval, after rounding the images to 8 bits. Of a random target all
     these are means of its expected accuracies; the other columns are of its averaged predictions. Further:
     ``attack_success_rate`` over the ``n_clean_correct`` images that are correct unchanged, with its interval (NaN for
     clean rows, and if there are no such images); ``precision``, ``recall``, ``f1`` of the positive class, and
@@ -52,7 +54,8 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     macro = ["precision_macro", "recall_macro", "f1_macro"] if len(classes) > 2 else []
     columns = [
         *POINT,
-        *("n", "n_groups", "accuracy", "accuracy_low", "accuracy_high", "accuracy_8bit"),
+        *("n", "n_groups", "accuracy", "accuracy_low", "accuracy_high"),
+        *("accuracy_8bit", "accuracy_8bit_low", "accuracy_8bit_high"),
         *("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high"),
         *(recall_name(label, classes, positive) for label in range(len(classes))),
         *("n_clean_correct", "attack_success_rate", "attack_success_rate_low", "attack_success_rate_high"),
@@ -139,7 +142,10 @@ def _check_threat_models(records: pd.DataFrame) -> None:
 def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[str, Any]:
     confusion = confusion_matrix(group["label"].to_numpy(), group["prediction"].to_numpy(), len(classes))
     of_classes = precision_recall_f1(confusion)
-    correct = expected_correct(group)
+    correct, rounded = expected_correct(group), expected_correct(group, FRESH_8BIT)
+    # clean images have no result after rounding: they have 8 bits
+    known = rounded.notna().to_numpy()
+    accuracy_8bit = rate_estimate(rounded.fillna(0).to_numpy(), group["group"].to_numpy(), known)
     rates = _rates(correct, group["clean_correct"], group["success"], group["group"])
     if group["attack"].iloc[0] == CLEAN:
         # clean rows are not attack attempts
@@ -147,7 +153,7 @@ def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[
     return {
         **rates,
         **_by_class(correct, group["label"], group["group"], classes, positive),
-        "accuracy_8bit": expected_correct(group, FRESH_8BIT).mean(),
+        **accuracy_8bit.columns("accuracy_8bit"),
         **{name: values[positive] for name, values in of_classes.items()},
         **{f"{name}_macro": values.mean() for name, values in of_classes.items()},
         "success_8bit_fraction": 1 - group.loc[group["success"], "correct_8bit"].mean(),
@@ -173,6 +179,13 @@ def confusion_table(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
             )
         )
     return pd.concat(parts, ignore_index=True)
+
+
+def clean_predictions(records: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Actual and predicted class of each test image by the undefended classifier, for the confusion matrix of DVC."""
+    clean = records[(records["attack"] == CLEAN) & (records["target"] == UNDEFENDED)]
+    labels = {"actual": clean["label"], "prediction": clean["prediction"]}
+    return pd.DataFrame({name: numbers.map(dict(enumerate(classes))) for name, numbers in labels.items()})
 
 
 def curves_of(table: pd.DataFrame) -> dict[tuple[str, str, str, str], pd.DataFrame]:

@@ -18,8 +18,8 @@ from tasks.core.files import write_table
 from tasks.core.source import digests_of_files
 from tasks.core.workspace import Workspace
 from tasks.evaluation.worst_case_table import value_at, worst_case_table
+from tasks.outcomes.worst_case import search_outcomes
 from tasks.params import UNDEFENDED, Params, read_defence
-from tasks.records.worst_case import search_outcomes
 
 TEXT = dict.fromkeys(("configuration", "data", "target"), "str")
 COLUMNS = (

@@ -15,11 +15,9 @@ from tasks.params import SUBGROUP
 from tasks.records.vocabulary import AS_TRAINED
 from tasks.statistics.groups import group_sums, rate_deviations
 from tasks.statistics.intervals import jackknife_variance
-from tasks.statistics.multiplicity import holm
+from tasks.statistics.multiplicity import SIGNIFICANCE_LEVEL, holm
 from tasks.statistics.rates import combination_interval, rate_intervals
 
-ALPHA = 0.05
-"""Adjusted p-value below which a gap is significant."""
 COLUMNS = [
     *("target", "threat_model", "eps", "attribute", "subgroup", "metric", "value", "low", "high", "n", "n_groups"),
     *("gap", "gap_low", "gap_high", "p_value", "adjusted_p_value", "n_comparisons"),
@@ -39,7 +37,7 @@ def subgroup_table(
     subgroups only the first is tested, since the gap of the other is the same.
 
     Args:
-        outcomes: of :func:`tasks.records.worst_case.worst_case_outcomes`.
+        outcomes: of :func:`tasks.outcomes.worst_case.worst_case_outcomes`.
         split: content of ``split.parquet``; the columns ``subgroup_<attribute>`` are the attributes.
         eps: reported eps, in 1/255.
         classes: names of the classes.
@@ -84,7 +82,7 @@ def _subgroup_check(rows: pd.DataFrame) -> CheckOutcome:
     tested = rows[rows["p_value"].notna()]
     if tested.empty:
         return CheckOutcome("UNVERIFIED", None, "every subgroup has too few groups of images for an interval")
-    significant = tested[tested["adjusted_p_value"] < ALPHA]
+    significant = tested[tested["adjusted_p_value"] < SIGNIFICANCE_LEVEL]
     family = f"Holm's correction over {int(tested['n_comparisons'].iloc[0])} comparisons"
     shown = significant if len(significant) else tested
     largest = shown.iloc[shown["gap"].abs().argmax()]

@@ -3,8 +3,9 @@
 import numpy as np
 
 from tasks.evaluation.check_inputs import CheckInputs, CheckOutcome, Status
+from tasks.outcomes.attack_outputs import expected_correct
 from tasks.params import UNDEFENDED
-from tasks.records.expected import N_FRESH_SAMPLES, expected_correct
+from tasks.records.expected import N_FRESH_SAMPLES
 from tasks.records.perturbation_norms import TOLERANCE, ball_excess
 from tasks.records.vocabulary import CLEAN
 from tasks.statistics.balanced import balanced_accuracies
@@ -69,7 +70,7 @@ def shortcut_baseline(of: CheckInputs) -> CheckOutcome:
 
 
 def constant(of: CheckInputs) -> CheckOutcome:
-    """Balanced robust accuracy is significantly above that of a constant prediction, at the reported eps."""
+    """The 95 % interval of balanced robust accuracy is above that of a constant prediction, at the reported eps."""
     correct = of.robust_by_eps
     images = of.images.loc[correct[of.eps].index]
     chance = 1 / images["label"].nunique()
@@ -82,7 +83,7 @@ def constant(of: CheckInputs) -> CheckOutcome:
     found = estimates[of.grid.index(of.eps)]
     explanation = (
         f"balanced robust accuracy at eps {of.eps:g} is {100 * found.value:.1f} %, that of a constant prediction "
-        f"{100 * chance:.1f} %; significantly above it at eps {', '.join(f'{eps:g}' for eps in above) or 'none'}"
+        f"{100 * chance:.1f} %; the 95 % interval is above it at eps {', '.join(f'{eps:g}' for eps in above) or 'none'}"
     )
     if np.isnan(found.low):
         return CheckOutcome("NO POWER", found.value - chance, f"{explanation}; too few groups for a test")

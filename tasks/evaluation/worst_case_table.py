@@ -23,7 +23,7 @@ def worst_case_table(outcomes: pd.DataFrame, classes: Sequence[str], positive: i
     the images. The noise of their samples is part of the spread between groups, and so of the intervals.
 
     Args:
-        outcomes: of :func:`tasks.records.worst_case.worst_case_outcomes`.
+        outcomes: of :func:`tasks.outcomes.worst_case.worst_case_outcomes`.
         classes: names of the classes.
         positive: label of the positive class.
     """

@@ -14,7 +14,8 @@ from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import load_prepared
 from tasks.dataset.readers import SUFFIXES
 from tasks.labelling.acquisition import select_query
-from tasks.labelling.learner import CODE, build_learner, downsample
+from tasks.labelling.downsampling import downsample
+from tasks.labelling.learner import CODE, build_learner
 from tasks.labelling.rounds import LabellingRound, create_round, labelled_images, read_rounds
 from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
@@ -73,7 +74,9 @@ def next_round(
     previous = learner.load(_model_path(folder, len(rounds))) if is_warm_start else None
     seed = int(np.random.SeedSequence([params.seed, len(rounds)]).generate_state(1)[0])
     folder_of_parts = workspace.checkpoint_folder("labelling")
-    checkpoints = Checkpoints(folder_of_parts, CODE, device=str(device), parameters=params.of_step("active_learning"))
+    checkpoints = Checkpoints(
+        folder_of_parts, CODE, device=str(device), parameters=params.of_step("simulate_labelling")
+    )
     model, _ = learner.train(pixels, labels, previous, seed, checkpoints)
 
     candidates = learner.pool(model, pool_pixels, pixels, seed)

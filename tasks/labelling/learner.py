@@ -25,8 +25,11 @@ from tasks.models.seeding import build_seeded
 from tasks.models.training import fit
 from tasks.params import ActiveLearning, Attack, Params, Precision, TrainClassifier
 
-CODE = ("attacks", "dataset/prepared.py", "defences/randomness.py", "labelling", "models", "records")
-"""Packages that can change a classifier, its predictions or a query; parts of every checkpoint."""
+CODE = (
+    *("attacks/batch.py", "attacks/deepfool.py", "attacks/gradient", "attacks/sweep.py", "dataset/prepared.py"),
+    *("defences/randomness.py", "labelling", "models", "records/perturbation_norms.py"),
+)
+"""Packages and modules that can change a classifier, its predictions or a query; parts of every checkpoint."""
 N_SELECTION_IMAGES = 128
 """Labelled images, at most, that select the best epoch of a cycle; labels of validation images would count."""
 
@@ -222,20 +225,3 @@ def build_learner(params: Params, data: Prepared, pixels: np.ndarray, device: to
     reduced = "active_learning.downsampling_factor"
     check_image_size("train_classifier.architecture", architecture, (height, width), reduced, n_channels)
     return learner
-
-
-def downsample(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Return images whose pixels are means of squares of pixels, uint8 ``(N, C, H // factor, W // factor)``.
-
-    Args:
-        pixels: uint8 ``(N, C, H, W)``, may be memory-mapped.
-        factor: side of a square in pixels. Incomplete squares below and on the right are left out.
-    """
-    n, n_channels, height, width = pixels.shape
-    height, width = height // factor, width // factor
-    small = np.empty((n, n_channels, height, width), dtype=np.uint8)
-    for row in range(n):
-        whole = pixels[row, :, : height * factor, : width * factor]
-        squares = whole.reshape(n_channels, height, factor, width, factor)
-        small[row] = squares.mean(axis=(2, 4)).round().astype(np.uint8)
-    return small

@@ -14,9 +14,10 @@ from tasks.core.digests import digest_of_arrays
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, as_floats, choose_stratified, load_prepared
 from tasks.labelling.acquisition import entropy, predict_probabilities, select_query
+from tasks.labelling.downsampling import downsample
 from tasks.labelling.initial_set import choose_initial_set
-from tasks.labelling.learner import CODE, Learner, build_learner, downsample
-from tasks.labelling.learning_curves import ALL_LABELS
+from tasks.labelling.learner import CODE, Learner, build_learner
+from tasks.labelling.names import ALL_LABELS
 from tasks.labelling.oracle import assign_labels, can_label
 from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
@@ -220,27 +221,23 @@ def build_simulation(workspace: Workspace, params: Params) -> LabellingSimulatio
     pixels = downsample(data.pixels, settings.downsampling_factor)
     learner = build_learner(params, data, pixels[train], device)
     attacked = np.searchsorted(test, choose_stratified(data, test, settings.max_attacked_images, params.seed))
-    folder = workspace.checkpoint_folder("active_learning")
+    folder = workspace.checkpoint_folder("simulate_labelling")
     checkpoints = Checkpoints(
         folder,
         CODE,
         settings.n_seeds * (2 + len(settings.compared_functions) * settings.n_cycles),
         device=str(device),
         data=digest_of_arrays(pixels, data.labels(), data.table["group"].to_numpy(), train, validation, test),
-        parameters=params.of_step("active_learning"),
+        parameters=params.of_step("simulate_labelling"),
     )
-    training_checkpoints = Checkpoints(folder / "training", CODE, parameters=params.of_step("active_learning"))
+    training_checkpoints = Checkpoints(folder / "training", CODE, parameters=params.of_step("simulate_labelling"))
     return LabellingSimulation(
         learner, data, pixels, train, validation, test, attacked, checkpoints, training_checkpoints
     )
 
 
-def result_tables(results: list[CycleResult], data: Prepared) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return queries, test predictions and pool statistics; each row has its acquisition function, seed and cycle.
-
-    Rows of images also have their group.
-    """
-    groups = data.table["group"].to_numpy()
+def result_tables(results: list[CycleResult]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return queries, test predictions and pool statistics; each row has its acquisition function, seed and cycle."""
 
     def concatenate(file: str, results: list[CycleResult]) -> pd.DataFrame:
         tables = []
@@ -248,11 +245,8 @@ def result_tables(results: list[CycleResult], data: Prepared) -> tuple[pd.DataFr
             table = pd.read_parquet(result.folder / file)
             for column in ("cycle", "seed", "acquisition"):
                 table.insert(0, column, getattr(result, column))
-            if "image" in table:
-                table.insert(4, "group", groups[table["image"]])
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
     queries = concatenate("query.parquet", [result for result in results if result.cycle])
-    queries.insert(4, "path", data.table["path"].to_numpy()[queries["image"]])
     return queries, concatenate("predictions.parquet", results), concatenate("pool.parquet", results)

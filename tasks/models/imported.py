@@ -153,7 +153,9 @@ class ImportedClassifier(nn.Module):
             has_gradients=self.has_gradients,
             batch_size=self.batch_size,
         )
-        return changed.to(self.mean.device).eval()
+        # the layers of the network keep their mode
+        changed.training = self.training
+        return changed.to(self.mean.device)
 
     def extra_repr(self) -> str:
         """Return everything beside the weights that determines the logits, so that digests depend on it."""

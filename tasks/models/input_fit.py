@@ -41,14 +41,14 @@ def fit_mean_and_std(
         Mean and std of each channel in the unit of ``input.value_range``, ``(C,)`` each; None if no gradient is finite.
     """
     low, high = model.input.value_range
-    bare = model.redeclared(input={"mean": None, "std": None})
+    plain = model.redeclared(input={"mean": None, "std": None})
     with torch.no_grad():
-        inputs = bare.to_input(images)
+        inputs = plain.to_input(images)
     wanted = torch.from_numpy(outputs).float()
 
     def logits_of(mean: Tensor, std: Tensor) -> Tensor:
         changed = (inputs - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
-        return bare.to_logits(bare.run(changed))
+        return plain.to_logits(plain.run(changed))
 
     n_channels, width = inputs.shape[1], high - low
     own = (float(inputs.mean()), max(float(inputs.std()), 1e-6 * width))
@@ -104,6 +104,12 @@ def _minimise(
         loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation
         return loss
 
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch's annotation
+    try:
+        with torch.enable_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch's annotation
+    except RuntimeError as error:
+        # the line search has left the range of float32; its last finite numbers are no fit, but no failure either
+        if "overflow" not in str(error):
+            raise
+        return mean, std
     return (shift * width).detach(), (log_scale.exp() * width).detach()

@@ -23,6 +23,8 @@ from tasks.models.resized_originals import resized_originals
 NAMED_TOLERANCE = 0.002
 """Maximum difference from the reference at which a cause is named, relative to the spread of the reference. With a
 second, smaller mistake the difference is larger, and no cause is named."""
+CLEARLY_BETTER = 10
+"""Factor between the differences of two explanations from which the worse one is not accepted."""
 ROUNDED_TOLERANCE = 0.004
 """The same for resized images, which the original can round at another step, and for fitted numbers."""
 RANGES = (
@@ -78,6 +80,8 @@ def find_cause(
             logits = logits_of()
         if difference(logits, reference) <= tolerance:
             found[cause.name] = cause
+    if found.keys() == {_TRAIN_MODE.name} and _has_second_mistake(model, images, reference, originals):
+        return None
     if len(found) == 1:
         return next(iter(found.values()))
     if found or not model.has_gradients:
@@ -154,21 +158,51 @@ def _candidates(
     model: ImportedClassifier, images: Tensor, reference: Reference, originals: Sequence[Path]
 ) -> Iterator[Candidate]:
     """Every single mistake that is tried, with the outputs of the classifier without it."""
+    yield from _candidates_in_mode(model, images, reference, originals, len(images))
+    for trained, size in _modes_of_training(model, images):
+        yield _TRAIN_MODE, partial(_run_in_parts, trained, size, images), NAMED_TOLERANCE
+
+
+def _candidates_in_mode(
+    model: ImportedClassifier, images: Tensor, reference: Reference, originals: Sequence[Path], size: int
+) -> Iterator[Candidate]:
+    """Every single mistake except the mode of the classifier, with its outputs in batches of a size without it."""
     for cause, changed in _input_candidates(model):
-        yield cause, partial(changed, images), NAMED_TOLERANCE
-    yield _INVERTED, partial(model, 1 - images), NAMED_TOLERANCE
-    yield from _output_candidates(model, images, reference)
-    for with_dropout in (True, False):
-        trained = _in_train_mode(model, with_dropout)
-        for size in (len(images), 1):
-            yield _TRAIN_MODE, partial(_run_in_parts, trained, images, size), NAMED_TOLERANCE
+        yield cause, partial(_run_in_parts, changed, size, images), NAMED_TOLERANCE
+    yield _INVERTED, partial(_run_in_parts, model, size, 1 - images), NAMED_TOLERANCE
+    yield from _output_candidates(model, images, reference, size)
     height, width = model.input.size or tuple(images.shape[2:])
     for kind, resized in resized_originals(originals, images.shape[1], (height, width)):
-        yield _SIZE[kind], partial(model, resized.to(images.device)), ROUNDED_TOLERANCE
+        yield _SIZE[kind], partial(_run_in_parts, model, size, resized.to(images.device)), ROUNDED_TOLERANCE
     if images.shape[1] == 1 and model.input.channels == 3:
         for _, colours in resized_originals(originals, 3, (height, width)):
             if _are_colours_of(images, colours):
-                yield _COLOURS, partial(model, colours.to(images.device)), ROUNDED_TOLERANCE
+                yield _COLOURS, partial(_run_in_parts, model, size, colours.to(images.device)), ROUNDED_TOLERANCE
+
+
+def _modes_of_training(model: ImportedClassifier, images: Tensor) -> Iterator[tuple[ImportedClassifier, int]]:
+    """Copies of a classifier in training mode, and the size of their batches."""
+    for with_dropout in (True, False):
+        trained = _in_train_mode(model, with_dropout)
+        for size in (len(images), 1):
+            yield trained, size
+
+
+def _has_second_mistake(
+    model: ImportedClassifier, images: Tensor, reference: Reference, originals: Sequence[Path]
+) -> bool:
+    """Return whether the training mode with a second mistake explains the reference clearly better than alone.
+
+    Batch normalisation in training mode nearly removes some other mistakes, such as a wrong value range.
+    """
+    with torch.inference_mode():
+        for trained, size in _modes_of_training(model, images):
+            alone = difference(_run_in_parts(trained, size, images), reference)
+            if alone <= NAMED_TOLERANCE:
+                both = _candidates_in_mode(trained, images, reference, originals, size)
+                if any(difference(logits_of(), reference) < alone / CLEARLY_BETTER for _, logits_of, _ in both):
+                    return True
+    return False
 
 
 def _are_colours_of(images: Tensor, colours: Tensor) -> bool:
@@ -189,10 +223,12 @@ def _input_candidates(model: ImportedClassifier) -> Iterator[tuple[Cause, Import
             yield _CHANNEL_ORDER, _reversed_channels(model, with_statistics)
 
 
-def _output_candidates(model: ImportedClassifier, images: Tensor, reference: Reference) -> Iterator[Candidate]:
+def _output_candidates(
+    model: ImportedClassifier, images: Tensor, reference: Reference, size: int
+) -> Iterator[Candidate]:
     """Mistakes about the output: another order of the classes, a softmax too many, or a missing softmax."""
     with torch.inference_mode():
-        logits = model(images)
+        logits = _run_in_parts(model, size, images)
     n = logits.shape[1]
     if reference.outputs.shape[1] == n:
         wanted = np.log(np.clip(reference.outputs, 1e-12, 1)) if reference.is_probability else reference.outputs
@@ -205,7 +241,8 @@ def _output_candidates(model: ImportedClassifier, images: Tensor, reference: Ref
         yield _class_order([1, 0]), partial(_columns, logits, np.array([1, 0])), NAMED_TOLERANCE
     for declared, other, cause in (("logits", "probabilities", _PROBABILITIES), ("probabilities", "logits", _LOGITS)):
         if model.output.kind == declared:
-            yield cause, partial(model.redeclared(output={"kind": other}), images), NAMED_TOLERANCE
+            changed = model.redeclared(output={"kind": other})
+            yield cause, partial(_run_in_parts, changed, size, images), NAMED_TOLERANCE
 
 
 def accuracy_candidates(
@@ -305,7 +342,7 @@ def _in_train_mode(model: ImportedClassifier, with_dropout: bool) -> ImportedCla
     return trained
 
 
-def _run_in_parts(model: nn.Module, images: Tensor, size: int) -> Tensor:
+def _run_in_parts(model: nn.Module, size: int, images: Tensor) -> Tensor:
     """Logits of batches of a size, or NaN where layers in training mode refuse it."""
     try:
         return torch.cat([model(part) for part in torch.split(images, size)])

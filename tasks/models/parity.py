@@ -1,6 +1,5 @@
 """Comparison of an imported classifier with the original one, before any attack."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared
 from tasks.models.compute import device_of
@@ -44,7 +44,7 @@ def compare_with_original(
 ) -> None:
     """Compare an imported classifier with its reference outputs and its expected accuracy, and write ``parity.json``.
 
-    Without both, a warning is logged, and the file says that nothing was compared.
+    Without both, a warning is logged, and the file has the status ``not compared``.
 
     Raises:
         FileNotFoundError: the file of the reference outputs is missing.
@@ -70,7 +70,7 @@ def compare_with_original(
             "classifier.reference_outputs: missing, so the imported classifier is not compared with the original. Set "
             "reference_outputs or expected_accuracy"
         )
-    workspace.parity.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+    write_json(outcome, workspace.parity)
 
 
 def check_parity(model: ImportedClassifier, images: Tensor, reference: Reference, originals: Sequence[Path]) -> float:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +45,13 @@ def uses_global_rng(model: nn.Module, images: Tensor) -> bool:
         before = generator.get_rng_state()
         trial(images)
         return not torch.equal(before, generator.get_rng_state())
+
+
+def surrogate_seed(seed: int, position: int) -> int:
+    """Return the seed of a surrogate, a child of the project's seed as NumPy spawns them.
+
+    Args:
+        seed: of the project.
+        position: of the surrogate, from 1.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=(position,)).generate_state(1)[0])

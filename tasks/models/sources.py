@@ -73,8 +73,8 @@ def build_network(classifier: Classifier, files: Path, image_shape: tuple[int, i
                 script: nn.Module = torch.jit.load(str(files / SCRIPT), map_location="cpu")  # type: ignore[no-untyped-call]  # torch's annotation
                 return script.eval(), True
         case "onnx":
-            bare = ImportedClassifier(nn.Identity(), classifier.input, classifier.output, order=())
-            return load_onnx(files / ONNX, bare.to_input(trial_images(image_shape)))
+            wrapper = ImportedClassifier(nn.Identity(), classifier.input, classifier.output, order=())
+            return load_onnx(files / ONNX, wrapper.to_input(trial_images(image_shape)))
         case _:
             assert classifier.source == "http"
             assert classifier.address is not None

@@ -306,7 +306,8 @@ class _MeanMetrics:
 def _update_ema(averages: list[Tensor], weights: list[Tensor], decay: float, n_steps: int) -> None:
     """Update the exponential moving average after a step; the first steps use a smaller decay."""
     weight_of_step = 1 - min(decay, (1 + n_steps) / (10 + n_steps)) if n_steps else 1.0
-    torch._foreach_lerp_(averages, weights, weight_of_step)
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, weight_of_step)
 
 
 def _learning_rate(settings: Training, epoch: int) -> float:

@@ -57,10 +57,10 @@ STEP_PARAMS: dict[str, tuple[str, ...]] = {
     "attack_defence": ("seed", "compute", "attack"),
     "evaluate": ("seed", "classifier", "train_classifier", "train_autoencoder", "selected_defences", "analyze.eps"),
     "analyze": ("seed", "compute", "selected_defences", "attack", "analyze", "report"),
-    "active_learning": (
+    "simulate_labelling": (
         *("seed", "compute", *_LEARNER, "attack.norm", "attack.pgd", "attack.batch_size", "active_learning"),
-        "report",
     ),
+    "active_learning": ("active_learning.acquisition_functions", "active_learning.downsampling_factor", "report"),
     "report": (
         *("seed", "compute", "acquire", "validate", "prepare", "classifier", "train_classifier", "train_surrogates"),
         *("train_autoencoder", "selected_defences", "attack", "analyze", "active_learning", "report"),

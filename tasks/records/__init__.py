@@ -1,1 +1,1 @@
-"""The tidy records of attacks: their columns, how they are written and read, and the worst case of each image."""
+"""The tidy records of attacks: their columns and names, and the files that the attack steps write."""

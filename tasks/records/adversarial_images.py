@@ -96,18 +96,6 @@ def quantize(
     return QuantizedPerturbations(data, rows, scale, levels)
 
 
-def load_perturbations(
-    workspace: Workspace, data: Prepared, surrogate: str, attack: str, eps: float
-) -> QuantizedPerturbations:
-    """Read the perturbations of one attack on the undefended classifier or a defence at one eps.
-
-    Raises:
-        FileNotFoundError: the perturbations of this eps were not saved.
-        ValueError: the file is damaged, or a perturbation is not finite.
-    """
-    return read_perturbations(workspace, data, workspace.perturbation_file(surrogate, attack, eps), eps)
-
-
 def read_perturbations(workspace: Workspace, data: Prepared, path: Path, eps: float) -> QuantizedPerturbations:
     """Read the perturbations of one file, which are of one eps.
 

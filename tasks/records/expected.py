@@ -8,7 +8,6 @@ be too small.
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from tasks.records.operating_points import OperatingPoint
@@ -62,18 +61,3 @@ def append_expected(table: pa.Table, columns: dict[str, np.ndarray]) -> pa.Table
         lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float64()), values.shape[1])
         table = table.append_column(name, lists)
     return table
-
-
-def expected_correct(records: pd.DataFrame, column: str = FRESH) -> "pd.Series[float]":
-    """Return the expected accuracy of each record of the targets as trained: of a deterministic target 0 or 1.
-
-    Args:
-        records: of the attack steps.
-        column: ``FRESH``, or ``FRESH_8BIT`` for the images rounded to 8 bits.
-    """
-    outcome = records["correct" if column == FRESH else "correct_8bit"].astype(float)
-    if column not in records:
-        return outcome
-    # the first operating point is as_trained
-    first = records[column].map(lambda fractions: fractions[0], na_action="ignore").astype(float)
-    return first.fillna(outcome)

@@ -1,9 +1,8 @@
-"""Tables of the attack steps: records (one row for each image, target, threat model, attack and eps) and others."""
+"""Tables that the attack steps write: records (one row for each image, target, attack and eps) and others."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.core.made_with import check_made_with, inputs_of_attack
 from tasks.core.workspace import Workspace
-from tasks.params import UNDEFENDED
 from tasks.records.scores import entropy, margin
-from tasks.records.vocabulary import ART_REFERENCE, is_independent
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CERTIFIED_RADII = pa.schema(
     {
@@ -203,18 +197,6 @@ def write_records(records: pa.Table, path: Path, made_with: Mapping[str, str] | 
     pq.write_table(records.combine_chunks().replace_schema_metadata(metadata), path, compression="zstd")
 
 
-def read_records(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """Records of the undefended classifier and of some defences; ``logits`` has arrays ``(K,)``, nulls are NaN.
-
-    Raises:
-        FileNotFoundError: a target was not attacked.
-        ValueError: records were made with another split or other networks than the present ones.
-    """
-    for target in (UNDEFENDED, *defences):
-        check_inputs_of_attack(workspace, target)
-    return _read(workspace, [workspace.records(target) for target in (UNDEFENDED, *defences)])
-
-
 def check_inputs_of_attack(workspace: Workspace, target: str) -> None:
     """Refuse records of a target that were made with another split or other networks than the present ones.
 
@@ -231,74 +213,11 @@ def check_inputs_of_attack(workspace: Workspace, target: str) -> None:
     try:
         metadata = pq.read_schema(file).metadata or {}
     except pa.ArrowInvalid:
-        # `_read_table` names the file
+        # the reader of the records names the file
         return
     present = inputs_of_attack(workspace, target) if MADE_WITH in metadata else {}
     recorded = {name: digest for name, digest in json.loads(metadata.get(MADE_WITH, b"{}")).items() if name in present}
     check_made_with(file, workspace.step_of(file), recorded, workspace.data, present)
-
-
-def without_reference(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Records without those of the reference attacks by ART, which try a part of the images."""
-    return records[~records["attack"].isin(ART_REFERENCE)].reset_index(drop=True)
-
-
-def without_independent_surrogates(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Records without those of transfer from an independent surrogate, which the study did not use."""
-    return records[~records["surrogate"].map(is_independent)].reset_index(drop=True)
-
-
-def read_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """The smallest eps that breaks each image, of the undefended classifier and of some defences.
-
-    Raises:
-        FileNotFoundError: a target was not attacked.
-    """
-    return _read(workspace, [workspace.minimum_eps(target) for target in (UNDEFENDED, *defences)])
-
-
-def read_validation_minimum_eps(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """The smallest eps at which the sweep breaks each validation image, of the undefended classifier and some defences.
-
-    Raises:
-        FileNotFoundError: a target was not attacked.
-    """
-    return _read(workspace, [workspace.validation_minimum_eps(target) for target in (UNDEFENDED, *defences)])
-
-
-def read_diagnostics(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """Diagnostics of the undefended classifier and of some defences.
-
-    Raises:
-        FileNotFoundError: a target was not attacked.
-    """
-    return _read(workspace, [workspace.diagnostics(target) for target in (UNDEFENDED, *defences)])
-
-
-def read_certified_radii(workspace: Workspace, defences: Sequence[str]) -> "pd.DataFrame":
-    """Certified radii of those of the defences that were certified; no rows if there are none."""
-    files = [path for path in map(workspace.certified_radii, defences) if path.is_file()]
-    return _read(workspace, files) if files else CERTIFIED_RADII.empty_table().to_pandas()
-
-
-def _read(workspace: Workspace, files: list[Path]) -> "pd.DataFrame":
-    if missing := [file for file in files if not file.is_file()]:
-        step = workspace.step_of(missing[0])
-        raise FileNotFoundError(f"{missing[0]} not found. Run the step {step} first (dvc repro {step})")
-    # the tables of random targets have further columns
-    tables = [_read_table(workspace, file) for file in files]
-    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
-    return frame
-
-
-def _read_table(workspace: Workspace, file: Path) -> pa.Table:
-    advice = f"Run the step {workspace.step_of(file)} again"
-    try:
-        table = pq.read_table(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} is damaged. {advice}") from error
-    refuse_gaps(table, file, advice)
-    return table
 
 
 def refuse_gaps(table: pa.Table, file: Path, advice: str) -> None:

@@ -13,16 +13,15 @@ from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import Prepared
 from tasks.evaluation.comparison import credited
 from tasks.evaluation.worst_case_table import constant_accuracy, is_recall_name, value_at
+from tasks.outcomes.names import display_name, unit_of
 from tasks.params import UNDEFENDED, Attack
-from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED, display_name, unit_of
+from tasks.records.vocabulary import AS_TRAINED, FIXED_SENSITIVITY, RECALIBRATED, SUITE_DOUBLED
 from tasks.reporting.names import attack_name
 from tasks.reporting.results import Results
 from tasks.statistics.formatting import Row, eps_text, sample_text
 from tasks.statistics.groups import class_group_sizes, effective_groups, too_few_groups
 from tasks.statistics.intervals import Estimate
-
-ALPHA = 0.05
-"""Significance level of p-values after Holm's correction."""
+from tasks.statistics.multiplicity import SIGNIFICANCE_LEVEL
 
 Outcome = Literal["broken", "not broken", "undecided", "too few groups"]
 """``broken``: the balanced accuracy in the worst case is not above that of a constant prediction, by its whole 95 %
@@ -320,7 +319,7 @@ def significance_of(low: float, high: float, p_value: float, is_above_constant: 
     """
     if math.isnan(low) or math.isnan(p_value):
         return "too few groups"
-    if p_value >= ALPHA:
+    if p_value >= SIGNIFICANCE_LEVEL:
         return "not significant"
     if low <= 0 <= high:
         return "undecided"

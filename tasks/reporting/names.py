@@ -1,17 +1,15 @@
 """Display names of targets, attacks and curves."""
 
+from tasks.outcomes.names import DETECTOR_EVASION, JOINT_DETECTOR_EVASION, display_name
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import (
-    DETECTOR_EVASION,
     HOP_SKIP_JUMP,
-    JOINT_DETECTOR_EVASION,
     PGD_8_BIT,
     PGD_FIXED_DRAWS,
     SQUARE,
     SQUARE_ON_SURVIVORS,
     SUITE,
     SUITE_DOUBLED,
-    display_name,
 )
 
 ATTACK_NAMES = {

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.dataset.prepared import SPLITS
-from tasks.records.tables import without_independent_surrogates
+from tasks.outcomes.attack_outputs import without_independent_surrogates
 from tasks.records.vocabulary import AS_TRAINED
 from tasks.reporting import interactive
 from tasks.reporting.curves import eps_of

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN, display_name, is_independent
+from tasks.outcomes.names import display_name, is_independent
+from tasks.records.vocabulary import CLEAN
 from tasks.reporting.names import curve_name
 
 PALETTE = ["#333333", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]

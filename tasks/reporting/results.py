@@ -12,11 +12,11 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.data_versions import read_reference
 from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.evaluation.selection import merge_configurations, read_configurations
+from tasks.outcomes.attack_outputs import read_minimum_eps, read_operating_points, read_records
+from tasks.outcomes.names import AS_GIVEN
 from tasks.params import Defence, Params, read_defence
 from tasks.params.names import with_formulas
-from tasks.records.operating_points import OperatingPoint, read_operating_points
-from tasks.records.tables import read_minimum_eps, read_records
-from tasks.records.vocabulary import AS_GIVEN
+from tasks.records.operating_points import OperatingPoint
 from tasks.reporting.examples import AttackExamples, read_examples
 
 TEXT_COLUMNS = ["target", "surrogate", "threat_model", "attack", "norm", "actual", "prediction"]

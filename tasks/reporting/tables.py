@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN, display_name
+from tasks.outcomes.names import display_name
+from tasks.records.vocabulary import CLEAN
 from tasks.reporting.formats import Format, estimate
 from tasks.reporting.names import attack_name
 from tasks.reporting.section import Point

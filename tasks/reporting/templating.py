@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tasks.records.vocabulary import display_name
+from tasks.outcomes.names import display_name
 from tasks.reporting.formats import estimate, p_text, signed_points
 from tasks.reporting.headline import Headline
 from tasks.reporting.names import attack_name
@@ -22,14 +22,15 @@ MARKDOWN_ESCAPES = {"|": "\\|", "(": "\\(", "<": "&lt;", "&": "&amp;"}
 """No backslash before ``<`` and ``&``: the page of MLflow would show it."""
 
 
-def environment(is_markdown: bool = False) -> Environment:
-    """Return the environment of all templates; every text from outside (class names, paths) is escaped.
+def environment(folder: Path = TEMPLATES, *, is_markdown: bool = False) -> Environment:
+    """Return the environment of templates; every text from outside (class names, paths) is escaped.
 
     Args:
+        folder: of the templates; those of the report by default.
         is_markdown: whether texts are escaped for Markdown; for HTML otherwise.
     """
     templates = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,8 +9,9 @@ import pandas as pd
 from tasks.core.workspace import Workspace
 from tasks.evaluation.check_inputs import Status
 from tasks.evaluation.worst_case_table import value_at
+from tasks.outcomes.names import display_name, unit_of
 from tasks.params import UNDEFENDED, Params, height_and_width
-from tasks.records.vocabulary import AS_TRAINED, display_name, unit_of
+from tasks.records.vocabulary import AS_TRAINED
 from tasks.statistics.formatting import TOO_FEW_GROUPS, Row, eps_text, percent, rate_text, sample_text
 from tasks.tracking import plain_markdown
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from tasks.outcomes.worst_case import worst_case_outcomes
 from tasks.records.operating_points import OperatingPoint
 from tasks.records.vocabulary import AS_TRAINED
-from tasks.records.worst_case import worst_case_outcomes
 from tasks.statistics.balanced import balanced_accuracies, compare_balanced
 from tasks.statistics.intervals import Estimate
 

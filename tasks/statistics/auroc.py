@@ -4,22 +4,6 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tasks.statistics.groups import GroupJackknife
-from tasks.statistics.intervals import RATE, UNDEFINED, Estimate
-
-
-def auroc_estimate(scores: np.ndarray, positive: np.ndarray, jackknife: GroupJackknife) -> Estimate:
-    """Return the AUROC with its 95 % interval by group; NaN if one class has no images, or if all scores are equal.
-
-    Args:
-        scores: score of each image, ``(N,)``; high scores predict the positive class.
-        positive: True for positive images, bool ``(N,)``.
-        jackknife: of the images.
-    """
-    if not 0 < positive.sum() < len(positive) or np.ptp(scores) == 0:
-        return UNDEFINED
-    values = auroc_without_blocks(scores, positive, jackknife)
-    low, high = jackknife.interval(values, RATE, [positive, ~positive])
-    return Estimate(float(values[0]), float(low), float(high))
 
 
 def auroc_without_blocks(scores: np.ndarray, positive: np.ndarray, jackknife: GroupJackknife) -> np.ndarray:

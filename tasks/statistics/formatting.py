@@ -44,7 +44,7 @@ def sample_text(n: int, n_groups: int, unit: str) -> str:
     Args:
         n: images.
         n_groups: groups that are treated as independent.
-        unit: name of a group; see :func:`tasks.records.vocabulary.unit_of`.
+        unit: name of a group; see :func:`tasks.outcomes.names.unit_of`.
     """
     return f"n = {n} images" if unit == "image" else f"n = {n} images of {n_groups} {unit}{'s' * (n_groups != 1)}"
 

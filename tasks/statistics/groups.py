@@ -1,7 +1,7 @@
 """Groups of images, the unit of every interval and test, and the minimum number of groups for a statement.
 
 Images of one group (one patient) are similar. Intervals that treat them as independent are too narrow: in simulations a
-95 % Wilson interval of the accuracy covers the true value in 30 to 60 % of the cases (docs/evidence/statistics.md).
+95 % Wilson interval of the accuracy covers the true value in 30 to 67 % of the cases (docs/evidence/statistics.md).
 """
 
 from collections.abc import Sequence

@@ -20,6 +20,8 @@ POSITIVE: Bounds = (0.0, float("inf"))
 UNBOUNDED: Bounds = (float("-inf"), float("inf"))
 """Range of statistics without limits."""
 
+CONFIDENCE = 0.95
+"""Confidence level of Wilson's interval."""
 MIN_SEEDS = 10
 """Minimum number of seeds of an interval or a comparison over seeds: with fewer, their variation is hardly known."""
 MIN_DEGREES_OF_FREEDOM = 3.0
@@ -31,30 +33,27 @@ GROUPS_PER_DEGREE = 6
 """Groups for each degree of freedom of a p-value from an interval, whose own degrees of freedom are not kept."""
 
 
-def wilson(n_success: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Return the Wilson score interval of a proportion, without continuity correction.
+def wilson(n_success: ArrayLike, n: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % Wilson score interval of a proportion, without continuity correction.
 
     Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22, 209-212.
 
     Args:
         n_success: numbers of successes, of any shape.
         n: numbers of trials, broadcast against ``n_success``.
-        confidence: confidence level of the two-sided interval, in (0, 1).
 
     Returns:
         Lower and upper bounds in [0, 1], float64 of the broadcast shape; NaN for 0 trials.
 
     Raises:
-        ValueError: a number of successes is negative or exceeds the trials, or the confidence level is not in (0, 1).
+        ValueError: a number of successes is negative or exceeds the trials.
     """
     successes, trials = np.broadcast_arrays(np.asarray(n_success, dtype=np.float64), np.asarray(n, dtype=np.float64))
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}: confidence must lie between 0 and 1, for example 0.95")
     if (wrong := ~((successes >= 0) & (successes <= trials))).any():
         raise ValueError(
             f"n_success is {successes[wrong][0]:g} with n {trials[wrong][0]:g}: n_success must lie between 0 and n"
         )
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         proportion = successes / trials
         scale = 1 + z**2 / trials

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+SIGNIFICANCE_LEVEL = 0.05
+"""Significance level of p-values after the correction for their family of comparisons."""
+
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Return p-values adjusted by Holm's method, float64 of the same shape.

@@ -8,6 +8,7 @@ import numpy as np
 
 from tasks.statistics.groups import MIN_GROUPS_OF_TEST, effective_groups, group_sums, rate_deviations, too_few_groups
 from tasks.statistics.intervals import Estimate, jackknife_variance
+from tasks.statistics.multiplicity import SIGNIFICANCE_LEVEL
 from tasks.statistics.rates import combination_interval, rate_intervals
 
 N_DRAWS = 20_000
@@ -123,7 +124,7 @@ def p_value_by_group(differences: np.ndarray) -> float:
     return sign_flip_p_value(differences) if len(differences) >= MIN_GROUPS_OF_TEST else float("nan")
 
 
-def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
+def sign_flip_p_value(differences: np.ndarray) -> float:
     """Return the two-sided p-value of a sign-flip test by group.
 
     Under the null hypothesis, the difference of a group is as likely to be in favour of one classifier as of the other.
@@ -133,7 +134,6 @@ def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
 
     Args:
         differences: sum of the differences of each group, ``(G,)``.
-        seed: of the random signs.
 
     Returns:
         The p-value; 1 if there is no difference. With n groups that have a difference, it is at least 2 / 2^n.
@@ -153,7 +153,7 @@ def sign_flip_p_value(differences: np.ndarray, seed: int = 0) -> float:
             probability = (probability + shifted) / 2
         is_extreme = np.abs(2 * np.arange(total + 1) - total) >= observed
         return min(1.0, float(probability[is_extreme].sum()))
-    return float(random_sign_p_values(differences[None], N_DRAWS, seed)[0])
+    return float(random_sign_p_values(differences[None], N_DRAWS)[0])
 
 
 def random_sign_p_values(differences: np.ndarray, n_draws: int, seed: int = 0) -> np.ndarray:
@@ -177,13 +177,14 @@ def random_sign_p_values(differences: np.ndarray, n_draws: int, seed: int = 0) -
 def detectable_differences(sums: np.ndarray, sizes: np.ndarray, n_comparisons: int = 1) -> np.ndarray:
     """Return the smallest true mean difference that the sign-flip test finds with 80 % power, float64 ``(K,)``.
 
-    The test is two-sided, at the level a = 0.05 / ``n_comparisons``, the strictest one of Holm's method. The value is
-    the solution d of ``d = z_(1 - a / 2) sqrt(w + d^2 / g) + z_0.8 sqrt(w)``, where g is the effective number of
-    groups: a true difference makes the sums of all groups larger, and with them the spread of the sums with random
-    signs. The variance is ``w = max(v, d c / n)``, where v is that of the mean difference by group in the data, and n
-    the number of images. If few groups have a difference, v is too small: a true difference of d needs d n / c groups
-    with a difference of c images, and their number is random. The difference c is the mean of the observed ones, or one
-    image if there is none. So the value is only a guide if the true difference is far from the observed one.
+    The test is two-sided, at the level a = ``SIGNIFICANCE_LEVEL`` / ``n_comparisons``, the strictest one of Holm's
+    method. The value is the solution d of ``d = z_(1 - a / 2) sqrt(w + d^2 / g) + z_0.8 sqrt(w)``, where g is the
+    effective number of groups: a true difference makes the sums of all groups larger, and with them the spread of the
+    sums with random signs. The variance is ``w = max(v, d c / n)``, where v is that of the mean difference by group in
+    the data, and n the number of images. If few groups have a difference, v is too small: a true difference of d needs
+    d n / c groups with a difference of c images, and their number is random. The difference c is the mean of the
+    observed ones, or one image if there is none. So the value is only a guide if the true difference is far from the
+    observed one.
 
     It is at most 1; NaN if there are too few groups for a small enough p-value, which is at least 2 / 2^G.
 
@@ -192,7 +193,7 @@ def detectable_differences(sums: np.ndarray, sizes: np.ndarray, n_comparisons: i
         sizes: images of each group, ``(K, G)``.
         n_comparisons: number of comparisons of the family.
     """
-    level, n_images = 0.05 / n_comparisons, sizes.sum(axis=1)
+    level, n_images = SIGNIFICANCE_LEVEL / n_comparisons, sizes.sum(axis=1)
     critical, of_power = NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(POWER)
     effective = effective_groups(sizes)
     is_undefined = too_few_groups(sizes) | ((sizes > 0).sum(axis=1) < math.log2(2 / level)) | (effective <= critical**2)

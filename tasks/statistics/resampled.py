@@ -19,19 +19,16 @@ def resampled_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return resampled_ratio(np.where(defined, values, 0), defined, counts)
 
 
-def resampled_ratio(
-    numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray, zero_division: float = float("nan")
-) -> np.ndarray:
-    """Return the ratio of two sums in each resample, float64 ``(R,)``.
+def resampled_ratio(numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the ratio of two sums in each resample, float64 ``(R,)``; NaN if the second sum is 0.
 
     Args:
         numerator: term of each image in the first sum, ``(N,)``.
         denominator: term of each image in the second sum, ``(N,)``, not negative.
         counts: how often each resample contains each image, ``(R, N)``.
-        zero_division: ratio if the second sum is 0.
     """
     first, second = (counts @ values.astype(np.float64) for values in (numerator, denominator))
-    ratio: np.ndarray = np.divide(first, second, out=np.full(len(counts), float(zero_division)), where=second > 0)
+    ratio: np.ndarray = np.divide(first, second, out=np.full(len(counts), np.nan), where=second > 0)
     return ratio
 
 

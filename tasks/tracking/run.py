@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.workspace import Workspace
+from tasks.core.workspace import SCHEMA_VERSION, Workspace
 from tasks.params import Params
 from tasks.params.params import STEP_PARAMS
 from tasks.tracking.address import tracking_uri
@@ -216,7 +216,8 @@ def open_run(
         yield Tracker()
         return
 
-    tags = {"step": step, "orchestrator": orchestrator, "kind": "step", **origin_tags(), **(tags or {})}
+    own = {"step": step, "orchestrator": orchestrator, "kind": "step", "schema_version": str(SCHEMA_VERSION)}
+    tags = {**own, **origin_tags(), **(tags or {})}
     tracker = _MlflowTracker(workspace, step, tags)
     with registered(workspace, tracker.run):
         tracker.open()

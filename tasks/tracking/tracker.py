@@ -21,6 +21,17 @@ class Tracker:
         The part of a name before ``/`` becomes a section in MLflow's UI.
         """
 
+    def epoch(self, epoch: int, metrics: Mapping[str, float], network: str = "") -> None:
+        """Log the metrics of an epoch of a training in the section ``train``.
+
+        Args:
+            epoch: its number, from 1.
+            metrics: values by name.
+            network: name of the network, a part of the metric keys; needed if one step trains several networks.
+        """
+        section = f"train/{network}/" if network else "train/"
+        self.metrics({f"{section}{name}": value for name, value in metrics.items()}, epoch)
+
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters beside those that the step reads from params.yaml.
 

@@ -29,9 +29,9 @@ from tasks.models import classifier_training
 from tasks.models.classifier import build_classifier
 from tasks.models.files import load_build_arguments, load_model, save_model
 from tasks.models.training import DIGEST_BYTES, TrainingDiverged
+from tasks.outcomes.attack_outputs import read_records
 from tasks.params import Params
-from tasks.records.adversarial_images import load_perturbations
-from tasks.records.tables import read_records
+from tasks.records.adversarial_images import read_perturbations
 from tasks.serving.predictor import Predictor
 from tasks.tracking import Tracker
 from tests.bundles import bundle_of, complete_workspace
@@ -306,7 +306,7 @@ class TestNotANumberOnDisk:
         arrays["scale"][3] = np.nan
         np.savez(file, **arrays)
         with pytest.raises(ValueError, match=r"1 images are not finite.*run the step attack again") as raised:
-            load_perturbations(Workspace(), load_prepared(Workspace()), "undefended", "pgd", 4)
+            read_perturbations(Workspace(), load_prepared(Workspace()), file, 4)
         assert f"{file}: " in str(raised.value)
         assert f"{PATH} the first" in str(raised.value)
 

@@ -23,9 +23,9 @@ from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.defences.targets import load_target
 from tasks.models.classifier import build_classifier
+from tasks.outcomes.attack_outputs import read_records
 from tasks.params import Params
-from tasks.records.adversarial_images import load_perturbations
-from tasks.records.tables import read_records
+from tasks.records.adversarial_images import read_perturbations
 from tasks.serving import registry
 from tasks.serving.bundle import BUNDLE, EXAMPLES
 from tasks.serving.export import export_target
@@ -205,7 +205,7 @@ def test_the_error_about_a_pickle_in_place_of_perturbations_names_the_file(small
         for name in ("rows", "scale", "q"):
             archive.writestr(f"{name}.npy", as_numpy_saves(Malicious(trace)))
     with pytest.raises(ValueError, match=f"^{file} is damaged: run the step attack again"):
-        load_perturbations(Workspace(), load_prepared(Workspace()), "undefended", "pgd", 4)
+        read_perturbations(Workspace(), load_prepared(Workspace()), file, 4)
 
 
 def test_the_error_about_a_pickle_in_place_of_records_names_the_file(small_folder: Path, planted: bytes) -> None:

@@ -46,7 +46,7 @@ def test_the_documented_script_runs_steps_in_jobs_and_cancels_the_jobs_at_its_en
     (folder / "slurm.py").write_text(script)
 
     printed = run(folder, sys.executable, "slurm.py")
-    assert "active_learning: ran" in printed
+    assert "simulate_labelling: ran" in printed
     assert "attack: unchanged" in printed
     jobs = [int(each) for each in (folder / "jobs").read_text().split()]
     assert jobs

@@ -32,8 +32,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
 ]
 
-PIPELINES = ("stratified-80-20", "grouped-80-20")
-COMPARISON = "defences-80-20"
+PIPELINES = ("study-80-20-published", "active-learning")
+COMPARISON = "study-50-50"
 
 
 def archived_evaluate(run: str) -> Any:
@@ -61,8 +61,7 @@ def archived_report(run: str) -> Any:
 
     def report(workspace: Workspace, params: Params, tracker: Tracker) -> None:
         metrics = json.loads((ROOT / RESULTS / run / "metrics.json").read_text(encoding="utf-8"))
-        # results of earlier versions have no worst cases
-        tracker.metrics(headline_metrics({"worst_case": {}} | metrics, 1))
+        tracker.metrics(headline_metrics(metrics, 1))
         tracker.tags({"archived": run})
         tracker.link_steps()
 
@@ -144,21 +143,21 @@ def test_two_runs_are_compared_by_their_different_parameters_and_metrics(
     assert page.get_by_text(f"{grouped.data.metrics['clean/accuracy']:.3f}", exact=True).count()
 
 
-def test_curves_of_five_targets_are_in_one_chart(store: tuple[str, MlflowClient], page: "playwright.Page") -> None:
+def test_curves_of_four_targets_are_in_one_chart(store: tuple[str, MlflowClient], page: "playwright.Page") -> None:
     address, client = store
     (comparison,) = runs_of(client, f"tags.archived = '{COMPARISON}'")
     curves = runs_of(client, "tags.kind = 'curve' and tags.threat_model = 'adaptive' and tags.attack = 'pgd'")
     of_defences = [run for run in curves if run.data.tags["mlflow.parentRunId"] == comparison.data.tags["run.evaluate"]]
-    assert len(of_defences) == 5
+    assert len(of_defences) == 4
     runs, keys = json.dumps([run.info.run_id for run in of_defences]), json.dumps(["robust/accuracy"])
     page.goto(
         f"{address}/#/metric?runs={quote(runs)}&metric=%22robust%2Faccuracy%22"
         f"&experiments=[%22{comparison.info.experiment_id}%22]&plot_metric_keys={quote(keys)}&x_axis=step&show_point=true"
     )
-    page.locator(".scatterlayer .trace").nth(4).wait_for()
+    page.locator(".scatterlayer .trace").nth(3).wait_for()
     # the chart is drawn twice: on the page and for the full screen
     drawn = page.locator(".scatterlayer .js-line").evaluate_all("lines => lines.map(line => line.getAttribute('d'))")
-    assert len(set(drawn)) >= 5
+    assert len(set(drawn)) >= 4
     for run in of_defences:
         assert page.get_by_role("link", name=run.info.run_name).count()
     save_screenshot(page, "curves")

@@ -84,7 +84,7 @@ def decode_jpeg(source: bytes, n_samples: int) -> np.ndarray:
         source: the compressed frame.
         n_samples: samples of a pixel.
     """
-    # pydicom converts colours, as the DICOM file says; between equal colour spaces, the codec converts nothing
+    # pydicom converts colours, as the DICOM file defines; between equal colour spaces, the codec converts nothing
     colours = "RGB" if n_samples == 3 else None
     decoded: np.ndarray = imagecodecs.jpeg8_decode(source, colorspace=colours, outcolorspace=colours)
     return decoded

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from tasks.attacks.effort import EFFORTS
-from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, SUITE, display_name
+from tasks.outcomes.names import display_name
+from tasks.records.vocabulary import SQUARE_ON_SURVIVORS, SUITE
 from tasks.reporting.curves import attacks_of, curves_under, eps_of
 from tasks.reporting.drawings import lines_drawing
 from tasks.reporting.formats import estimate, number
@@ -86,7 +87,7 @@ def accuracy_table(table: pd.DataFrame, attack: str) -> Table:
         head += [curve.name, *(["rounded"] if has_8bit else [])]
         for eps, cells in zip([0.0, *eps_of(table)], rows, strict=True):
             row = curve.at(eps)
-            cells += [with_interval(row), *([number(row["accuracy_8bit"], percent)] if has_8bit else [])]
+            cells += [with_interval(row), *([estimate(row, percent, "accuracy_8bit")] if has_8bit else [])]
     return Table(head, rows)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from tasks.dataset.prepared import as_pictures
-from tasks.labelling.learning_curves import ALL_LABELS, RANDOM
+from tasks.evaluation.learning_curves import RANDOM
+from tasks.labelling.names import ALL_LABELS
+from tasks.outcomes.names import display_name
 from tasks.params.section import Training
-from tasks.records.vocabulary import display_name
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import IMAGES, Drawing, lines_drawing
 from tasks.reporting.examples import ImageGrid
@@ -101,7 +102,7 @@ def gains_of(efficiency: pd.DataFrame) -> list[Gain]:
     """Return the difference to random of every other acquisition function.
 
     Args:
-        efficiency: table of :func:`tasks.labelling.learning_curves.summary_table`.
+        efficiency: table of :func:`tasks.evaluation.learning_curves.summary_table`.
     """
     names = [str(name) for name in efficiency["acquisition"].unique() if name != RANDOM]
     gains = []
@@ -124,7 +125,7 @@ def learners_at_chance(cycles: pd.DataFrame, chance: float) -> dict[str, str] | 
     """Return the range of the balanced accuracies after the last cycle if none is above chance; None otherwise.
 
     Args:
-        cycles: table of :func:`tasks.labelling.learning_curves.cycle_table`.
+        cycles: table of :func:`tasks.evaluation.learning_curves.cycle_table`.
         chance: balanced accuracy of a constant prediction.
     """
     learners = cycles[cycles["acquisition"] != ALL_LABELS]
@@ -139,7 +140,7 @@ def reference_training(cycles: pd.DataFrame, training: Training) -> str:
     """Describe the training of the reference: its rule, its epochs, and whether it has converged.
 
     Args:
-        cycles: table of :func:`tasks.labelling.learning_curves.cycle_table`.
+        cycles: table of :func:`tasks.evaluation.learning_curves.cycle_table`.
         training: ``active_learning.reference_training``.
     """
     epochs = cycles.loc[cycles["acquisition"] == ALL_LABELS, "n_epochs"].astype(int)
@@ -159,7 +160,7 @@ def efficiency_table(efficiency: pd.DataFrame, metrics: Metrics) -> Table:
     """Return one row for each acquisition function and one column for each metric.
 
     Args:
-        efficiency: table of :func:`tasks.labelling.learning_curves.summary_table`.
+        efficiency: table of :func:`tasks.evaluation.learning_curves.summary_table`.
         metrics: :data:`ACCURACIES` or :data:`LABELS`.
     """
     n_seeds = int(efficiency["n_seeds"].max())

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.records.vocabulary import display_name
+from tasks.outcomes.names import display_name
 from tasks.reporting.formats import number
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results

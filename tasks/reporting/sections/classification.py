@@ -2,8 +2,9 @@
 
 import pandas as pd
 
+from tasks.outcomes.names import display_name
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import CLEAN, display_name
+from tasks.records.vocabulary import CLEAN
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed, number, plain
 from tasks.reporting.headline import Headline

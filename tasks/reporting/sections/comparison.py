@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from tasks.dataset.prepared import SPLITS, Prepared
+from tasks.outcomes.names import display_name
 from tasks.params import UNDEFENDED
 from tasks.records.expected import FRESH, N_FRESH_SAMPLES
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.vocabulary import AS_TRAINED, display_name
+from tasks.records.vocabulary import AS_TRAINED
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed, number, p_text, plain, signed_points, unsigned_points
 from tasks.reporting.headline import Headline, significance_of

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from tasks.records.vocabulary import CLEAN, display_name, is_independent
+from tasks.outcomes.names import display_name, is_independent
+from tasks.records.vocabulary import CLEAN
 from tasks.reporting import figures
 from tasks.reporting.curves import Curve, curves_under
 from tasks.reporting.drawings import Drawing

@@ -4,8 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import (
+from tasks.outcomes.names import (
     ALL_DETECTORS,
     BEST_DETECTOR,
     DETECTOR_ATTACKS,
@@ -13,6 +12,7 @@ from tasks.records.vocabulary import (
     JOINT_DETECTOR_EVASION,
     display_name,
 )
+from tasks.params import UNDEFENDED
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed, number
 from tasks.reporting.headline import Headline
@@ -234,8 +234,8 @@ def _rejection_table(rejection: pd.DataFrame, nominal_rate: float) -> Table:
                 str(detector),
                 attack_name(str(attack)),
                 *(str(of_detector[count].iloc[0]) for count in ("n", "n_groups")),
-                percent(behind["clean_rejection_rate"]),
-                percent(behind["adversarial_rejection_rate"]),
+                estimate(behind, percent, "clean_rejection_rate"),
+                estimate(behind, percent, "adversarial_rejection_rate"),
                 *(
                     estimate(row, percent, metric)
                     for metric in ("accepted_accuracy", "undetected_error_rate")

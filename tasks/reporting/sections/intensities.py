@@ -4,8 +4,9 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.outcomes.names import AS_GIVEN, display_name
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_GIVEN, CLEAN, display_name
+from tasks.records.vocabulary import CLEAN
 from tasks.reporting import image_figures
 from tasks.reporting.drawings import Drawing, image_drawings, lines_drawing
 from tasks.reporting.examples import ImageGrid, group_by_purifier, split_into_figures

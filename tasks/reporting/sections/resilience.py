@@ -4,8 +4,9 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.outcomes.names import AS_GIVEN, display_name
 from tasks.params import UNDEFENDED
-from tasks.records.vocabulary import AS_GIVEN, CLEAN, display_name
+from tasks.records.vocabulary import CLEAN
 from tasks.reporting.drawings import Drawing, lines_drawing
 from tasks.reporting.formats import estimate, fixed, plain
 from tasks.reporting.headline import Headline

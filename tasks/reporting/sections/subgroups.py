@@ -1,12 +1,12 @@
 """Subgroups: accuracy, sensitivity and specificity of each, and significant gaps."""
 
-from tasks.evaluation.subgroups import ALPHA
 from tasks.reporting.formats import estimate, p_text, signed_points
 from tasks.reporting.headline import Headline
 from tasks.reporting.results import Results
 from tasks.reporting.section import Section
 from tasks.reporting.tables import Metrics, Table, key_text, metrics_table
 from tasks.statistics.formatting import percent
+from tasks.statistics.multiplicity import SIGNIFICANCE_LEVEL
 
 KEYS = {
     "target": "target",
@@ -33,7 +33,7 @@ def subgroups_section(results: Results, headline: Headline) -> Section:
             estimate(row, signed_points, "gap"),
             p_text(row["adjusted_p_value"]),
         ]
-        for row in tested[tested["adjusted_p_value"] < ALPHA].to_dict("records")
+        for row in tested[tested["adjusted_p_value"] < SIGNIFICANCE_LEVEL].to_dict("records")
     ]
     values = {
         "metrics": metrics_table(counted, KEYS, metrics, {"n": "images", "n_groups": f"{headline.unit}s"}),

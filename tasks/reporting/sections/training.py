@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.records.vocabulary import display_name
+from tasks.outcomes.names import display_name
 from tasks.reporting import figures
 from tasks.reporting.drawings import Drawing
 from tasks.reporting.formats import number
