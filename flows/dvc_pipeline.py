@@ -31,7 +31,7 @@ from scmrepo.exceptions import SCMError as NoCommitError
 
 from tasks.core.workspace import Workspace
 from tasks.params import Params, flatten
-from tasks.runner import check_unchanged
+from tasks.step_inputs import check_unchanged
 from tasks.tracking import digest_of, masked
 
 LOCK_FILE = Path("dvc.lock")

@@ -19,7 +19,8 @@ from pydantic import BaseModel, Field
 from flows.command import log_progress
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params
-from tasks.runner import Step, run_step, step_lock
+from tasks.runner import Step, run_step
+from tasks.step_inputs import step_lock
 
 if TYPE_CHECKING:
     from tasks.attacks.attack_run import AttackRun

@@ -26,7 +26,7 @@ LATE = tuple(f"tasks/{name}/" for name in ("outcomes", "statistics", "analysis",
 """Packages of tables, statistics and the report. A change there makes no training and no attack stale."""
 
 CANNOT_CHANGE_AN_OUTPUT = {
-    "tasks/__init__.py": "holds a docstring",
+    "tasks/__init__.py": "sets variables of libraries before they are loaded; a change of them needs dvc repro --force",
     **{
         f"tasks/params/{name}.py": "DVC compares the values that a stage uses"
         for name in (
@@ -43,6 +43,7 @@ CANNOT_CHANGE_AN_OUTPUT = {
     "tasks/core/source.py": "compares files, makes nothing",
     "tasks/core/workspace.py": "a moved folder shows in outs and deps",
     "tasks/runner.py": "calls the step, makes nothing",
+    "tasks/step_inputs.py": "locks and checks inputs, makes nothing",
     **{
         f"tasks/tracking/{name}.py": "writes to MLflow and its outbox, never to data/"
         for name in (

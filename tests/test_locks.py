@@ -14,7 +14,8 @@ import pytest
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.params import Params
-from tasks.runner import run_step, step_lock
+from tasks.runner import run_step
+from tasks.step_inputs import step_lock
 from tasks.tracking import Tracker
 from tests.conftest import ROOT
 

@@ -18,7 +18,8 @@ from tasks.core import source
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
-from tasks.runner import remove_deselected, run_step
+from tasks.runner import run_step
+from tasks.step_inputs import remove_deselected
 from tasks.tracking import EXPERIMENT, Tracker
 from tests.conftest import ROOT
 
@@ -152,7 +153,7 @@ def test_results_that_cannot_be_removed_are_one_message_and_not_logged_as_remove
     workspace.train_defence.mkdir(parents=True)
     # rmtree refuses a link to a folder, also for root
     (workspace.train_defence / "deselected").symlink_to(tmp_path / "elsewhere")
-    caplog.set_level("INFO", "tasks.runner")
+    caplog.set_level("INFO", "tasks.step_inputs")
     with pytest.raises(ValueError, match=r"^data/train_defence/deselected cannot be removed: .* Remove it by hand\.$"):
         remove_deselected(workspace, params_with())
     assert not caplog.messages

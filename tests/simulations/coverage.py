@@ -381,7 +381,10 @@ def overlap_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc:
         }
         aurocs = {name: estimates[f"{name}_auroc"] for name in scores}
         truths = {name: auroc_in_folds(np.hstack(blocks), folds) for name, blocks in scores.items()}
-        aurocs["better"], truths["better"] = best_of(list(aurocs.values()), n_groups), max(truths.values())
+        # as the claims do, without a classifier whose scores all tie
+        defined = [name for name, found_auroc in aurocs.items() if not np.isnan(found_auroc.value)]
+        aurocs["better"] = best_of([aurocs[name] for name in defined], n_groups)
+        truths["better"] = max((truths[name] for name in defined), default=np.nan)
         for name, values in found.items():
             values[:, repetition] = *aurocs[name][:3], truths[name]
     row: Row = {}
