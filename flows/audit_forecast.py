@@ -150,7 +150,7 @@ def forecast(params: Params, n_images: int, costs: Costs) -> list[Part]:
     if is_trained:
         n_trained = trained_images(params, n_train)
         cost = costs.gradient / params.active_learning.downsampling_factor**2
-        parts.append(Part("active_learning", f"trainings on {n_trained} images in all", n_trained * cost))
+        parts.append(Part("simulate_labelling", f"trainings on {n_trained} images in all", n_trained * cost))
     return [*parts, Part("evaluate, analyze, report", f"{n_attacked} images", None)]
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WORKER_STEPS = (
     *("train_classifier", "train_surrogates", "train_autoencoder", "train_defence"),
-    *("attack", "attack_defence", "analyze", "active_learning"),
+    *("attack", "attack_defence", "analyze", "simulate_labelling"),
 )
 """Steps that run on workers: those that use a GPU. The others need seconds, or the network."""
 

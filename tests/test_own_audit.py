@@ -306,7 +306,7 @@ def test_the_forecast_of_a_trained_classifier_has_its_training_and_active_learni
     parts = {part.step: part for part in forecast(params, 1000, costs)}
     assert parts["train_classifier"].seconds == 4 * 720 * 0.5
     # 72 images at first, a cycle with 72 more for both functions, the reference on all; a quarter of the pixels
-    assert parts["active_learning"].seconds == (72 + 2 * 144 + 720) * 0.5 / 4
+    assert parts["simulate_labelling"].seconds == (72 + 2 * 144 + 720) * 0.5 / 4
     assert "usually about" in forecast_text(list(parts.values())).splitlines()[-1]
 
 
