@@ -48,7 +48,7 @@ from tasks.statistics.formatting import Row, eps_text, percent, with_interval
 
 DOCUMENTS = (
     "README.md",
-    *(f"docs/evidence/{page}.md" for page in ("results", "study-50-50", "choice", "active-learning", "covid-ct")),
+    *(f"docs/evidence/{page}.md" for page in ("study-80-20", "study-50-50", "choice", "active-learning", "covid-ct")),
 )
 MARKERS = re.compile(
     r"(?P<begin><!-- table:(?P<words>[^\n]*?)-->\n)(?P<table>.*?)(?P<end><!-- end table -->)", re.DOTALL
