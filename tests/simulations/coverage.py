@@ -30,7 +30,7 @@ from tasks.analysis.feature_overlap import count_neighbours, group_folds, overla
 from tasks.statistics.auroc import auroc_without_blocks
 from tasks.statistics.balanced import balanced_intervals, difference_intervals, ratio_estimates
 from tasks.statistics.groups import GroupJackknife, effective_groups, rate_deviations, too_few_groups
-from tasks.statistics.intervals import POSITIVE, RATE, best_of, jackknife_interval
+from tasks.statistics.intervals import POSITIVE, RATE, jackknife_interval
 from tasks.statistics.paired import detectable_differences, paired_intervals, random_sign_p_values, sign_flip_p_value
 from tasks.statistics.rates import rate_intervals
 from tests.simulations.candidates import METHODS, Interval
@@ -348,14 +348,14 @@ def detector_auroc_cell(
 
 
 def overlap_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc: float, shift: float) -> Row:
-    """Coverage of the AUROCs of the linear probe, of k-NN and of the better of both, for clean or adversarial features.
+    """Coverage of the AUROCs of the linear probe and of k-NN that classify features as clean or adversarial.
 
     The groups have the sizes of the COVID-CT data set. Features are normal with a normal effect of the group. An attack
     shifts them along one direction and adds normal noise with an effect of the group. The truth of a data set is the
     AUROC of its fitted classifiers on about ``N_NEW_IMAGES`` images of new groups.
     """
     repetitions = min(repetitions, MAX_REPETITIONS_OF_OVERLAP)
-    found = {name: np.empty((4, repetitions)) for name in ("linear_probe", "knn", "better")}
+    found = {name: np.empty((4, repetitions)) for name in ("linear_probe", "knn")}
     for repetition in range(repetitions):
         groups = np.repeat(np.arange(n_groups), draw_sizes(rng, (n_groups,), PATIENT_SIZES))
         features, n = draw_features(rng, groups, icc, shift), len(groups)
@@ -379,14 +379,8 @@ def overlap_cell(rng: np.random.Generator, repetitions: int, n_groups: int, icc:
                 [cdist(each, features, "sqeuclidean") for each in new],
             ),
         }
-        aurocs = {name: estimates[f"{name}_auroc"] for name in scores}
-        truths = {name: auroc_in_folds(np.hstack(blocks), folds) for name, blocks in scores.items()}
-        # as the claims do, without a classifier whose scores all tie
-        defined = [name for name, found_auroc in aurocs.items() if not np.isnan(found_auroc.value)]
-        aurocs["better"] = best_of([aurocs[name] for name in defined], n_groups)
-        truths["better"] = max((truths[name] for name in defined), default=np.nan)
         for name, values in found.items():
-            values[:, repetition] = *aurocs[name][:3], truths[name]
+            values[:, repetition] = *estimates[f"{name}_auroc"][:3], auroc_in_folds(np.hstack(scores[name]), folds)
     row: Row = {}
     for name, (values, low, high, truth) in found.items():
         measured = {"auroc": round(float(np.nanmean(values)), 3)} | coverage_of(low, high, truth)
