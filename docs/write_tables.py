@@ -8,7 +8,6 @@ A table is the text between two markers::
 RUN is a folder of ``docs/evidence/results/``. The kinds of tables are:
 
 - ``clean RUN ...``: accuracy on clean test images, one row for each run
-- ``robust RUN [ATTACK ...]``: accuracy by ε, one column for each curve
 - ``headline RUN``: the headline result in sentences
 - ``claims RUN``: results of the claims of the study
 - ``comparison RUN EPS ...``: all targets, ranked by worst-case accuracy under adaptive attacks at the first ε
@@ -37,9 +36,7 @@ from tasks.evaluation.worst_case_table import value_at
 from tasks.outcomes.names import display_name
 from tasks.params import UNDEFENDED
 from tasks.records.vocabulary import AS_TRAINED
-from tasks.reporting.curves import attacks_of, curves_under, eps_of
 from tasks.reporting.formats import estimate, fixed, p_text
-from tasks.reporting.names import attack_name
 from tasks.reporting.results import read_json, read_table
 from tasks.reporting.sections.active_learning import ACCURACIES, LABELS, efficiency_table, gains_of
 from tasks.reporting.sections.claims import results_at_other_eps
@@ -65,8 +62,7 @@ def clean_table(results: Path, *runs: str) -> str:
     # phantoms are not comparable with the study
     rows = [] if all(info["is_phantom"] for info in infos.values()) else [STUDY_ROW]
     for run, info in infos.items():
-        table = _robustness(results, run)
-        row: Row = clean_rows(table).loc[UNDEFENDED]
+        row: Row = clean_rows(read_table(_folder(results, run) / "robustness.csv")).loc[UNDEFENDED]
         rates = [percent(row[metric]) for metric in ("precision", "recall", "f1")]
         n_test = sum(info["n_images"]["test"].values())
         n = str(row["n"]) if row["n"] == n_test else f"{row['n']} of {n_test}"
@@ -74,29 +70,6 @@ def clean_table(results: Path, *runs: str) -> str:
         rows.append([name, n, percent(info["leakage"]["group_in_train"]), with_interval(row), *rates])
     head = ["run", "test images", "group member in training", "accuracy [95 %]", "precision", "recall", "F1"]
     return _markdown(head, rows)
-
-
-def robust_table(results: Path, run: str, *attacks: str) -> str:
-    """Accuracy by ε (0: clean images), one column for each curve under the attacks; without attacks: under all.
-
-    Raises:
-        ValueError: the run has no such attack.
-    """
-    table = _robustness(results, run)
-    known = attacks_of(table)
-    if unknown := sorted(set(attacks) - set(known)):
-        raise ValueError(f"table 'robust {run}': unknown attacks {unknown}. The run has {known}")
-    curves = [curve for attack in attacks or known for curve in curves_under(table, attack)]
-    head = ["ε in 1/255", *(f"{attack_name(curve.attack)}: {curve.name}" for curve in curves)]
-    rows = [
-        [f"{eps_text(eps)}{'' if eps else ' (clean)'}", *(with_interval(curve.at(eps)) for curve in curves)]
-        for eps in [0.0, *eps_of(table)]
-    ]
-    return _markdown(head, rows)
-
-
-def _robustness(results: Path, run: str) -> pd.DataFrame:
-    return read_table(_folder(results, run) / "robustness.csv")
 
 
 def headline_text(results: Path, run: str) -> str:
@@ -278,7 +251,6 @@ def _efficiency(results: Path, run: str) -> pd.DataFrame:
 
 TABLES: dict[str, Callable[..., str]] = {
     "clean": clean_table,
-    "robust": robust_table,
     "headline": headline_text,
     "claims": claims_table,
     "comparison": comparison_table,

@@ -253,30 +253,16 @@ def test_phantoms_are_not_compared_with_the_study(workspace: Workspace) -> None:
     assert "study" not in write_tables.clean_table(workspace.root / RESULTS, "phantoms")
 
 
-def test_robust_table_has_one_row_for_each_eps_and_one_column_for_each_curve(workspace: Workspace) -> None:
-    results = archive(workspace).parent
-    assert write_tables.robust_table(results, "run", "pgd") == (
-        "| ε in 1/255 | PGD: undefended | PGD: autoencoder, transfer from undefended | PGD: autoencoder, adaptive |\n"
-        "| --- | ---: | ---: | ---: |\n"
-        "| 0 (clean) | 96.0 % [93.8, 97.4] | 72.0 % [68.0, 76.0] | 72.0 % [68.0, 76.0] |\n"
-        "| 1 | 10.0 % [8.0, 13.0] | 60.0 % [56.0, 64.0] | 30.0 % [26.0, 34.0] |\n"
-    )
-    assert "| ε in 1/255 | FGSM: undefended | PGD: undefended |" in write_tables.robust_table(results, "run")
-    with pytest.raises(ValueError, match=r"unknown attacks \['square'\]. The run has \['fgsm', 'pgd'\]"):
-        write_tables.robust_table(results, "run", "square")
-
-
 def test_headline_is_the_text_of_the_report(workspace: Workspace) -> None:
     workspace.headline.write_text("Without a defence, balanced accuracy is 96.0 %.\n", encoding="utf-8")
     results = archive(workspace).parent
     assert write_tables.headline_text(results, "run") == "Without a defence, balanced accuracy is 96.0 %.\n"
 
 
-def write_documents(root: Path, readme: str, results: str = "# Results\n") -> None:
+def write_documents(root: Path, readme: str, page: str = "# Table\n") -> None:
     (root / "README.md").write_text(readme, encoding="utf-8")
-    (root / "docs/evidence/results.md").write_text(results, encoding="utf-8")
-    for name in write_tables.DOCUMENTS[2:]:
-        (root / name).write_text("# Table\n", encoding="utf-8")
+    for name in write_tables.DOCUMENTS[1:]:
+        (root / name).write_text(page, encoding="utf-8")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, workspace: Workspace, *arguments: str) -> None:
@@ -290,10 +276,10 @@ def test_a_second_run_changes_nothing(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive(workspace)
-    headline, robust = (f"<!-- table: {kind} run -->\n<!-- end table -->\n" for kind in ("headline", "robust"))
-    write_documents(workspace.root, headline, robust)
+    headline, clean = (f"<!-- table: {kind} run -->\n<!-- end table -->\n" for kind in ("headline", "clean"))
+    write_documents(workspace.root, headline, clean)
     run(monkeypatch, workspace)
-    assert capsys.readouterr().out == "wrote README.md\nwrote docs/evidence/results.md\n"
+    assert capsys.readouterr().out == "".join(f"wrote {name}\n" for name in write_tables.DOCUMENTS)
     texts = [read(workspace.root / name) for name in write_tables.DOCUMENTS]
     run(monkeypatch, workspace)
     assert capsys.readouterr().out == ""
@@ -323,7 +309,7 @@ def test_check_fails_if_a_table_is_out_of_date_and_writes_nothing(
         ("<!-- table: clean lost -->\n<!-- end table -->", r"no archived results in .*lost. Archived runs: run\."),
         ("<!-- table: clean run -->\n", "README.md: a marker is not valid"),
         ("<!-- table: clean run --> <!-- end table -->", "README.md: a marker is not valid"),
-        ("<!-- table: clean run -->\n<!-- table: robust run -->\n<!-- end table -->", "'clean run' is not closed"),
+        ("<!-- table: clean run -->\n<!-- table: headline run -->\n<!-- end table -->", "'clean run' is not closed"),
     ],
 )
 def test_an_invalid_marker_is_an_error_and_nothing_is_written(
@@ -334,7 +320,7 @@ def test_an_invalid_marker_is_an_error_and_nothing_is_written(
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, workspace)
     assert read(workspace.root / "README.md") == text
-    assert "headline.md" not in read(workspace.root / "docs/evidence/results.md")
+    assert "headline.md" not in read(workspace.root / write_tables.DOCUMENTS[1])
 
 
 def test_claims_table_has_one_row_for_each_claim(workspace: Workspace) -> None:
@@ -360,7 +346,7 @@ def write_comparison(folder: Path) -> None:
         {"threat_model": "adaptive", "eps": 4.0, "rank": 2, "target": "strong_one", "robust_accuracy": 0.1},
         {"threat_model": "transfer", "eps": 1.0, "rank": 1, "target": "strong_one", "robust_accuracy": 0.95},
     ]
-    table = pd.DataFrame(rows).assign(clean_accuracy=0.96)
+    table = pd.DataFrame(rows).assign(clean_accuracy=0.96, operating_point="as_trained")
     for name in ("robust_accuracy", "clean_accuracy"):
         table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.01, table[name] + 0.01
     table.to_csv(folder / "comparison.csv", index=False)
@@ -398,7 +384,7 @@ def test_a_comparison_table_is_about_the_targets_as_trained(workspace: Workspace
     write_comparison(folder)
     before = write_tables.comparison_table(folder.parent, "run", "1", "4")
     table = pd.read_csv(folder / "comparison.csv")
-    points = [table.assign(operating_point="as_trained"), table.assign(operating_point="recalibrated", rank=1)]
+    points = [table, table.assign(operating_point="recalibrated", rank=1)]
     pd.concat(points).to_csv(folder / "comparison.csv", index=False)
     assert write_tables.comparison_table(folder.parent, "run", "1", "4") == before
 

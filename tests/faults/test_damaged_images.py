@@ -132,7 +132,7 @@ def test_this_project_does_not_unpack_archives() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     }
-    assert ("acquire.py", "dataset_download") in called, "the search finds calls of methods"
+    assert ("kaggle.py", "dataset_download") in called, "the search finds calls of methods"
     assert {(name, call) for name, call in called if call in unpacking} == set()
 
 
