@@ -210,6 +210,15 @@ def test_pages_of_a_tiff_are_refused_or_named_and_reduced_pages_do_not_count(tmp
     np.testing.assert_array_equal(read_stored(second).values, GREY_12 + 1)
 
 
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_a_tiff_with_fewer_channels_than_its_colours_need_is_refused(n_channels: int, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 8, 3), dtype=np.uint8), photometric="rgb", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        tiff.pages[0].tags["SamplesPerPixel"].overwrite(n_channels)
+    with pytest.raises(ImageError, match=rf"RGB colours with {n_channels} channels\. They need 3\."):
+        read_stored(tmp_path / "a.tif")
+
+
 def test_a_tiff_whose_pages_form_a_loop_is_refused_at_once(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY_12] * 3), photometric="minisblack", metadata=None)
     content = bytearray((tmp_path / "a.tif").read_bytes())

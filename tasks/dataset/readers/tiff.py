@@ -34,6 +34,7 @@ BOUNDED = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000, 50013}
 """Compressions whose decoder stops at the declared size: none, CCITT, LZW, deflate, PackBits, LZMA, Zstandard, PIXTIFF.
 All others are whole images with a size of their own."""
 GREY, COLOUR = ("MINISWHITE", "MINISBLACK"), ("RGB", "PALETTE", "SEPARATED", "YCBCR")
+COLOUR_CHANNELS = {"RGB": 3, "YCBCR": 3, "SEPARATED": 4}
 """Photometric interpretations that are read."""
 
 
@@ -128,6 +129,11 @@ def _check_supported(page: "TiffPage", path: Path) -> None:
         raise ImageError(
             f"{path}: the TIFF has depth {page.imagedepth} and {page.samplesperpixel} channels. Depth 1 and at most "
             f"{MAX_SAMPLES} channels are allowed. Save each image as a file of its own."
+        )
+    if page.samplesperpixel < (needed := COLOUR_CHANNELS.get(name, 1)):
+        raise ImageError(
+            f"{path}: the TIFF has {name} colours with {page.samplesperpixel} channels. They need {needed}. Save the "
+            "image again."
         )
     if not isinstance(page.bitspersample, int) or page.dtype is None:
         raise ImageError(
