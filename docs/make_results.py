@@ -217,8 +217,9 @@ def main() -> None:
             copy_archive(kept, archive)
             print(f"{archive}: written. python -m docs.write_tables updates the documents.", flush=True)
         for table, of_table in groupby(runs, lambda run: run.table):
-            workspaces = {str(run.params.seed): Workspace(options.workspaces / run.name) for run in of_table}
-            if len(workspaces) > 1 and (not options.tables or table in options.tables):
+            seeds = {run.name: str(run.params.seed) for run in of_table}
+            workspaces = {seed: Workspace(options.workspaces / name) for name, seed in seeds.items()}
+            if len(workspaces) > 1 and seeds.keys() == definitions(options.definitions / f"{table}.yaml").keys():
                 (options.definitions / table).mkdir(exist_ok=True)
                 write_table(seeds_table(workspaces), options.definitions / table / "seeds.csv")
     except (ValueError, OSError, RuntimeError) as error:
