@@ -483,7 +483,7 @@ class Net(torch.nn.Module):
     images = torch.full((2, 1, SIDE, SIDE), 0.75, requires_grad=True)
     logits = model(images)
     assert logits.unique().tolist() == [0.5]
-    logits.sum().backward()  # type: ignore[no-untyped-call]
+    logits.sum().backward()  # type: ignore[no-untyped-call]  # torch's annotation
     assert images.detach().unique().tolist() == [0.75]
     assert images.grad is not None
     assert images.grad.unique().tolist() == [0, 2]
