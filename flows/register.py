@@ -23,9 +23,9 @@ from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.params import UNDEFENDED, Params, load_params
 from tasks.records.vocabulary import AS_TRAINED
+from tasks.reporting.model_card import card_of
 from tasks.serving import registry
 from tasks.serving.bundle import write_bundle
-from tasks.serving.card import card_of
 from tasks.statistics.formatting import eps_text, percent
 from tasks.tracking import EXPERIMENT
 

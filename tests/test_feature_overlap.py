@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -13,6 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from tasks.analysis import feature_overlap as module
 from tasks.analysis.feature_overlap import PENALTIES, group_folds, mmd, overlap, probe
 from tasks.analysis.inner_products import gram, squared_distances
+from tasks.statistics.groups import GroupJackknife
+from tasks.statistics.intervals import RATE
 
 N, D = 121, 40
 LABELS = np.arange(N) % 2
@@ -315,6 +318,27 @@ def test_intervals_contain_their_value_and_mmd_has_none() -> None:
             assert np.isnan([low, high]).all()
         else:
             assert low < value < high
+
+
+def test_at_chance_the_interval_of_a_linear_probe_is_wider_since_each_pair_of_folds_counts_twice() -> None:
+    """Without a difference, the fit of fold A that is tested on fold B and that of B on A see the same noise."""
+    n = 60
+    groups = np.arange(n)
+    folds, jackknife = group_folds(np.zeros(n, dtype=int), groups, 1), GroupJackknife(groups)
+    ratios = {}
+    for shift in (0.0, 3.0):
+        clean, adversarial = draw(n, 8), draw(n, 8, seed=1) + shift * np.eye(8, dtype=np.float32)[0]
+        kernel = gram(clean, adversarial)
+        kernel += kernel.diagonal().mean()
+        targets = np.repeat([-1.0, 1.0], n)[:, None]
+        (scores,) = probe(kernel, targets, np.tile(folds, 2), [kernel])
+        pairs = (folds[:, None] == folds) & ~np.eye(n, dtype=bool)
+        order = partial(module._ordered_fraction, scores[n:], scores[:n], [pairs])
+        given = jackknife.estimate(order, RATE)
+        found = overlap(clean, adversarial, np.zeros(n, dtype=int), groups, 1)["linear_probe_auroc"]
+        assert found.value == given.value
+        ratios[shift] = (found.high - found.low) / (given.high - given.low)
+    assert ratios == {0.0: pytest.approx(2**0.5, rel=0.05), 3.0: 1}
 
 
 def test_the_same_arguments_give_the_same_estimates() -> None:

@@ -22,6 +22,15 @@ N_FOLDS = 5
 N_NEIGHBOURS = 15
 """Neighbours of the k-NN classifier; fewer if the training folds hold fewer."""
 
+CHANCE_FACTOR = 2**0.5
+"""Factor of the standard error of a linear probe's AUROC that does not differ from 0.5.
+
+Without a difference of the classes, the direction of a probe is only the noise of its training folds. The AUROC is then
+the sum, over ordered pairs of folds, of the product of the noise of a training fold and that of a test fold. Each
+unordered pair is in this sum twice. The standard error for given probes counts it once, so the variance is half of the
+true one.
+"""
+
 N_PERMUTATIONS = 1000
 """Permutations of the test; a p-value is therefore at least 1 / 1001."""
 
@@ -54,7 +63,7 @@ def overlap(
     scores of different fits are not comparable. The intervals are 95 % intervals by group; both versions of
     an image belong to its group. They are for the AUROC on new groups of the classifiers that were fitted here, as in
     Bayle, Bayle, Janson and Mackey 2020 ("Cross-validation confidence intervals for test error", NeurIPS 33), so the
-    cross-validation is not repeated.
+    cross-validation is not repeated. Near 0.5, those of the linear probe are wider by ``CHANCE_FACTOR``.
 
     NaN: AUROCs and the p-value with fewer than two groups, AUROCs if the scores of all compared pairs are equal (for
     example if so few images all have the same neighbours), class metrics with one class, everything with one image.
@@ -98,18 +107,19 @@ def overlap(
     kernel = kernel + kernel.diagonal().mean()
     (probe_scores,) = probe(kernel, 2.0 * is_adversarial[:, None] - 1, np.tile(folds, 2), [kernel])
     (neighbour_scores,) = count_neighbours(squared, np.tile(folds, 2), seed, [squared])
-    scores = {"linear_probe_auroc": probe_scores, "knn_auroc": neighbour_scores}
-    for name, values in scores.items():
-        estimates[name] = _auroc(values[n:], values[:n], [other_image], jackknife, [])
-        both_successful = other_image & success[:, None] & success
-        estimates[f"{name}_successful"] = _auroc(values[n:], values[:n], [both_successful], jackknife, [success])
+    both_successful = other_image & success[:, None] & success
+    scores = {"linear_probe_auroc": (probe_scores, CHANCE_FACTOR), "knn_auroc": (neighbour_scores, 1.0)}
+    for name, (values, factor) in scores.items():
+        by_version = values[n:], values[:n]
+        estimates[name] = _auroc(*by_version, [other_image], jackknife, [], factor)
+        estimates[f"{name}_successful"] = _auroc(*by_version, [both_successful], jackknife, [success], factor)
     if n_classes > 1:
         one_hot = labels[:, None] == np.unique(labels)
         comparable = [same_fold & member[:, None] & ~member for member in one_hot.T]
         blocks = [kernel[:n, :n], kernel[n:, :n]]
-        by_version = probe(kernel[:n, :n], 2.0 * one_hot - 1, folds, blocks)
-        for name, values in zip(("clean", "adversarial"), by_version, strict=True):
-            estimates[f"class_auroc_{name}"] = _auroc(values, values, comparable, jackknife, members)
+        class_scores = probe(kernel[:n, :n], 2.0 * one_hot - 1, folds, blocks)
+        for name, values in zip(("clean", "adversarial"), class_scores, strict=True):
+            estimates[f"class_auroc_{name}"] = _auroc(values, values, comparable, jackknife, members, CHANCE_FACTOR)
     return estimates
 
 
@@ -256,15 +266,26 @@ def _silhouette(
 
 
 def _auroc(
-    high: np.ndarray, low: np.ndarray, comparable: list[np.ndarray], jackknife: GroupJackknife, sides: list[np.ndarray]
+    high: np.ndarray,
+    low: np.ndarray,
+    comparable: list[np.ndarray],
+    jackknife: GroupJackknife,
+    sides: list[np.ndarray],
+    chance_factor: float,
 ) -> Estimate:
-    """AUROC as in :func:`_ordered_fraction`, with its interval; undefined if all compared pairs tie."""
+    """AUROC as in :func:`_ordered_fraction`, with its interval; undefined if all compared pairs tie.
+
+    If the interval whose standard error is ``chance_factor`` times larger contains 0.5, it is the interval.
+    """
     is_tied = all(
         (above[:, None] == below)[pairs].all() for above, below, pairs in zip(high.T, low.T, comparable, strict=True)
     )
     if is_tied:
         return UNDEFINED
-    return jackknife.estimate(partial(_ordered_fraction, high, low, comparable), RATE, sides)
+    values = _ordered_fraction(high, low, comparable, jackknife.counts)
+    at_chance = jackknife.interval(values[0] + chance_factor * (values - values[0]), RATE, sides)
+    lower, upper = at_chance if at_chance[0] <= 0.5 <= at_chance[1] else jackknife.interval(values, RATE, sides)
+    return Estimate(float(values[0]), float(lower), float(upper))
 
 
 def _ordered_fraction(

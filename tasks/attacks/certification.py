@@ -23,7 +23,7 @@ from tasks.tracking import Tracker
 
 ABSTAIN = -1
 """Prediction where no class has a significant majority."""
-N_SELECTION_SAMPLES = 100
+N_CLASS_SAMPLES = 100
 """Noisy copies that select the most likely class (n0 in the paper); other copies then bound its probability."""
 NOISE_BATCH_SIZE = 128
 """Noisy copies of one forward pass."""
@@ -98,7 +98,7 @@ def certified(
         nb_classes=n_classes,
         clip_values=(0.0, 1.0),
         device_type="gpu" if device_of(base).type == "cuda" else "cpu",
-        sample_size=N_SELECTION_SAMPLES,
+        sample_size=N_CLASS_SAMPLES,
         scale=settings.std,
         alpha=settings.certification.alpha,
     )

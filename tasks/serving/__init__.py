@@ -1,1 +1,1 @@
-"""A defended model outside the pipeline: bundle, model card, predictor, export, registry and promotion."""
+"""A defended model outside the pipeline: bundle, predictor, export, registry and promotion."""

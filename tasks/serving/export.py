@@ -11,7 +11,7 @@ from tasks.dataset.prepared import as_floats
 from tasks.defences.preprocessing import BPDA, AdditiveGaussianNoise
 from tasks.serving.bundle import BUNDLE, EXAMPLES, load_bundle, read_bundle
 
-LOGIT_TOLERANCE = 1e-5
+EXPORT_TOLERANCE = 1e-5
 """Maximum difference between a logit of the file and of the target."""
 
 
@@ -30,7 +30,7 @@ def export_target(bundle: Path, path: Path) -> float:
 
     Raises:
         ValueError: a layer of the target runs outside torch or draws at random, or a logit differs by more than
-            ``LOGIT_TOLERANCE``.
+            ``EXPORT_TOLERANCE``.
     """
     about, target = read_bundle(bundle), load_bundle(bundle).cpu().to(memory_format=torch.contiguous_format)
     if outside := [module for module in target.modules() if isinstance(module, AdditiveGaussianNoise | BPDA)]:
@@ -50,10 +50,10 @@ def export_target(bundle: Path, path: Path) -> float:
         counts = range(1, len(images) + 1)
         # torch's max keeps a NaN, Python's does not
         difference = float(torch.stack([(exported(images[:n]) - target(images[:n])).abs().max() for n in counts]).max())
-        if not difference <= LOGIT_TOLERANCE:
+        if not difference <= EXPORT_TOLERANCE:
             raise ValueError(
                 f"the exported program of {about.target} is wrong: a logit differs by {difference:.2g}. At most "
-                f"{LOGIT_TOLERANCE:g} is allowed. {path} is not written; serve the model instead: mlflow models serve"
+                f"{EXPORT_TOLERANCE:g} is allowed. {path} is not written; serve the model instead: mlflow models serve"
             )
         rename_durably(partial, path)
     return difference

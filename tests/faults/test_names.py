@@ -12,7 +12,7 @@ from flows.flow import failure_page
 from tasks.acquire import acquire
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
-from tasks.serving.card import card_of
+from tasks.reporting.model_card import card_of
 from tasks.tracking import Tracker, plain_markdown
 from tasks.validate import ValidationFailed, validate
 from tests.bundles import copy_completed, write_results
@@ -67,9 +67,9 @@ def test_model_card_escapes_names_of_classes_and_data_sets(small_workspace: Path
     workspace.dataset_info.write_text(json.dumps(info | html_names), encoding="utf-8")
     card, summary = card_of(workspace, load_params(workspace.params_file), "autoencoder")
     assert not [code for code in CODE for text in (card, summary) if code in text]
-    assert "trained on &lt;img src=x onerror=alert(1)&gt;." in summary
+    assert "trained on &lt;img src=x onerror=alert(1)>." in summary
     assert "](" not in card + summary
-    assert r"(positive: &lt;script&gt;alert(2) ![x]\(http:host))" in card
+    assert r"(positive: &lt;script>alert(2) ![x]\(http:host))" in card
 
 
 def test_markdown_has_no_links_images_or_html() -> None:
