@@ -157,7 +157,17 @@ def test_a_pass_applies_to_surrogates_with_power_only() -> None:
     known = {(target, "transfer", "pgd from cnn-1"): {1: 1.0, 4: 1.0} for target in (BARE, DEFENDED)}
     check = outcome(SOUND | known)[DEFENDED, "transfer_vs_adaptive"]
     assert check.status == "PASS"
-    assert check.explanation.endswith("cnn-1 100.0 %, undefended 0.0 %. The pass applies to undefended only")
+    assert check.explanation.endswith(
+        "cnn-1 100.0 % at eps 4; undefended 0.0 % at eps 4. The pass applies to undefended at eps 4 only"
+    )
+
+
+def test_a_pass_applies_to_the_eps_at_which_a_surrogate_has_power_only() -> None:
+    known = {(BARE, "adaptive", attack): {1: 0.0, 4: 0.0} for attack in ATTACKS}
+    known |= {(target, "transfer", "pgd from cnn-1"): {1: 0.9, 4: 0.4} for target in (BARE, DEFENDED)}
+    check = outcome(SOUND | known)[BARE, "transfer_vs_adaptive"]
+    assert check.status == "PASS"
+    assert check.explanation.endswith("cnn-1 90.0 % at eps 1, 40.0 % at eps 4. The pass applies to cnn-1 at eps 4 only")
 
 
 def test_an_effect_of_the_defence_that_is_not_significant_gives_no_pass() -> None:

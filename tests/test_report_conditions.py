@@ -195,7 +195,7 @@ def test_the_power_of_a_surrogate_is_that_of_the_check() -> None:
         for name, accuracy in (("cnn-1", MAX_TRANSFER_ACCURACY), ("cnn-2", MAX_TRANSFER_ACCURACY + 0.01))
     }
     check = outcome(SOUND | known)[BARE, "transfer_vs_adaptive"]
-    assert "The pass applies to cnn-1 only" in check.explanation
+    assert "The pass applies to cnn-1 at eps 4 only" in check.explanation
     assert independent_surrogates(inputs_of(SOUND | known)[0]) == {"cnn-1": True, "cnn-2": False}
     # no eps breaks the undefended classifier, so there is no evidence of power
     too_small = {key: {1: curve[1]} for key, curve in known.items()} | {(BARE, "none", "clean"): {0: 1.0}}

@@ -198,42 +198,56 @@ def transfer_vs_adaptive(of: CheckInputs) -> CheckOutcome | None:
     )
     if outcome.status != "PASS":
         return outcome
-    surrogates = {curve.surrogate for curve in differences}
-    lowest = {name: lowest_transfer_accuracy(of.undefended or of, name) for name in sorted(surrogates)}
-    with_power = [name for name, accuracy in lowest.items() if accuracy <= MAX_TRANSFER_ACCURACY]
-    lists = ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in lowest.items() if not np.isnan(accuracy))
+    surrogates = sorted({curve.surrogate for curve in differences})
+    measured = {name: transfer_accuracies(of.undefended or of, name) for name in surrogates}
+    lists = "; ".join(
+        f"{name} {', '.join(f'{100 * accuracy:.1f} % at eps {eps:g}' for eps, accuracy in by_eps.items())}"
+        for name, by_eps in measured.items()
+        if by_eps
+    )
     power = (
-        "lowest accuracy of the undefended classifier under transfer, where white-box attacks break it, by surrogate: "
+        "accuracy of the undefended classifier under transfer, where white-box attacks break it, by surrogate: "
         f"{lists or 'no such eps'}"
     )
-    if not with_power:
+    with_power = {name: eps_with_power(by_eps) for name, by_eps in measured.items()}
+    if not any(with_power.values()):
         explanation = f"{outcome.explanation}, but transfer attacks have no power: {power}. Train better surrogates"
         return CheckOutcome("NO POWER", outcome.value, explanation)
-    explanation = f"{outcome.explanation}; {power}. The pass applies to {', '.join(with_power)} only"
+    where = "; ".join(
+        f"{name} at eps {', '.join(f'{eps:g}' for eps in found)}" for name, found in with_power.items() if found
+    )
+    explanation = f"{outcome.explanation}; {power}. The pass applies to {where} only"
     return CheckOutcome("PASS", outcome.value, explanation)
 
 
-def lowest_transfer_accuracy(undefended: CheckInputs, surrogate: str) -> float:
-    """Lowest accuracy of the undefended classifier under transfer from a surrogate, where white-box attacks break it.
+def transfer_accuracies(undefended: CheckInputs, surrogate: str) -> dict[float, float]:
+    """Lowest accuracy of the undefended classifier under transfer, at each eps where white-box attacks break it.
 
-    Images that were crafted on the undefended classifier are adaptive attacks on it. NaN if no eps breaks it.
+    Images that were crafted on the undefended classifier are adaptive attacks on it.
     """
     threat_model, source = ("adaptive", "") if surrogate == UNDEFENDED else ("transfer", surrogate)
-    broken = [eps for eps in undefended.grid if undefended.robust(eps, WHITE_BOX).mean() <= MAX_WHITE_BOX_ACCURACY]
-    accuracies = [
-        float(correct.mean())
-        for curve, correct in undefended.correct.items()
-        if (curve.threat_model, curve.surrogate) == (threat_model, source)
-        and curve.attack in SAVED_ATTACKS
-        and curve.eps in broken
-    ]
-    return min(accuracies, default=float("nan"))
+    found: dict[float, float] = {}
+    for eps in undefended.grid:
+        accuracies = [
+            float(correct.mean())
+            for curve, correct in undefended.correct.items()
+            if (curve.threat_model, curve.surrogate, curve.eps) == (threat_model, source, eps)
+            and curve.attack in SAVED_ATTACKS
+        ]
+        if accuracies and undefended.robust(eps, WHITE_BOX).mean() <= MAX_WHITE_BOX_ACCURACY:
+            found[eps] = min(accuracies)
+    return found
+
+
+def eps_with_power(accuracies: dict[float, float]) -> list[float]:
+    """Each eps at which transfer attacks have power."""
+    return [eps for eps, accuracy in accuracies.items() if accuracy <= MAX_TRANSFER_ACCURACY]
 
 
 def independent_surrogates(undefended: CheckInputs) -> dict[str, bool]:
     """Independent surrogates that were transferred from -> whether each has power on the undefended classifier."""
     names = sorted({curve.surrogate for curve in undefended.correct if is_independent(curve.surrogate)})
-    return {name: lowest_transfer_accuracy(undefended, name) <= MAX_TRANSFER_ACCURACY for name in names}
+    return {name: bool(eps_with_power(transfer_accuracies(undefended, name))) for name in names}
 
 
 def adaptive_advantage(of: CheckInputs) -> CheckOutcome | None:
