@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import dvc.api
+from dvc.dependency.base import Dependency
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
@@ -70,6 +72,17 @@ class DvcPipeline:
             ) from None
         self._lock = Lock()
         self._call(self._move_half_written_files)
+
+    def sources(self) -> dict[str, str]:
+        """Digest of everything that the steps read and no step makes: code, images, models and plug-ins, by path."""
+        return self._call(
+            lambda: {
+                dep.def_path: dep.get_hash().value
+                for stage in self._repo.index.stages
+                for dep in stage.deps
+                if type(dep) is Dependency and dep.exists and Path(dep.def_path).parts[0] != "data"
+            }
+        )
 
     def steps(self) -> dict[str, list[str]]:
         """All steps and the steps that each of them needs, in an order in which they can run."""
@@ -123,7 +136,7 @@ class DvcPipeline:
 
         Returns:
             False if the step never ran with the present code, parameters and inputs, or if the cached outputs are
-            damaged; damaged files are removed from the cache.
+            damaged; damaged files are moved out of the cache.
         """
 
         def restore() -> bool:
@@ -140,7 +153,7 @@ class DvcPipeline:
         if not self._call(restore):
             return False
         if corrupted_outputs(self._stage(step).outs):
-            self.remove_damaged_objects()
+            self.set_aside_damaged_objects()
             return False
         return True
 
@@ -168,22 +181,23 @@ class DvcPipeline:
 
     def silent_corruption(self) -> list[Path]:
         """Outputs and data sets that do not hold the recorded bytes although DVC reports no change."""
-        outs = self._call(
-            lambda: [
-                out for out in self._repo.index.outs if out.hash_info and out.exists and not out.changed_checksum()
-            ]
-        )
+        outs = self._call(lambda: [out for out in self._repo.index.outs if out.hash_info and is_unchanged(out)])
         return corrupted_outputs(outs)
 
-    def remove_damaged_objects(self) -> list[Path]:
-        """Remove the files of DVC's cache whose content does not match their name, and return them."""
+    def set_aside_damaged_objects(self) -> list[Path]:
+        """Move the files whose content does not match their name out of DVC's cache, and return their new paths.
+
+        They are kept in ``.dvc/tmp/damaged``: a file can be the only copy of an image.
+        """
         files = sorted(Path(self._repo.cache.local.path).glob("*/*"))
         objects = [path for path in files if CACHED_OBJECT.fullmatch(path.parent.name + path.name)]
         damaged = [path for path in objects if digest_of(path) != path.parent.name + path.stem]
-        for path in damaged:
-            log.warning("Removed a damaged file from DVC's cache: %s", relative(path))
-            path.unlink()
-        return damaged
+        folder = Path(self._repo.tmp_dir) / "damaged"
+        folder.mkdir(exist_ok=True)
+        moved = [Path(shutil.move(path, folder / (path.parent.name + path.name))) for path in damaged]
+        for path in moved:
+            log.warning("Moved a damaged file out of DVC's cache: %s", relative(path))
+        return moved
 
     def _stage(self, step: str) -> Any:
         return self._call(lambda: self._repo.stage.load_one(name=step))
@@ -223,6 +237,15 @@ class DvcPipeline:
                     log.warning("Waiting: %s", " ".join(str(error).split("\n\n")[0].split()))
                     has_warned = True
                 time.sleep(LOCK_POLL_SECONDS)
+
+
+def is_unchanged(out: Any) -> bool:
+    """Return whether DVC finds no change of an output."""
+    try:
+        return out.exists and not out.changed_checksum()
+    except FileNotFoundError:
+        # a link to a file of the cache that is no longer there
+        return False
 
 
 def corrupted_outputs(outs: Iterable[Any]) -> list[Path]:

@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows.command import log_progress, run_flow
-from flows.dvc_pipeline import metrics_of, run_dvc
+from flows.dvc_pipeline import DvcPipeline, metrics_of, run_dvc
 from flows.server import NOTIFY
 from tasks.core.files import write_table
 from tasks.core.workspace import Workspace
@@ -57,10 +57,10 @@ def seeds(
         raise ValueError(f"seeds: {seeds} is a single run. Give at least 2 seeds, or set prepare.split.n_folds.")
     # created here, so that the artifacts of the experiments, which run in temporary folders, are stored here
     experiment_id()
-    experiments, runs = {}, runs_of(seeds, n_folds)
+    experiments, runs, sources = {}, runs_of(seeds, n_folds), DvcPipeline().sources()
     for number, (run, changes) in enumerate(runs.items(), start=1):
         log.info("%s: run %d of %d", run, number, len(runs))
-        experiments[run] = run_seed(run, changes, params)
+        experiments[run] = run_seed(run, changes, params, sources)
     # of the images of one fold to all others
     test_to_train = 1 / (n_folds - 1) if n_folds else 0.0
     table = seeds_table({run: metrics_of(experiment) for run, experiment in experiments.items()}, test_to_train)
@@ -93,13 +93,19 @@ def runs_of(seeds: list[int], n_folds: int) -> dict[str, dict[str, int]]:
 
 
 @task(name="seed", task_run_name="{run}", tags=["seed"], cache_policy=NO_CACHE)
-def run_seed(run: str, changes: dict[str, int], params: Params) -> str:
+def run_seed(run: str, changes: dict[str, int], params: Params, sources: dict[str, str]) -> str:
     """Run the pipeline with this seed and fold as a DVC experiment, unless it exists, and return its name.
+
+    Args:
+        run: its name.
+        changes: changed parameters.
+        params: the other parameters.
+        sources: digests of code and data, which are part of the name of the experiment.
 
     Raises:
         RuntimeError: DVC failed.
     """
-    values = json.dumps(params.model_dump(mode="json") | changes, sort_keys=True)
+    values = json.dumps([params.model_dump(mode="json") | changes, sources], sort_keys=True)
     name = f"{run.replace(' ', '-')}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
     if name in run_dvc("exp", "list", "--name-only").split():
         log.info("The experiment %s exists already", name)
@@ -125,7 +131,8 @@ def seeds_table(metrics: dict[str, dict[str, float]], test_to_train: float = 0.0
     rows = []
     names = dict.fromkeys(metric for of_run in metrics.values() for metric in of_run)
     for metric in names:
-        if metric.endswith(("_low", "_high")):
+        # a class can be named "low"
+        if metric.endswith(("_low", "_high")) and ".recall_" not in metric:
             continue
         values = {run: of_run.get(metric, float("nan")) for run, of_run in metrics.items()}
         of_runs = np.array(list(values.values()))

@@ -16,12 +16,12 @@ FOUND = 3
 
 
 def verify(pipeline: DvcPipeline) -> list[str]:
-    """Remove damaged files from DVC's cache, and give corrupted outputs a new time, so that DVC detects the change.
+    """Move damaged files out of DVC's cache, and give corrupted outputs a new time, so that DVC detects the change.
 
     Returns:
         One line for each corrupted file or output; empty if everything holds the recorded bytes.
     """
-    found = [f"{relative(path)}: removed from the cache" for path in pipeline.remove_damaged_objects()]
+    found = [f"{relative(path)}: moved out of the cache" for path in pipeline.set_aside_damaged_objects()]
     for path in pipeline.silent_corruption():
         for file in [path] if path.is_file() else path.rglob("*"):
             os.utime(file)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.core.files import write_table
+from tasks.core.made_with import check_made_with, digest_of_file
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import as_pictures, load_prepared
 from tasks.evaluation.label_efficiency import efficiency_tables
@@ -18,10 +19,16 @@ N_SHEET_IMAGES = 12
 
 
 def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> None:
-    """Write queries and predictions with the groups of their images, learning curves and label efficiency."""
+    """Write queries and predictions with the groups of their images, learning curves and label efficiency.
+
+    Raises:
+        ValueError: the simulation was made with another split.
+    """
     data = load_prepared(workspace)
     paths, groups = (data.table[name].to_numpy() for name in ("path", "group"))
     queries = pd.read_parquet(workspace.simulated_queries)
+    present = {"split": digest_of_file(workspace.split)}
+    check_made_with(workspace.simulated_queries, "simulate_labelling", queries.attrs, workspace.split, present)
     queries.insert(4, "group", groups[queries["image"]])
     queries.insert(4, "path", paths[queries["image"]])
     predictions = pd.read_parquet(workspace.simulated_predictions)

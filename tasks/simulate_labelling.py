@@ -1,5 +1,6 @@
 """Step ``simulate_labelling``: train a classifier on the labelled set of each cycle of active learning."""
 
+from tasks.core.made_with import digest_of_file
 from tasks.core.workspace import Workspace
 from tasks.labelling.simulation import build_simulation, result_tables
 from tasks.params import Params
@@ -15,6 +16,8 @@ def simulate_labelling(workspace: Workspace, params: Params, tracker: Tracker) -
     results = build_simulation(workspace, params).run()
     files = workspace.simulated_queries, workspace.simulated_predictions, workspace.simulated_pools
     for path, table in zip(files, result_tables(results), strict=True):
+        # active_learning refuses results of another split: rows would be other images
+        table.attrs["split"] = digest_of_file(workspace.split)
         table.to_parquet(path, index=False)
 
 

@@ -71,8 +71,10 @@ def remove_deselected(workspace: Workspace, params: Params) -> None:
     again, DVC restores its results from the cache.
 
     Raises:
-        ValueError: a folder cannot be removed.
+        ValueError: a folder cannot be removed, or DVC has no record of its results.
     """
+    lock_file = workspace.root / "dvc.lock"
+    recorded = lock_file.read_text(encoding="utf-8") if lock_file.is_file() else None
     for step in DEFENCE_STEPS:
         for folder in sorted((workspace.data / step).glob("*/")):
             if folder.name not in params.selected_defences:
@@ -80,6 +82,12 @@ def remove_deselected(workspace: Workspace, params: Params) -> None:
                 with locked(workspace.locks, [f"{step}@{folder.name}"]):
                     if not folder.exists():
                         continue
+                    # the names of stages are keys of this YAML file
+                    if recorded is not None and f"  {step}@{folder.name}:\n" not in recorded:
+                        raise ValueError(
+                            f"{name} is not in dvc.lock, so its results would be lost, and the defence is not in "
+                            "selected_defences. Select the defence, or move the folder out of data."
+                        )
                     try:
                         shutil.rmtree(folder)
                     except OSError as error:

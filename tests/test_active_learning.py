@@ -62,6 +62,15 @@ def run(params: Params) -> None:
         step(Workspace(), params, Tracker())
 
 
+def test_a_simulation_of_another_split_is_refused(params: Callable[..., Params]) -> None:
+    workspace = Workspace()
+    run(params(n_seeds=1, n_cycles=1))
+    table = pd.read_parquet(workspace.split)
+    table[::-1].to_parquet(workspace.split)
+    with pytest.raises(ValueError, match=r"queries\.parquet was made with split .*Run the step simulate_labelling"):
+        run_step(active_learning, workspace, params(n_seeds=1, n_cycles=1))
+
+
 def run_steps(params: Params) -> None:
     for step in (simulate_labelling, active_learning):
         run_step(step, Workspace(), params)

@@ -189,7 +189,7 @@ def test_metrics_and_robustness_table_are_computed_from_the_records(evaluated: E
     assert pgd["attack_success_rate"] == pytest.approx(1 - accuracy[2] / accuracy[0], abs=1e-6)
     assert pgd["mean_linf"] == pytest.approx(2 / 255)
     assert np.isnan(pgd["mean_reconstruction_error"])
-    assert "f1_macro" not in table
+    assert "macro_f1" not in table
 
 
 def test_the_worst_case_includes_images_that_only_the_suite_breaks(
@@ -238,7 +238,7 @@ def test_three_classes_are_evaluated_with_their_names_and_macro_averages(evaluat
     evaluated(["healthy", "other", "COVID"])
     table = pd.read_csv(Workspace().robustness)
     of_records = table[table["attack"] != "suite"]
-    assert of_records[["precision_macro", "recall_macro", "f1_macro"]].notna().all(axis=None)
+    assert of_records[["macro_precision", "macro_recall", "macro_f1"]].notna().all(axis=None)
     counts = pd.read_csv(Workspace().confusion)
     assert set(counts["actual"]) == set(counts["prediction"]) == {"healthy", "other", "COVID"}
     assert (counts.groupby(["target", "threat_model", "attack", "eps"])["n"].sum() == N).all()

@@ -188,6 +188,13 @@ def test_records_are_refused_if_a_network_the_split_or_the_images_have_changed(
         "attack_defence@autoencoder",
         lambda: read_records(workspace, ["autoencoder"]),
     )
+    # of other parameters: the targets would be compared under different attacks
+    run_step(attack, workspace, params_with(FEW | {"attack.norm": "l2"}))
+    message = r"attack_defence/autoencoder/records\.parquet was made with another seed or other parameters"
+    with pytest.raises(ValueError, match=message):
+        read_records(workspace, ["autoencoder"])
+    run_step(attack, workspace, params)
+    read_records(workspace, ["autoencoder"])
     # its transfer attacks read the images that were crafted on the undefended classifier
     change_weights(workspace)
     with pytest.raises(ValueError, match=r"attack/records\.parquet was made with .*Run the step attack again"):

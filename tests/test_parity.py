@@ -321,6 +321,23 @@ class TestFile:
         with pytest.raises(ValueError, match=reason):
             read_reference(tmp_path / "reference.csv", ["a", "b"], "b", ["x.png"])
 
+    @pytest.mark.parametrize("positive", ["a", "b"])
+    def test_a_single_column_is_about_the_positive_class_wherever_it_stands(
+        self, positive: str, tmp_path: Path
+    ) -> None:
+        logits = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+        paths, label = [f"{i}.png" for i in range(8)], "ab".index(positive)
+        rows = "\n".join(f"{path},{value}" for path, value in zip(paths, logits.softmax(1)[:, label], strict=True))
+        (tmp_path / "reference.csv").write_text(f"path,{positive}\n{rows}\n")
+        found = read_reference(tmp_path / "reference.csv", ["a", "b"], positive, paths)
+        assert difference(logits, found) < 1e-6
+        assert difference(logits.flip(1), found) > TOLERANCE
+
+    def test_a_single_column_of_three_classes_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "reference.csv").write_text("path,c\n" + "x.png,1\n" * 8)
+        with pytest.raises(ValueError, match="columns"):
+            read_reference(tmp_path / "reference.csv", ["a", "b", "c"], "c", ["x.png"])
+
 
 class TestAccuracy:
     @pytest.fixture

@@ -131,7 +131,7 @@ def test_precision_and_recall_are_of_the_positive_class(records: pd.DataFrame) -
     for positive, precision, recall in ((1, 2 / 3, 2 / 4), (0, 3 / 5, 3 / 4)):
         row = at(robustness_table(records, CLASSES, positive), "fgsm", 1)
         assert (row["precision"], row["recall"]) == pytest.approx((precision, recall))
-    assert "f1_macro" not in robustness_table(records, CLASSES, 1)
+    assert "macro_f1" not in robustness_table(records, CLASSES, 1)
 
 
 def test_three_classes_have_macro_averages_too() -> None:
@@ -142,8 +142,8 @@ def test_three_classes_have_macro_averages_too() -> None:
     ]
     row = at(robustness_table(pd.concat(parts), ["a", "b", "c"], positive=2), "pgd", 1)
     assert (row["precision"], row["recall"]) == (1, 0.5)
-    assert row["precision_macro"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
-    assert row["recall_macro"] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
+    assert row["macro_precision"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+    assert row["macro_recall"] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
 
 
 def test_transfer_without_adaptive_is_refused() -> None:

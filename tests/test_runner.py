@@ -159,6 +159,22 @@ def test_results_that_cannot_be_removed_are_one_message_and_not_logged_as_remove
     assert not caplog.messages
 
 
+def test_results_of_a_deselected_defence_are_removed_only_if_dvc_has_recorded_them(
+    workspace: Workspace, params_with: Callable[..., Params]
+) -> None:
+    for name in ("deselected", "by_hand"):
+        (workspace.train_defence / name).mkdir(parents=True, exist_ok=True)
+    (workspace.root / "dvc.lock").write_text("stages:\n  train_defence@deselected:\n    cmd: x\n")
+    with pytest.raises(
+        ValueError, match=r"^data/train_defence/by_hand is not in dvc\.lock, so its results would be lost"
+    ):
+        remove_deselected(workspace, params_with())
+    assert (workspace.train_defence / "by_hand").exists()
+    (workspace.train_defence / "by_hand").rmdir()
+    remove_deselected(workspace, params_with())
+    assert not (workspace.train_defence / "deselected").exists()
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_step_prints_one_message_keeps_its_checkpoints_and_ends_its_tracking_run_as_killed(
     sent: signal.Signals, workspace: Workspace

@@ -44,3 +44,8 @@ def test_a_metric_that_a_run_lacks_has_no_mean_and_is_not_lost() -> None:
     assert table.loc[["b", "c"], ["value", "low", "high", "std", "lowest", "highest"]].isna().all(axis=None)
     assert (table.loc["b", "seed 0"], table.loc["c", "seed 1"]) == (2, 4)
     assert table.loc[["b", "c"]].isna().sum().sum() == 2 * 7
+
+
+def test_the_recall_of_a_class_named_low_is_no_end_of_an_interval() -> None:
+    metrics = {f"seed {seed}": {"as_trained.recall_low": 0.5, "as_trained.recall_high": 0.25} for seed in (0, 1)}
+    assert seeds_table(metrics)["value"].tolist() == [0.5, 0.25]

@@ -111,7 +111,8 @@ def test_a_metric_of_a_class_with_any_name_is_logged(
 
     run_step(evaluate, workspace, params_with())
     run = runs_of(client, "evaluate")[0]
-    assert list(run.data.metrics) == [re.sub("['%|\"=+]", "_", f"clean/recall_{name}")]
+    # classes that differ in such a character alone have different metrics
+    assert list(run.data.metrics) == [re.sub("['%|\"=+]", lambda match: f"_{ord(match[0]):x}", f"clean/recall_{name}")]
 
 
 @pytest.mark.parametrize("name", ["50%.txt", "a+b=c (1).txt", "é.txt"])

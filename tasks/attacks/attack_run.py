@@ -27,7 +27,7 @@ from tasks.attacks.surrogates import craft_on_surrogate, load_surrogates, save_t
 from tasks.core.checkpoints import Checkpoints
 from tasks.core.digests import digest_of_model
 from tasks.core.files import write_json
-from tasks.core.made_with import inputs_of_attack
+from tasks.core.made_with import digest_of_text, inputs_of_attack
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import Prepared, choose_stratified, load_prepared
 from tasks.defences.operating_points import choose_operating_points
@@ -39,7 +39,7 @@ from tasks.params import UNDEFENDED, Params
 from tasks.records.adversarial_images import merge_perturbations
 from tasks.records.expected import N_FRESH_SAMPLES
 from tasks.records.operating_points import write_operating_points
-from tasks.records.tables import build_diagnostics, check_inputs_of_attack, write_records
+from tasks.records.tables import PARAMETERS, build_diagnostics, check_inputs_of_attack, write_records
 from tasks.records.vocabulary import CLEAN, HOP_SKIP_JUMP, SEARCHES, SUITE_DOUBLED, VALIDATION_SWEEP
 from tasks.tracking import Tracker
 
@@ -185,7 +185,8 @@ class AttackRun:
         # first, since they fail early if logits are not finite or perturbations are missing
         if target != UNDEFENDED:
             check_inputs_of_attack(workspace, UNDEFENDED)
-        made_with = inputs_of_attack(workspace, target)
+        parameters = digest_of_text(f"{attacked.seed} {settings.model_dump_json()}")
+        made_with = inputs_of_attack(workspace, target) | {PARAMETERS: parameters}
         records = [self._clean_records()]
         records += transfer_records(attacked, workspace) if target != UNDEFENDED else []
         finished: dict[str, list[Path]] = defaultdict(list)

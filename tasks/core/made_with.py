@@ -33,6 +33,11 @@ def check_made_with(
             )
 
 
+def digest_of_text(text: str) -> str:
+    """Digest of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def inputs_of_attack(workspace: Workspace, target: str) -> dict[str, str]:
     """Digests of the files that an attack reads, by path: images, split, and networks with their files."""
     own = "train_surrogates" if target == UNDEFENDED else f"train_defence/{target}"
@@ -41,11 +46,13 @@ def inputs_of_attack(workspace: Workspace, target: str) -> dict[str, str]:
         networks = sorted(folder.glob("*.safetensors"))
         copied = [file for file in sorted(folder.glob("files/**/*")) if file.is_file() and file.suffix != ".pyc"]
         found += [*networks, *(network.with_suffix(".json") for network in networks), *copied]
-    states = {file: file.stat() for file in found}
-    return {
-        file.relative_to(workspace.root).as_posix(): _digest(file, state.st_ino, state.st_size, state.st_mtime_ns)
-        for file, state in states.items()
-    }
+    return {file.relative_to(workspace.root).as_posix(): digest_of_file(file) for file in found}
+
+
+def digest_of_file(file: Path) -> str:
+    """Digest of a file, which is read again only if it has changed."""
+    state = file.stat()
+    return _digest(file, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @cache

@@ -29,7 +29,7 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
     these are means of its expected accuracies; the other columns are of its averaged predictions. Further:
     ``attack_success_rate`` over the ``n_clean_correct`` images that are correct unchanged, with its interval (NaN for
     clean rows, and if there are no such images); ``precision``, ``recall``, ``f1`` of the positive class, and
-    ``_macro`` over all classes if there are more than two; ``top1_error``; means of entropy (nats), margin, linf, l2
+    ``macro_`` over all classes if there are more than two; ``top1_error``; means of entropy (nats), margin, linf, l2
     (units of the value range) and reconstruction error (NaN without a purifier); ``success_8bit_fraction``, the
     fraction of the successful adversarial images that stay successful after rounding to 8 bits (NaN if there are none).
 
@@ -51,7 +51,7 @@ def robustness_table(records: pd.DataFrame, classes: list[str], positive: int) -
         for part in parts
         for point, group in part.groupby(POINT, sort=False)
     )
-    macro = ["precision_macro", "recall_macro", "f1_macro"] if len(classes) > 2 else []
+    macro = ["macro_precision", "macro_recall", "macro_f1"] if len(classes) > 2 else []
     columns = [
         *POINT,
         *("n", "n_groups", "accuracy", "accuracy_low", "accuracy_high"),
@@ -155,7 +155,7 @@ def _metrics_of(group: pd.DataFrame, classes: list[str], positive: int) -> dict[
         **_by_class(correct, group["label"], group["group"], classes, positive),
         **accuracy_8bit.columns("accuracy_8bit"),
         **{name: values[positive] for name, values in of_classes.items()},
-        **{f"{name}_macro": values.mean() for name, values in of_classes.items()},
+        **{f"macro_{name}": values.mean() for name, values in of_classes.items()},
         "success_8bit_fraction": 1 - group.loc[group["success"], "correct_8bit"].mean(),
         **{f"mean_{name}": group[name].mean() for name in ("entropy", "margin", "linf", "l2", "reconstruction_error")},
     }

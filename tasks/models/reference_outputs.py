@@ -20,6 +20,8 @@ class Reference:
     """Paths as in the prepared table."""
     outputs: np.ndarray
     """float64 ``(n, K)`` in the order of ``acquire.classes``; ``(n, 1)`` for a single output."""
+    label: int = 1
+    """Label, 0 or 1, of the class that a single output is about."""
 
     @property
     def is_probability(self) -> bool:
@@ -32,7 +34,8 @@ def read_reference(path: Path, classes: Sequence[str], positive_class: str, know
     """Read a file of reference outputs.
 
     Args:
-        path: CSV file with the column ``path`` and a column for each class; of two classes one is enough.
+        path: CSV file with the column ``path`` and a column for each class; of two classes, that of the positive class
+            is enough.
         classes: ``acquire.classes``.
         positive_class: ``acquire.positive_class``.
         known: paths of the prepared images.
@@ -53,7 +56,8 @@ def read_reference(path: Path, classes: Sequence[str], positive_class: str, know
     except (ValueError, OSError) as error:
         raise refused(f"it is not readable ({error})") from error
     columns = [name for name in classes if name in table]
-    if "path" not in table or (len(columns) < len(classes) and columns != [positive_class]):
+    is_single = len(classes) == 2 and columns == [positive_class]
+    if "path" not in table or (len(columns) < len(classes) and not is_single):
         raise refused(f"it has the columns {list(table.columns)}")
     if len(table) < MIN_IMAGES:
         raise refused(f"it has {len(table)} rows")
@@ -62,7 +66,7 @@ def read_reference(path: Path, classes: Sequence[str], positive_class: str, know
     outputs = table[columns].to_numpy(dtype=np.float64)
     if not np.isfinite(outputs).all():
         raise refused("a value is missing or not finite")
-    return Reference(table["path"].tolist(), outputs)
+    return Reference(table["path"].tolist(), outputs, classes.index(positive_class))
 
 
 def difference(logits: Tensor, reference: Reference) -> float:
@@ -77,9 +81,8 @@ def difference(logits: Tensor, reference: Reference) -> float:
     """
     found, wanted = logits.double().numpy(), reference.outputs
     if wanted.shape[1] == 1:
-        # of the second of two logits relative to the first, as a logit or as a probability
-        positive = found[:, 1] - found[:, 0]
-        found = positive[:, None]
+        # of one of two logits relative to the other, as a logit or as a probability
+        found = found[:, [reference.label]] - found[:, [1 - reference.label]]
         if reference.is_probability:
             found = expit(found)
     elif reference.is_probability:

@@ -13,7 +13,7 @@ from tasks.outcomes.names import is_independent
 from tasks.params import UNDEFENDED
 from tasks.records.expected import FRESH
 from tasks.records.operating_points import OperatingPoint
-from tasks.records.tables import CERTIFIED_RADII, check_inputs_of_attack, refuse_gaps
+from tasks.records.tables import CERTIFIED_RADII, PARAMETERS, check_inputs_of_attack, recorded_inputs, refuse_gaps
 from tasks.records.vocabulary import ART_REFERENCE
 
 
@@ -22,10 +22,18 @@ def read_records(workspace: Workspace, defences: Sequence[str]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: a target was not attacked.
-        ValueError: records were made with another split or other networks than the present ones.
+        ValueError: records were made with another split or other networks than the present ones, or with other
+            parameters than those of the undefended classifier.
     """
+    parameters = recorded_inputs(workspace.records(UNDEFENDED)).get(PARAMETERS)
     for target in (UNDEFENDED, *defences):
         check_inputs_of_attack(workspace, target)
+        file = workspace.records(target)
+        if recorded_inputs(file).get(PARAMETERS, parameters) != parameters:
+            raise ValueError(
+                f"{file} was made with another seed or other parameters of the section attack than "
+                f"{workspace.records(UNDEFENDED)}. Both must be equal. Run both steps again: dvc repro evaluate"
+            )
     return _read(workspace, [workspace.records(target) for target in (UNDEFENDED, *defences)])
 
 

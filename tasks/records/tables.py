@@ -31,6 +31,8 @@ radius that the number of noisy copies can certify, the same for all images of a
 
 
 MADE_WITH = b"made_with"
+PARAMETERS = "parameters"
+"""Entry of ``MADE_WITH``: digest of the seed and of the section ``attack``."""
 """Key of the metadata of records: the digests of :func:`tasks.core.made_with.inputs_of_attack`, as JSON."""
 
 
@@ -208,16 +210,23 @@ def check_inputs_of_attack(workspace: Workspace, target: str) -> None:
         ValueError: they are refused.
     """
     file = workspace.records(target)
+    if recorded := recorded_inputs(file):
+        present = inputs_of_attack(workspace, target)
+        known = {name: digest for name, digest in recorded.items() if name in present}
+        check_made_with(file, workspace.step_of(file), known, workspace.data, present)
+
+
+def recorded_inputs(file: Path) -> dict[str, str]:
+    """Digests of the inputs that records were made with; empty without records, or of an earlier version."""
     if not file.is_file():
-        return
+        return {}
     try:
         metadata = pq.read_schema(file).metadata or {}
     except pa.ArrowInvalid:
         # the reader of the records names the file
-        return
-    present = inputs_of_attack(workspace, target) if MADE_WITH in metadata else {}
-    recorded = {name: digest for name, digest in json.loads(metadata.get(MADE_WITH, b"{}")).items() if name in present}
-    check_made_with(file, workspace.step_of(file), recorded, workspace.data, present)
+        return {}
+    recorded: dict[str, str] = json.loads(metadata.get(MADE_WITH, b"{}"))
+    return recorded
 
 
 def refuse_gaps(table: pa.Table, file: Path, advice: str) -> None:

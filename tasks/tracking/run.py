@@ -39,8 +39,11 @@ NOT_IN_METRIC_KEYS = re.compile(r"[^/\w.\- :]")
 
 
 def metric_key(name: str) -> str:
-    """Name of a metric in MLflow: ``_`` in place of each character that is not allowed, as in a class ``5 %``."""
-    return NOT_IN_METRIC_KEYS.sub("_", name)
+    """Name of a metric in MLflow: ``_`` and its code in place of each character that is not allowed.
+
+    So the classes ``5 %`` and ``5 &`` have different metrics, ``5 _25`` and ``5 _26``.
+    """
+    return NOT_IN_METRIC_KEYS.sub(lambda match: "".join(f"_{ord(each):x}" for each in match[0]), name)
 
 
 class _MlflowTracker(Tracker):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc_pipeline import DvcPipeline
+from flows.dvc_pipeline import DvcPipeline, run_dvc
 from flows.verify import verify
 from tasks.params import load_params
 from tasks.tracking import digest_of
@@ -90,8 +90,35 @@ class TestTwoSteps:
     def test_a_damaged_file_of_the_cache_is_reported_and_removed(self, pipeline: DvcPipeline, damaged: str) -> None:
         digest = digest_of(Path("data/first/out.txt" if damaged == "file" else "data/first"))
         flip_a_bit(cached(digest))
-        assert verify(pipeline) == [f"{cached(digest).as_posix()}: removed from the cache"]
+        assert verify(pipeline) == [f".dvc/tmp/damaged/{digest}: moved out of the cache"]
         assert read_output("first") == "of first"
+
+    def test_the_only_copy_of_a_damaged_image_is_kept(self, pipeline: DvcPipeline, tmp_path: Path) -> None:
+        run_dvc("config", "cache.type", "symlink")
+        (tmp_path / "scans").mkdir()
+        image = tmp_path / "scans" / "a.png"
+        image.write_bytes(b"an image")
+        run_dvc("add", "scans")
+        digest = digest_of(image)
+        flip_a_bit(cached(digest))
+        damaged = cached(digest).read_bytes()
+        pipeline = DvcPipeline()
+        assert verify(pipeline) == [f".dvc/tmp/damaged/{digest}: moved out of the cache"]
+        assert (tmp_path / ".dvc" / "tmp" / "damaged" / digest).read_bytes() == damaged
+        # the link of the data set leads nowhere, which DVC reports
+        assert not image.exists()
+        assert verify(pipeline) == []
+
+    def test_sources_are_what_no_step_makes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_two_steps(tmp_path, "  third: {cmd: run, deps: [data/first, scans], outs: [data/third]}\n")
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "scans").mkdir()
+        found = []
+        for text in ("one", "another"):
+            (tmp_path / "scans" / "a.png").write_text(text)
+            found.append(DvcPipeline().sources())
+        assert [set(each) for each in found] == [{"scans"}, {"scans"}]
+        assert found[0] != found[1]
 
     def test_a_corrupted_output_is_reported_if_the_cache_has_lost_its_list_of_files(
         self, pipeline: DvcPipeline
@@ -180,7 +207,7 @@ def test_the_flow_uses_neither_a_corrupted_output_nor_a_damaged_cache(tmp_path: 
     shutil.rmtree(workspace / "data" / "evaluate")
     flip_a_bit(cached(expected["evaluate"], workspace))
     printed = run(workspace, *flow)
-    assert "Removed a damaged file from DVC's cache" in printed
+    assert "Moved a damaged file out of DVC's cache" in printed
     assert "evaluate: ran" in printed
     assert digests(workspace) == expected
 
