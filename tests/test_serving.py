@@ -206,6 +206,13 @@ class TestPredictor:
         assert [any("aspect ratio" in text for text in texts) for texts in warnings] == [False, False, True]
         assert all("phantoms" in texts[-1] for texts in warnings)
 
+    def test_an_image_of_another_unit_or_bit_depth_gets_a_warning(self, predictor: Predictor, bundle: Path) -> None:
+        usual = np.load(bundle / EXAMPLES)[0, 0]
+        # 12 bits in a file of 16, and the brightest part of a window
+        for shown, is_unusual in ((usual, False), (usual // 16, True), (235 + usual // 13, True)):
+            (found,) = predictor.predict_files([png(shown)])
+            assert any("unusual grey levels" in text for text in found.warnings) == is_unusual
+
     def test_a_detector_score_above_the_threshold_gives_a_warning(self, predictor: Predictor, bundle: Path) -> None:
         assert predictor.bundle.detector is not None
         pixels = np.load(bundle / EXAMPLES)

@@ -83,6 +83,8 @@ class Bundle(Section):
     """Lowest and highest pixel value that the target takes."""
     aspect_ratios: tuple[float, float]
     """Least and greatest width / height of the training images before they were resized."""
+    mean_levels: tuple[float, float] | None = None
+    """Least and greatest mean grey level of the prepared training images, 0 to 255; null in earlier bundles."""
     intensity: dict[str, Any] | None = None
     """Map from the values of a file to [0, 1] (:class:`tasks.dataset.intensity.IntensityRange`); null: the full range
     of each file."""
@@ -124,6 +126,7 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
     info = json.loads(workspace.dataset_info.read_text(encoding="utf-8"))
     sizes = pd.read_parquet(workspace.manifest).set_index("path").loc[data.table["path"].iloc[data.indices("train")]]
     ratios = sizes["width"] / sizes["height"]
+    levels = data.pixels[data.indices("train")].mean(axis=(1, 2, 3))
     row = None if target == UNDEFENDED else params.defences[target].model_dump(mode="json")
     of_training = params.model_dump(mode="json", include={"seed", "train_classifier", "train_autoencoder"})
     bundle = Bundle(
@@ -140,6 +143,7 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
         crop_ratio=params.prepare.crop_ratio,
         value_range=data.value_range,
         aspect_ratios=(float(ratios.min()), float(ratios.max())),
+        mean_levels=(float(levels.min()), float(levels.max())),
         intensity=info.get("intensity"),
         max_megapixels=params.validate_.max_megapixels,
         threads=params.compute.threads,

@@ -27,6 +27,8 @@ SERVED_FORMATS = tuple(name for name in FORMATS if name != "NIfTI")
 NO_IMAGES = "the request has no images. Send at least one image."
 ASPECT_TOLERANCE = 1.1
 """Factor by which an aspect ratio may leave the range of the training images without a warning."""
+LEVEL_TOLERANCE = 10
+"""Grey levels of 255 by which the mean of an image may leave the range of the training images without a warning."""
 RESIZED: dict[Resize, str] = {"stretch": "distorted", "pad": "padded more", "crop": "cropped more"}
 """Consequence of an unusual aspect ratio, by ``prepare.resize``."""
 
@@ -101,7 +103,7 @@ class Predictor:
             for number, content in enumerate(files[start : start + BATCH_SIZE], start):
                 image, size = self._read(content, f"image {number}")
                 images.append(image)
-                warnings.append(self._size_warnings(*size))
+                warnings.append(self._size_warnings(*size) + self._level_warnings(image))
             predictions += self._predict(as_floats(np.stack(images)), warnings)
         return predictions
 
@@ -176,6 +178,17 @@ class Predictor:
                 f"training images, so the resized image is {RESIZED[self.bundle.resize]}"
             )
         return warnings
+
+    def _level_warnings(self, image: np.ndarray) -> list[str]:
+        """Warn of an image of another unit or bit depth, such as a PNG in place of Hounsfield units."""
+        least, greatest = self.bundle.mean_levels or (0.0, 255.0)
+        mean = float(image.mean())
+        if least - LEVEL_TOLERANCE <= mean <= greatest + LEVEL_TOLERANCE:
+            return []
+        return [
+            f"unusual grey levels: the mean is {mean:.0f} of 255, and {least:.0f} to {greatest:.0f} in the training "
+            "images, so the file may have another unit or bit depth"
+        ]
 
     def _predict(self, images: np.ndarray, warnings: list[list[str]]) -> list[Prediction]:
         bundle = self.bundle
