@@ -22,7 +22,6 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import dvc.api
-from dvc.dependency.base import Dependency
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
@@ -72,17 +71,6 @@ class DvcPipeline:
             ) from None
         self._lock = Lock()
         self._call(self._move_half_written_files)
-
-    def sources(self) -> dict[str, str]:
-        """Digest of everything that the steps read and no step makes: code, images, models and plug-ins, by path."""
-        return self._call(
-            lambda: {
-                dep.def_path: dep.get_hash().value
-                for stage in self._repo.index.stages
-                for dep in stage.deps
-                if type(dep) is Dependency and dep.exists and Path(dep.def_path).parts[0] != "data"
-            }
-        )
 
     def steps(self) -> dict[str, list[str]]:
         """All steps and the steps that each of them needs, in an order in which they can run."""

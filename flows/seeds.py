@@ -22,10 +22,12 @@ from flows.command import log_progress, run_flow
 from flows.dvc_pipeline import DvcPipeline, metrics_of, run_dvc
 from flows.server import NOTIFY
 from tasks.core.files import write_table
+from tasks.core.source import AT_START
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
 from tasks.statistics.intervals import estimate_over_seeds
-from tasks.tracking import experiment_id, open_run
+from tasks.step_inputs import deps_of, given_files
+from tasks.tracking import digest_of, experiment_id, open_run
 
 FOLDER = Path("seeds")
 
@@ -57,7 +59,7 @@ def seeds(
         raise ValueError(f"seeds: {seeds} is a single run. Give at least 2 seeds, or set prepare.split.n_folds.")
     # created here, so that the artifacts of the experiments, which run in temporary folders, are stored here
     experiment_id()
-    experiments, runs, sources = {}, runs_of(seeds, n_folds), DvcPipeline().sources()
+    experiments, runs, sources = {}, runs_of(seeds, n_folds), sources_of(Workspace(), params)
     for number, (run, changes) in enumerate(runs.items(), start=1):
         log.info("%s: run %d of %d", run, number, len(runs))
         experiments[run] = run_seed(run, changes, params, sources)
@@ -90,6 +92,12 @@ def runs_of(seeds: list[int], n_folds: int) -> dict[str, dict[str, int]]:
         for seed in seeds
         for fold in range(n_folds)
     }
+
+
+def sources_of(workspace: Workspace, params: Params) -> dict[str, str]:
+    """Digest of each file that the steps read and no step makes: code, images, models and plug-ins, by path."""
+    deps = {dep for step in DvcPipeline().steps() for dep in deps_of(workspace, step, params)}
+    return AT_START | {file.as_posix(): digest_of(file) for file in sorted(given_files(workspace, deps))}
 
 
 @task(name="seed", task_run_name="{run}", tags=["seed"], cache_policy=NO_CACHE)

@@ -108,16 +108,21 @@ def deps_of(workspace: Workspace, step: str, params: Params) -> list[str]:
     return [re.sub(r"\$\{([\w.]+)\}", lambda match: str(values[match[1]]), dep) for dep in deps]
 
 
+def given_files(workspace: Workspace, deps: Iterable[str]) -> list[Path]:
+    """Files of the user among dependencies: images, models, plug-ins."""
+    given = [workspace.root / dep for dep in deps if not dep.startswith(("data/", "tasks/"))]
+    files = [file for path in given for file in (path, *path.rglob("*")) if file.is_file()]
+    # Python writes its caches when it imports a plug-in
+    return [file for file in files if "__pycache__" not in file.parts]
+
+
 def states_of_given_files(workspace: Workspace, deps: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """Inode, size and time of the files of the user among the dependencies of a step: images, models, plug-ins.
+    """Inode, size and time of :func:`given_files`.
 
     A file that is replaced by another one of the same size and time has another inode. The time of the status is not
     compared: a hard link to the file changes it.
     """
-    given = [workspace.root / dep for dep in deps if not dep.startswith(("data/", "tasks/"))]
-    files = [file for path in given for file in (path, *path.rglob("*")) if file.is_file()]
-    # Python writes its caches when it imports a plug-in
-    states = {file.as_posix(): file.stat() for file in files if "__pycache__" not in file.parts}
+    states = {file.as_posix(): file.stat() for file in given_files(workspace, deps)}
     return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
 

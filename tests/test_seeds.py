@@ -1,11 +1,16 @@
 """The flow ``seeds``: its runs and its table."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from flows.seeds import runs_of, seeds_table
+from flows.seeds import runs_of, seeds_table, sources_of
+from tasks.core.workspace import Workspace
+from tasks.params import load_params
 from tasks.statistics.intervals import estimate_over_seeds
+from tests.two_steps import make_two_steps
 
 
 def test_every_fold_of_every_seed_is_a_run() -> None:
@@ -16,6 +21,19 @@ def test_every_fold_of_every_seed_is_a_run() -> None:
         "seed 7 fold 0": {"seed": 7, "prepare.split.fold": 0},
         "seed 7 fold 1": {"seed": 7, "prepare.split.fold": 1},
     }
+
+
+def test_a_changed_image_changes_the_sources_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_two_steps(tmp_path, "  third: {cmd: run, deps: [data/first, scans, tasks], outs: [data/third]}\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    found = []
+    for text in ("one", "another"):
+        (tmp_path / "scans" / "a.png").write_text(text)
+        found.append(sources_of(Workspace(), load_params()))
+    changed = [path for path in found[0] if found[0][path] != found[1][path]]
+    assert changed == ["scans/a.png"]
+    assert "evaluate.py" in found[0]
 
 
 def test_the_interval_over_folds_is_wider_because_they_share_training_images() -> None:

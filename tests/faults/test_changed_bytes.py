@@ -109,17 +109,6 @@ class TestTwoSteps:
         assert not image.exists()
         assert verify(pipeline) == []
 
-    def test_sources_are_what_no_step_makes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        make_two_steps(tmp_path, "  third: {cmd: run, deps: [data/first, scans], outs: [data/third]}\n")
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "scans").mkdir()
-        found = []
-        for text in ("one", "another"):
-            (tmp_path / "scans" / "a.png").write_text(text)
-            found.append(DvcPipeline().sources())
-        assert [set(each) for each in found] == [{"scans"}, {"scans"}]
-        assert found[0] != found[1]
-
     def test_a_corrupted_output_is_reported_if_the_cache_has_lost_its_list_of_files(
         self, pipeline: DvcPipeline
     ) -> None:
