@@ -27,8 +27,9 @@ def active_learning(workspace: Workspace, params: Params, tracker: Tracker) -> N
     data = load_prepared(workspace)
     paths, groups = (data.table[name].to_numpy() for name in ("path", "group"))
     queries = pd.read_parquet(workspace.simulated_queries)
+    made_with = {"split": queries.attrs.get("split")}
     present = {"split": digest_of_file(workspace.split)}
-    check_made_with(workspace.simulated_queries, "simulate_labelling", queries.attrs, workspace.split, present)
+    check_made_with(workspace.simulated_queries, "simulate_labelling", made_with, workspace.split, present)
     queries.insert(4, "group", groups[queries["image"]])
     queries.insert(4, "path", paths[queries["image"]])
     predictions = pd.read_parquet(workspace.simulated_predictions)
