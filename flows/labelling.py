@@ -19,7 +19,7 @@ from flows.server import NOTIFY
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
 from tasks.labelling.human import next_round
-from tasks.labelling.rounds import SKIPPED, LabellingRound, collect_labelled, read_rounds, write_classes
+from tasks.labelling.rounds import COLLECTED, SKIPPED, LabellingRound, collect_labelled, read_rounds, write_classes
 from tasks.params import Acquisition, load_params
 
 FORM_TIMEOUT = 31 * 24 * 3600
@@ -51,7 +51,7 @@ def labelling(
         The state of the labelling and the next task of the person.
     """
     workspace, params = Workspace(), load_params()
-    classes, labelled = params.acquire.classes, Path(folder) / "labelled"
+    classes, labelled = params.acquire.classes, Path(folder) / COLLECTED
     with locked(Path(folder) / ".locks", ["labelling"]):
         while current := next_round(workspace, params, Path(pool), Path(folder), acquisition, n_images, n_rounds):
             publish_round(current)

@@ -291,6 +291,54 @@ def test_collected_images_follow_corrected_classes_and_leave_out_skipped_images(
     assert read_rounds(Path("labels"), CLASSES)[0].is_complete
 
 
+@pytest.mark.parametrize("own", ["left/mine.png", "left/a.png", "notes.csv", ".git/config"])
+def test_a_folder_of_labelled_images_with_other_files_is_kept(pool: Path, own: str) -> None:
+    labelled = write_classes(new_round(pool), ["left"] * 3, CLASSES)
+    file = Path("labels/labelled") / own
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"mine")
+    message = r"labels/labelled has files that are not copies of images of the rounds: .*Move them"
+    with pytest.raises(ValueError, match=message):
+        new_round(pool)
+    with pytest.raises(ValueError, match=message):
+        collect_labelled([labelled], pool, Path("labels/labelled"))
+    assert file.read_bytes() == b"mine"
+    file.unlink()
+    # of a file manager
+    (file.parent / ".DS_Store").touch()
+    assert collect_labelled([labelled], pool, Path("labels/labelled")) == 3
+
+
+@pytest.mark.parametrize(
+    ("pool_name", "folder"),
+    [("scans/unlabelled", "scans"), ("scans", "scans/labels"), ("scans", "scans"), ("link", "scans/labels")],
+)
+def test_a_pool_that_overlaps_with_the_rounds_is_an_error(pool: Path, pool_name: str, folder: str) -> None:
+    shutil.copytree(pool, "scans/unlabelled")
+    Path("link").symlink_to("scans")
+    with pytest.raises(ValueError, match=rf"overlap: {pool_name} and {folder}\. .* Choose another folder"):
+        next_round(Workspace(), load_params(), Path(pool_name), Path(folder), "random", 3, 2)
+    with pytest.raises(ValueError, match=f"overlap: {pool_name} and {folder}"):
+        collect_labelled([], Path(pool_name), Path(folder))
+    assert len(list(Path("scans").rglob("*.png"))) == 7
+
+
+def test_labellings_in_two_folders_of_one_workspace_have_their_own_checkpoints(
+    pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def stop(folder: Path, *_: object, **_made_of: Any) -> None:
+        folders.append(folder)
+        raise InterruptedError
+
+    monkeypatch.setattr("tasks.labelling.human.Checkpoints", stop)
+    for name in ("labels", "others"):
+        with pytest.raises(InterruptedError):
+            next_round(Workspace(), load_params(), pool, Path(name), "random", 3, 2)
+    assert folders[0] != folders[1]
+
+
 def test_an_earlier_round_whose_class_was_removed_is_incomplete_again(pool: Path) -> None:
     write_classes(new_round(pool), ["left"] * 3, CLASSES)
     new_round(pool)

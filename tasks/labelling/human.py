@@ -16,7 +16,15 @@ from tasks.dataset.readers import SUFFIXES
 from tasks.labelling.acquisition import select_query
 from tasks.labelling.downsampling import downsample
 from tasks.labelling.learner import CODE, build_learner
-from tasks.labelling.rounds import LabellingRound, create_round, labelled_images, read_rounds
+from tasks.labelling.rounds import (
+    COLLECTED,
+    LabellingRound,
+    check_collected,
+    check_pool,
+    create_round,
+    labelled_images,
+    read_rounds,
+)
 from tasks.models.compute import configure_torch
 from tasks.models.files import save_model
 from tasks.params import Params
@@ -41,8 +49,10 @@ def next_round(
         n_rounds: at most.
 
     Raises:
-        ValueError: images cannot be read, or labels are not valid.
+        ValueError: images cannot be read, labels are not valid, the pool and the folder overlap, or the folder of the
+            labelled images has other files.
     """
+    check_pool(pool, folder)
     data = load_prepared(workspace)
     rounds = read_rounds(folder, data.classes)
     if incomplete := [labelling_round for labelling_round in rounds if not labelling_round.is_complete]:
@@ -55,6 +65,8 @@ def next_round(
         )
     files = pool_files(pool)
     labelled = labelled_images(rounds, pool)
+    # before the training, so that files of the user are reported at once
+    check_collected(rounds, folder / COLLECTED)
     queried = {file for labelling_round in rounds for file in labelling_round.files}
     unlabelled = [file for file in files if file not in queried]
     if len(rounds) >= n_rounds or not unlabelled:
@@ -73,9 +85,9 @@ def next_round(
     is_warm_start = bool(rounds) and settings.warm_start_epochs > 0
     previous = learner.load(_model_path(folder, len(rounds))) if is_warm_start else None
     seed = int(np.random.SeedSequence([params.seed, len(rounds)]).generate_state(1)[0])
-    folder_of_parts = workspace.checkpoint_folder("labelling")
+    # in the folder of the rounds, which is locked; the training deletes it at its end
     checkpoints = Checkpoints(
-        folder_of_parts, CODE, device=str(device), parameters=params.of_step("simulate_labelling")
+        folder / ".checkpoints", CODE, device=str(device), parameters=params.of_step("simulate_labelling")
     )
     model, _ = learner.train(pixels, labels, previous, seed, checkpoints)
 

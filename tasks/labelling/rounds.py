@@ -6,6 +6,7 @@ continue on another machine with a copy of them.
 
 import csv
 import filecmp
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,12 +14,17 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from tasks.core.durable import rename_durably
+from tasks.dataset.folder import IGNORED_NAMES, format_paths
 from tasks.dataset.readers import SUFFIXES
 from tasks.params.names import FORMULA
 
 COLUMNS = ("number", "file", "class", "prediction", "confidence", "score")
 SKIPPED = "-"
 """Entry in the column ``class`` for an image that cannot be labelled."""
+COLLECTED = "labelled"
+"""Folder of the labelled images, in the folder of the rounds."""
+OF_FILE_MANAGERS = {*IGNORED_NAMES, ".ds_store"}
+"""Files, in lower case, that appear in a folder when a person opens it."""
 
 
 class LabelError(ValueError):
@@ -156,21 +162,64 @@ def labelled_images(rounds: list[LabellingRound], pool: Path) -> list[tuple[str,
     return labelled
 
 
+def check_pool(pool: Path, folder: Path) -> None:
+    """Check that the pool and the folder of the rounds do not contain each other, so that no round changes the pool.
+
+    Raises:
+        ValueError: one of them contains the other.
+    """
+    # links can hide that two folders are the same
+    real_pool, real_folder = (Path(os.path.realpath(path)) for path in (pool, folder))
+    if real_pool.is_relative_to(real_folder) or real_folder.is_relative_to(real_pool):
+        raise ValueError(
+            f"the pool and the folder of the rounds overlap: {pool} and {folder}. Neither may contain the other, "
+            "because the flow writes into the folder of the rounds. Choose another folder, such as labels."
+        )
+
+
+def check_collected(rounds: list[LabellingRound], folder: Path) -> None:
+    """Check that a folder has nothing but copies of images of the rounds, because :func:`collect_labelled` replaces it.
+
+    Raises:
+        ValueError: it has other files.
+    """
+    copies = {
+        file: labelling_round.image(position)
+        for labelling_round in rounds
+        for position, file in enumerate(labelling_round.files)
+    }
+
+    def is_copy(path: Path) -> bool:
+        _, _, file = path.relative_to(folder).as_posix().partition("/")
+        copy = copies.get(file)
+        return copy is not None and copy.is_file() and path.is_file() and filecmp.cmp(path, copy, shallow=False)
+
+    files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    if others := [path for path in files if path.name.lower() not in OF_FILE_MANAGERS and not is_copy(path)]:
+        raise ValueError(
+            f"{folder} has files that are not copies of images of the rounds: {format_paths(others, folder)}. The flow "
+            "replaces this folder, and such files would be lost. Move them, or choose another folder of the rounds."
+        )
+
+
 def collect_labelled(rounds: list[LabellingRound], pool: Path, folder: Path) -> int:
     """Copy the labelled images into one folder for each class, as ``acquire.folder`` expects them.
 
     Args:
         rounds: with classes.
         pool: folder of the images; the copies keep its subfolders, because names identify the slices of a patient.
-        folder: of the copies; its old content is deleted, so that no copy of a corrected image stays in a wrong class.
+        folder: of the copies; older copies in it are deleted, so that no copy of a corrected image stays in a wrong
+            class.
 
     Returns:
         Number of copies.
 
     Raises:
-        ValueError: a labelled image is not in the pool.
+        ValueError: a labelled image is not in the pool, or the folder has other files than such copies.
     """
+    check_pool(pool, folder)
     labelled = labelled_images(rounds, pool)
+    check_collected(rounds, folder)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
