@@ -9,13 +9,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tasks.acquire import acquire
 from tasks.core.workspace import Workspace
+from tasks.dataset.readers import read_stored
 from tasks.params import Params, ParamsError
 from tasks.tracking import Tracker, digest_of
+from tests.test_readers import write_dicom
 
 FILES = {
     "non-COVID": ["1.png", "deep/er/2.JPG", "with space [1] 100%.bmp", "снимок.tiff"],
@@ -246,6 +249,22 @@ def test_names_with_unprintable_characters_or_formulas_are_rejected(
     except OSError:
         pytest.skip("this file system does not allow such names")
     assert list(rejected_by_acquire(workspace, from_folder)) == [f"COVID/{escaped}"]
+
+
+@pytest.mark.parametrize("name", ["old.dcm", "old.DICOM", "old.nii"])
+def test_a_dicom_file_is_copied_without_the_patient_also_if_it_has_no_preamble(
+    source: Path, workspace: Workspace, from_folder: Params, name: str
+) -> None:
+    write_dicom(source / "COVID" / name, PatientID="secret", PatientName="Doe^Jane")
+    if not name.endswith(".nii"):
+        content = (source / "COVID" / name).read_bytes()
+        (source / "COVID" / name).write_bytes(content[132:])
+    acquire(workspace, from_folder, Tracker())
+    copied = (workspace.images / "COVID" / name).read_bytes()
+    assert not [text for text in (b"secret", b"Doe") if text in copied]
+    if not name.endswith(".nii"):
+        original = read_stored(source / "COVID" / name)
+        np.testing.assert_array_equal(read_stored(workspace.images / "COVID" / name).values, original.values)
 
 
 def test_one_message_lists_all_problems_of_the_subfolders(

@@ -17,10 +17,13 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
@@ -28,11 +31,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tasks.dataset.images import Reading, read_image
+from tasks.dataset.images import Reading, read_image, with_percentiles
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.readers import ImageError, Volumes, image_names, read_stored
 from tasks.dataset.readers.dicom_copy import copy_pixels
 from tasks.dataset.readers.nifti import DIMENSION, Axis
+from tasks.params import Intensity
 from tests.faults.fuzz import ENCODERS, small_dicom
 
 RNG = np.random.default_rng(0)
@@ -173,6 +177,32 @@ def test_a_copy_without_other_tags_has_the_same_values_and_no_name(tmp_path: Pat
     assert b"4711" not in content
 
 
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_copy_has_no_text_and_no_id_also_not_within_a_table_of_values(
+    sequence: str, syntax: Any, tmp_path: Path
+) -> None:
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTExplanation, table.PatientID = [96, 0, 16], "Doe", "4711"
+    table.add_new("LUTData", "US", list(range(5, 965, 10)))
+    dataset = pydicom.dcmread(io.BytesIO(small_dicom(None)))
+    for keyword in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
+        del dataset[keyword]
+    setattr(dataset, sequence, [table])
+    dataset.PixelSpacingCalibrationDescription = dataset.WindowCenterWidthExplanation = "of Doe"
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "a.dcm", implicit_vr=syntax.is_implicit_VR, little_endian=True)
+    copy_pixels(tmp_path / "a.dcm", tmp_path / "copy")
+    content = (tmp_path / "copy").read_bytes()
+    assert not [text for text in (b"Doe", b"4711") if text in content]
+    copied, original = read_stored(tmp_path / "copy"), read_stored(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(copied.values, original.values)
+    assert copied.value_range == original.value_range
+    if sequence == "VOILUTSequence":
+        assert copied.displayed is not None
+        np.testing.assert_array_equal(copied.displayed, original.displayed)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.int16, np.float16, np.float32, np.uint32])
 @pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=str)
 def test_a_tiff_keeps_its_values(tmp_path: Path, dtype: type, options: dict[str, Any]) -> None:
@@ -217,6 +247,61 @@ def test_a_tiff_with_fewer_channels_than_its_colours_need_is_refused(n_channels:
         tiff.pages[0].tags["SamplesPerPixel"].overwrite(n_channels)
     with pytest.raises(ImageError, match=rf"RGB colours with {n_channels} channels\. They need 3\."):
         read_stored(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    "compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "lzma", "zstd", "jpeg", "webp"]
+)
+def test_ycbcr_colours_of_a_tiff_are_those_of_pillow_for_every_compression(
+    compression: str | None, tmp_path: Path
+) -> None:
+    rows, columns = np.mgrid[:64, :80]
+    colours = np.stack([3 * columns, 4 * rows, 255 - rows - columns], axis=2).astype(np.uint8)
+    ycbcr = Image.fromarray(colours).convert("YCbCr")
+    try:
+        ycbcr.save(tmp_path / "a.tif", **({"compression": compression} if compression else {}))
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"Pillow cannot write it here: {error}")
+    expected = np.asarray(Image.open(tmp_path / "a.tif").convert("RGB")).astype(int)
+    image = read_stored(tmp_path / "a.tif")
+    # rounding differs by the decoder of JPEG, and by the conversion of libtiff
+    assert abs(image.values - expected).max() <= (2 if compression == "jpeg" else 1)
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "aperio_jp2000_ycbc"])
+def test_ycbcr_colours_in_jpeg_2000_are_refused(compression: str, tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, compression="jpeg2000", photometric="rgb", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tiff:
+        if compression == "jpeg2000":
+            tiff.pages[0].tags["PhotometricInterpretation"].overwrite(6)
+        else:
+            tiff.pages[0].tags["Compression"].overwrite(33003)
+    with pytest.raises(ImageError, match=r"YCbCr colours with compression \d+\. .*Save the image as RGB"):
+        read_stored(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("suffix", [".tif", ".dcm", ".nii.gz"])
+def test_values_that_are_not_finite_are_refused_in_every_format(suffix: str, value: float, tmp_path: Path) -> None:
+    values = np.ones((6, 8), dtype=np.float32)
+    values[2, 3] = value
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        tifffile.imwrite(path, values)
+    elif suffix == ".dcm":
+        removed: dict[str, Any] = dict.fromkeys(("PixelData", "HighBit"))
+        write_dicom(path, **removed, BitsAllocated=32, BitsStored=32, FloatPixelData=values.tobytes())
+    else:
+        nibabel.save(nibabel.Nifti1Image(values[..., None], np.eye(4)), path)
+    reading = Reading(IntensityRange("window", low=0, high=2))
+    with pytest.raises(ImageError, match=r"a\..*: the image holds values that are not finite\. Replace them"):
+        read_image(path, 1, reading)
+    # it has no influence on the range of the other images either
+    tifffile.imwrite(tmp_path / "other.tif", GREY_12)
+    settings = Intensity(kind="percentiles", bits=0, window=(0, 1), percentiles=(0, 100), unit="grey level")
+    found = with_percentiles(reading, settings, [path, tmp_path / "other.tif"]).intensity
+    assert 0 <= found.low < found.high <= 4095
 
 
 def test_a_tiff_whose_pages_form_a_loop_is_refused_at_once(tmp_path: Path) -> None:

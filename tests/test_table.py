@@ -245,6 +245,20 @@ def test_a_file_in_a_folder_that_is_a_link_out_of_the_source_is_rejected(
     assert not list(workspace.images.rglob("secret.png"))
 
 
+def test_a_dicom_file_with_the_name_of_an_image_of_another_file_is_rejected(
+    workspace: Workspace, source: Path, params_of: Any
+) -> None:
+    for row, name in ((0, "scan"), (N_SLICES, "scan#0001"), (2 * N_SLICES, "scan#0001.dcm")):
+        write_dicom(source / name)
+        change(source, row, "image", name)
+    acquire(workspace, params_of(), Tracker())
+    rejected = json.loads(workspace.rejected.read_text(encoding="utf-8"))
+    assert list(rejected) == ["scan#0001"]
+    assert rejected["scan#0001"].startswith("the name ends with # and at least four digits. ")
+    described = pd.read_parquet(workspace.image_table)
+    assert not described["path"].str.endswith("#0001").any()
+
+
 def test_missing_columns_and_a_table_outside_the_folder_are_refused(workspace: Workspace, params_of: Any) -> None:
     with pytest.raises(ValueError, match=r"has no column \['person'\]\. Its columns are \['image', 'finding'"):
         acquire(workspace, params_of(acquire__table__patient="person"), Tracker())

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.dataset.readers import SUFFIXES, has_image_name
+from tasks.dataset.readers import IMAGE_NAME, SUFFIXES, has_image_name
 from tasks.params.names import FORMULA, has_unprintable_characters
 
 IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
@@ -93,6 +93,11 @@ def _rejection_reason(path: Path, folder: Path) -> str | None:
         return (
             f"not an image by its name; move it away. Names of images end with {', '.join(SUFFIXES)}; a DICOM file may "
             "have any name."
+        )
+    if IMAGE_NAME.fullmatch(path.name):
+        return (
+            "the name ends with # and at least four digits. Such names are for the images of a file with several "
+            "images. Rename the file."
         )
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         return f"the file has {size / 2**30:.1f} GiB. At most {MAX_FILE_BYTES / 2**30:g} are allowed. Move it away."

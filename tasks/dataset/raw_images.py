@@ -7,9 +7,8 @@ from pathlib import Path
 from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.dataset.folder import format_paths, is_ignored, list_files, printable, rejected_files
-from tasks.dataset.readers import SUFFIXES, ImageError
+from tasks.dataset.readers import SUFFIXES, ImageError, is_dicom
 from tasks.dataset.readers.dicom_copy import copy_pixels
-from tasks.dataset.readers.dicom_file import has_dicom_magic
 from tasks.dataset.table import describe_images, read_table, target_path
 from tasks.params import Acquire
 
@@ -68,7 +67,7 @@ def _copy(source: Path, target: Path) -> None:
         ImageError: a DICOM file cannot be read.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if has_dicom_magic(source):
+    if is_dicom(source):
         copy_pixels(source, target)
     else:
         shutil.copyfile(source, target)

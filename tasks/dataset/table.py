@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from tasks.dataset.folder import format_paths, normalized_name
 from tasks.dataset.prepared import SPLITS
-from tasks.dataset.readers import ImageError, split_name
-from tasks.dataset.readers.dicom_file import has_dicom_magic, read_tags
+from tasks.dataset.readers import ImageError, is_dicom, split_name
+from tasks.dataset.readers.dicom_file import read_tags
 from tasks.params import SUBGROUP, Table
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def describe_images(
     table = table.reset_index(drop=True)
     tags = {column: keyword for column, keyword in settings.dicom_tags.items() if GIVEN + column not in table}
     if tags:
-        _refuse([not has_dicom_magic(sources[path]) for path in table["path"]], table, settings, "no DICOM files")
+        _refuse([not is_dicom(sources[path]) for path in table["path"]], table, settings, "no DICOM files")
         try:
             found = [read_tags(sources[path], tags.values()) for path in table["path"]]
         except ImageError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import UnidentifiedImageError
 
 from tasks.dataset.readers import dicom, dicom_file, nifti, raster, tiff
@@ -88,8 +89,8 @@ def read_stored(path: Path, max_megapixels: float = math.inf, axis: Axis = "axia
 
     Raises:
         ImageError: the file has none of the formats of :data:`FORMATS`; it is truncated or damaged, as far as the
-            format allows to detect it; it has other pixels than its header declares; it is larger than
-            ``max_megapixels`` allows; or it has several frames and ``path`` names none.
+            format allows to detect it; it has other pixels than its header declares, or values that are not finite; it
+            is larger than ``max_megapixels`` allows; or it has several frames and ``path`` names none.
     """
     file, number = split_name(path)
     _check_size(file, max_megapixels)
@@ -97,13 +98,17 @@ def read_stored(path: Path, max_megapixels: float = math.inf, axis: Axis = "axia
     with _content_errors(path):
         match kind:
             case "NIfTI":
-                return nifti.read_nifti(file, max_megapixels, axis, number)
+                image = nifti.read_nifti(file, max_megapixels, axis, number)
             case "TIFF":
-                return tiff.read_tiff(file, max_megapixels, number)
+                image = tiff.read_tiff(file, max_megapixels, number)
             case "DICOM":
-                return dicom.read_dicom(file, max_megapixels, number)
+                image = dicom.read_dicom(file, max_megapixels, number)
             case _:
-                return raster.read_raster(file, max_megapixels)
+                image = raster.read_raster(file, max_megapixels)
+    for values in (image.values, image.displayed):
+        if values is not None and not np.isfinite(values).all():
+            raise ImageError(f"{path}: the image holds values that are not finite. Replace them by numbers.")
+    return image
 
 
 def split_name(path: Path) -> tuple[Path, int | None]:
@@ -117,6 +122,11 @@ def split_name(path: Path) -> tuple[Path, int | None]:
 def has_image_name(path: Path) -> bool:
     """Return whether a regular file is an image by its name, or a DICOM file by its content."""
     return path.name.lower().endswith(SUFFIXES) or dicom_file.has_dicom_magic(path)
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file has DICM after its preamble, or is read as a DICOM file without preamble."""
+    return dicom_file.has_dicom_magic(path) or _kind(path) == "DICOM"
 
 
 def _kind(path: Path) -> str:

@@ -4,28 +4,36 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.dataset.readers.dicom_file import (
-    FUNCTIONAL_GROUPS,
-    IMAGE_PIXEL_GROUP,
-    PREAMBLE,
-    read_dataset,
-    value_macros,
-)
+from tasks.dataset.readers.dicom_file import FUNCTIONAL_GROUPS, PREAMBLE, read_dataset, value_macros
 from tasks.dataset.readers.stored import ADVICE, ImageError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-PIXEL_GROUPS = (IMAGE_PIXEL_GROUP, 0x7FE0)
-MODALITY, SOP_CLASS, COMMENTS = 0x00080060, 0x00080016, (0x00284000,)
+PALETTES = [
+    f"{name}PaletteColorLookupTable{part}"
+    for colour in ("Red", "Green", "Blue")
+    for name, part in ((colour, "Descriptor"), (colour, "Data"), (f"Segmented{colour}", "Data"))
+]
+COPIED = frozenset(
+    (
+        *("SOPClassUID", "Modality"),
+        *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
+        *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", *PALETTES),
+        *("RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence"),
+        *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "LUTDescriptor", "LUTData"),
+        *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "EncapsulatedPixelDataValueTotalLength"),
+        *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+    )
+)
+"""Tags that the values or the unit of the pixels depend on. No other tag is copied, since it may identify a patient."""
 
 
 def copy_pixels(source: Path, target: Path) -> None:
     """Copy a DICOM file with its pixels and the tags that their values depend on, and without every other tag.
 
-    The copied tags are those of the group "image pixel" (0028) without comments, also of the frames of an enhanced
-    multi-frame file, the modality and the SOP class. So the copy holds no name, no id and no date of a patient. The
-    pixel data are not decoded.
+    The copied tags are those of :data:`COPIED`, also within sequences and of the frames of an enhanced multi-frame
+    file. So the copy holds no name, no id and no date of a patient. The pixel data are not decoded.
 
     Args:
         source: DICOM file.
@@ -34,18 +42,14 @@ def copy_pixels(source: Path, target: Path) -> None:
     Raises:
         ImageError: the file cannot be read or written as DICOM.
     """
-    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     dataset = read_dataset(source, with_pixels=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            copied = Dataset()
-            for tag in list(dataset.keys()):  # iterating the data set would decode every value
-                is_pixel_tag = tag.group in PIXEL_GROUPS and tag not in COMMENTS
-                if is_pixel_tag or tag in (MODALITY, SOP_CLASS):
-                    copied[tag] = dataset.get_item(tag)
+            copied = _copied_tags(dataset)
             _copy_functional_groups(dataset, copied)
             is_implicit, is_little_endian = dataset.original_encoding
             explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
@@ -63,6 +67,21 @@ def copy_pixels(source: Path, target: Path) -> None:
             ) from None
 
 
+def _copied_tags(dataset: "Dataset") -> "Dataset":
+    """Tags of :data:`COPIED`, also within the items of sequences."""
+    from pydicom.datadict import keyword_for_tag
+    from pydicom.dataset import Dataset
+
+    copied = Dataset()
+    for tag in list(dataset.keys()):  # iterating the data set would decode every value
+        keyword = keyword_for_tag(tag)
+        if keyword in COPIED and keyword.endswith("Sequence"):
+            setattr(copied, keyword, [_copied_tags(item) for item in dataset[tag].value or []])
+        elif keyword in COPIED:
+            copied[tag] = dataset.get_item(tag)
+    return copied
+
+
 def _copy_functional_groups(dataset: "Dataset", copied: "Dataset") -> None:
     """Copy the rescaling and the window of the frames of an enhanced multi-frame file, and nothing else of them."""
     from pydicom.dataset import Dataset
@@ -72,9 +91,7 @@ def _copy_functional_groups(dataset: "Dataset", copied: "Dataset") -> None:
         for group in dataset.get(name) or []:
             kept = Dataset()
             for macro, tags in value_macros(group).items():
-                item = Dataset()
-                item.update({tag: tags.get_item(tag) for tag in list(tags.keys()) if tag.group == IMAGE_PIXEL_GROUP})
-                setattr(kept, macro, [item])
+                setattr(kept, macro, [_copied_tags(tags)])
             groups.append(kept)
         if any(groups):
             setattr(copied, name, groups)

@@ -54,7 +54,7 @@ def read_nifti(path: Path, max_megapixels: float, axis: Axis, number: int | None
             slice.
 
     Raises:
-        ImageError: the file holds more pixels than allowed, or values that are not real and finite.
+        ImageError: the file holds more pixels than allowed, or values that are not real.
         IncompleteImageError: voxels are missing.
         Exception: for damaged files, nibabel raises errors of many types.
     """
@@ -68,8 +68,6 @@ def read_nifti(path: Path, max_megapixels: float, axis: Axis, number: int | None
     which, position = divmod(number or 0, n_slices)
     values = volume[..., which] if volume.ndim == 4 else volume
     values = np.ascontiguousarray(cut(values, axis, position))
-    if not np.isfinite(values).all():
-        raise ImageError(f"{path}: slice {position} holds values that are not finite. Replace them by numbers.")
     stored = image.get_data_dtype()
     dtype = values.dtype
     bits, value_range = None, None

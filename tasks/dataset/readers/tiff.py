@@ -33,6 +33,10 @@ ORIENTATION = 274
 BOUNDED = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000, 50013}
 """Compressions whose decoder stops at the declared size: none, CCITT, LZW, deflate, PackBits, LZMA, Zstandard, PIXTIFF.
 All others are whole images with a size of their own."""
+JPEG = {6, 7, 33007, 34892}
+"""Compressions as JPEG, whose decoder converts YCbCr to RGB."""
+APERIO_YCBCR = 33003
+"""JPEG 2000 with YCbCr colours, also if the header declares RGB."""
 GREY, COLOUR = ("MINISWHITE", "MINISBLACK"), ("RGB", "PALETTE", "SEPARATED", "YCBCR")
 COLOUR_CHANNELS = {"RGB": 3, "YCBCR": 3, "SEPARATED": 4}
 """Photometric interpretations that are read."""
@@ -135,6 +139,11 @@ def _check_supported(page: "TiffPage", path: Path) -> None:
             f"{path}: the TIFF has {name} colours with {page.samplesperpixel} channels. They need {needed}. Save the "
             "image again."
         )
+    if page.compression == APERIO_YCBCR or (name == "YCBCR" and page.compression not in BOUNDED | JPEG):
+        raise ImageError(
+            f"{path}: the TIFF has YCbCr colours with compression {page.compression:d}. They are read without or with "
+            "lossless compression, and as JPEG. Save the image as RGB."
+        )
     if not isinstance(page.bitspersample, int) or page.dtype is None:
         raise ImageError(
             f"{path}: the TIFF has {page.bitspersample} bits per channel in sample format {page.sampleformat}. All "
@@ -203,6 +212,6 @@ def _without_extra_channels(values: np.ndarray, page: Any) -> np.ndarray:
             return rgb
         case "SEPARATED":
             return np.asarray(Image.fromarray(np.ascontiguousarray(values[..., :4]), "CMYK").convert("RGB"))
-        case "YCBCR" if page.compression == 1 or values.shape[2] < 3:
+        case "YCBCR" if page.compression not in JPEG:
             return np.asarray(Image.fromarray(np.ascontiguousarray(values[..., :3]), "YCbCr").convert("RGB"))
     return values[..., :3]
