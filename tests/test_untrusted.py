@@ -11,8 +11,10 @@ from safetensors.torch import save
 
 from tasks.core.workspace import Workspace
 from tasks.models.loading import import_classifier
+from tasks.models.sources import load_program
 from tasks.params import Classifier
 from tests.faults.untrusted_files import (
+    Malicious,
     Net,
     hostile_files,
     onnx_graph,
@@ -20,6 +22,7 @@ from tests.faults.untrusted_files import (
     program,
     script,
     torch_saved,
+    with_example,
 )
 
 NAMES = list(hostile_files(Path(), Path()))
@@ -99,3 +102,43 @@ def test_a_state_dict_of_torch_loads(tmp_path: Path, models: Path) -> None:
     assert models.is_dir()
     model = load(tmp_path, "factory", "w.pth", torch_saved(Net().state_dict()))
     assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
+
+
+def test_the_example_of_a_program_is_not_read(tmp_path: Path, models: Path) -> None:
+    trace = tmp_path / "trace"
+    assert models.is_dir()
+    model = load(tmp_path, "torch_export", "m.pt2", with_example(torch_saved(Malicious(trace))))
+    assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
+    assert not trace.exists()
+
+
+def test_names_of_onnx_nodes_do_not_run(tmp_path: Path, models: Path) -> None:
+    trace = tmp_path / "trace"
+    code = f"""a" if exec("import os;os\\x2emakedirs('{trace}',exist_ok=True)") else "a"""
+    model = load(tmp_path, "onnx", "m.onnx", onnx_model(None, models, name=code))
+    assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
+    assert not trace.exists()
+
+
+def test_programs_with_sizes_of_two_factors_and_several_outputs_load(tmp_path: Path) -> None:
+    class Patches(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+            self.heads = torch.nn.ModuleDict({"a-b": torch.nn.Linear(4, 2)})
+
+        def forward(self, input: torch.Tensor) -> dict[str, torch.Tensor]:
+            n = input.shape[0]
+            tokens = input.reshape(n * 16, 4).reshape(n, 16, 4)
+            tokens = self.attention(tokens, tokens, tokens)[0]
+            tokens = torch.einsum("nij,nij->nij", tokens, tokens)
+            return {"logits": self.heads["a-b"](tokens.mean(1)), "tokens": tokens}
+
+    network, images = Patches().eval(), torch.rand(3, 1, 8, 8)
+    dynamic = {"input": {0: torch.export.Dim("n", min=1)}}
+    torch.export.save(
+        torch.export.export(network, (images,), dynamic_shapes=dynamic),
+        path := tmp_path / "m.pt2",
+        extra_files={"note.txt": "any text"},
+    )
+    torch.testing.assert_close(load_program(path)(images), network(images))

@@ -17,7 +17,7 @@ from tasks.models.files import load_model
 from tasks.models.imported import ImportedClassifier, output_order
 from tasks.models.served_outputs import SERVED_OUTPUTS, check_served_outputs, write_served_outputs
 from tasks.models.sources import ONNX, PROGRAM, SCRIPT, build_network, refusing
-from tasks.models.untrusted import check_onnx, check_program, read_weights, user_file
+from tasks.models.untrusted import check_onnx, read_program, read_weights, user_file
 from tasks.params import Classifier
 
 COPIES = {"torch_export": PROGRAM, "torchscript": SCRIPT, "onnx": ONNX}
@@ -218,7 +218,7 @@ def copy_files(classifier: Classifier, folder: Path, files: Path, downloaded: Pa
     if classifier.source == "mlflow":
         assert downloaded is not None
         with refusing("classifier.uri"):
-            check_program(downloaded)
+            read_program(downloaded)
         shutil.copyfile(downloaded, files / PROGRAM)
     if classifier.file is None:
         return

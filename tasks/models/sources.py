@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tasks.models.imported import ImportedClassifier, output_tensor
 from tasks.models.queried import MaiteNetwork, Queried, http_query, onnx_outputs, onnx_query
 from tasks.models.trial_images import trial_images
-from tasks.models.untrusted import check_onnx, check_program, check_torchscript
+from tasks.models.untrusted import check_onnx, check_torchscript, read_program
 from tasks.params import Classifier
 
 PROGRAM, SCRIPT, ONNX = "model.pt2", "model.torchscript", "model.onnx"
@@ -151,8 +151,7 @@ def load_program(path: Path) -> nn.Module:
         ValueError: the file is damaged or refused.
     """
     with refusing("classifier.file"):
-        check_program(path)
-        network = torch.export.unflatten(torch.export.load(str(path)))
+        network = torch.export.unflatten(torch.export.load(read_program(path)))
     for module in network.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             # holds fake tensors, which have no copies

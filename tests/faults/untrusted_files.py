@@ -74,6 +74,40 @@ def _with_operator(name: str, member: str, data: bytes) -> bytes:
     return changed
 
 
+def in_description(old: bytes, new: str) -> bytes:
+    """A program with another text in place of one in its description."""
+    quoted = json.dumps(new)[1:-1].encode()
+    changed = rewritten(
+        program(), lambda name, data: data.replace(old, quoted) if name.endswith("model.json") else data
+    )
+    assert changed != program()
+    return changed
+
+
+def with_constant(path_name: str, content: bytes) -> bytes:
+    """A program with a constant that lies in a further member."""
+    sizes = {"sizes": [{"as_int": 1}], "strides": [{"as_int": 1}], "storage_offset": {"as_int": 0}}
+    meta = {"dtype": 1, **sizes, "requires_grad": False, "device": {"type": "cpu", "index": None}, "layout": 7}
+    about = {"path_name": path_name, "is_param": False, "use_pickle": False, "tensor_meta": meta}
+    config = json.dumps({"config": {"evil": about}}).encode()
+    return rewritten(
+        program(),
+        lambda name, data: config if name.endswith("constants_config.json") else data,
+        (f"archive/data/constants/{path_name}", content),
+    )
+
+
+def with_example(content: bytes, name: str = "model.pt") -> bytes:
+    """A program with another example of its input."""
+    with zipfile.ZipFile(io.BytesIO(program())) as before, zipfile.ZipFile(result := io.BytesIO(), "w") as after:
+        for member in before.namelist():
+            if member.endswith("/model.pt"):
+                after.writestr(member.replace("model.pt", name), content)
+            else:
+                after.writestr(member, before.read(member))
+    return result.getvalue()
+
+
 @cache
 def program() -> bytes:
     dynamic = ({0: torch.export.Dim("n", min=1)},)
@@ -89,7 +123,7 @@ def script() -> bytes:
     return file.getvalue()
 
 
-def onnx_model(location: str | None, folder: Path, length: int = 512) -> bytes:
+def onnx_model(location: str | None, folder: Path, length: int = 512, name: str = "") -> bytes:
     """A linear classifier as ONNX; its weight lies in another file if a location is given."""
     from onnx import TensorProto, helper
 
@@ -104,7 +138,7 @@ def onnx_model(location: str | None, folder: Path, length: int = 512) -> bytes:
         (folder.parent / "outside.bin").write_bytes(bytes(512))
         if location == "link.bin":
             (folder / "link.bin").symlink_to(folder.parent / "outside.bin")
-    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    nodes = [helper.make_node("Flatten", ["x"], ["f"], name=name), helper.make_node("MatMul", ["f", "w"], ["y"])]
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in (("x", ["n", 1, 8, 8]), ("y", ["n", 2]))
@@ -255,23 +289,6 @@ def hostile_files(trace: Path, folder: Path) -> dict[str, Case]:
             lambda: rewritten(script(), _keep, *[("m/data.pkl", pickle.dumps(bad))] * 2),
         ),
         "pickle as script": ("torchscript", "m.pt", lambda: torch_saved(bad)),
-        "program with code in its example": (
-            "torch_export",
-            "m.pt2",
-            lambda: rewritten(program(), lambda name, data: torch_saved(bad) if name.endswith(".pt") else data),
-        ),
-        "ZIP bomb in the example of a program": (
-            "torch_export",
-            "m.pt2",
-            lambda: rewritten(
-                program(),
-                lambda name, data: (
-                    rewritten(torch_saved(((torch.zeros(2**22),), {})), _keep, compressed=True)
-                    if name.endswith(".pt")
-                    else data
-                ),
-            ),
-        ),
         "program with pickled weights": (
             "torch_export",
             "m.pt2",
@@ -293,6 +310,66 @@ def hostile_files(trace: Path, folder: Path) -> dict[str, Case]:
                     else data
                 ),
             ),
+        ),
+        "program with code in the name of its input": (
+            "torch_export",
+            "m.pt2",
+            lambda: in_description(b"images", f"images=__import__('os').mkdir('{trace}')"),
+        ),
+        "program with code in the name of a value": (
+            "torch_export",
+            "m.pt2",
+            lambda: in_description(b'"flatten"', f"\"a=__import__('os').mkdir('{trace}');b\""),
+        ),
+        "program with code in the path of a layer": (
+            "torch_export",
+            "m.pt2",
+            lambda: in_description(b"L__self__head,head,", f'L__self__head,head" + __import__("os").mkdir("{trace}"),'),
+        ),
+        "program with a keyword as name": ("torch_export", "m.pt2", lambda: in_description(b"images", "class")),
+        "program with an example whose name is in upper case": (
+            "torch_export",
+            "m.pt2",
+            lambda: with_example(torch_saved(bad), "model.PT"),
+        ),
+        "program with a pickled constant": (
+            "torch_export",
+            "m.pt2",
+            lambda: with_constant("opaque_obj_0", pickle.dumps(bad)),
+        ),
+        "program with a custom constant": ("torch_export", "m.pt2", lambda: with_constant("custom_obj_0", script())),
+        "program with a second description": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(program(), _keep, ("archive/models/model-json", b"{}")),
+        ),
+        "program with weights of the former format": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(program(), _keep, ("archive/data/weights/model.pt", torch_saved(bad))),
+        ),
+        "program whose inputs name a module": (
+            "torch_export",
+            "m.pt2",
+            lambda: in_description(
+                rb"\"context\": \"[]\"",
+                r'"context": "{\"__enum__\": true, \"fqn\": \"evil:x\", \"name\": \"y\"}"',
+            ),
+        ),
+        "program with a factory of a dictionary": (
+            "torch_export",
+            "m.pt2",
+            lambda: in_description(b"builtins.dict", "collections.defaultdict"),
+        ),
+        "program with a size that is too large to compute": (
+            "torch_export",
+            "m.pt2",
+            lambda: in_description(b"Symbol('s34', positive=True, integer=True)", "9**9**9**9"),
+        ),
+        "program that calls a method of Python": (
+            "torch_export",
+            "m.pt2",
+            lambda: rewritten(program(), partial(_with_operator, "torch.ops.aten.__getattribute__")),
         ),
         "program that calls a function of Python": (
             "torch_export",
