@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tasks.core.workspace import DEFENCE_STEPS, Workspace
 from tasks.params import Params, load_params
-from tasks.step_inputs import check_prepared, check_unchanged, remove_deselected, states_of_given_files, step_lock
+from tasks.step_inputs import check_prepared, check_unchanged, set_aside_deselected, states_of_given_files, step_lock
 from tasks.tracking import masked, open_run
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def run_step(
         if "data/prepare" in deps and workspace.dataset_info.is_file():
             check_prepared(workspace, params)
         if any(dep in (f"data/{each}" for each in DEFENCE_STEPS) for dep in deps):
-            remove_deselected(workspace, params)
+            set_aside_deselected(workspace, params)
         given = states_of_given_files(workspace, deps)
 
         def check_inputs() -> None:

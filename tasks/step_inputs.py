@@ -63,39 +63,34 @@ def check_prepared(workspace: Workspace, params: Params) -> None:
     check_made_with(workspace.dataset_info, "prepare", prepared, workspace.params_file, present)
 
 
-def remove_deselected(workspace: Workspace, params: Params) -> None:
-    """Remove the results of defences that are not in ``selected_defences``.
+def set_aside_deselected(workspace: Workspace, params: Params) -> None:
+    """Move the results of defences that are not in ``selected_defences`` to ``checkpoints/deselected``.
 
     Steps such as ``evaluate`` depend on the folders of all defences. DVC would count results that the pipeline no
     longer makes as inputs, and the step would run again in every clone that lacks them. If the defence is selected
-    again, DVC restores its results from the cache.
+    again, DVC restores its results from the cache. They are not deleted: DVC does not have those of a step by hand.
 
     Raises:
-        ValueError: a folder cannot be removed, or DVC has no record of its results.
+        ValueError: a folder cannot be moved.
     """
-    lock_file = workspace.root / "dvc.lock"
-    recorded = lock_file.read_text(encoding="utf-8") if lock_file.is_file() else None
     for step in DEFENCE_STEPS:
         for folder in sorted((workspace.data / step).glob("*/")):
             if folder.name not in params.selected_defences:
-                name = folder.relative_to(workspace.root)
+                name, target = folder.relative_to(workspace.root), workspace.deselected / step / folder.name
                 with locked(workspace.locks, [f"{step}@{folder.name}"]):
                     if not folder.exists():
                         continue
-                    # the names of stages are keys of this YAML file
-                    if recorded is not None and f"  {step}@{folder.name}:\n" not in recorded:
-                        raise ValueError(
-                            f"{name} is not in dvc.lock, so its results would be lost, and the defence is not in "
-                            "selected_defences. Select the defence, or move the folder out of data."
-                        )
                     try:
-                        shutil.rmtree(folder)
+                        shutil.rmtree(target, ignore_errors=True)
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.move(folder, target)
                     except OSError as error:
                         raise ValueError(
-                            f"{name} cannot be removed: {error}. The defence is not in selected_defences, and steps "
+                            f"{name} cannot be moved: {error}. The defence is not in selected_defences, and steps "
                             "that depend on all defences must not read its results. Remove it by hand."
                         ) from error
-                log.info("removed %s: the defence is not in selected_defences", name)
+                moved = target.relative_to(workspace.root)
+                log.info("moved %s to %s: the defence is not in selected_defences", name, moved)
 
 
 def deps_of(workspace: Workspace, step: str, params: Params) -> list[str]:

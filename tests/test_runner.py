@@ -19,7 +19,7 @@ from tasks.core.checkpoints import Checkpoints
 from tasks.core.workspace import Workspace
 from tasks.params import Params, load_params
 from tasks.runner import run_step
-from tasks.step_inputs import remove_deselected
+from tasks.step_inputs import set_aside_deselected
 from tasks.tracking import EXPERIMENT, Tracker
 from tests.conftest import ROOT
 
@@ -146,33 +146,29 @@ def test_a_failed_step_prints_one_message_or_a_traceback(
     assert printed.startswith(stderr), printed
 
 
-def test_results_that_cannot_be_removed_are_one_message_and_not_logged_as_removed(
-    workspace: Workspace, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture, tmp_path: Path
+def test_results_that_cannot_be_moved_are_one_message_and_not_logged_as_moved(
+    workspace: Workspace, params_with: Callable[..., Params], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    workspace.train_defence.mkdir(parents=True)
-    # rmtree refuses a link to a folder, also for root
-    (workspace.train_defence / "deselected").symlink_to(tmp_path / "elsewhere")
+    (workspace.train_defence / "deselected").mkdir(parents=True)
+    workspace.deselected.parent.mkdir(exist_ok=True)
+    # a file in place of the folder
+    workspace.deselected.touch()
     caplog.set_level("INFO", "tasks.step_inputs")
-    with pytest.raises(ValueError, match=r"^data/train_defence/deselected cannot be removed: .* Remove it by hand\.$"):
-        remove_deselected(workspace, params_with())
+    with pytest.raises(ValueError, match=r"^data/train_defence/deselected cannot be moved: .* Remove it by hand\.$"):
+        set_aside_deselected(workspace, params_with())
     assert not caplog.messages
 
 
-def test_results_of_a_deselected_defence_are_removed_only_if_dvc_has_recorded_them(
+def test_results_of_a_deselected_defence_are_set_aside_and_not_lost(
     workspace: Workspace, params_with: Callable[..., Params]
 ) -> None:
-    for name in ("deselected", "by_hand"):
-        (workspace.train_defence / name).mkdir(parents=True, exist_ok=True)
-    (workspace.root / "dvc.lock").write_text("stages:\n  train_defence@deselected:\n    cmd: x\n")
-    with pytest.raises(
-        ValueError, match=r"^data/train_defence/by_hand is not in dvc\.lock, so its results would be lost"
-    ):
-        remove_deselected(workspace, params_with())
-    assert (workspace.train_defence / "by_hand").exists()
-    (workspace.train_defence / "by_hand").rmdir()
-    remove_deselected(workspace, params_with())
-    assert not (workspace.train_defence / "deselected").exists()
+    folder = workspace.train_defence / "deselected"
+    for text in ("first", "second"):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(text)
+        set_aside_deselected(workspace, params_with())
+        assert not folder.exists()
+        assert (workspace.deselected / "train_defence" / "deselected" / "weights").read_text() == text
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -43,6 +43,7 @@ class Workspace:
     locks = _Below("checkpoints/locks")
     """Lock files, one for each step that has run here; see :mod:`tasks.core.locks`."""
     open_runs = _Below("checkpoints/open_runs")
+    deselected = _Below("checkpoints/deselected")
     """Tracking runs of steps that have not ended."""
     data = _Below("data")
     reference = _Below("data/reference.csv")
