@@ -244,10 +244,21 @@ def test_a_class_of_8_bits_and_a_class_of_dark_16_bits_are_refused_with_what_to_
     found = failed(deep_table(4095), tmp_path)
     assert set(found) == {"range_used"}
     assert found["range_used"].n_unexpected == 10
-    assert found["range_used"].observed == "6.2% of the values"
+    assert found["range_used"].observed == "6.2% of the values in the class ill"
     assert (
         "set prepare.intensity.bits, such as 12, or set prepare.intensity.kind to window" in found["range_used"].allowed
     )
+
+
+def test_a_class_of_12_bit_scans_in_16_bit_files_is_refused_beside_a_class_of_true_16_bits(tmp_path: Path) -> None:
+    frame = deep_table(65_000).assign(bits=16, possible_values=65535.0)
+    frame.loc[frame["class"] == "healthy", "max_value"] = 4095.0
+    found = failed(frame, tmp_path)
+    assert set(found) == {"range_used"}
+    assert found["range_used"].n_unexpected == 10
+    assert found["range_used"].observed == "6.2% of the values in the class healthy"
+    frame.loc[frame["class"] == "healthy", "max_value"] = 40_000.0
+    assert failed(frame, tmp_path) == {}
 
 
 def test_a_class_of_8_bits_and_a_class_of_bright_16_bits_are_allowed_by_full_range_alone(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,6 +31,7 @@ from tests.conftest import ROOT, with_overrides
 from tests.small_workspace import CLASSES as CLASS_NAMES
 from tests.small_workspace import SMALL
 from tests.test_active_learning import LEARNING
+from tests.test_readers import write_dicom
 
 CLASSES = tuple(CLASS_NAMES)
 PARAMS = SMALL | LEARNING | {"active_learning.training.epochs": 1}
@@ -260,6 +262,26 @@ def test_a_missing_or_empty_pool_is_an_error(pool: Path) -> None:
         pool_files(Path("nowhere"))
     with pytest.raises(ValueError, match="the pool has no image: data/train_classifier"):
         pool_files(Path("data/train_classifier"))
+
+
+def test_images_of_every_format_are_found_copied_and_collected(pool: Path) -> None:
+    shutil.rmtree(pool)
+    pool.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 36), dtype=np.uint8)
+    nibabel.save(nibabel.Nifti1Image(pixels[..., None], np.eye(4)), pool / "a.nii.gz")
+    write_dicom(pool / "IM0001", Rows=40, Columns=36, PixelData=pixels.astype("<u2").tobytes())
+    Image.fromarray(pixels).save(pool / "B.PNG")
+    (pool / "notes").write_text("none")
+    os.mkfifo(pool / "pipe")
+    assert pool_files(pool) == ["B.PNG", "IM0001", "a.nii.gz"]
+    labelled = write_classes(new_round(pool), ["left"] * 3, CLASSES)
+    names = {Path(file).name: labelled.image(i).name for i, file in enumerate(labelled.files)}
+    assert {file: name[3:] for file, name in names.items()} == {
+        "B.PNG": ".PNG",
+        "IM0001": ".dcm",
+        "a.nii.gz": ".nii.gz",
+    }
+    assert collect_labelled(read_rounds(Path("labels"), CLASSES), pool, Path("labelled")) == 3
 
 
 def test_unreadable_images_of_the_pool_are_listed_in_one_error(pool: Path) -> None:

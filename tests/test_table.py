@@ -174,10 +174,10 @@ def test_a_patient_in_two_splits_is_refused_with_the_files(workspace: Workspace,
     [
         ("id", " ", r"images without a patient id: .*01 \(0\)\.png"),
         ("part", "held out", r"images whose split is not one of .*: .*01 \(0\)\.png"),
-        ("finding", "no", r"labels that are not in acquire\.classes: \['no'\]"),
-        ("image", "set 1/none.png", r"files that do not exist: 'set 1/none\.png'"),
-        ("image", "../secret.png", r"paths outside the folder: '\.\./secret\.png'"),
-        ("image", "/etc/secret.png", r"paths outside the folder: '/etc/secret\.png'"),
+        ("finding", "secret-no", r"images whose label is not one of acquire\.classes \['0', .*: .*01 \(0\)\.png"),
+        ("image", "secret-none.png", r"files that do not exist: row 4 below the header\. The column 'image' must"),
+        ("image", "../secret-.png", r"paths outside the folder: row 4 below the header"),
+        ("image", "/etc/secret-.png", r"paths outside the folder: row 4 below the header"),
         ("image", "set 0/00 (0).png", r"rows with the same path: 'set 0/00 \(0\)\.png'"),
     ],
 )
@@ -217,7 +217,7 @@ def test_rows_with_the_same_target_file_are_refused_before_any_copy(
 @pytest.mark.parametrize(
     ("change_header", "message"),
     [
-        ((",sex", ",finding"), r"has several columns of one name: \['finding'\]\. .* Rename or remove columns"),
+        ((",sex", ",finding"), r"has several columns of one name: columns \[2, 5\]\. .* Rename or remove columns"),
         ((",finding", ""), r"cannot be read \(.*Expected 4 fields in line 2, saw 5\)\. .*a name for every cell"),
     ],
     ids=["two columns of one name", "header shorter than the rows"],
@@ -229,6 +229,43 @@ def test_a_header_that_does_not_name_every_column_is_refused(
     (source / "about.csv").write_text(text.replace(*change_header, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"acquire\.table\.file: 'about\.csv' {message}"):
         acquire(workspace, params_of(acquire__table__subgroups=[]), Tracker())
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "image,id,finding,part,sex\n", "id,finding,image,part,sex\n", "finding,id,image,part,sex\n"],
+    ids=["none", "label and id exchanged", "path and id exchanged", "all in wrong places"],
+)
+def test_a_wrong_header_prints_no_cell_of_the_table(
+    workspace: Workspace, source: Path, params_of: Any, header: str
+) -> None:
+    _, rows = (source / "about.csv").read_text(encoding="utf-8").split("\n", 1)
+    (source / "about.csv").write_text(header + rows, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"acquire\.table\.file: 'about\.csv' has ") as raised:
+        acquire(workspace, params_of(), Tracker())
+    assert "secret" not in str(raised.value)
+
+
+def test_a_first_row_with_a_repeated_id_is_not_printed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a.png,1,secret,secret\n")
+    with pytest.raises(ValueError, match=r"several columns of one name: columns \[3, 4\]") as raised:
+        read_columns(tmp_path / "a.csv", "a")
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("split", ["", "part"])
+def test_an_id_in_two_encodings_of_accents_is_one_patient(
+    workspace: Workspace, source: Path, params_of: Any, split: str
+) -> None:
+    for row, patient in ((0, "Zo\u00eb"), (1, "Zoe\u0308"), (2, "Zo\u00eb")):
+        change(source, row, "id", patient)
+    change(source, 1, "part", "train")
+    if split:
+        with pytest.raises(ValueError, match="patients with images in several splits"):
+            acquire(workspace, params_of(acquire__table__split=split), Tracker())
+        return
+    acquire(workspace, params_of(), Tracker())
+    assert pd.read_parquet(workspace.image_table)["patient"].nunique() == N_PATIENTS
 
 
 def test_a_file_in_a_folder_that_is_a_link_out_of_the_source_is_rejected(
@@ -260,7 +297,7 @@ def test_a_dicom_file_with_the_name_of_an_image_of_another_file_is_rejected(
 
 
 def test_missing_columns_and_a_table_outside_the_folder_are_refused(workspace: Workspace, params_of: Any) -> None:
-    with pytest.raises(ValueError, match=r"has no column \['person'\]\. Its columns are \['image', 'finding'"):
+    with pytest.raises(ValueError, match=r"has no column \['person'\]\. Its first row must have .* its 5 columns"):
         acquire(workspace, params_of(acquire__table__patient="person"), Tracker())
     with pytest.raises(ValueError, match=r"acquire\.table\.file: '\.\./about\.csv' is no file below"):
         acquire(workspace, params_of(acquire__table__file="../about.csv"), Tracker())

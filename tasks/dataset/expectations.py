@@ -56,8 +56,9 @@ def scale_columns(table: "pd.DataFrame", intensity: Intensity | None) -> dict[st
         intensity: the map; None: the full range of each file.
 
     Returns:
-        ``used_range``: fraction of the possible values between the smallest and the largest value of all images with
-        more than 8 bits, for those images; 1 for others, and if the map does not depend on the possible values.
+        ``used_range``: fraction of the possible values between the smallest and the largest value of all images of a
+        class with more than 8 bits, for those images; 1 for others, and if the map does not depend on the possible
+        values.
         ``scale``: unit and depth of an image as far as they must be equal. ``is_common_scale``: 1 if the scale is
         that of the parameters, or of most images.
     """
@@ -67,9 +68,10 @@ def scale_columns(table: "pd.DataFrame", intensity: Intensity | None) -> dict[st
     used = pd.Series(1.0, index=table.index)
     is_deep = (table["bits"] > 8) & (table["possible_values"] > 0)
     if kind == "full_range" and not (intensity and intensity.bits) and is_deep.any():
-        deep = table[is_deep]
-        span = deep["max_value"].max() - deep["min_value"].min()
-        used[is_deep] = span / deep["possible_values"].max()
+        # by class: otherwise bright images of one class would hide that another class is dark
+        deep = table[is_deep].groupby("class")
+        span = deep["max_value"].transform("max") - deep["min_value"].transform("min")
+        used[is_deep] = span / deep["possible_values"].transform("max")
     depth = table["bits"].map(lambda bits: "8 bits" if bits == 8 else "other than 8 bits")
     if kind == "full_range":
         scale = table["unit"]
@@ -118,6 +120,13 @@ def fixed_expectations(
             return "no images"
         return f"{table[column].min():{format_}} to {table[column].max():{format_}}{unit}"
 
+    def used_range() -> str:
+        if readable.empty:
+            return "no images of the values"
+        darkest = readable.loc[readable["used_range"].idxmin()]
+        where = f" in the class {darkest['class']}" if darkest["used_range"] < MIN_USED_RANGE else ""
+        return f"{darkest['used_range']:.1%} of the values{where}"
+
     fraction = readable[["is_exact_duplicate", "has_near_duplicate"]].mean().fillna(0)
     # fmt: off
     yield DatasetExpectation(
@@ -135,7 +144,7 @@ def fixed_expectations(
     )
     yield DatasetExpectation(
         "range_used", "The images use the range of their bits", "error", "images",
-        f"{'no images' if readable.empty else format(readable['used_range'].min(), '.1%')} of the values",
+        used_range(),
         f"at least {MIN_USED_RANGE:.0%}. For a scan with fewer bits than its file set prepare.intensity.bits, such as "
         "12, or set prepare.intensity.kind to window or percentiles",
         between, "used_range", {"min_value": MIN_USED_RANGE},

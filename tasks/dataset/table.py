@@ -27,7 +27,7 @@ UNKNOWN = "unknown"
 HASH_DIGITS = 16
 """Hexadecimal digits of a hashed id: with 64 bits, two equal hashes of a million ids are very improbable."""
 N_EXAMPLES = 5
-"""Maximum number of files in a message."""
+"""Maximum number of rows in a message."""
 
 
 def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.DataFrame":
@@ -44,7 +44,7 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
 
     Raises:
         ValueError: the table cannot be read, lacks a column, or has rows that cannot be used; the message names the
-            files.
+            files, or the rows if there are no such files. With a wrong header any cell could be the id of a patient.
     """
     import pandas as pd
 
@@ -52,22 +52,18 @@ def read_table(folder: Path, settings: Table, classes: Sequence[str]) -> "pd.Dat
     wanted = [settings.path, settings.label, *_further_columns(settings)]
     if missing := [column for column in wanted if column not in table and column not in settings.dicom_tags]:
         raise ValueError(
-            f"acquire.table.file: {settings.file!r} has no column {missing}. Its columns are {list(table.columns)}. "
-            "Correct the names in acquire.table."
+            f"acquire.table.file: {settings.file!r} has no column {missing}. Its first row must have the names of its "
+            f"{len(table.columns)} columns. Correct the row, or the names in acquire.table."
         )
     paths = [PurePosixPath(path.replace("\\", "/")).as_posix() for path in table[settings.path]]
     further = table[[column for column in _further_columns(settings) if column in table]]
     table = pd.DataFrame({"path": paths, "class": table[settings.label]}).join(further.add_prefix(GIVEN))
-    _refuse(table["path"].duplicated(keep=False), table, settings, "rows with the same path")
     outside = [PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path in table["path"]]
-    _refuse(outside, table, settings, "paths outside the folder")
-    _refuse([not (folder / path).is_file() for path in table["path"]], table, settings, "files that do not exist")
-    if unknown := sorted(set(table["class"]) - set(classes)):
-        raise ValueError(
-            f"acquire.table.file: {settings.file!r} has labels that are not in acquire.classes: "
-            f"{unknown[:N_EXAMPLES]}. The classes are {list(classes)}. Add the labels to acquire.classes, or "
-            "remove the rows."
-        )
+    _refuse_rows(outside, settings, "paths outside the folder")
+    _refuse_rows([not (folder / path).is_file() for path in table["path"]], settings, "files that do not exist")
+    _refuse(table["path"].duplicated(keep=False), table, settings, "rows with the same path")
+    is_unknown = ~table["class"].isin(classes)
+    _refuse(is_unknown, table, settings, f"images whose label is not one of acquire.classes {list(classes)}")
     if absent := [name for name in classes if name not in set(table["class"])]:
         raise ValueError(
             f"acquire.table.file: {settings.file!r} has no image of the classes {absent}. Every class needs images. "
@@ -119,10 +115,10 @@ def read_columns(path: Path, named: str) -> "pd.DataFrame":
             "that has a name for every cell of a row, or a Parquet file. Correct it, or save it again."
         ) from None
     header = lines.iloc[0]
-    if repeated := sorted(set(header[header.duplicated() & (header != "")])):
+    if repeated := [i + 1 for i in header.index[header.duplicated(keep=False) & (header != "")]]:
         raise ValueError(
-            f"{named} has several columns of one name: {repeated}. The names of columns must differ. Rename or remove "
-            "columns."
+            f"{named} has several columns of one name: columns {repeated}. The first row must have the names of the "
+            "columns, and they must differ. Rename or remove columns."
         )
     return lines[1:].set_axis(header.tolist(), axis=1).reset_index(drop=True)
 
@@ -209,8 +205,12 @@ def join_table(table: "pd.DataFrame", described: "pd.DataFrame") -> "pd.DataFram
 
 
 def hash_ids(ids: "pd.Series[str]", salt: bytes) -> "pd.Series[str]":
-    """Keyed hash of each id (HMAC-SHA-256, RFC 2104), as hexadecimal digits. Equal ids give equal hashes."""
-    return ids.map(lambda value: hmac.new(salt, value.encode(), hashlib.sha256).hexdigest()[:HASH_DIGITS])
+    """Keyed hash of each id (HMAC-SHA-256, RFC 2104), as hexadecimal digits. Equal ids give equal hashes.
+
+    Ids that differ only in the encoding of accents are equal (Unicode normalization form C).
+    """
+    normalized = ids.str.normalize("NFC")
+    return normalized.map(lambda value: hmac.new(salt, value.encode(), hashlib.sha256).hexdigest()[:HASH_DIGITS])
 
 
 def read_salt(file: Path) -> bytes:
@@ -243,6 +243,16 @@ def _below(folder: Path, name: str) -> Path:
             "images, so that DVC detects its changes. Move it there, or correct the name."
         )
     return path
+
+
+def _refuse_rows(is_bad: Sequence[bool], settings: Table, problem: str) -> None:
+    """Raise an error that gives the numbers of some rows, if there are any."""
+    if bad := [str(number) for number, bad in enumerate(is_bad, start=1) if bad]:
+        numbers = ", ".join(bad[:N_EXAMPLES]) + (f", ... ({len(bad)} in all)" if len(bad) > N_EXAMPLES else "")
+        raise ValueError(
+            f"acquire.table.file: {settings.file!r} has {problem}: row {numbers} below the header. The column "
+            f"{settings.path!r} must have paths below the folder of the images. Correct or remove the rows."
+        )
 
 
 def _refuse(is_bad: "Sequence[bool] | pd.Series[bool]", table: "pd.DataFrame", settings: Table, problem: str) -> None:

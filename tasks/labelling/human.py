@@ -12,7 +12,7 @@ from tasks.dataset.folder import list_files, printable, rejected_files
 from tasks.dataset.images import DEFAULT_READING, ImageError, Reading, read_prepared, reading_of
 from tasks.dataset.intensity import IntensityRange
 from tasks.dataset.prepared import load_prepared
-from tasks.dataset.readers import SUFFIXES
+from tasks.dataset.readers import SUFFIXES, has_image_name
 from tasks.labelling.acquisition import select_query
 from tasks.labelling.downsampling import downsample
 from tasks.labelling.learner import CODE, build_learner
@@ -121,11 +121,12 @@ def pool_files(pool: Path) -> list[str]:
         path.relative_to(pool).as_posix()
         for path in list_files(pool)
         # a link to a folder may contain images; read_pool reports it
-        if path.suffix.lower() in SUFFIXES or path.is_dir()
+        if has_image_name(path) or path.is_dir()
     )
     if not files:
         raise ValueError(
-            f"the pool has no image: {pool}. Files must end with {', '.join(SUFFIXES)}. Choose another folder."
+            f"the pool has no image: {pool}. Names of images end with {', '.join(SUFFIXES)}; a DICOM file may have any "
+            "name. Choose another folder."
         )
     return files
 

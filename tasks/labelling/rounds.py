@@ -58,8 +58,11 @@ class LabellingRound:
         return [(file, name) for file, name in pairs if name and name != SKIPPED]
 
     def image(self, position: int) -> Path:
-        """Path of the copy of an image."""
-        return self.folder / "images" / f"{position + 1:03d}{Path(self.files[position]).suffix}"
+        """Path of the copy of an image; a DICOM file without suffix gets one, so that programs open it."""
+        name = self.files[position]
+        n_characters = next((len(suffix) for suffix in SUFFIXES if name.lower().endswith(suffix)), 0)
+        suffix = name[-n_characters:] if n_characters else ".dcm"
+        return self.folder / "images" / f"{position + 1:03d}{suffix}"
 
 
 def read_rounds(folder: Path, classes: tuple[str, ...]) -> list[LabellingRound]:
@@ -278,7 +281,7 @@ def _read_round(folder: Path, classes: tuple[str, ...]) -> LabellingRound:
             f"{table} has unknown classes: {', '.join(unknown)}. Allowed are {', '.join(classes)}, {SKIPPED} for an "
             "image that cannot be labelled, and nothing for an image without a class yet. Correct these lines."
         )
-    n_images = sum(path.suffix.lower() in SUFFIXES for path in (folder / "images").iterdir())
+    n_images = sum(path.name.lower().endswith(SUFFIXES) for path in (folder / "images").iterdir())
     if len(files) != n_images:
         raise LabelError(
             f"{table} has the wrong number of lines: {len(files)}. It must have one line for each of the {n_images} "

@@ -120,8 +120,8 @@ def split_name(path: Path) -> tuple[Path, int | None]:
 
 
 def has_image_name(path: Path) -> bool:
-    """Return whether a regular file is an image by its name, or a DICOM file by its content."""
-    return path.name.lower().endswith(SUFFIXES) or dicom_file.has_dicom_magic(path)
+    """Return whether a file is an image by its name, or a regular file that is a DICOM file by its content."""
+    return path.name.lower().endswith(SUFFIXES) or (path.is_file() and dicom_file.has_dicom_magic(path))
 
 
 def is_dicom(path: Path) -> bool:
