@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -276,9 +277,17 @@ def test_one_message_lists_all_problems_of_the_subfolders(
     assert_source_is_rejected(workspace, from_folder, message)
 
 
-def test_source_within_data_is_rejected(params_with: Any) -> None:
-    with pytest.raises(ParamsError, match=r"acquire\.folder: data/acquire/images is inside data/"):
-        params_with({"acquire.folder": "data/acquire/images"})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("acquire.folder", "data/acquire/images"),
+        ("acquire.table.salt_file", "data/acquire/salt"),
+        ("classifier", {"source": "onnx", "folder": "data/train_classifier", "file": "net.onnx"}),
+    ],
+)
+def test_a_path_of_the_user_within_data_is_rejected(key: str, value: Any, params_with: Any) -> None:
+    with pytest.raises(ParamsError, match=rf"{re.escape(key)}\S*: data/\S+ is inside data/.*Use a path outside"):
+        params_with({key: value})
 
 
 def test_phantoms_are_drawn_and_marked_as_phantoms(workspace: Workspace, params_with: Any) -> None:

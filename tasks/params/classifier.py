@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.params.images import Channels
-from tasks.params.section import Count, DottedPath, Section
+from tasks.params.section import Count, DottedPath, OutsideData, Section
 
 NEEDED = {
     "train": (),
@@ -84,7 +84,7 @@ class Classifier(Section):
 
     source: Literal["train", "factory", "torch_export", "torchscript", "onnx", "mlflow", "maite", "http"]
     """``train``: trained as ``train_classifier`` says. The other sources import a trained classifier."""
-    folder: Annotated[str, Field(min_length=1)]
+    folder: OutsideData
     """Folder with the files of the classifier, outside ``data/``: model files, weights, Python modules, reference
     outputs. A change of a file in it runs the import again."""
     factory: DottedPath | None = None

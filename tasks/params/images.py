@@ -1,13 +1,12 @@
 """The sections ``acquire``, ``validate`` and ``prepare``: images, their table, requirements and split."""
 
 import unicodedata
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from tasks.params.names import name_problem
-from tasks.params.section import Count, CountOrOff, Fraction, Positive, Section, Share, not_bool
+from tasks.params.section import Count, CountOrOff, Fraction, OutsideData, Positive, Section, Share, not_bool
 
 SUBGROUP = "subgroup_"
 """Prefix of the columns with subgroups in ``table.parquet`` and ``split.parquet``."""
@@ -74,8 +73,9 @@ class Table(Section):
     """Columns whose values divide the images into subgroups, such as sex, age band, scanner or site."""
     dicom_tags: dict[Text, Keyword]
     """Columns that are filled from DICOM tags: ``{patient: PatientID, sex: PatientSex}``. No other tag is read."""
-    salt_file: Text
-    """File with the salt of the hashed ids. It is created if it does not exist, and must not be published."""
+    salt_file: OutsideData
+    """File with the salt of the hashed ids. It is created if it does not exist, and must not be published. It lies
+    outside ``data/``."""
 
     @field_validator("subgroups")
     @classmethod
@@ -156,7 +156,7 @@ class Acquire(Section):
 
     source: Literal["phantom", "folder", "kaggle"]
     """Source of the images; ``phantom``: CT-like images drawn by the computer, not scans."""
-    folder: Annotated[str, Field(min_length=1)]
+    folder: OutsideData
     """Folder with one subfolder for each class, outside ``data/``; used if ``source`` is ``folder``."""
     kaggle_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
     """``owner/name`` of a Kaggle data set; used if ``source`` is ``kaggle``."""
@@ -183,14 +183,6 @@ class Acquire(Section):
             if problem := name_problem(name):
                 raise ValueError(f"{name!r} {problem}")
         return classes
-
-    @field_validator("folder")
-    @classmethod
-    def _not_in_data(cls, folder: str) -> str:
-        # a step empties its folder below data/ before it runs
-        if Path(folder).expanduser().resolve().is_relative_to(Path("data").resolve()):
-            raise ValueError(f"{folder} is inside data/, where only steps write. Use a folder outside data/")
-        return folder
 
     @model_validator(mode="after")
     def _positive_class_is_a_class(self) -> Self:

@@ -1,8 +1,9 @@
 """Types and sections that all sections of ``params.yaml`` share."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """From 0 to 1, both included."""
@@ -16,6 +17,21 @@ Architecture = Literal["plain", "residual", "unet", "residual_unet", "variationa
 
 DottedPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 """``package.module:function``."""
+
+
+def outside_data(path: str) -> str:
+    """Return a path of the user; a step empties its folder below data/ before it runs.
+
+    Raises:
+        ValueError: the path is inside data/.
+    """
+    if Path(path).expanduser().resolve().is_relative_to(Path("data").resolve()):
+        raise ValueError(f"{path} is inside data/, where only steps write. Use a path outside data/")
+    return path
+
+
+OutsideData = Annotated[str, Field(min_length=1), AfterValidator(outside_data)]
+"""Path of a file or folder of the user."""
 
 Precision = Literal["float32", "bfloat16"]
 """Floating-point type of the matrix products of networks."""

@@ -3,8 +3,8 @@
 import re
 
 CREDENTIALS = re.compile(
-    # SQLAlchemy accepts a password with slashes; digits before a slash or the end are a port
-    r"//[^/:@\s]*:(?!\d+(?:[/?#\s]|$))[^@\s]*@"
+    # SQLAlchemy accepts a password with slashes, which can begin like a port; MLflow's links have /#/ after the port
+    r"//[^/:@\s]*:(?!\d+/#/)[^@\s]*@"
     r"|//[^/\s]*@"
 )
 IN_QUERIES = re.compile(

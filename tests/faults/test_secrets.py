@@ -28,6 +28,8 @@ SECRET = "pwOfTracking"
         ("http://me:pw@host:5000/api failed", "http://host:5000/api failed"),
         ("http://me:p@pw@host:5000", "http://host:5000"),
         ("'postgresql://me:p/w@host:5432/mlflow'", "'postgresql://host:5432/mlflow'"),
+        ("postgresql://user:12/34secret@localhost/db", "postgresql://localhost/db"),
+        ("postgresql://user:12?34#secret@localhost/db", "postgresql://localhost/db"),
         ("https://token@host and https://me:123@other", "https://host and https://other"),
         (
             "https://s3/x?X-Amz-Signature=a1&X-Amz-Security-Token=b2&X-Amz-Date=3",
