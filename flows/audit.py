@@ -45,7 +45,7 @@ from tasks.dataset.prepared import Prepared, load_prepared
 from tasks.params import UNDEFENDED, Autoencoder, Params, load_params, parse_params
 from tasks.runner import log_to_stderr
 from tasks.serving import registry
-from tasks.serving.bundle import Bundle, digests_of_images, network_folders, read_bundle, read_seen
+from tasks.serving.bundle import OF_TRAINING, Bundle, digests_of_images, network_folders, read_bundle, read_seen
 from tasks.serving.registry import Registered
 from tasks.tracking import EXPERIMENT, masked, plain_markdown
 
@@ -275,7 +275,8 @@ def split_of_model(split: "pd.Series[str]", digests: "pd.Series[str]", trained_o
 def params_of(about: Bundle, params: Params) -> Params:
     """The current parameters, with those of the model's networks from the bundle."""
     values = params.model_dump(mode="json", by_alias=True)
-    values |= {name: about.params[name] for name in ("train_classifier", "train_autoencoder")}
+    # a bundle of an earlier version of this project has no section classifier
+    values |= {name: about.params[name] for name in OF_TRAINING if name in about.params}
     # the analyses need one denoising autoencoder, also if the audited target is another defence
     autoencoder = [name for name in params.selected_defences if isinstance(params.defences[name], Autoencoder)][:1]
     if about.target == UNDEFENDED:

@@ -59,8 +59,8 @@ def register(target: str | None = None, name: Annotated[str, Field(pattern=r"^[\
     registry.make_candidate(version)
     if existing:
         return (
-            f"{chosen} ({reason}) is not registered again: {existing.label} has the same weights, preprocessing "
-            f"and parameters. It has the alias {registry.CANDIDATE}."
+            f"{chosen} ({reason}) is not registered again: {existing.label} has the same networks, parameters "
+            f"and model card. It has the alias {registry.CANDIDATE}."
         )
     create_markdown_artifact(key="model-card", markdown=card, description=f"Model card of {version.label}")
     return f"{chosen} ({reason}) is registered as version {version.version} of {name}, alias {registry.CANDIDATE}."

@@ -13,7 +13,7 @@ from tasks.core.files import write_json
 from tasks.core.workspace import Workspace
 from tasks.dataset.prepared import load_prepared
 from tasks.models.files import copy_model
-from tasks.params import load_params
+from tasks.params import Classifier, load_params
 from tasks.serving.bundle import SEEN, digests_of_images, read_bundle
 from tasks.serving.registry import Registered
 from tests.bundles import bundle_of, copy_completed
@@ -187,12 +187,14 @@ def test_parameters_of_the_networks_come_from_the_model_and_all_others_from_para
     changed = now.model_copy(
         update={
             "train_classifier": now.train_classifier.model_copy(update={"epochs": 7}),
+            "classifier": Classifier(source="onnx", folder="models", file="other.onnx"),
             "attack": now.attack.model_copy(update={"eps": (4.0, 6.0)}),
             "selected_defences": ("autoencoder",),
         }
     )
     audit = set_up_audit(workspace, model, bundle, audited, changed)
     assert audit.params.train_classifier == now.train_classifier
+    assert audit.params.classifier == now.classifier
     assert audit.params.attack.eps == (4, 6)
     assert audit.params.selected_defences == ("autoencoder", TARGET)
     assert load_params(audited.params_file) == audit.params

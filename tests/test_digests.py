@@ -48,5 +48,8 @@ def test_the_digest_of_a_folder_changes_with_names_and_contents_and_not_with_the
     assert digest_of_folder(folder) == before
     (folder / "network.py").rename(folder / "net.py")
     renamed = digest_of_folder(folder)
+    (folder / "my__pycache__.py").touch()
+    assert digest_of_folder(folder) != renamed
+    (folder / "my__pycache__.py").unlink()
     (folder / "net.py").write_text("a = 2")
     assert len({before, renamed, digest_of_folder(folder)}) == 3

@@ -12,7 +12,7 @@ from flows.register import best_defence, refuse_stale_results, register
 from tasks.core.workspace import Workspace
 from tasks.params import load_params
 from tasks.serving import registry
-from tasks.serving.bundle import BUNDLE, EXAMPLES, read_bundle
+from tasks.serving.bundle import BUNDLE, CARD, EXAMPLES, SEEN, read_bundle
 from tasks.serving.registry import Registered
 from tests.bundles import bundle_of, copy_completed, write_results
 
@@ -137,6 +137,27 @@ def test_a_version_is_found_by_its_bundle_and_not_by_its_weights_alone(
     assert registry.find_version(NAME, bundle) is None
 
 
+@pytest.mark.parametrize("file", [CARD, SEEN])
+def test_a_version_with_another_model_card_or_other_seen_images_is_another_version(
+    file: Path, versions: list[Registered], store: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(store / "bundles" / "retrained_autoencoder", tmp_path / "bundle")
+    (bundle / file).write_text('{"train": [], "validation": []}')
+    assert registry.find_version(NAME, bundle) is None
+
+
+def test_a_bundle_with_compiled_python_files_is_refused(
+    versions: list[Registered], store: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(store / "bundles" / "autoencoder", tmp_path / "autoencoder")
+    cache = bundle / "data/train_classifier/files/__pycache__"
+    cache.mkdir(parents=True)
+    (cache / "net.cpython-311.pyc").write_bytes(b"compiled")
+    registered = registry.register_bundle(bundle, NAME, SUMMARY)
+    with pytest.raises(ValueError, match=r"__pycache__: Python would run compiled files.*Do not use this version"):
+        registry.download(registered, tmp_path / "downloaded", trust=True)
+
+
 def test_a_model_that_is_registered_again_becomes_the_candidate_again(
     versions: list[Registered], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +166,7 @@ def test_a_model_that_is_registered_again_becomes_the_candidate_again(
     monkeypatch.setattr("flows.register.card_of", lambda *_: ("# autoencoder\n", SUMMARY))
     monkeypatch.chdir(store)
     outcome = register.fn(target="autoencoder", name=NAME)
-    assert outcome.startswith("autoencoder (as requested) is not registered again: toy-v1 has the same weights")
+    assert outcome.startswith("autoencoder (as requested) is not registered again: toy-v1 has the same networks")
     assert registry.version_with(NAME, registry.CANDIDATE) == versions[0]
 
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from tasks.core.source import digests_of_files
 
+PYTHON_CACHE = "__pycache__"
+
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:
     """Return the SHA-256 of the shapes, types and values of arrays."""
@@ -30,5 +32,5 @@ def digest_of_model(model: nn.Module) -> str:
 
 def digest_of_folder(folder: Path) -> str:
     """Return the SHA-256 of the names and contents of the files in a folder, without Python's caches."""
-    files = {name: digest for name, digest in digests_of_files(folder).items() if "__pycache__" not in name}
+    files = {name: each for name, each in digests_of_files(folder).items() if PYTHON_CACHE not in Path(name).parts}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

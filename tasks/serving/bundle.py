@@ -38,6 +38,8 @@ SCHEMA_VERSION = 1
 """Version of the fields of ``bundle.json``; raised when a field changes."""
 SAFE_SOURCES = ("torch_export", "mlflow", "onnx")
 """Sources of an imported classifier whose files hold no code."""
+OF_TRAINING = ("classifier", "train_classifier", "train_autoencoder")
+"""Sections of params.yaml that describe the networks of every target."""
 PREDICTION_CHANGE = "prediction change"
 N_EXAMPLES = 8
 
@@ -62,8 +64,8 @@ class Bundle(Section):
     digest: str
     """SHA-256 of the layers and weights of the target."""
     params: dict[str, Any]
-    """Parameters of the training of its networks, as in params.yaml: ``seed``, ``train_classifier``,
-    ``train_autoencoder`` and ``defence`` (its entry of ``defences``; null for the undefended classifier)."""
+    """Parameters of the training of its networks, as in params.yaml: ``seed``, those of :data:`OF_TRAINING` and
+    ``defence`` (its entry of ``defences``; null for the undefended classifier)."""
     dataset: str
     """Name of the training data set."""
     is_phantom: bool
@@ -112,7 +114,7 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
     """
     import pandas as pd
 
-    from tasks.core.digests import digest_of_model
+    from tasks.core.digests import PYTHON_CACHE, digest_of_model
     from tasks.dataset.prepared import load_prepared
     from tasks.defences.targets import load_target
     from tasks.models.compute import configure_torch
@@ -128,7 +130,7 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
     ratios = sizes["width"] / sizes["height"]
     levels = data.pixels[data.indices("train")].mean(axis=(1, 2, 3))
     row = None if target == UNDEFENDED else params.defences[target].model_dump(mode="json")
-    of_training = params.model_dump(mode="json", include={"seed", "train_classifier", "train_autoencoder"})
+    of_training = params.model_dump(mode="json", include={"seed", *OF_TRAINING})
     bundle = Bundle(
         target=target,
         digest=digest_of_model(network),
@@ -151,7 +153,8 @@ def write_bundle(workspace: Workspace, folder: Path, params: Params, target: str
     )
     folder.mkdir(parents=True)
     for step in steps:
-        shutil.copytree(step, folder / step.relative_to(workspace.root))
+        ignored = shutil.ignore_patterns(PYTHON_CACHE)
+        shutil.copytree(step, folder / step.relative_to(workspace.root), ignore=ignored)
     (folder / BUNDLE).write_text(bundle.model_dump_json(indent=2) + "\n", encoding="utf-8")
     seen = {split: digests_of_images(data.pixels[data.indices(split)]) for split in ("train", "validation")}
     (folder / SEEN).write_text(json.dumps(seen, indent=0) + "\n", encoding="utf-8")
@@ -188,11 +191,6 @@ def read_bundle(folder: Path) -> Bundle:
         return Bundle.model_validate_json(json.dumps(values))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}. Download the model version again.") from error
-
-
-def digest_of_description(folder: Path) -> str:
-    """SHA-256 of ``bundle.json``: weights, classes, preprocessing, threshold and parameters."""
-    return hashlib.sha256((folder / BUNDLE).read_bytes()).hexdigest()
 
 
 def check_trust(folder: Path) -> None:

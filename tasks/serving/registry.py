@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.core.digests import digest_of_folder
-from tasks.serving.bundle import CARD, check_digest, check_trust, digest_of_description, read_bundle
+from tasks.core.digests import PYTHON_CACHE, digest_of_folder
+from tasks.serving.bundle import CARD, check_digest, check_trust, read_bundle
 from tasks.serving.mlflow_model import save_mlflow_model
 from tasks.tracking import EXPERIMENT, experiment_id, masked, tracking_uri
 from tasks.tracking.outbox import now
@@ -31,8 +31,6 @@ BEFORE = "champion.before"
 """Tag of a version: the champion that it replaced; empty if there was none."""
 MOVED = "champion.moved."
 """Prefix of the tags of a registered model that record the changes of its champion."""
-DESCRIBED = "bundle_digest"
-"""Tag of a version: SHA-256 of its ``bundle.json``, which has the digest of the weights, too."""
 MAX_DESCRIPTION = 5000
 """Maximum number of characters of a description or a tag in MLflow."""
 
@@ -105,7 +103,6 @@ def register_bundle(folder: Path, name: str, summary: str) -> Registered:
                 "target": bundle.target,
                 "digest": bundle.digest,
                 "files_digest": digest_of_folder(folder),
-                DESCRIBED: digest_of_description(folder),
                 "dataset": bundle.dataset,
             },
             description=_checked(summary),
@@ -118,14 +115,14 @@ def register_bundle(folder: Path, name: str, summary: str) -> Registered:
 
 
 def find_version(name: str, folder: Path) -> Registered | None:
-    """The latest version with the weights, classes, preprocessing, threshold and parameters of a bundle.
+    """The latest version with the files of a bundle, which are also its model card and the digests of seen images.
 
     Args:
         name: of the registered model.
         folder: of the bundle.
     """
-    digest = digest_of_description(folder)
-    found = [_registered(each) for each in _search(name) if each.tags.get(DESCRIBED) == digest]
+    digest = digest_of_folder(folder)
+    found = [each for each in map(_registered, _search(name)) if each.files_digest == digest]
     return max(found, key=lambda each: each.version, default=None)
 
 
@@ -191,8 +188,8 @@ def download(model: Registered, folder: Path, trust: bool = False) -> Path:
         trust: accept a bundle that runs code of its author, or sends images to a server, when it is loaded.
 
     Raises:
-        ValueError: the bundle has another target, other weights or other files than the tags of the version, or needs
-            trust.
+        ValueError: the bundle has another target, other weights or other files than the tags of the version, has
+            compiled Python files, or needs trust.
     """
     import mlflow
 
@@ -201,6 +198,11 @@ def download(model: Registered, folder: Path, trust: bool = False) -> Path:
     artifacts = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
     # its name is that of the registered folder
     (bundle,) = Path(artifacts).iterdir()
+    if caches := list(bundle.rglob(PYTHON_CACHE)):
+        raise ValueError(
+            f"{caches[0]}: Python would run compiled files of this folder in place of those of the bundle, and they "
+            "are not part of its digest. Do not use this version: register the model again."
+        )
     if (found := digest_of_folder(bundle)) != model.files_digest:
         raise ValueError(
             f"{bundle}: the digest of its files is {found}, but the registry has "
