@@ -123,7 +123,7 @@ def fixed_expectations(
     def used_range() -> str:
         if readable.empty:
             return "no images of the values"
-        darkest = readable.loc[readable["used_range"].idxmin()]
+        darkest = readable.sort_values("used_range", kind="stable").iloc[0]
         where = f" in the class {darkest['class']}" if darkest["used_range"] < MIN_USED_RANGE else ""
         return f"{darkest['used_range']:.1%} of the values{where}"
 
