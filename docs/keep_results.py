@@ -124,8 +124,30 @@ def keep_results(name: str, root: Path = Path()) -> Path:
     return folder
 
 
+def check_archive(folder: Path) -> None:
+    """Check that a folder can be replaced: it is an archive, empty or missing.
+
+    Raises:
+        ValueError: it has other files.
+    """
+    if (
+        folder.is_dir()
+        and any(folder.iterdir())
+        and not any((folder / each).is_file() for each in (MANIFEST, INCOMPLETE))
+    ):
+        raise ValueError(
+            f"{folder} has files and no {MANIFEST}, so it is no archive. An archive would replace all its files. "
+            "Move the folder, or rename the table or the run."
+        )
+
+
 def begin_archive(folder: Path) -> None:
-    """Empty an archive, or create it, and mark it as incomplete until :func:`end_archive`."""
+    """Empty an archive, or create it, and mark it as incomplete until :func:`end_archive`.
+
+    Raises:
+        ValueError: the folder is no archive.
+    """
+    check_archive(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INCOMPLETE).touch()
     for path in folder.iterdir():

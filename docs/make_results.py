@@ -25,7 +25,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from docs import RESULTS
-from docs.keep_results import copy_archive, definitions, merged
+from docs.keep_results import LOCK, check_archive, copy_archive, definitions, merged
 from docs.seeds_table import seeds_table
 from flows.audit_forecast import forecast, forecast_text, measure_costs
 from flows.audit_options import change_value
@@ -137,7 +137,11 @@ def compute(run: Run, workspaces: Path, commit: str, pipeline: Sequence[str]) ->
 
 
 def set_up(workspace: Workspace, workspaces: Path, commit: str) -> None:
-    """Create the clone of a run, or bring it to the commit. The outputs and checkpoints there stay."""
+    """Create the clone of a run, or bring it to the commit. The outputs and checkpoints there stay.
+
+    Raises:
+        ValueError: the folder is another repository, or has changes beside those of a run.
+    """
     root, git = workspace.root, ["git", "-C", str(workspace.root)]
     if not (root / ".git").is_dir():
         call(["git", "clone", "--quiet", "--no-checkout", str(Path.cwd()), str(root)], Path(), os.environ)
@@ -146,9 +150,24 @@ def set_up(workspace: Workspace, workspaces: Path, commit: str) -> None:
     elif (present := git_output("-C", str(root), "rev-parse", "HEAD")) == commit:
         return
     else:
+        check_clone(root)
         print(f"{root}: moves from commit {present} to {commit}. Steps whose code differs run again.", file=sys.stderr)
     call([*git, "fetch", "--quiet", str(Path.cwd()), "HEAD"], Path(), os.environ)
     call([*git, "checkout", "--quiet", "--force", "--detach", commit], Path(), os.environ)
+
+
+def check_clone(root: Path) -> None:
+    """Check that a folder is a clone of this repository without changes beside those of a run.
+
+    Raises:
+        ValueError: it is another repository, or has other changes.
+    """
+    of_root = ("rev-list", "--max-parents=0", "HEAD")
+    if git_output("-C", str(root), *of_root) != git_output(*of_root):
+        raise ValueError(f"--workspaces: {root} is another git repository. Use another folder for the workspaces.")
+    by_a_run = (f":!{name}" for name in (Workspace().params_file, LOCK, RESULTS))
+    if changed := git_output("-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", ".", *by_a_run):
+        raise ValueError(f"--workspaces: {root} has uncommitted changes: {changed}. Commit or revert them.")
 
 
 def replace_values(section: Any, values: Mapping[str, Any]) -> None:
@@ -202,6 +221,7 @@ def main() -> None:
     try:
         runs = choose_runs(options.definitions, options.tables, options.data, options.set)
         for run in runs:
+            check_archive(options.definitions / run.name)
             print_forecast(run)
         if options.plan:
             return

@@ -35,7 +35,7 @@ from flows.audit_run import (
     run_steps,
 )
 from flows.command import log_progress, run_flow
-from flows.own_audit import classifier_audit, count_images, try_import, write_workspace
+from flows.own_audit import check_outside, classifier_audit, count_images, try_import, write_workspace
 from flows.server import NOTIFY
 from tasks.core.files import write_json
 from tasks.core.locks import locked
@@ -311,6 +311,7 @@ def main() -> None:
             workspace, target = Workspace(AUDITS / model.label), model.target
         else:
             params = audit_params(options)
+            check_outside(options.name, params)
             parts = forecast(params, sum(count_images(params).values()), measure_costs(try_import(params), params))
             print(forecast_text(parts), flush=True)
             if options.plan:

@@ -47,6 +47,7 @@ def classifier_audit(name: Annotated[str, Field(pattern=NAME)] = "classifier") -
     workspace = Workspace(AUDITS / name)
     with locked(AUDITS / ".locks", [name]):
         params = load_params(workspace.params_file)
+        check_outside(name, params)
         renewed(workspace.data)
         defences = params.selected_defences
         run_steps([(step, "") for step in DATA_STEPS], workspace, params, name)
@@ -58,6 +59,22 @@ def classifier_audit(name: Annotated[str, Field(pattern=NAME)] = "classifier") -
         outcome = describe_result(workspace, params, UNDEFENDED, name, n_test)
     create_markdown_artifact(key="audit", markdown=plain_markdown(outcome), description=f"Audit of {name}")
     return outcome
+
+
+def check_outside(name: str, params: Params) -> None:
+    """Check that no file of the user is below ``audits/NAME/data``, which the audit empties.
+
+    Raises:
+        ValueError: one is.
+    """
+    workspace = Workspace(AUDITS / name)
+    data, acquire = workspace.data.resolve(), params.acquire
+    paths = {"acquire.folder": acquire.folder, "acquire.table.salt_file": acquire.table.salt_file}
+    for key, path in (paths | {"classifier.folder": params.classifier.folder}).items():
+        if (workspace.root / Path(path).expanduser()).resolve().is_relative_to(data):
+            raise ValueError(
+                f"{key}: {path} is in {workspace.data}, which the audit empties. Move it, or use another --name."
+            )
 
 
 def count_images(params: Params) -> dict[str, int]:

@@ -18,7 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from docs import RESULTS, make_results
-from docs.keep_results import FILES, MANIFEST, merged
+from docs.keep_results import FILES, MANIFEST, copy_archive, merged
 from docs.make_results import call, choose_runs, set_up
 from docs.seeds_table import balanced_over_seeds, seeds_table
 from tasks.core.workspace import Workspace
@@ -170,6 +170,40 @@ def test_a_workspace_follows_the_commit_and_keeps_outputs_and_checkpoints(
     set_up(workspace, workspaces, first)
     assert git(workspace.root, "rev-parse", "HEAD") == first
     assert str(workspaces / "cache") in (workspace.root / ".dvc" / "config.local").read_text()
+
+
+def test_another_repository_and_uncommitted_work_in_a_workspace_are_refused(repository: Path) -> None:
+    commit, workspaces = git(repository, "rev-parse", "HEAD"), repository.parent / "w"
+    (own := workspaces / "own").mkdir(parents=True)
+    (own / "code.py").write_text("1")
+    git(own, "init", "--quiet")
+    git(own, "add", ".")
+    git(own, "commit", "--quiet", "--message", "other")
+    with pytest.raises(ValueError, match=r"own is another git repository\. Use another folder for the workspaces"):
+        set_up(Workspace(own), workspaces, commit)
+    assert (own / "code.py").read_text() == "1"
+    set_up(Workspace(workspaces / "small"), workspaces, commit)
+    (workspaces / "small" / "outputs.py").write_text("my work")
+    git(repository, "commit", "--quiet", "--allow-empty", "--message", "new")
+    with pytest.raises(ValueError, match=r"small has uncommitted changes: M outputs.py. Commit or revert them"):
+        set_up(Workspace(workspaces / "small"), workspaces, git(repository, "rev-parse", "HEAD"))
+    assert (workspaces / "small" / "outputs.py").read_text() == "my work"
+
+
+def test_a_folder_that_is_no_archive_is_not_replaced(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definitions = shutil.copytree(repository / RESULTS, tmp_path / "definitions")
+    images = make_images(tmp_path / "images")
+    (definitions / "small").mkdir()
+    (definitions / "small" / "mine.png").touch()
+    arguments = ["small", "--data", str(images), "--definitions", str(definitions), "--plan"]
+    monkeypatch.setattr(sys, "argv", ["make_results", *arguments])
+    with pytest.raises(SystemExit, match=r"small has files and no manifest\.json, so it is no archive"):
+        make_results.main()
+    with pytest.raises(ValueError, match="no archive"):
+        copy_archive(definitions, definitions / "small")
+    assert (definitions / "small" / "mine.png").is_file()
 
 
 def test_a_commit_that_does_not_exist_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

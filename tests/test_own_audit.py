@@ -22,7 +22,7 @@ from flows.audit import main
 from flows.audit_forecast import Costs, duration, forecast, forecast_text, has_autoencoder
 from flows.audit_options import audit_params, change_value, classifier_section, command_line
 from flows.audit_run import AUDITS, MISSED, Thresholds, describe_result, missed_thresholds
-from flows.own_audit import write_workspace
+from flows.own_audit import classifier_audit, write_workspace
 from tasks.attacks.effort import EFFORTS, doubled
 from tasks.core.locks import locked
 from tasks.core.workspace import Workspace
@@ -220,6 +220,21 @@ def test_wrong_options_give_the_exit_code_2(arguments: list[str], audit: Callabl
     with pytest.raises(SystemExit) as ended:
         audit(*COMMAND, *arguments)
     assert ended.value.code == 2
+
+
+def test_images_and_models_that_the_audit_would_delete_are_refused(folder: Path, audit: Callable[..., None]) -> None:
+    data = folder / "audits" / "mine" / "data"
+    images = shutil.copytree(folder / "pictures", data / "acquire" / "images")
+    models = shutil.copytree(folder / "models", data / "models")
+    with pytest.raises(SystemExit, match=r"audit: acquire\.folder: .*images is in audits/mine/data, which the"):
+        audit("--model", "models/ours.py:build", "--images", str(images), "--name", "mine")
+    with pytest.raises(SystemExit, match=r"audit: classifier\.folder: .*models is in audits/mine/data"):
+        audit("--model", f"{models}/ours.py:build", "--images", "pictures", "--name", "mine")
+    params = audit_params(command_line().parse_args(["--model", "models/ours.py:build", "--images", str(images)]))
+    write_workspace("mine", params)
+    with pytest.raises(ValueError, match=r"acquire\.folder: .*Move it, or use another --name"):
+        classifier_audit.fn("mine")
+    assert any(images.rglob("*.png"))
 
 
 @pytest.mark.usefixtures("own_store")
