@@ -222,12 +222,13 @@ def found_classes(folder: Path, table: dict[str, Any]) -> list[str]:
     if table["file"]:
         columns = read_columns(folder / table["file"], f"--table: {folder / table['file']}")
         classes = sorted(set(columns[table["label"]])) if table["label"] in columns else []
-        where = f"the column {table['label']} of {table['file']}"
+        # with a wrong header, a cell could be the id of a patient
+        found = f"the column {table['label']} of {table['file']} has {len(classes)} labels"
     else:
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_ignored(path))
-        where = f"the subfolders of {folder}"
+        found = f"the subfolders of {folder} are {classes}"
     if len(classes) < 2:
-        raise ValueError(f"--images: {where} are {classes}. At least 2 classes are needed. Name them with --classes.")
+        raise ValueError(f"--images: {found}. At least 2 classes are needed. Name them with --classes.")
     return classes
 
 
