@@ -43,8 +43,9 @@ class Workspace:
     locks = _Below("checkpoints/locks")
     """Lock files, one for each step that has run here; see :mod:`tasks.core.locks`."""
     open_runs = _Below("checkpoints/open_runs")
-    deselected = _Below("checkpoints/deselected")
     """Tracking runs of steps that have not ended."""
+    deselected = _Below("checkpoints/deselected")
+    """Results of defences that are no longer in ``selected_defences``, by step."""
     data = _Below("data")
     reference = _Below("data/reference.csv")
     """Digests and properties of the images of the data version that the report compares with; in git."""
